@@ -1,0 +1,29 @@
+"""Knowledge distillation research on PyTorch Lightning.
+
+The public names are loaded on first use, so that `import kd_lightning` alone needs neither torch nor lightning.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Batch": "types",
+    "ClassifierModule": "modules",
+    "DistillationModule": "modules",
+    "DistillLoss": "losses",
+    "Output": "types",
+    "Teacher": "teachers",
+    "UserError": "errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*_PUBLIC, "__version__"])

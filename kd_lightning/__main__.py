@@ -1,0 +1,5 @@
+"""`python -m kd_lightning` is `kd`."""
+
+from kd_lightning.cli import entry
+
+entry()

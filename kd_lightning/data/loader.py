@@ -1,0 +1,75 @@
+"""The data contract: a batch by indices. A source answers `batch(rows, view)`; the loader says which rows, in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from kd_lightning.randomness import permutation
+from kd_lightning.types import CLEAN, Batch
+
+
+class Source(Protocol):
+    """Samples that are fetched a batch at a time."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, rows: Tensor, view: int) -> Batch:
+        """The samples at `rows` (int64 `(B,)`, positions in this source), as the augmentation draw `view` shows them."""
+        ...
+
+
+class BatchLoader:
+    """Serves a source in whole batches; the order is a function of (seed, epoch), the view of the epoch.
+
+    Lightning calls `batch_sampler.sampler.set_epoch` before each epoch; the loader is its own sampler.
+
+    Args:
+        source: the samples.
+        batch_size: samples a batch, on each device.
+        shuffle: a new order every epoch; otherwise the source's own.
+        seed: of the order.
+        views: number of different augmentation draws: epoch e shows view `e mod views`. `None`: a new view every epoch;
+            0: no augmentation, the clean view.
+        rank: this process, of `world_size`; the batches of all processes together are the batches of one process
+            with `world_size * batch_size`.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        views: int | None = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.source, self.batch_size, self.shuffle, self.seed = source, batch_size, shuffle, seed
+        self.views, self.rank, self.world_size, self.epoch = views, rank, world_size, 0
+        self.batch_sampler = SimpleNamespace(sampler=self)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    @property
+    def view(self) -> int:
+        """The view that this epoch shows."""
+        if self.views == 0:
+            return CLEAN
+        return self.epoch if self.views is None else self.epoch % self.views
+
+    def __len__(self) -> int:
+        return -(-len(self.source) // (self.batch_size * self.world_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        n, step = len(self.source), self.batch_size * self.world_size
+        rows = permutation(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
+        view = self.view
+        for start in range(0, n, step):
+            yield self.source.batch(rows[start : start + step][self.rank :: self.world_size], view)

@@ -1,0 +1,8 @@
+"""The one exception for a user's mistake. It imports nothing, so that `kd --help` stays quick."""
+
+
+class UserError(ValueError):
+    """Something a user can mend. Its message is one line: what is wrong, and what to do.
+
+    The command line prints it alone on standard error and ends with exit code 2.
+    """

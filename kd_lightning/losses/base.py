@@ -1,0 +1,96 @@
+"""The base of all distillation losses, and what they share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from kd_lightning.errors import UserError
+from kd_lightning.types import Batch, Output
+
+
+def positive(owner: str, name: str, value: float) -> float:
+    """`value`, if it is a finite number above zero; UserError otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise UserError(f"{owner}: {name} must be a finite number greater than 0, got {value}")
+    return float(value)
+
+
+@dataclass
+class Probe:
+    """One network seen by a loss before training: the output of a small batch, and the tapped modules.
+
+    Attributes:
+        output: logits and features of a batch of two blank samples.
+        modules: the tapped modules by role, for losses that read weights (a classifier to reuse, say).
+    """
+
+    output: Output
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+
+
+class DistillLoss(nn.Module):
+    """A loss between a student's and a teacher's output: one unweighted scalar, the mean over the batch.
+
+    A subclass writes `forward`, and, where it has adapters, `build`. Its parameters train with the student and are in the
+    training checkpoint. The class attributes describe it to `kd list methods`.
+
+    Args:
+        weight: multiplies the loss in the total; at least 0.
+        start: first epoch in which the loss counts.
+        end: first epoch in which it no longer counts; `None`: to the end.
+        warmup: epochs over which the weight rises linearly from `weight / warmup` to `weight`, counted from `start`.
+
+    Raises:
+        UserError: for a negative or non-finite weight, or an empty span of epochs.
+    """
+
+    paper: ClassVar[str] = ""
+    year: ClassVar[int] = 0
+    family: ClassVar[str] = ""
+    needs: ClassVar[tuple[str, ...]] = ("teacher logits",)
+    uses_teacher: ClassVar[bool] = True
+
+    def __init__(self, weight: float = 1.0, start: int = 0, end: int | None = None, warmup: int = 0) -> None:
+        super().__init__()
+        name = type(self).__name__
+        if not math.isfinite(weight) or weight < 0:
+            raise UserError(f"{name}: weight must be a finite number of at least 0, got {weight}")
+        if start < 0 or warmup < 0 or (end is not None and end <= start):
+            raise UserError(f"{name}: start and warmup must be at least 0 and end after start, got {start}, {warmup}, {end}")
+        self.weight, self.start, self.end, self.warmup = weight, start, end, warmup
+
+    @property
+    def student_roles(self) -> set[str]:
+        """Roles of the student's layers that this loss reads."""
+        return set()
+
+    @property
+    def teacher_roles(self) -> set[str]:
+        """Roles of the teacher's layers that this loss reads."""
+        return set()
+
+    def weight_at(self, epoch: int) -> float:
+        """The weight in an epoch (from 0)."""
+        if epoch < self.start or (self.end is not None and epoch >= self.end):
+            return 0.0
+        if self.warmup:
+            return self.weight * min(1.0, (epoch - self.start + 1) / self.warmup)
+        return self.weight
+
+    def build(self, student: Probe, teacher: Probe | None) -> None:
+        """Make adapters from the shapes of both networks. Called once, before the optimizer exists."""
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The unweighted loss, a scalar."""
+        raise NotImplementedError
+
+
+def teacher_of(owner: DistillLoss, teacher: Output | None) -> Output:
+    """The teacher's output, or one line that says that the loss needs one."""
+    if teacher is None:
+        raise UserError(f"{type(owner).__name__} needs a teacher; use DistillationModule with model.teacher")
+    return teacher

@@ -1,0 +1,54 @@
+"""Logit matching: Ba and Caruana 2014."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from kd_lightning.losses.base import DistillLoss, teacher_of
+from kd_lightning.types import Batch, Output, full
+
+Reduction = Literal["sum", "mean"]
+
+
+def logit_mse(student: Tensor, teacher: Tensor, classes: Reduction = "sum", center: bool = False) -> Tensor:
+    r"""$\frac{1}{2B} \sum_b \sum_k (z_{bk} - v_{bk})^2$ (Ba and Caruana 2014, equation 1).
+
+    Args:
+        student: logits $z$, `(B, K)`.
+        teacher: logits $v$, `(B, K)`.
+        classes: "sum" over the classes as in the paper, or "mean", as in many ports: K times smaller.
+        center: subtract each sample's mean logit first. With `classes="mean"` this is the limit of $T^2\,\mathrm{KL}$ as T
+            grows (Hinton et al. 2015, section 2.1).
+
+    Returns:
+        A scalar; zero where both agree.
+    """
+    difference = full(student) - full(teacher)
+    if center:
+        difference = difference - difference.mean(-1, keepdim=True)
+    squares = difference.square()
+    return 0.5 * (squares.sum(-1) if classes == "sum" else squares.mean(-1)).mean()
+
+
+class LogitMSE(DistillLoss):
+    """Half the squared distance between logits.
+
+    Args:
+        classes: "sum" over classes (the paper) or "mean" (many ports).
+        center: subtract each sample's mean logit first, as in the high-temperature limit of KD.
+        base: weight, start, end, warmup; see DistillLoss.
+    """
+
+    paper: ClassVar[str] = "Ba and Caruana 2014, arXiv 1312.6184"
+    year: ClassVar[int] = 2014
+    family: ClassVar[str] = "response"
+    needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
+
+    def __init__(self, classes: Reduction = "sum", center: bool = False, **base: Any) -> None:
+        super().__init__(**base)
+        self.classes, self.center = classes, center
+
+    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        return logit_mse(student.logits, teacher_of(self, teacher).logits, self.classes, self.center)

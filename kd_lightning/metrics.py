@@ -1,0 +1,62 @@
+"""What is measured at evaluation, with torchmetrics; nothing here runs in a training step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric, SumMetric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+
+from kd_lightning.types import UNLABELLED, Output, full
+
+
+class EvaluationMetrics(nn.Module):
+    """Accuracy, error count, NLL (nats) and calibration error (15 bins, L1); for students also agreement with and KL from the teacher.
+
+    Unlabelled rows count for the comparison with the teacher alone.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.labelled = nn.ModuleDict(
+            {
+                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
+                "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
+            }
+        )
+        self.errors, self.nll = SumMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.agreement, self.kl = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+
+    def update(self, student: Output, teacher: Output | None, target: Tensor) -> None:
+        logits = full(student.logits)
+        if teacher is not None:
+            self.agreement.update((logits.argmax(-1) == teacher.logits.argmax(-1)).float())
+            self.kl.update(F.kl_div(student.log_probs(), teacher.log_probs(), reduction="none", log_target=True).sum(-1))
+        known = target != UNLABELLED
+        if not bool(known.all()):
+            logits, target = logits[known], target[known]
+        if len(target):
+            for metric in self.labelled.values():
+                metric.update(logits, target)
+            self.errors.update((logits.argmax(-1) != target).float())
+            self.nll.update(F.cross_entropy(logits, target, reduction="none"))
+
+    def items(self) -> dict[str, Metric]:
+        """The metrics that have seen data, by name."""
+        named: dict[str, Any] = {**dict(self.labelled.items()), "errors": self.errors, "nll": self.nll}
+        named |= {"teacher_agreement": self.agreement, "teacher_kl": self.kl}
+        return {name: metric for name, metric in named.items() if metric.update_called}
+
+    def compute(self) -> dict[str, Tensor]:
+        """The values, over all processes."""
+        return {name: torch.as_tensor(metric.compute()) for name, metric in self.items().items()}
+
+    def reset(self) -> None:
+        for metric in self.items().values():
+            metric.reset()

@@ -1,0 +1,5 @@
+"""Networks of our own. Any other nn.Module works as well, by its class path."""
+
+from kd_lightning.models.mlp import MLP
+
+__all__ = ["MLP"]

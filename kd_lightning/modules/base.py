@@ -1,0 +1,298 @@
+"""What the modules share: a network, a dict of losses, the lean training step, evaluation, and checkpoints."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, ClassVar, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from kd_lightning.checkpoints import KEY, load_weights, network_weights, read_file
+from kd_lightning.errors import UserError
+from kd_lightning.features import Taps, run_network
+from kd_lightning.losses.base import DistillLoss, Probe
+from kd_lightning.metrics import EvaluationMetrics
+from kd_lightning.randomness import run_seed, seed_from
+from kd_lightning.types import Batch, Inputs, Output
+
+OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
+SchedulerFactory = Callable[[Optimizer], LRScheduler]
+
+
+def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True)
+
+
+def takes_total_steps(factory: Any) -> bool:
+    """Whether a scheduler is to be told the number of steps, which only the trainer knows; it then moves every step."""
+    parts = [factory, factory.func, *factory.args] if isinstance(factory, partial) else [factory]
+    told = isinstance(factory, partial) and (factory.keywords.get("total_steps") or factory.keywords.get("epochs"))
+    classes = [part for part in parts if isinstance(part, type)]
+    return not told and any("total_steps" in inspect.signature(c).parameters for c in classes)
+
+
+def plain(value: Any) -> Any:
+    """Builtins alone, so that a checkpoint loads without running code."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
+class BaseModule(pl.LightningModule):
+    """Trains one network with a dict of losses; knows no loss by name.
+
+    Subclasses hand over the network under the attribute named by `role`, which is also its prefix in checkpoints.
+    """
+
+    role: ClassVar[str]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        losses: Mapping[str, DistillLoss],
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        layers: Mapping[str, str] | None,
+        init_from: str | None,
+        spec: Mapping[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        if not losses:
+            raise UserError("model.losses is empty: name at least one loss; `kd list methods` shows them")
+        setattr(self, self.role, network)
+        self.losses = nn.ModuleDict(losses)
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.layers, self.init_from = dict(layers or {}), init_from
+        self.spec: dict[str, Any] | None = dict(spec) if spec else None
+        self.metrics: EvaluationMetrics | None = None
+        self.taps: Taps | None = None
+        self._attached = self._losses_built = self._learns = False
+        self._pending_losses: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+        self._window: list[tuple[int, Tensor, list[Tensor]]] = []
+        self._epoch_sums: dict[str, float] = {}
+        self._epoch_samples = 0
+        self._constrained = [m for m in network.modules() if callable(getattr(m, "after_step", None))]
+        self.register_load_state_dict_pre_hook(self._keep_loss_state)
+
+    def keep_hyperparameters(self) -> None:
+        """Keep the config that the command line built this module from, so that a checkpoint can build it again.
+
+        Modules made in Python are not kept: pickled, they would make the checkpoint unreadable without running code.
+        """
+        if _given_hyperparameters.get() is not None:
+            self.save_hyperparameters(logger=False)
+
+    @property
+    def net(self) -> nn.Module:
+        """The network that is trained."""
+        return cast(nn.Module, getattr(self, self.role))
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Logits `(B, K)`; at temperature 1, as in deployment."""
+        return run_network(self.net, inputs).logits
+
+    # -- before training ----------------------------------------------------------------------------------------------
+
+    def attach(self, datamodule: Any, stage: str = "fit") -> None:
+        """Make the module ready for this data: check it, start from other weights, place taps, build adapters. Idempotent.
+
+        Raises:
+            UserError: one line, before anything is trained, where something does not fit.
+        """
+        if self._attached:
+            return
+        self.spec = dict(datamodule.spec)
+        self.metrics = EvaluationMetrics(self.spec["num_classes"])
+        if stage == "fit":
+            if self.init_from is not None:
+                content = read_file(self.init_from, "init_from")
+                load_weights(self.net, network_weights(content), f"init_from {self.init_from}")
+            self._build_losses(datamodule)
+        self._check_output()
+        self._attached = True
+
+    def setup(self, stage: str) -> None:
+        if (datamodule := getattr(self.trainer, "datamodule", None)) is None:
+            raise UserError("give the Trainer a datamodule: trainer.fit(module, datamodule=...)")
+        self.attach(datamodule, stage)
+
+    def _blank_batch(self) -> Batch:
+        assert self.spec is not None
+        return Batch(torch.zeros(2, *self.spec["input_shape"]), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+
+    def _run_blank(self) -> Output:
+        training = self.net.training
+        self.net.eval()
+        try:
+            with torch.no_grad():
+                return run_network(self.net, self._blank_batch().inputs, self.taps)
+        except UserError:
+            raise
+        except Exception as error:
+            shape = (self.spec or {})["input_shape"]
+            name = type(self.net).__name__
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{name} cannot read inputs of shape {shape}: {reason}") from error
+        finally:
+            self.net.train(training)
+
+    def _check_output(self) -> None:
+        assert self.spec is not None
+        shape, wanted = tuple(self._run_blank().logits.shape), (2, self.spec["num_classes"])
+        if shape != wanted:
+            raise UserError(
+                f"{type(self.net).__name__} gives outputs of shape {list(shape[1:])} a sample; "
+                f"the data {self.spec['data']} has {wanted[1]} classes"
+            )
+
+    def _teacher_probe(self, datamodule: Any, roles: set[str]) -> Probe | None:
+        return None
+
+    def _build_losses(self, datamodule: Any) -> None:
+        losses = [cast(DistillLoss, loss) for loss in self.losses.values()]
+        teacher = self._teacher_probe(datamodule, set().union(*(loss.teacher_roles for loss in losses)))
+        if roles := set().union(*(loss.student_roles for loss in losses)):
+            self.taps = Taps(self.net, self.layers, roles)
+        student = Probe(self._run_blank(), self.taps.modules if self.taps else {})
+        self._learns = teacher is not None
+        for name, loss in zip(self.losses, losses, strict=True):
+            if loss.uses_teacher and teacher is None:
+                raise UserError(f"the loss {name!r} needs a teacher; use DistillationModule and model.teacher")
+            loss.build(student, teacher)
+        self._losses_built = True
+        if self._pending_losses:
+            self.losses.load_state_dict(self._pending_losses)
+            self._pending_losses = {}
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def teach(self, batch: Batch) -> Output | None:
+        """What the teacher says of a batch; None where there is none."""
+        return None
+
+    def objective(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The weighted total, and the unweighted losses in the order of `losses`."""
+        student = run_network(self.net, batch.inputs, self.taps)
+        teacher = self.teach(batch) if self._learns else None
+        terms = [loss(student, teacher, batch) for loss in self.losses.values()]
+        return cast(Tensor, sum(w * t for w, t in zip(self._weights.values(), terms, strict=True))), terms
+
+    def on_train_epoch_start(self) -> None:
+        self._weights = {n: cast(DistillLoss, loss).weight_at(self.current_epoch) for n, loss in self.losses.items()}
+        self._window, self._epoch_sums, self._epoch_samples = [], {}, 0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what the uninterrupted one drew.
+        torch.manual_seed(seed_from(run_seed(), "step", self.current_epoch, batch_idx, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        total, terms = self.objective(batch)
+        # Only references are kept here; sums are taken once a window, so that no step waits for the device.
+        self._window.append((len(batch), total.detach(), [t.detach() for t in terms]))
+        return total
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for module in self._constrained:
+            module.after_step()  # type: ignore[operator]
+        if len(self._window) >= self.trainer.log_every_n_steps or self.trainer.is_last_batch:
+            self._close_window()
+
+    def _close_window(self) -> None:
+        """Add the window's losses to the epoch's sums; stop where the loss is no longer finite."""
+        if not self._window:
+            return
+        sizes = torch.tensor([size for size, _, _ in self._window], dtype=torch.float64)
+        values = torch.stack([torch.stack([total, *terms]) for _, total, terms in self._window]).double().cpu()
+        self._window = []
+        if not bool(values[:, 0].isfinite().all()):
+            raise UserError(
+                f"the loss became {values[~values[:, 0].isfinite(), 0][0].item()} in epoch {self.current_epoch}, at or before "
+                f"step {self.global_step}; lower the learning rate, or clip gradients with --trainer.gradient_clip_val=1"
+            )
+        for name, value in zip(("loss", *(f"loss_{n}" for n in self.losses)), sizes @ values, strict=True):
+            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + value.item()
+        self._epoch_samples += int(sizes.sum())
+
+    def on_train_epoch_end(self) -> None:
+        means = {f"train_{n}": total / max(1, self._epoch_samples) for n, total in self._epoch_sums.items()}
+        self.log_dict(means, sync_dist=self.trainer.world_size > 1)
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        parameters = [p for m in (self.net, self.losses) for p in m.parameters() if p.requires_grad]
+        optimizer = self.optimizer(parameters)
+        if self.scheduler is None:
+            return optimizer
+        if takes_total_steps(self.scheduler):
+            steps = int(self.trainer.estimated_stepping_batches)
+            scheduler = cast(Callable[..., LRScheduler], self.scheduler)(optimizer, total_steps=steps)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "epoch"}}
+
+    # -- evaluation ---------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: Batch) -> Output:
+        assert self.metrics is not None
+        student = run_network(self.net, batch.inputs)
+        self.metrics.update(student, self.teach(batch), batch.target)
+        return student
+
+    def _report(self, stage: str) -> None:
+        assert self.metrics is not None
+        values = {f"{stage}_{name}": value.float() for name, value in self.metrics.compute().items()}
+        self.metrics.reset()
+        self.log_dict(values)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._report("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return {"logits": self._evaluate(batch).logits, "index": batch.index, "target": batch.target}
+
+    def on_test_epoch_end(self) -> None:
+        self._report("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        return {"logits": run_network(self.net, batch.inputs).logits, "index": batch.index}
+
+    # -- checkpoints --------------------------------------------------------------------------------------------------
+
+    def provenance(self) -> list[dict[str, Any]]:
+        """Where the teacher's knowledge comes from, if there is one."""
+        return []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        config = self.hparams.get(self.role)
+        checkpoint[KEY] = {
+            "role": self.role,
+            "network": plain(config) if config is not None else None,
+            "spec": self.spec,
+            "teacher": self.provenance(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        ours = checkpoint.get(KEY)
+        if not ours or ours["role"] != self.role:
+            raise UserError(f"the checkpoint is not one of a {type(self).__name__}; resume with the config that made it")
+
+    def _keep_loss_state(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Adapters are built when the data is known: until then their saved state waits."""
+        if self._losses_built:
+            return
+        built = {f"{prefix}losses.{key}" for key in self.losses.state_dict()}
+        for key in [k for k in state if k.startswith(f"{prefix}losses.") and k not in built]:
+            self._pending_losses[key.removeprefix(f"{prefix}losses.")] = state.pop(key)

@@ -1,0 +1,303 @@
+"""From arguments to a finished run: `kd fit|validate|test|predict`, the same for the command line and for experiments."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from safetensors.torch import save_file
+
+from kd_lightning.checkpoints import KEY, check_weights, network_weights, read_file
+from kd_lightning.errors import UserError
+from kd_lightning.modules.base import BaseModule
+from kd_lightning.modules.distillation import DistillationModule
+from kd_lightning.runs.csv_logger import EpochCSVLogger
+from kd_lightning.runs.folder import RunRecord, make_folder
+from kd_lightning.runs.messages import one_line
+from kd_lightning.runs.options import RunOptions
+from kd_lightning.runs.predictions import SavePredictions, joined
+from kd_lightning.runs.progress import RunProgress
+from kd_lightning.runs.wandb import log_test, wandb_logger
+
+FILLED = ("num_classes", "input_shape", "spec")
+"""Arguments that nobody types: they come from the data."""
+
+
+@dataclass
+class RunResult:
+    """What a run left behind."""
+
+    folder: Path
+    metrics: dict[str, float]
+    module: BaseModule
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by a signal; the message says how to go on."""
+
+
+def fill_from_spec(node: Any, spec: Mapping[str, Any]) -> None:
+    """Set class counts and input shapes, wherever a class in the config takes them, to those of the data."""
+    if isinstance(node, Namespace | dict):
+        items = vars(node) if isinstance(node, Namespace) else node
+        arguments = items.get("init_args") if "class_path" in items else None
+        for name in FILLED:
+            if arguments is not None and name in arguments:
+                arguments[name] = dict(spec) if name == "spec" else spec[name]
+        for key, value in items.items():
+            if key != "spec":
+                fill_from_spec(value, spec)
+    elif isinstance(node, list):
+        for item in node:
+            fill_from_spec(item, spec)
+
+
+class Launcher(LightningCLI):
+    """LightningCLI in three steps: parse; build the data, then the model for that data; run in a folder of its own."""
+
+    def __init__(self, argv: list[str]) -> None:
+        self.command = argv[0]
+        self.folder: Path | None = None
+        keep_going = {"exit_on_error": False}
+        super().__init__(
+            BaseModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            trainer_defaults={
+                "enable_model_summary": False,
+                "use_distributed_sampler": False,
+                "num_sanity_val_steps": 0,
+            },
+            parser_kwargs={**keep_going, self.command: keep_going},
+            auto_configure_optimizers=False,
+            args=argv,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one command that is run: building the parsers of the others takes a second."""
+        return {self.command: LightningCLI.subcommands()[self.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunOptions, "run")
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's hyper-parameters are never laid over the command line."""
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """`run` below does, when the folder is known."""
+
+    def instantiate_classes(self) -> None:
+        config, parser = self.config[self.command], self._parser(self.command)
+        build = getattr(parser, "instantiate", parser.instantiate_classes)
+        self.datamodule = build(Namespace(data=config.data)).data
+        fill_from_spec(config.model, self.datamodule.spec)
+        del self.config_dump  # made while the data was built; the hyper-parameters of the model must show what was filled in
+        torch.manual_seed(config.seed_everything)  # the student's first weights depend on the seed alone
+        self.model = build(Namespace(model=config.model)).model
+        self.config_init = Namespace({self.command: build(Namespace(trainer=config.trainer, run=config.run))})
+        self.options: RunOptions = self.config_init[self.command].run
+
+    # -- the run ------------------------------------------------------------------------------------------------------
+
+    @property
+    def checkpoint(self) -> Path | None:
+        path = self.config[self.command].get("ckpt_path")
+        return Path(path) if path else None
+
+    def job_type(self) -> str:
+        if self.options.job_type:
+            return self.options.job_type
+        if isinstance(self.model, DistillationModule):
+            return "distill" if self.model.learns_from_teacher else "student"
+        return "teacher"
+
+    def check(self) -> dict[str, Any]:
+        """Everything that can be wrong and can be known before a folder is made; returns the checkpoint's content."""
+        self.model.attach(self.datamodule, self.command)
+        if self.checkpoint is None:
+            return {}
+        content = read_file(self.checkpoint, "--ckpt_path")
+        if KEY not in content or content[KEY]["role"] != self.model.role:
+            raise UserError(f"--ckpt_path: {self.checkpoint} is not a checkpoint of a {type(self.model).__name__}; give one with its config")
+        check_weights(self.model.net, network_weights(content), f"--ckpt_path {self.checkpoint}")
+        if self.command == "fit" and not content.get("optimizer_states"):
+            raise UserError(f"--ckpt_path: {self.checkpoint} holds no optimizer state to resume; give it as --model.init_from")
+        return content
+
+    def _folder(self) -> Path:
+        own = self.checkpoint.resolve().parent.parent if self.checkpoint else None
+        resumed = self.command == "fit" and own is not None and (own / "config.yaml").is_file()
+        if resumed and own is not None:
+            return make_folder(own, True)
+        if self.options.dir:
+            wanted = Path(self.options.dir)
+            if wanted.exists() and any(wanted.iterdir()):
+                raise UserError(f"--run.dir {wanted} exists already; choose a new folder, or resume with --ckpt_path")
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            if wanted.exists():
+                return wanted
+        else:
+            data = self.datamodule.spec["data"]
+            name = self.options.name or f"{data}-{type(self.model.net).__name__.lower()}-{self.job_type()}"
+            wanted = Path(self.options.root) / (name if self.command == "fit" else f"{name}-{self.command}")
+        return make_folder(wanted, False)
+
+    def _trainer(self, folder: Path, first_epoch: int, loggers: list[Any]) -> pl.Trainer:
+        settings = dict(self.config_init[self.command].trainer.items())
+        own = settings.get("callbacks") or []
+        callbacks = [*(own if isinstance(own, list) else [own]), SavePredictions(folder)]
+        if settings.get("enable_progress_bar") is not False:
+            callbacks.append(RunProgress(f"{folder.name}"))
+        if self.command == "fit" and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+            has_validation = self.datamodule.spec["samples"].get("validation", 0) > 0
+            callbacks.append(
+                ModelCheckpoint(
+                    folder / "checkpoints",
+                    filename="best" if has_validation else "newest",
+                    monitor="val_accuracy" if has_validation else None,
+                    mode="max",
+                    save_last=True,
+                    save_top_k=1 if has_validation else 0,
+                    save_on_train_epoch_end=True,
+                    enable_version_counter=False,
+                )
+            )
+        extra = settings.get("logger")
+        loggers = [EpochCSVLogger(folder, first_epoch), *loggers]
+        loggers += [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]
+        return pl.Trainer(**{**settings, "callbacks": callbacks, "logger": loggers, "default_root_dir": str(folder)})
+
+    def run(self) -> RunResult:
+        content = self.check()
+        main = int(os.environ.get("LOCAL_RANK", "0")) == 0
+        folder = self.folder = self._folder() if main else Path(os.environ["KD_RUN_FOLDER"])
+        os.environ["KD_RUN_FOLDER"] = str(folder)
+        first_epoch = int(content["epoch"]) + 1 if self.command == "fit" and content else 0
+        config = self.save_config(folder) if main else {}
+        record = self._record(folder) if main else None
+        logger = wandb_logger(self.options, folder, config, self.job_type(), record) if main else None
+        trainer = self._trainer(folder, first_epoch, [logger] if logger else [])
+        status, error = "failed", None
+        metrics: dict[str, float] = {}
+        try:
+            metrics = self._execute(trainer, folder, logger)
+            status = "finished"
+        except (KeyboardInterrupt, SystemExit) as stop:
+            status, error = "interrupted", "interrupted"
+            last = folder / "checkpoints" / "last.ckpt"
+            how = f"go on with: kd fit --ckpt_path {last}" if last.is_file() else "no epoch was finished; start it again"
+            raise Interrupted(f"interrupted; {how}") from stop
+        except BaseException as problem:
+            error = one_line(str(problem))
+            raise
+        finally:
+            if record is not None:
+                record.write(status=status, error=error, metrics=metrics, teacher=self.model.provenance())
+            if logger is not None:
+                logger.experiment.finish(exit_code=int(status != "finished"))
+        return RunResult(folder, metrics, self.model)
+
+    def _execute(self, trainer: pl.Trainer, folder: Path, logger: Any) -> dict[str, float]:
+        path = str(self.checkpoint) if self.checkpoint else None
+        if self.command == "predict":
+            outputs: Any = trainer.predict(self.model, datamodule=self.datamodule, ckpt_path=path)
+            save_file(joined(outputs), folder / "predictions.safetensors")
+            return {}
+        getattr(trainer, self.command)(self.model, datamodule=self.datamodule, ckpt_path=path, **({} if self.command == "fit" else {"verbose": False}))
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if self.command == "fit" and self.options.test != "no":
+            if self.options.test == "best":
+                best = folder / "checkpoints" / "best.ckpt"
+                if not best.is_file():
+                    raise UserError("--run.test=best needs a validation split; use --run.test=last, or set data.validation")
+                self.model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
+            trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+            metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+        tested = next((c.saved for c in trainer.callbacks if isinstance(c, SavePredictions)), None)  # type: ignore[attr-defined]
+        if logger is not None and tested is not None:
+            log_test(logger, tested, self.datamodule)
+        return metrics
+
+    def save_config(self, folder: Path) -> dict[str, Any]:
+        """Write the resolved config, once: a resumed run keeps its own."""
+        text = self._parser(self.command).dump(self.config[self.command])
+        if not (folder / "config.yaml").is_file():
+            (folder / "config.yaml").write_text(text)
+        return dict(yaml.safe_load(text))
+
+    def _record(self, folder: Path) -> RunRecord:
+        return RunRecord(
+            folder,
+            {
+                "name": folder.name,
+                "job_type": self.job_type(),
+                "seed": self.config[self.command].seed_everything,
+                "data": self.datamodule.spec,
+                "teacher": self.model.provenance(),
+                "resumed_from": str(self.checkpoint) if self.checkpoint and self.command == "fit" else None,
+            },
+        )
+
+
+def with_own_config(argv: list[str]) -> list[str]:
+    """A checkpoint of a run brings that run's config, where none is given."""
+    if any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
+        return argv
+    for at, argument in enumerate(argv):
+        value = argument.partition("=")[2] if argument.startswith("--ckpt_path=") else None
+        value = argv[at + 1] if argument == "--ckpt_path" and at + 1 < len(argv) else value
+        if value and (config := Path(value).parent.parent / "config.yaml").is_file():
+            return [argv[0], "-c", str(config), *argv[1:]]
+    return argv
+
+
+def quiet() -> None:
+    """Nothing that a user need not act on: standard error is for the one line that matters."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    warnings.filterwarnings("ignore", module=r"(lightning|torchmetrics|jsonargparse|torch)(\..*)?")
+    warnings.filterwarnings("ignore", message=".*(eval mode|num_workers|logged metrics|batch_size|lr_scheduler.step).*")
+
+
+def launch(argv: list[str]) -> RunResult:
+    """Run `kd` arguments such as `["fit", "-c", ...]` to the end.
+
+    Raises:
+        UserError: for a user's mistake.
+        Interrupted: after SIGINT or SIGTERM.
+    """
+    quiet()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        launcher = Launcher(with_own_config(argv))
+    except ArgumentError as error:
+        raise UserError(one_line(str(error))) from error
+    except UserError:
+        raise
+    except (ValueError, TypeError, MisconfigurationException, OSError) as error:
+        raise UserError(one_line(str(error))) from error
+    return launcher.run()
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt

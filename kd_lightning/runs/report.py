@@ -1,0 +1,27 @@
+"""What a finished run prints."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from kd_lightning.runs.launch import RunResult
+
+
+def report(command: str, result: RunResult) -> None:
+    console = Console()
+    if result.metrics:
+        table = Table(title=f"{result.folder}", title_justify="left")
+        table.add_column("metric")
+        table.add_column("value", justify="right")
+        for name, value in sorted(result.metrics.items()):
+            table.add_row(name, f"{value:.0f}" if name.endswith("errors") else f"{value:.6g}")
+        console.print(table)
+    note = getattr(result.module, "teacher_note", None)
+    if note:
+        console.print(f"evaluated without the teacher: {note}")
+    last = result.folder / "checkpoints" / "last.ckpt"
+    if command == "fit" and last.is_file():
+        console.print(f"checkpoint: {last}", soft_wrap=True)
+    if command == "predict":
+        console.print(f"predictions: {result.folder / 'predictions.safetensors'}", soft_wrap=True)

@@ -1,0 +1,80 @@
+"""Weights & Biases: on by default, online where a key is known, offline otherwise; absent, the run goes on without."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kd_lightning.runs.options import RunOptions
+
+MISTAKES = 25
+"""How many of the most confident mistakes are shown as images."""
+
+
+def choose_mode(wanted: str) -> str:
+    """ "online" or "offline"; "auto" asks WANDB_MODE, then whether a key is known."""
+    if wanted != "auto":
+        return wanted
+    if os.environ.get("WANDB_MODE"):
+        return os.environ["WANDB_MODE"]
+    import wandb
+
+    return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
+
+
+def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], job_type: str, record: Any) -> Any:
+    """A WandbLogger with config, group, job type and tags; None where it is off or not installed."""
+    if options.wandb == "off":
+        return None
+    try:
+        import wandb
+        from lightning.pytorch.loggers import WandbLogger
+    except ImportError:
+        print("W&B is not installed: metrics go to metrics.csv alone")
+        return None
+    mode = choose_mode(options.wandb)
+    print(f"W&B: {mode}" + ("" if mode == "online" else f"; send it later with: wandb sync {folder}/wandb/offline-run-*"))
+    logger = WandbLogger(
+        name=folder.name,
+        save_dir=str(folder),
+        project=options.project,
+        entity=options.entity,
+        group=options.group,
+        job_type=job_type,
+        tags=options.tags,
+        mode=mode,
+        config={**config, **{k: record.content[k] for k in ("data", "commit", "versions") if record is not None}},
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    _ = logger.experiment
+    return logger
+
+
+def log_test(logger: Any, tested: dict[str, Tensor], datamodule: Any) -> None:
+    """The confusion matrix, and the most confident mistakes as images."""
+    import wandb
+
+    known = tested["target"] >= 0
+    probs = tested["logits"][known].float().softmax(-1)
+    target, index, classes = tested["target"][known], tested["index"][known], datamodule.spec["classes"]
+    matrix = wandb.plot.confusion_matrix(y_true=target.tolist(), preds=probs.argmax(-1).tolist(), class_names=list(classes))
+    confidence, guess = probs.max(-1)
+    wrong = torch.nonzero(guess != target).flatten()
+    worst = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
+    images = datamodule.raw("test").images[index[worst]] if hasattr(datamodule, "raw") else []
+    logger.experiment.log(
+        {
+            "test_confusion_matrix": matrix,
+            "test_mistakes": [
+                wandb.Image(
+                    image.permute(1, 2, 0).squeeze(-1).numpy(),
+                    caption=f"{classes[int(guess[i])]} ({confidence[i]:.2f}), is {classes[int(target[i])]}",
+                )
+                for image, i in zip(images, worst, strict=False)
+            ],
+        }
+    )

@@ -1,0 +1,7 @@
+"""Teachers: frozen sources of outputs to learn from."""
+
+from kd_lightning.teachers.base import Teacher
+from kd_lightning.teachers.ensemble import EnsembleTeacher
+from kd_lightning.teachers.model import ModelTeacher
+
+__all__ = ["EnsembleTeacher", "ModelTeacher", "Teacher"]

@@ -1,0 +1,65 @@
+"""Several teachers as one."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.errors import UserError
+from kd_lightning.teachers.base import Teacher
+from kd_lightning.teachers.model import ModelTeacher
+from kd_lightning.types import Batch, EnsembleOutput, Output, full, mean_log_probs
+
+
+class EnsembleTeacher(Teacher):
+    """The mean of several teachers' predictions (Hinton et al. 2015, section 5.1).
+
+    Args:
+        teachers: the members.
+        checkpoints: paths of `kd` checkpoints, each one more member.
+        mean: "arithmetic", of the members' distributions at the temperature in use; or "geometric", of their logits,
+            which is the geometric mean of the distributions up to a constant.
+        weights: one positive number a member; equal where left out. Scaled to sum to one.
+
+    Raises:
+        UserError: where there is no member, or weights do not fit them.
+    """
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        teachers: list[Teacher] | None = None,
+        checkpoints: list[str] | None = None,
+        mean: Literal["arithmetic", "geometric"] = "arithmetic",
+        weights: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        members = [*(teachers or []), *(ModelTeacher(checkpoint=path) for path in checkpoints or [])]
+        if not members:
+            raise UserError("EnsembleTeacher has no members; give teachers or checkpoints")
+        values = weights or [1.0] * len(members)
+        if len(values) != len(members) or not all(w > 0 and math.isfinite(w) for w in values):
+            raise UserError(f"EnsembleTeacher: weights must be {len(members)} positive numbers, one a member, got {values}")
+        self.members = nn.ModuleList(members)
+        self.mean = mean
+        # Kept in double precision until used, and out of the state: they are arguments, not weights of a network.
+        self.weights = torch.tensor(values, dtype=torch.float64) / math.fsum(values)
+
+    def prepare(self, datamodule: Any) -> None:
+        for member in self.members:
+            member.prepare(datamodule)
+        super().prepare(datamodule)
+
+    def outputs(self, batch: Batch) -> Output:
+        members = torch.stack([member(batch).logits for member in self.members], dim=1)
+        weights = self.weights.to(members.device, full(members).dtype)
+        if self.mean == "geometric":
+            return Output(torch.einsum("bmk,m->bk", full(members), weights))
+        return EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)
+
+    def sources(self) -> list[dict[str, Any]]:
+        return [source for member in self.members for source in member.sources()]

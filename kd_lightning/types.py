@@ -1,0 +1,113 @@
+"""Batch and Output: what every dataset yields and every network returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CLEAN = -1
+"""The view of a sample on which no augmentation was drawn: validation, test, and training without augmentation."""
+
+UNLABELLED = -100
+"""The target of a sample whose label is unknown or withheld."""
+
+Inputs = Tensor | Mapping[str, Tensor]
+
+
+def _to(value: Any, device: torch.device, non_blocking: bool) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=non_blocking)
+    if isinstance(value, Mapping):
+        return {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in value.items()}
+    return value
+
+
+@dataclass(slots=True)
+class Batch:
+    """One batch of samples, the same shape for every dataset and every method.
+
+    Attributes:
+        inputs: what the student reads: a tensor `(B, ...)` or a mapping of such tensors.
+        target: int64 `(B,)`, `UNLABELLED` (-100) where there is no label.
+        index: int64 `(B,)`, the sample's row in the unfiltered source split, so that one cache serves every subset.
+        view: which draw of the augmentation this is, `CLEAN` (-1) where none was applied.
+        split: the source split in which `index` counts, `"train"` or `"test"` (validation rows are rows of a source split).
+        teacher_inputs: what the teacher reads, where it reads another encoding of the same samples.
+    """
+
+    inputs: Inputs
+    target: Tensor
+    index: Tensor
+    view: int = CLEAN
+    split: str = "train"
+    teacher_inputs: Inputs | None = None
+
+    def __len__(self) -> int:
+        return self.target.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`; itself when it is there already."""
+        device = torch.device(device)
+        if self.target.device == device:
+            return self
+        return Batch(*(_to(getattr(self, f.name), device, non_blocking) for f in fields(self)))
+
+
+def full(x: Tensor) -> Tensor:
+    """At least single precision: half-precision tensors become float32, float32 and float64 stay as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+@dataclass(slots=True)
+class Output:
+    """What a network says of a batch.
+
+    Attributes:
+        logits: `(B, K)`, before any softmax.
+        features: tensors captured from named layers, by role.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+    def log_probs(self, temperature: float = 1.0) -> Tensor:
+        """Log of the predicted distribution at a temperature, `(B, K)`, in at least single precision."""
+        return torch.log_softmax(full(self.logits) / temperature, dim=-1)
+
+
+@dataclass(slots=True)
+class EnsembleOutput(Output):
+    """The arithmetic mean of several networks' distributions, taken at whatever temperature is in use.
+
+    `logits` is the log of that mean at temperature 1. At another temperature the mean of the tempered distributions is
+    not the tempered mean, so the members' logits are kept.
+
+    Attributes:
+        members: `(B, M, K)`, the members' logits.
+        weights: `(M,)`, positive, summing to one.
+    """
+
+    members: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
+    weights: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def log_probs(self, temperature: float = 1.0) -> Tensor:
+        return mean_log_probs(self.members, self.weights, temperature)
+
+
+def mean_log_probs(members: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log of the weighted arithmetic mean of tempered distributions (Hinton et al. 2015, section 5.1).
+
+    Args:
+        members: `(B, M, K)` logits.
+        weights: `(M,)`, summing to one.
+        temperature: divides the logits.
+
+    Returns:
+        `(B, K)` log-probabilities.
+    """
+    log_probs = torch.log_softmax(full(members) / temperature, dim=-1)
+    return torch.logsumexp(log_probs + weights.to(log_probs).log()[:, None], dim=-2)
