@@ -40,14 +40,16 @@ def read_file(path: str | Path, what: str) -> dict[str, Any]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = "it holds more than tensors and plain values" if "Weights only" in str(error) else "it is corrupt"
-        raise UserError(f"{what}: {path} cannot be read ({reason}); give a checkpoint, state_dict or safetensors file") from error
+        raise UserError(
+            f"{what}: {path} cannot be read ({reason}); give a checkpoint, state_dict or safetensors file"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{what}: {path} holds a {type(content).__name__}, not a checkpoint or a state_dict")
     return content
 
 
 def network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's own tensors: of one of our checkpoints, of another Lightning or training checkpoint, or a bare state_dict."""
+    """The network's own tensors: of a checkpoint of ours or another's, or a bare state_dict."""
     ours = content.get(KEY)
     state = content
     for name in ("state_dict", "model"):
@@ -71,7 +73,9 @@ def check_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) 
             )
     extra = [key for key in weights if key not in own]
     if extra:
-        raise UserError(f"{what}: the weights hold {extra[0]!r}, which {type(network).__name__} does not; is it another network?")
+        raise UserError(
+            f"{what}: the weights hold {extra[0]!r}, which {type(network).__name__} does not; is it another network?"
+        )
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -120,6 +124,10 @@ def check_spec(owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, 
     for at, (a, b) in enumerate(zip(theirs.get("classes") or [], data.get("classes") or [], strict=False)):
         if a != b:
             raise UserError(f"{owner} calls class {at} {a!r}, the data {data['data']} {b!r}: other classes, or another order")
-    for name, words in (("input_shape", "inputs of shape"), ("mean", "inputs normalized by mean"), ("std", "inputs normalized by std")):
+    for name, words in (
+        ("input_shape", "inputs of shape"),
+        ("mean", "inputs normalized by mean"),
+        ("std", "inputs normalized by std"),
+    ):
         if theirs.get(name, data.get(name)) != data.get(name):
             raise UserError(f"{owner} expects {words} {theirs[name]}, the data {data['data']} gives {data[name]}")

@@ -14,7 +14,7 @@ from kd_lightning.types import Inputs, Output
 
 def find_layer(network: nn.Module, name: str) -> nn.Module:
     """The submodule of that name; a wrong name raises UserError that lists the nearest ones."""
-    modules = dict(network.named_modules())
+    modules: dict[str, nn.Module] = dict(network.named_modules())
     modules.pop("", None)
     if name not in modules:
         near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or list(modules)[:5]
@@ -41,13 +41,18 @@ class Taps:
             if role not in layers:
                 known = ", ".join(layers) or "none"
                 raise UserError(f"{type(network).__name__}: no layer is named for the role {role!r}; named are: {known}")
-            name, _, what = layers[role].partition(":")
+            name, colon, what = layers[role].partition(":")
+            if colon and what != "input":
+                raise UserError(f"the layer {layers[role]!r} of the role {role!r}: only ':input' may follow a layer's name")
             module = self.modules[role] = find_layer(network, name)
-            module.register_forward_hook(self._hook(role, what == "input"))
+            module.register_forward_hook(self._hook(role, bool(colon)), with_kwargs=True)
+        for layer in network.modules() if roles else ():
+            if getattr(layer, "inplace", False):  # it would overwrite what was captured before it
+                setattr(layer, "inplace", False)  # noqa: B010
 
-    def _hook(self, role: str, takes_input: bool) -> Callable[[nn.Module, Any, Any], None]:
-        def capture(_: nn.Module, args: Any, output: Any) -> None:
-            self.features[role] = args[0] if takes_input else output
+    def _hook(self, role: str, takes_input: bool) -> Callable[[nn.Module, Any, Any, Any], None]:
+        def capture(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self.features[role] = (args[0] if args else next(iter(kwargs.values()))) if takes_input else output
 
         return capture
 
@@ -61,9 +66,9 @@ def as_logits(output: Any) -> Tensor:
     """Logits from what a network returned: a tensor, a mapping or object with `logits`, or a tuple that starts with them."""
     if isinstance(output, Tensor):
         return output
-    if isinstance(output, tuple | list):
+    if isinstance(output, tuple | list) and output:
         return as_logits(output[0])
-    logits = output["logits"] if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise UserError(f"the network returned {type(output).__name__}, which holds no logits")
     return logits

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,9 @@ from kd_lightning.types import UNLABELLED, Output, full
 
 
 class EvaluationMetrics(nn.Module):
-    """Accuracy, error count, NLL (nats) and calibration error (15 bins, L1); for students also agreement with and KL from the teacher.
+    """Accuracy, error count, NLL (nats) and calibration error (15 bins, L1).
 
-    Unlabelled rows count for the comparison with the teacher alone.
+    For students also agreement with the teacher and KL from it. Unlabelled rows count for these two alone.
 
     Args:
         num_classes: K.
@@ -42,7 +42,7 @@ class EvaluationMetrics(nn.Module):
         if not bool(known.all()):
             logits, target = logits[known], target[known]
         if len(target):
-            for metric in self.labelled.values():
+            for metric in cast(list[Metric], self.labelled.values()):
                 metric.update(logits, target)
             self.errors.update((logits.argmax(-1) != target).float())
             self.nll.update(F.cross_entropy(logits, target, reduction="none"))

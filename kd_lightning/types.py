@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -57,6 +57,15 @@ class Batch:
         return Batch(*(_to(getattr(self, f.name), device, non_blocking) for f in fields(self)))
 
 
+def _map(output: Output, change: Callable[[Tensor], Tensor]) -> Output:
+    """An output of the same kind with every tensor changed."""
+    changed: dict[str, Any] = {}
+    for name in (f.name for f in fields(output)):
+        value = getattr(output, name)
+        changed[name] = {k: change(t) for k, t in value.items()} if isinstance(value, dict) else change(value)
+    return type(output)(**changed)
+
+
 def full(x: Tensor) -> Tensor:
     """At least single precision: half-precision tensors become float32, float32 and float64 stay as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -77,6 +86,10 @@ class Output:
     def log_probs(self, temperature: float = 1.0) -> Tensor:
         """Log of the predicted distribution at a temperature, `(B, K)`, in at least single precision."""
         return torch.log_softmax(full(self.logits) / temperature, dim=-1)
+
+    def detached(self) -> Output:
+        """The same values without their graph: no loss sends a gradient into what it learns from."""
+        return _map(self, lambda tensor: tensor.detach())
 
 
 @dataclass(slots=True)

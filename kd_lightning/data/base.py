@@ -137,6 +137,8 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(f"data.part must be in 0 to data.parts - 1 = {parts - 1}, got {part}")
         if views is not None and views < 1:
             raise UserError(f"data.views must be at least 1, got {views}; leave it out for a new view every epoch")
+        if channels is not None and (channels < 1 or (channels != len(self.mean) and len(self.mean) != 1)):
+            raise UserError(f"data.channels: images of {len(self.mean)} channels cannot be repeated to {channels}")
         check_classes("data.keep_classes", keep_classes or [], len(self.classes))
         check_classes("data.drop_classes", drop_classes or [], len(self.classes))
         self.batch_size, self.eval_batch_size, self.validation = batch_size, eval_batch_size, validation
@@ -158,8 +160,8 @@ class ImageDataModule(pl.LightningDataModule):
             self._raw[split] = self.load(split)
         return self._raw[split]
 
-    def _train_rows(self) -> tuple[Tensor, Tensor]:
-        """Rows that are trained on, and rows held out for validation."""
+    def _train_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows that are trained on, rows whose label is withheld, and rows held out for validation."""
         target = self.raw("train").target
         index = torch.arange(len(target))
         held_out = stratified_rank(target, index, self.split_seed, "validation") < self.validation
@@ -172,11 +174,12 @@ class ImageDataModule(pl.LightningDataModule):
         if self.drop_classes is not None:
             keep &= ~torch.isin(target, torch.tensor(self.drop_classes))
         rows = index[keep]
+        # One rank serves both: the labelled tenth of a set is the same samples as a tenth of the set.
         rank = stratified_rank(target[rows], rows, self.split_seed, "fraction")
-        rows = rows[rank < self.fraction]
-        if len(rows) == 0:
+        if not bool((rank < self.fraction).any()):
             raise UserError("data: no training sample is left after keep_classes, drop_classes, part and fraction")
-        return rows, index[held_out]
+        unlabelled = rows[rank >= self.fraction * self.labels]
+        return rows[rank < self.fraction], unlabelled, index[held_out]
 
     def _source(self, split: str, rows: Tensor, target: Tensor, augment: list[Augmentation]) -> ImageSource:
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
@@ -191,12 +194,11 @@ class ImageDataModule(pl.LightningDataModule):
                 self._sources[stage] = self._source("test", torch.arange(len(target)), target, [])
             else:
                 target = self.raw("train").target
-                rows, held_out = self._train_rows()
+                rows, unlabelled, held_out = self._train_rows()
                 self._sources["validation"] = self._source("train", held_out, target, [])
                 if self.labels < 1:
-                    rank = stratified_rank(target[rows], rows, self.split_seed, "labels")
                     target = target.clone()
-                    target[rows[rank >= self.labels]] = UNLABELLED
+                    target[unlabelled] = UNLABELLED
                 self._sources["train"] = self._source("train", rows, target, self.augment)
         return self._sources[stage]
 
@@ -262,7 +264,7 @@ def checksum(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
-        digest.update(tensor.contiguous().numpy())
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 

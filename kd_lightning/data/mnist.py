@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from kd_lightning.data.base import ImageDataModule, Images, data_root
@@ -29,19 +30,19 @@ class MNISTDataModule(ImageDataModule):
     def load(self, split: str) -> Images:
         from torchvision.datasets import MNIST  # here, because torchvision's import is slow
 
+        where = self.root / "MNIST" / "raw"
         try:
             data = MNIST(self.root, train=split == "train", download=False)
-        except RuntimeError:
-            data = self._download(MNIST, split)
         except Exception as error:
-            raise UserError(f"MNIST: the files under {self.root / 'MNIST/raw'} cannot be read ({error})") from error
+            if "Dataset not found" not in str(error):
+                raise UserError(f"MNIST: the files in {where} cannot be read; delete them to download them again") from error
+            data = self._download(MNIST, split, where)
         expected = 60_000 if split == "train" else 10_000
         if data.data.shape != (expected, 28, 28) or data.targets.shape != (expected,):
-            raise UserError(f"MNIST: {self.root / 'MNIST/raw'} does not hold the {expected:,} {split} images; delete it to download again")
+            raise UserError(f"MNIST: {where} does not hold the {expected:,} {split} images; delete it to download again")
         return Images(data.data[:, None], data.targets.long())
 
-    def _download(self, dataset: Any, split: str) -> Any:
-        where = self.root / "MNIST" / "raw"
+    def _download(self, dataset: Any, split: str, where: Path) -> Any:
         how = "put torchvision's MNIST files there, or point --data.root or KD_DATA_ROOT to the folder that holds MNIST/"
         if not self.download:
             raise UserError(f"MNIST: no data in {where} and download is off; {how}")

@@ -12,9 +12,14 @@ from kd_lightning.errors import UserError
 from kd_lightning.types import Batch, Output
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a finite number (True and False are none)."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def positive(owner: str, name: str, value: float) -> float:
     """`value`, if it is a finite number above zero; UserError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise UserError(f"{owner}: {name} must be a finite number greater than 0, got {value}")
     return float(value)
 
@@ -57,8 +62,10 @@ class DistillLoss(nn.Module):
     def __init__(self, weight: float = 1.0, start: int = 0, end: int | None = None, warmup: int = 0) -> None:
         super().__init__()
         name = type(self).__name__
-        if not math.isfinite(weight) or weight < 0:
+        if not is_number(weight) or weight < 0:
             raise UserError(f"{name}: weight must be a finite number of at least 0, got {weight}")
+        if not all(isinstance(epoch, int) for epoch in (start, warmup, 0 if end is None else end)):
+            raise UserError(f"{name}: start, end and warmup are whole epochs, got {start}, {end} and {warmup}")
         if start < 0 or warmup < 0 or (end is not None and end <= start):
             raise UserError(f"{name}: start and warmup must be at least 0 and end after start, got {start}, {warmup}, {end}")
         self.weight, self.start, self.end, self.warmup = weight, start, end, warmup
@@ -90,7 +97,7 @@ class DistillLoss(nn.Module):
 
 
 def teacher_of(owner: DistillLoss, teacher: Output | None) -> Output:
-    """The teacher's output, or one line that says that the loss needs one."""
+    """The teacher's output without its graph, or one line that says that the loss needs one."""
     if teacher is None:
         raise UserError(f"{type(owner).__name__} needs a teacher; use DistillationModule with model.teacher")
-    return teacher
+    return teacher.detached()

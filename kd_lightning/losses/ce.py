@@ -23,9 +23,7 @@ def hard_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 
     Returns:
         A scalar; zero, with a graph, when no row is labelled.
     """
-    total = F.cross_entropy(
-        full(logits), target, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
-    )
+    total = F.cross_entropy(full(logits), target, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum")
     return total / (target != UNLABELLED).sum().clamp(min=1)
 
 

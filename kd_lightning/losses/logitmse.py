@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss, teacher_of
 from kd_lightning.types import Batch, Output, full
 
@@ -48,6 +49,8 @@ class LogitMSE(DistillLoss):
 
     def __init__(self, classes: Reduction = "sum", center: bool = False, **base: Any) -> None:
         super().__init__(**base)
+        if classes not in get_args(Reduction):
+            raise UserError(f"LogitMSE: classes must be 'sum' or 'mean', got {classes!r}")
         self.classes, self.center = classes, center
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:

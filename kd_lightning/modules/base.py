@@ -20,7 +20,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.metrics import EvaluationMetrics
-from kd_lightning.randomness import run_seed, seed_from
+from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.types import Batch, Inputs, Output
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -83,7 +83,7 @@ class BaseModule(pl.LightningModule):
         self._epoch_sums: dict[str, float] = {}
         self._epoch_samples = 0
         self._constrained = [m for m in network.modules() if callable(getattr(m, "after_step", None))]
-        self.register_load_state_dict_pre_hook(self._keep_loss_state)
+        self.register_load_state_dict_pre_hook(self._keep_loss_state)  # type: ignore[no-untyped-call]
 
     def keep_hyperparameters(self) -> None:
         """Keep the config that the command line built this module from, so that a checkpoint can build it again.
@@ -194,7 +194,7 @@ class BaseModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what the uninterrupted one drew.
-        torch.manual_seed(seed_from(run_seed(), "step", self.current_epoch, batch_idx, self.global_rank))
+        reseed(self.device, run_seed(), "step", self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         total, terms = self.objective(batch)
@@ -205,7 +205,7 @@ class BaseModule(pl.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         for module in self._constrained:
             module.after_step()  # type: ignore[operator]
-        if len(self._window) >= self.trainer.log_every_n_steps or self.trainer.is_last_batch:
+        if len(self._window) >= cast(Any, self.trainer).log_every_n_steps or self.trainer.is_last_batch:
             self._close_window()
 
     def _close_window(self) -> None:

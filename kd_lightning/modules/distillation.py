@@ -44,8 +44,8 @@ class DistillationModule(BaseModule):
         self.teacher_note: str | None = None
         """Why the teacher takes no part in an evaluation, where it does not."""
         self.keep_hyperparameters()
-        self.register_state_dict_post_hook(self._drop_teacher)
-        self.register_load_state_dict_pre_hook(self._keep_teacher)
+        self.register_state_dict_post_hook(self._drop_teacher)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(self._keep_teacher)  # type: ignore[no-untyped-call]
 
     def attach(self, datamodule: Any, stage: str = "fit") -> None:
         if not self.teacher.ready and stage != "predict":

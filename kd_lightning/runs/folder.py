@@ -41,7 +41,9 @@ def make_folder(wanted: Path, resumed: bool) -> Path:
                 continue
             return folder
     except OSError as error:
-        raise UserError(f"the run's folder {wanted} cannot be written ({error.strerror}); choose another with --run.root") from error
+        raise UserError(
+            f"the run's folder {wanted} cannot be written ({error.strerror}); choose another with --run.root"
+        ) from error
     raise UserError(f"there are 9,999 runs called {wanted.name} in {wanted.parent}; choose another --run.name")
 
 
@@ -61,8 +63,11 @@ def commit() -> str | None:
     """The commit of the source that runs, `-dirty` where it was changed; None outside a checkout."""
     source = Path(__file__).parent
     try:
-        run = lambda *a: subprocess.run(["git", *a], cwd=source, capture_output=True, text=True, timeout=10, check=True)  # noqa: E731
-        return run("rev-parse", "HEAD").stdout.strip() + ("-dirty" if run("status", "--porcelain", "--", ".").stdout else "")
+        head, changed = (
+            subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+        )
+        return head + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

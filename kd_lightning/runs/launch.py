@@ -7,8 +7,9 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,6 @@ class RunResult:
     folder: Path
     metrics: dict[str, float]
     module: BaseModule
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -72,8 +72,7 @@ class Launcher(LightningCLI):
 
     def __init__(self, argv: list[str]) -> None:
         self.command = argv[0]
-        self.folder: Path | None = None
-        keep_going = {"exit_on_error": False}
+        keep_going = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
             BaseModule,
             pl.LightningDataModule,
@@ -132,11 +131,16 @@ class Launcher(LightningCLI):
     def check(self) -> dict[str, Any]:
         """Everything that can be wrong and can be known before a folder is made; returns the checkpoint's content."""
         self.model.attach(self.datamodule, self.command)
+        if self.command == "fit":
+            with config_errors():
+                self.model.optimizer([torch.nn.Parameter(torch.zeros(1))])
         if self.checkpoint is None:
             return {}
         content = read_file(self.checkpoint, "--ckpt_path")
         if KEY not in content or content[KEY]["role"] != self.model.role:
-            raise UserError(f"--ckpt_path: {self.checkpoint} is not a checkpoint of a {type(self.model).__name__}; give one with its config")
+            raise UserError(
+                f"--ckpt_path: {self.checkpoint} is not a checkpoint of a {type(self.model).__name__}; give one with its config"
+            )
         check_weights(self.model.net, network_weights(content), f"--ckpt_path {self.checkpoint}")
         if self.command == "fit" and not content.get("optimizer_states"):
             raise UserError(f"--ckpt_path: {self.checkpoint} holds no optimizer state to resume; give it as --model.init_from")
@@ -151,7 +155,6 @@ class Launcher(LightningCLI):
             wanted = Path(self.options.dir)
             if wanted.exists() and any(wanted.iterdir()):
                 raise UserError(f"--run.dir {wanted} exists already; choose a new folder, or resume with --ckpt_path")
-            wanted.parent.mkdir(parents=True, exist_ok=True)
             if wanted.exists():
                 return wanted
         else:
@@ -160,7 +163,7 @@ class Launcher(LightningCLI):
             wanted = Path(self.options.root) / (name if self.command == "fit" else f"{name}-{self.command}")
         return make_folder(wanted, False)
 
-    def _trainer(self, folder: Path, first_epoch: int, loggers: list[Any]) -> pl.Trainer:
+    def _trainer(self, folder: Path, first_epoch: int) -> pl.Trainer:
         settings = dict(self.config_init[self.command].trainer.items())
         own = settings.get("callbacks") or []
         callbacks = [*(own if isinstance(own, list) else [own]), SavePredictions(folder)]
@@ -181,31 +184,39 @@ class Launcher(LightningCLI):
                 )
             )
         extra = settings.get("logger")
+        loggers = [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]
         loggers = [EpochCSVLogger(folder, first_epoch), *loggers]
-        loggers += [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]
         return pl.Trainer(**{**settings, "callbacks": callbacks, "logger": loggers, "default_root_dir": str(folder)})
 
     def run(self) -> RunResult:
         content = self.check()
         main = int(os.environ.get("LOCAL_RANK", "0")) == 0
-        folder = self.folder = self._folder() if main else Path(os.environ["KD_RUN_FOLDER"])
-        os.environ["KD_RUN_FOLDER"] = str(folder)
+        folder = self._folder() if main else Path(os.environ["KD_RUN_FOLDER"])
+        os.environ["KD_RUN_FOLDER"] = str(folder)  # where the other processes of this run look
         first_epoch = int(content["epoch"]) + 1 if self.command == "fit" and content else 0
-        config = self.save_config(folder) if main else {}
-        record = self._record(folder) if main else None
-        logger = wandb_logger(self.options, folder, config, self.job_type(), record) if main else None
-        trainer = self._trainer(folder, first_epoch, [logger] if logger else [])
-        status, error = "failed", None
-        metrics: dict[str, float] = {}
+        try:
+            with config_errors():
+                trainer = self._trainer(folder, first_epoch)
+        except UserError:
+            if main and not any(folder.iterdir()):
+                folder.rmdir()
+            raise
+        record = logger = None
+        if main:
+            config = self.save_config(folder)
+            record = self._record(folder)
+            logger = wandb_logger(self.options, folder, config, record.content)
+            trainer.loggers = [*trainer.loggers, *([logger] if logger else [])]
+        status, error, metrics = "failed", None, {}
         try:
             metrics = self._execute(trainer, folder, logger)
             status = "finished"
         except (KeyboardInterrupt, SystemExit) as stop:
-            status, error = "interrupted", "interrupted"
+            status = "interrupted"
             last = folder / "checkpoints" / "last.ckpt"
             how = f"go on with: kd fit --ckpt_path {last}" if last.is_file() else "no epoch was finished; start it again"
             raise Interrupted(f"interrupted; {how}") from stop
-        except BaseException as problem:
+        except Exception as problem:
             error = one_line(str(problem))
             raise
         finally:
@@ -221,7 +232,12 @@ class Launcher(LightningCLI):
             outputs: Any = trainer.predict(self.model, datamodule=self.datamodule, ckpt_path=path)
             save_file(joined(outputs), folder / "predictions.safetensors")
             return {}
-        getattr(trainer, self.command)(self.model, datamodule=self.datamodule, ckpt_path=path, **({} if self.command == "fit" else {"verbose": False}))
+        getattr(trainer, self.command)(
+            self.model,
+            datamodule=self.datamodule,
+            ckpt_path=path,
+            **({} if self.command == "fit" else {"verbose": False}),
+        )
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if self.command == "fit" and self.options.test != "no":
             if self.options.test == "best":
@@ -257,6 +273,23 @@ class Launcher(LightningCLI):
         )
 
 
+class _Parser(Launcher):
+    """Parses and builds nothing."""
+
+    def instantiate_classes(self) -> None:
+        self._dump_config()
+
+    def _set_seed(self) -> None:
+        """Nothing is drawn."""
+
+
+def parse_config(argv: list[str]) -> dict[str, Any]:
+    """The resolved config of `kd` arguments, in builtins."""
+    quiet()
+    with config_errors():
+        return dict(_Parser(argv).config_dump)
+
+
 def with_own_config(argv: list[str]) -> list[str]:
     """A checkpoint of a run brings that run's config, where none is given."""
     if any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
@@ -288,15 +321,20 @@ def launch(argv: list[str]) -> RunResult:
     quiet()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
-    try:
+    with config_errors():
         launcher = Launcher(with_own_config(argv))
-    except ArgumentError as error:
-        raise UserError(one_line(str(error))) from error
+    return launcher.run()
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """What other libraries say of a wrong setting, in one line."""
+    try:
+        yield
     except UserError:
         raise
-    except (ValueError, TypeError, MisconfigurationException, OSError) as error:
+    except (ArgumentError, ValueError, TypeError, MisconfigurationException, OSError) as error:
         raise UserError(one_line(str(error))) from error
-    return launcher.run()
 
 
 def _interrupt(signum: int, frame: Any) -> None:

@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import re
 
-_NOISE = re.compile(r"^\s*(Subtypes:|Given value|Does not validate against any|Errors:|Traceback|File )")
+_KEY = re.compile(r'Parser key "([^"]+)"')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_TYPE = re.compile(r"Expected an? <class '([\w.]+)'>")
+_GIVEN = re.compile(r"^Given value: (.{1,60})$")
+_NOISE = re.compile(r"^(Subtypes:|Given value|Does not validate|Errors:|Expected a path but|Traceback|File )")
 
 
 def one_line(message: str) -> str:
-    """The line of an error message that names what is wrong, with the key that it is about in front."""
-    lines = [line.strip(" -\t") for line in message.splitlines() if line.strip() and not _NOISE.match(line)]
-    if not lines:
-        return "unknown error"
-    return lines[0]
+    """What is wrong, with the key and the class that it is about in front.
+
+    jsonargparse nests an error as deep as the config and tells of every type that was tried; the innermost line of the
+    first branch says what is wrong.
+    """
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    lines = [line for line in lines if line]
+    keys = [m[1] for line in lines if (m := _KEY.match(line))]
+    classes = [m[1] for line in lines if (m := _CLASS.match(line))]
+    leaves = [line for line in lines if not (_NOISE.match(line) or _KEY.match(line) or _CLASS.match(line))]
+    types = [m[1] for line in leaves if (m := _TYPE.match(line)) and m[1] != "NoneType"]
+    other = [line for line in leaves if not _TYPE.match(line) or "Got value" in line]
+    if other:
+        leaf = " ".join(other) if not keys else other[0]
+    elif types:
+        given = next((m[1] for line in lines if (m := _GIVEN.match(line))), None)
+        leaf = f"expected {' or '.join(types)}" + (f", got {given!r}" if given else "")
+    else:
+        leaf = "unknown error"
+    leaf = _TYPE.sub(r"expected \1", leaf).replace(". Got value: ", ", got ")
+    where = [".".join(keys)] * bool(keys) + classes[-1:]
+    return ": ".join([*where, leaf])

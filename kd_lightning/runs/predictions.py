@@ -27,7 +27,13 @@ class SavePredictions(pl.Callback):
         self.saved: dict[str, Tensor] | None = None
 
     def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         self._outputs.append({name: tensor.detach().cpu() for name, tensor in outputs.items()})
 

@@ -29,7 +29,7 @@ class RunProgress(ProgressBar):
         self._task = TaskID(0)
         self._drawn = 0.0
         self._enabled = True
-        self._next_line = 0.0
+        self._next_line = time.monotonic() + 20
 
     def disable(self) -> None:
         self._enabled = False
@@ -48,12 +48,18 @@ class RunProgress(ProgressBar):
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
             self._bar = Progress(
-                *columns, TextColumn("{task.fields[metrics]}"), TimeRemainingColumn(), console=self.console, auto_refresh=False
+                *columns,
+                TextColumn("{task.fields[metrics]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                auto_refresh=False,
             )
             self._task = self._bar.add_task(self.label, total=trainer.max_epochs, completed=trainer.current_epoch, metrics="")
             self._bar.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if self._bar is None or (now := time.monotonic()) - self._drawn < self.every_s:
             return
         self._drawn = now
@@ -65,7 +71,7 @@ class RunProgress(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._task, completed=done, metrics=self._metrics(trainer))
         elif self._enabled and time.monotonic() >= self._next_line:
-            # Without a terminal: a first line at once, then one at least 20 seconds after the other.
+            # Without a terminal: a line every 20 seconds or so.
             self._next_line = time.monotonic() + 20
             elapsed = time.monotonic() - self._started
             left = elapsed / max(1, done - self._first) * ((trainer.max_epochs or done) - done)

@@ -26,7 +26,7 @@ def choose_mode(wanted: str) -> str:
     return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
 
 
-def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], job_type: str, record: Any) -> Any:
+def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], record: dict[str, Any]) -> Any:
     """A WandbLogger with config, group, job type and tags; None where it is off or not installed."""
     if options.wandb == "off":
         return None
@@ -44,10 +44,10 @@ def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], job_
         project=options.project,
         entity=options.entity,
         group=options.group,
-        job_type=job_type,
+        job_type=record["job_type"],
         tags=options.tags,
         mode=mode,
-        config={**config, **{k: record.content[k] for k in ("data", "commit", "versions") if record is not None}},
+        config={**config, **{name: record[name] for name in ("data", "teacher", "commit", "versions", "hardware")}},
         settings=wandb.Settings(silent=True, console="off"),
     )
     _ = logger.experiment

@@ -63,5 +63,3 @@ class Teacher(nn.Module):
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """A teacher stays frozen, whatever its owner asks for."""
         return super().requires_grad_(False)
-
-

@@ -45,21 +45,22 @@ class EnsembleTeacher(Teacher):
         if len(values) != len(members) or not all(w > 0 and math.isfinite(w) for w in values):
             raise UserError(f"EnsembleTeacher: weights must be {len(members)} positive numbers, one a member, got {values}")
         self.members = nn.ModuleList(members)
+        self._teachers = tuple(members)  # the same, with their type
         self.mean = mean
         # Kept in double precision until used, and out of the state: they are arguments, not weights of a network.
         self.weights = torch.tensor(values, dtype=torch.float64) / math.fsum(values)
 
     def prepare(self, datamodule: Any) -> None:
-        for member in self.members:
+        for member in self._teachers:
             member.prepare(datamodule)
         super().prepare(datamodule)
 
     def outputs(self, batch: Batch) -> Output:
-        members = torch.stack([member(batch).logits for member in self.members], dim=1)
+        members = torch.stack([member(batch).logits for member in self._teachers], dim=1)
         weights = self.weights.to(members.device, full(members).dtype)
         if self.mean == "geometric":
             return Output(torch.einsum("bmk,m->bk", full(members), weights))
         return EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)
 
     def sources(self) -> list[dict[str, Any]]:
-        return [source for member in self.members for source in member.sources()]
+        return [source for member in self._teachers for source in member.sources()]

@@ -81,12 +81,16 @@ class ModelTeacher(Teacher):
             weights = models.get_weight(name)
             builder = next(b for b in models.list_models() if models.get_model_weights(b) is type(weights))
         except (ValueError, StopIteration) as error:
-            raise UserError(f"torchvision has no weights {name!r}; they are written like ResNet18_Weights.IMAGENET1K_V1") from error
+            raise UserError(
+                f"torchvision has no weights {name!r}; they are written like ResNet18_Weights.IMAGENET1K_V1"
+            ) from error
         try:
             with torch.random.fork_rng():
                 self.network = models.get_model(builder, weights=weights)
         except Exception as error:
-            raise UserError(f"the weights {name} are not in torchvision's cache and cannot be downloaded: {weights.url}") from error
+            raise UserError(
+                f"the weights {name} are not in torchvision's cache and cannot be downloaded: {weights.url}"
+            ) from error
         self.spec = {"num_classes": len(weights.meta["categories"]), "classes": list(weights.meta["categories"])}
         self._source = {"weights": name, "url": weights.url, "network": type(self.network).__name__}
 

@@ -1,0 +1,114 @@
+"""`kd list`: what there is, read from the source without importing it, so that it answers at once."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kd_lightning.errors import UserError
+from kd_lightning.paths import shipped_root
+
+_PACKAGE = Path(__file__).parent
+_SKIPPED = ("__init__", "base")
+
+
+def _classes(folder: str) -> Iterator[tuple[Path, ast.ClassDef]]:
+    """The first public class of each file that has one: the one the file is about."""
+    for path in sorted((_PACKAGE / folder).glob("*.py")):
+        if path.stem not in _SKIPPED:
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            yield from ((path, n) for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))
+
+
+def _summary(node: ast.ClassDef) -> str:
+    return (ast.get_docstring(node) or "").strip().splitlines()[0] if ast.get_docstring(node) else ""
+
+
+def _literals(node: ast.ClassDef) -> dict[str, Any]:
+    """Class attributes that are plain values."""
+    values: dict[str, Any] = {}
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
+            try:
+                values[item.target.id] = ast.literal_eval(item.value)
+            except ValueError:
+                continue
+    return values
+
+
+def _derives(node: ast.ClassDef, suffix: str) -> bool:
+    return any(isinstance(base, ast.Name | ast.Attribute) and ast.unparse(base).endswith(suffix) for base in node.bases)
+
+
+def methods() -> list[dict[str, Any]]:
+    found = []
+    for path, node in _classes("losses"):
+        if _derives(node, "DistillLoss"):
+            about = {name: _literals(node).get(name) for name in ("paper", "year", "family", "needs")}
+            about["needs"] = list(about["needs"] or ("teacher logits",))
+            config = f"configs/methods/{path.stem}.yaml"
+            found.append({"name": path.stem, "class_path": f"kd_lightning.losses.{node.name}", **about, "config": config})
+    return found
+
+
+def models() -> list[dict[str, Any]]:
+    return [
+        {"name": node.name.lower(), "class_path": f"kd_lightning.models.{node.name}", "about": _summary(node)}
+        for _, node in _classes("models")
+        if _derives(node, "Module")
+    ]
+
+
+def data() -> list[dict[str, Any]]:
+    return [
+        {
+            "name": node.name.removesuffix("DataModule").lower(),
+            "class_path": f"kd_lightning.data.{node.name}",
+            "about": _summary(node),
+            "config": f"configs/data/{path.stem}.yaml",
+        }
+        for path, node in _classes("data")
+        if _derives(node, "DataModule")
+    ]
+
+
+def experiments() -> list[dict[str, Any]]:
+    import yaml
+
+    root = shipped_root() / "experiments"
+    found = []
+    for path in sorted(root.rglob("*.yaml")):
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and "runs" in content:
+            name = path.relative_to(root).with_suffix("").as_posix()
+            found.append({"name": name, "claim": content.get("claim", ""), "time": content.get("time", "")})
+    return found
+
+
+KINDS = {"methods": methods, "models": models, "data": data, "experiments": experiments}
+
+
+def main(argv: list[str]) -> None:
+    """`kd list KIND [--json]`."""
+    words = [word for word in argv if not word.startswith("-")]
+    options = [word for word in argv if word.startswith("-")]
+    if "-h" in options or "--help" in options or not argv:
+        print(f"usage: kd list {'|'.join(KINDS)} [--json]")
+        return
+    if unknown := [o for o in options if o != "--json"]:
+        raise UserError(f"kd list: there is no option {unknown[0]}; there is --json")
+    if len(words) != 1 or words[0] not in KINDS:
+        raise UserError(f"kd list: name one of {', '.join(KINDS)}")
+    rows = KINDS[words[0]]()
+    print(json.dumps(rows, indent=2) if options else _table(rows))
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    cells = [{k: ", ".join(v) if isinstance(v, list) else str(v or "") for k, v in row.items()} for row in rows]
+    names = list(rows[0]) if rows else []
+    width = {name: max(len(name), *(len(row[name]) for row in cells)) for name in names}
+    lines = [names, *([row[name] for name in names] for row in cells)]
+    return "\n".join("  ".join(f"{v:<{width[n]}}" for n, v in zip(names, line, strict=True)).rstrip() for line in lines)

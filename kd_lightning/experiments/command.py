@@ -1,0 +1,86 @@
+"""`kd reproduce`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from kd_lightning.errors import UserError
+from kd_lightning.experiments.spec import load
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"kd reproduce: {message}")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = _Parser(
+        "kd reproduce",
+        description="Run a published experiment: train what is missing, print its table.",
+        allow_abbrev=False,
+    )
+    made.add_argument("experiment", nargs="?", help="its name (see --list), or the path of a YAML of yours")
+    made.add_argument("--list", action="store_true", help="name all experiments, their claims and how long they take")
+    made.add_argument("--dry-run", action="store_true", help="print the commands and train nothing")
+    made.add_argument("--seeds", type=int, help="how many seeds, from 0")
+    made.add_argument("--data-root", help="folder of the data sets; else KD_DATA_ROOT, else ./data")
+    made.add_argument("--output", type=Path, help="folder of the results; runs/EXPERIMENT where left out")
+    made.add_argument("--store", type=Path, default=Path("runs/store"), help="folder of the runs, shared by all experiments")
+    return made
+
+
+def main(argv: list[str]) -> None:
+    arguments = parser().parse_args(argv)
+    console = Console()
+    if arguments.list:
+        from kd_lightning.catalog import experiments
+
+        for row in experiments():
+            console.print(f"[bold]{row['name']}[/bold] ({row['time']})\n  {row['claim'].strip()}", highlight=False)
+        return
+    if not arguments.experiment:
+        raise UserError("kd reproduce: name an experiment; kd reproduce --list shows them")
+    if arguments.seeds is not None and arguments.seeds < 1:
+        raise UserError(f"kd reproduce: --seeds must be at least 1, got {arguments.seeds}")
+    reproduce(arguments, console)
+
+
+def reproduce(arguments: Any, console: Console) -> None:
+    """Plan, train what is missing, write and print the results."""
+    started = time.monotonic()
+    experiment = load(arguments.experiment)
+    from kd_lightning.experiments import results
+    from kd_lightning.experiments.runner import Runner, Settings, plan
+    from kd_lightning.runs.launch import launch
+
+    output = arguments.output or Path("runs") / experiment.name
+    extra = {"data.root": arguments.data_root} if arguments.data_root else {}
+    settings = Settings(output, arguments.store, arguments.seeds or experiment.seeds, extra)
+    jobs = plan(experiment, settings)
+    if arguments.dry_run:
+        for job in jobs:
+            state = "finished" if job.finished else "to run"
+            console.print(f"{job.run}, seed {job.seed} ({state}):\n  {job.command}", highlight=False, soft_wrap=True)
+        return
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {output} cannot be written ({error.strerror}); choose another with --output") from error
+    console.print(f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}", highlight=False)
+    Runner(settings, launch, console).run(jobs)
+    content = results.collect(experiment, jobs, "")
+    results.write(experiment, content, output)
+    console.print(results.table(experiment.title, content))
+    for comparison in content["comparisons"]:
+        console.print(comparison["sentence"], highlight=False)
+    if content["note"]:
+        console.print(content["note"], highlight=False)
+    console.print(
+        f"{time.monotonic() - started:.0f} s; results in {output}/results.json, results.md, summary.png",
+        highlight=False,
+    )

@@ -1,0 +1,59 @@
+"""What a network costs: parameters, FLOPs, file size, latency on the CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from kd_lightning.checkpoints import KEY, build_network, load_weights, network_weights, read_file
+
+
+def measure(
+    network: nn.Module, input_shape: list[int], batches: tuple[int, ...] = (1, 256), seconds: float = 0.15
+) -> dict[str, float]:
+    """Costs of a forward pass on the CPU.
+
+    Args:
+        network: in any mode; measured in eval.
+        input_shape: of one sample.
+        batches: batch sizes at which latency is measured.
+        seconds: how long each latency is measured, after a warm-up.
+
+    Returns:
+        `parameters`; `flops` of one sample (a multiplication and an addition count two); `file_bytes` of the weights in
+        safetensors; `latency_ms_batch_N`, the median of repeated passes.
+    """
+    from safetensors.torch import save
+    from torch.utils.flop_counter import FlopCounterMode
+
+    network = network.eval().cpu()
+    costs: dict[str, float] = {"parameters": sum(p.numel() for p in network.parameters())}
+    with torch.inference_mode():
+        counter = FlopCounterMode(display=False)
+        with counter:
+            network(torch.zeros(1, *input_shape))
+        costs["flops"] = counter.get_total_flops()
+        costs["file_bytes"] = len(save({name: t.contiguous() for name, t in network.state_dict().items()}))
+        for batch in batches:
+            inputs = torch.zeros(batch, *input_shape)
+            for _ in range(5):
+                network(inputs)
+            times, end = [], time.perf_counter() + seconds
+            while time.perf_counter() < end:
+                begun = time.perf_counter()
+                network(inputs)
+                times.append(time.perf_counter() - begun)
+            costs[f"latency_ms_batch_{batch}"] = 1000 * statistics.median(times)
+    return costs
+
+
+def measure_checkpoint(path: Any) -> dict[str, float]:
+    """Costs of the network in one of our checkpoints."""
+    content = read_file(path, "the checkpoint")
+    network = build_network(content[KEY]["network"])
+    load_weights(network, network_weights(content), str(path))
+    return measure(network, content[KEY]["spec"]["input_shape"])

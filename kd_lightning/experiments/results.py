@@ -1,0 +1,176 @@
+"""From finished runs to results.json, results.csv, results.md, a plot and a table in the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+from safetensors.numpy import load_file
+
+from kd_lightning.experiments.cost import measure_checkpoint
+from kd_lightning.experiments.runner import Job, by_run
+from kd_lightning.experiments.spec import Experiment
+from kd_lightning.experiments.stats import Comparison, bootstrap_examples, holm, paired
+from kd_lightning.runs.folder import commit, hardware, write_json
+
+COSTS = ("parameters", "flops", "file_bytes", "latency_ms_batch_1", "latency_ms_batch_256")
+_HEADINGS = {
+    "test_errors": "test errors",
+    "test_accuracy": "test accuracy",
+    "flops": "FLOPs",
+    "file_bytes": "file, kB",
+    "latency_ms_batch_1": "CPU ms, batch 1",
+    "latency_ms_batch_256": "CPU ms, batch 256",
+}
+
+
+def _row(run: str, metric: str, values: list[float], paper: float | None) -> dict[str, Any]:
+    return {
+        "run": run,
+        "metric": metric,
+        "paper": paper,
+        "mean": statistics.fmean(values),
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "n": len(values),
+        "values": values,
+    }
+
+
+def rows(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
+    """One row a run and metric, costs after the metrics."""
+    found = []
+    for name, group in by_run(jobs):
+        records = [job.record for job in group]
+        for metric in experiment.metrics:
+            values = [float(r["metrics"][metric]) for r in records if metric in r["metrics"]]
+            if values:
+                found.append(_row(name, metric, values, experiment.paper.get(name, {}).get(metric)))
+        found += [_row(name, cost, [value], None) for cost, value in measure_checkpoint(group[0].checkpoint).items()]
+    return found
+
+
+def _wrong(jobs: list[Job]) -> NDArray[np.bool_]:
+    """`(seeds, examples)`: whether each seed's run errs on each test example."""
+    tested = [load_file(job.folder / "predictions-test.safetensors") for job in jobs]
+    return np.stack([t["logits"].argmax(-1) != t["target"] for t in tested])
+
+
+def comparisons(experiment: Experiment, jobs: list[Job]) -> list[Comparison]:
+    """The experiment's pairs, tested over the seeds that both have, and over test examples."""
+    groups = {name: {job.seed: job for job in group} for name, group in by_run(jobs)}
+    metric, found = experiment.compare_metric, []
+    for a, b in experiment.compare:
+        seeds = sorted(groups.get(a, {}).keys() & groups.get(b, {}).keys())
+        if not seeds:
+            continue
+        pair = [[groups[run][seed] for seed in seeds] for run in (a, b)]
+        values = [[float(job.record["metrics"][metric]) for job in side] for side in pair]
+        result = paired(a, b, metric, *values)
+        if metric == "test_errors" and result.p is not None:
+            result.examples_low, result.examples_high = bootstrap_examples(_wrong(pair[0]), _wrong(pair[1]))
+        found.append(result)
+    holm(found)
+    return found
+
+
+def collect(experiment: Experiment, jobs: list[Job], note: str) -> dict[str, Any]:
+    """The content of results.json."""
+    return {
+        "experiment": experiment.name,
+        "rows": rows(experiment, jobs),
+        "comparisons": [c.as_dict() | {"sentence": c.sentence()} for c in comparisons(experiment, jobs)],
+        "commit": commit(),
+        "hardware": hardware(),
+        "wall_time_s": round(sum(float(job.record.get("wall_time_s", 0)) for job in jobs), 1),
+        "note": " ".join(filter(None, [experiment.note.strip(), note])),
+    }
+
+
+def _number(row: dict[str, Any]) -> str:
+    mean, std, metric = row["mean"], row["std"], row["metric"]
+    if metric in ("parameters", "flops"):
+        return f"{mean:,.0f}"
+    if metric == "file_bytes":
+        return f"{mean / 1000:,.1f}"
+    if metric.startswith("latency"):
+        return f"{mean:.3g}"
+    scale, digits = (100, 2) if "accuracy" in metric else (1, 1 if "errors" in metric else 4)
+    spread = f" ± {scale * std:.{digits}f}" if std is not None else ""
+    return f"{scale * mean:.{digits}f}{spread}" + ("%" if scale == 100 else "")
+
+
+def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Headings and lines of the table: a run a line, the paper's number in brackets where there is one."""
+    metrics = list(dict.fromkeys(row["metric"] for row in content["rows"]))
+    found = {(row["run"], row["metric"]): row for row in content["rows"]}
+    has_paper = {
+        metric: any(row["paper"] is not None for row in content["rows"] if row["metric"] == metric) for metric in metrics
+    }
+    lines = []
+    for run in dict.fromkeys(row["run"] for row in content["rows"]):
+        line = [run, str(found[run, metrics[0]]["n"]) if (run, metrics[0]) in found else ""]
+        for metric in metrics:
+            row = found.get((run, metric))
+            line.append(_number(row) if row else "")
+            if has_paper[metric]:
+                line.append(f"{row['paper']:g}" if row and row["paper"] is not None else "")
+        lines.append(line)
+    headings = ["run", "seeds"]
+    for metric in metrics:
+        heading = _HEADINGS.get(metric, metric.replace("_", " "))
+        headings += [heading, f"paper's {heading}"] if has_paper[metric] else [heading]
+    if len(headings) > 7 and len(lines) <= 5:  # wide: metrics become lines
+        turned = [list(line) for line in zip(headings, *lines, strict=True)]
+        return turned[0], turned[1:]
+    return headings, lines
+
+
+def table(title: str, content: dict[str, Any]) -> Table:
+    headings, lines = cells(content)
+    result = Table(title=title, title_justify="left")
+    for at, heading in enumerate(headings):
+        result.add_column(heading, justify="right" if at else "left", no_wrap=at == 0)
+    for line in lines:
+        result.add_row(*line)
+    return result
+
+
+def markdown(experiment: Experiment, content: dict[str, Any]) -> str:
+    headings, lines = cells(content)
+    text = [f"# {experiment.title}", "", experiment.claim.strip(), "", "| " + " | ".join(headings) + " |"]
+    text += ["| " + " | ".join(["---", *["---:"] * (len(headings) - 1)]) + " |"]
+    text += ["| " + " | ".join(line) + " |" for line in lines]
+    text += ["", *(f"- {c['sentence']}." for c in content["comparisons"])]
+    machine = content["hardware"]
+    where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
+    text += [
+        "",
+        f"Mean ± standard deviation over seeds. {content['wall_time_s']:.0f} s of runs on {where}; commit {content['commit']}.",
+    ]
+    text += ["", content["note"]] if content["note"] else []
+    return "\n".join(text) + "\n"
+
+
+def csv_text(content: dict[str, Any]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["run", "metric", "paper", "mean", "std", "n", "values"])
+    for row in content["rows"]:
+        writer.writerow([*(row[k] for k in ("run", "metric", "paper", "mean", "std", "n")), " ".join(map(repr, row["values"]))])
+    return out.getvalue()
+
+
+def write(experiment: Experiment, content: dict[str, Any], output: Path) -> None:
+    """results.json, results.csv, results.md and summary.png."""
+    from kd_lightning.experiments.plots import summary
+
+    write_json(output / "results.json", content)
+    (output / "results.csv").write_text(csv_text(content))
+    (output / "results.md").write_text(markdown(experiment, content))
+    summary(experiment, content, output / "summary.png")

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import math
+import pkgutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_lightning import losses
+from kd_lightning.errors import UserError
+from kd_lightning.losses import DistillLoss
+from kd_lightning.losses.base import positive
+from tests.losses.properties import random_case
+
+HERE = Path(__file__).parent
+METHODS = HERE.parents[1] / "configs" / "methods"
+STEMS = sorted(module.name for module in pkgutil.iter_modules(losses.__path__) if module.name != "base")
+CLASSES = {
+    name: value
+    for name in losses.__all__
+    if isinstance(value := getattr(losses, name), type) and issubclass(value, DistillLoss) and value is not DistillLoss
+}
+
+
+def test_losses_are_found() -> None:
+    assert {"ce", "kd", "logitmse"} <= set(STEMS)
+    assert {"CrossEntropy", "KD", "LogitMSE"} <= set(CLASSES)
+    assert len(losses.__all__) == len(set(losses.__all__))
+    with pytest.raises(AttributeError, match="NoSuchLoss"):
+        losses.NoSuchLoss  # noqa: B018
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_loss_has_its_test_and_its_method_file(stem: str) -> None:
+    assert (HERE / f"test_{stem}.py").is_file()
+    named = (METHODS / f"{stem}.yaml").read_text()
+    own = [name for name, loss in CLASSES.items() if loss.__module__ == f"kd_lightning.losses.{stem}"]
+    assert any(f"class_path: kd_lightning.losses.{name}\n" in named for name in own), f"{stem}.yaml uses none of {own}"
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_every_loss_describes_itself(name: str) -> None:
+    loss = CLASSES[name]
+    assert loss.paper
+    assert loss.family
+    assert loss.__doc__
+    assert isinstance(loss.needs, tuple)  # ("labels") is a string
+    assert loss.needs
+    assert all(loss.needs)
+
+
+# Each row by hand: the weights of epochs 0, 1, 2, ...
+@pytest.mark.parametrize(
+    ("base", "weights"),
+    [
+        ({}, [1, 1, 1]),
+        ({"weight": 3.0}, [3, 3, 3]),
+        ({"weight": 0.0}, [0, 0, 0]),
+        ({"weight": 3.0, "start": 2}, [0, 0, 3, 3]),
+        ({"weight": 3.0, "end": 2}, [3, 3, 0, 0]),
+        ({"weight": 3.0, "start": 1, "end": 3}, [0, 3, 3, 0]),
+        ({"weight": 3.0, "warmup": 1}, [3, 3]),
+        ({"weight": 2.0, "warmup": 4}, [0.5, 1.0, 1.5, 2.0, 2.0]),
+        ({"weight": 2.0, "start": 2, "end": 7, "warmup": 4}, [0, 0, 0.5, 1.0, 1.5, 2.0, 2.0, 0, 0]),
+        ({"weight": 2.0, "start": 1, "end": 3, "warmup": 4}, [0, 0.5, 1.0, 0]),  # over before the weight is reached
+    ],
+)
+def test_weight_at(base: dict[str, Any], weights: list[float]) -> None:
+    loss = DistillLoss(**base)
+    assert [loss.weight_at(epoch) for epoch in range(len(weights))] == weights
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
+def test_bad_weight(name: str, weight: float) -> None:
+    with pytest.raises(UserError, match=f"{name}: weight must be a finite number of at least 0"):
+        CLASSES[name](weight=weight)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize(
+    "span", [{"start": -1}, {"warmup": -1}, {"end": 0}, {"end": -1}, {"start": 2, "end": 2}, {"start": 2, "end": 1}]
+)
+def test_bad_span(name: str, span: dict[str, int]) -> None:
+    with pytest.raises(UserError, match=f"{name}: start and warmup must be at least 0 and end after start"):
+        CLASSES[name](**span)
+
+
+def test_weight_is_not_in_the_loss() -> None:
+    """The total multiplies by weight_at; a loss that did so too would count it twice."""
+    case = random_case()
+    for loss in (losses.CrossEntropy, losses.KD, losses.LogitMSE):
+        values = {loss(weight=w)(case.student, case.teacher, case.batch).item() for w in (0.0, 1.0, 5.0)}
+        assert len(values) == 1
+
+
+@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, -math.inf, "2", True, None])
+def test_positive_refuses(value: Any) -> None:
+    with pytest.raises(UserError, match="Owner: name must be a finite number greater than 0") as error:
+        positive("Owner", "name", value)
+    assert str(value) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_positive_gives_a_float() -> None:
+    assert isinstance(positive("Owner", "name", 2), float)
+    assert positive("Owner", "name", 2) == 2.0
+
+
+def test_base_is_abstract() -> None:
+    case = random_case()
+    with pytest.raises(NotImplementedError):
+        DistillLoss()(case.student, case.teacher, case.batch)
