@@ -23,6 +23,17 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def weights_sha256(network: nn.Module) -> str:
+    """One checksum over a network's tensors, their names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor).encode()
+        )
+    return digest.hexdigest()
+
+
 def read_file(path: str | Path, what: str) -> dict[str, Any]:
     """The mapping that a checkpoint, state_dict or safetensors file holds, on the CPU.
 

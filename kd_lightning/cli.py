@@ -14,6 +14,7 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test set",
     "predict": "write a checkpoint's logits on the test set",
+    "cache": "compute a teacher's outputs once and train from them: kd cache -c FILE.yaml ... --output DIR",
     "reproduce": "run a published experiment and print its table: kd reproduce EXPERIMENT; --list shows all",
     "list": "what there is: kd list methods|models|data|experiments [--json]",
 }
@@ -46,6 +47,10 @@ def dispatch(argv: list[str]) -> int:
         from kd_lightning.experiments.command import main as reproduce
 
         reproduce(argv[1:])
+    elif command == "cache":
+        from kd_lightning.runs.cache_command import main as cache
+
+        cache(argv[1:])
     elif command in RUNS:
         from kd_lightning.runs.command import main as run
 

@@ -131,12 +131,10 @@ class Runner:
         todo = [job for job in jobs if not job.finished]
         if len(todo) < len(jobs):
             self.console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already", highlight=False)
+        self._explain(todo, state)
         started, durations = time.monotonic(), []
         for done, job in enumerate(todo):
             name = f"{job.run}/{job.seed}"
-            earlier = state.get(name, {})
-            if earlier and earlier["address"] != job.folder.name:
-                self.console.print(f"{name} is run again: {difference(earlier['key'], job.key)} changed", highlight=False)
             begun = time.monotonic()
             self._execute(job)
             durations.append(time.monotonic() - begun)
@@ -150,6 +148,15 @@ class Runner:
             )
             state[name] = {"address": job.folder.name, "key": job.key}
             write_json(self._state_path, state)
+
+    def _explain(self, todo: list[Job], state: dict[str, Any]) -> None:
+        """Say once a run why what was finished is run again."""
+        said = set()
+        for job in todo:
+            earlier = state.get(f"{job.run}/{job.seed}", {})
+            if earlier and earlier["address"] != job.folder.name and job.run not in said:
+                said.add(job.run)
+                self.console.print(f"{job.run} is run again: {difference(earlier['key'], job.key)}", highlight=False)
 
     def _execute(self, job: Job) -> None:
         argv = resolve_configs(job.argv)

@@ -66,7 +66,10 @@ class DistillationModule(BaseModule):
         if not self.learns_from_teacher:
             return None
         modules = self.teacher.tap(roles)
-        return Probe(self.teacher(self._blank_batch()), modules)
+        for name, loss in self.losses.items():
+            if "all teacher logits" in cast(DistillLoss, loss).needs and not self.teacher.exact_logits:
+                raise UserError(f"the loss {name!r} needs every logit of the teacher; a top-k cache holds a part of them")
+        return Probe(self.teacher.probe(self._blank_batch()), modules)
 
     def teach(self, batch: Batch) -> Output | None:
         return self.teacher(batch) if self.teacher.ready else None

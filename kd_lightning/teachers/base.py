@@ -43,6 +43,15 @@ class Teacher(nn.Module):
             raise UserError(f"{type(self).__name__} has no features for {', '.join(sorted(roles))}; use a single ModelTeacher")
         return {}
 
+    @property
+    def exact_logits(self) -> bool:
+        """Whether every class's logit is the network's own, not an approximation."""
+        return True
+
+    def probe(self, batch: Batch) -> Output:
+        """An output of the right shapes for a batch of blank samples."""
+        return self.forward(batch)
+
     def outputs(self, batch: Batch) -> Output:
         raise NotImplementedError
 

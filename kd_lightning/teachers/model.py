@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd_lightning.checkpoints import KEY, build_network, check_spec, load_weights, network_weights, read_file, sha256_of
+from kd_lightning.checkpoints import (
+    KEY,
+    build_network,
+    check_spec,
+    load_weights,
+    network_weights,
+    read_file,
+    sha256_of,
+    weights_sha256,
+)
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.teachers.base import Teacher
@@ -46,7 +55,7 @@ class ModelTeacher(Teacher):
         self.checkpoint, self.weights, self.layers, self.sha256 = checkpoint, weights, dict(layers or {}), sha256
         self.spec: Mapping[str, Any] | None = None
         self.taps: Taps | None = None
-        self._source: dict[str, Any] = {"network": type(network).__name__}
+        self._source: dict[str, Any] = {}
 
     def prepare(self, datamodule: Any) -> None:
         if not self.ready:
@@ -56,6 +65,8 @@ class ModelTeacher(Teacher):
                 self._load_torchvision(self.weights)
             elif self.checkpoint is not None:
                 self._load_file(Path(self.checkpoint).expanduser())
+            elif self.network is not None:
+                self._source = {"sha256": weights_sha256(self.network), "network": type(self.network).__name__}
             super().prepare(datamodule)
             self.train(False)
         check_spec("the teacher", self.spec, datamodule.spec)
@@ -107,4 +118,4 @@ class ModelTeacher(Teacher):
         return run_network(self.network, inputs, self.taps)
 
     def sources(self) -> list[dict[str, Any]]:
-        return [self._source]
+        return [self._source] if self._source else []

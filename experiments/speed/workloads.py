@@ -1,0 +1,91 @@
+"""The two sides of each comparison: loops written by hand, and the same training through the Trainer."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from kd_lightning import ClassifierModule, DistillationModule
+from kd_lightning.losses.ce import CrossEntropy
+from kd_lightning.losses.kd import KD
+from kd_lightning.runs.csv_logger import EpochCSVLogger
+from kd_lightning.runs.progress import RunProgress
+from kd_lightning.teachers import ModelTeacher
+
+SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True)
+TEMPERATURE = 20.0
+
+
+class Clock(pl.Callback):
+    """Seconds from the first batch to the end of the epoch, its hooks included."""
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seconds = time.perf_counter() - self.started
+
+
+def fit(module: pl.LightningModule, datamodule: Any, steps: int) -> float:
+    """Seconds a step through the Trainer, with the metrics, the metrics.csv and the progress of `kd fit`."""
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_epochs=1,
+            limit_train_batches=steps,
+            accelerator="cpu",
+            logger=EpochCSVLogger(Path(folder)),
+            callbacks=[clock, RunProgress()],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+        )
+        trainer.fit(module, datamodule=datamodule)
+    return clock.seconds / steps
+
+
+def distillation(student: nn.Module, teacher: Any, optimizer: Any = SGD) -> DistillationModule:
+    losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
+    return DistillationModule(student, teacher, losses, optimizer=optimizer)
+
+
+def live(make_student: Callable[[], nn.Module], teacher: nn.Module, datamodule: Any, steps: int) -> float:
+    return fit(distillation(make_student(), ModelTeacher(network=teacher)), datamodule, steps)
+
+
+def plain(make_student: Callable[[], nn.Module], datamodule: Any, steps: int) -> float:
+    return fit(ClassifierModule(make_student(), optimizer=SGD), datamodule, steps)
+
+
+def by_hand(make_student: Callable[[], nn.Module], teacher: nn.Module, datamodule: Any, steps: int) -> float:
+    """Seconds a step of a loop that does nothing but the training: in-memory tensors, no logging, no metrics."""
+    source = datamodule.source("train")
+    images, target = source.images, source.target
+    mean, std = 255 * source.mean[:, None, None], 255 * source.std[:, None, None]
+    student, size = make_student().train(), datamodule.batch_size
+    teacher = teacher.eval()
+    optimizer = SGD(student.parameters())
+    order = source.rows[torch.randperm(len(source))]
+    started = time.perf_counter()
+    for step in range(steps):
+        rows = order[step * size : (step + 1) * size]
+        x, y = (images[rows].float() - mean) / std, target[rows]
+        with torch.no_grad():
+            soft = torch.log_softmax(teacher(x) / TEMPERATURE, dim=-1)
+        logits = student(x)
+        loss = 0.1 * F.cross_entropy(logits, y) + 0.9 * TEMPERATURE**2 * F.kl_div(
+            torch.log_softmax(logits / TEMPERATURE, dim=-1), soft, reduction="batchmean", log_target=True
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return (time.perf_counter() - started) / steps

@@ -1,0 +1,129 @@
+"""A teacher is frozen: nothing that its owner or a trainer does changes what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from kd_lightning.data import DigitsDataModule
+from kd_lightning.modules import DistillationModule
+from kd_lightning.teachers import ModelTeacher, Teacher
+from kd_lightning.types import Batch, Output
+from tests.modules.small import complaint, copied, distillation, same, samples, shaky, trainer
+
+
+class Own(Teacher):
+    """What a user writes: a network kept under a name of its own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.own = network
+
+    def outputs(self, batch: Batch) -> Output:
+        return Output(self.own(batch.inputs))
+
+
+def frozen(teacher: Teacher) -> bool:
+    return not any(m.training for m in teacher.modules()) and not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.fixture
+def owner(data: DigitsDataModule) -> DistillationModule:
+    module = distillation(teacher=ModelTeacher(network=shaky()), student=shaky())
+    module.attach(data)
+    return module
+
+
+def test_prepare_freezes(data: DigitsDataModule) -> None:
+    teacher = ModelTeacher(network=shaky())
+    assert not frozen(teacher)
+    teacher.prepare(data)
+    assert frozen(teacher)
+
+
+CAREFUL: dict[str, Callable[[DistillationModule], object]] = {
+    "teacher.train": lambda owner: owner.teacher.train(),
+    "teacher.train(True)": lambda owner: owner.teacher.train(True),
+    "teacher.requires_grad_": lambda owner: owner.teacher.requires_grad_(True),
+    "owner.train": lambda owner: owner.train(),
+    "owner.eval, then train": lambda owner: owner.eval().train(),
+}
+
+
+@pytest.mark.parametrize("action", CAREFUL)
+def test_stays_frozen(owner: DistillationModule, action: str) -> None:
+    CAREFUL[action](owner)
+    assert frozen(owner.teacher)
+    assert owner.student.training
+    assert all(p.requires_grad for p in owner.student.parameters())
+
+
+@pytest.mark.xfail(strict=True, reason="nn.Module sets its submodules' parameters itself and never asks the teacher")
+@pytest.mark.parametrize("action", ["requires_grad_", "unfreeze"])
+def test_stays_frozen_whatever_its_owner_asks_for(owner: DistillationModule, action: str) -> None:
+    getattr(owner, action)()
+    assert frozen(owner.teacher)
+
+
+def test_a_fit_changes_nothing(owner: DistillationModule, data: DigitsDataModule) -> None:
+    batch = samples(data, "train", 64)
+    teacher, student = copied(owner.teacher), copied(owner.student)
+    before = owner.teacher(batch).logits
+    trainer(max_epochs=2).fit(owner, datamodule=data)
+    owner.train()
+    assert frozen(owner.teacher)
+    assert same(copied(owner.teacher), teacher)  # running statistics and the count of batches among them
+    assert torch.equal(owner.teacher(batch).logits, before)
+    assert torch.equal(owner.teacher(batch).logits, before)  # dropout would give another answer each time
+    # The student, the same network in train mode, did change in each of these ways: the test can fail.
+    now = copied(owner.student)
+    assert not any(torch.equal(now[name], student[name]) for name in ("1.weight", "2.running_mean", "2.num_batches_tracked"))
+    assert not torch.equal(owner.student(batch.inputs), owner.student(batch.inputs))
+
+
+def test_forward_has_no_graph(owner: DistillationModule, data: DigitsDataModule) -> None:
+    batch = samples(data, "train", 4)
+    assert isinstance(batch.inputs, torch.Tensor)
+    batch.inputs.requires_grad_()
+    logits = owner.teacher(batch).logits
+    assert not logits.requires_grad
+    # Outputs of inference mode could not take part in a loss: "Inference tensors cannot be saved for backward".
+    assert not logits.is_inference()
+    assert owner.student(batch.inputs).requires_grad
+
+
+def test_follows_its_owner(owner: DistillationModule, data: DigitsDataModule) -> None:
+    owner.double()
+    assert {p.dtype for p in owner.teacher.parameters()} == {torch.float64}
+    batch = samples(data, "train", 4)
+    assert isinstance(batch.inputs, torch.Tensor)
+    batch.inputs = batch.inputs.double()
+    assert owner.teacher(batch).logits.dtype == torch.float64
+
+
+def test_unprepared(data: DigitsDataModule) -> None:
+    teacher = Own(shaky())
+    assert not teacher.ready
+    message = complaint(lambda: teacher(samples(data, "train", 2)))
+    assert message == "Own is not prepared; call prepare(datamodule) first"
+    teacher.prepare(data)
+    assert teacher(samples(data, "train", 2)).logits.shape == (2, 10)
+
+
+@pytest.mark.xfail(strict=True, reason="only ModelTeacher.prepare sets eval mode; Teacher.prepare does not")
+def test_a_users_own_teacher_is_in_eval_mode(data: DigitsDataModule) -> None:
+    teacher = Own(shaky())
+    teacher.prepare(data)
+    assert frozen(teacher)
+
+
+def test_no_features_and_no_sources_unless_a_subclass_has_them() -> None:
+    teacher = Own(shaky())
+    assert teacher.tap(set()) == {}
+    assert "Own has no features for penultimate, stage1" in complaint(lambda: teacher.tap({"stage1", "penultimate"}))
+    assert teacher.sources() == []
+    with pytest.raises(NotImplementedError):
+        Teacher().outputs(Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1)))

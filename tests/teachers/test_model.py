@@ -1,0 +1,164 @@
+"""A teacher from a checkpoint, a bare weights file, torchvision's weights, or a network in Python."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import models
+
+from kd_lightning.data import DigitsDataModule
+from kd_lightning.runs.launch import RunResult
+from kd_lightning.teachers import ModelTeacher
+from kd_lightning.types import Batch
+from tests.modules.small import complaint, copied, mlp, same, samples, shaky
+
+WEIGHTS = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1  # the smallest of torchvision's
+
+
+def prepared(data: Any, **arguments: Any) -> ModelTeacher:
+    teacher = ModelTeacher(**arguments)
+    teacher.prepare(data)
+    assert teacher.ready
+    assert isinstance(teacher.network, nn.Module)
+    assert not any(m.training for m in teacher.network.modules())
+    return teacher
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def imagenet() -> SimpleNamespace:
+    """A stand-in for a datamodule: all that a teacher reads is what the data is."""
+    classes = list(WEIGHTS.meta["categories"])
+    return SimpleNamespace(spec={"data": "imagenet", "num_classes": 1000, "classes": classes, "input_shape": [3, 224, 224]})
+
+
+@pytest.fixture
+def torchvision_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+    """Weights that differ from a new network's, in the place of the download."""
+    state = models.shufflenet_v2_x0_5().state_dict()
+    state = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: state)
+    return state
+
+
+def test_from_a_checkpoint(teacher_run: RunResult, checkpoint: Path, data: DigitsDataModule) -> None:
+    teacher = prepared(data, checkpoint=str(checkpoint))
+    assert isinstance(teacher.network, nn.Module)
+    trained = teacher_run.module.net.eval()
+    assert same(copied(teacher.network), copied(trained))
+    batch = samples(data, "test")
+    logits = teacher(batch).logits
+    assert torch.equal(logits, trained(batch.inputs))
+    # The weights are those that training left: chance is a tenth.
+    assert (logits.argmax(-1) == batch.target).float().mean() > 0.3
+    assert teacher.sources() == [{"path": str(checkpoint.resolve()), "sha256": digest(checkpoint), "network": "MLP"}]
+    assert prepared(data, checkpoint=str(checkpoint), sha256=digest(checkpoint)).ready
+
+
+@pytest.mark.parametrize("kind", ["weights.pt", "wrapped.pt", "weights.safetensors"])
+def test_from_a_bare_file_and_a_network(kind: str, tmp_path: Path, data: DigitsDataModule) -> None:
+    path, trained, network = tmp_path / kind, shaky().eval(), shaky()
+    state = trained.state_dict()
+    if path.suffix == ".safetensors":
+        save_file(state, path)
+    else:
+        torch.save({"state_dict": state, "epoch": 3} if kind == "wrapped.pt" else state, path)
+    batch = samples(data, "test", 8)
+    assert not torch.equal(network.eval()(batch.inputs), trained(batch.inputs))
+    network.train()
+    teacher = prepared(data, checkpoint=str(path), network=network)
+    assert torch.equal(teacher(batch).logits, trained(batch.inputs))
+    assert teacher.sources() == [{"path": str(path), "sha256": digest(path), "network": "Sequential"}]
+
+
+def test_from_a_network_in_python(data: DigitsDataModule) -> None:
+    network, batch = shaky(), samples(data, "test", 8)
+    teacher = prepared(data, network=network)
+    assert torch.equal(teacher(batch).logits, network.eval()(batch.inputs))
+
+
+def test_from_torchvision(torchvision_weights: dict[str, Tensor], imagenet: SimpleNamespace) -> None:
+    teacher = prepared(imagenet, weights=str(WEIGHTS))
+    assert isinstance(teacher.network, models.ShuffleNetV2)
+    assert same(copied(teacher.network), torchvision_weights)
+    assert teacher.sources() == [{"weights": str(WEIGHTS), "url": WEIGHTS.url, "network": "ShuffleNetV2"}]
+    imagenet.spec["classes"] = imagenet.spec["classes"][::-1]
+    assert "other classes, or another order" in complaint(lambda: ModelTeacher(weights=str(WEIGHTS)).prepare(imagenet))
+
+
+def test_torchvision_does_not_know_the_data(torchvision_weights: dict[str, Tensor], data: DigitsDataModule) -> None:
+    message = complaint(lambda: ModelTeacher(weights=str(WEIGHTS)).prepare(data))
+    assert message == "the teacher knows 1000 classes, the data digits has 10"
+
+
+def test_torchvision_without_a_network(monkeypatch: pytest.MonkeyPatch, imagenet: SimpleNamespace) -> None:
+    def unreachable(*_: Any, **__: Any) -> None:
+        raise URLError("no route")
+
+    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", unreachable)
+    message = complaint(lambda: ModelTeacher(weights=str(WEIGHTS)).prepare(imagenet))
+    assert "cannot be downloaded" in message
+    assert WEIGHTS.url in message
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ResNet18",
+        "Nothing_Weights.IMAGENET1K_V1",
+        pytest.param(
+            "ResNet18_Weights.IMAGENET9K",
+            marks=pytest.mark.xfail(strict=True, raises=KeyError, reason="get_weight raises KeyError for a wrong value"),
+        ),
+    ],
+)
+def test_torchvision_has_no_such_weights(name: str, imagenet: SimpleNamespace) -> None:
+    message = complaint(lambda: ModelTeacher(weights=name).prepare(imagenet))
+    assert f"torchvision has no weights {name!r}" in message
+
+
+@pytest.mark.usefixtures("torchvision_weights")
+@pytest.mark.parametrize("source", ["checkpoint", "torchvision"])
+def test_prepare_draws_no_random_number(
+    source: str, checkpoint: Path, data: DigitsDataModule, imagenet: SimpleNamespace
+) -> None:
+    def states() -> list[Any]:
+        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
+
+    before = states()
+    if source == "checkpoint":
+        prepared(data, checkpoint=str(checkpoint))
+    else:
+        prepared(imagenet, weights=str(WEIGHTS))
+    assert states() == before
+    mlp()  # making a network does draw: the state was put back
+    assert states() != before
+
+
+def test_features_by_role(checkpoint: Path, data: DigitsDataModule) -> None:
+    teacher = prepared(data, checkpoint=str(checkpoint), layers={"hidden": "body", "unused": "nowhere"})
+    assert teacher.tap(set()) == {}
+    assert teacher.tap({"hidden"}).keys() == {"hidden"}
+    output = teacher(samples(data, "test", 4))
+    assert output.features.keys() == {"hidden"}
+    assert isinstance(teacher.network, nn.Module)
+    assert torch.equal(teacher.network.get_submodule("head")(output.features["hidden"]), output.logits)
+
+
+def test_reads_its_own_inputs_where_there_are_some(data: DigitsDataModule) -> None:
+    teacher, batch = prepared(data, network=mlp(4)), samples(data, "test", 4)
+    other = Batch(torch.zeros_like(batch.inputs), batch.target, batch.index, teacher_inputs=batch.inputs)
+    assert torch.equal(teacher(other).logits, teacher(batch).logits)
