@@ -18,12 +18,11 @@ UNLABELLED = -100
 Inputs = Tensor | Mapping[str, Tensor]
 
 
-def _to(value: Any, device: torch.device, non_blocking: bool) -> Any:
+def _map_inputs(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Every tensor of a field changed; whatever else it is left as it is."""
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=non_blocking)
-    if isinstance(value, Mapping):
-        return {name: tensor.to(device, non_blocking=non_blocking) for name, tensor in value.items()}
-    return value
+        return change(value)
+    return {name: change(tensor) for name, tensor in value.items()} if isinstance(value, Mapping) else value
 
 
 @dataclass(slots=True)
@@ -37,6 +36,7 @@ class Batch:
         view: which draw of the augmentation this is, `CLEAN` (-1) where none was applied.
         split: the source split in which `index` counts, `"train"` or `"test"` (validation rows are rows of a source split).
         teacher_inputs: what the teacher reads, where it reads another encoding of the same samples.
+        ghost: these samples stand in for none: a process that has nothing in a step must take part in it all the same.
     """
 
     inputs: Inputs
@@ -45,16 +45,25 @@ class Batch:
     view: int = CLEAN
     split: str = "train"
     teacher_inputs: Inputs | None = None
+    ghost: bool = False
 
     def __len__(self) -> int:
         return self.target.shape[0]
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Samples `start` to `stop`, without copying; itself when those are all."""
+        if (start, stop) == (0, len(self)):
+            return self
+        values = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(_map_inputs(value, lambda tensor: tensor[start:stop]) for value in values))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on `device`; itself when it is there already."""
         device = torch.device(device)
         if self.target.device == device:
             return self
-        return Batch(*(_to(getattr(self, f.name), device, non_blocking) for f in fields(self)))
+        values = (getattr(self, f.name) for f in fields(self))
+        return Batch(*(_map_inputs(value, lambda tensor: tensor.to(device, non_blocking=non_blocking)) for value in values))
 
 
 def _map(output: Output, change: Callable[[Tensor], Tensor]) -> Output:

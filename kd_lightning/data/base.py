@@ -19,6 +19,9 @@ from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed, seed_from
 from kd_lightning.types import CLEAN, UNLABELLED, Batch
 
+FETCH_BYTES = 2**22
+"""Small batches are made several at once, up to this many bytes of inputs: about what stays in a core's cache."""
+
 
 @dataclass
 class Images:
@@ -67,17 +70,16 @@ class ImageSource:
         return replace(self, **moved)
 
     def batch(self, rows: Tensor, view: int) -> Batch:
-        index = self.rows[rows.to(self.rows.device)]
-        images = self.images[index]
+        # index_select copies whole rows, ten times as fast here as indexing.
+        index = self.rows.index_select(0, rows.to(self.rows.device))
+        images = self.images.index_select(0, index)
         if view != CLEAN:
             for augment in self.augment:
                 images = augment(images, index, self.seed, view)
-        # One fused pass each: uint8 -> float32 with the scale, then the shift in place.
-        scale = (1 / (255 * self.std))[:, None, None]
-        inputs = (images * scale).sub_((self.mean / self.std)[:, None, None])
+        inputs = images.float().sub_(255 * self.mean[:, None, None]).div_(255 * self.std[:, None, None])
         if self.channels > inputs.shape[1]:
             inputs = inputs.expand(-1, self.channels, -1, -1)
-        return Batch(inputs, self.target[index], index, view, self.split)
+        return Batch(inputs, self.target.index_select(0, index), index, view, self.split)
 
 
 class ImageDataModule(pl.LightningDataModule):
@@ -228,7 +230,8 @@ class ImageDataModule(pl.LightningDataModule):
             "augmentation_seed": self.augmentation_seed if self.augment else None,
         }
 
-    def _loader(self, stage: str) -> BatchLoader:
+    def loader(self, stage: str) -> BatchLoader:
+        """Batches of "train", "validation" or "test", for the process that asks."""
         source, rank, world_size = self.source(stage), 0, 1
         if self.trainer is not None:
             rank, world_size = self.trainer.global_rank, self.trainer.world_size
@@ -244,19 +247,20 @@ class ImageDataModule(pl.LightningDataModule):
             views=self.views if train and self.augment else 0,
             rank=rank,
             world_size=world_size,
+            fetch=FETCH_BYTES // (4 * source.channels * source.images[0, 0].numel()),
         )
 
     def train_dataloader(self) -> BatchLoader:
-        return self._loader("train")
+        return self.loader("train")
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        return self._loader("validation") if len(self.source("validation")) else []
+        return self.loader("validation") if len(self.source("validation")) else []
 
     def test_dataloader(self) -> BatchLoader:
-        return self._loader("test")
+        return self.loader("test")
 
     def predict_dataloader(self) -> BatchLoader:
-        return self._loader("test")
+        return self.loader("test")
 
 
 def checksum(*tensors: Tensor) -> str:

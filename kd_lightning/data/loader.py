@@ -37,6 +37,7 @@ class BatchLoader:
             0: no augmentation, the clean view.
         rank: this process, of `world_size`; the batches of all processes together are the batches of one process
             with `world_size * batch_size`.
+        fetch: ask the source for up to this many samples at once, where a batch is smaller: fewer, larger operations.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class BatchLoader:
         views: int | None = 0,
         rank: int = 0,
         world_size: int = 1,
+        fetch: int = 0,
     ) -> None:
         self.source, self.batch_size, self.shuffle, self.seed = source, batch_size, shuffle, seed
-        self.views, self.rank, self.world_size, self.epoch = views, rank, world_size, 0
+        self.views, self.rank, self.world_size, self.fetch, self.epoch = views, rank, world_size, fetch, 0
         self.batch_sampler = SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
@@ -71,5 +73,17 @@ class BatchLoader:
         n, step = len(self.source), self.batch_size * self.world_size
         rows = permutation(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
         view = self.view
-        for start in range(0, n, step):
-            yield self.source.batch(rows[start : start + step][self.rank :: self.world_size], view)
+        ahead = max(1, self.fetch // self.batch_size)
+        for first in range(0, n, step * ahead):
+            starts = range(first, min(n, first + step * ahead), step)
+            shares = [rows[start : start + step][self.rank :: self.world_size] for start in starts]
+            together = self.source.batch(torch.cat(shares) if len(shares) > 1 else shares[0], view)
+            at = 0
+            for share in shares:
+                if len(share):
+                    yield together.rows(at, at + len(share))
+                else:  # this process has no sample in the last, short step
+                    ghost = self.source.batch(rows[:1], view)
+                    ghost.ghost = True
+                    yield ghost
+                at += len(share)

@@ -51,7 +51,8 @@ def rows(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
             values = [float(r["metrics"][metric]) for r in records if metric in r["metrics"]]
             if values:
                 found.append(_row(name, metric, values, experiment.paper.get(name, {}).get(metric)))
-        found += [_row(name, cost, [value], None) for cost, value in measure_checkpoint(group[0].checkpoint).items()]
+        if experiment.costs:
+            found += [_row(name, cost, [value], None) for cost, value in measure_checkpoint(group[0].checkpoint).items()]
     return found
 
 

@@ -63,6 +63,7 @@ class Experiment:
         metrics: shown in the table.
         paper: the paper's numbers: run -> metric -> value.
         compare: pairs of runs that are tested against each other, by `compare_metric`.
+        costs: whether the table shows what each run's network costs: parameters, FLOPs, file size, latency.
         note: printed below the table and kept in the results.
         runs: in the order of the table.
     """
@@ -80,6 +81,7 @@ class Experiment:
     compare: list[list[str]] = field(default_factory=list)
     compare_metric: str = "test_errors"
     note: str = ""
+    costs: bool = False
 
     def run(self, name: str) -> RunSpec:
         return next(run for run in self.runs if run.name == name)

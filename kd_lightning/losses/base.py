@@ -88,6 +88,10 @@ class DistillLoss(nn.Module):
             return self.weight * min(1.0, (epoch - self.start + 1) / self.warmup)
         return self.weight
 
+    def counted(self, batch: Batch) -> Tensor:
+        """How many samples `forward` took the mean over: what its value weighs beside that of another process."""
+        return batch.target.new_tensor(0 if batch.ghost else len(batch))
+
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Make adapters from the shapes of both networks. Called once, before the optimizer exists."""
 

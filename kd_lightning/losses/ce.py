@@ -46,5 +46,8 @@ class CrossEntropy(DistillLoss):
             raise UserError(f"CrossEntropy: label_smoothing must be in [0, 1), got {label_smoothing}")
         self.label_smoothing = label_smoothing
 
+    def counted(self, batch: Batch) -> Tensor:
+        return (batch.target != UNLABELLED).sum() * (not batch.ghost)
+
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         return hard_cross_entropy(student.logits, batch.target, self.label_smoothing)

@@ -79,9 +79,9 @@ class BaseModule(pl.LightningModule):
         self._attached = self._losses_built = self._learns = False
         self._pending_losses: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
-        self._window: list[tuple[int, Tensor, list[Tensor]]] = []
-        self._epoch_sums: dict[str, float] = {}
-        self._epoch_samples = 0
+        self._world_size = 1
+        self._window: list[tuple[Tensor | float, list[Tensor]]] = []
+        self._epoch_sums: Tensor | None = None
         self._constrained = [m for m in network.modules() if callable(getattr(m, "after_step", None))]
         self.register_load_state_dict_pre_hook(self._keep_loss_state)  # type: ignore[no-untyped-call]
 
@@ -181,26 +181,43 @@ class BaseModule(pl.LightningModule):
         """What the teacher says of a batch; None where there is none."""
         return None
 
-    def objective(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The weighted total, and the unweighted losses in the order of `losses`."""
+    def objective(self, batch: Batch) -> Tensor:
+        """The weighted total of all losses; its parts are kept for the epoch's means."""
         student = run_network(self.net, batch.inputs, self.taps)
         teacher = self.teach(batch) if self._learns else None
         terms = [loss(student, teacher, batch) for loss in self.losses.values()]
-        return cast(Tensor, sum(w * t for w, t in zip(self._weights.values(), terms, strict=True))), terms
+        samples: Tensor | float = len(batch)
+        if self._world_size > 1:
+            samples, terms = self._joined(batch, terms)
+        total = cast(Tensor, sum(w * t for w, t in zip(self._weights.values(), terms, strict=True)))
+        # Only references are kept here; sums are taken once a window, so that no step waits for the device.
+        self._window.append((samples, [total.detach(), *(t.detach() for t in terms)]))
+        return total
+
+    def _joined(self, batch: Batch, terms: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """Each process's losses, scaled so that their mean over processes, and that of the gradients, is the joined batch's.
+
+        Returns:
+            The samples of the joined batch, divided by the number of processes; and the scaled losses.
+        """
+        own = [cast(DistillLoss, loss).counted(batch) for loss in self.losses.values()]
+        counts = torch.stack([batch.target.new_tensor(0 if batch.ghost else len(batch)), *own])
+        total = counts.clone()
+        torch.distributed.all_reduce(total)
+        scales = counts[1:] * self._world_size / total[1:].clamp(min=1)
+        return total[0] / self._world_size, [term * scale for term, scale in zip(terms, scales, strict=True)]
 
     def on_train_epoch_start(self) -> None:
         self._weights = {n: cast(DistillLoss, loss).weight_at(self.current_epoch) for n, loss in self.losses.items()}
-        self._window, self._epoch_sums, self._epoch_samples = [], {}, 0
+        self._window, self._epoch_sums = [], None
+        self._world_size = self.trainer.world_size
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what the uninterrupted one drew.
         reseed(self.device, run_seed(), "step", self.current_epoch, batch_idx, self.global_rank)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        total, terms = self.objective(batch)
-        # Only references are kept here; sums are taken once a window, so that no step waits for the device.
-        self._window.append((len(batch), total.detach(), [t.detach() for t in terms]))
-        return total
+        return self.objective(batch)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         for module in self._constrained:
@@ -212,21 +229,24 @@ class BaseModule(pl.LightningModule):
         """Add the window's losses to the epoch's sums; stop where the loss is no longer finite."""
         if not self._window:
             return
-        sizes = torch.tensor([size for size, _, _ in self._window], dtype=torch.float64)
-        values = torch.stack([torch.stack([total, *terms]) for _, total, terms in self._window]).double().cpu()
+        samples = torch.tensor([float(size) for size, _ in self._window], dtype=torch.float64)
+        values = torch.stack([torch.stack(values) for _, values in self._window]).double().cpu()
         self._window = []
         if not bool(values[:, 0].isfinite().all()):
             raise UserError(
                 f"the loss became {values[~values[:, 0].isfinite(), 0][0].item()} in epoch {self.current_epoch}, at or before "
                 f"step {self.global_step}; lower the learning rate, or clip gradients with --trainer.gradient_clip_val=1"
             )
-        for name, value in zip(("loss", *(f"loss_{n}" for n in self.losses)), sizes @ values, strict=True):
-            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + value.item()
-        self._epoch_samples += int(sizes.sum())
+        sums = torch.cat([samples @ values, samples.sum()[None]])
+        self._epoch_sums = sums if self._epoch_sums is None else self._epoch_sums + sums
 
     def on_train_epoch_end(self) -> None:
-        means = {f"train_{n}": total / max(1, self._epoch_samples) for n, total in self._epoch_sums.items()}
-        self.log_dict(means, sync_dist=self.trainer.world_size > 1)
+        if self._epoch_sums is not None:
+            sums = self._epoch_sums.to(self.device, torch.float32)
+            if self._world_size > 1:
+                torch.distributed.all_reduce(sums)
+            names = ("train_loss", *(f"train_loss_{name}" for name in self.losses))
+            self.log_dict(dict(zip(names, sums[:-1] / sums[-1], strict=True)))
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -245,7 +265,8 @@ class BaseModule(pl.LightningModule):
     def _evaluate(self, batch: Batch) -> Output:
         assert self.metrics is not None
         student = run_network(self.net, batch.inputs)
-        self.metrics.update(student, self.teach(batch), batch.target)
+        if not batch.ghost:
+            self.metrics.update(student, self.teach(batch), batch.target)
         return student
 
     def _report(self, stage: str) -> None:
@@ -261,13 +282,15 @@ class BaseModule(pl.LightningModule):
         self._report("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return {"logits": self._evaluate(batch).logits, "index": batch.index, "target": batch.target}
+        said = {"logits": self._evaluate(batch).logits, "index": batch.index, "target": batch.target}
+        return {name: tensor[:0] for name, tensor in said.items()} if batch.ghost else said
 
     def on_test_epoch_end(self) -> None:
         self._report("test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        return {"logits": run_network(self.net, batch.inputs).logits, "index": batch.index}
+        said = {"logits": run_network(self.net, batch.inputs).logits, "index": batch.index}
+        return {name: tensor[:0] for name, tensor in said.items()} if batch.ghost else said
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,10 @@ def resolve_configs(argv: list[str]) -> list[str]:
 
 def main(argv: list[str]) -> None:
     argv = resolve_configs(argv)
+    from kd_lightning.runs.folder import is_main
     from kd_lightning.runs.launch import launch
     from kd_lightning.runs.report import report
 
-    report(argv[0], launch(argv))
+    result = launch(argv)
+    if is_main():
+        report(argv[0], result)

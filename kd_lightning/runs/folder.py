@@ -15,11 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning import __version__
 from kd_lightning.errors import UserError
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "wandb")
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes: the first of all that train together."""
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
 def make_folder(wanted: Path, resumed: bool) -> Path:

@@ -27,10 +27,10 @@ from kd_lightning.errors import UserError
 from kd_lightning.modules.base import BaseModule
 from kd_lightning.modules.distillation import DistillationModule
 from kd_lightning.runs.csv_logger import EpochCSVLogger
-from kd_lightning.runs.folder import RunRecord, make_folder
+from kd_lightning.runs.folder import RunRecord, is_main, make_folder
 from kd_lightning.runs.messages import one_line
 from kd_lightning.runs.options import RunOptions
-from kd_lightning.runs.predictions import SavePredictions, joined
+from kd_lightning.runs.predictions import SavePredictions, gathered, joined
 from kd_lightning.runs.progress import RunProgress
 from kd_lightning.runs.wandb import log_test, wandb_logger
 
@@ -108,11 +108,16 @@ class Launcher(LightningCLI):
         build = getattr(parser, "instantiate", parser.instantiate_classes)
         self.datamodule = build(Namespace(data=config.data)).data
         fill_from_spec(config.model, self.datamodule.spec)
-        del self.config_dump  # made while the data was built; the hyper-parameters of the model must show what was filled in
+        self.config_dump = self.dump()  # where the modules' hyper-parameters come from
         torch.manual_seed(config.seed_everything)  # the student's first weights depend on the seed alone
         self.model = build(Namespace(model=config.model)).model
         self.config_init = Namespace({self.command: build(Namespace(trainer=config.trainer, run=config.run))})
         self.options: RunOptions = self.config_init[self.command].run
+
+    def dump(self) -> dict[str, Any]:
+        """The resolved config in builtins."""
+        text = self._parser(self.command).dump(self.config[self.command], skip_none=False)
+        return dict(yaml.safe_load(text))
 
     # -- the run ------------------------------------------------------------------------------------------------------
 
@@ -190,8 +195,8 @@ class Launcher(LightningCLI):
 
     def run(self) -> RunResult:
         content = self.check()
-        main = int(os.environ.get("LOCAL_RANK", "0")) == 0
-        folder = self._folder() if main else Path(os.environ["KD_RUN_FOLDER"])
+        main = is_main()
+        folder = self._folder() if main else Path(os.environ.get("KD_RUN_FOLDER", self.options.root))
         os.environ["KD_RUN_FOLDER"] = str(folder)  # where the other processes of this run look
         first_epoch = int(content["epoch"]) + 1 if self.command == "fit" and content else 0
         try:
@@ -230,7 +235,9 @@ class Launcher(LightningCLI):
         path = str(self.checkpoint) if self.checkpoint else None
         if self.command == "predict":
             outputs: Any = trainer.predict(self.model, datamodule=self.datamodule, ckpt_path=path)
-            save_file(joined(outputs), folder / "predictions.safetensors")
+            outputs = gathered(trainer, outputs)
+            if trainer.is_global_zero:
+                save_file(joined(outputs), folder / "predictions.safetensors")
             return {}
         getattr(trainer, self.command)(
             self.model,
@@ -277,7 +284,7 @@ class _Parser(Launcher):
     """Parses and builds nothing."""
 
     def instantiate_classes(self) -> None:
-        self._dump_config()
+        """The config is all that is wanted."""
 
     def _set_seed(self) -> None:
         """Nothing is drawn."""
@@ -287,7 +294,7 @@ def parse_config(argv: list[str]) -> dict[str, Any]:
     """The resolved config of `kd` arguments, in builtins."""
     quiet()
     with config_errors():
-        return dict(_Parser(argv).config_dump)
+        return _Parser(argv).dump()
 
 
 def with_own_config(argv: list[str]) -> list[str]:

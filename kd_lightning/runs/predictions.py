@@ -18,6 +18,15 @@ def joined(outputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: tensor[order].contiguous() for name, tensor in whole.items()}
 
 
+def gathered(trainer: pl.Trainer, outputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """The outputs of all processes, each of which holds its share."""
+    if trainer.world_size == 1:
+        return outputs
+    shares: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(shares, outputs)
+    return [output for share in shares for output in share]
+
+
 class SavePredictions(pl.Callback):
     """Writes `predictions-test.safetensors`: logits, target and index of every test sample, for paired tests and W&B images."""
 
@@ -38,11 +47,7 @@ class SavePredictions(pl.Callback):
         self._outputs.append({name: tensor.detach().cpu() for name, tensor in outputs.items()})
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        outputs, self._outputs = self._outputs, []
-        if trainer.world_size > 1:  # every process holds its share
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, outputs)
-            outputs = [o for share in gathered for o in share]
+        outputs, self._outputs = gathered(trainer, self._outputs), []
         if trainer.is_global_zero and outputs:
             self.saved = joined(outputs)
             save_file(self.saved, self.folder / "predictions-test.safetensors")

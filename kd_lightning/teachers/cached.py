@@ -33,7 +33,7 @@ class CachedTeacher(Teacher):
     Args:
         path: folder of the cache.
         sha256: checksums that the teacher's files must have had, in order.
-        budget_mb: how many megabytes of the cache's pages may stay resident.
+        budget_mb: a cache of up to this size is memory-mapped; of a larger one only the rows of a batch are ever in memory.
 
     Raises:
         UserError: from `prepare`, where the cache is missing, damaged, not finished, or of other data, another
@@ -59,7 +59,7 @@ class CachedTeacher(Teacher):
             raise UserError(f"the teacher cache {self.path} is of another teacher: sha256 {stored}, not {self.sha256}")
         for source in fingerprint["teacher"]:
             self._check_unchanged(source)
-        self._tables = {name: Table(manifest, name, self.budget) for name in manifest.content["tables"]}
+        self._tables = {name: Table(manifest, name, manifest.bytes <= self.budget) for name in manifest.content["tables"]}
         self._manifest = manifest
         self._check_views(datamodule)
         super().prepare(datamodule)

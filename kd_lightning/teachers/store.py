@@ -6,6 +6,7 @@ import hashlib
 import json
 import mmap
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from kd_lightning.errors import UserError
 
 Array = NDArray[Any]
 SHARD_BYTES = 64 * 2**20
-PAGE = mmap.PAGESIZE
 
 
 @dataclass
@@ -32,9 +32,10 @@ class Column:
     dtype: str
     shape: tuple[int, ...]
 
-    @property
-    def row_bytes(self) -> int:
-        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+def record(columns: dict[str, Column]) -> np.dtype[Any]:
+    """One sample as it is stored: its columns one behind the other, so that one read fetches it."""
+    return np.dtype([(name, column.dtype, column.shape) for name, column in columns.items()])
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> None:
@@ -64,6 +65,8 @@ class Manifest:
             if content["version"] != 1:
                 raise UserError(f"the teacher cache {folder} has the version {content['version']}; this is version 1")
             return cls(folder, content)
+        except UserError:
+            raise
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is damaged; delete the folder and make the cache again") from error
 
@@ -74,42 +77,40 @@ class Manifest:
     def columns(self) -> dict[str, Column]:
         return {name: Column(c["dtype"], tuple(c["shape"])) for name, c in self.content["columns"].items()}
 
+    @property
+    def bytes(self) -> int:
+        """The size of all shards."""
+        return sum(int(shard["bytes"]) for table in self.content["tables"].values() for shard in table["shards"])
+
     def rows(self, table: str) -> Array:
         """The source rows of a table, in the order in which they are stored."""
         path = self.folder / self.content["tables"][table]["rows"]
         try:
             rows: Array = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise UserError(f"{path} is missing or damaged; delete the folder and make the cache again") from error
         return rows
-
-
-@dataclass
-class _Shard:
-    """One mapped file with the arrays of its columns."""
-
-    file: mmap.mmap
-    arrays: dict[str, Array]
 
 
 @dataclass
 class Table:
     """The stored outputs of one (split, view), read by source row.
 
-    Shards are mapped and checked when they are first touched. Pages that were read stay resident until `budget` bytes of
-    them were touched, and are then given back, so that memory stays bounded whatever the cache's size.
+    Shards are opened and checked when they are first touched, and shared between processes through the system's cache. A
+    mapped page that was read stays resident, and with it up to 2 MB of its neighbours; so only caches that fit a budget are
+    mapped, and from larger ones a batch's rows are read one by one, which keeps nothing resident.
 
     Attributes:
         manifest: of the cache.
         name: of the table: `split/view`.
-        budget: bytes that may stay resident.
+        mapped: whether shards are memory-mapped.
     """
 
     manifest: Manifest
     name: str
-    budget: int = 256 * 2**20
-    _shards: dict[int, _Shard] = field(default_factory=dict)
-    _touched: int = 0
+    mapped: bool = True
+    _maps: dict[int, Array] = field(default_factory=dict)
+    _open: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         entry = self.manifest.content["tables"][self.name]
@@ -117,7 +118,7 @@ class Table:
         self._position = np.full(int(rows.max()) + 1 if len(rows) else 0, -1, dtype=np.int32)
         self._position[rows] = np.arange(len(rows), dtype=np.int32)
         self._files, self._shard_rows, self._count = entry["shards"], entry["shard_rows"], len(rows)
-        self._columns = self.manifest.columns
+        self._record = record(self.manifest.columns)
         stored = sum(shard["rows"] for shard in self._files)
         if stored != self._count:
             raise UserError(
@@ -141,16 +142,15 @@ class Table:
         if len(at) and at.min() < 0:
             self._missing(int(rows[at < 0][0]))
         which, inside = np.divmod(at, self._shard_rows)
-        if len(self._files) == 1:
-            values = {name: array[inside] for name, array in self._shard(0).arrays.items()}
+        if len(self._files) == 1 and self.mapped:
+            records = self._map(0)[inside]
         else:
-            values = {name: np.empty((len(rows), *c.shape), dtype=c.dtype) for name, c in self._columns.items()}
+            records = np.empty(len(rows), dtype=self._record)
             for number in np.unique(which):
                 chosen = which == number
-                for name, array in self._shard(int(number)).arrays.items():
-                    values[name][chosen] = array[inside[chosen]]
-        self._account(len(rows))
-        return values
+                take = self._map(int(number)).__getitem__ if self.mapped else self._pick(int(number))
+                records[chosen] = take(inside[chosen])
+        return {name: np.ascontiguousarray(records[name]) for name in self._record.names or ()}
 
     def _missing(self, row: int) -> None:
         split, _, view = self.name.partition("/")
@@ -159,31 +159,32 @@ class Table:
             "it was made for other rows: make it with the data options of this run"
         )
 
-    def _shard(self, number: int) -> _Shard:
-        if number not in self._shards:
-            entry = self._files[number]
-            path = self.manifest.folder / entry["file"]
-            with path.open("rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if hashlib.sha256(mapped).hexdigest() != entry["sha256"]:
-                raise UserError(f"{path} was altered since it was written; delete it and run the same kd cache command again")
-            arrays, offset = {}, 0
-            for name, column in self._columns.items():
-                flat = np.frombuffer(mapped, column.dtype, entry["rows"] * int(np.prod(column.shape, dtype=np.int64)), offset)
-                arrays[name] = flat.reshape(entry["rows"], *column.shape)
-                offset += entry["rows"] * column.row_bytes
-            self._shards[number] = _Shard(mapped, arrays)
-            self._touched += len(mapped)
-        return self._shards[number]
+    def _checked(self, number: int) -> Path:
+        entry = self._files[number]
+        path = self.manifest.folder / str(entry["file"])
+        if _sha(path) != entry["sha256"]:
+            raise UserError(f"{path} was altered since it was written; delete it and run the same kd cache command again")
+        return path
 
-    def _account(self, rows: int) -> None:
-        """Give pages back when more than the budget was touched: a row touches at least one page of each column."""
-        self._touched += rows * sum(-(-c.row_bytes // PAGE) * PAGE for c in self._columns.values())
-        if self._touched > self.budget:
-            for shard in self._shards.values():
-                if hasattr(shard.file, "madvise"):
-                    shard.file.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+    def _map(self, number: int) -> Array:
+        if number not in self._maps:
+            with self._checked(number).open("rb") as file:
+                self._maps[number] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), self._record)
+        return self._maps[number]
+
+    def _pick(self, number: int) -> Callable[[Array], Array]:
+        if number not in self._open:
+            self._open[number] = os.open(self._checked(number), os.O_RDONLY)
+        file, size = self._open[number], self._record.itemsize
+
+        def pick(rows: Array) -> Array:
+            return np.frombuffer(b"".join(os.pread(file, size, row * size) for row in rows.tolist()), self._record)
+
+        return pick
+
+    def __del__(self) -> None:
+        for file in getattr(self, "_open", {}).values():
+            os.close(file)
 
 
 class Writer:
@@ -220,8 +221,7 @@ class Writer:
                 raise UserError(f"{folder} is not empty and holds no cache; choose another --output")
             self.manifest = Manifest(folder, fresh)
         self.columns = columns
-        row_bytes = sum(c.row_bytes for c in columns.values())
-        self.shard_rows = max(align, SHARD_BYTES // max(1, row_bytes) // align * align)
+        self.shard_rows = max(align, SHARD_BYTES // record(columns).itemsize // align * align)
 
     def open(self, table: str, rows: Array) -> list[tuple[int, int, int]]:
         """Start or continue a table; returns (shard, from, to) of the row ranges that are still to be computed."""
@@ -253,11 +253,13 @@ class Writer:
 
     def put(self, table: str, number: int, values: dict[str, Array]) -> None:
         """Write one shard and enter it in the manifest."""
-        data = b"".join(np.ascontiguousarray(values[n], dtype=c.dtype).tobytes() for n, c in self.columns.items())
+        records = np.empty(len(next(iter(values.values()))), dtype=record(self.columns))
+        for name in self.columns:
+            records[name] = values[name]
+        data = records.tobytes()
         file = self._file(table, number)
         write_whole(self.manifest.folder / file, data)
-        rows = len(next(iter(values.values())))
-        entry = {"file": file, "rows": rows, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        entry = {"file": file, "rows": len(records), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         shards = [shard for shard in self.manifest.content["tables"][table]["shards"] if shard["file"] != file]
         self.manifest.content["tables"][table]["shards"] = sorted([*shards, entry], key=lambda shard: str(shard["file"]))
         self.manifest.write()

@@ -22,6 +22,9 @@ from kd_lightning.runs.launch import RunResult, launch
 from kd_lightning.teachers import ModelTeacher, Teacher
 from kd_lightning.types import CLEAN, Batch
 
+FAST = "--model.scheduler.init_args.max_lr=0.3"
+"""One epoch is to teach something."""
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -100,7 +103,7 @@ _teacher_runs: list[RunResult] = []
 def teacher_run(factory: pytest.TempPathFactory) -> RunResult:
     """One trained teacher for all tests of a session, those of teachers and those of modules."""
     if not _teacher_runs:
-        _teacher_runs.append(run_fit(factory.mktemp("runs") / "teacher", ["teachers/digits_mlp.yaml"]))
+        _teacher_runs.append(run_fit(factory.mktemp("runs") / "teacher", ["teachers/digits_mlp.yaml"], FAST))
     return _teacher_runs[0]
 
 

@@ -57,8 +57,8 @@ CAREFUL: dict[str, Callable[[DistillationModule], object]] = {
 def test_stays_frozen(owner: DistillationModule, action: str) -> None:
     CAREFUL[action](owner)
     assert frozen(owner.teacher)
-    assert owner.student.training
-    assert all(p.requires_grad for p in owner.student.parameters())
+    assert owner.net.training
+    assert all(p.requires_grad for p in owner.net.parameters())
 
 
 @pytest.mark.xfail(strict=True, reason="nn.Module sets its submodules' parameters itself and never asks the teacher")
@@ -70,7 +70,7 @@ def test_stays_frozen_whatever_its_owner_asks_for(owner: DistillationModule, act
 
 def test_a_fit_changes_nothing(owner: DistillationModule, data: DigitsDataModule) -> None:
     batch = samples(data, "train", 64)
-    teacher, student = copied(owner.teacher), copied(owner.student)
+    teacher, student = copied(owner.teacher), copied(owner.net)
     before = owner.teacher(batch).logits
     trainer(max_epochs=2).fit(owner, datamodule=data)
     owner.train()
@@ -79,9 +79,9 @@ def test_a_fit_changes_nothing(owner: DistillationModule, data: DigitsDataModule
     assert torch.equal(owner.teacher(batch).logits, before)
     assert torch.equal(owner.teacher(batch).logits, before)  # dropout would give another answer each time
     # The student, the same network in train mode, did change in each of these ways: the test can fail.
-    now = copied(owner.student)
+    now = copied(owner.net)
     assert not any(torch.equal(now[name], student[name]) for name in ("1.weight", "2.running_mean", "2.num_batches_tracked"))
-    assert not torch.equal(owner.student(batch.inputs), owner.student(batch.inputs))
+    assert not torch.equal(owner(batch.inputs), owner(batch.inputs))
 
 
 def test_forward_has_no_graph(owner: DistillationModule, data: DigitsDataModule) -> None:
@@ -92,7 +92,7 @@ def test_forward_has_no_graph(owner: DistillationModule, data: DigitsDataModule)
     assert not logits.requires_grad
     # Outputs of inference mode could not take part in a loss: "Inference tensors cannot be saved for backward".
     assert not logits.is_inference()
-    assert owner.student(batch.inputs).requires_grad
+    assert owner(batch.inputs).requires_grad
 
 
 def test_follows_its_owner(owner: DistillationModule, data: DigitsDataModule) -> None:

@@ -63,7 +63,7 @@ def test_from_a_checkpoint(teacher_run: RunResult, checkpoint: Path, data: Digit
     logits = teacher(batch).logits
     assert torch.equal(logits, trained(batch.inputs))
     # The weights are those that training left: chance is a tenth.
-    assert (logits.argmax(-1) == batch.target).float().mean() > 0.3
+    assert (logits.argmax(-1) == batch.target).float().mean() > 0.5
     assert teacher.sources() == [{"path": str(checkpoint.resolve()), "sha256": digest(checkpoint), "network": "MLP"}]
     assert prepared(data, checkpoint=str(checkpoint), sha256=digest(checkpoint)).ready
 
@@ -136,7 +136,7 @@ def test_prepare_draws_no_random_number(
     source: str, checkpoint: Path, data: DigitsDataModule, imagenet: SimpleNamespace
 ) -> None:
     def states() -> list[Any]:
-        return [torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()]
+        return [torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())]
 
     before = states()
     if source == "checkpoint":
@@ -160,5 +160,5 @@ def test_features_by_role(checkpoint: Path, data: DigitsDataModule) -> None:
 
 def test_reads_its_own_inputs_where_there_are_some(data: DigitsDataModule) -> None:
     teacher, batch = prepared(data, network=mlp(4)), samples(data, "test", 4)
-    other = Batch(torch.zeros_like(batch.inputs), batch.target, batch.index, teacher_inputs=batch.inputs)
+    other = Batch(torch.zeros(4, 1, 8, 8), batch.target, batch.index, teacher_inputs=batch.inputs)
     assert torch.equal(teacher(other).logits, teacher(batch).logits)
