@@ -16,7 +16,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 from measure import interleave
-from workloads import by_hand, live, plain
+from workloads import by_hand, distilled, plain
 
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.models import MLP
@@ -39,7 +39,7 @@ def main() -> None:
     teacher = MLP([1200, 1200], input_shape=[1, 28, 28], num_classes=10)
     workloads = {
         "by hand": partial(by_hand, student, teacher, data, options.steps),
-        "distilled": partial(live, student, teacher, data, options.steps),
+        "distilled": partial(distilled, student, teacher, data, options.steps),
         "student alone": partial(plain, student, data, options.steps),
     }
     timings = interleave(workloads, options.rounds)

@@ -19,7 +19,7 @@ from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.kd import KD
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.progress import RunProgress
-from kd_lightning.teachers import ModelTeacher
+from kd_lightning.teachers import ModelTeacher, Teacher
 
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True)
 TEMPERATURE = 20.0
@@ -53,13 +53,11 @@ def fit(module: pl.LightningModule, datamodule: Any, steps: int) -> float:
     return clock.seconds / steps
 
 
-def distillation(student: nn.Module, teacher: Any, optimizer: Any = SGD) -> DistillationModule:
+def distilled(make_student: Callable[[], nn.Module], teacher: Any, datamodule: Any, steps: int, **options: Any) -> float:
+    """Through DistillationModule; the teacher is a network, or a Teacher such as a cache."""
+    source = teacher if isinstance(teacher, Teacher) else ModelTeacher(network=teacher)
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
-    return DistillationModule(student, teacher, losses, optimizer=optimizer)
-
-
-def live(make_student: Callable[[], nn.Module], teacher: nn.Module, datamodule: Any, steps: int) -> float:
-    return fit(distillation(make_student(), ModelTeacher(network=teacher)), datamodule, steps)
+    return fit(DistillationModule(make_student(), source, losses, optimizer=SGD, **options), datamodule, steps)
 
 
 def plain(make_student: Callable[[], nn.Module], datamodule: Any, steps: int) -> float:

@@ -65,6 +65,7 @@ class BaseModule(pl.LightningModule):
         layers: Mapping[str, str] | None,
         init_from: str | None,
         spec: Mapping[str, Any] | None,
+        channels_last: bool,
     ) -> None:
         super().__init__()
         if not losses:
@@ -74,6 +75,7 @@ class BaseModule(pl.LightningModule):
         self.optimizer, self.scheduler = optimizer, scheduler
         self.layers, self.init_from = dict(layers or {}), init_from
         self.spec: dict[str, Any] | None = dict(spec) if spec else None
+        self.channels_last = channels_last
         self.metrics: EvaluationMetrics | None = None
         self.taps: Taps | None = None
         self._attached = self._losses_built = self._learns = False
@@ -120,6 +122,8 @@ class BaseModule(pl.LightningModule):
                 load_weights(self.net, network_weights(content), f"init_from {self.init_from}")
             self._build_losses(datamodule)
         self._check_output()
+        if self.channels_last:
+            self.to(memory_format=torch.channels_last)
         self._attached = True
 
     def setup(self, stage: str) -> None:
@@ -174,6 +178,11 @@ class BaseModule(pl.LightningModule):
         if self._pending_losses:
             self.losses.load_state_dict(self._pending_losses)
             self._pending_losses = {}
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
+            batch.inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
+        return batch
 
     # -- training -----------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ class ClassifierModule(BaseModule):
         layers: module name for each role, where a loss taps layers.
         init_from: checkpoint or weights file to start from.
         spec: what the data is; filled in from the datamodule.
+        channels_last: keep images and convolutions in that memory format, which is faster for most convolutional networks.
     """
 
     role: ClassVar[str] = "network"
@@ -36,7 +37,8 @@ class ClassifierModule(BaseModule):
         layers: dict[str, str] | None = None,
         init_from: str | None = None,
         spec: dict[str, Any] | None = None,
+        channels_last: bool = False,
     ) -> None:
         losses = {"ce": CrossEntropy()} if losses is None else losses
-        super().__init__(network, losses, optimizer, scheduler, layers, init_from, spec)
+        super().__init__(network, losses, optimizer, scheduler, layers, init_from, spec, channels_last)
         self.keep_hyperparameters()

@@ -23,7 +23,7 @@ class DistillationModule(BaseModule):
         student: any nn.Module that returns logits `(B, K)`.
         teacher: what to learn from.
         losses: by name, the hard loss among them.
-        optimizer, scheduler, layers, init_from, spec: see ClassifierModule; layers are the student's.
+        optimizer, scheduler, layers, init_from, spec, channels_last: see ClassifierModule; layers are the student's.
     """
 
     role: ClassVar[str] = "student"
@@ -38,8 +38,9 @@ class DistillationModule(BaseModule):
         layers: dict[str, str] | None = None,
         init_from: str | None = None,
         spec: dict[str, Any] | None = None,
+        channels_last: bool = False,
     ) -> None:
-        super().__init__(student, losses, optimizer, scheduler, layers, init_from, spec)
+        super().__init__(student, losses, optimizer, scheduler, layers, init_from, spec, channels_last)
         self.teacher = teacher
         self.teacher_note: str | None = None
         """Why the teacher takes no part in an evaluation, where it does not."""

@@ -1,4 +1,4 @@
-"""What the tests of experiments share: a small experiment on the digits, and one line of an error."""
+"""What the tests of experiments share: a small experiment on the digits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-HEAD = {"title": "A title", "claim": "A claim", "time": "no time"}
+HEAD: dict[str, Any] = {"title": "A title", "claim": "A claim", "time": "no time"}
 
 MINI: dict[str, Any] = {
     **HEAD,

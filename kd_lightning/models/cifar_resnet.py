@@ -1,0 +1,73 @@
+"""The residual networks for 32x32 images of the CIFAR-100 benchmark (Tian et al. 2020; He et al. 2016, section 4.2)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lightning.errors import UserError
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, which a 1x1 convolution fits where the shape changes."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or channels_in != channels:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+
+
+class CIFARResNet(nn.Module):
+    """A residual network of three stages for small images: depth 8, 14, 20, 32, 44, 56, 110, ... = 6 n + 2.
+
+    Args:
+        depth: number of weighted layers.
+        width: multiplies the channels of the stages; `resnet8x4` and `resnet32x4` have width 4.
+        input_shape: `[channels, height, width]`, filled in from the data under `kd`.
+        num_classes: filled in from the data under `kd`.
+
+    Shapes:
+        input `(B, C, H, W)`, output logits `(B, num_classes)`; layers `stage1`, `stage2`, `stage3` and `pool` for tapping.
+    """
+
+    def __init__(
+        self, depth: int, width: int = 1, input_shape: list[int] | None = None, num_classes: int | None = None
+    ) -> None:
+        super().__init__()
+        if input_shape is None or num_classes is None:
+            raise UserError("CIFARResNet: input_shape and num_classes are needed; under kd they come from the data")
+        if depth < 8 or (depth - 2) % 6:
+            raise UserError(f"CIFARResNet: depth must be 6 n + 2 (8, 14, 20, 32, ...), got {depth}")
+        # The benchmark's wide networks (8x4, 32x4) widen the first convolution to 32 channels, not to 64.
+        first = 16 if width == 1 else 32
+        channels = [16 * width, 32 * width, 64 * width]
+        self.conv = nn.Conv2d(input_shape[0], first, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(first)
+        blocks = (depth - 2) // 6
+        self.stage1 = self._stage(first, channels[0], blocks, 1)
+        self.stage2 = self._stage(channels[0], channels[1], blocks, 2)
+        self.stage3 = self._stage(channels[1], channels[2], blocks, 2)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.head = nn.Linear(channels[2], num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    @staticmethod
+    def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]
+        return nn.Sequential(_Block(channels_in, channels, stride), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn(self.conv(x)))
+        logits: Tensor = self.head(self.pool(self.stage3(self.stage2(self.stage1(y)))))
+        return logits
