@@ -101,7 +101,7 @@ def main(argv: list[str]) -> None:
     if unknown := [o for o in options if o != "--json"]:
         raise UserError(f"kd list: there is no option {unknown[0]}; there is --json")
     if len(words) != 1 or words[0] not in KINDS:
-        raise UserError(f"kd list: name one of {', '.join(KINDS)}")
+        raise UserError(f"kd list: there is no kind {' '.join(words)!r}; name one of {', '.join(KINDS)}")
     rows = KINDS[words[0]]()
     print(json.dumps(rows, indent=2) if options else _table(rows))
 

@@ -28,9 +28,7 @@ def weights_sha256(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.ndim else str(tensor).encode()
-        )
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -117,12 +115,21 @@ def resolve_network(class_path: str) -> Any:
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
     """The network that a checkpoint describes as `class_path` and `init_args`; the global random state is left as it was."""
-    arguments = {
-        name: build_network(value) if isinstance(value, Mapping) and "class_path" in value else value
-        for name, value in (config.get("init_args") or {}).items()
-    }
-    with torch.random.fork_rng():
-        network: nn.Module = resolve_network(config["class_path"])(**arguments)
+
+    def built(value: Any) -> Any:
+        if isinstance(value, list):
+            return [built(item) for item in value]
+        return build_network(value) if isinstance(value, Mapping) and "class_path" in value else value
+
+    arguments = {name: built(value) for name, value in (config.get("init_args") or {}).items()}
+    factory = resolve_network(str(config.get("class_path")))
+    try:
+        with torch.random.fork_rng():
+            network: nn.Module = factory(**arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"the network {config['class_path']} cannot be made from {arguments}: {error}") from error
     return network
 
 

@@ -65,7 +65,9 @@ def dispatch(argv: list[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     """Run `kd` and return its exit code: 2 for a user's mistake, 130 when interrupted."""
     try:
-        return dispatch(sys.argv[1:] if argv is None else argv)
+        code = dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"kd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

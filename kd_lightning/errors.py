@@ -6,3 +6,6 @@ class UserError(ValueError):
 
     The command line prints it alone on standard error and ends with exit code 2.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))

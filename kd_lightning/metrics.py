@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Callable
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,14 @@ class EvaluationMetrics(nn.Module):
         self.errors, self.nll = SumMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self.agreement, self.kl = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Sums stay in single precision, whatever the networks are cast to."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.set_dtype(torch.float32)
+        return self
+
     def update(self, student: Output, teacher: Output | None, target: Tensor) -> None:
         logits = full(student.logits)
         if teacher is not None:
@@ -42,8 +51,9 @@ class EvaluationMetrics(nn.Module):
         if not bool(known.all()):
             logits, target = logits[known], target[known]
         if len(target):
+            probs = logits.softmax(-1)
             for metric in cast(list[Metric], self.labelled.values()):
-                metric.update(logits, target)
+                metric.update(probs, target)
             self.errors.update((logits.argmax(-1) != target).float())
             self.nll.update(F.cross_entropy(logits, target, reduction="none"))
 
@@ -58,5 +68,7 @@ class EvaluationMetrics(nn.Module):
         return {name: torch.as_tensor(metric.compute()) for name, metric in self.items().items()}
 
     def reset(self) -> None:
-        for metric in self.items().values():
-            metric.reset()
+        """Start anew, in the inference mode that is on: sums made within it cannot be added to outside."""
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()

@@ -89,7 +89,6 @@ def test_cannot_be_imported(class_path: str) -> None:
     assert f"the network {class_path!r} cannot be imported" in complaint(lambda: resolve_network(class_path))
 
 
-@pytest.mark.xfail(strict=True, raises=(TypeError, RuntimeError, KeyError), reason="what a constructor raises goes through")
 @pytest.mark.parametrize(
     "config",
     [

@@ -76,7 +76,6 @@ def test_checksum_of_weights() -> None:
     assert weights_sha256(network.double()) != own
 
 
-@pytest.mark.xfail(strict=True, reason="str() of a scalar shows four digits")
 def test_checksum_of_a_scalar() -> None:
     def of(value: float) -> str:
         return weights_sha256(nn.ParameterDict({"scale": nn.Parameter(torch.tensor(value))}))

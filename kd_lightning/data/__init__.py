@@ -5,6 +5,7 @@ from kd_lightning.data.base import ImageDataModule, Images, ImageSource
 from kd_lightning.data.digits import DigitsDataModule
 from kd_lightning.data.loader import BatchLoader, Source
 from kd_lightning.data.mnist import MNISTDataModule
+from kd_lightning.data.omniglot import OmniglotDataModule
 
 __all__ = [
     "Augmentation",
@@ -15,5 +16,6 @@ __all__ = [
     "Images",
     "Jitter",
     "MNISTDataModule",
+    "OmniglotDataModule",
     "Source",
 ]

@@ -56,7 +56,7 @@ def reproduce(arguments: Any, console: Console) -> None:
     experiment = load(arguments.experiment)
     from kd_lightning.experiments import results
     from kd_lightning.experiments.runner import Runner, Settings, plan
-    from kd_lightning.runs.launch import launch
+    from kd_lightning.runs.command import execute
 
     output = arguments.output or Path("runs") / experiment.name
     extra = {"data.root": arguments.data_root} if arguments.data_root else {}
@@ -72,7 +72,7 @@ def reproduce(arguments: Any, console: Console) -> None:
     except OSError as error:
         raise UserError(f"the folder {output} cannot be written ({error.strerror}); choose another with --output") from error
     console.print(f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}", highlight=False)
-    Runner(settings, launch, console).run(jobs)
+    Runner(settings, execute, console).run(jobs)
     content = results.collect(experiment, jobs, "")
     results.write(experiment, content, output)
     console.print(results.table(experiment.title, content))

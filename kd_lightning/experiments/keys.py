@@ -49,8 +49,9 @@ def code_version(path: Path) -> str:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            node.body = body[1:]  # type: ignore[attr-defined]
+        if isinstance(body, list):
+            kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            node.body = kept  # type: ignore[attr-defined]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
 
@@ -88,17 +89,10 @@ def data_checksum(config: Mapping[str, Any]) -> str:
     return _data_checksum(config["class_path"], json.dumps(arguments, sort_keys=True))
 
 
-def run_key(argv: list[str], replaced: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that matters for the result of `kd` arguments, but for the seed.
-
-    Args:
-        argv: as given to `kd`.
-        replaced: values that stand for paths: config key -> address of the run that the path belongs to.
-    """
+def run_key(argv: list[str]) -> dict[str, Any]:
+    """Everything that matters for the result of `kd` arguments, but for the seed and for the runs it needs."""
     config = parse_config(argv)
     key = {name: value for name, value in flat(config) if not name.startswith(_IRRELEVANT) and value is not None}
-    for name, address in replaced.items():
-        key[next((k for k in key if k.replace("init_args.", "") == name), name)] = address
     files = {path for class_path in _class_paths(config) for path in _source_files(class_path)}
     files |= {_PACKAGE / "randomness.py", _PACKAGE / "data" / "loader.py", _PACKAGE / "data" / "subsets.py"}
     key |= {f"code.{path.relative_to(_PACKAGE).as_posix()}": code_version(path) for path in sorted(files)}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from safetensors.numpy import load_file
 
+from kd_lightning.errors import UserError
 from kd_lightning.experiments.cost import measure_checkpoint
 from kd_lightning.experiments.runner import Job, by_run
 from kd_lightning.experiments.spec import Experiment
@@ -25,6 +26,7 @@ _HEADINGS = {
     "test_accuracy": "test accuracy",
     "flops": "FLOPs",
     "file_bytes": "file, kB",
+    "cache_bytes": "cache, kB",
     "latency_ms_batch_1": "CPU ms, batch 1",
     "latency_ms_batch_256": "CPU ms, batch 256",
 }
@@ -45,13 +47,16 @@ def _row(run: str, metric: str, values: list[float], paper: float | None) -> dic
 def rows(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
     """One row a run and metric, costs after the metrics."""
     found = []
+    measured = {metric for job in jobs for metric in job.record["metrics"]}
+    for metric in {*experiment.metrics, *([experiment.compare_metric] if experiment.compare else [])} - measured:
+        raise UserError(f"no run measured {metric!r}; measured were {', '.join(sorted(measured))}")
     for name, group in by_run(jobs):
         records = [job.record for job in group]
         for metric in experiment.metrics:
             values = [float(r["metrics"][metric]) for r in records if metric in r["metrics"]]
             if values:
                 found.append(_row(name, metric, values, experiment.paper.get(name, {}).get(metric)))
-        if experiment.costs:
+        if experiment.costs and not group[0].is_cache:
             found += [_row(name, cost, [value], None) for cost, value in measure_checkpoint(group[0].checkpoint).items()]
     return found
 
@@ -97,7 +102,7 @@ def _number(row: dict[str, Any]) -> str:
     mean, std, metric = row["mean"], row["std"], row["metric"]
     if metric in ("parameters", "flops"):
         return f"{mean:,.0f}"
-    if metric == "file_bytes":
+    if metric.endswith("_bytes"):
         return f"{mean / 1000:,.1f}"
     if metric.startswith("latency"):
         return f"{mean:.3g}"

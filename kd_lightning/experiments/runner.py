@@ -51,8 +51,17 @@ class Job:
         return self.record.get("status") == "finished"
 
     @property
+    def is_cache(self) -> bool:
+        return self.argv[0] == "cache"
+
+    @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoints" / "last.ckpt"
+
+    @property
+    def product(self) -> Path:
+        """What other runs need of this one."""
+        return self.folder if self.is_cache else self.checkpoint
 
     @property
     def command(self) -> str:
@@ -81,13 +90,16 @@ def format_override(key: str, value: Any) -> str:
 def plan(experiment: Experiment, settings: Settings) -> list[Job]:
     """All jobs, those that others need first."""
     jobs: dict[tuple[str, int], Job] = {}
-    keys: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+    keys: dict[str, dict[str, Any]] = {}
 
     def add(run: RunSpec, seed: int, above: tuple[str, ...] = ()) -> Job:
         if run.name in above:
             raise UserError(f"the experiment's runs need each other in a circle: {' -> '.join([*above, run.name])}")
         if (run.name, seed) not in jobs:
-            needs = {key: add(experiment.run(name), seed, (*above, run.name)) for key, name in run.needs.items()}
+            needs = {}
+            for key, wanted in run.needs.items():
+                name, _, fixed = wanted.partition("@")
+                needs[key] = add(experiment.run(name), int(fixed or seed), (*above, run.name))
             jobs[run.name, seed] = _job(experiment, run, seed, needs, settings, keys)
         return jobs[run.name, seed]
 
@@ -98,18 +110,23 @@ def plan(experiment: Experiment, settings: Settings) -> list[Job]:
 
 
 def _job(
-    experiment: Experiment, run: RunSpec, seed: int, needs: dict[str, Job], settings: Settings, keys: dict[Any, Any]
+    experiment: Experiment, run: RunSpec, seed: int, needs: dict[str, Job], settings: Settings, keys: dict[str, dict[str, Any]]
 ) -> Job:
     overrides = {"run.test": "last", **experiment.overrides, **run.overrides, **settings.overrides}
     configs = [part for name in [*experiment.configs, *run.configs] for part in ("-c", name)]
-    argv = ["fit", *configs, *(format_override(k, v) for k, v in overrides.items())]
+    argv = [*configs, *(format_override(k, v) for k, v in overrides.items())]
     # One parse serves all seeds; what a run needs enters by its address, never by its path.
-    if (run.name, ()) not in keys:
-        keys[run.name, ()] = run_key(resolve_configs(argv), {})
-    key = {**keys[run.name, ()], **{name: job.folder.name for name, job in needs.items()}, "seed": seed}
+    if run.name not in keys:
+        keys[run.name] = run_key(["fit", *resolve_configs(argv), *(f"--{name}=needed" for name in needs)])
+    key = {**keys[run.name], **{name: job.folder.name for name, job in needs.items()}, "seed": seed}
+    key |= {f"cache.{name}": value for name, value in (run.cache or {}).items()}
     folder = settings.store / address(key)
-    argv += [f"--seed_everything={seed}", *(f"--{name}={job.checkpoint}" for name, job in needs.items())]
-    argv += [f"--run.dir={folder}", f"--run.group={experiment.name}"]
+    argv += [f"--seed_everything={seed}", *(f"--{name}={job.product}" for name, job in needs.items())]
+    if run.cache is None:
+        argv = ["fit", *argv, f"--run.dir={folder}", f"--run.group={experiment.name}"]
+    else:
+        options = [f"--{name.replace('_', '-')}={value}" for name, value in run.cache.items()]
+        argv = ["cache", *argv, *options, f"--output={folder}"]
     return Job(run.name, seed, key, folder, argv, list(needs.values()))
 
 
@@ -160,6 +177,13 @@ class Runner:
 
     def _execute(self, job: Job) -> None:
         argv = resolve_configs(job.argv)
+        if job.is_cache:
+            started = time.monotonic()
+            self.launch(argv)  # which goes on where it was
+            size = sum(path.stat().st_size for path in job.folder.glob("*.bin"))
+            took = round(time.monotonic() - started, 3)
+            write_json(job.folder / "run.json", {"status": "finished", "wall_time_s": took, "metrics": {"cache_bytes": size}})
+            return
         if job.folder.exists():
             if job.checkpoint.is_file():
                 self.launch([*argv, f"--ckpt_path={job.checkpoint}"])

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ class RunSpec:
         name: teacher, student-alone, distilled, ...
         configs: YAML files, after the experiment's own.
         overrides: `key: value`, after the experiment's own.
-        needs: for each config key, the run whose last checkpoint of the same seed is its value.
+        needs: for each config key, the run whose last checkpoint (or cache) of the same seed is its value; `NAME@0` is
+            that of seed 0 for all seeds.
+        cache: not a training but `kd cache` with these options (views, top_k, dtype) of the pair that the configs make.
         seeds: where they differ from the experiment's.
         grid: config key -> values: one run for each combination.
     """
@@ -34,6 +37,7 @@ class RunSpec:
     needs: dict[str, str] = field(default_factory=dict)
     seeds: list[int] | None = None
     grid: dict[str, list[Any]] = field(default_factory=dict)
+    cache: dict[str, Any] | None = None
 
     def expanded(self) -> list[RunSpec]:
         """One run for each combination of the grid's values, named by them."""
@@ -109,24 +113,66 @@ def load(name: str) -> Experiment:
         raise UserError(f"the experiment {path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("runs"), dict):
         raise UserError(f"the experiment {path} names no runs")
-    _check_keys(str(path), content, {f.name for f in fields(Experiment)} - {"name"})
-    run_keys = {f.name for f in fields(RunSpec)} - {"name"}
+    _check_keys(str(path), content, EXPERIMENT)
     for run_name, value in content["runs"].items():
-        _check_keys(f"{path}: runs.{run_name}", value or {}, run_keys)
+        _check_keys(f"{path}: runs.{run_name}", {} if value is None else value, RUN)
     runs = [r for n, value in content.pop("runs").items() for r in RunSpec(name=n, **(value or {})).expanded()]
     missing = [key for key in ("title", "claim", "time") if not content.get(key)]
     if missing:
         raise UserError(f"the experiment {path} has no {missing[0]}")
     experiment = Experiment(name=name.removesuffix(".yaml"), runs=runs, **content)
     names = [run.name for run in runs]
-    wanted = [need for run in runs for need in run.needs.values()] + [n for pair in experiment.compare for n in pair]
+    wanted = [need.partition("@")[0] for run in runs for need in run.needs.values()]
+    wanted += [name for pair in experiment.compare for name in pair] + list(experiment.paper)
     for need in wanted:
         if need not in names:
             raise UserError(f"the experiment {path} speaks of a run {need!r}; its runs are {', '.join(names)}")
     return experiment
 
 
-def _check_keys(where: str, content: dict[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(content) - known)
+def _check_keys(where: str, content: Any, known: dict[str, Check]) -> None:
+    """UserError for a key that is not known, or a value that is not of its kind."""
+    if not isinstance(content, dict):
+        raise UserError(f"{where} must be keys with values, got {content!r}")
+    unknown = sorted(set(content) - set(known))
     if unknown:
         raise UserError(f"{where}: {unknown[0]!r} is not understood; known are {', '.join(sorted(known))}")
+    for name, value in content.items():
+        if value is not None and not known[name][0](value):
+            raise UserError(f"{where}: {name} must be {known[name][1]}, got {value!r}")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _is_mapping_of(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
+
+
+Check = tuple[Callable[[Any], bool], str]
+TEXT: Check = (lambda v: isinstance(v, str), "a text")
+TEXTS: Check = (_is_texts, "a list of texts")
+KEYS: Check = (lambda v: isinstance(v, dict), "keys with values")
+RUN: dict[str, Check] = {
+    "configs": TEXTS,
+    "overrides": KEYS,
+    "needs": (lambda v: _is_mapping_of(v, str), "config keys with names of runs"),
+    "seeds": (lambda v: isinstance(v, list) and all(isinstance(s, int) for s in v), "a list of whole numbers"),
+    "cache": (lambda v: isinstance(v, dict) and not set(v) - {"views", "top_k", "dtype"}, "views, top_k and dtype"),
+    "grid": (lambda v: _is_mapping_of(v, list), "config keys with lists of values"),
+}
+EXPERIMENT: dict[str, Check] = {
+    **dict.fromkeys(("title", "claim", "time", "compare_metric", "note"), TEXT),
+    **dict.fromkeys(("configs", "metrics"), TEXTS),
+    "runs": KEYS,
+    "overrides": KEYS,
+    "seeds": (_is_count, "a number of at least 1"),
+    "paper": (lambda v: _is_mapping_of(v, dict), "runs with metrics with numbers"),
+    "compare": (lambda v: isinstance(v, list) and all(_is_texts(p) and len(p) == 2 for p in v), "a list of pairs of runs"),
+    "costs": (lambda v: isinstance(v, bool), "true or false"),
+}

@@ -74,7 +74,8 @@ class BaseModule(pl.LightningModule):
         self.losses = nn.ModuleDict(losses)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.layers, self.init_from = dict(layers or {}), init_from
-        self.spec: dict[str, Any] | None = dict(spec) if spec else None
+        # Class names that look like numbers come back from a checkpoint's YAML as numbers.
+        self.spec: dict[str, Any] | None = {**spec, "classes": [str(c) for c in spec["classes"]]} if spec else None
         self.channels_last = channels_last
         self.metrics: EvaluationMetrics | None = None
         self.taps: Taps | None = None
@@ -112,18 +113,18 @@ class BaseModule(pl.LightningModule):
         Raises:
             UserError: one line, before anything is trained, where something does not fit.
         """
-        if self._attached:
-            return
-        self.spec = dict(datamodule.spec)
-        self.metrics = EvaluationMetrics(self.spec["num_classes"])
-        if stage == "fit":
+        if not self._attached:
+            self.spec = dict(datamodule.spec)
+            self.metrics = EvaluationMetrics(self.spec["num_classes"])
+        if stage == "fit" and not self._losses_built:
             if self.init_from is not None:
                 content = read_file(self.init_from, "init_from")
                 load_weights(self.net, network_weights(content), f"init_from {self.init_from}")
             self._build_losses(datamodule)
-        self._check_output()
-        if self.channels_last:
-            self.to(memory_format=torch.channels_last)
+        if not self._attached:
+            self._check_output()
+            if self.channels_last:
+                self.to(memory_format=torch.channels_last)
         self._attached = True
 
     def setup(self, stage: str) -> None:
@@ -176,7 +177,7 @@ class BaseModule(pl.LightningModule):
             loss.build(student, teacher)
         self._losses_built = True
         if self._pending_losses:
-            self.losses.load_state_dict(self._pending_losses)
+            self.losses.load_state_dict({**self.losses.state_dict(), **self._pending_losses})
             self._pending_losses = {}
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -228,9 +229,12 @@ class BaseModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self.objective(batch)
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
         for module in self._constrained:
             module.after_step()  # type: ignore[operator]
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if len(self._window) >= cast(Any, self.trainer).log_every_n_steps or self.trainer.is_last_batch:
             self._close_window()
 
@@ -250,6 +254,9 @@ class BaseModule(pl.LightningModule):
         self._epoch_sums = sums if self._epoch_sums is None else self._epoch_sums + sums
 
     def on_train_epoch_end(self) -> None:
+        self._close_window()  # max_steps may have cut the epoch short
+        if not all(bool(p.isfinite().all()) for p in self.net.parameters()):
+            raise UserError(f"weights became infinite or NaN in epoch {self.current_epoch}; lower the learning rate")
         if self._epoch_sums is not None:
             sums = self._epoch_sums.to(self.device, torch.float32)
             if self._world_size > 1:
@@ -271,6 +278,12 @@ class BaseModule(pl.LightningModule):
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 
+    def on_validation_epoch_start(self) -> None:
+        if self.metrics is not None:
+            self.metrics.reset()
+
+    on_test_epoch_start = on_validation_epoch_start
+
     def _evaluate(self, batch: Batch) -> Output:
         assert self.metrics is not None
         student = run_network(self.net, batch.inputs)
@@ -281,7 +294,6 @@ class BaseModule(pl.LightningModule):
     def _report(self, stage: str) -> None:
         assert self.metrics is not None
         values = {f"{stage}_{name}": value.float() for name, value in self.metrics.compute().items()}
-        self.metrics.reset()
         self.log_dict(values)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Self, cast
 
 from torch import nn
 
@@ -70,7 +70,26 @@ class DistillationModule(BaseModule):
         for name, loss in self.losses.items():
             if "all teacher logits" in cast(DistillLoss, loss).needs and not self.teacher.exact_logits:
                 raise UserError(f"the loss {name!r} needs every logit of the teacher; a top-k cache holds a part of them")
-        return Probe(self.teacher.probe(self._blank_batch()), modules)
+        try:
+            output = self.teacher.probe(self._blank_batch())
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"the teacher cannot read inputs of shape {datamodule.spec['input_shape']}: {error}") from error
+        if output.logits.shape != (2, datamodule.spec["num_classes"]):
+            shape, known = list(output.logits.shape[1:]), datamodule.spec["num_classes"]
+            raise UserError(f"the teacher gives outputs of shape {shape} a sample; the data has {known} classes")
+        return Probe(output, modules)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        super().requires_grad_(requires_grad)
+        self.teacher.requires_grad_(False)
+        return self
+
+    def unfreeze(self) -> Self:
+        super().unfreeze()
+        self.teacher.requires_grad_(False)
+        return self
 
     def teach(self, batch: Batch) -> Output | None:
         return self.teacher(batch) if self.teacher.ready else None

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped
+
+
+def check_config(path: Path, name: str) -> None:
+    """UserError names a config that holds nothing that can be composed."""
+    import yaml
+
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"the config file {name} is not YAML: {error}") from error
+    if not content:
+        raise UserError(f"the config file {name} is empty")
+    if not isinstance(content, dict):
+        raise UserError(f"the config file {name} holds a {type(content).__name__}, not keys with values")
 
 
 def resolve_configs(argv: list[str]) -> list[str]:
@@ -18,12 +33,22 @@ def resolve_configs(argv: list[str]) -> list[str]:
             path = Path(name) if Path(name).is_file() else shipped(name)
             if path is None or not path.is_file():
                 raise UserError(f"there is no config file {name}")
-            if not path.read_text(encoding="utf-8", errors="replace").strip():
-                raise UserError(f"the config file {name} is empty")
+            check_config(path, name)
             argument = f"--config={path}" if inline else str(path)
         takes = argument in ("-c", "--config") and not takes
         resolved.append(argument)
     return resolved
+
+
+def execute(argv: list[str]) -> Any:
+    """Run the arguments of one `kd` command, as an experiment lists them."""
+    if argv[0] == "cache":
+        from kd_lightning.runs.cache_command import main as cache
+
+        return cache(argv[1:])
+    from kd_lightning.runs.launch import launch
+
+    return launch(argv)
 
 
 def main(argv: list[str]) -> None:

@@ -55,7 +55,10 @@ class EpochCSVLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        row = self.rows.setdefault(int(metrics.get("epoch", 0)), {"epoch": int(metrics.get("epoch", 0)), "step": step})
+        epoch = int(metrics.get("epoch", 0))
+        if self.rows and all(name.startswith("test_") or name == "epoch" for name in metrics):
+            epoch = max(self.rows)  # a test after training is no epoch of its own
+        row = self.rows.setdefault(epoch, {"epoch": epoch, "step": step})
         row |= {name: value for name, value in metrics.items() if name != "epoch"}
         if time.monotonic() - self._written > 1:
             self.save()

@@ -48,7 +48,7 @@ def make_folder(wanted: Path, resumed: bool) -> Path:
             return folder
     except OSError as error:
         raise UserError(
-            f"the run's folder {wanted} cannot be written ({error.strerror}); choose another with --run.root"
+            f"the run's folder {wanted} cannot be written ({error.strerror}); choose another --run.root or --run.dir"
         ) from error
     raise UserError(f"there are 9,999 runs called {wanted.name} in {wanted.parent}; choose another --run.name")
 

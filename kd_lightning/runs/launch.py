@@ -139,7 +139,11 @@ class Launcher(LightningCLI):
         if self.command == "fit":
             with config_errors():
                 self.model.optimizer([torch.nn.Parameter(torch.zeros(1))])
+        if self.options.test == "best" and not self.has_validation:
+            raise UserError("--run.test=best needs a validation split; use --run.test=last, or set data.validation")
         if self.checkpoint is None:
+            if self.command != "fit":
+                raise UserError(f"kd {self.command} needs trained weights; give --ckpt_path=RUN/checkpoints/last.ckpt")
             return {}
         content = read_file(self.checkpoint, "--ckpt_path")
         if KEY not in content or content[KEY]["role"] != self.model.role:
@@ -158,7 +162,7 @@ class Launcher(LightningCLI):
             return make_folder(own, True)
         if self.options.dir:
             wanted = Path(self.options.dir)
-            if wanted.exists() and any(wanted.iterdir()):
+            if wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
                 raise UserError(f"--run.dir {wanted} exists already; choose a new folder, or resume with --ckpt_path")
             if wanted.exists():
                 return wanted
@@ -168,6 +172,18 @@ class Launcher(LightningCLI):
             wanted = Path(self.options.root) / (name if self.command == "fit" else f"{name}-{self.command}")
         return make_folder(wanted, False)
 
+    @property
+    def has_validation(self) -> bool:
+        return int(self.datamodule.spec["samples"].get("validation", 0)) > 0
+
+    def _checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
+        """`last.ckpt` after every epoch, and `best.ckpt` after each that validates better than all before."""
+        every: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        last = ModelCheckpoint(folder, filename="last", **every)
+        if not self.has_validation:
+            return [last]
+        return [ModelCheckpoint(folder, filename="best", monitor="val_accuracy", mode="max", **every), last]
+
     def _trainer(self, folder: Path, first_epoch: int) -> pl.Trainer:
         settings = dict(self.config_init[self.command].trainer.items())
         own = settings.get("callbacks") or []
@@ -175,19 +191,7 @@ class Launcher(LightningCLI):
         if settings.get("enable_progress_bar") is not False:
             callbacks.append(RunProgress(f"{folder.name}"))
         if self.command == "fit" and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-            has_validation = self.datamodule.spec["samples"].get("validation", 0) > 0
-            callbacks.append(
-                ModelCheckpoint(
-                    folder / "checkpoints",
-                    filename="best" if has_validation else "newest",
-                    monitor="val_accuracy" if has_validation else None,
-                    mode="max",
-                    save_last=True,
-                    save_top_k=1 if has_validation else 0,
-                    save_on_train_epoch_end=True,
-                    enable_version_counter=False,
-                )
-            )
+            callbacks += self._checkpoints(folder / "checkpoints")
         extra = settings.get("logger")
         loggers = [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]
         loggers = [EpochCSVLogger(folder, first_epoch), *loggers]
@@ -249,8 +253,6 @@ class Launcher(LightningCLI):
         if self.command == "fit" and self.options.test != "no":
             if self.options.test == "best":
                 best = folder / "checkpoints" / "best.ckpt"
-                if not best.is_file():
-                    raise UserError("--run.test=best needs a validation split; use --run.test=last, or set data.validation")
                 self.model.load_state_dict(torch.load(best, weights_only=True)["state_dict"])
             trainer.test(self.model, datamodule=self.datamodule, verbose=False)
             metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -260,8 +262,10 @@ class Launcher(LightningCLI):
         return metrics
 
     def save_config(self, folder: Path) -> dict[str, Any]:
-        """Write the resolved config, once: a resumed run keeps its own."""
-        text = self._parser(self.command).dump(self.config[self.command])
+        """Write the resolved config, once: a resumed run keeps its own. Another run of it gets another folder."""
+        config = self.config[self.command].clone()
+        config.run.dir = None
+        text = self._parser(self.command).dump(config)
         if not (folder / "config.yaml").is_file():
             (folder / "config.yaml").write_text(text)
         return dict(yaml.safe_load(text))

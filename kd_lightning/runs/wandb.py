@@ -38,20 +38,19 @@ def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], reco
         return None
     mode = choose_mode(options.wandb)
     print(f"W&B: {mode}" + ("" if mode == "online" else f"; send it later with: wandb sync {folder}/wandb/offline-run-*"))
-    logger = WandbLogger(
+    run = wandb.init(
         name=folder.name,
-        save_dir=str(folder),
+        dir=str(folder),
         project=options.project,
         entity=options.entity,
         group=options.group,
         job_type=record["job_type"],
         tags=options.tags,
-        mode=mode,
+        mode=mode,  # type: ignore[arg-type,unused-ignore]
         config={**config, **{name: record[name] for name in ("data", "teacher", "commit", "versions", "hardware")}},
         settings=wandb.Settings(silent=True, console="off"),
     )
-    _ = logger.experiment
-    return logger
+    return WandbLogger(experiment=run)
 
 
 def log_test(logger: Any, tested: dict[str, Tensor], datamodule: Any) -> None:

@@ -35,6 +35,7 @@ class Teacher(nn.Module):
             UserError: one line, where the teacher cannot be had or does not fit.
         """
         self.requires_grad_(False)
+        self.train(False)
         self.ready = True
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:

@@ -67,9 +67,8 @@ class ModelTeacher(Teacher):
                 self._load_file(Path(self.checkpoint).expanduser())
             elif self.network is not None:
                 self._source = {"sha256": weights_sha256(self.network), "network": type(self.network).__name__}
-            super().prepare(datamodule)
-            self.train(False)
         check_spec("the teacher", self.spec, datamodule.spec)
+        super().prepare(datamodule)
 
     def _load_file(self, path: Path) -> None:
         content = read_file(path, "the teacher")
@@ -91,7 +90,7 @@ class ModelTeacher(Teacher):
         try:
             weights = models.get_weight(name)
             builder = next(b for b in models.list_models() if models.get_model_weights(b) is type(weights))
-        except (ValueError, StopIteration) as error:
+        except (ValueError, KeyError, AttributeError, StopIteration) as error:
             raise UserError(
                 f"torchvision has no weights {name!r}; they are written like ResNet18_Weights.IMAGENET1K_V1"
             ) from error

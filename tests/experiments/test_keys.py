@@ -25,8 +25,8 @@ class OtherDigits(DigitsDataModule):
         return Images(images, data.target)
 
 
-def key(*more: str, teacher: str = "teacher.ckpt") -> dict[str, Any]:
-    return run_key(resolve_configs([*student(teacher), *more]), {})
+def key(*more: str) -> dict[str, Any]:
+    return run_key(resolve_configs([*student("teacher.ckpt"), *more]))
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +76,6 @@ def test_the_samples_matter(base: dict[str, Any]) -> None:
     assert key("--data=DigitsDataModule")["data checksum"] == base["data checksum"]
 
 
-def test_what_a_run_needs_enters_by_its_address(base: dict[str, Any]) -> None:
-    name = "model.init_args.teacher.init_args.checkpoint"
-    assert base[name] == "teacher.ckpt"
-    argv = resolve_configs(student("teacher.ckpt"))
-    replaced = run_key(argv, {"model.teacher.checkpoint": "0123456789abcdef"})
-    assert replaced == {**base, name: "0123456789abcdef"}
-    moved = run_key(resolve_configs(student("/elsewhere/t.ckpt")), {"model.teacher.checkpoint": "0123456789abcdef"})
-    assert moved == replaced
-
-
 def test_the_source_of_losses_and_data_is_in_the_key(base: dict[str, Any]) -> None:
     source = {name.removeprefix("code.") for name in base if name.startswith("code.")}
     assert {"losses/kd.py", "losses/ce.py", "losses/base.py", "data/digits.py", "data/base.py", "randomness.py"} <= source
@@ -120,7 +110,6 @@ def test_another_operator_or_number_changes_the_code(change: tuple[str, str], tm
     assert version(tmp_path, "other", change) != version(tmp_path, "same")
 
 
-@pytest.mark.xfail(strict=True, reason="only the first string of a body is left out, not one that follows an attribute")
 def test_the_docstring_of_an_attribute_does_not_change_the_code(tmp_path: Path) -> None:
     line = '    family: ClassVar[str] = "response"\n'
     assert version(tmp_path, "with", (line, f'{line}    """Where it belongs."""\n')) == version(tmp_path, "same")

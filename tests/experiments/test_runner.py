@@ -114,6 +114,14 @@ def test_another_teacher_trains_its_students_again_and_no_other(finished: Bench)
     assert "model.teacher.checkpoint" in next(line for line in finished.said.splitlines() if line.startswith("distilled"))
 
 
+def test_another_place_of_the_store_changes_no_address(finished: Bench) -> None:
+    """What a run needs enters its key by address, never by path."""
+    experiment = load(str(write(finished.folder, finished.content)))
+    elsewhere = plan(experiment, Settings(Path("out"), Path("/elsewhere"), 2, {}))
+    assert [job.folder.name for job in elsewhere] == [job.folder.name for job in finished.jobs()]
+    assert len({job.folder.name for job in elsewhere}) == 6
+
+
 def test_one_more_seed_trains_that_seed_alone(finished: Bench) -> None:
     finished.content["runs"]["teacher"]["seeds"] = [0, 1, 2]
     finished.run()

@@ -66,6 +66,14 @@ def distillation(
     return DistillationModule(student, teacher or ModelTeacher(network=mlp(32)), losses, **arguments)
 
 
+class Drawing(DigitsDataModule):
+    """Digits that draw a number from the global generator, as a user's datamodule may."""
+
+    def __init__(self, batch_size: int = 64) -> None:
+        super().__init__(batch_size)
+        torch.rand(1)
+
+
 def samples(data: DigitsDataModule, stage: str, count: int | None = None) -> Batch:
     """The first samples of a stage, or all, as one batch."""
     source = data.source(stage)

@@ -187,5 +187,7 @@ def test_the_first_weights_depend_on_the_seed_alone(tmp_path: Path, checkpoint: 
     classifier = first("classifier", ["teachers/digits_mlp.yaml"], *alone)
     distilled = first("distilled", pair, teacher)
     assert same(classifier, distilled)
+    # Nor on what the data drew before the student was made.
+    assert same(first("drawing", pair, teacher, "--data=tests.modules.small.Drawing"), distilled)
     other = first("other", pair, teacher, "--seed_everything=1")
     assert not same(distilled, other)

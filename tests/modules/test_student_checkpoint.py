@@ -170,7 +170,6 @@ def test_an_adapter_that_is_loaded_before_it_is_built(data: DigitsDataModule) ->
     assert same(copied(second), copied(first))
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="only what waited is loaded into the losses, yet strictly")
 def test_a_loss_with_a_parameter_and_an_adapter(data: DigitsDataModule) -> None:
     first, second = distillation({"adapted": Scaled()}), distillation({"adapted": Scaled()})
     first.attach(data)

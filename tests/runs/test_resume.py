@@ -46,7 +46,8 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 def arguments(role: str, scheduler: str, teacher: Path) -> list[str]:
     """Four epochs with dropout and jitter."""
-    own = [*student(teacher), "--model.student.dropout=0.3"] if role == "student" else TEACHER  # which has dropout
+    distilled = [*student(teacher), "--model.student.dropout=0.3", "--model.losses.ce.weight=1"]
+    own = distilled if role == "student" else TEACHER  # which has dropout
     return [*own, JITTER, SCHEDULERS[scheduler], "--trainer.max_epochs=4", "--seed_everything=1"]
 
 
@@ -77,7 +78,7 @@ def test_resumed_equals_uninterrupted(role: str, scheduler: str, batch: int, tea
     whole, parts = Path("runs/whole"), Path("runs/parts")
     assert outcome.code == 130
     assert record(parts)["status"] == "interrupted"
-    assert content(parts / "checkpoints" / "last.ckpt")["epoch"] < 3
+    assert content(parts / "checkpoints" / "last.ckpt")["epoch"] == 1
 
     resumed = kd("fit", f"--ckpt_path={parts}/checkpoints/last.ckpt")
     assert (resumed.code, resumed.err) == (0, "")
@@ -102,7 +103,6 @@ def test_the_comparison_sees_a_different_run(teacher: Path, kd: Kd) -> None:
     assert differences(a["optimizer_states"], b["optimizer_states"]) != []
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning writes last.ckpt only together with a new best.ckpt, or else at the end")
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 def test_every_finished_epoch_is_kept(validation: float, kd: Kd) -> None:
     # Epoch 1 learns nothing, so that it is no better than epoch 0.

@@ -61,7 +61,6 @@ def test_stays_frozen(owner: DistillationModule, action: str) -> None:
     assert all(p.requires_grad for p in owner.net.parameters())
 
 
-@pytest.mark.xfail(strict=True, reason="nn.Module sets its submodules' parameters itself and never asks the teacher")
 @pytest.mark.parametrize("action", ["requires_grad_", "unfreeze"])
 def test_stays_frozen_whatever_its_owner_asks_for(owner: DistillationModule, action: str) -> None:
     getattr(owner, action)()
@@ -113,7 +112,6 @@ def test_unprepared(data: DigitsDataModule) -> None:
     assert teacher(samples(data, "train", 2)).logits.shape == (2, 10)
 
 
-@pytest.mark.xfail(strict=True, reason="only ModelTeacher.prepare sets eval mode; Teacher.prepare does not")
 def test_a_users_own_teacher_is_in_eval_mode(data: DigitsDataModule) -> None:
     teacher = Own(shaky())
     teacher.prepare(data)

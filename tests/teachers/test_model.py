@@ -119,10 +119,7 @@ def test_torchvision_without_a_network(monkeypatch: pytest.MonkeyPatch, imagenet
     [
         "ResNet18",
         "Nothing_Weights.IMAGENET1K_V1",
-        pytest.param(
-            "ResNet18_Weights.IMAGENET9K",
-            marks=pytest.mark.xfail(strict=True, raises=KeyError, reason="get_weight raises KeyError for a wrong value"),
-        ),
+        "ResNet18_Weights.IMAGENET9K",
     ],
 )
 def test_torchvision_has_no_such_weights(name: str, imagenet: SimpleNamespace) -> None:
