@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import kd_lightning
-from kd_lightning.runs.command import resolve_configs
+from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.launch import launch, parse_config
 from tests.runs import COMMON, PAIR, TEACHER
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.keys import address, difference, run_key
 from kd_lightning.experiments.spec import Experiment, RunSpec
-from kd_lightning.runs.command import resolve_configs
 from kd_lightning.runs.folder import read_json, write_json
 
 Launch = Callable[[list[str]], Any]
@@ -117,7 +116,7 @@ def _job(
     argv = [*configs, *(format_override(k, v) for k, v in overrides.items())]
     # One parse serves all seeds; what a run needs enters by its address, never by its path.
     if run.name not in keys:
-        keys[run.name] = run_key(["fit", *resolve_configs(argv), *(f"--{name}=needed" for name in needs)])
+        keys[run.name] = run_key(["fit", *argv, *(f"--{name}=needed" for name in needs)])
     key = {**keys[run.name], **{name: job.folder.name for name, job in needs.items()}, "seed": seed}
     key |= {f"cache.{name}": value for name, value in (run.cache or {}).items()}
     folder = settings.store / address(key)
@@ -176,20 +175,19 @@ class Runner:
                 self.console.print(f"{job.run} is run again: {difference(earlier['key'], job.key)}", highlight=False)
 
     def _execute(self, job: Job) -> None:
-        argv = resolve_configs(job.argv)
         if job.is_cache:
             started = time.monotonic()
-            self.launch(argv)  # which goes on where it was
+            self.launch(job.argv)  # which goes on where it was
             size = sum(path.stat().st_size for path in job.folder.glob("*.bin"))
             took = round(time.monotonic() - started, 3)
             write_json(job.folder / "run.json", {"status": "finished", "wall_time_s": took, "metrics": {"cache_bytes": size}})
             return
         if job.folder.exists():
             if job.checkpoint.is_file():
-                self.launch([*argv, f"--ckpt_path={job.checkpoint}"])
+                self.launch([*job.argv, f"--ckpt_path={job.checkpoint}"])
                 return
             shutil.rmtree(job.folder)  # nothing was finished there
-        self.launch(argv)
+        self.launch(job.argv)
 
 
 def _duration(seconds: float) -> str:

@@ -74,8 +74,7 @@ class BaseModule(pl.LightningModule):
         self.losses = nn.ModuleDict(losses)
         self.optimizer, self.scheduler = optimizer, scheduler
         self.layers, self.init_from = dict(layers or {}), init_from
-        # Class names that look like numbers come back from a checkpoint's YAML as numbers.
-        self.spec: dict[str, Any] | None = {**spec, "classes": [str(c) for c in spec["classes"]]} if spec else None
+        self.spec: dict[str, Any] | None = dict(spec) if spec else None
         self.channels_last = channels_last
         self.metrics: EvaluationMetrics | None = None
         self.taps: Taps | None = None
@@ -332,6 +331,8 @@ class BaseModule(pl.LightningModule):
         ours = checkpoint.get(KEY)
         if not ours or ours["role"] != self.role:
             raise UserError(f"the checkpoint is not one of a {type(self).__name__}; resume with the config that made it")
+        if not self._attached:
+            self.spec = ours["spec"]  # the hyper-parameters' copy went through YAML, which takes some names for numbers
 
     def _keep_loss_state(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         """Adapters are built when the data is known: until then their saved state waits."""

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from kd_lightning.errors import UserError
-from kd_lightning.runs.command import resolve_configs
+from kd_lightning.runs.configs import resolve_configs
 
 
 class _Parser(argparse.ArgumentParser):

@@ -2,42 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from kd_lightning.errors import UserError
-from kd_lightning.paths import shipped
-
-
-def check_config(path: Path, name: str) -> None:
-    """UserError names a config that holds nothing that can be composed."""
-    import yaml
-
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {name} is not YAML: {error}") from error
-    if not content:
-        raise UserError(f"the config file {name} is empty")
-    if not isinstance(content, dict):
-        raise UserError(f"the config file {name} holds a {type(content).__name__}, not keys with values")
-
-
-def resolve_configs(argv: list[str]) -> list[str]:
-    """Configs by their path, else by that path among the shipped ones; one that is missing or empty is named here."""
-    resolved, takes = [], False
-    for argument in argv:
-        inline = argument.startswith("--config=")
-        if takes or inline:
-            name = argument.partition("=")[2] if inline else argument
-            path = Path(name) if Path(name).is_file() else shipped(name)
-            if path is None or not path.is_file():
-                raise UserError(f"there is no config file {name}")
-            check_config(path, name)
-            argument = f"--config={path}" if inline else str(path)
-        takes = argument in ("-c", "--config") and not takes
-        resolved.append(argument)
-    return resolved
+from kd_lightning.runs.configs import resolve_configs
 
 
 def execute(argv: list[str]) -> Any:
@@ -52,7 +19,7 @@ def execute(argv: list[str]) -> Any:
 
 
 def main(argv: list[str]) -> None:
-    argv = resolve_configs(argv)
+    resolve_configs(argv)  # before anything slow is imported
     from kd_lightning.runs.folder import is_main
     from kd_lightning.runs.launch import launch
     from kd_lightning.runs.report import report

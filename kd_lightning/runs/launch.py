@@ -26,6 +26,7 @@ from kd_lightning.checkpoints import KEY, check_weights, network_weights, read_f
 from kd_lightning.errors import UserError
 from kd_lightning.modules.base import BaseModule
 from kd_lightning.modules.distillation import DistillationModule
+from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.folder import RunRecord, is_main, make_folder
 from kd_lightning.runs.messages import one_line
@@ -298,7 +299,7 @@ def parse_config(argv: list[str]) -> dict[str, Any]:
     """The resolved config of `kd` arguments, in builtins."""
     quiet()
     with config_errors():
-        return _Parser(argv).dump()
+        return _Parser(resolve_configs(argv)).dump()
 
 
 def with_own_config(argv: list[str]) -> list[str]:
@@ -323,7 +324,7 @@ def quiet() -> None:
 
 
 def launch(argv: list[str]) -> RunResult:
-    """Run `kd` arguments such as `["fit", "-c", ...]` to the end.
+    """Run `kd` arguments such as `["fit", "-c", ...]` to the end; configs are found by their path, else among the shipped.
 
     Raises:
         UserError: for a user's mistake.
@@ -333,7 +334,7 @@ def launch(argv: list[str]) -> RunResult:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     with config_errors():
-        launcher = Launcher(with_own_config(argv))
+        launcher = Launcher(with_own_config(resolve_configs(argv)))
     return launcher.run()
 
 

@@ -39,8 +39,8 @@ def _leaf(leaves: list[str], given: str | None, keyed: bool) -> str:
     other = [line for line in leaves if not _TYPE.match(line) or "Got value" in line]
     got = f", got {given!r}" if given else ""
     if len(choices) > 0 and all(_CHOICE.match(line) for line in other):
-        return f"expected one of {', '.join(dict.fromkeys(choices))}" + (got or other[0].rpartition("]")[2])
-    if other:
+        text = f"expected one of {', '.join(dict.fromkeys(choices))}" + (got or other[0].rpartition("]")[2])
+    elif other:
         text = other[0] if keyed else " ".join(other)
     elif types:
         text = f"expected {' or '.join(types)}{got}"

@@ -40,7 +40,7 @@ def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], reco
     print(f"W&B: {mode}" + ("" if mode == "online" else f"; send it later with: wandb sync {folder}/wandb/offline-run-*"))
     run = wandb.init(
         name=folder.name,
-        dir=str(folder),
+        dir=str(folder.resolve()),
         project=options.project,
         entity=options.entity,
         group=options.group,

@@ -11,7 +11,7 @@ import torch
 import kd_lightning.losses.kd
 from kd_lightning.data import DigitsDataModule, Images
 from kd_lightning.experiments.keys import address, code_version, difference, flat, run_key
-from kd_lightning.runs.command import resolve_configs
+from kd_lightning.runs.configs import resolve_configs
 from tests.runs import student
 
 

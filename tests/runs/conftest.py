@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kd_lightning.runs.command import resolve_configs
+from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.launch import launch
 from tests.runs import TEACHER, Kd, Outcome, call
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from jsonargparse import ArgumentError
 
-from kd_lightning.runs.command import resolve_configs
+from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.launch import Launcher
 from kd_lightning.runs.messages import one_line
 from tests.runs import PAIR, student

@@ -140,7 +140,7 @@ def test_a_signal_leaves_a_run_that_can_be_resumed(number: signal.Signals, place
 
 def failed_in_one_line(outcome: Outcome, run: Path) -> None:
     assert outcome.code == 2
-    assert outcome.err.startswith("kd: the loss became ")
+    assert outcome.err.startswith(("kd: the loss became ", "kd: weights became "))
     assert outcome.err.count("\n") == 1
     assert record(run)["status"] == "failed"
     assert "learning rate" in record(run)["error"]
@@ -168,7 +168,6 @@ def test_the_best_checkpoint_of_a_diverged_run_is_finite(kd: Kd) -> None:
         assert finite(Path(f"runs/digits-mlp/checkpoints/{name}.ckpt"))
 
 
-@pytest.mark.xfail(strict=True, reason="the last step of an epoch may overflow the weights with a loss that was still finite")
 def test_weights_that_overflow_in_the_last_step_are_not_kept(kd: Kd) -> None:
     one_step = [*TEACHER, sgd("1.0e+40"), SCHEDULERS["none"], "--data.batch_size=2000", "--trainer.max_epochs=2"]
     failed_in_one_line(kd(*one_step), Path("runs/digits-mlp"))
