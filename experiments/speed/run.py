@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import Timings, interleave
 from rich.console import Console
 from rich.table import Table
-from workloads import by_hand, distilled, plain
+from workloads import FUSED, by_hand, distilled, plain
 
 from kd_lightning.data import ImageDataModule, Images, Jitter, MNISTDataModule
 from kd_lightning.models import MLP, CIFARResNet
@@ -63,6 +63,8 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
             "by hand": partial(by_hand, student, teacher, data, n),
             "live": partial(distilled, student, teacher, data, n),
             "cached": partial(distilled, student, cached, data, n),
+            "live, fused": partial(distilled, student, teacher, data, n, optimizer=FUSED),
+            "cached, fused": partial(distilled, student, cached, data, n, optimizer=FUSED),
             "student alone": partial(plain, student, data, n),
         }
         if peers := importlib.util.find_spec("torchdistill"):
@@ -74,6 +76,15 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
         timings = interleave(workloads, options.rounds)
     ratio(rows, "MNIST MLP, live teacher: ours / floor", timings, "live", "by hand", "<= 1.05")
     ratio(rows, "cached teacher, ours / floor with live teacher", timings, "cached", "by hand", "<= 0.62")
+    ratio(rows, "the switch SGD(fused=True), live teacher: with / without", timings, "live, fused", "live", "")
+    ratio(
+        rows,
+        "cached teacher and fused SGD, ours / floor with live teacher and plain SGD",
+        timings,
+        "cached, fused",
+        "by hand",
+        "",
+    )
     ratio(rows, "cached distillation / plain student, both ours", timings, "cached", "student alone", "<= 1.05")
     if peers:
         ratio(rows, "live teacher: torchdistill / ours", timings, "torchdistill", "live", ">= 2.5")

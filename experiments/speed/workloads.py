@@ -18,10 +18,12 @@ from kd_lightning import ClassifierModule, DistillationModule
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.kd import KD
 from kd_lightning.runs.csv_logger import EpochCSVLogger
+from kd_lightning.runs.lean import NoProfiler
 from kd_lightning.runs.progress import RunProgress
 from kd_lightning.teachers import ModelTeacher, Teacher
 
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True)
+FUSED = partial(SGD, fused=True)
 TEMPERATURE = 20.0
 
 
@@ -45,6 +47,7 @@ def fit(module: pl.LightningModule, datamodule: Any, steps: int) -> float:
             accelerator="cpu",
             logger=EpochCSVLogger(Path(folder)),
             callbacks=[clock, RunProgress()],
+            profiler=NoProfiler(),
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -57,7 +60,7 @@ def distilled(make_student: Callable[[], nn.Module], teacher: Any, datamodule: A
     """Through DistillationModule; the teacher is a network, or a Teacher such as a cache."""
     source = teacher if isinstance(teacher, Teacher) else ModelTeacher(network=teacher)
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
-    return fit(DistillationModule(make_student(), source, losses, optimizer=SGD, **options), datamodule, steps)
+    return fit(DistillationModule(make_student(), source, losses, **{"optimizer": SGD, **options}), datamodule, steps)
 
 
 def plain(make_student: Callable[[], nn.Module], datamodule: Any, steps: int) -> float:

@@ -95,6 +95,13 @@ class BaseModule(pl.LightningModule):
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters(logger=False)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the hook it is in some 40 times a step; nn.Module's own way to set a name takes microseconds each.
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     @property
     def net(self) -> nn.Module:
         """The network that is trained."""

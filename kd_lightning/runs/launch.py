@@ -29,6 +29,7 @@ from kd_lightning.modules.distillation import DistillationModule
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.folder import RunRecord, is_main, make_folder
+from kd_lightning.runs.lean import NoProfiler
 from kd_lightning.runs.messages import one_line
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.predictions import SavePredictions, gathered, joined
@@ -196,6 +197,7 @@ class Launcher(LightningCLI):
         extra = settings.get("logger")
         loggers = [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]
         loggers = [EpochCSVLogger(folder, first_epoch), *loggers]
+        settings["profiler"] = settings.get("profiler") or NoProfiler()
         return pl.Trainer(**{**settings, "callbacks": callbacks, "logger": loggers, "default_root_dir": str(folder)})
 
     def run(self) -> RunResult:
