@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Before torch is imported, and for the processes that tests start: the networks here are so small that a second thread only
+# waits for the first, sixty times as long where the machine is busy.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 
 

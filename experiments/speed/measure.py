@@ -24,6 +24,11 @@ def _busy() -> float:
     return float(user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
+def _own() -> float:
+    """CPU seconds of this process and of the commands that it ran."""
+    return sum(os.times()[:4])
+
+
 @dataclass
 class Timings:
     """Seconds of each workload in each round that counts, and how many rounds were dropped."""
@@ -61,10 +66,10 @@ def interleave(workloads: dict[str, Callable[[], float]], rounds: int, most: int
         if len(next(iter(seconds.values()))) == rounds:
             break
         names = list(workloads)
-        busy, own, wall = _busy(), time.process_time(), time.perf_counter()
+        busy, own, wall = _busy(), _own(), time.perf_counter()
         found = {name: workloads[name]() for name in names}
         wall = time.perf_counter() - wall
-        others = max(0.0, (_busy() - busy) - (time.process_time() - own)) / (wall * (os.cpu_count() or 1))
+        others = max(0.0, (_busy() - busy) - (_own() - own)) / (wall * (os.cpu_count() or 1))
         if others > DISTURBED:
             dropped += 1
             print(f"round dropped: other processes used {others:.0%} of the machine", flush=True)

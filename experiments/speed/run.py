@@ -187,8 +187,10 @@ def main() -> None:
     quiet()
     torch.set_num_threads(options.threads)
     started, rows = time.monotonic(), Rows()
-    for part in (inputs, mlps, tiny, commands, resnets):
+    for part in (commands, inputs, mlps, tiny, resnets):
         part(options, rows)
+        content = {"rows": rows, "commit": commit(), "hardware": hardware(), "threads": options.threads}
+        write_json(options.output, content | {"wall_time_s": round(time.monotonic() - started, 1), "torch": torch.__version__})
     table = Table(title=f"{options.threads} CPU threads, medians with 95% intervals of paired ratios (or least and most)")
     for heading in ("workload", "asked", "measured", "interval"):
         table.add_column(heading, justify="left" if heading == "workload" else "right")
@@ -197,8 +199,6 @@ def main() -> None:
             row["workload"], row["asked"], f"{row['value']:.3f} {row['unit']}", f"[{row['low']:.3f}, {row['high']:.3f}]"
         )
     Console(width=130).print(table)
-    content = {"rows": rows, "commit": commit(), "hardware": hardware(), "threads": options.threads}
-    write_json(options.output, content | {"wall_time_s": round(time.monotonic() - started, 1), "torch": torch.__version__})
 
 
 if __name__ == "__main__":
