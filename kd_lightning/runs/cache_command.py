@@ -64,7 +64,8 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
 def main(argv: list[str]) -> None:
     options, rest = parser().parse_known_args(argv)
     from kd_lightning.modules.distillation import DistillationModule
-    from kd_lightning.runs.launch import Launcher, config_errors, quiet
+    from kd_lightning.runs.launch import Launcher, quiet
+    from kd_lightning.runs.messages import config_errors
     from kd_lightning.teachers import CachedTeacher, cache_teacher
 
     quiet()

@@ -37,3 +37,15 @@ def resolve_configs(argv: list[str]) -> list[str]:
         takes = argument in ("-c", "--config") and not takes
         resolved.append(argument)
     return resolved
+
+
+def with_own_config(argv: list[str]) -> list[str]:
+    """A checkpoint of a run brings that run's config, where none is given."""
+    if any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
+        return argv
+    for at, argument in enumerate(argv):
+        value = argument.partition("=")[2] if argument.startswith("--ckpt_path=") else None
+        value = argv[at + 1] if argument == "--ckpt_path" and at + 1 < len(argv) else value
+        if value and (config := Path(value).parent.parent / "config.yaml").is_file():
+            return [argv[0], "-c", str(config), *argv[1:]]
+    return argv

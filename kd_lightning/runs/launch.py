@@ -7,8 +7,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,21 +15,20 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
 
 from kd_lightning.checkpoints import KEY, check_weights, network_weights, read_file
 from kd_lightning.errors import UserError
 from kd_lightning.modules.base import BaseModule
 from kd_lightning.modules.distillation import DistillationModule
-from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.configs import resolve_configs, with_own_config
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.folder import RunRecord, is_main, make_folder
 from kd_lightning.runs.lean import NoProfiler
-from kd_lightning.runs.messages import one_line
+from kd_lightning.runs.messages import config_errors, one_line
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.predictions import SavePredictions, gathered, joined
 from kd_lightning.runs.progress import RunProgress
@@ -304,18 +302,6 @@ def parse_config(argv: list[str]) -> dict[str, Any]:
         return _Parser(resolve_configs(argv)).dump()
 
 
-def with_own_config(argv: list[str]) -> list[str]:
-    """A checkpoint of a run brings that run's config, where none is given."""
-    if any(a in ("-c", "--config") or a.startswith("--config=") for a in argv):
-        return argv
-    for at, argument in enumerate(argv):
-        value = argument.partition("=")[2] if argument.startswith("--ckpt_path=") else None
-        value = argv[at + 1] if argument == "--ckpt_path" and at + 1 < len(argv) else value
-        if value and (config := Path(value).parent.parent / "config.yaml").is_file():
-            return [argv[0], "-c", str(config), *argv[1:]]
-    return argv
-
-
 def quiet() -> None:
     """Nothing that a user need not act on: standard error is for the one line that matters."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
@@ -338,17 +324,6 @@ def launch(argv: list[str]) -> RunResult:
     with config_errors():
         launcher = Launcher(with_own_config(resolve_configs(argv)))
     return launcher.run()
-
-
-@contextmanager
-def config_errors() -> Iterator[None]:
-    """What other libraries say of a wrong setting, in one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ArgumentError, ValueError, TypeError, MisconfigurationException, OSError) as error:
-        raise UserError(one_line(str(error))) from error
 
 
 def _interrupt(signum: int, frame: Any) -> None:

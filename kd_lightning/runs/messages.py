@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jsonargparse import ArgumentError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from kd_lightning.errors import UserError
 
 _KEY = re.compile(r'Parser key "([^"]+)":?\s*(.*)')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)'")
@@ -47,3 +54,14 @@ def _leaf(leaves: list[str], given: str | None, keyed: bool) -> str:
     else:
         text = "unknown error"
     return _TYPE.sub(r"expected \1", text).replace(". Got value: ", ", got ")
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """What other libraries say of a wrong setting, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArgumentError, ValueError, TypeError, MisconfigurationException, OSError) as error:
+        raise UserError(one_line(str(error))) from error
