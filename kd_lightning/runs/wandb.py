@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from torch import Tensor
@@ -21,9 +23,16 @@ def choose_mode(wanted: str) -> str:
         return wanted
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    import wandb
+    return "online" if os.environ.get("WANDB_API_KEY") or _key_in_netrc() else "offline"
 
-    return "online" if os.environ.get("WANDB_API_KEY") or wandb.api.api_key else "offline"
+
+def _key_in_netrc() -> bool:
+    """Whether `wandb login` left a key; asking wandb itself is deprecated, or asks the network."""
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], record: dict[str, Any]) -> Any:
