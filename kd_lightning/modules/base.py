@@ -273,14 +273,23 @@ class BaseModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for m in (self.net, self.losses) for p in m.parameters() if p.requires_grad]
-        optimizer = self.optimizer(parameters)
-        if self.scheduler is None:
-            return optimizer
-        if takes_total_steps(self.scheduler):
-            steps = int(self.trainer.estimated_stepping_batches)
-            scheduler = cast(Callable[..., LRScheduler], self.scheduler)(optimizer, total_steps=steps)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "epoch"}}
+        return self._optimize(parameters, lambda: int(self.trainer.estimated_stepping_batches))
+
+    def check_optimizer(self) -> None:
+        """UserError where the optimizer or the scheduler refuses its arguments, before anything is trained."""
+        self._optimize([nn.Parameter(torch.zeros(1))], lambda: 100)
+
+    def _optimize(self, parameters: list[nn.Parameter], total_steps: Callable[[], int]) -> OptimizerLRScheduler:
+        try:
+            optimizer = self.optimizer(parameters)
+            if self.scheduler is None:
+                return optimizer
+            if takes_total_steps(self.scheduler):
+                scheduler = cast(Callable[..., LRScheduler], self.scheduler)(optimizer, total_steps=total_steps())
+                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "epoch"}}
+        except (ValueError, TypeError) as error:
+            raise UserError(f"model.optimizer or model.scheduler: {error}") from error
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 

@@ -137,8 +137,7 @@ class Launcher(LightningCLI):
         """Everything that can be wrong and can be known before a folder is made; returns the checkpoint's content."""
         self.model.attach(self.datamodule, self.command)
         if self.command == "fit":
-            with config_errors():
-                self.model.optimizer([torch.nn.Parameter(torch.zeros(1))])
+            self.model.check_optimizer()
         if self.options.test == "best" and not self.has_validation:
             raise UserError("--run.test=best needs a validation split; use --run.test=last, or set data.validation")
         if self.checkpoint is None:

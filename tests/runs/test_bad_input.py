@@ -130,6 +130,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "folder below a file": ([*STUDENT, "--run.dir=file/run"], ["file/run", "--run.dir"]),
     # numbers
     "negative learning rate": ([*STUDENT, "--model.optimizer.lr=-1"], ["learning rate", "-1"]),
+    "no cycle": ([*TEACHER, "--model.scheduler.pct_start=7"], ["model.scheduler", "pct_start"]),
     "no layers": ([*STUDENT, "--model.student.hidden=[]"], ["MLP", "hidden", "[]"]),
     "unknown accelerator": ([*STUDENT, "--trainer.accelerator=abacus"], ["accelerator", "'abacus'"]),
     "batches of nothing": ([*STUDENT, "--data.batch_size=0"], ["batch_size"]),
