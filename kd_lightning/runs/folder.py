@@ -116,6 +116,7 @@ class RunRecord:
         self._started = time.monotonic()
         self.content = {
             "status": "running",
+            "metrics": earlier.get("metrics", {}),
             "started": earlier.get("started", datetime.now(UTC).isoformat(timespec="seconds")),
             "command": ["kd", *sys.argv[1:]],
             **content,

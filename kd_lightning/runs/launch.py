@@ -230,6 +230,7 @@ class Launcher(LightningCLI):
             raise
         finally:
             if record is not None:
+                metrics = {**record.content["metrics"], **metrics}  # a resumed run that was finished measures nothing new
                 record.write(status=status, error=error, metrics=metrics, teacher=self.model.provenance())
             if logger is not None:
                 logger.experiment.finish(exit_code=int(status != "finished"))

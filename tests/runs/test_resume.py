@@ -172,3 +172,11 @@ def test_weights_that_overflow_in_the_last_step_are_not_kept(kd: Kd) -> None:
     one_step = [*TEACHER, sgd("1.0e+40"), SCHEDULERS["none"], "--data.batch_size=2000", "--trainer.max_epochs=2"]
     failed_in_one_line(kd(*one_step), Path("runs/digits-mlp"))
     assert all(finite(path) for path in Path("runs/digits-mlp/checkpoints").glob("*.ckpt"))
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_metrics(kd: Kd) -> None:
+    assert kd(*TEACHER).code == 0
+    before = record(Path("runs/digits-mlp"))["metrics"]
+    assert before["val_accuracy"] > 0
+    assert kd("fit", f"--ckpt_path={Path('runs/digits-mlp/checkpoints/last.ckpt')}").code == 0
+    assert record(Path("runs/digits-mlp"))["metrics"] == before
