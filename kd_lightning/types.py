@@ -37,6 +37,8 @@ class Batch:
         split: the source split in which `index` counts, `"train"` or `"test"` (validation rows are rows of a source split).
         teacher_inputs: what the teacher reads, where it reads another encoding of the same samples.
         ghost: these samples stand in for none: a process that has nothing in a step must take part in it all the same.
+        partner: int64 `(B,)`, where samples are mixed: the target of the sample mixed into each, -100 where it has none.
+        share: float32 `(B,)` in [0, 1], where samples are mixed: how much of a sample is its own; the rest is its partner's.
     """
 
     inputs: Inputs
@@ -46,6 +48,8 @@ class Batch:
     split: str = "train"
     teacher_inputs: Inputs | None = None
     ghost: bool = False
+    partner: Tensor | None = None
+    share: Tensor | None = None
 
     def __len__(self) -> int:
         return self.target.shape[0]
@@ -54,8 +58,18 @@ class Batch:
         """Samples `start` to `stop`, without copying; itself when those are all."""
         if (start, stop) == (0, len(self)):
             return self
-        values = (getattr(self, f.name) for f in fields(self))
-        return Batch(*(_map_inputs(value, lambda tensor: tensor[start:stop]) for value in values))
+        inputs, teacher = self.inputs, self.teacher_inputs
+        return Batch(
+            inputs[start:stop] if isinstance(inputs, Tensor) else _map_inputs(inputs, lambda tensor: tensor[start:stop]),
+            self.target[start:stop],
+            self.index[start:stop],
+            self.view,
+            self.split,
+            None if teacher is None else _map_inputs(teacher, lambda tensor: tensor[start:stop]),
+            self.ghost,
+            None if self.partner is None else self.partner[start:stop],
+            None if self.share is None else self.share[start:stop],
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on `device`; itself when it is there already."""

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from measure import Timings, interleave
 from rich.console import Console
 from rich.table import Table
-from workloads import FUSED, by_hand, distilled, plain
+from workloads import FUSED, at_precision, by_hand, distilled, plain
 
 from kd_lightning.data import ImageDataModule, Images, Jitter, MNISTDataModule
 from kd_lightning.models import MLP, CIFARResNet
@@ -66,7 +66,10 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
             "live, fused": partial(distilled, student, teacher, data, n, optimizer=FUSED),
             "cached, fused": partial(distilled, student, cached, data, n, optimizer=FUSED),
             "student alone": partial(plain, student, data, n),
+            "by hand, cached": partial(by_hand, student, teacher, data, n, cached=True),
         }
+        workloads["live, medium"] = partial(at_precision, "medium", workloads["live, fused"])
+        workloads["cached, medium"] = partial(at_precision, "medium", workloads["cached, fused"])
         if peers := importlib.util.find_spec("torchdistill"):
             from peers import naive_lightning, torchdistill
 
@@ -85,6 +88,10 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
         "by hand",
         "",
     )
+    ratio(rows, "cached soft targets by hand / floor with live teacher", timings, "by hand, cached", "by hand", "")
+    name = "the switch --matmul_precision=medium, {0} teacher, fused SGD: with / without"
+    ratio(rows, name.format("live"), timings, "live, medium", "live, fused", "")
+    ratio(rows, name.format("cached"), timings, "cached, medium", "cached, fused", "")
     ratio(rows, "cached distillation / plain student, both ours", timings, "cached", "student alone", "<= 1.05")
     if peers:
         ratio(rows, "live teacher: torchdistill / ours", timings, "torchdistill", "live", ">= 2.5")
@@ -102,6 +109,7 @@ def resnets(options: argparse.Namespace, rows: Rows) -> None:
         "by hand": partial(by_hand, student, teacher, data, n),
         "channels first": partial(distilled, student, teacher, data, n),
         "channels last": partial(distilled, student, teacher, data, n, channels_last=True),
+        "bf16": partial(distilled, student, teacher, data, n, channels_last=True, precision="bf16-mixed"),
     }
     timings = interleave(workloads, options.rounds)
     ratio(
@@ -112,6 +120,8 @@ def resnets(options: argparse.Namespace, rows: Rows) -> None:
         "by hand",
         "<= 0.90",
     )
+    name = "the switch --trainer.precision=bf16-mixed, resnet56 -> resnet20, channels last: with / without"
+    ratio(rows, name, timings, "bf16", "channels last", "")
     ratio(rows, "resnet56 -> resnet20: ours, channels first / floor", timings, "channels first", "by hand", "")
 
 

@@ -37,7 +37,7 @@ class Clock(pl.Callback):
         self.seconds = time.perf_counter() - self.started
 
 
-def fit(module: pl.LightningModule, datamodule: Any, steps: int) -> float:
+def fit(module: pl.LightningModule, datamodule: Any, steps: int, precision: Any = "32-true") -> float:
     """Seconds a step through the Trainer, with the metrics, the metrics.csv and the progress of `kd fit`."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
@@ -45,6 +45,7 @@ def fit(module: pl.LightningModule, datamodule: Any, steps: int) -> float:
             max_epochs=1,
             limit_train_batches=steps,
             accelerator="cpu",
+            precision=precision,
             logger=EpochCSVLogger(Path(folder)),
             callbacks=[clock, RunProgress()],
             profiler=NoProfiler(),
@@ -56,19 +57,41 @@ def fit(module: pl.LightningModule, datamodule: Any, steps: int) -> float:
     return clock.seconds / steps
 
 
-def distilled(make_student: Callable[[], nn.Module], teacher: Any, datamodule: Any, steps: int, **options: Any) -> float:
+def distilled(
+    make_student: Callable[[], nn.Module],
+    teacher: Any,
+    datamodule: Any,
+    steps: int,
+    precision: Any = "32-true",
+    **options: Any,
+) -> float:
     """Through DistillationModule; the teacher is a network, or a Teacher such as a cache."""
     source = teacher if isinstance(teacher, Teacher) else ModelTeacher(network=teacher)
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
-    return fit(DistillationModule(make_student(), source, losses, **{"optimizer": SGD, **options}), datamodule, steps)
+    module = DistillationModule(make_student(), source, losses, **{"optimizer": SGD, **options})
+    return fit(module, datamodule, steps, precision)
+
+
+def at_precision(matmul: str, workload: Callable[[], float]) -> float:
+    """A workload under `--matmul_precision`."""
+    torch.set_float32_matmul_precision(matmul)
+    try:
+        return workload()
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def plain(make_student: Callable[[], nn.Module], datamodule: Any, steps: int) -> float:
     return fit(ClassifierModule(make_student(), optimizer=SGD), datamodule, steps)
 
 
-def by_hand(make_student: Callable[[], nn.Module], teacher: nn.Module, datamodule: Any, steps: int) -> float:
-    """Seconds a step of a loop that does nothing but the training: in-memory tensors, no logging, no metrics."""
+def by_hand(
+    make_student: Callable[[], nn.Module], teacher: nn.Module, datamodule: Any, steps: int, cached: bool = False
+) -> float:
+    """Seconds a step of a loop that does nothing but the training: in-memory tensors, no logging, no metrics.
+
+    With `cached`, the teacher's soft targets are computed before the clock starts.
+    """
     source = datamodule.source("train")
     images, target = source.images, source.target
     mean, std = 255 * source.mean[:, None, None], 255 * source.std[:, None, None]
@@ -76,12 +99,17 @@ def by_hand(make_student: Callable[[], nn.Module], teacher: nn.Module, datamodul
     teacher = teacher.eval()
     optimizer = SGD(student.parameters())
     order = source.rows[torch.randperm(len(source))]
+    table: dict[int, torch.Tensor] = {}
+    for step in range(steps if cached else 0):
+        rows = order[step * size : (step + 1) * size]
+        with torch.no_grad():
+            table[step] = torch.log_softmax(teacher((images[rows].float() - mean) / std) / TEMPERATURE, dim=-1)
     started = time.perf_counter()
     for step in range(steps):
         rows = order[step * size : (step + 1) * size]
         x, y = (images[rows].float() - mean) / std, target[rows]
         with torch.no_grad():
-            soft = torch.log_softmax(teacher(x) / TEMPERATURE, dim=-1)
+            soft = table[step] if cached else torch.log_softmax(teacher(x) / TEMPERATURE, dim=-1)
         logits = student(x)
         loss = 0.1 * F.cross_entropy(logits, y) + 0.9 * TEMPERATURE**2 * F.kl_div(
             torch.log_softmax(logits / TEMPERATURE, dim=-1), soft, reduction="batchmean", log_target=True

@@ -12,14 +12,14 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from kd_lightning.data.augment import Augmentation
+from kd_lightning.data.augment import Augmentation, Mixing
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.data.subsets import check_classes, check_fraction, stratified_rank
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed, seed_from
 from kd_lightning.types import CLEAN, UNLABELLED, Batch
 
-FETCH_BYTES = 2**22
+FETCH_BYTES = 2**21
 """Small batches are made several at once, up to this many bytes of inputs: about what stays in a core's cache."""
 
 
@@ -49,6 +49,7 @@ class ImageSource:
         augment: applied in order, where the view is not `CLEAN`.
         seed: of the augmentation.
         channels: repeat a single channel this many times.
+        mixing: mixes each sample with another of `rows`, where the view is not `CLEAN`.
     """
 
     images: Tensor
@@ -60,6 +61,7 @@ class ImageSource:
     augment: list[Augmentation]
     seed: int
     channels: int
+    mixing: Mixing | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,6 +74,16 @@ class ImageSource:
     def batch(self, rows: Tensor, view: int) -> Batch:
         # index_select copies whole rows, ten times as fast here as indexing.
         index = self.rows.index_select(0, rows.to(self.rows.device))
+        inputs, target = self._inputs(index, view), self.target.index_select(0, index)
+        if self.mixing is None or view == CLEAN:
+            return Batch(inputs, target, index, view, self.split)
+        other = self.mixing.partners(index, self.rows, self.seed, view)
+        inputs, share = self.mixing.mix(inputs, self._inputs(other, view), index, self.seed, view)
+        partner = self.target.index_select(0, other)
+        return Batch(inputs, target, index, view, self.split, partner=partner, share=share)
+
+    def _inputs(self, index: Tensor, view: int) -> Tensor:
+        """Rows of the source split, augmented and normalized."""
         images = self.images.index_select(0, index)
         if view != CLEAN:
             for augment in self.augment:
@@ -79,19 +91,20 @@ class ImageSource:
         inputs = images.float().sub_(255 * self.mean[:, None, None]).div_(255 * self.std[:, None, None])
         if self.channels > inputs.shape[1]:
             inputs = inputs.expand(-1, self.channels, -1, -1)
-        return Batch(inputs, self.target.index_select(0, index), index, view, self.split)
+        return inputs
 
 
 class ImageDataModule(pl.LightningDataModule):
     """Base of the datamodules whose images lie in memory.
 
-    A subclass sets `name`, `classes`, `mean` and `std`, and answers `load(split)` for the source splits "train" and "test".
+    A subclass sets `name`, `classes`, `mean` and `std`, on the class or before it calls this constructor, and answers
+    `load(split)` for the source splits "train" and "test".
 
     Args:
         batch_size: samples a training batch, on each device.
         eval_batch_size: samples a batch in validation, test and prediction.
         validation: fraction of the training set held out for validation, stratified; 0: none, for a final run on all data.
-        augment: applied to training samples in this order.
+        augment: applied to training samples in this order; one that mixes samples comes last.
         views: number of different augmentation draws; epoch e trains on view `e mod views`. `None`: a new one every epoch.
         keep_classes: train on these class ids alone (validation and test keep all).
         drop_classes: leave these class ids out of training.
@@ -141,6 +154,8 @@ class ImageDataModule(pl.LightningDataModule):
             raise UserError(f"data.views must be at least 1, got {views}; leave it out for a new view every epoch")
         if channels is not None and (channels < 1 or (channels != len(self.mean) and len(self.mean) != 1)):
             raise UserError(f"data.channels: images of {len(self.mean)} channels cannot be repeated to {channels}")
+        for early in (a for a in (augment or [])[:-1] if isinstance(a, Mixing)):
+            raise UserError(f"data.augment: {type(early).__name__} mixes samples that are augmented already; let it come last")
         check_classes("data.keep_classes", keep_classes or [], len(self.classes))
         check_classes("data.drop_classes", drop_classes or [], len(self.classes))
         self.batch_size, self.eval_batch_size, self.validation = batch_size, eval_batch_size, validation
@@ -186,7 +201,9 @@ class ImageDataModule(pl.LightningDataModule):
     def _source(self, split: str, rows: Tensor, target: Tensor, augment: list[Augmentation]) -> ImageSource:
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         images = self.raw(split).images
-        return ImageSource(images, target, rows, split, mean, std, augment, self.augmentation_seed, self.channels)
+        mixing = next((a for a in augment if isinstance(a, Mixing)), None)
+        alone = [a for a in augment if a is not mixing]
+        return ImageSource(images, target, rows, split, mean, std, alone, self.augmentation_seed, self.channels, mixing)
 
     def source(self, stage: str) -> ImageSource:
         """The samples of "train", "validation" or "test", as they are trained on or evaluated."""
@@ -214,12 +231,15 @@ class ImageDataModule(pl.LightningDataModule):
             "num_classes": len(self.classes),
             "classes": list(self.classes),
             "samples": {stage: len(self.source(stage)) for stage in ("train", "validation", "test")},
+            "source_samples": len(self.raw("train").target),
             "mean": list(self.mean),
             "std": list(self.std),
         }
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the inputs of a teacher: the samples, their normalization and their augmentation."""
+        # Whom a sample is mixed with depends on which rows take part; nothing else does.
+        mixing = any(isinstance(augment, Mixing) for augment in self.augment)
         return {
             "data": self.name,
             "samples": {s: checksum(self.raw(s).images, self.raw(s).target) for s in ("train", "test")},
@@ -228,6 +248,7 @@ class ImageDataModule(pl.LightningDataModule):
             "channels": self.channels,
             "augment": [a.fingerprint() for a in self.augment],
             "augmentation_seed": self.augmentation_seed if self.augment else None,
+            **({"rows": checksum(self.source("train").rows)} if mixing else {}),
         }
 
     def loader(self, stage: str) -> BatchLoader:

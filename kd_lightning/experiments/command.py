@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.spec import load
+from kd_lightning.experiments.spec import Experiment, load
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,6 +29,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("experiment", nargs="?", help="its name (see --list), or the path of a YAML of yours")
     made.add_argument("--list", action="store_true", help="name all experiments, their claims and how long they take")
     made.add_argument("--dry-run", action="store_true", help="print the commands and train nothing")
+    made.add_argument("--only", action="append", default=[], metavar="RUN", help="this run and what it needs; may be repeated")
+    made.add_argument("--quick", action="store_true", help="cut down to minutes, to see it work; not the published numbers")
+    made.add_argument("--workers", type=int, default=1, help="runs side by side, each with its share of the threads")
+    made.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the experiment, such as digit=7"
+    )
+    made.add_argument("--wandb", choices=("online", "offline"), help="log all runs there, in one group")
     made.add_argument("--seeds", type=int, help="how many seeds, from 0")
     made.add_argument("--data-root", help="folder of the data sets; else KD_DATA_ROOT, else ./data")
     made.add_argument("--output", type=Path, help="folder of the results; runs/EXPERIMENT where left out")
@@ -47,20 +56,32 @@ def main(argv: list[str]) -> None:
         raise UserError("kd reproduce: name an experiment; kd reproduce --list shows them")
     if arguments.seeds is not None and arguments.seeds < 1:
         raise UserError(f"kd reproduce: --seeds must be at least 1, got {arguments.seeds}")
+    if arguments.workers < 1:
+        raise UserError(f"kd reproduce: --workers must be at least 1, got {arguments.workers}")
     reproduce(arguments, console)
 
 
 def reproduce(arguments: Any, console: Console) -> None:
     """Plan, train what is missing, write and print the results."""
     started = time.monotonic()
-    experiment = load(arguments.experiment)
+    experiment = load(arguments.experiment, _settings(arguments.set))
+    if arguments.quick:
+        experiment = quick(experiment)
+    import torch
+
     from kd_lightning.experiments import results
-    from kd_lightning.experiments.runner import Runner, Settings, plan
+    from kd_lightning.experiments.jobs import Settings, plan
+    from kd_lightning.experiments.runner import Runner
     from kd_lightning.runs.command import execute
 
+    torch.set_num_threads(max(1, torch.get_num_threads() // arguments.workers))
     output = arguments.output or Path("runs") / experiment.name
     extra = {"data.root": arguments.data_root} if arguments.data_root else {}
-    settings = Settings(output, arguments.store, arguments.seeds or experiment.seeds, extra)
+    if arguments.wandb:
+        extra["run.wandb"] = arguments.wandb
+    extra |= experiment.quick.get("overrides", {}) if arguments.quick else {}
+    seeds = arguments.seeds or experiment.seeds
+    settings = Settings(output, arguments.store, seeds, extra, arguments.only, arguments.workers)
     jobs = plan(experiment, settings)
     if arguments.dry_run:
         for job in jobs:
@@ -72,8 +93,12 @@ def reproduce(arguments: Any, console: Console) -> None:
     except OSError as error:
         raise UserError(f"the folder {output} cannot be written ({error.strerror}); choose another with --output") from error
     console.print(f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}", highlight=False)
-    Runner(settings, execute, console).run(jobs)
-    content = results.collect(experiment, jobs, "")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        Runner(settings, execute, console).run(jobs)
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from stop
+    content = results.collect(experiment, jobs, output, complete=not arguments.only)
     results.write(experiment, content, output)
     console.print(results.table(experiment.title, content))
     for comparison in content["comparisons"]:
@@ -84,3 +109,39 @@ def reproduce(arguments: Any, console: Console) -> None:
         f"{time.monotonic() - started:.0f} s; results in {output}/results.json, results.md, summary.png",
         highlight=False,
     )
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    """`NAME=VALUE` as YAML reads the value."""
+    import yaml
+
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise UserError(f"kd reproduce: --set takes NAME=VALUE, got {word!r}")
+        found[name] = yaml.safe_load(value)
+    return found
+
+
+def quick(experiment: Experiment) -> Experiment:
+    """The experiment cut down as its YAML says, and marked so.
+
+    Raises:
+        UserError: where its YAML does not say how.
+    """
+    if not experiment.quick:
+        raise UserError(f"{experiment.name} has no quick form; kd reproduce --list shows how long it takes")
+    seeds = int(experiment.quick.get("seeds", 1))
+    return replace(
+        experiment,
+        name=f"{experiment.name}-quick",
+        title=f"{experiment.title} (quick: cut down, not the experiment's numbers)",
+        time="minutes",
+        seeds=seeds,
+        runs=[replace(run, seeds=run.seeds and run.seeds[: max(2, seeds)]) for run in experiment.runs],
+    )
+
+
+def _interrupt(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt

@@ -10,10 +10,16 @@ import torch
 from torch import nn
 
 from kd_lightning.checkpoints import KEY, build_network, load_weights, network_weights, read_file
+from kd_lightning.data.blank import blank_inputs
+from kd_lightning.features import run_network
 
 
 def measure(
-    network: nn.Module, input_shape: list[int], batches: tuple[int, ...] = (1, 256), seconds: float = 0.15
+    network: nn.Module,
+    input_shape: list[int],
+    batches: tuple[int, ...] = (1, 256),
+    seconds: float = 0.15,
+    inputs: dict[str, Any] | None = None,
 ) -> dict[str, float]:
     """Costs of a forward pass on the CPU.
 
@@ -22,6 +28,7 @@ def measure(
         input_shape: of one sample.
         batches: batch sizes at which latency is measured.
         seconds: how long each latency is measured, after a warm-up.
+        inputs: of one sample, where they are a mapping, as a datamodule's spec describes them.
 
     Returns:
         `parameters`; `flops` of one sample (a multiplication and an addition count two); `file_bytes` of the weights in
@@ -31,21 +38,22 @@ def measure(
     from torch.utils.flop_counter import FlopCounterMode
 
     network = network.eval().cpu()
+    spec = {"input_shape": input_shape, **({"inputs": inputs} if inputs else {})}
     costs: dict[str, float] = {"parameters": sum(p.numel() for p in network.parameters())}
     with torch.inference_mode():
         counter = FlopCounterMode(display=False)
         with counter:
-            network(torch.zeros(1, *input_shape))
+            run_network(network, blank_inputs(spec, 1))
         costs["flops"] = counter.get_total_flops()
         costs["file_bytes"] = len(save({name: t.contiguous() for name, t in network.state_dict().items()}))
         for batch in batches:
-            inputs = torch.zeros(batch, *input_shape)
+            samples = blank_inputs(spec, batch)
             for _ in range(5):
-                network(inputs)
+                run_network(network, samples)
             times, end = [], time.perf_counter() + seconds
             while time.perf_counter() < end:
                 begun = time.perf_counter()
-                network(inputs)
+                run_network(network, samples)
                 times.append(time.perf_counter() - begun)
             costs[f"latency_ms_batch_{batch}"] = 1000 * statistics.median(times)
     return costs
@@ -56,4 +64,5 @@ def measure_checkpoint(path: Any) -> dict[str, float]:
     content = read_file(path, "the checkpoint")
     network = build_network(content[KEY]["network"])
     load_weights(network, network_weights(content), str(path))
-    return measure(network, content[KEY]["spec"]["input_shape"])
+    spec = content[KEY]["spec"]
+    return measure(network, spec["input_shape"], inputs=spec.get("inputs"))

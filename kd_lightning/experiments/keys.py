@@ -31,6 +31,13 @@ _IRRELEVANT = (
 _PACKAGE = Path(__file__).parent.parent
 
 
+def is_relevant(name: str) -> bool:
+    """Whether a key decides the result; data within data is asked about as the data itself is."""
+    while name.startswith("data.init_args.data."):
+        name = name.removeprefix("data.init_args.")
+    return not name.startswith(_IRRELEVANT)
+
+
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """`a.b.c: value` for every leaf."""
     if isinstance(config, Mapping) and config:
@@ -63,6 +70,15 @@ def _source_files(class_path: str) -> Iterator[Path]:
         path = Path(getattr(import_module(base.__module__), "__file__", None) or "/")
         if path.parent in (_PACKAGE / "losses", _PACKAGE / "data"):
             yield path
+            yield from _helpers(path)
+
+
+@cache
+def _helpers(path: Path) -> tuple[Path, ...]:
+    """The private modules beside a source file that it imports from."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = {node.module.rpartition(".")[2] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    return tuple(p for p in (path.with_name(f"{name}.py") for name in sorted(names) if name.startswith("_")) if p.is_file())
 
 
 def _class_paths(config: Any) -> Iterator[str]:
@@ -84,7 +100,10 @@ def _data_checksum(class_path: str, arguments: str) -> str:
 
 
 def data_checksum(config: Mapping[str, Any]) -> str:
-    """A checksum of the samples, read once a process."""
+    """A checksum of the samples, read once a process; where the data is a part of other data, of that data's samples."""
+    inner = (config.get("init_args") or {}).get("data")
+    if isinstance(inner, Mapping) and "class_path" in inner:
+        return data_checksum(inner)
     arguments = {k: v for k, v in (config.get("init_args") or {}).items() if k in ("root", "download") and v is not None}
     return _data_checksum(config["class_path"], json.dumps(arguments, sort_keys=True))
 
@@ -92,7 +111,8 @@ def data_checksum(config: Mapping[str, Any]) -> str:
 def run_key(argv: list[str]) -> dict[str, Any]:
     """Everything that matters for the result of `kd` arguments, but for the seed and for the runs it needs."""
     config = parse_config(argv)
-    key = {name: value for name, value in flat(config) if not name.startswith(_IRRELEVANT) and value is not None}
+    key = {name: value for name, value in flat(config) if is_relevant(name) and value is not None}
+    key["run.test"] = config["run"]["test"]  # the weights that are tested: the last, or the best on validation data
     files = {path for class_path in _class_paths(config) for path in _source_files(class_path)}
     files |= {_PACKAGE / "randomness.py", _PACKAGE / "data" / "loader.py", _PACKAGE / "data" / "subsets.py"}
     key |= {f"code.{path.relative_to(_PACKAGE).as_posix()}": code_version(path) for path in sorted(files)}

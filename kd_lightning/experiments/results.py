@@ -14,10 +14,11 @@ from rich.table import Table
 from safetensors.numpy import load_file
 
 from kd_lightning.errors import UserError
+from kd_lightning.experiments.analysis import analyse, finished
 from kd_lightning.experiments.cost import measure_checkpoint
-from kd_lightning.experiments.runner import Job, by_run
+from kd_lightning.experiments.jobs import Job, by_run
 from kd_lightning.experiments.spec import Experiment
-from kd_lightning.experiments.stats import Comparison, bootstrap_examples, holm, paired
+from kd_lightning.experiments.stats import Comparison, alike, bootstrap_examples, holm, paired
 from kd_lightning.runs.folder import commit, hardware, write_json
 
 COSTS = ("parameters", "flops", "file_bytes", "latency_ms_batch_1", "latency_ms_batch_256")
@@ -32,7 +33,7 @@ _HEADINGS = {
 }
 
 
-def _row(run: str, metric: str, values: list[float], paper: float | None) -> dict[str, Any]:
+def _row(run: str, metric: str, values: list[float], paper: float | None, seeds: list[int] | None = None) -> dict[str, Any]:
     return {
         "run": run,
         "metric": metric,
@@ -41,6 +42,7 @@ def _row(run: str, metric: str, values: list[float], paper: float | None) -> dic
         "std": statistics.stdev(values) if len(values) > 1 else None,
         "n": len(values),
         "values": values,
+        **({"seeds": seeds} if seeds is not None else {}),
     }
 
 
@@ -50,12 +52,13 @@ def rows(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
     measured = {metric for job in jobs for metric in job.record["metrics"]}
     for metric in {*experiment.metrics, *([experiment.compare_metric] if experiment.compare else [])} - measured:
         raise UserError(f"no run measured {metric!r}; measured were {', '.join(sorted(measured))}")
-    for name, group in by_run(jobs):
+    for name, group in by_run(jobs).items():
         records = [job.record for job in group]
         for metric in experiment.metrics:
+            seeds = [job.seed for job, r in zip(group, records, strict=True) if metric in r["metrics"]]
             values = [float(r["metrics"][metric]) for r in records if metric in r["metrics"]]
             if values:
-                found.append(_row(name, metric, values, experiment.paper.get(name, {}).get(metric)))
+                found.append(_row(name, metric, values, experiment.paper.get(name, {}).get(metric), seeds))
         if experiment.costs and not group[0].is_cache:
             found += [_row(name, cost, [value], None) for cost, value in measure_checkpoint(group[0].checkpoint).items()]
     return found
@@ -69,7 +72,7 @@ def _wrong(jobs: list[Job]) -> NDArray[np.bool_]:
 
 def comparisons(experiment: Experiment, jobs: list[Job]) -> list[Comparison]:
     """The experiment's pairs, tested over the seeds that both have, and over test examples."""
-    groups = {name: {job.seed: job for job in group} for name, group in by_run(jobs)}
+    groups = {name: {job.seed: job for job in group} for name, group in by_run(jobs).items()}
     metric, found = experiment.compare_metric, []
     for a, b in experiment.compare:
         seeds = sorted(groups.get(a, {}).keys() & groups.get(b, {}).keys())
@@ -85,12 +88,37 @@ def comparisons(experiment: Experiment, jobs: list[Job]) -> list[Comparison]:
     return found
 
 
-def collect(experiment: Experiment, jobs: list[Job], note: str) -> dict[str, Any]:
-    """The content of results.json."""
+def equivalences(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
+    """The experiment's pairs that are said to be alike, tested over the seeds that both have."""
+    groups = {name: {job.seed: job for job in group} for name, group in by_run(jobs).items()}
+    metric, found = experiment.compare_metric, []
+    for pair in experiment.alike:
+        sides = [groups.get(pair[side], {}) for side in ("a", "b")]
+        seeds = sorted(sides[0].keys() & sides[1].keys())
+        if seeds:
+            values = [[float(side[seed].record["metrics"][metric]) for seed in seeds] for side in sides]
+            found.append(alike(pair["a"], pair["b"], metric, float(pair["margin"]), *values).as_dict())
+    return found
+
+
+def analysed(experiment: Experiment, jobs: list[Job], output: Path) -> list[dict[str, Any]]:
+    """Rows of the experiment's own analyses."""
+    runs = finished(by_run(jobs))
+    found = [row for label, described in experiment.analyses.items() for row in analyse(label, described, runs, output)]
+    return [
+        _row(row.run, row.metric, row.values, experiment.paper.get(row.run, {}).get(row.metric, row.paper)) for row in found
+    ]
+
+
+def collect(experiment: Experiment, jobs: list[Job], output: Path, complete: bool = True) -> dict[str, Any]:
+    """The content of results.json; analyses need all runs, and are left out where some are not wanted."""
+    note = "" if complete else "Some runs only (--only)."
+    found = rows(experiment, jobs)
+    tests = [c.as_dict() | {"sentence": c.sentence()} for c in comparisons(experiment, jobs)]
     return {
         "experiment": experiment.name,
-        "rows": rows(experiment, jobs),
-        "comparisons": [c.as_dict() | {"sentence": c.sentence()} for c in comparisons(experiment, jobs)],
+        "rows": found + (analysed(experiment, jobs, output) if complete else []),
+        "comparisons": tests + equivalences(experiment, jobs),
         "commit": commit(),
         "hardware": hardware(),
         "wall_time_s": round(sum(float(job.record.get("wall_time_s", 0)) for job in jobs), 1),

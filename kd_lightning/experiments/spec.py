@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,19 +25,26 @@ class RunSpec:
         configs: YAML files, after the experiment's own.
         overrides: `key: value`, after the experiment's own.
         needs: for each config key, the run whose last checkpoint (or cache) of the same seed is its value; `NAME@0` is
-            that of seed 0 for all seeds.
+            that of seed 0 for all seeds, `NAME@*` a list of all its seeds; a list names several.
         cache: not a training but `kd cache` with these options (views, top_k, dtype) of the pair that the configs make.
         seeds: where they differ from the experiment's.
         grid: config key -> values: one run for each combination.
+        may_fail: a seed whose training diverges counts as finished, without metrics.
     """
 
     name: str
     configs: list[str] = field(default_factory=list)
     overrides: dict[str, Any] = field(default_factory=dict)
-    needs: dict[str, str] = field(default_factory=dict)
+    needs: dict[str, str | list[str]] = field(default_factory=dict)
     seeds: list[int] | None = None
     grid: dict[str, list[Any]] = field(default_factory=dict)
     cache: dict[str, Any] | None = None
+    may_fail: bool = False
+
+    @property
+    def wanted(self) -> list[str]:
+        """Everything in `needs`, as `NAME`, `NAME@SEED` or `NAME@*`."""
+        return [item for value in self.needs.values() for item in (value if isinstance(value, list) else [value])]
 
     def expanded(self) -> list[RunSpec]:
         """One run for each combination of the grid's values, named by them."""
@@ -67,6 +74,10 @@ class Experiment:
         metrics: shown in the table.
         paper: the paper's numbers: run -> metric -> value.
         compare: pairs of runs that are tested against each other, by `compare_metric`.
+        alike: pairs of runs that are tested for being equal but for a margin in that metric (two one-sided tests).
+        settings: names that stand in the text as `${name}`, with their values; `--set NAME=VALUE` changes one.
+        quick: overrides (and `seeds`) of `--quick`, which cuts the experiment down to minutes.
+        analyses: functions that read the finished runs and add rows, plots and tests; see experiments/analysis.py.
         costs: whether the table shows what each run's network costs: parameters, FLOPs, file size, latency.
         note: printed below the table and kept in the results.
         runs: in the order of the table.
@@ -84,6 +95,10 @@ class Experiment:
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     compare: list[list[str]] = field(default_factory=list)
     compare_metric: str = "test_errors"
+    alike: list[dict[str, Any]] = field(default_factory=list)
+    settings: dict[str, Any] = field(default_factory=dict)
+    quick: dict[str, Any] = field(default_factory=dict)
+    analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
     note: str = ""
     costs: bool = False
 
@@ -96,12 +111,30 @@ def find(name: str) -> Path:
     root = shipped_root() / "experiments"
     for path in (Path(name), root / f"{name}.yaml"):
         if path.is_file():
-            return path
+            return path.absolute()
     raise UserError(f"there is no experiment {name!r}; kd reproduce --list names them")
 
 
-def load(name: str) -> Experiment:
+def _filled(value: Any, settings: dict[str, Any]) -> Any:
+    """`${name}` in every text: a text that is nothing else becomes the value itself."""
+    if isinstance(value, dict):
+        return {_filled(k, settings): _filled(v, settings) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, settings) for item in value]
+    if isinstance(value, str) and "${" in value:
+        for name, chosen in settings.items():
+            if value == f"${{{name}}}":
+                return chosen
+            value = value.replace(f"${{{name}}}", str(chosen))
+    return value
+
+
+def load(name: str, chosen: Mapping[str, Any] | None = None) -> Experiment:
     """Read an experiment.
+
+    Args:
+        name: of the experiment, or the path of a YAML.
+        chosen: settings that differ from the YAML's; they become part of the experiment's name.
 
     Raises:
         UserError: where it is missing, or says something that is not understood.
@@ -114,16 +147,26 @@ def load(name: str) -> Experiment:
     if not isinstance(content, dict) or not isinstance(content.get("runs"), dict):
         raise UserError(f"the experiment {path} names no runs")
     _check_keys(str(path), content, EXPERIMENT)
+    known = content.get("settings") or {}
+    if unknown := sorted(set(chosen or {}) - set(known)):
+        raise UserError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    changed = {key: value for key, value in (chosen or {}).items() if value != known[key]}
+    content = {**_filled(content, {**known, **changed}), "settings": {**known, **changed}}
     for run_name, value in content["runs"].items():
         _check_keys(f"{path}: runs.{run_name}", {} if value is None else value, RUN)
     runs = [r for n, value in content.pop("runs").items() for r in RunSpec(name=n, **(value or {})).expanded()]
     missing = [key for key in ("title", "claim", "time") if not content.get(key)]
     if missing:
         raise UserError(f"the experiment {path} has no {missing[0]}")
-    experiment = Experiment(name=name.removesuffix(".yaml"), runs=runs, **content)
+    root = shipped_root() / "experiments"
+    stem = path.with_suffix("").relative_to(root).as_posix() if path.is_relative_to(root) else path.stem
+    full = "-".join([stem, *(f"{key}-{value}" for key, value in changed.items())])
+    experiment = Experiment(name=full, runs=runs, **content)
     names = [run.name for run in runs]
-    wanted = [need.partition("@")[0] for run in runs for need in run.needs.values()]
-    wanted += [name for pair in experiment.compare for name in pair] + list(experiment.paper)
+    wanted = [need.partition("@")[0] for run in runs for need in run.wanted]
+    wanted += [name for pair in experiment.compare for name in pair]
+    wanted += [] if experiment.analyses else list(experiment.paper)  # analyses may add rows of other names
+    wanted += [pair[side] for pair in experiment.alike for side in ("a", "b")]
     for need in wanted:
         if need not in names:
             raise UserError(f"the experiment {path} speaks of a run {need!r}; its runs are {', '.join(names)}")
@@ -161,18 +204,29 @@ KEYS: Check = (lambda v: isinstance(v, dict), "keys with values")
 RUN: dict[str, Check] = {
     "configs": TEXTS,
     "overrides": KEYS,
-    "needs": (lambda v: _is_mapping_of(v, str), "config keys with names of runs"),
+    "needs": (
+        lambda v: isinstance(v, dict) and all(isinstance(item, str) or _is_texts(item) for item in v.values()),
+        "config keys with names of runs",
+    ),
     "seeds": (lambda v: isinstance(v, list) and all(isinstance(s, int) for s in v), "a list of whole numbers"),
     "cache": (lambda v: isinstance(v, dict) and not set(v) - {"views", "top_k", "dtype"}, "views, top_k and dtype"),
+    "may_fail": (lambda v: isinstance(v, bool), "true or false"),
     "grid": (lambda v: _is_mapping_of(v, list), "config keys with lists of values"),
 }
 EXPERIMENT: dict[str, Check] = {
     **dict.fromkeys(("title", "claim", "time", "compare_metric", "note"), TEXT),
     **dict.fromkeys(("configs", "metrics"), TEXTS),
-    "runs": KEYS,
-    "overrides": KEYS,
+    **dict.fromkeys(("runs", "overrides", "settings", "quick"), KEYS),
     "seeds": (_is_count, "a number of at least 1"),
     "paper": (lambda v: _is_mapping_of(v, dict), "runs with metrics with numbers"),
     "compare": (lambda v: isinstance(v, list) and all(_is_texts(p) and len(p) == 2 for p in v), "a list of pairs of runs"),
+    "alike": (
+        lambda v: isinstance(v, list) and all(isinstance(p, dict) and set(p) == {"a", "b", "margin"} for p in v),
+        "a list of pairs with a, b and margin",
+    ),
+    "analyses": (
+        lambda v: _is_mapping_of(v, dict) and all(isinstance(a.get("function"), str) for a in v.values()),
+        "labels with a function and its options",
+    ),
     "costs": (lambda v: isinstance(v, bool), "true or false"),
 }

@@ -71,6 +71,59 @@ def paired(a: str, b: str, metric: str, values_a: Sequence[float], values_b: Seq
     return result
 
 
+@dataclass
+class Equivalence:
+    """Whether runs `a` and `b` are alike but for a margin: two one-sided paired t-tests (Schuirmann 1987).
+
+    Attributes:
+        mean: of the differences a - b, paired by seed.
+        low, high: its 90% interval; inside (-margin, margin) where p < 0.05.
+        p: of the equivalence, the larger of both tests.
+    """
+
+    a: str
+    b: str
+    metric: str
+    n: int
+    margin: float
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    p: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"sentence": self.sentence()}
+
+    def sentence(self) -> str:
+        head = (
+            f"{self.a} and {self.b} alike within {self.margin:g} {self.metric}: difference {self.mean:+.4g} over {self.n} seeds"
+        )
+        if self.p is None:
+            return f"{head} (no test: fewer than {LEAST_SEEDS} seeds)"
+        verdict = "shown" if self.p < 0.05 else "not shown"
+        return f"{head}, 90% interval [{self.low:+.4g}, {self.high:+.4g}], TOST p = {self.p:.2g}: {verdict}"
+
+
+def alike(a: str, b: str, metric: str, margin: float, values_a: Sequence[float], values_b: Sequence[float]) -> Equivalence:
+    """Equivalence test over seeds; the values stand in the same order of seeds."""
+    difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)
+    result = Equivalence(a, b, metric, len(difference), margin, float(difference.mean()))
+    if len(difference) < LEAST_SEEDS:
+        return result
+    if np.ptp(difference) == 0:  # no spread: the difference is exact
+        result.low = result.high = result.mean
+        result.p = 0.0 if abs(result.mean) < margin else 1.0
+        return result
+    from scipy.stats import ttest_1samp
+
+    interval = ttest_1samp(difference, 0.0).confidence_interval(0.9)
+    result.low, result.high = float(interval.low), float(interval.high)
+    above = ttest_1samp(difference, -margin, alternative="greater").pvalue
+    below = ttest_1samp(difference, margin, alternative="less").pvalue
+    result.p = float(max(above, below))
+    return result
+
+
 def bootstrap_examples(
     wrong_a: NDArray[np.bool_], wrong_b: NDArray[np.bool_], resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:

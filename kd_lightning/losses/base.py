@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -31,10 +32,12 @@ class Probe:
     Attributes:
         output: logits and features of a batch of two blank samples.
         modules: the tapped modules by role, for losses that read weights (a classifier to reuse, say).
+        spec: what the datamodule says of the data; `source_samples` is the range of `batch.index`, for losses that remember.
     """
 
     output: Output
     modules: dict[str, nn.Module] = field(default_factory=dict)
+    spec: Mapping[str, Any] = field(default_factory=dict)
 
 
 class DistillLoss(nn.Module):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,8 +28,37 @@ def hard_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 
     return total / (target != UNLABELLED).sum().clamp(min=1)
 
 
+def mixed_cross_entropy(logits: Tensor, target: Tensor, partner: Tensor, share: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    r"""Mean of $\lambda \, CE(z, y) + (1 - \lambda) \, CE(z, y')$ (Zhang et al. 2018, arXiv 1710.09412), in nats.
+
+    A part without a label costs nothing, and its share is not made up for; the mean is over the samples of which at least
+    one part is labelled.
+
+    Args:
+        logits: `(B, K)`, of the mixed samples.
+        target: int64 `(B,)`, $y$, -100 where unknown.
+        partner: int64 `(B,)`, $y'$, -100 where unknown.
+        share: `(B,)`, $\lambda$, in [0, 1].
+        label_smoothing: of both labels; see hard_cross_entropy.
+
+    Returns:
+        A scalar; zero, with a graph, when no part is labelled.
+    """
+
+    def each(labels: Tensor) -> Tensor:
+        return F.cross_entropy(full(logits), labels, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="none")
+
+    return torch.lerp(each(partner), each(target), share.to(full(logits).dtype)).sum() / labelled(target, partner).clamp(min=1)
+
+
+def labelled(target: Tensor, partner: Tensor | None) -> Tensor:
+    """How many samples have a label, of their own or, where they are mixed, of their partner."""
+    known = target != UNLABELLED
+    return (known if partner is None else known | (partner != UNLABELLED)).sum()
+
+
 class CrossEntropy(DistillLoss):
-    """Cross-entropy with the labels.
+    """Cross-entropy with the labels; where samples are mixed (`Mixup`), with both labels by their shares.
 
     Args:
         label_smoothing: in [0, 1).
@@ -47,7 +77,9 @@ class CrossEntropy(DistillLoss):
         self.label_smoothing = label_smoothing
 
     def counted(self, batch: Batch) -> Tensor:
-        return (batch.target != UNLABELLED).sum() * (not batch.ghost)
+        return labelled(batch.target, batch.partner) * (not batch.ghost)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        return hard_cross_entropy(student.logits, batch.target, self.label_smoothing)
+        if batch.partner is None or batch.share is None:
+            return hard_cross_entropy(student.logits, batch.target, self.label_smoothing)
+        return mixed_cross_entropy(student.logits, batch.target, batch.partner, batch.share, self.label_smoothing)

@@ -10,6 +10,21 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 
 
+class _Dropout(nn.Dropout):
+    """Dropout whose mask takes 16 random bits an element: on a CPU four times as fast as one draw an element.
+
+    The probability is rounded to a multiple of 2**-16.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or x.device.type != "cpu":
+            return super().forward(x)
+        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        threshold = min(round(self.p * 2**16), 2**16 - 1)
+        kept = (drawn[: x.numel()] >= threshold - 2**15).view(x.shape)
+        return x * kept * (2**16 / (2**16 - threshold))
+
+
 class MLP(nn.Module):
     """Linear layers with ReLU and dropout: `input - hidden[0] - ... - num_classes`.
 
@@ -50,12 +65,12 @@ class MLP(nn.Module):
         self.max_norm = max_norm
         layers: list[nn.Module] = [nn.Flatten()]
         if input_dropout:
-            layers.append(nn.Dropout(input_dropout))
+            layers.append(_Dropout(input_dropout))
         units = math.prod(input_shape)
         for width in hidden:
             layers += [nn.Linear(units, width), nn.ReLU()]
             if dropout:
-                layers.append(nn.Dropout(dropout))
+                layers.append(_Dropout(dropout))
             units = width
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(units, num_classes)

@@ -79,7 +79,7 @@ class DistillationModule(BaseModule):
         if output.logits.shape != (2, datamodule.spec["num_classes"]):
             shape, known = list(output.logits.shape[1:]), datamodule.spec["num_classes"]
             raise UserError(f"the teacher gives outputs of shape {shape} a sample; the data has {known} classes")
-        return Probe(output, modules)
+        return Probe(output, modules, datamodule.spec)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         super().requires_grad_(requires_grad)

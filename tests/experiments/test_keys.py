@@ -130,3 +130,9 @@ def test_an_address_is_16_hex_digits_whatever_the_order() -> None:
     assert address({"a": 1, "b": 2}) == address({"b": 2, "a": 1}) != address({"a": 1, "b": 3})
     assert len(address({})) == 16
     assert int(address({}), 16) >= 0
+
+
+def test_private_helpers_of_a_loss_count_too() -> None:
+    method = ["-c", "configs/methods/sp.yaml", "-c", "configs/pairs/digits_mlp256_mlp16.yaml"]
+    key = run_key(["fit", "-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml", *method])
+    assert {"code.losses/sp.py", "code.losses/_gather.py", "code.losses/base.py"} <= set(key)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from kd_lightning.cli import main
 from kd_lightning.experiments import results
-from kd_lightning.experiments.runner import Job
+from kd_lightning.experiments.jobs import Job
 from kd_lightning.experiments.spec import Experiment, RunSpec
 from kd_lightning.models import MLP
 from tests.experiments import HEAD, MINI, write
@@ -64,7 +64,7 @@ def row_of(content: dict[str, Any], run: str, metric: str) -> dict[str, Any]:
 
 
 def test_rows_hold_mean_spread_and_every_seed(jobs: list[Job]) -> None:
-    content = results.collect(experiment(), jobs, "More.")
+    content = results.collect(experiment(), jobs, Path(), complete=False)
     row = row_of(content, "small", "test_errors")
     assert row["values"] == ERRORS["small"]
     assert (row["n"], row["paper"]) == (5, 9.5)
@@ -73,23 +73,23 @@ def test_rows_hold_mean_spread_and_every_seed(jobs: list[Job]) -> None:
     assert row_of(content, "big", "test_errors")["paper"] is None
     assert row_of(content, "big", "test_accuracy")["values"][0] == pytest.approx(0.95)
     assert content["wall_time_s"] == 15.0
-    assert content["note"] == "A note. More."
+    assert content["note"] == "A note. Some runs only (--only)."
 
 
 def test_one_seed_has_no_spread_and_no_test(jobs: list[Job]) -> None:
-    content = results.collect(experiment(), [job for job in jobs if job.seed == 0], "")
+    content = results.collect(experiment(), [job for job in jobs if job.seed == 0], Path())
     assert row_of(content, "big", "test_errors")["std"] is None
     [comparison] = content["comparisons"]
     assert (comparison["n"], comparison["p"], comparison["examples_low"]) == (1, None, None)
 
 
 def test_runs_are_compared_over_the_seeds_that_both_have(jobs: list[Job]) -> None:
-    [whole] = results.collect(experiment(), jobs, "")["comparisons"]
+    [whole] = results.collect(experiment(), jobs, Path())["comparisons"]
     assert (whole["a"], whole["b"], whole["n"]) == ("big", "small", 5)
     assert whole["mean"] == pytest.approx(1.8)
     assert whole["p"] == whole["p_holm"] == pytest.approx(0.0537, abs=5e-4)
     assert whole["examples_low"] < 1.8 < whole["examples_high"]
-    [shared] = results.collect(experiment(), jobs[:-1], "")["comparisons"]
+    [shared] = results.collect(experiment(), jobs[:-1], Path())["comparisons"]
     assert shared["n"] == 4
     assert shared["mean"] == pytest.approx(7 / 4)
 
@@ -97,11 +97,11 @@ def test_runs_are_compared_over_the_seeds_that_both_have(jobs: list[Job]) -> Non
 @pytest.mark.parametrize("changes", [{"metrics": ["tset_errors"]}, {"compare_metric": "tset_errors"}])
 def test_a_metric_that_no_run_has_is_named(changes: dict[str, Any], jobs: list[Job]) -> None:
     with pytest.raises(ValueError, match="tset_errors"):
-        results.collect(experiment(**changes), jobs, "")
+        results.collect(experiment(**changes), jobs, Path())
 
 
 def test_tables_say_what_the_rows_say(jobs: list[Job]) -> None:
-    content = results.collect(experiment(), jobs, "")
+    content = results.collect(experiment(), jobs, Path())
     text = results.markdown(experiment(), content)
     assert "| run | seeds | test errors | paper's test errors | test accuracy |" in text
     assert "| small | 5 | 9.4 ± 1.1 | 9.5 | 95.30 ± 0.57% |" in text
@@ -127,7 +127,7 @@ def test_results_json_holds_what_others_read(reproduced: list[str]) -> None:
     folder = Path(reproduced[1]).parent
     content = json.loads((folder / "out" / "results.json").read_text())
     assert set(content) == {"experiment", "rows", "comparisons", "commit", "hardware", "wall_time_s", "note"}
-    assert {tuple(row) for row in content["rows"]} == {("run", "metric", "paper", "mean", "std", "n", "values")}
+    assert {tuple(row) for row in content["rows"]} == {("run", "metric", "paper", "mean", "std", "n", "values", "seeds")}
     errors = {row["run"]: row for row in content["rows"] if row["metric"] == "test_errors"}
     assert list(errors) == list(MINI["runs"])
     stored = [json.loads(path.read_text()) for path in (folder / "store").glob("*/run.json")]

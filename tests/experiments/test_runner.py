@@ -17,7 +17,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.runner import Job, Runner, Settings, by_run, plan
+from kd_lightning.experiments.jobs import Job, Settings, by_run, plan
+from kd_lightning.experiments.runner import Runner
 from kd_lightning.experiments.spec import load
 from kd_lightning.modules import BaseModule
 from kd_lightning.runs.launch import Interrupted, launch
@@ -93,7 +94,9 @@ def test_the_second_time_trains_nothing(finished: Bench) -> None:
     assert finished.trained == []
     assert "6 of 6 runs are finished already" in finished.said
     assert all(job.finished for job in jobs)
-    assert [(name, [job.seed for job in group]) for name, group in by_run(jobs)] == [(name, [0, 1]) for name in MINI["runs"]]
+    assert {name: [job.seed for job in group] for name, group in by_run(jobs).items()} == {
+        name: [0, 1] for name in MINI["runs"]
+    }
 
 
 def test_a_changed_override_trains_that_run_again_and_says_why(finished: Bench) -> None:

@@ -1,0 +1,1 @@
+"""What single papers ask of finished runs; an experiment's YAML names them, the runner knows none."""
