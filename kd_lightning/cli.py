@@ -16,6 +16,7 @@ COMMANDS = {
     "predict": "write a checkpoint's logits on the test set",
     "cache": "compute a teacher's outputs once and train from them: kd cache -c FILE.yaml ... --output DIR",
     "reproduce": "run a published experiment and print its table: kd reproduce EXPERIMENT; --list shows all",
+    "compare": "one table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
     "list": "what there is: kd list methods|models|data|experiments [--json]",
 }
 RUNS = ("fit", "validate", "test", "predict")
@@ -47,6 +48,10 @@ def dispatch(argv: list[str]) -> int:
         from kd_lightning.experiments.command import main as reproduce
 
         reproduce(argv[1:])
+    elif command == "compare":
+        from kd_lightning.experiments.compare_command import main as compare
+
+        compare(argv[1:])
     elif command == "cache":
         from kd_lightning.runs.cache_command import main as cache
 

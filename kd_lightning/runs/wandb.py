@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import netrc
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
-import torch
-from torch import Tensor
-
 from kd_lightning.runs.options import RunOptions
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MISTAKES = 25
 """How many of the most confident mistakes are shown as images."""
@@ -23,16 +24,33 @@ def choose_mode(wanted: str) -> str:
         return wanted
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
-    return "online" if os.environ.get("WANDB_API_KEY") or _key_in_netrc() else "offline"
+    return "online" if has_key() else "offline"
+
+
+def has_key() -> bool:
+    """Whether a key is in the environment, or where `wandb login` leaves it; wandb itself would ask the user or the network."""
+    return bool(os.environ.get("WANDB_API_KEY")) or _key_in_netrc()
 
 
 def _key_in_netrc() -> bool:
-    """Whether `wandb login` left a key; asking wandb itself is deprecated, or asks the network."""
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
     try:
-        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+        known = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
+    return any(known.authenticators(host) is not None for host in _hosts())
+
+
+def _hosts() -> set[str]:
+    """The names under which a key may be kept, with and without a port."""
+    if url := os.environ.get("WANDB_BASE_URL"):
+        urls = [url]
+    else:
+        urls = ["https://api.wandb.ai"]
+        with contextlib.suppress(ImportError):
+            import wandb
+
+            urls.append(wandb.Settings().base_url)  # newer versions have moved, and accept a key of the old host
+    return {host for parts in map(urlparse, urls) for host in (parts.netloc, parts.hostname) if host}
 
 
 def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], record: dict[str, Any]) -> Any:
@@ -48,7 +66,7 @@ def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], reco
     mode = choose_mode(options.wandb)
     print(f"W&B: {mode}" + ("" if mode == "online" else f"; send it later with: wandb sync {folder}/wandb/offline-run-*"))
     run = wandb.init(
-        name=folder.name,
+        name=(options.name if options.dir else None) or folder.name,  # an experiment names folders by hashes
         dir=str(folder.resolve()),
         project=options.project,
         entity=options.entity,
@@ -56,7 +74,12 @@ def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], reco
         job_type=record["job_type"],
         tags=options.tags,
         mode=mode,  # type: ignore[arg-type,unused-ignore]
-        config={**config, **{name: record[name] for name in ("data", "teacher", "commit", "versions", "hardware")}},
+        config={
+            **config,  # which has a key `data` of its own
+            "spec": record["data"],
+            "folder": str(folder.resolve()),
+            **{name: record[name] for name in ("teacher", "commit", "versions", "hardware")},
+        },
         settings=wandb.Settings(silent=True, console="off"),
     )
     return WandbLogger(experiment=run)
@@ -64,6 +87,7 @@ def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], reco
 
 def log_test(logger: Any, tested: dict[str, Tensor], datamodule: Any) -> None:
     """The confusion matrix, and the most confident mistakes as images."""
+    import torch
     import wandb
 
     known = tested["target"] >= 0

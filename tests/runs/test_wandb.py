@@ -76,9 +76,19 @@ def test_wandb_is_told_of_config_group_job_type_and_tags(teacher: Path, wandb_ru
     assert given["config"]["model"]["init_args"]["losses"]["kd"]["init_args"]["temperature"] == 4.0
     assert given["config"]["seed_everything"] == 0
     assert given["config"]["teacher"][0]["path"] == str(teacher)
+    assert given["config"]["data"]["class_path"] == "kd_lightning.data.DigitsDataModule"
+    assert given["config"]["spec"]["samples"]["test"] == 602
+    assert given["config"]["folder"] == str(Path("runs/digits-mlp-distill").resolve())
     logged = {name for row in run.rows for name in row}
     assert {"train_loss", "val_accuracy", "test_errors", "test_confusion_matrix", "test_mistakes"} <= logged
     assert run.exit_codes == [0]
+
+
+def test_a_folder_of_the_users_keeps_the_runs_name(wandb_runs: list[FakeRun], kd: Kd) -> None:
+    """An experiment's folders are hashes, which tell nobody anything."""
+    assert kd(*TEACHER, "--run.wandb=offline", "--run.dir=0123456789abcdef").code == 0
+    assert kd(*TEACHER, "--run.wandb=offline", "--run.dir=mine", "--run.name=null").code == 0
+    assert [run.arguments["name"] for run in wandb_runs] == ["digits-mlp", "mine"]
 
 
 def test_a_failed_run_is_marked_as_failed(wandb_runs: list[FakeRun], kd: Kd) -> None:

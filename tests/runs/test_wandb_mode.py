@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urlparse
 
 import pytest
+import wandb
 
 from kd_lightning.runs.wandb import choose_mode
 
@@ -33,6 +35,18 @@ def test_a_key_of_wandb_login_is_online(no_key: Path, monkeypatch: pytest.Monkey
     assert choose_mode("auto") == "online"
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
     assert choose_mode("auto") == "offline"
+
+
+@pytest.mark.parametrize("url", [None, "http://localhost:8080"])
+def test_a_key_is_found_where_wandb_itself_writes_it(url: str | None, no_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its default server has had more than one name."""
+    auth = pytest.importorskip("wandb.sdk.lib.wbauth")
+    if url:
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+    server = url or wandb.Settings().base_url
+    auth.write_netrc_auth(host=server, api_key="0" * 40)
+    assert urlparse(server).netloc in no_key.read_text()
+    assert choose_mode("auto") == "online"
 
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
