@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -104,8 +105,11 @@ def data_checksum(config: Mapping[str, Any]) -> str:
     inner = (config.get("init_args") or {}).get("data")
     if isinstance(inner, Mapping) and "class_path" in inner:
         return data_checksum(inner)
-    arguments = {k: v for k, v in (config.get("init_args") or {}).items() if k in ("root", "download") and v is not None}
-    return _data_checksum(config["class_path"], json.dumps(arguments, sort_keys=True))
+    module, _, name = config["class_path"].rpartition(".")
+    own = inspect.signature(getattr(import_module(module), name)).parameters  # without those that go on to a base class
+    given = {k: v for k, v in (config.get("init_args") or {}).items() if k in own and v is not None}
+    plain = {k: v for k, v in given.items() if not any(isinstance(x, Mapping) for x in (v if isinstance(v, list) else [v]))}
+    return _data_checksum(config["class_path"], json.dumps(plain, sort_keys=True))
 
 
 def run_key(argv: list[str]) -> dict[str, Any]:
