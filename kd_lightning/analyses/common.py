@@ -48,4 +48,6 @@ def time_relative_to(runs: Runs, output: Path, reference: str) -> list[Row]:
         return [float(read_json(one.folder / "run.json")["wall_time_s"]) for one in runs[name]]
 
     unit = statistics.median(seconds(reference))
-    return [Row(name, f"time_relative_to_{reference.lower()}", [s / unit for s in seconds(name)]) for name in runs if runs[name]]
+    return [
+        Row(name, f"time_relative_to_{reference.lower()}", [s / unit for s in seconds(name)]) for name in runs if runs[name]
+    ]

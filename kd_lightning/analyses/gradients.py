@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +25,8 @@ def hard(logits: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
 
 def soft(temperature: float) -> Objective:
     def loss(logits: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-        at = (torch.log_softmax(z / temperature, -1) for z in (logits, teacher))
-        return soft_target_kl(*at, temperature)
+        student, known = (torch.log_softmax(z / temperature, -1) for z in (logits, teacher))
+        return soft_target_kl(student, known, temperature)
 
     return loss
 
@@ -158,6 +157,3 @@ def highest_rate(runs: Runs, output: Path, arms: dict[str, str], key: str = "lr"
                         rates.setdefault(one.seed, []).append(float(coordinates(run)[key]))
         found.append(Row(label, "highest_rate_that_trains", [max(values) for _, values in sorted(rates.items())]))
     return [row for row in found if row.values]
-
-
-__all__: list[Any] = ["high_temperature_limit", "highest_rate", "spread", "variance"]

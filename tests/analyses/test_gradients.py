@@ -21,7 +21,7 @@ def test_spread_is_that_of_gradients_taken_one_by_one(loss: Objective) -> None:
     rows = []
     for i in range(9):
         network.zero_grad()
-        loss(network(x[i : i + 1]), v[i : i + 1], y[i : i + 1]).backward()  # type: ignore[no-untyped-call]
+        loss(network(x[i : i + 1]), v[i : i + 1], y[i : i + 1]).backward()
         rows.append(torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None]))
     gradients = torch.stack(rows)
     expected = gradients.var(0).sum() / gradients.mean(0).square().sum()

@@ -1,0 +1,56 @@
+"""Teachers of different kinds as one, and how fast sentences are classified."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from kd_lightning.errors import UserError
+from kd_lightning.experiments.analysis import Finished, Row, Runs
+from kd_lightning.features import run_network
+
+
+def mean_of_logits(runs: Runs, output: Path, run: str, members: list[str]) -> list[Row]:
+    """Test errors of the mean of several networks' logits, seed by seed: those of `EnsembleTeacher(mean="geometric")`.
+
+    Args:
+        runs: the finished runs.
+        output: folder of the results.
+        run: what the ensemble is called.
+        members: runs that each have a member of every seed.
+    """
+    errors, accuracy = [], []
+    by_seed = [{one.seed: one for one in runs[name]} for name in members]
+    for seed in sorted(set.intersection(*(set(found) for found in by_seed))):
+        said = [found[seed].predictions("test") for found in by_seed]
+        wrong = torch.stack([s["logits"].double() for s in said]).mean(0).argmax(1) != said[0]["target"]
+        errors.append(float(wrong.sum()))
+        accuracy.append(1 - float(wrong.double().mean()))
+    if not errors:
+        raise UserError(f"{run}: the runs {', '.join(members)} have no seed in common")
+    return [Row(run, "test_errors", errors), Row(run, "test_accuracy", accuracy)]
+
+
+def throughput(runs: Runs, output: Path, names: list[str], batch_size: int = 64, repeats: int = 3) -> list[Row]:
+    """Test sentences that each run's network classifies a second, in padded batches of similar length, on the CPU.
+
+    Tokenizing is not part of it. The median of some passes over the test set, after one to warm up.
+    """
+    return [Row(name, "sentences_per_second", [_speed(runs[name][0], batch_size, repeats)]) for name in names]
+
+
+def _speed(run: Finished, batch_size: int, repeats: int) -> float:
+    loader = run.datamodule().loader("test")
+    loader.batch_size = batch_size
+    network, batches = run.network(), list(loader)
+    took = []
+    with torch.inference_mode():
+        for _ in range(repeats + 1):
+            begun = time.perf_counter()
+            for batch in batches:
+                run_network(network, batch.inputs)
+            took.append(time.perf_counter() - begun)
+    return sum(len(batch) for batch in batches) / statistics.median(took[1:])

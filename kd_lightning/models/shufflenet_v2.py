@@ -1,0 +1,50 @@
+"""ShuffleNetV2 for 32x32 images: Ma et al. 2018 (arXiv 1807.11164), in the form of the CIFAR-100 benchmark."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models.shufflenetv2 import InvertedResidual
+from torchvision.ops import Conv2dNormActivation
+
+from kd_lightning.models.base import global_pool, known_shapes
+
+STAGES = ((116, 4), (232, 8), (464, 4))
+"""Channels and blocks of each stage, at width 1 (the paper's table 5)."""
+
+
+class CIFARShuffleNetV2(nn.Module):
+    """ShuffleNetV2 of width 1 for small images: torchvision's blocks behind a 1x1 convolution with stride 1 and no pooling.
+
+    Args:
+        input_shape: `[channels, height, width]`, filled in from the data under `kd`.
+        num_classes: filled in from the data under `kd`.
+
+    Shapes:
+        input `(B, C, H, W)`, output logits `(B, num_classes)`. Layers for tapping, all after their ReLU, of a 32x32 image:
+        `stem` `(24, 32, 32)`, `stage1` `(116, 16, 16)`, `stage2` `(232, 8, 8)`, `stage3` `(464, 4, 4)`, `last`
+        `(1024, 4, 4)`, `pool` `(1024)` and `head`.
+
+    Raises:
+        UserError: where a shape is missing.
+    """
+
+    def __init__(self, input_shape: list[int] | None = None, num_classes: int | None = None) -> None:
+        super().__init__()
+        channels_in, classes = known_shapes("CIFARShuffleNetV2", input_shape, num_classes)
+        self.stem = Conv2dNormActivation(channels_in, 24, 1, inplace=False)
+        self.stage1 = self._stage(24, *STAGES[0])
+        self.stage2 = self._stage(STAGES[0][0], *STAGES[1])
+        self.stage3 = self._stage(STAGES[1][0], *STAGES[2])
+        self.last = Conv2dNormActivation(STAGES[2][0], 1024, 1, inplace=False)
+        self.pool = global_pool()
+        self.head = nn.Linear(1024, classes)
+
+    @staticmethod
+    def _stage(channels_in: int, channels: int, blocks: int) -> nn.Sequential:
+        rest = [InvertedResidual(channels, channels, 1) for _ in range(blocks - 1)]
+        return nn.Sequential(InvertedResidual(channels_in, channels, 2), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        logits: Tensor = self.head(self.pool(self.last(y)))
+        return logits

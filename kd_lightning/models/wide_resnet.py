@@ -1,0 +1,79 @@
+"""Wide residual networks for 32x32 images: Zagoruyko and Komodakis 2016 (arXiv 1605.07146)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from kd_lightning.errors import UserError
+from kd_lightning.models.base import global_pool, he_normal, known_shapes
+
+
+class _Block(nn.Module):
+    """Batch norm, ReLU and a 3x3 convolution, twice, added to the input.
+
+    Where the number of channels changes, a 1x1 convolution of the first ReLU's output is added to instead.
+    """
+
+    def __init__(self, channels_in: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.relu1 = nn.BatchNorm2d(channels_in), nn.ReLU()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.bn2, self.relu2 = nn.BatchNorm2d(channels), nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.shortcut = None if channels_in == channels else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = self.relu1(self.bn1(x))
+        y: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        return y + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Module):
+    """A wide residual network of three stages for small images: depth 16, 22, 28, 40, ... = 6 n + 4.
+
+    Args:
+        depth: number of convolutions along the network.
+        width: multiplies the channels of the stages; `wrn_40_2` is depth 40, width 2.
+        input_shape: `[channels, height, width]`, filled in from the data under `kd`.
+        num_classes: filled in from the data under `kd`.
+
+    Shapes:
+        input `(B, C, H, W)`, output logits `(B, num_classes)`. Layers for tapping, of a 32x32 image and width w: `stem`
+        `(16, 32, 32)`, `stage1` `(16 w, 32, 32)`, `stage2` `(32 w, 16, 16)`, `stage3` `(64 w, 8, 8)`, `pool` `(64 w)` and
+        `head`. Batch norm and ReLU come before each convolution here, so that a stage gives a sum which may be negative; the
+        benchmark (Tian et al. 2020) taps these sums too. What the ReLU makes of them is to be had at `stage2.0.relu1`,
+        `stage3.0.relu1` and `final.1`.
+
+    Raises:
+        UserError: where depth or width is impossible or a shape is missing.
+    """
+
+    def __init__(
+        self, depth: int, width: int = 1, input_shape: list[int] | None = None, num_classes: int | None = None
+    ) -> None:
+        super().__init__()
+        channels_in, classes = known_shapes("WideResNet", input_shape, num_classes)
+        if depth < 10 or (depth - 4) % 6:
+            raise UserError(f"WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, 40, ...), got {depth}")
+        if width < 1:
+            raise UserError(f"WideResNet: width must be at least 1, got {width}")
+        blocks = (depth - 4) // 6
+        self.stem = nn.Conv2d(channels_in, 16, 3, 1, 1, bias=False)
+        self.stage1 = self._stage(16, 16 * width, blocks, 1)
+        self.stage2 = self._stage(16 * width, 32 * width, blocks, 2)
+        self.stage3 = self._stage(32 * width, 64 * width, blocks, 2)
+        self.final = nn.Sequential(nn.BatchNorm2d(64 * width), nn.ReLU())
+        self.pool = global_pool()
+        self.head = nn.Linear(64 * width, classes)
+        he_normal(self)
+        nn.init.zeros_(self.head.bias)
+
+    @staticmethod
+    def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]
+        return nn.Sequential(_Block(channels_in, channels, stride), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.final(self.stage3(self.stage2(self.stage1(self.stem(x)))))
+        logits: Tensor = self.head(self.pool(y))
+        return logits
