@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import typing
 from collections.abc import Mapping
 from importlib import import_module
@@ -93,6 +94,45 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) -
     network.load_state_dict(dict(weights))
 
 
+def specialist_weights(
+    network: nn.Module, weights: Mapping[str, Tensor], theirs: Mapping[str, Any] | None, data: Mapping[str, Any], what: str
+) -> dict[str, Tensor]:
+    """Weights that a specialist can start from: of a network of all classes, with the head's rows for its own classes.
+
+    Where the weights are for other classes in number, the rows of the specialist's classes are taken over, and the dustbin
+    gets the mean row of all others and, for a bias, the log of their number besides: the log of the sum of the others'
+    exponentials, were all of them alike. Weights of as many classes as the data has, and other data, are left as they are.
+
+    Args:
+        network: the specialist.
+        weights: of the generalist, a network that differs in its number of classes alone.
+        theirs: the spec of what the weights were trained on, where it is known.
+        data: the spec of the specialist's data.
+        what: who asks, for the message.
+
+    Raises:
+        UserError: where the weights are for other classes than those of which the specialist knows a part.
+    """
+    about, own = data.get("specialist"), network.state_dict()
+    if about is None:
+        return dict(weights)
+    ids, classes, found = about["class_ids"], len(about["class_ids"]) + 1, dict(weights)
+    for key, tensor in weights.items():
+        shape = own[key].shape if key in own else tensor.shape
+        if shape == tensor.shape or len(tensor) <= max(ids) or shape != (classes, *tensor.shape[1:]):
+            continue
+        names = (theirs or {}).get("classes") or []
+        for at, name in zip(ids, data["classes"], strict=False):
+            if names and names[at] != name:
+                raise UserError(
+                    f"{what}: the weights call class {at} {names[at]!r}, the data {name!r}; are there other classes?"
+                )
+        others = [at for at in range(len(tensor)) if at not in set(ids)]
+        dustbin = tensor[others].mean(0, keepdim=True) + (math.log(len(others)) if tensor.ndim == 1 else 0.0)
+        found[key] = torch.cat([tensor[ids], dustbin])
+    return found
+
+
 def _is_network_factory(factory: Any) -> bool:
     if isinstance(factory, type):
         return issubclass(factory, nn.Module)
@@ -133,6 +173,12 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     return network
 
 
+def _vocabulary(described: Mapping[str, Any] | None) -> str:
+    if not described:
+        return "no tokens"
+    return f"{described['size']:,} tokens, vocabulary {described['sha256'][:8]}, at most {described['max_length']} a sample"
+
+
 def check_spec(owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
     """One line where what a network was trained on does not fit the data: classes, their order, input shape, scaling."""
     if not theirs:
@@ -142,6 +188,12 @@ def check_spec(owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, 
     for at, (a, b) in enumerate(zip(theirs.get("classes") or [], data.get("classes") or [], strict=False)):
         if a != b:
             raise UserError(f"{owner} calls class {at} {a!r}, the data {data['data']} {b!r}: other classes, or another order")
+    tokens = data.get("teacher_vocabulary", data.get("vocabulary"))
+    if theirs.get("vocabulary", tokens) != tokens:
+        raise UserError(
+            f"{owner} reads {_vocabulary(theirs['vocabulary'])}, the data {data['data']} gives it {_vocabulary(tokens)}; "
+            "set data.teacher_tokenizer (or data.tokenizer) to the one that it was trained with"
+        )
     for name, words in (
         ("input_shape", "inputs of shape"),
         ("mean", "inputs normalized by mean"),

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kd_lightning.analyses.specialists_report import report, training_cost
+from kd_lightning.analyses.specialists_report import grid, report, training_cost
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished, Row, Runs
 from kd_lightning.experiments.stats import Comparison, holm, paired
@@ -137,7 +137,7 @@ def _answers(members: Sequence[Finished], stage: str) -> Answers:
 
 def _members(runs: Runs, run: str, seed: int) -> list[Finished]:
     """A seed's specialists, of a run with a grid over them."""
-    found = [one for name, group in runs.items() if name.startswith(f"{run} ") for one in group if one.seed == seed]
+    found = [one for group in grid(runs, run) for one in group if one.seed == seed]
     if not found:
         raise UserError(f"analysis of specialists: there are no runs {run!r} with a grid over data.specialist")
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,14 +40,19 @@ def _cost(label: str, group: Sequence[Finished], count: int = 1) -> Cost:
     return Cost(label, statistics.fmean(map(_seen, group)), statistics.fmean(seconds), count)
 
 
+def grid(runs: Runs, run: str) -> list[Sequence[Finished]]:
+    """The specialists of a run with a grid over `data.specialist`, each with all its seeds."""
+    return [group for name, group in runs.items() if re.fullmatch(re.escape(run) + r" specialist=\d+", name)]
+
+
 def training_cost(
     runs: Runs, generalist: str, specialists: str, longer: str | None, others: str | None, each: int
 ) -> list[Cost]:
     """The generalist, one of its specialists, and the baselines; of other generalists each seed needs `each`."""
-    grids = [group for name, group in runs.items() if name.startswith(f"{specialists} ")]
+    team = grid(runs, specialists)
     costs = [
         _cost(generalist, runs[generalist]),
-        _cost("a specialist", [run for group in grids for run in group], len(grids)),
+        _cost("a specialist", [run for group in team for run in group], len(team)),
     ]
     costs += [_cost(longer, runs[longer])] if longer is not None else []
     costs += [_cost(others, runs[others], each)] if others is not None else []

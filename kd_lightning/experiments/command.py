@@ -86,7 +86,8 @@ def reproduce(arguments: Any, console: Console) -> None:
     if arguments.dry_run:
         for job in jobs:
             state = "finished" if job.finished else "to run"
-            console.print(f"{job.run}, seed {job.seed} ({state}):\n  {job.command}", highlight=False, soft_wrap=True)
+            line = f"{job.run}, seed {job.seed} ({state}):\n  {job.command}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return
     try:
         output.mkdir(parents=True, exist_ok=True)

@@ -139,6 +139,10 @@ def _number(row: dict[str, Any]) -> str:
     return f"{scale * mean:.{digits}f}{spread}" + ("%" if scale == 100 else "")
 
 
+def _paper(row: dict[str, Any]) -> str:
+    return f"{100 * row['paper']:g}%" if "accuracy" in row["metric"] else f"{row['paper']:g}"
+
+
 def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Headings and lines of the table: a run a line, the paper's number in brackets where there is one."""
     metrics = list(dict.fromkeys(row["metric"] for row in content["rows"]))
@@ -153,7 +157,7 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             row = found.get((run, metric))
             line.append(_number(row) if row else "")
             if has_paper[metric]:
-                line.append(f"{row['paper']:g}" if row and row["paper"] is not None else "")
+                line.append(_paper(row) if row and row["paper"] is not None else "")
         lines.append(line)
     headings = ["run", "seeds"]
     for metric in metrics:

@@ -1,6 +1,27 @@
 """Networks of our own. Any other nn.Module works as well, by its class path."""
 
+from kd_lightning.models.bilstm import BiLSTMClassifier
 from kd_lightning.models.cifar_resnet import CIFARResNet
+from kd_lightning.models.cifar_resnet50 import CIFARResNet50
 from kd_lightning.models.mlp import MLP
+from kd_lightning.models.mobilenet_v2 import CIFARMobileNetV2
+from kd_lightning.models.shufflenet_v1 import CIFARShuffleNetV1
+from kd_lightning.models.shufflenet_v2 import CIFARShuffleNetV2
+from kd_lightning.models.textcnn import TextCNN
+from kd_lightning.models.transformer import TransformerClassifier
+from kd_lightning.models.vgg import CIFARVGG
+from kd_lightning.models.wide_resnet import WideResNet
 
-__all__ = ["MLP", "CIFARResNet"]
+__all__ = [
+    "CIFARVGG",
+    "MLP",
+    "BiLSTMClassifier",
+    "CIFARMobileNetV2",
+    "CIFARResNet",
+    "CIFARResNet50",
+    "CIFARShuffleNetV1",
+    "CIFARShuffleNetV2",
+    "TextCNN",
+    "TransformerClassifier",
+    "WideResNet",
+]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from kd_lightning.checkpoints import KEY, load_weights, network_weights, read_file
+from kd_lightning.checkpoints import KEY, load_weights, network_weights, read_file, specialist_weights
+from kd_lightning.data.blank import blank_inputs
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.losses.base import DistillLoss, Probe
@@ -125,7 +126,9 @@ class BaseModule(pl.LightningModule):
         if stage == "fit" and not self._losses_built:
             if self.init_from is not None:
                 content = read_file(self.init_from, "init_from")
-                load_weights(self.net, network_weights(content), f"init_from {self.init_from}")
+                theirs, what = (content.get(KEY) or {}).get("spec"), f"init_from {self.init_from}"
+                weights = specialist_weights(self.net, network_weights(content), theirs, self.spec or {}, what)
+                load_weights(self.net, weights, what)
             self._build_losses(datamodule)
         if not self._attached:
             self._check_output()
@@ -140,7 +143,9 @@ class BaseModule(pl.LightningModule):
 
     def _blank_batch(self) -> Batch:
         assert self.spec is not None
-        return Batch(torch.zeros(2, *self.spec["input_shape"]), torch.zeros(2, dtype=torch.int64), torch.arange(2))
+        teacher = blank_inputs(self.spec, 2, "teacher_inputs") if "teacher_inputs" in self.spec else None
+        target, index = torch.zeros(2, dtype=torch.int64), torch.arange(2)
+        return Batch(blank_inputs(self.spec, 2), target, index, teacher_inputs=teacher)
 
     def _run_blank(self) -> Output:
         training = self.net.training
@@ -175,7 +180,7 @@ class BaseModule(pl.LightningModule):
         teacher = self._teacher_probe(datamodule, set().union(*(loss.teacher_roles for loss in losses)))
         if roles := set().union(*(loss.student_roles for loss in losses)):
             self.taps = Taps(self.net, self.layers, roles)
-        student = Probe(self._run_blank(), self.taps.modules if self.taps else {})
+        student = Probe(self._run_blank(), self.taps.modules if self.taps else {}, self.spec or {})
         self._learns = teacher is not None
         for name, loss in zip(self.losses, losses, strict=True):
             if loss.uses_teacher and teacher is None:

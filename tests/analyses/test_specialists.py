@@ -57,6 +57,7 @@ def runs(tmp_path: Path) -> dict[str, list[Finished]]:
                 tmp_path / f"s{seed}{number}", seed, said, 40, specialist=about, classes=["abcde"[at] for at in ids] + ["x"]
             )
             found.setdefault(f"specialist specialist={number}", []).append(one)
+            found.setdefault(f"specialist with more specialist={number}", []).append(found["generalist"][seed])  # another team
     return found
 
 
@@ -114,6 +115,6 @@ def test_runs_that_are_not_there(runs: dict[str, list[Finished]], tmp_path: Path
     message = complaint(lambda: against_generalist(runs, tmp_path, **OPTIONS, ensemble=3))
     assert message == "analysis of specialists: 'generalist, other seeds' needs 2 seeds for each of the generalist's"
     message = complaint(
-        lambda: against_generalist({**runs, "x y": runs["generalist"]}, tmp_path, "generalist", {"b": {"run": "x"}})
+        lambda: against_generalist({**runs, "x specialist=0": runs["generalist"]}, tmp_path, "generalist", {"b": {"run": "x"}})
     )
     assert "is not a specialist's run" in message

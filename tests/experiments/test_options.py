@@ -154,3 +154,13 @@ def test_wandb_takes_all_runs_into_one_group(tmp_path: Path) -> None:
     assert len(groups) == 1
     assert all("--run.wandb=offline" in job.argv for job in jobs)
     assert [job.folder for job in jobs] == [job.folder for job in off]  # logging changes no result
+
+
+def test_a_dry_run_prints_lists_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = mini(overrides={**MINI["overrides"], "data.drop_classes": [3]}, runs={"teacher": MINI["runs"]["teacher"]})
+    content |= {"compare": [], "paper": {}}
+    argv = ["reproduce", str(write(tmp_path, content)), f"--store={tmp_path}/[/a]", "--dry-run", "--seeds=1"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert "--data.drop_classes=[3]" in out
+    assert "/[/a]/" in out

@@ -17,6 +17,8 @@ from kd_lightning.cli import main
 from kd_lightning.data.spoken_digits import SpokenDigitsDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
+from kd_lightning.experiments.jobs import Settings, plan
+from kd_lightning.experiments.spec import load
 from kd_lightning.paths import shipped_root
 from tests.data.spoken import spoken_digits
 from tests.experiments import write
@@ -36,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def small(name: str) -> dict[str, Any]:
-    """A shipped experiment with one seed, two members, small networks and little training."""
+    """A shipped experiment with one seed, two members, a grid of one point, small networks and little training."""
     content: dict[str, Any] = yaml.safe_load((shipped_root() / f"experiments/hinton2015/{name}.yaml").read_text())
     content["seeds"] = 1
     content["overrides"] |= SMALL
@@ -46,6 +48,7 @@ def small(name: str) -> dict[str, Any]:
         own |= {"model.student.hidden" if distilled else "model.network.hidden": [32], **SMALL}
         own |= {"data.fraction": 0.5} if "data.fraction" in own else {}
         run["seeds"] = run["seeds"][:2] if run.get("seeds") else None
+        run["grid"] = {key: tried[:1] for key, tried in run.get("grid", {}).items()}
     return content
 
 
@@ -72,7 +75,7 @@ def speech(folder: Path) -> dict[str, Any]:
 
 def test_the_table_is_the_papers(speech: dict[str, Any], folder: Path) -> None:
     for run, count in (("baseline", 1), ("ensemble member", 2), ("ensemble of 2", 1), ("distilled", 1)):
-        for metric in ("test_accuracy", "test_accuracy_without_silence", "test_wer"):
+        for metric in ("test_accuracy", "test_accuracy_without_silence", "test_wer", "test_wer_priors_not_divided"):
             found = values(speech, run, metric)
             assert len(found) == count
             assert all(np.isfinite(found))
@@ -100,27 +103,31 @@ def test_the_ensemble_is_the_mean_of_its_members_distributions(speech: dict[str,
 def test_the_regularizers_table(speech: dict[str, Any], folder: Path) -> None:
     content = reproduced(folder, "regularizer", small("speech-regularizer"))
     jobs = json.loads((folder / "regularizer" / "jobs.json").read_text())
-    assert "hard, 100%/0" not in jobs  # trained already, as the baseline
+    assert "teacher/0" not in jobs  # trained already, as the baseline
     for run in ("hard, 100%", "hard, 3%", "soft, 3%"):
         for metric in ("train_accuracy", "test_accuracy"):
             early = values(content, f"{run}, early stopping", metric)
             assert all(0 < value <= 1 for value in [*values(content, run, metric), *early])
         assert all(1 <= n <= 3 for n in values(content, f"{run}, early stopping", "stopped_after_epochs"))
-    assert values(content, "hard, 100%", "test_accuracy") == values(speech, "baseline", "test_accuracy")
+    assert values(content, "teacher", "test_accuracy") == values(speech, "baseline", "test_accuracy")
     assert len(values(content, "soft, 100%", "train_accuracy")) == 1
 
 
 @pytest.mark.parametrize("name", ["speech-selection", "speech-speakers"])
-def test_the_other_experiments_can_be_planned(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_other_experiments_can_be_planned(name: str, speech: dict[str, Any], folder: Path) -> None:
     content = small(name)
     if name == "speech-speakers":
+        assert content["overrides"]["data.held_out"] == ["theo", "yweweler"]
         content["overrides"]["data.held_out"] = ["bob"]
-    path = str(write(folder, content, f"{name}.yaml"))
-    assert main(["reproduce", path, "--dry-run", f"--data-root={folder}", f"--store={folder / 'store'}"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("distilled") == (4 if name == "speech-selection" else 1)
-    # The members of the selection are those of the experiment.
-    assert ("ensemble member, seed 100 (finished)" in said) == (name == "speech-selection")
+    experiment = load(str(write(folder, content, f"{name}.yaml")))
+    jobs = plan(experiment, Settings(folder / name, folder / "store", 1, {"data.root": str(folder)}))
+    members = [job for job in jobs if job.run == "ensemble member"]
+    assert [job.seed for job in members] == [100, 101]
+    # The members of the selection are those of the experiment, which are there.
+    assert [job.finished for job in members] == [name == "speech-selection"] * 2
+    [cache] = [job for job in jobs if job.is_cache]
+    assert cache.needs == members
+    assert all(cache in job.needs for job in jobs if job.run.startswith("distilled"))
 
 
 def test_strings_are_scored_word_by_word(folder: Path) -> None:

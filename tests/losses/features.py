@@ -55,11 +55,13 @@ def probe(output: Output) -> Probe:
 
 
 def made(loss: Callable[[], DistillLoss], case: Case, prepare: Callable[[Any], object] = lambda loss: None) -> Make:
-    """A fresh loss each time, built for the case; `prepare` may then set its adapters."""
+    """A fresh loss each time, built for the case from the same numbers; `prepare` may then set its adapters."""
 
     def make() -> DistillLoss:
         fresh = loss()
-        fresh.build(probe(case.student), probe(case.teacher))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            fresh.build(probe(case.student), probe(case.teacher))
         prepare(fresh)
         return fresh
 
@@ -97,9 +99,7 @@ def half_adapters(make: Make, case: Case) -> None:
     """With its adapters in bfloat16 as well, the loss is within a few percent of single precision's, and is single itself."""
 
     def value(dtype: torch.dtype) -> Tensor:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            loss, typed = make().to(dtype), cast(case, dtype)
+        loss, typed = make().to(dtype), cast(case, dtype)
         found: Tensor = loss(typed.student, typed.teacher, typed.batch)
         return found
 

@@ -15,7 +15,9 @@ from tests.losses.properties import random_case
 
 HERE = Path(__file__).parent
 METHODS = HERE.parents[1] / "configs" / "methods"
-STEMS = sorted(module.name for module in pkgutil.iter_modules(losses.__path__) if module.name != "base")
+STEMS = sorted(
+    module.name for module in pkgutil.iter_modules(losses.__path__) if module.name[0] != "_" and module.name != "base"
+)
 CLASSES = {
     name: value
     for name in losses.__all__

@@ -185,6 +185,7 @@ def test_kernel(
     assert type(layer) is kind
     assert layer.kernel_size == kernel
     assert layer.stride == stride
+    assert (layer.bias is None) == (convention == "benchmark")
     shape = layer(torch.zeros(2, 3, *student)).shape
     fits = all(s >= t for s, t in zip(student, teacher, strict=True)) or kind is nn.ConvTranspose2d
     assert shape == (2, 5, *(teacher if fits else student))

@@ -1,0 +1,123 @@
+"""Tokenizers that read pieces of words: learnt from the training sentences, or those of a pretrained model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kd_lightning.data.tokenizers import MASK, Pieces, Tokenizer, Tokens
+from kd_lightning.errors import UserError
+from kd_lightning.hub import from_pretrained, library
+
+
+class _BackendTokenizer(Tokenizer):
+    """What a `tokenizers.Tokenizer` does, with truncation that is counted."""
+
+    mask_token: str
+    _backend: Any = None
+
+    def _load(self) -> Any:
+        raise NotImplementedError
+
+    @property
+    def backend(self) -> Any:
+        if self._backend is None:
+            self._backend = self._load()
+            self._backend.no_padding()
+            self._backend.enable_truncation(self.max_length)
+        return self._backend
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        found: dict[str, int] = self.backend.get_vocab(with_added_tokens=True)
+        return found
+
+    def pieces(self, texts: Sequence[tuple[str, ...]]) -> tuple[list[Pieces], int]:
+        masked = [tuple(text.replace(MASK, self.mask_token) for text in sample) for sample in texts]
+        encoded = self.backend.encode_batch([sample[0] if len(sample) == 1 else sample for sample in masked])
+        return [(e.ids, e.type_ids) for e in encoded], sum(bool(e.overflowing) for e in encoded)
+
+
+class SubwordTokenizer(_BackendTokenizer):
+    """Pieces of words learnt from the training sentences (byte pairs, Sennrich et al. 2016), in lower case.
+
+    `[CLS]` stands in front of a sample and `[SEP]` behind each text, as in BERT. Needs the package tokenizers.
+
+    Args:
+        size: pieces in the vocabulary, special ones included.
+        max_length: pieces of a sample; longer ones are cut and counted.
+    """
+
+    typed = True
+    mask_token = "[MASK]"
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+    def __init__(self, size: int = 8000, max_length: int = 128) -> None:
+        if size < 300:
+            raise UserError(f"SubwordTokenizer: size must be at least 300, got {size}")
+        self.size = size
+        super().__init__(max_length)
+        self._sentences: list[str] = []
+
+    def learn(self, texts: Sequence[tuple[str, ...]]) -> None:
+        self._sentences, self._backend = [text for sample in texts for text in sample], None
+
+    @property
+    def pad(self) -> int:
+        return 0
+
+    def _load(self) -> Any:
+        made = library("tokenizers")
+        backend = made.Tokenizer(made.models.BPE(unk_token="[UNK]"))
+        backend.normalizer = made.normalizers.BertNormalizer(lowercase=True)
+        # Pieces of bytes, a space in front of a word being one of them: the trainer numbers pieces with a prefix such as
+        # WordPiece's ## in an order that differs from process to process.
+        backend.pre_tokenizer = made.pre_tokenizers.ByteLevel(add_prefix_space=True)
+        special = list(self.special)
+        tokens = [made.AddedToken(token, special=True, lstrip=token == "[MASK]") for token in special]
+        trainer = made.trainers.BpeTrainer(
+            vocab_size=self.size,
+            min_frequency=2,
+            special_tokens=tokens,
+            initial_alphabet=sorted(made.pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(self._sentences, trainer)
+        backend.post_processor = made.processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(token, special.index(token)) for token in ("[CLS]", "[SEP]")],
+        )
+        return backend
+
+
+class PretrainedTokenizer(_BackendTokenizer):
+    """The tokenizer of a model of the transformers library, by its name on the hub or its folder.
+
+    Args:
+        name: such as `bert-base-uncased`, or the path of a folder.
+        max_length: pieces of a sample; longer ones are cut and counted. At most what the tokenizer says the model reads.
+    """
+
+    def __init__(self, name: str, max_length: int = 128) -> None:
+        self.name = name
+        super().__init__(max_length)
+        self._tokenizer: Any = None
+
+    def _load(self) -> Any:
+        tokenizer = self._tokenizer = from_pretrained("AutoTokenizer", self.name)
+        self.max_length = min(self.max_length, tokenizer.model_max_length)
+        self.typed = "token_type_ids" in tokenizer.model_input_names
+        if tokenizer.pad_token_id is None:
+            raise UserError(f"the tokenizer {self.name} has no padding token; take an encoder's, such as bert-base-uncased")
+        self.mask_token = tokenizer.mask_token or tokenizer.unk_token
+        return tokenizer.backend_tokenizer
+
+    @property
+    def pad(self) -> int:
+        assert self.backend is not None
+        return int(self._tokenizer.pad_token_id)
+
+    def encode(self, texts: Sequence[tuple[str, ...]]) -> Tokens:
+        assert self.backend is not None  # which says whether the network is told of types
+        return super().encode(texts)

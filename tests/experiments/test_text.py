@@ -1,0 +1,80 @@
+"""The experiments on sentences plan what they say, and what a network of sentences costs is measured on sentences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_lightning.checkpoints import check_spec
+from kd_lightning.errors import UserError
+from kd_lightning.experiments.cost import measure
+from kd_lightning.experiments.jobs import Settings, plan
+from kd_lightning.experiments.spec import load
+from kd_lightning.models import BiLSTMClassifier
+from tests.sentences import write_sst2
+
+STUDENTS = ("student-alone", "distilled", "distilled, synthetic sentences")
+
+
+@pytest.mark.parametrize(
+    ("name", "runs", "chosen"),
+    [
+        ("tang2019/sst2", ["transformer", "bilstm", "textcnn", *STUDENTS], {}),
+        ("tang2019/sst2-bert", ["teacher", *STUDENTS], {"teacher": "some-model"}),
+        ("sanh2019/sst2", ["teacher", "student-alone", "distilled", "tinybert", "pkd"], {}),
+    ],
+)
+def test_experiments_plan_their_runs(name: str, runs: list[str], chosen: dict[str, Any], tmp_path: Path) -> None:
+    root = write_sst2(tmp_path / "data")
+    experiment = load(name, chosen)
+    jobs = plan(experiment, Settings(tmp_path, tmp_path / "store", 2, {"data.root": str(root)}))
+    assert set(runs) <= {job.run for job in jobs}
+    assert len({job.folder for job in jobs}) == len(jobs)
+    assert all({"code.data/text.py", "code.data/sentences.py", "code.data/tokenizers.py"} <= set(job.key) for job in jobs)
+    epochs = {job.key["trainer.max_epochs"] for job in jobs if job.run not in ("teacher", *runs[:3]) and not job.is_cache}
+    assert len(epochs | {next(j for j in jobs if j.run == "student-alone").key["trainer.max_epochs"]}) == 1
+    text = "".join(job.command for job in jobs)
+    assert all(value in text for value in chosen.values())
+
+
+def test_every_student_takes_as_many_steps(tmp_path: Path) -> None:
+    root = write_sst2(tmp_path / "data")
+    for name in ("tang2019/sst2", "tang2019/sst2-bert"):
+        jobs = plan(load(name), Settings(tmp_path, tmp_path / "store", 1, {"data.root": str(root)}))
+        steps = {
+            tuple(job.key[key] for key in ("trainer.max_epochs", "data.init_args.batch_size"))
+            for job in jobs
+            if job.run in STUDENTS
+        }
+        assert len(steps) == 1
+        # Twenty-one epochs show each of the 20 synthetic sentences of a sentence, and itself, as often as the others.
+        assert steps.pop()[0] % 21 == 0
+
+
+def test_costs_of_a_network_of_sentences() -> None:
+    inputs = {name: {"shape": [32], "value": 1} for name in ("input_ids", "attention_mask")}
+    network = BiLSTMClassifier(8, 8, 8, vocabulary=50, num_classes=2)
+    costs = measure(network, [32], batches=(1, 4), seconds=0.01, inputs=inputs)
+    assert costs["parameters"] == sum(p.numel() for p in network.parameters())
+    assert costs["latency_ms_batch_4"] > 0
+    plain = measure(torch.nn.Linear(32, 2), [32], batches=(1,), seconds=0.01)
+    assert plain["flops"] == 2 * 32 * 2
+
+
+def test_a_teacher_is_told_from_its_tokens() -> None:
+    ours = {"size": 10, "pad": 0, "max_length": 9, "sha256": "a" * 64}
+    other = {**ours, "sha256": "b" * 64}
+    data = {"data": "sst2", "num_classes": 2, "vocabulary": ours}
+    check_spec("the teacher", {"vocabulary": ours}, data)
+    check_spec("the teacher", {"vocabulary": other}, {**data, "teacher_vocabulary": other})
+    check_spec("the teacher", {}, data)
+    for theirs, given in (
+        (other, data),
+        (ours, {**data, "teacher_vocabulary": other}),
+        (ours, {"data": "mnist", "num_classes": 2}),
+    ):
+        with pytest.raises(UserError, match=r"the teacher reads 10 tokens, vocabulary .* set data\.teacher_tokenizer"):
+            check_spec("the teacher", {"vocabulary": theirs}, given)

@@ -1,0 +1,212 @@
+"""Encoders of the transformers library as classifiers: taps, freezing, copying layers, folders, and what does not fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from kd_lightning.data import PretrainedTokenizer, SST2DataModule, WordTokenizer
+from kd_lightning.errors import UserError
+from kd_lightning.features import Taps, run_network
+from kd_lightning.models import TransformerClassifier
+from tests.sentences import save_bert, write_sst2
+
+transformers = pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
+
+BERT: dict[str, Any] = {
+    "model_type": "bert",
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
+ROLES = {"states0": "states.0", "states4": "states.4", "scores1": "scores.1", "scores3": "scores.3"}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_sst2(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
+    return save_bert(tmp_path_factory.mktemp("bert"), root)
+
+
+def network(seed: int = 0, **arguments: Any) -> TransformerClassifier:
+    torch.manual_seed(seed)
+    return TransformerClassifier(**{"architecture": BERT, "num_classes": 2, **arguments})
+
+
+def inputs() -> dict[str, Tensor]:
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(5, 30, (3, 6), generator=rng)
+    mask = torch.arange(6) < torch.tensor([[6], [2], [4]])
+    return {"input_ids": ids * mask, "attention_mask": mask.long()}
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
+def test_states_and_scores_are_the_library_s_own(kind: str) -> None:
+    named = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32} if kind == "distilbert" else BERT
+    net = network(architecture={**named, "model_type": kind, "vocab_size": 30}).eval()
+    plain = run_network(net, inputs()).logits
+    taps = Taps(net, ROLES, set(ROLES))
+    with torch.no_grad():
+        found = run_network(net, inputs(), taps)
+        net.encoder.set_attn_implementation("eager")
+        expected = net.encoder(**inputs(), output_hidden_states=True, output_attentions=True)
+    torch.testing.assert_close(found.logits, plain, rtol=0, atol=1e-6)
+    for role, at in (("states0", 0), ("states4", 4)):
+        torch.testing.assert_close(found.features[role], expected.hidden_states[at], rtol=0, atol=1e-5)
+    mask = inputs()["attention_mask"].bool()
+    for role, at in (("scores1", 0), ("scores3", 2)):
+        assert found.features[role].shape == (3, 2, 6, 6)
+        probabilities = found.features[role].masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+        shown = mask[:, None, :, None].expand_as(probabilities)
+        torch.testing.assert_close(probabilities[shown], expected.attentions[at][shown], rtol=0, atol=1e-5)
+
+
+def test_copies_have_taps_of_their_own() -> None:
+    first = network()
+    second = copy.deepcopy(first)
+    taps = Taps(second, ROLES, {"scores1"})
+    run_network(first.eval(), inputs())
+    assert taps.take() == {}
+    assert set(run_network(second.eval(), inputs(), taps).features) == {"scores1"}
+
+
+def test_nothing_is_left_without_a_gradient() -> None:
+    net = network(head=8)
+    net(**inputs()).square().sum().backward()
+    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    layers = [layer for layer in net.head if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [(16, 8), (8, 2)]
+    plain = [layer for layer in network().head if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in plain] == [(16, 2)]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 4])
+def test_the_last_layers_are_trained(count: int) -> None:
+    net = network(trainable_layers=count)
+    trained = {name.partition(".attention")[0].partition(".output")[0] for name, p in net.named_parameters() if p.requires_grad}
+    numbers = {int(name.split(".")[3]) for name in trained if name.startswith("encoder.encoder.layer")}
+    assert numbers == set(range(4 - count, 4))
+    assert any(name.startswith("head") for name in trained)
+    assert not any("embeddings" in name for name in trained)
+    assert all(p.requires_grad for p in network().parameters())
+
+
+def checkpoint(net: nn.Module, path: Path) -> str:
+    torch.save(net.state_dict(), path)
+    return str(path)
+
+
+def test_every_second_layer_is_copied(tmp_path: Path) -> None:
+    teacher = network(seed=1)
+    path = checkpoint(teacher, tmp_path / "teacher.ckpt")
+    student = network(architecture={**BERT, "num_hidden_layers": 2}, copy_from=path)
+    theirs, ours = teacher.encoder.state_dict(), student.encoder.state_dict()
+    assert torch.equal(ours["embeddings.word_embeddings.weight"], theirs["embeddings.word_embeddings.weight"])
+    for at, source in ((0, 1), (1, 3)):
+        names = [name for name in ours if name.startswith(f"encoder.layer.{at}.")]
+        assert len(names) == 16
+        assert all(torch.equal(ours[n], theirs[n.replace(f"layer.{at}.", f"layer.{source}.", 1)]) for n in names)
+    chosen = network(architecture={**BERT, "num_hidden_layers": 1}, copy_from=path, copy_layers=[2])
+    key = "attention.self.query.weight"
+    assert torch.equal(chosen.encoder.state_dict()[f"encoder.layer.0.{key}"], theirs[f"encoder.layer.2.{key}"])
+
+
+def test_what_was_copied_is_not_needed_to_load(tmp_path: Path) -> None:
+    """A student's checkpoint loads without the teacher; training does not start without it."""
+    small = {**BERT, "num_hidden_layers": 2}
+    path = tmp_path / "teacher.ckpt"
+    trained = network(architecture=small, copy_from=checkpoint(network(seed=1), path)).state_dict()
+    path.unlink()
+    fresh = network(architecture=small, copy_from=str(path))
+    assert fresh.eval()(**inputs()).shape == (3, 2)
+    with pytest.raises(UserError, match=r"copy_from: there is no file .*teacher\.ckpt"):
+        fresh.train()(**inputs())
+    fresh.load_state_dict(trained)
+    fresh.train()(**inputs())
+
+
+def test_a_folder_s_weights_are_read(folder: Path) -> None:
+    torch.manual_seed(5)
+    net = TransformerClassifier(str(folder), num_classes=2).eval()
+    saved = transformers.BertModel.from_pretrained(folder).eval()
+    ids = {"input_ids": inputs()["input_ids"], "attention_mask": inputs()["attention_mask"]}
+    with torch.no_grad():
+        expected = saved(**ids).last_hidden_state
+        taps = Taps(net, {"last": "states.2"}, {"last"})
+        torch.testing.assert_close(run_network(net, ids, taps).features["last"], expected, rtol=0, atol=1e-5)
+
+
+def test_the_tokenizer_of_the_folder_fits_and_others_do_not(folder: Path, root: Path) -> None:
+    own = SST2DataModule(str(root), tokenizer=PretrainedTokenizer(str(folder))).spec
+    assert TransformerClassifier(str(folder), num_classes=2, spec=own).typed
+    as_teacher = SST2DataModule(str(root), teacher_tokenizer=PretrainedTokenizer(str(folder))).spec
+    TransformerClassifier(str(folder), num_classes=2, spec=as_teacher)
+    words = SST2DataModule(str(root), tokenizer=WordTokenizer(max_length=32)).spec
+    with pytest.raises(UserError, match=r"the tokenizer has another vocabulary than the encoder .*PretrainedTokenizer"):
+        TransformerClassifier(str(folder), num_classes=2, spec=words)
+    larger = {**words, "vocabulary": {**words["vocabulary"], "size": 5000}}
+    with pytest.raises(UserError, match=r"knows 5,000 tokens and the encoder .* \d+: they are of different vocabularies"):
+        TransformerClassifier(str(folder), num_classes=2, spec=larger)
+    longer = {"vocabulary": {**own["vocabulary"], "max_length": 65}}
+    with pytest.raises(UserError, match=r"reads up to 64 tokens, the tokenizer gives up to 65; set its max_length"):
+        TransformerClassifier(str(folder), num_classes=2, spec=longer)
+
+
+def test_pickled_weights_are_never_read(tmp_path: Path, root: Path) -> None:
+    folder = save_bert(tmp_path / "bert", root, tokenizer=False)
+    weights = transformers.BertModel.from_pretrained(folder).state_dict()
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"holds no model that can be read"):
+        TransformerClassifier(str(folder), num_classes=2)
+
+
+def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = save_bert(tmp_path / "bert", root, tokenizer=False)
+    weights = load_file(folder / "model.safetensors")
+    del weights["encoder.layer.1.output.dense.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"holds no 'encoder\.layer\.1\.output\.dense\.weight' for BertModel"):
+        TransformerClassifier(str(folder), num_classes=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TransformerClassifier(num_classes=2), "give either pretrained or architecture"),
+        (lambda: TransformerClassifier("a", BERT, num_classes=2), "give either pretrained or architecture"),
+        (lambda: TransformerClassifier("/no/such", num_classes=2), "there is no folder /no/such"),
+        (lambda: network(num_classes=None), "TransformerClassifier: num_classes is needed"),
+        (lambda: network(trainable_layers=5), "trainable_layers must be 0 to 4, got 5"),
+        (lambda: network(architecture={"vocab_size": 9}), "architecture needs a model_type"),
+        (lambda: network(architecture={"model_type": "bert"}), "architecture needs vocab_size"),
+        (lambda: network(architecture={**BERT, "num_attention_heads": 3}), "hidden size .16. is not a multiple"),
+        (lambda: network(architecture={**BERT, "model_type": "brt"}), "architecture: .*brt"),
+    ],
+)
+def test_bad_arguments(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_layers_that_cannot_be_copied(tmp_path: Path) -> None:
+    path = checkpoint(network(), tmp_path / "teacher.ckpt")
+    with pytest.raises(UserError, match=r"copy_from: .* has 4 layers; 2 of them are needed, not \[0, 7\]"):
+        network(architecture={**BERT, "num_hidden_layers": 2}, copy_from=path, copy_layers=[0, 7])
+    with pytest.raises(UserError, match=r"copy_from: .*; is it of another width\?"):
+        network(architecture={**BERT, "num_hidden_layers": 2, "hidden_size": 32}, copy_from=path)

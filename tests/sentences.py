@@ -1,0 +1,63 @@
+"""Small data in SST-2's format, and a small BERT with its tokenizer in a folder, as the transformers library saves one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kd_lightning.data import SST2DataModule, SubwordTokenizer
+
+GOOD = ("funny", "moving", "brilliant", "charming", "warm")
+BAD = ("dull", "boring", "awful", "clumsy", "cold")
+THINGS = ("film", "story", "plot", "cast", "director 's debut")
+
+
+def lines(count: int, start: int = 0) -> list[str]:
+    """`sentence<TAB>label`, of different lengths, the words telling the class."""
+    made = []
+    for at in range(start, start + count):
+        label = at % 2
+        word = (BAD, GOOD)[label][at % 5]
+        more = ("and " + (BAD, GOOD)[label][(at + 1) % 5] + " ") * (at % 3)
+        made.append(f"the {THINGS[at // 2 % 5]} is n't long , but {word} {more}.\t{label}")
+    return made
+
+
+def write_sst2(root: Path, train: int = 60, dev: int = 12, test: int = 20) -> Path:
+    """`SST2/{train,dev,test}.tsv` below `root`, which is returned."""
+    (root / "SST2").mkdir(parents=True)
+    for name, count, start in (("train", train, 0), ("dev", dev, 100), ("test", test, 200)):
+        (root / "SST2" / f"{name}.tsv").write_text("\n".join(lines(count, start)) + "\n")
+    return root
+
+
+def save_bert(folder: Path, root: Path, tokenizer: bool = True, **changes: Any) -> Path:
+    """A BERT with random weights, and the tokenizer whose pieces are those of the training sentences."""
+    transformers = pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
+    transformers.logging.disable_progress_bar()
+    data = SST2DataModule(str(root), tokenizer=SubwordTokenizer(300))
+    size = data.spec["vocabulary"]["size"]
+    if tokenizer:
+        names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+        backend = data.tokenizer.backend  # type: ignore[attr-defined]
+        read = ["input_ids", "token_type_ids", "attention_mask"]
+        kept = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=backend, model_max_length=64, model_input_names=read, **names
+        )
+        kept.save_pretrained(folder)
+    small: dict[str, Any] = {
+        "vocab_size": size,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        **changes,
+    }
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        transformers.BertModel(transformers.BertConfig(**small)).save_pretrained(folder)
+    return folder

@@ -1,0 +1,79 @@
+"""What is taken from the transformers library: from where, and what is said where it cannot be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kd_lightning import hub
+from kd_lightning.errors import UserError
+from tests.sentences import save_bert, write_sst2
+
+
+def test_a_missing_package_is_named() -> None:
+    with pytest.raises(UserError, match=r"needs the package no_such_package; pip install 'kd_lightning\[text\]'"):
+        hub.library("no_such_package")
+
+
+def test_a_vocabulary_s_checksum_sees_tokens_and_numbers() -> None:
+    base = hub.vocabulary_sha256({"a": 0, "b": 1})
+    assert hub.vocabulary_sha256({"b": 1, "a": 0}) == base
+    assert len({base, hub.vocabulary_sha256({"a": 1, "b": 0}), hub.vocabulary_sha256({"a": 0, "c": 1})}) == 3
+
+
+class Asked:
+    """A class of the library that notes where it looks, and has nothing until it is asked over the network."""
+
+    def __init__(self, answer: bool) -> None:
+        self.answer = answer
+        self.asked: list[dict[str, Any]] = []
+
+    def from_pretrained(self, name: str, **options: Any) -> str:
+        self.asked.append(options)
+        if self.answer and not options.get("local_files_only"):
+            return name
+        raise OSError("it is not\nthere")
+
+
+@pytest.mark.parametrize(
+    ("reachable", "answer", "words"),
+    [
+        (
+            False,
+            True,
+            "the model some/model is not in the cache of the hub and there is no network; give the path of its folder",
+        ),
+        (True, False, "the hub has no model of some/model that can be read: it is not"),
+        (True, True, None),
+    ],
+)
+def test_the_cache_first_then_the_hub(
+    reachable: bool, answer: bool, words: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = Asked(answer)
+    monkeypatch.setattr(hub, "library", lambda name: type("Library", (), {"AutoModel": asked}))
+    monkeypatch.setattr(hub, "_reachable", lambda: reachable)
+    if words is None:
+        assert hub.from_pretrained("AutoModel", "some/model", use_safetensors=True) == "some/model"
+    else:
+        with pytest.raises(UserError) as caught:
+            hub.from_pretrained("AutoModel", "some/model", use_safetensors=True)
+        assert words in str(caught.value)
+    assert asked.asked[0] == {"local_files_only": True, "use_safetensors": True}
+    assert len(asked.asked) == 1 + reachable
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "./folder", "~/no/such", "a/b/c"])
+def test_a_path_is_not_looked_for_on_the_hub(name: str) -> None:
+    pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
+    with pytest.raises(UserError, match="there is no folder .* with a transformers model"):
+        hub.from_pretrained("AutoTokenizer", name)
+
+
+def test_a_folder_without_what_is_asked_for(tmp_path: Path) -> None:
+    folder = save_bert(tmp_path / "bert", write_sst2(tmp_path / "data"), tokenizer=False)
+    with pytest.raises(UserError, match="bert holds no tokenizer that can be read"):
+        hub.from_pretrained("AutoTokenizer", str(folder))
+    assert hub.from_pretrained("AutoModel", str(folder)).config.hidden_size == 16
