@@ -68,7 +68,7 @@ def test_the_cache_first_then_the_hub(
 @pytest.mark.parametrize("name", ["/no/such/folder", "./folder", "~/no/such", "a/b/c"])
 def test_a_path_is_not_looked_for_on_the_hub(name: str) -> None:
     pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
-    with pytest.raises(UserError, match="there is no folder .* with a transformers model"):
+    with pytest.raises(UserError, match=r"there is no folder .* with a transformers model"):
         hub.from_pretrained("AutoTokenizer", name)
 
 
