@@ -46,6 +46,18 @@ def _reachable() -> bool:
         return False
 
 
+def pretrained_tokenizer(name: str) -> Any:
+    """The tokenizer of a model on the hub, or of a folder; see `from_pretrained`.
+
+    Raises:
+        UserError: also where there are no files of a tokenizer: the library then makes one that knows no word.
+    """
+    tokenizer = from_pretrained("AutoTokenizer", name)
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"{name} holds no vocabulary of a tokenizer (tokenizer.json or vocab.txt)")
+    return tokenizer
+
+
 def from_pretrained(kind: str, name: str, **options: Any) -> Any:
     """`transformers.KIND.from_pretrained(name)`: from a folder, from the hub's cache, or from the hub itself.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,10 @@ def test_a_path_is_not_looked_for_on_the_hub(name: str) -> None:
 
 def test_a_folder_without_what_is_asked_for(tmp_path: Path) -> None:
     folder = save_bert(tmp_path / "bert", write_sst2(tmp_path / "data"), tokenizer=False)
-    with pytest.raises(UserError, match="bert holds no tokenizer that can be read"):
-        hub.from_pretrained("AutoTokenizer", str(folder))
+    with pytest.raises(UserError, match="bert holds no vocabulary of a tokenizer"):
+        hub.pretrained_tokenizer(str(folder))
+    (tmp_path / "empty").mkdir()
+    for get, what in ((hub.pretrained_tokenizer, "tokenizer"), (partial(hub.from_pretrained, "AutoModel"), "model")):
+        with pytest.raises(UserError, match=f"empty holds no {what} that can be read"):
+            get(str(tmp_path / "empty"))
     assert hub.from_pretrained("AutoModel", str(folder)).config.hidden_size == 16

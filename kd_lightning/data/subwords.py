@@ -7,7 +7,7 @@ from typing import Any
 
 from kd_lightning.data.tokenizers import MASK, Pieces, Tokenizer, Tokens
 from kd_lightning.errors import UserError
-from kd_lightning.hub import from_pretrained, library
+from kd_lightning.hub import library, pretrained_tokenizer
 
 
 class _BackendTokenizer(Tokenizer):
@@ -105,7 +105,7 @@ class PretrainedTokenizer(_BackendTokenizer):
         self._tokenizer: Any = None
 
     def _load(self) -> Any:
-        tokenizer = self._tokenizer = from_pretrained("AutoTokenizer", self.name)
+        tokenizer = self._tokenizer = pretrained_tokenizer(self.name)
         self.max_length = min(self.max_length, tokenizer.model_max_length)
         self.typed = "token_type_ids" in tokenizer.model_input_names
         if tokenizer.pad_token_id is None:

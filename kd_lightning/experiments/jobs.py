@@ -135,6 +135,13 @@ def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
     return [r for r in experiment.runs if not only or any(r.name == n or r.name.startswith(f"{n} ") for n in only)]
 
 
+def _placed(overrides: dict[str, Any]) -> dict[str, Any]:
+    """The overrides with `data.root` where it belongs: within, where a run's data is a part of other data."""
+    data = overrides.get("data")
+    inner = data.get("init_args", {}).get("data") if isinstance(data, dict) else None
+    return {"data.data.root" if inner and key == "data.root" else key: value for key, value in overrides.items()}
+
+
 def _job(
     experiment: Experiment,
     run: RunSpec,
@@ -143,7 +150,7 @@ def _job(
     settings: Settings,
     keys: dict[str, dict[str, Any]],
 ) -> Job:
-    overrides = {"run.test": "last", **experiment.overrides, **run.overrides, **settings.overrides}
+    overrides = _placed({"run.test": "last", **experiment.overrides, **run.overrides, **settings.overrides})
     configs = [part for name in [*experiment.configs, *run.configs] for part in ("-c", name)]
     argv = [*configs, *(format_override(k, v) for k, v in overrides.items())]
     # One parse serves all seeds; what a run needs enters by its address, never by its path.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from kd_lightning.checkpoints import network_weights, read_file
 from kd_lightning.errors import UserError
-from kd_lightning.hub import from_pretrained, library, vocabulary_sha256
+from kd_lightning.hub import from_pretrained, library, pretrained_tokenizer, vocabulary_sha256
 from kd_lightning.models.attention import tap_scores
 from kd_lightning.models.embedding import check_shares
 
@@ -169,7 +169,7 @@ def _check_tokens(pretrained: str | None, config: Any, known: list[dict[str, Any
         )
     if pretrained is not None:
         try:
-            own = vocabulary_sha256(from_pretrained("AutoTokenizer", pretrained).get_vocab())
+            own = vocabulary_sha256(pretrained_tokenizer(pretrained).get_vocab())
         except UserError:
             return  # a folder without a tokenizer: its vocabulary is not known
         if all(tokens["sha256"] != own for tokens in sizes):

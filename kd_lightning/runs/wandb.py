@@ -86,7 +86,7 @@ def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], reco
 
 
 def log_test(logger: Any, tested: dict[str, Tensor], datamodule: Any) -> None:
-    """The confusion matrix, and the most confident mistakes as images."""
+    """The confusion matrix, and the most confident mistakes as images or as texts, where the data has them."""
     import torch
     import wandb
 
@@ -97,16 +97,13 @@ def log_test(logger: Any, tested: dict[str, Tensor], datamodule: Any) -> None:
     confidence, guess = probs.max(-1)
     wrong = torch.nonzero(guess != target).flatten()
     worst = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-    images = datamodule.raw("test").images[index[worst]] if hasattr(datamodule, "raw") else []
-    logger.experiment.log(
-        {
-            "test_confusion_matrix": matrix,
-            "test_mistakes": [
-                wandb.Image(
-                    image.permute(1, 2, 0).squeeze(-1).numpy(),
-                    caption=f"{classes[int(guess[i])]} ({confidence[i]:.2f}), is {classes[int(target[i])]}",
-                )
-                for image, i in zip(images, worst, strict=False)
-            ],
-        }
-    )
+    captions = [f"{classes[int(guess[i])]} ({confidence[i]:.2f}), is {classes[int(target[i])]}" for i in worst]
+    raw: Any = datamodule.raw("test") if hasattr(datamodule, "raw") else None
+    found: dict[str, Any] = {"test_confusion_matrix": matrix}
+    if hasattr(raw, "images"):
+        images = (image.permute(1, 2, 0).squeeze(-1).numpy() for image in raw.images[index[worst]])
+        found["test_mistakes"] = [wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)]
+    elif hasattr(raw, "texts"):
+        texts = [" | ".join(raw.texts[i]) for i in index[worst].tolist()]
+        found["test_mistakes"] = wandb.Table(["guess", "text"], [list(pair) for pair in zip(captions, texts, strict=True)])
+    logger.experiment.log(found)

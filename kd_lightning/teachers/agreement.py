@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-6
-MAX_ITERATIONS = 1000
+MAX_ITERATIONS = 10_000
 
 
 def membership(class_ids: Sequence[Sequence[int]], classes: int) -> Tensor:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 from kd_lightning.checkpoints import sha256_of
 from kd_lightning.cli import main
@@ -113,3 +116,23 @@ def test_the_place_of_the_inner_data_does_not_matter() -> None:
     assert key(**digits, init_args={"fraction": 0.5}) != key(**digits)
     whole = run_key(["fit", *arguments])
     assert key(**digits)["data checksum"] == whole["data checksum"]
+
+
+def test_the_one_on_natural_images_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run's config is parsed, on files in the true format."""
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    with zipfile.ZipFile(tmp_path / "tiny-imagenet-100-32.zip", "w") as file:
+        for split, shade in (("train", 90), ("test", 120)):
+            for folder in ("n01", "n02", "n03"):
+                picture = io.BytesIO()
+                Image.new("RGB", (32, 32), (shade, 2 * shade, shade)).save(picture, "JPEG")
+                file.writestr(f"tiny-imagenet-100-32/{split}/{folder}/{folder}_0.JPEG", picture.getvalue())
+    experiment = load("hinton2015/specialists-tiny-imagenet")
+    jobs = by_run(plan(experiment, Settings(tmp_path / "out", tmp_path / "store", 1, {"data.root": str(tmp_path)})))
+    assert f"--data.root={tmp_path}" in jobs["generalist"][0].argv
+    [specialist] = jobs["specialist specialist=9"]
+    assert f"--data.data.root={tmp_path}" in specialist.argv
+    assert specialist.key["data.init_args.batch_size"] == jobs["generalist"][0].key["data.init_args.batch_size"] == 128
+    assert specialist.key["data.init_args.augment.0.class_path"] == "kd_lightning.data.PadCrop"
+    assert specialist.key["data checksum"] == jobs["generalist"][0].key["data checksum"]
+    assert {name for name in jobs if name.startswith("specialist ")} >= {f"specialist specialist={at}" for at in range(10)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from kd_lightning.cli import main
 from kd_lightning.data import SST2DataModule
 from kd_lightning.models import BiLSTMClassifier
 from kd_lightning.runs.launch import RunResult, launch
+from kd_lightning.runs.wandb import log_test
 from tests.modules.small import CONFIGS, complaint, copied, last, same
 from tests.sentences import save_bert, write_sst2
 
@@ -219,6 +221,21 @@ def test_a_model_that_cannot_be_had_is_one_line(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "no-such-model-here is not in the cache of the hub and there is no network; give the path of its folder" in error
+
+
+def test_mistakes_are_shown_as_texts_in_wandb(root: Path) -> None:
+    """The most confident ones first, with what was guessed."""
+    logged: dict[str, Any] = {}
+    data = SST2DataModule(str(root))
+    logger = SimpleNamespace(experiment=SimpleNamespace(log=logged.update))
+    target = data.raw("test").target
+    logits = torch.nn.functional.one_hot(target, 2) * 4.0
+    logits[3], logits[5] = logits[3].flip(0) / 2, logits[5].flip(0)
+    log_test(logger, {"logits": logits, "target": target, "index": torch.arange(len(target))}, data)
+    rows = logged["test_mistakes"].data
+    assert [row[1] for row in rows] == [data.raw("test").texts[at][0] for at in (5, 3)]
+    assert [row[0] for row in rows] == ["negative (0.98), is positive", "negative (0.88), is positive"]
+    assert "test_confusion_matrix" in logged
 
 
 def test_nothing_imports_the_optional_packages_before_they_are_asked_for() -> None:
