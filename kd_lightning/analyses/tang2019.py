@@ -1,7 +1,8 @@
-"""Teachers of different kinds as one, and how fast sentences are classified."""
+"""Teachers of different kinds as one, best epochs, and how fast sentences are classified."""
 
 from __future__ import annotations
 
+import csv
 import statistics
 import time
 from pathlib import Path
@@ -32,6 +33,17 @@ def mean_of_logits(runs: Runs, output: Path, run: str, members: list[str]) -> li
     if not errors:
         raise UserError(f"{run}: the runs {', '.join(members)} have no seed in common")
     return [Row(run, "test_errors", errors), Row(run, "test_accuracy", accuracy)]
+
+
+def best_validation(runs: Runs, output: Path) -> list[Row]:
+    """The accuracy on the validation split at each run's best epoch."""
+    found = []
+    for name, group in runs.items():
+        tables = [run.folder / "metrics.csv" for run in group if (run.folder / "metrics.csv").is_file()]  # a cache has none
+        values = [[float(row["val_accuracy"]) for row in csv.DictReader(table.open(newline=""))] for table in tables]
+        if values:
+            found.append(Row(name, "best_val_accuracy", [max(epochs) for epochs in values]))
+    return found
 
 
 def throughput(runs: Runs, output: Path, names: list[str], batch_size: int = 64, repeats: int = 3) -> list[Row]:

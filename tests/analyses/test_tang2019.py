@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kd_lightning.analyses.tang2019 import mean_of_logits, throughput
+from kd_lightning.analyses.tang2019 import best_validation, mean_of_logits, throughput
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
 from kd_lightning.runs.launch import launch
@@ -39,6 +39,19 @@ def test_the_mean_of_logits_seed_by_seed(tmp_path: Path) -> None:
     assert alone.values == [1.0]
     with pytest.raises(UserError, match="both: the runs a, b have no seed in common"):
         mean_of_logits({"a": runs["a"][:1], "b": runs["b"][:1]}, tmp_path, "both", ["a", "b"])
+
+
+def test_the_best_epoch(tmp_path: Path) -> None:
+    for name, text in (("a", "epoch,val_accuracy\n0,0.5\n1,0.75\n2,0.25\n"), ("b", "epoch,val_accuracy\n0,0.5\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.csv").write_text(text)
+    (tmp_path / "cache").mkdir()
+    runs = {
+        "r": [Finished(at, tmp_path / name, {}) for at, name in enumerate("ab")],
+        "c": [Finished(0, tmp_path / "cache", {})],
+    }
+    (row,) = best_validation(runs, tmp_path)
+    assert (row.run, row.metric, row.values) == ("r", "best_val_accuracy", [0.75, 0.5])
 
 
 def test_sentences_a_second(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ STUDENTS = ("student-alone", "distilled", "distilled, synthetic sentences")
     ("name", "runs", "chosen"),
     [
         ("tang2019/sst2", ["transformer", "bilstm", "textcnn", *STUDENTS], {}),
+        ("tang2019/sst2-selection", ["cache", "distilled max_lr=0.003 dropout=0.5"], {}),
         ("tang2019/sst2-bert", ["teacher", *STUDENTS], {"teacher": "some-model"}),
         ("sanh2019/sst2", ["teacher", "student-alone", "distilled", "tinybert", "pkd"], {}),
     ],
@@ -36,8 +37,10 @@ def test_experiments_plan_their_runs(name: str, runs: list[str], chosen: dict[st
     assert all({"code.data/text.py", "code.data/sentences.py", "code.data/tokenizers.py"} <= set(job.key) for job in jobs)
     students = [job for job in jobs if job.run in STUDENTS]
     steps = {tuple(job.key[key] for key in ("trainer.max_epochs", "data.init_args.batch_size")) for job in students}
-    assert len(steps) == 1
-    if name.startswith("tang2019"):  # twenty-one epochs show each synthetic sentence, and the real one, as often as another
+    assert len(steps) <= 1
+    if steps and name.startswith(
+        "tang2019"
+    ):  # twenty-one epochs show each synthetic sentence, and the real one, as often as another
         assert steps.pop()[0] % 21 == 0
     text = "".join(job.command for job in jobs)
     assert all(value in text for value in chosen.values())
@@ -49,6 +52,8 @@ def test_costs_of_a_network_of_sentences() -> None:
     costs = measure(network, [32], batches=(1, 4), seconds=0.01, inputs=inputs)
     assert costs["parameters"] == sum(p.numel() for p in network.parameters())
     assert costs["latency_ms_batch_4"] > 0
+    # Each direction multiplies 32 words with 4 gates of 8 units by 8 inputs and 8 states; then 16 to 8 to 2.
+    assert costs["flops"] == 2 * (2 * 32 * 4 * 8 * (8 + 8) + 16 * 8 + 8 * 2)
     plain = measure(torch.nn.Linear(32, 2), [32], batches=(1,), seconds=0.01)
     assert plain["flops"] == 2 * 32 * 2
 
