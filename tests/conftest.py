@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -24,7 +25,8 @@ def data_root() -> Path:
 
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No run seed from outside or from another test, and no run on W&B."""
+    """No run seed and no matmul precision from outside or from another test, and no run on W&B."""
+    torch.set_float32_matmul_precision("highest")
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # set first: only then is a seed that the test itself leaves undone too
     monkeypatch.delenv("PL_GLOBAL_SEED")
     monkeypatch.setenv("WANDB_MODE", "disabled")
