@@ -16,7 +16,7 @@ from kd_lightning.losses.kd import KD, soft_target_kl
 from kd_lightning.types import Batch, Output
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Logits `(1, K)`, the teacher's logits `(1, K)` and the target `(1,)` of one case to its loss."""
+"""Logits `(B, K)`, the teacher's logits `(B, K)` and the targets `(B,)` to the mean loss over cases."""
 
 
 def hard(logits: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
@@ -31,33 +31,34 @@ def soft(temperature: float) -> Objective:
     return loss
 
 
-def spread(network: nn.Module, inputs: Tensor, teacher: Tensor, target: Tensor, loss: Objective, chunk: int = 64) -> float:
-    """Variance of the gradient between cases, relative to the mean gradient: $tr Cov(g) / |E g|^2$.
+def spread(
+    network: nn.Module, inputs: Tensor, teacher: Tensor, target: Tensor, loss: Objective, chunk: int = 64
+) -> tuple[float, float]:
+    """Variance of the gradient between cases, relative to the mean gradient: $tr Cov(g) / |E g|^2$; and $|E g|$.
 
     Relative, since the scale of a loss is arbitrary. The number of cases beyond which more of them in a batch help little.
 
     Args:
         network: in eval mode.
         inputs, teacher, target: of N cases: `(N, ...)`, `(N, K)`, `(N,)`.
-        loss: of one case.
+        loss: the mean over cases, a scalar.
         chunk: cases whose gradients are in memory at once.
     """
     weights = {name: p.detach() for name, p in network.named_parameters()}
 
-    def of_case(weights: dict[str, Tensor], x: Tensor, v: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(network, weights, (x[None],)), v[None], y[None])
+    def of_cases(weights: dict[str, Tensor], x: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        return loss(functional_call(network, weights, (x,)), v, y)
 
-    gradients = vmap(grad(of_case), in_dims=(None, 0, 0, 0))
-    mean = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in weights.items()}
-    square = 0.0
-    for at in range(0, len(inputs), chunk):
-        rows = slice(at, at + chunk)
-        for name, g in gradients(weights, inputs[rows], teacher[rows], target[rows]).items():
-            mean[name] += g.sum(0, dtype=torch.float64)
-            square += float(g.double().square().sum())
+    def square_of_case(x: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        return torch.stack([g.square().sum() for g in grad(of_cases)(weights, x[None], v[None], y[None]).values()]).sum()
+
+    square = sum(
+        float(vmap(square_of_case)(*(side[at : at + chunk] for side in (inputs, teacher, target))).double().sum())
+        for at in range(0, len(inputs), chunk)
+    )
     n = len(inputs)
-    norm = sum(float((total / n).square().sum()) for total in mean.values())
-    return (square / n - norm) / norm * n / (n - 1)
+    norm = sum(float(g.double().square().sum()) for g in grad(of_cases)(weights, inputs, teacher, target).values())
+    return (square / n - norm) / norm * n / (n - 1), norm**0.5
 
 
 def variance(runs: Runs, output: Path, teacher: str, student: str, temperatures: list[float], cases: int = 1000) -> list[Row]:
@@ -80,10 +81,11 @@ def variance(runs: Runs, output: Path, teacher: str, student: str, temperatures:
         for module in first.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.reset_parameters()
-        for stage, network in (("first weights", first), ("last weights", last)):
+        for stage, network in (("first_weights", first), ("last_weights", last)):
             for label, loss in {"hard": hard, **{f"soft, T={t:g}": soft(t) for t in temperatures}}.items():
-                value = spread(network, batch.inputs.clone(), said.clone(), batch.target.clone(), loss)
-                found.setdefault((label, f"gradient_variance_at_{stage.replace(' ', '_')}"), []).append(value)
+                variance, norm = spread(network, batch.inputs.clone(), said.clone(), batch.target.clone(), loss)
+                found.setdefault((label, f"gradient_variance_at_{stage}"), []).append(variance)
+                found.setdefault((label, f"gradient_norm_at_{stage}"), []).append(norm)
     return [Row(label, metric, values) for (label, metric), values in found.items()]
 
 
