@@ -122,7 +122,7 @@ class BucketLoader(BatchLoader):
         order = permutation(n, self.seed, self.epoch)
         whole = n // step * step
         batches = []
-        for pool in order[:whole].split(step * self.pool):
+        for pool in order[:whole].split(step * self.pool) if whole else ():
             batches += pool[torch.argsort(lengths[pool], stable=True)].split(step)
         yield from (batches[at] for at in permutation(len(batches), self.seed, self.epoch, "batches").tolist())
         if whole < n:

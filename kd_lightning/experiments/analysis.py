@@ -34,11 +34,13 @@ class Finished:
         seed: its seed.
         folder: where it is kept.
         metrics: what its run.json holds.
+        root: where the data sets are now, if not where the run found them.
     """
 
     seed: int
     folder: Path
     metrics: dict[str, float]
+    root: str | None = None
 
     @property
     def checkpoint(self) -> Path:
@@ -56,6 +58,11 @@ class Finished:
         from jsonargparse import ArgumentParser
 
         config = yaml.safe_load((self.folder / "config.yaml").read_text())
+        inner = config["data"]
+        while isinstance(inner["init_args"].get("data"), dict):
+            inner = inner["init_args"]["data"]
+        if self.root is not None:
+            inner["init_args"]["root"] = self.root
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--data", type=LightningDataModule)
         parser.add_argument("--seed", type=int)
@@ -94,7 +101,7 @@ Runs = Mapping[str, Sequence[Finished]]
 def finished(jobs: Mapping[str, Sequence[Job]]) -> Runs:
     """The jobs of a plan as an analysis sees them."""
     return {
-        name: [Finished(job.seed, job.folder, job.record["metrics"]) for job in group if job.finished]
+        name: [Finished(job.seed, job.folder, job.record["metrics"], job.data_root) for job in group if job.finished]
         for name, group in jobs.items()
     }
 

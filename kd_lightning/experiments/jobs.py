@@ -61,6 +61,12 @@ class Job:
         return self.folder if self.is_cache else self.checkpoint
 
     @property
+    def data_root(self) -> str | None:
+        """The folder of the data sets that its command names."""
+        given = (word.partition("=") for word in self.argv)
+        return next((value for key, _, value in given if key in ("--data.root", "--data.data.root")), None)
+
+    @property
     def command(self) -> str:
         return shlex.join(["kd", *self.argv])
 

@@ -46,6 +46,7 @@ def test_batches_hold_the_sentences_of_their_rows(root: Path) -> None:
     data = module(root, teacher_tokenizer=SubwordTokenizer(300))
     batches = served(data.loader("train"), 0)
     assert [len(batch) for batch in batches] == [8] * 7 + [4]
+    assert [len(batch) for batch in served(module(root, batch_size=100).loader("train"), 0)] == [60]
     assert sorted(index for batch in batches for index in batch.index.tolist()) == list(range(60))
     assert data.teacher_tokenizer is not None
     for batch in batches:

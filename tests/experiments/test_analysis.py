@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+
+from kd_lightning.experiments.analysis import Finished
+
+
+def test_data_that_moved_after_the_run_are_found(tmp_path: Path) -> None:
+    data = {"class_path": "kd_lightning.data.MNISTDataModule", "init_args": {"root": "gone"}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
+    assert str(Finished(0, tmp_path, {}).datamodule().root) == "gone"
+    assert str(Finished(0, tmp_path, {}, root="here").datamodule().root) == "here"

@@ -1,0 +1,89 @@
+"""The losses of the first 20 steps of every method with its YAML, as they once were: whoever changes them means to.
+
+In double precision, so that another processor or version of torch changes the last digits alone. `KD_GOLDEN=write pytest
+tests/losses/test_golden.py` writes the curves of methods that have none yet; delete a line of golden.json to renew it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.launch import launch
+from tests.modules.small import CONFIGS
+from tests.sentences import write_sst2
+from tests.test_architecture import MAPPED, files, ident, roles
+
+STEPS = 20
+CURVES = Path(__file__).with_name("golden.json")
+COMMON = [
+    *("--data.batch_size=64", "--trainer.precision=64-true", "--trainer.accelerator=cpu"),
+    *("--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"),
+]
+IMAGES = ["-c", "configs/data/digits.yaml", "--data.channels=3", "--data.fraction=0.02", "--data.validation=0.0"]
+ENCODER = "{hidden_size: 16, intermediate_size: 16, num_attention_heads: 4, max_position_embeddings: 128, model_type: bert"
+
+
+def curve(folder: Path, *argv: str) -> list[float]:
+    """The loss of each step: there is one to an epoch."""
+    launch(
+        resolve_configs(
+            ["fit", "-c", "configs/trainer.yaml", "-c", "configs/loggers/csv.yaml", *argv, *COMMON, f"--run.dir={folder}"]
+        )
+    )
+    with (folder / "metrics.csv").open() as lines:
+        return [float(row["train_loss"]) for row in csv.DictReader(lines) if row["train_loss"]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def seeded() -> object:
+    with pytest.MonkeyPatch.context() as patch:  # whatever the runs set is undone
+        patch.setenv("PL_GLOBAL_SEED", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("images") / "teacher"
+    teacher = ["-c", "configs/teachers/cifar_resnet20.yaml", "--model.network.depth=8", "--trainer.max_epochs=5"]
+    curve(folder, *IMAGES, *teacher)
+    pair = ["-c", "configs/pairs/resnet20_resnet8.yaml", f"--model.teacher.checkpoint={folder}/checkpoints/last.ckpt"]
+    return [*IMAGES, *pair]
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
+    root = tmp_path_factory.mktemp("sentences")
+    own = ["-c", "configs/data/sst2.yaml", f"--data.root={write_sst2(root)}"]
+    deep = f"--model.network.architecture={ENCODER}, num_hidden_layers: 4}}"
+    size = "--data.tokenizer.size=300"
+    curve(root / "teacher", *own, "-c", "configs/teachers/sst2_transformer.yaml", deep, size, "--trainer.max_epochs=10")
+    pair = ["-c", "configs/text/pieces.yaml", "-c", "configs/pairs/transformer4_transformer2.yaml", size]
+    student = f"--model.student.architecture={ENCODER}, num_hidden_layers: 2}}"
+    return [*own, *pair, student, f"--model.teacher.checkpoint={root}/teacher/checkpoints/last.ckpt"]
+
+
+@pytest.mark.parametrize("path", files("methods"), ids=ident)
+def test_the_first_steps_are_as_they_were(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    known = json.loads(CURVES.read_text())
+    writing = os.environ.get("KD_GOLDEN") == "write"
+    if path.stem not in known and not writing:
+        pytest.skip(f"no curve of {path.stem} yet: KD_GOLDEN=write pytest {Path(__file__).name} writes it")
+    pair = request.getfixturevalue("images" if roles(path) <= MAPPED else "sentences")
+    losses = curve(tmp_path / "run", *pair, "-c", str(path), f"--trainer.max_epochs={STEPS}")
+    assert len(losses) == STEPS
+    if path.stem not in known:
+        known[path.stem] = losses
+        lines = (f"{json.dumps(name)}: {json.dumps(values)}" for name, values in sorted(known.items()))
+        CURVES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    assert losses == pytest.approx(known[path.stem], rel=1e-6)
+
+
+def test_curves_belong_to_methods() -> None:
+    assert set(json.loads(CURVES.read_text())) <= {path.stem for path in (CONFIGS / "methods").glob("*.yaml")}
