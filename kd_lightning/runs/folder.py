@@ -67,11 +67,11 @@ def versions() -> dict[str, str]:
 @cache
 def commit() -> str | None:
     """The commit of the source that runs, `-dirty` where it was changed; None outside a checkout."""
-    source = Path(__file__).parent
+    source, decisive = Path(__file__).parents[2], ("kd_lightning", "configs", ":(glob)experiments/**/*.yaml")
     try:
         head, changed = (
             subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
-            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", "."])
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *decisive])
         )
         return head + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
