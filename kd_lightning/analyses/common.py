@@ -36,18 +36,3 @@ def ensemble(runs: Runs, output: Path, run: str) -> list[Row]:
             Row(label, "test_accuracy", [1 - float(wrong.double().mean())]),
         ]
     return found
-
-
-def time_relative_to(runs: Runs, output: Path, reference: str) -> list[Row]:
-    """Training time of each run relative to that of `reference`, by the clock: only where nothing else ran beside them."""
-    import statistics
-
-    from kd_lightning.runs.folder import read_json
-
-    def seconds(name: str) -> list[float]:
-        return [float(read_json(one.folder / "run.json")["wall_time_s"]) for one in runs[name]]
-
-    unit = statistics.median(seconds(reference))
-    return [
-        Row(name, f"time_relative_to_{reference.lower()}", [s / unit for s in seconds(name)]) for name in runs if runs[name]
-    ]
