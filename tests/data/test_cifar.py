@@ -58,10 +58,9 @@ def pixels(n: int, seed: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def write_cifar(root: Path) -> Path:
     """Both sets as they are unpacked, with 10 images a file, 50 in CIFAR-100's train."""
-    ten, hundred = tmp_path / "cifar-10-batches-py", tmp_path / "cifar-100-python"
+    ten, hundred = root / "cifar-10-batches-py", root / "cifar-100-python"
     ten.mkdir()
     hundred.mkdir()
     names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
@@ -74,7 +73,12 @@ def root(tmp_path: Path) -> Path:
         fine = [(7 * i + seed) % 100 for i in range(n)]
         content = {b"data": pixels(n, seed), b"fine_labels": fine, b"coarse_labels": [0] * n, b"batch_label": name.encode()}
         (hundred / name).write_bytes(python2(content))
-    return tmp_path
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return write_cifar(tmp_path)
 
 
 def complaint(act: Callable[[], object]) -> str:

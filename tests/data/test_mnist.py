@@ -24,15 +24,19 @@ def idx(*shape: int, payload: int | None = None, kind: int = 8) -> bytes:
     return struct.pack(f">BBBB{len(shape)}I", 0, 0, kind, len(shape), *shape) + bytes(size)
 
 
+def write_mnist(root: Path, train: int = 12, test: int = 12) -> Path:
+    """torchvision's layout with as many black images, all zeros by their labels."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for split, n in (("train", train), ("t10k", test)):
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(idx(n, 28, 28))
+        (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(n))
+    return root
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """torchvision's layout with twelve images in each split."""
-    raw = tmp_path / "MNIST" / "raw"
-    raw.mkdir(parents=True)
-    for split in ("train", "t10k"):
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(idx(12, 28, 28))
-        (raw / f"{split}-labels-idx1-ubyte").write_bytes(idx(12))
-    return tmp_path
+    return write_mnist(tmp_path)
 
 
 @pytest.fixture

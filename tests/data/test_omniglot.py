@@ -21,16 +21,20 @@ def draw(path: Path, on: int) -> None:
     Image.fromarray(ink).convert("1").save(path)
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Path:
+def write_omniglot(root: Path) -> Path:
     """Two alphabets in the first folder; the second repeats one of them and adds a third."""
     for folder, alphabets in (("images_background_small1", "AB"), ("images_background_small2", "BC")):
         for alphabet in alphabets:
             for character in (1, 2):
                 for take in range(1, 9):
                     name = f"{alphabet}/character{character:02d}/{take:02d}.png"
-                    draw(tmp_path / "omniglot" / folder / name, on=105 * take // 8)
-    return tmp_path
+                    draw(root / "omniglot" / folder / name, on=105 * take // 8)
+    return root
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    return write_omniglot(tmp_path)
 
 
 def test_characters_are_classes_and_repeated_alphabets_are_read_once(small: Path) -> None:

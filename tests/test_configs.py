@@ -1,0 +1,116 @@
+"""Every teacher, pair and data set under configs/ takes its first steps through the command line, on small files in the true format.
+
+Methods: tests/test_architecture.py and tests/losses/test_golden.py; the texts' teachers, pairs and tokens: tests/runs/test_text.py.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kd_lightning.data import CIFAR10DataModule, CIFAR100DataModule
+from kd_lightning.runs.launch import launch
+from tests.data.spoken import spoken_digits
+from tests.data.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifar
+from tests.data.test_mnist import write_mnist
+from tests.data.test_omniglot import write_omniglot
+from tests.modules.small import CONFIGS
+from tests.sentences import write_sst2
+from tests.specialists import generalist
+
+pytest.importorskip("librosa", reason="pip install 'kd_lightning[speech]'")
+
+TEACHERS = sorted(path.stem for path in (CONFIGS / "teachers").glob("*.yaml") if not path.stem.startswith("sst2_"))
+PAIRS = sorted(path.stem for path in (CONFIGS / "pairs").glob("*.yaml") if "transformer" not in path.stem)
+DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
+OWN = {"mlp1200": "mnist_mlp1200", "digits": "digits_mlp", "spoken": "spoken_digits_dnn"}
+"""The teacher of a pair, by how the pair's name begins; of the others it is cifar_ and the name's first part."""
+
+
+def write_images(root: Path) -> None:
+    """A folder of images of two classes and zips of it, by the names that the shipped data sets have."""
+    drawn = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 4)):
+        for name in ("ant", "bee"):
+            (root / "images" / split / name).mkdir(parents=True)
+            for at in range(count):
+                pixels = drawn.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / "images" / split / name / f"{at}.png")
+    for archive in ("cifar10-jpeg", "tiny-imagenet-100-32"):
+        shutil.make_archive(str(root / archive), "zip", root / "images")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("data")
+    for write in (write_cifar, write_omniglot, write_sst2, spoken_digits, write_images):
+        write(folder)
+    write_mnist(folder, 60_000, 10_000)  # no other number passes for MNIST
+    for split in ("train", "dev", "test"):
+        shutil.copy(folder / "SST2" / f"{split}.tsv", folder / f"{split}.tsv")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CIFAR10DataModule, "samples", SmallCIFAR10.samples)
+        patch.setattr(CIFAR100DataModule, "samples", SmallCIFAR100.samples)
+        patch.setenv("PL_GLOBAL_SEED", "0")  # whatever the runs set is undone
+        patch.setenv("KD_CACHE", str(folder / "cache"))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setenv("KD_DATA_ROOT", str(folder))
+        yield folder
+
+
+def first_steps(folder: Path, data: str, *files: str, more: tuple[str, ...] = ()) -> Path:
+    """Train and validate a batch each; the checkpoint."""
+    names = ["trainer", f"data/{data}", *files, "loggers/csv"]
+    argv = ["fit", *(word for name in names for word in ("-c", str(CONFIGS / f"{name}.yaml")))]
+    limits = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--run.test=no", "--data.batch_size=4"]
+    run = launch([*argv, *limits, *quiet, *more, f"--run.dir={folder}"])
+    assert math.isfinite(run.metrics["train_loss"])
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def data_for(teacher: str) -> str:
+    return next((name for name in DATA if teacher.startswith(f"{name}_")), "cifar10_jpeg")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(root: Path) -> dict[str, Path]:
+    """Teachers that have taken their first steps, by name."""
+    return {}
+
+
+def checkpoint(teacher: str, root: Path, checkpoints: dict[str, Path]) -> Path:
+    if teacher not in checkpoints:
+        checkpoints[teacher] = first_steps(root / "runs" / teacher, data_for(teacher), f"teachers/{teacher}")
+    return checkpoints[teacher]
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_every_teacher_trains(name: str, root: Path, checkpoints: dict[str, Path]) -> None:
+    assert checkpoint(name, root, checkpoints).is_file()
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_pair_trains(name: str, root: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    first = name.partition("_")[0]
+    teacher = OWN.get(first, f"cifar_{first}")
+    path = checkpoint(teacher, root, checkpoints)
+    given = f"--model.teacher.checkpoints=[{path}]" if teacher == OWN["spoken"] else f"--model.teacher.checkpoint={path}"
+    first_steps(tmp_path / "run", data_for(teacher), f"pairs/{name}", "methods/kd", more=(given,))
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_data_set_serves_a_network(name: str, root: Path, tmp_path: Path) -> None:
+    teacher = {"sst2": "sst2_bilstm", "text": "sst2_bilstm", "spoken_digits": "spoken_digits_dnn"}.get(name, "digits_mlp")
+    more = {
+        "cifar100": ("--data.validation=0.0",),  # fewer than two images a class
+        "text": ("--data.train_file=train.tsv", "--data.validation_file=dev.tsv"),
+        "specialist": (f"--data.generalist={generalist(tmp_path)}",),
+    }
+    first_steps(tmp_path / "run", name, f"teachers/{teacher}", more=more.get(name, ()))
