@@ -1,6 +1,6 @@
 """Every teacher, pair and data set under configs/ takes its first steps through the command line, on files in the true format.
 
-Methods: tests/test_architecture.py, tests/losses/test_golden.py; the texts' teachers, pairs and tokens: tests/runs/test_text.py.
+Methods: tests/test_architecture.py, tests/losses/test_golden.py. Teachers, pairs and tokens of texts: tests/runs/test_text.py.
 """
 
 from __future__ import annotations
