@@ -17,20 +17,17 @@ def summary(experiment: Experiment, content: dict[str, Any], path: Path) -> None
 
     metric = experiment.metrics[0]
     shown = [row for row in content["rows"] if row["metric"] == metric]
-    figure, axes = plt.subplots(figsize=(1.6 + 1.5 * len(shown), 4), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 1.1 + 0.34 * len(shown)), layout="constrained")
     for at, row in enumerate(shown):
-        colour = f"C{at}"
-        count = len(row["values"])
-        spread = [at - 0.18 + 0.24 * (i + 0.5) / count for i in range(count)]
-        axes.plot(spread, row["values"], "o", color=colour, alpha=0.6, markersize=5)
-        axes.errorbar(at + 0.22, row["mean"], yerr=row["std"] or 0, fmt="s", color=colour, capsize=4)
+        axes.plot(row["values"], [at] * len(row["values"]), "o", color="C0", alpha=0.45, markersize=5)
+        axes.errorbar(row["mean"], at + 0.22, xerr=row["std"] or 0, fmt="s", color="C3", markersize=4, capsize=3)
         if row["paper"] is not None:
-            axes.hlines(row["paper"], at - 0.35, at + 0.35, color="black", linestyles="dashed", label="paper")
-    axes.set_xticks(range(len(shown)), [row["run"] for row in shown])
-    axes.set_xlim(-0.6, len(shown) - 0.4)
-    axes.set_ylabel(metric.replace("_", " "))
-    axes.set_title(experiment.title, fontsize=11)
-    axes.grid(axis="y", alpha=0.3)
+            axes.vlines(row["paper"], at - 0.35, at + 0.35, color="black", linestyles="dashed", label="paper")
+    axes.set_yticks(range(len(shown)), [row["run"] for row in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)  # the first run on top
+    axes.set_xlabel(metric.replace("_", " "))
+    axes.set_title(experiment.title, fontsize=11, loc="left")
+    axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     handles, labels = axes.get_legend_handles_labels()
     if handles:
