@@ -55,7 +55,7 @@ def _curves(plt: Any, points: dict[str, dict[float, list[float]]], path: Path, n
         spread = [float(np.std(found[p], ddof=1)) if len(found[p]) > 1 else 0.0 for p in at]
         axes.errorbar(at, mean, yerr=spread, fmt="o-", capsize=3)
         axes.set_xscale("log")
-        axes.set_xticks(at, [f"{p:g}" for p in at])
+        axes.set_xticks(at, [f"{p:g}" for p in at], fontsize=7 if len(at) > 8 else 9)
         axes.minorticks_off()
         axes.set_xlabel(names[0])
         axes.set_title(f"{names[1]} {value}", fontsize=10)
@@ -69,10 +69,13 @@ def _heatmap(plt: Any, points: dict[str, dict[float, list[float]]], path: Path, 
     at = sorted({p for found in points.values() for p in found})
     means = np.array([[float(np.mean(found[p])) if p in found else np.nan for p in at] for found in points.values()])
     figure, axes = plt.subplots(figsize=(1.5 + 0.8 * len(at), 1.2 + 0.7 * len(points)), layout="constrained")
-    image = axes.imshow(means / np.nanmin(means, axis=1, keepdims=True) - 1, cmap="viridis_r", aspect="auto")
+    above = means / np.nanmin(means, axis=1, keepdims=True) - 1
+    image = axes.imshow(above, cmap="viridis_r", aspect="auto")
     for (row, column), value in np.ndenumerate(means):
         if np.isfinite(value):
-            axes.text(column, row, f"{value:.0f}" if value >= 10 else f"{value:.3g}", ha="center", va="center", color="white")
+            text = f"{value:.0f}" if value >= 10 else f"{value:.3g}"
+            dark = above[row, column] > 0.5 * np.nanmax(above)
+            axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
     axes.set_xticks(range(len(at)), [f"{p:g}" for p in at])
     axes.set_yticks(range(len(points)), list(points))
     axes.set_xlabel(names[0])
