@@ -18,13 +18,17 @@ NAMES = sorted(path.stem for path in (shipped_root() / "experiments" / "hinton20
 
 
 def miniature(name: str) -> dict[str, Any]:
-    """The experiment's YAML on digits; of each grid the first two values."""
+    """The experiment's YAML on digits; of each grid the first two values, and those that an analysis names."""
     text = (shipped_root() / "experiments" / "hinton2015" / f"{name}.yaml").read_text()
     content: dict[str, Any] = yaml.safe_load(text.replace("configs/data/mnist.yaml", "configs/data/digits.yaml"))
     content["seeds"] = 1
     content["quick"] = {"seeds": 1, "overrides": {"trainer.max_epochs": 1}}
+    named = str(content.get("analyses", {}))
     for run in content["runs"].values():
-        run["grid"] = {key: values[:2] for key, values in run.get("grid", {}).items()}
+        run["grid"] = {
+            key: [v for at, v in enumerate(values) if at < 2 or f"{key.rpartition('.')[2]}={v}" in named]
+            for key, values in run.get("grid", {}).items()
+        }
     grids = tuple(f"{name} " for name, run in content["runs"].items() if run["grid"])
     for key in ("compare", "alike"):  # which may name what was cut
         pairs = content.get(key, [])
