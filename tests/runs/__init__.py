@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -77,7 +78,7 @@ def environment(**changes: str | None) -> dict[str, str]:
 
 
 def spawn(argv: list[str], folder: Path, **changes: str | None) -> subprocess.Popen[str]:
-    """Start `kd` in a process of its own."""
+    """Start `kd` in a process of its own, which interrupts reach even where this one, in the background, ignores them."""
     return subprocess.Popen(
         [sys.executable, "-m", "kd_lightning", *argv],
         cwd=folder,
@@ -85,6 +86,7 @@ def spawn(argv: list[str], folder: Path, **changes: str | None) -> subprocess.Po
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
