@@ -72,6 +72,7 @@ def reproduce(arguments: Any, console: Console) -> None:
     from kd_lightning.experiments import results
     from kd_lightning.experiments.jobs import Settings, plan
     from kd_lightning.experiments.runner import Runner
+    from kd_lightning.experiments.tables import tables
     from kd_lightning.runs.command import execute
 
     torch.set_num_threads(max(1, torch.get_num_threads() // arguments.workers))
@@ -101,7 +102,8 @@ def reproduce(arguments: Any, console: Console) -> None:
         raise KeyboardInterrupt("interrupted; the same command goes on where it was") from stop
     content = results.collect(experiment, jobs, output, complete=not arguments.only)
     results.write(experiment, content, output)
-    console.print(results.table(experiment.title, content))
+    for table in tables(experiment.title, *results.cells(content), console.width):
+        console.print(table)
     for comparison in content["comparisons"]:
         console.print(comparison["sentence"], highlight=False)
     if content["note"]:

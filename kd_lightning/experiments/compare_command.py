@@ -141,19 +141,15 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def terminal(content: dict[str, Any]) -> str:
     from rich.console import Console
-    from rich.table import Table
 
-    headings, lines = cells(content)
-    table = Table()
-    for at, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if at else "left", overflow="fold")
-    for line in lines:
-        table.add_row(*line)
+    from kd_lightning.experiments.tables import tables
+
     # As wide as the terminal; what is read by no person is never cut.
     out = io.StringIO()
     real = Console()
     console = Console(file=out, width=real.width if real.is_terminal else 1000, force_terminal=real.is_terminal, markup=False)
-    console.print(table)
+    for table in tables(None, *cells(content), console.width):
+        console.print(table)
     for sentence in _sentences(content):
         console.print(sentence, highlight=False, soft_wrap=not real.is_terminal)
     return out.getvalue()

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.table import Table
 from safetensors.numpy import load_file
 
 from kd_lightning.errors import UserError
@@ -134,6 +133,8 @@ def _number(row: dict[str, Any]) -> str:
         return f"{mean / 1000:,.1f}"
     if metric.startswith("latency"):
         return f"{mean:.3g}"
+    if not std and "accuracy" not in metric and "errors" not in metric and mean.is_integer():
+        return f"{mean:.0f}"
     scale, digits = (100, 2) if "accuracy" in metric else (1, 1 if "errors" in metric else 4)
     spread = f" ± {scale * std:.{digits}f}" if std is not None else ""
     return f"{scale * mean:.{digits}f}{spread}" + ("%" if scale == 100 else "")
@@ -167,16 +168,6 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         turned = [list(line) for line in zip(headings, *lines, strict=True)]
         return turned[0], turned[1:]
     return headings, lines
-
-
-def table(title: str, content: dict[str, Any]) -> Table:
-    headings, lines = cells(content)
-    result = Table(title=title, title_justify="left")
-    for at, heading in enumerate(headings):
-        result.add_column(heading, justify="right" if at else "left", no_wrap=at == 0)
-    for line in lines:
-        result.add_row(*line)
-    return result
 
 
 def markdown(experiment: Experiment, content: dict[str, Any]) -> str:
