@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses.base import Probe
+from kd_lightning.losses.base import DistillLoss, Probe, teacher_of
 from kd_lightning.types import Output, full
 
 Convention = Literal["paper", "benchmark"]
@@ -70,6 +70,12 @@ def feature_of(owner: str, output: Output, role: str) -> Tensor:
     if role not in output.features:
         raise UserError(f"{owner}: the output holds no feature {role!r}; name its layer in model.layers and teacher.layers")
     return full(output.features[role])
+
+
+def feature_pairs(owner: DistillLoss, student: Output, teacher: Output | None) -> list[tuple[Tensor, Tensor]]:
+    """The student's and the teacher's feature of each of the loss's roles, in at least single precision."""
+    name, known = type(owner).__name__, teacher_of(owner, teacher)
+    return [(feature_of(name, student, role), feature_of(name, known, role)) for role in owner.roles]
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses._adapters import Convention, check_convention, check_layers, feature_of, same_size, shapes_of
-from kd_lightning.losses.base import DistillLoss, Probe, teacher_of
+from kd_lightning.losses._adapters import Convention, check_convention, check_layers, feature_pairs, same_size, shapes_of
+from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.types import Batch, Output, full
 
 
@@ -79,25 +79,16 @@ class AT(DistillLoss):
         self, layers: Sequence[str] = ("stage1", "stage2", "stage3"), convention: Convention = "paper", **base: Any
     ) -> None:
         super().__init__(**base)
-        self.layers = check_layers("AT", layers)
+        self.roles = check_layers("AT", layers)
         self.convention = check_convention("AT", convention)
-
-    @property
-    def student_roles(self) -> set[str]:
-        return set(self.layers)
-
-    @property
-    def teacher_roles(self) -> set[str]:
-        return set(self.layers)
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Nothing to make; layers that hold no attention are refused before training."""
-        for role in self.layers:
+        for role in self.roles:
             maps = shapes_of("AT", student, teacher, (role, role), ranks=(4,))
             if min(shape[2:].numel() for shape in maps) < 2:
                 raise UserError(f"AT: a map of one position is always the same when normalized; leave out the layer {role!r}")
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        known = teacher_of(self, teacher)
-        pairs = [(feature_of("AT", student, role), feature_of("AT", known, role)) for role in self.layers]
+        pairs = feature_pairs(self, student, teacher)
         return torch.stack([attention_loss(*pair, self.convention) for pair in pairs]).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -72,16 +72,18 @@ class DistillLoss(nn.Module):
         if start < 0 or warmup < 0 or (end is not None and end <= start):
             raise UserError(f"{name}: start and warmup must be at least 0 and end after start, got {start}, {warmup}, {end}")
         self.weight, self.start, self.end, self.warmup = weight, start, end, warmup
+        self.roles: Sequence[str] = ()
+        """Roles of the layers that are read of both networks; where they differ, override the two properties instead."""
 
     @property
     def student_roles(self) -> set[str]:
         """Roles of the student's layers that this loss reads."""
-        return set()
+        return set(self.roles)
 
     @property
     def teacher_roles(self) -> set[str]:
         """Roles of the teacher's layers that this loss reads."""
-        return set()
+        return set(self.roles)
 
     def weight_at(self, epoch: int) -> float:
         """The weight in an epoch (from 0)."""

@@ -163,17 +163,10 @@ class CRD(DistillLoss):
         if negatives not in get_args(Negatives):
             raise UserError(f"CRD: negatives must be 'class' or 'instance', got {negatives!r}")
         self.layer, self.dimensions, self.num_negatives = check_role("CRD", "layer", layer), dimensions, num_negatives
+        self.roles = [self.layer]
         self.temperature, self.momentum = positive("CRD", "temperature", temperature), momentum
         self.negatives, self.in_batch = negatives, in_batch
         self.embeddings: nn.ModuleDict | None = None
-
-    @property
-    def student_roles(self) -> set[str]:
-        return {self.layer}
-
-    @property
-    def teacher_roles(self) -> set[str]:
-        return {self.layer}
 
     def counted(self, batch: Batch) -> Tensor:
         """This process's samples, whose mean it is; within the batch, 1: every process returns the joined batch's loss."""

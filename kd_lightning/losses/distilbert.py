@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.losses._adapters import check_role, feature_of
+from kd_lightning.losses._adapters import check_role, feature_pairs
 from kd_lightning.losses._tokens import check_one_tokenizer, check_tokens, mean_over, token_mask
-from kd_lightning.losses.base import DistillLoss, Probe, teacher_of
+from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.types import Batch, Output
 
 
@@ -51,21 +51,13 @@ class DistilBERT(DistillLoss):
 
     def __init__(self, layer: str = "states2", **base: Any) -> None:
         super().__init__(**base)
-        self.layer = check_role("DistilBERT", "layer", layer)
-
-    @property
-    def student_roles(self) -> set[str]:
-        return {self.layer}
-
-    @property
-    def teacher_roles(self) -> set[str]:
-        return {self.layer}
+        self.roles = [check_role("DistilBERT", "layer", layer)]
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Nothing to make; layers that do not fit are refused before training."""
         check_one_tokenizer("DistilBERT", student)
-        check_tokens("DistilBERT", student, teacher, self.layer, 3, (1, 2))
+        check_tokens("DistilBERT", student, teacher, self.roles[0], 3, (1, 2))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        theirs = feature_of("DistilBERT", teacher_of(self, teacher), self.layer)
-        return cosine_loss(feature_of("DistilBERT", student, self.layer), theirs, token_mask(batch, theirs))
+        ours, theirs = feature_pairs(self, student, teacher)[0]
+        return cosine_loss(ours, theirs, token_mask(batch, theirs))

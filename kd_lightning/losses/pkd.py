@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.losses._adapters import check_layers, feature_of
+from kd_lightning.losses._adapters import check_layers, feature_pairs
 from kd_lightning.losses._tokens import check_tokens
-from kd_lightning.losses.base import DistillLoss, Probe, teacher_of
+from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.types import Batch, Output
 
 
@@ -53,22 +53,13 @@ class PKD(DistillLoss):
 
     def __init__(self, layers: Sequence[str] = ("states1",), **base: Any) -> None:
         super().__init__(**base)
-        self.layers = check_layers("PKD", layers)
-
-    @property
-    def student_roles(self) -> set[str]:
-        return set(self.layers)
-
-    @property
-    def teacher_roles(self) -> set[str]:
-        return set(self.layers)
+        self.roles = check_layers("PKD", layers)
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Nothing to make; layers that do not fit are refused before training."""
-        for role in self.layers:
+        for role in self.roles:
             check_tokens("PKD", student, teacher, role, 3, (2,))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        known = teacher_of(self, teacher)
-        pairs = [(feature_of("PKD", student, role)[:, 0], feature_of("PKD", known, role)[:, 0]) for role in self.layers]
-        return torch.stack([patient_loss(*pair) for pair in pairs]).sum()
+        pairs = feature_pairs(self, student, teacher)
+        return torch.stack([patient_loss(own[:, 0], known[:, 0]) for own, known in pairs]).sum()

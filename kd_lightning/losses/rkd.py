@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses._adapters import Convention, check_convention, check_role, feature_of
+from kd_lightning.losses._adapters import Convention, check_convention, check_role, feature_pairs
 from kd_lightning.losses._gather import JoinedBatch, unit
-from kd_lightning.losses.base import DistillLoss, is_number, teacher_of
+from kd_lightning.losses.base import DistillLoss, is_number
 from kd_lightning.types import Batch, Output, full
 
 BLOCK = 2**22
@@ -138,23 +138,14 @@ class RKD(DistillLoss):
         if not distance_weight and not angle_weight:
             raise UserError("RKD: distance_weight and angle_weight are both 0; leave out the loss instead")
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
-        self.layer, self.convention = check_role("RKD", "layer", layer), check_convention("RKD", convention)
-
-    @property
-    def student_roles(self) -> set[str]:
-        return {self.layer}
-
-    @property
-    def teacher_roles(self) -> set[str]:
-        return {self.layer}
+        self.roles, self.convention = [check_role("RKD", "layer", layer)], check_convention("RKD", convention)
 
     def counted(self, batch: Batch) -> Tensor:
         """One: every process returns the joined batch's loss."""
         return batch.target.new_tensor(1)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        known = feature_of("RKD", teacher_of(self, teacher), self.layer)
         joined = JoinedBatch(batch)
-        x, y = joined(feature_of("RKD", student, self.layer).flatten(1)), joined(known.flatten(1))
+        x, y = (joined(feature.flatten(1)) for feature in feature_pairs(self, student, teacher)[0])
         parts = [(self.distance_weight, distance_loss), (self.angle_weight, angle_loss)]
         return torch.stack([weight * part(x, y, self.convention) for weight, part in parts if weight]).sum()

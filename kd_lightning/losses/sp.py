@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from kd_lightning.losses._adapters import check_role, feature_of
+from kd_lightning.losses._adapters import check_role, feature_pairs
 from kd_lightning.losses._gather import JoinedBatch, unit
-from kd_lightning.losses.base import DistillLoss, teacher_of
+from kd_lightning.losses.base import DistillLoss
 from kd_lightning.types import Batch, Output, full
 
 
@@ -56,21 +56,12 @@ class SP(DistillLoss):
 
     def __init__(self, layer: str = "stage3", **base: Any) -> None:
         super().__init__(**base)
-        self.layer = check_role("SP", "layer", layer)
-
-    @property
-    def student_roles(self) -> set[str]:
-        return {self.layer}
-
-    @property
-    def teacher_roles(self) -> set[str]:
-        return {self.layer}
+        self.roles = [check_role("SP", "layer", layer)]
 
     def counted(self, batch: Batch) -> Tensor:
         """One: every process returns the joined batch's loss."""
         return batch.target.new_tensor(1)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        own, known = feature_of("SP", student, self.layer), feature_of("SP", teacher_of(self, teacher), self.layer)
-        joined = JoinedBatch(batch)
+        (own, known), joined = feature_pairs(self, student, teacher)[0], JoinedBatch(batch)
         return similarity_loss(joined(own), joined(known))

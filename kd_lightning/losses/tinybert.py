@@ -81,16 +81,9 @@ class TinyBERT(DistillLoss):
         self.scores = check_layers("TinyBERT", scores) if scores else []
         if not self.states and not self.scores:
             raise UserError("TinyBERT: name layers in states or in scores, such as [states1]")
+        self.roles = [*self.states, *self.scores]
         self.shared = shared
         self.maps = nn.ModuleList()
-
-    @property
-    def student_roles(self) -> set[str]:
-        return {*self.states, *self.scores}
-
-    @property
-    def teacher_roles(self) -> set[str]:
-        return {*self.states, *self.scores}
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         check_one_tokenizer("TinyBERT", student)

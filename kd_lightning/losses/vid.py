@@ -16,11 +16,11 @@ from kd_lightning.losses._adapters import (
     adapted,
     check_convention,
     check_layers,
-    feature_of,
+    feature_pairs,
     same_size,
     shapes_of,
 )
-from kd_lightning.losses.base import DistillLoss, Probe, positive, teacher_of
+from kd_lightning.losses.base import DistillLoss, Probe, positive
 from kd_lightning.types import Batch, Output, full
 
 
@@ -109,28 +109,19 @@ class VID(DistillLoss):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        self.layers = check_layers("VID", layers)
+        self.roles = check_layers("VID", layers)
         self.convention = check_convention("VID", convention)
         self.variance, self.eps = positive("VID", "variance", variance), positive("VID", "eps", eps)
         if self.variance <= self.eps:
             raise UserError(f"VID: variance must be greater than eps, got {variance} and {eps}")
         self.gaussians = nn.ModuleList()
 
-    @property
-    def student_roles(self) -> set[str]:
-        return set(self.layers)
-
-    @property
-    def teacher_roles(self) -> set[str]:
-        return set(self.layers)
-
     def build(self, student: Probe, teacher: Probe | None) -> None:
-        shapes = [shapes_of("VID", student, teacher, (role, role)) for role in self.layers]
+        shapes = [shapes_of("VID", student, teacher, (role, role)) for role in self.roles]
         self.gaussians = nn.ModuleList(_Gaussian(*pair, self.variance, self.eps) for pair in shapes)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        known = teacher_of(self, teacher)
+        pairs = feature_pairs(self, student, teacher)
         if not self.gaussians:
             raise UserError("VID has no means and variances yet; call build() with a probe of both networks")
-        pairs = [(feature_of("VID", student, role), feature_of("VID", known, role)) for role in self.layers]
         return torch.stack([g(*pair, self.convention) for g, pair in zip(self.gaussians, pairs, strict=True)]).sum()

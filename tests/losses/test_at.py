@@ -109,7 +109,7 @@ def test_method_file(tmp_path: Path) -> None:
     assert run.metrics["train_loss"] == pytest.approx(run.metrics["train_loss_ce"] + 1000 * run.metrics["train_loss_at"])
     loss = run.module.losses["at"]
     assert isinstance(loss, AT)
-    assert (loss.layers, loss.convention) == (["stage1", "stage2", "stage3"], "benchmark")
+    assert (loss.roles, loss.convention) == (["stage1", "stage2", "stage3"], "benchmark")
 
 
 @pytest.mark.parametrize(

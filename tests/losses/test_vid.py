@@ -95,7 +95,7 @@ def expected(loss: VID, case: Case, convention: Convention) -> float:
     """The reference on the numbers of a loss."""
     formula = {"paper": reference.paper, "benchmark": reference.benchmark}[convention]
     values = []
-    for role, gaussian in zip(loss.layers, gaussians(loss), strict=True):
+    for role, gaussian in zip(loss.roles, gaussians(loss), strict=True):
         variance = [reference.softplus_variance(alpha, 1e-5) for alpha in gaussian.alpha.tolist()]
         student, teacher = case.student.features[role].tolist(), case.teacher.features[role].tolist()
         if isinstance(gaussian.mean, nn.Linear):
@@ -191,7 +191,7 @@ def test_method_file(tmp_path: Path) -> None:
     assert run.metrics["train_loss"] == pytest.approx(run.metrics["train_loss_ce"] + run.metrics["train_loss_vid"], rel=1e-5)
     loss = run.module.losses["vid"]
     assert isinstance(loss, VID)
-    assert (loss.layers, loss.convention) == (["stage1", "stage2", "stage3"], "benchmark")
+    assert (loss.roles, loss.convention) == (["stage1", "stage2", "stage3"], "benchmark")
     assert (loss.variance, loss.eps) == (5.0, 1e-5)
     content = features.checkpoint_of(run)
     assert [len(content["state_dict"][f"losses.vid.gaussians.{layer}.alpha"]) for layer in range(3)] == [32, 64, 128]
