@@ -8,19 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from kd_lightning.data.augment import Augmentation, Mixing
-from kd_lightning.data.loader import BatchLoader
+from kd_lightning.data.served import ServedDataModule
 from kd_lightning.data.subsets import check_classes, check_fraction, stratified_rank
 from kd_lightning.errors import UserError
-from kd_lightning.randomness import run_seed, seed_from
+from kd_lightning.randomness import run_seed
 from kd_lightning.types import CLEAN, UNLABELLED, Batch
-
-FETCH_BYTES = 2**21
-"""Small batches are made several at once, up to this many bytes of inputs: about what stays in a core's cache."""
 
 
 @dataclass
@@ -66,6 +62,11 @@ class ImageSource:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's inputs."""
+        return 4 * self.channels * self.images[0, 0].numel()
+
     def to(self, device: torch.device) -> ImageSource:
         """The same source with its samples resident on `device`."""
         moved = {name: getattr(self, name).to(device) for name in ("images", "target", "rows", "mean", "std")}
@@ -94,7 +95,7 @@ class ImageSource:
         return inputs
 
 
-class ImageDataModule(pl.LightningDataModule):
+class ImageDataModule(ServedDataModule):
     """Base of the datamodules whose images lie in memory.
 
     A subclass sets `name`, `classes`, `mean` and `std`, on the class or before it calls this constructor, and answers
@@ -250,38 +251,6 @@ class ImageDataModule(pl.LightningDataModule):
             "augmentation_seed": self.augmentation_seed if self.augment else None,
             **({"rows": checksum(self.source("train").rows)} if mixing else {}),
         }
-
-    def loader(self, stage: str) -> BatchLoader:
-        """Batches of "train", "validation" or "test", for the process that asks."""
-        source, rank, world_size = self.source(stage), 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            device = self.trainer.strategy.root_device
-            if self.resident and device.type == "cuda":
-                source = source.to(device)
-        train = stage == "train"
-        return BatchLoader(
-            source,
-            self.batch_size if train else self.eval_batch_size,
-            shuffle=train,
-            seed=seed_from(run_seed(), "train"),
-            views=self.views if train and self.augment else 0,
-            rank=rank,
-            world_size=world_size,
-            fetch=FETCH_BYTES // (4 * source.channels * source.images[0, 0].numel()),
-        )
-
-    def train_dataloader(self) -> BatchLoader:
-        return self.loader("train")
-
-    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        return self.loader("validation") if len(self.source("validation")) else []
-
-    def test_dataloader(self) -> BatchLoader:
-        return self.loader("test")
-
-    def predict_dataloader(self) -> BatchLoader:
-        return self.loader("test")
 
 
 def checksum(*tensors: Tensor) -> str:

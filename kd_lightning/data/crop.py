@@ -23,9 +23,8 @@ class PadCrop(Augmentation):
         self.padding = padding
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
-        side = 2 * self.padding + 1
-        drawn = integers(index, 0, side * side - 1, seed, view, "pad_crop")
-        return padded_windows(images, drawn // side, drawn % side, self.padding)
+        window = integers(index, 0, (2 * self.padding + 1) ** 2 - 1, seed, view, "pad_crop")
+        return padded_windows(images, window, self.padding)
 
 
 class Flip(Augmentation):

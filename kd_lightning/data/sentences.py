@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from kd_lightning.data.loader import BatchLoader
+from kd_lightning.data.served import ServedDataModule
 from kd_lightning.data.text_augment import SyntheticSentences
 from kd_lightning.data.text_files import Texts
 from kd_lightning.data.tokenizers import Tokenizer, Tokens
@@ -139,14 +139,11 @@ class BucketLoader(BatchLoader):
             yield batch
 
 
-class _SentenceDataModule(pl.LightningDataModule):
+class _SentenceDataModule(ServedDataModule):
     """What a text datamodule does beside reading: its loaders, and word vectors. As a base it is part of a run's key."""
 
     tokenizer: Tokenizer
     augment: SyntheticSentences | None
-    views: int | None
-    batch_size: int
-    eval_batch_size: int
     pool: int
     predict_file: str | None
 
@@ -167,7 +164,7 @@ class _SentenceDataModule(pl.LightningDataModule):
 
     def loader(self, stage: str) -> BucketLoader:
         """Batches of a stage, for the process that asks."""
-        train = stage == "train"
+        train, (rank, world_size) = stage == "train", self.place
         return BucketLoader(
             self.source(stage),
             self.batch_size if train else self.eval_batch_size,
@@ -175,18 +172,9 @@ class _SentenceDataModule(pl.LightningDataModule):
             shuffle=train,
             seed=seed_from(run_seed(), "train"),
             views=self.views if train and self.augment else 0,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
+            rank=rank,
+            world_size=world_size,
         )
-
-    def train_dataloader(self) -> BucketLoader:
-        return self.loader("train")
-
-    def val_dataloader(self) -> BucketLoader | list[BucketLoader]:
-        return self.loader("validation") if len(self.source("validation")) else []
-
-    def test_dataloader(self) -> BucketLoader:
-        return self.loader("test")
 
     def predict_dataloader(self) -> BucketLoader:
         return self.loader(PREDICTS if self.predict_file else "test")

@@ -16,6 +16,7 @@ from torch import Tensor
 from kd_lightning.checkpoints import KEY, build_network, check_spec, load_weights, network_weights, read_file, sha256_of
 from kd_lightning.data.augment import Augmentation
 from kd_lightning.data.clusters import confusable_classes
+from kd_lightning.data.served import ServedDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import permutation, run_seed
 from kd_lightning.types import CLEAN, Batch, Inputs
@@ -87,7 +88,7 @@ class SpecialistSource:
         return replace(batch, target=_relabelled(batch.target, self.relabel), partner=partner)
 
 
-class SpecialistDataModule(pl.LightningDataModule):
+class SpecialistDataModule(ServedDataModule):
     """A specialist's share of any data: m classes that a generalist confuses, and one dustbin class for all the rest.
 
     Half of each epoch's training samples are all those of its own classes, half are drawn from the rest, as a function of
@@ -139,20 +140,9 @@ class SpecialistDataModule(pl.LightningDataModule):
             inner.batch_size = batch_size
         if augment is not None:
             inner.augment = list(augment)
+        self.batch_size, self.augment, self.views = inner.batch_size, inner.augment, inner.views
         self.cluster_temperature, self.cluster_correlation = cluster_temperature, cluster_correlation
         self.cluster_seed = cluster_seed
-
-    @property
-    def batch_size(self) -> int:
-        return int(self.data.batch_size)
-
-    @property
-    def augment(self) -> Any:
-        return self.data.augment
-
-    @property
-    def views(self) -> int | None:
-        return self.data.views  # type: ignore[no-any-return]
 
     def raw(self, split: str) -> Any:
         return self.data.raw(split)
@@ -240,18 +230,6 @@ class SpecialistDataModule(pl.LightningDataModule):
         loader.source = self._wrapped(stage, loader.source)
         loader.source.clock = loader
         return loader
-
-    def train_dataloader(self) -> Any:
-        return self.loader("train")
-
-    def val_dataloader(self) -> Any:
-        return self.loader("validation") if len(self.data.source("validation")) else []
-
-    def test_dataloader(self) -> Any:
-        return self.loader("test")
-
-    def predict_dataloader(self) -> Any:
-        return self.loader("test")
 
 
 def _predictions(network: torch.nn.Module, source: Any, samples: int = 1000) -> Tensor:

@@ -76,6 +76,11 @@ class SpeechSource:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's inputs."""
+        return 4 * CONTEXT * MELS
+
     def to(self, device: torch.device) -> SpeechSource:
         """The same source with its samples resident on `device`."""
         frames = torch.cat([self.windows[:, :MELS], self.windows[-1, MELS:].view(-1, MELS)]).to(device)

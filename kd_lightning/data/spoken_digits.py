@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from kd_lightning.data.base import FETCH_BYTES, checksum, data_root
+from kd_lightning.data.base import checksum, data_root
 from kd_lightning.data.digit_strings import MELS
 from kd_lightning.data.hmm import Lexicon, WordLoop
-from kd_lightning.data.loader import BatchLoader
+from kd_lightning.data.served import ServedDataModule
 from kd_lightning.data.speech import CONTEXT, Speech, SpeechSource
 from kd_lightning.data.spoken_corpus import computed, fetch
 from kd_lightning.data.subsets import check_fraction
 from kd_lightning.errors import UserError
-from kd_lightning.randomness import run_seed, seed_from
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-class SpokenDigitsDataModule(pl.LightningDataModule):
+class SpokenDigitsDataModule(ServedDataModule):
     """Acoustic modelling of spoken digits (Free Spoken Digit Dataset, Jakobovski et al.; six speakers, 3,000 recordings).
 
     The recordings of a speaker are joined to strings of 3 to 7 digits with gaps of low noise (100 to 300 ms, seeded). A sample
@@ -138,34 +136,3 @@ class SpokenDigitsDataModule(pl.LightningDataModule):
         speech = {split: self.raw(split) for split in ("train", "test")}
         samples = {split: checksum(s.frames, s.first, s.target) for split, s in speech.items()}
         return {"data": self.name, "samples": samples, "split": self.split, "held_out": self.held_out}
-
-    def loader(self, stage: str) -> BatchLoader:
-        """Batches of "train", "validation" or "test", for the process that asks."""
-        source, rank, world_size = self.source(stage), 0, 1
-        if self.trainer is not None:
-            rank, world_size = self.trainer.global_rank, self.trainer.world_size
-            device = self.trainer.strategy.root_device
-            if self.resident and device.type == "cuda":
-                source = source.to(device)
-        train = stage == "train"
-        return BatchLoader(
-            source,
-            self.batch_size if train else self.eval_batch_size,
-            shuffle=train,
-            seed=seed_from(run_seed(), "train"),
-            rank=rank,
-            world_size=world_size,
-            fetch=FETCH_BYTES // (4 * CONTEXT * MELS),
-        )
-
-    def train_dataloader(self) -> BatchLoader:
-        return self.loader("train")
-
-    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        return self.loader("validation") if len(self.source("validation")) else []
-
-    def test_dataloader(self) -> BatchLoader:
-        return self.loader("test")
-
-    def predict_dataloader(self) -> BatchLoader:
-        return self.loader("test")
