@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
 import lightning.pytorch as pl
@@ -12,8 +10,6 @@ import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.checkpoints import KEY, load_weights, network_weights, read_file, specialist_weights
 from kd_lightning.data.blank import blank_inputs
@@ -21,23 +17,10 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.metrics import EvaluationMetrics
+from kd_lightning.modules.means import EpochMeans
+from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, optimize
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.types import Batch, Inputs, Output
-
-OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
-SchedulerFactory = Callable[[Optimizer], LRScheduler]
-
-
-def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True)
-
-
-def takes_total_steps(factory: Any) -> bool:
-    """Whether a scheduler is to be told the number of steps, which only the trainer knows; it then moves every step."""
-    parts = [factory, factory.func, *factory.args] if isinstance(factory, partial) else [factory]
-    told = isinstance(factory, partial) and (factory.keywords.get("total_steps") or factory.keywords.get("epochs"))
-    classes = [part for part in parts if isinstance(part, type)]
-    return not told and any("total_steps" in inspect.signature(c).parameters for c in classes)
 
 
 def plain(value: Any) -> Any:
@@ -83,8 +66,7 @@ class BaseModule(pl.LightningModule):
         self._pending_losses: dict[str, Tensor] = {}
         self._weights: dict[str, float] = {}
         self._world_size = 1
-        self._window: list[tuple[Tensor | float, list[Tensor]]] = []
-        self._epoch_sums: Tensor | None = None
+        self._means = EpochMeans()
         self._constrained = [m for m in network.modules() if callable(getattr(m, "after_step", None))]
         self.register_load_state_dict_pre_hook(self._keep_loss_state)  # type: ignore[no-untyped-call]
 
@@ -211,8 +193,7 @@ class BaseModule(pl.LightningModule):
         if self._world_size > 1:
             samples, terms = self._joined(batch, terms)
         total = cast(Tensor, sum(w * t for w, t in zip(self._weights.values(), terms, strict=True)))
-        # Only references are kept here; sums are taken once a window, so that no step waits for the device.
-        self._window.append((samples, [total.detach(), *(t.detach() for t in terms)]))
+        self._means.add(samples, total, terms)
         return total
 
     def _joined(self, batch: Batch, terms: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
@@ -230,7 +211,7 @@ class BaseModule(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         self._weights = {n: cast(DistillLoss, loss).weight_at(self.current_epoch) for n, loss in self.losses.items()}
-        self._window, self._epoch_sums = [], None
+        self._means = EpochMeans()
         self._world_size = self.trainer.world_size
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -246,55 +227,33 @@ class BaseModule(pl.LightningModule):
             module.after_step()  # type: ignore[operator]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if len(self._window) >= cast(Any, self.trainer).log_every_n_steps or self.trainer.is_last_batch:
+        if len(self._means) >= cast(Any, self.trainer).log_every_n_steps or self.trainer.is_last_batch:
             self._close_window()
 
     def _close_window(self) -> None:
         """Add the window's losses to the epoch's sums; stop where the loss is no longer finite."""
-        if not self._window:
-            return
-        samples = torch.tensor([float(size) for size, _ in self._window], dtype=torch.float64)
-        values = torch.stack([torch.stack(values) for _, values in self._window]).double().cpu()
-        self._window = []
-        if not bool(values[:, 0].isfinite().all()):
+        if (wrong := self._means.close()) is not None:
             raise UserError(
-                f"the loss became {values[~values[:, 0].isfinite(), 0][0].item()} in epoch {self.current_epoch}, at or before "
-                f"step {self.global_step}; lower the learning rate, or clip gradients with --trainer.gradient_clip_val=1"
+                f"the loss became {wrong} in epoch {self.current_epoch}, at or before step {self.global_step}; "
+                "lower the learning rate, or clip gradients with --trainer.gradient_clip_val=1"
             )
-        sums = torch.cat([samples @ values, samples.sum()[None]])
-        self._epoch_sums = sums if self._epoch_sums is None else self._epoch_sums + sums
 
     def on_train_epoch_end(self) -> None:
         self._close_window()  # max_steps may have cut the epoch short
         if not all(bool(p.isfinite().all()) for p in self.net.parameters()):
             raise UserError(f"weights became infinite or NaN in epoch {self.current_epoch}; lower the learning rate")
-        if self._epoch_sums is not None:
-            sums = self._epoch_sums.to(self.device, torch.float32)
-            if self._world_size > 1:
-                torch.distributed.all_reduce(sums)
+        if (means := self._means.compute(self.device, self._world_size > 1)) is not None:
             names = ("train_loss", *(f"train_loss_{name}" for name in self.losses))
-            self.log_dict(dict(zip(names, sums[:-1] / sums[-1], strict=True)))
+            self.log_dict(dict(zip(names, means, strict=True)))
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for m in (self.net, self.losses) for p in m.parameters() if p.requires_grad]
-        return self._optimize(parameters, lambda: int(self.trainer.estimated_stepping_batches))
+        return optimize(self.optimizer, self.scheduler, parameters, lambda: int(self.trainer.estimated_stepping_batches))
 
     def check_optimizer(self) -> None:
         """UserError where the optimizer or the scheduler refuses its arguments, before anything is trained."""
-        self._optimize([nn.Parameter(torch.zeros(1))], lambda: 100)
-
-    def _optimize(self, parameters: list[nn.Parameter], total_steps: Callable[[], int]) -> OptimizerLRScheduler:
-        try:
-            optimizer = self.optimizer(parameters)
-            if self.scheduler is None:
-                return optimizer
-            if takes_total_steps(self.scheduler):
-                scheduler = cast(Callable[..., LRScheduler], self.scheduler)(optimizer, total_steps=total_steps())
-                return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "epoch"}}
-        except (ValueError, TypeError) as error:
-            raise UserError(f"model.optimizer or model.scheduler: {error}") from error
+        optimize(self.optimizer, self.scheduler, [nn.Parameter(torch.zeros(1))], lambda: 100)
 
     # -- evaluation ---------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
-from kd_lightning.modules.base import BaseModule, OptimizerFactory, SchedulerFactory, default_optimizer
+from kd_lightning.modules.base import BaseModule
+from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
 
 
 class ClassifierModule(BaseModule):

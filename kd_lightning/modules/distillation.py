@@ -8,7 +8,8 @@ from torch import nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss, Probe
-from kd_lightning.modules.base import BaseModule, OptimizerFactory, SchedulerFactory, default_optimizer
+from kd_lightning.modules.base import BaseModule
+from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.types import Batch, Output
 
