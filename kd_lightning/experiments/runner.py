@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import statistics
 import time
@@ -26,6 +27,8 @@ def execute(job: Job, launch: Launch) -> None:
     except UserError:
         if not job.finished:  # it may have diverged, where that is what is looked for
             raise
+    finally:
+        gc.collect()  # a run's trainer, networks and data refer to each other, and are too few objects to be collected soon
 
 
 def _execute(job: Job, launch: Launch) -> None:
