@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import wave
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -188,18 +188,32 @@ def log_mel(strings: Sequence[DigitString]) -> list[Tensor]:
 
 def normalized(strings: Sequence[DigitString], frames: Sequence[Tensor]) -> list[Tensor]:
     """Features with mean 0 and variance 1 over each speaker's training part; over all that there is of a held-out speaker."""
-    scale: dict[str, tuple[Tensor, Tensor]] = {}
-    for speaker in {s.speaker for s in strings}:
-        own = [(s.part, f) for s, f in zip(strings, frames, strict=True) if s.speaker == speaker]
-        known = torch.cat([f for part, f in own if part == "train"] or [f for _, f in own]).double()
-        scale[speaker] = (known.mean(0).float(), known.std(0).clamp(min=1e-3).float())
-    return [(f - scale[s.speaker][0]) / scale[s.speaker][1] for s, f in zip(strings, frames, strict=True)]
+    found: list[Tensor] = list(frames)
+    for own, known in _speakers(strings):
+        joined = torch.cat([frames[at] for at in known]).double()
+        mean, std = joined.mean(0).float(), joined.std(0).clamp(min=1e-3).float()
+        for at in own:
+            found[at] = (frames[at] - mean) / std
+    return found
 
 
 def labelled(strings: Sequence[DigitString], frames: Sequence[Tensor], lexicon: Lexicon) -> list[Tensor]:
-    """The state of each frame, by forced alignment with Gaussians that saw the training part alone."""
-    chains = [lexicon.chain(s.digits) for s in strings]
-    known = [at for at, s in enumerate(strings) if s.part == "train"]
-    flat = torch.cat([strings[at].flat for at in known])
-    model = train_alignment([frames[at] for at in known], [chains[at] for at in known], flat, lexicon.size, ROUNDS)
-    return list(align_all(model, frames, chains).split([len(f) for f in frames]))
+    """The state of each frame, by forced alignment with Gaussians of the speaker's training part, or of all of a held-out one.
+
+    Gaussians that all speakers share take the gaps of one with much noise for speech.
+    """
+    chains, found = [lexicon.chain(s.digits) for s in strings], [s.flat for s in strings]
+    for own, known in _speakers(strings):
+        flat = torch.cat([strings[at].flat for at in known])
+        model = train_alignment([frames[at] for at in known], [chains[at] for at in known], flat, lexicon.size, ROUNDS)
+        aligned = align_all(model, [frames[at] for at in own], [chains[at] for at in own])
+        for at, state in zip(own, aligned.split([len(frames[at]) for at in own]), strict=True):
+            found[at] = state
+    return found
+
+
+def _speakers(strings: Sequence[DigitString]) -> Iterator[tuple[list[int], list[int]]]:
+    """Of each speaker all strings, and those that tell about the speaker: the training part, or all where there is none."""
+    for speaker in sorted({s.speaker for s in strings}):
+        own = [at for at, s in enumerate(strings) if s.speaker == speaker]
+        yield own, [at for at in own if strings[at].part == "train"] or own

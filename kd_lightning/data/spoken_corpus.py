@@ -10,6 +10,7 @@ import os
 import tarfile
 import tempfile
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from kd_lightning.data import digit_strings, hmm, speech
@@ -41,7 +42,7 @@ def fetch(folder: Path, allowed: bool) -> None:
                 archive.extractall(temporary, filter="data")
             [found] = Path(temporary).glob("*/recordings")
             found.rename(folder)
-    except (OSError, ValueError, tarfile.TarError) as error:
+    except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
         raise UserError(f"spoken digits: there is no folder {folder}, and the download failed; {how}") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import shutil
 import sys
@@ -279,7 +280,10 @@ def test_without_a_network_or_a_whole_archive_it_is_one_line(tmp_path: Path, mon
     def no_network(url: str, timeout: int) -> Any:
         raise urllib.error.URLError("no network")
 
-    for answer in (no_network, lambda url, timeout: io.BytesIO(b"<html>")):
+    def cut_off(url: str, timeout: int) -> Any:
+        raise http.client.IncompleteRead(b"")
+
+    for answer in (no_network, cut_off, lambda url, timeout: io.BytesIO(b"<html>")):
         monkeypatch.setattr(urllib.request, "urlopen", answer)
         with pytest.raises(UserError, match=r"the download failed; put the recordings there, or set --data\.root"):
             SpokenDigitsDataModule(root=str(tmp_path)).raw("train")
@@ -302,3 +306,21 @@ def test_the_true_set(data_root: Path, tmp_path: Path) -> None:
     frames = digit_strings.log_mel(strings)
     assert sum(len(s.digits) for s in strings) == 50
     assert all(bool(f.isfinite().all()) and len(f) == len(s.flat) for f, s in zip(frames, strings, strict=True))
+
+
+@pytest.mark.parametrize("speaker", ["nicolas", "jackson"])
+def test_the_gaps_of_a_true_speaker_are_labelled_silence(speaker: str, data_root: Path) -> None:
+    """nicolas is the one with the most noise: Gaussians shared by all speakers took 85% of his gaps for speech."""
+    folder = data_root / "free-spoken-digit-dataset" / "recordings"
+    if not folder.is_dir():
+        pytest.skip(f"no spoken digits below {data_root}")
+    lexicon, strings = Lexicon(10, 5), []
+    for name in (speaker, "george"):
+        own = [r for r in read_recordings(folder) if r.speaker == name and r.take < 20]
+        strings += strings_of(own, "train", quiet_level(own), lexicon, 0)
+    labels = digit_strings.labelled(strings, digit_strings.normalized(strings, digit_strings.log_mel(strings)), lexicon)
+    known = [at for at, string in enumerate(strings) if string.speaker == speaker]
+    gap = torch.cat([strings[at].flat for at in known]) == lexicon.silence
+    silent = torch.cat([labels[at] for at in known]) == lexicon.silence
+    assert float(silent[gap].double().mean()) > 0.95
+    assert float(silent[~gap].double().mean()) < 0.05
