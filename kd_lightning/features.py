@@ -37,6 +37,8 @@ class Taps:
     def __init__(self, network: nn.Module, layers: Mapping[str, str], roles: set[str]) -> None:
         self.features: dict[str, Tensor] = {}
         self.modules: dict[str, nn.Module] = {}
+        self._versions: dict[str, int] = {}
+        self._copied: set[str] = set()
         for role in sorted(roles):
             if role not in layers:
                 known = ", ".join(layers) or "none"
@@ -52,7 +54,11 @@ class Taps:
 
     def _hook(self, role: str, takes_input: bool) -> Callable[[nn.Module, Any, Any, Any], None]:
         def capture(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            self.features[role] = (args[0] if args else next(iter(kwargs.values()))) if takes_input else output
+            feature = (args[0] if args else next(iter(kwargs.values()))) if takes_input else output
+            if isinstance(feature, Tensor) and not feature.is_inference():
+                feature = feature.clone() if role in self._copied else feature
+                self._versions[role] = feature._version
+            self.features[role] = feature
 
         return capture
 
@@ -60,6 +66,13 @@ class Taps:
         """The features of the last forward pass, handed over so that none outlives its step."""
         features, self.features = self.features, {}
         return features
+
+    def overwritten(self) -> bool:
+        """Whether the network has written over a feature since (`x += y`); the next pass keeps a copy of such a one."""
+        changed = {role for role, version in self._versions.items() if self.features[role]._version != version}
+        self._copied |= changed
+        self._versions = {}
+        return bool(changed)
 
 
 def as_logits(output: Any) -> Tensor:
@@ -77,4 +90,6 @@ def as_logits(output: Any) -> Tensor:
 def run_network(network: nn.Module, inputs: Inputs, taps: Taps | None = None) -> Output:
     """One forward pass; a mapping of inputs becomes keyword arguments."""
     raw = network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+    if taps and taps.overwritten():  # seen in the first pass, of blank samples before training
+        return run_network(network, inputs, taps)
     return Output(as_logits(raw), taps.take() if taps else {})

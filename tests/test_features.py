@@ -169,3 +169,40 @@ def test_a_mapping_of_inputs_becomes_keywords() -> None:
     output = run_network(network, inputs, Taps(network, {"sum": "sum"}, {"sum"}))
     assert output.logits.tolist() == [[3.0, -3.0]]
     assert torch.equal(output.features["sum"], output.logits)
+
+
+class Overwriting(nn.Module):
+    """Writes over what its layers gave."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.relu = nn.Linear(4, 4), nn.Linear(4, 3), nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h += x
+        out: Tensor = self.second(self.relu(h))
+        return out
+
+
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_feature_is_what_its_layer_gave(grad: bool, x: Tensor) -> None:
+    network = Overwriting()
+    taps = Taps(network, {"a": "first", "b": "relu:input"}, {"a", "b"})
+    with torch.set_grad_enabled(grad):
+        for _ in range(2):
+            output = run_network(network, x, taps)
+            assert torch.equal(output.features["a"], network.first(x))
+            assert torch.equal(output.features["b"], network.first(x) + x)
+            assert torch.equal(output.logits, network.second((network.first(x) + x).relu()))
+            taps.take()
+
+
+def test_features_of_residual_blocks() -> None:
+    network = resnet18(num_classes=4).eval()
+    inputs: dict[str, Tensor] = {}
+    network.layer1[0].bn2.register_forward_hook(lambda _, args, out: inputs.update(x=args[0]))
+    taps = Taps(network, {"stage1": "layer1.0.bn2"}, {"stage1"})
+    with torch.no_grad():
+        feature = run_network(network, torch.randn(2, 3, 32, 32), taps).features["stage1"]
+        assert torch.equal(feature, network.layer1[0].bn2(inputs["x"]))

@@ -69,7 +69,10 @@ def feature_of(owner: str, output: Output, role: str) -> Tensor:
     """The feature of a role, in at least single precision."""
     if role not in output.features:
         raise UserError(f"{owner}: the output holds no feature {role!r}; name its layer in model.layers and teacher.layers")
-    return full(output.features[role])
+    feature: Any = output.features[role]
+    if not isinstance(feature, Tensor):
+        raise UserError(f"{owner}: the layer of the role {role!r} gives a {type(feature).__name__}, not a tensor; name another")
+    return full(feature)
 
 
 def feature_pairs(owner: DistillLoss, student: Output, teacher: Output | None) -> list[tuple[Tensor, Tensor]]:

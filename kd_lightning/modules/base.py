@@ -18,7 +18,7 @@ from kd_lightning.features import Taps, run_network
 from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.metrics import EvaluationMetrics
 from kd_lightning.modules.means import EpochMeans
-from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, optimize
+from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, optimize, takes_total_steps
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.types import Batch, Inputs, Output
 
@@ -311,8 +311,32 @@ class BaseModule(pl.LightningModule):
         ours = checkpoint.get(KEY)
         if not ours or ours["role"] != self.role:
             raise UserError(f"the checkpoint is not one of a {type(self).__name__}; resume with the config that made it")
+        if self._losses_built:  # training goes on
+            self._check_loss_state(checkpoint.get("state_dict") or {})
+            self._check_schedule(checkpoint.get("lr_schedulers") or [])
         if not self._attached:
             self.spec = ours["spec"]  # the hyper-parameters' copy went through YAML, which takes some names for numbers
+
+    def _check_loss_state(self, state: dict[str, Tensor]) -> None:
+        """Training goes on with the losses that it began with: their adapters and memories are in the checkpoint."""
+        theirs = {key.removeprefix("losses."): value.shape for key, value in state.items() if key.startswith("losses.")}
+        ours = {key: value.shape for key, value in self.losses.state_dict().items()}
+        if changed := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
+            raise UserError(
+                f"the checkpoint was trained with other losses ({changed[0]} differs): resume with the config that made it, "
+                "or start anew from its weights with --model.init_from"
+            )
+
+    def _check_schedule(self, states: list[dict[str, Any]]) -> None:
+        """A schedule over a number of steps cannot be made longer or shorter on the way."""
+        told = self.scheduler is not None and takes_total_steps(self.scheduler)
+        steps = int(self.trainer.estimated_stepping_batches) if told else None
+        for theirs in (state["total_steps"] for state in states if told and "total_steps" in state):
+            if theirs != steps:
+                raise UserError(
+                    f"the checkpoint's learning rates were laid out over {theirs} steps, this run has {steps}: resume with the "
+                    "same --trainer.max_epochs, batches and devices, or start anew from its weights with --model.init_from"
+                )
 
     def _keep_loss_state(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
         """Adapters are built when the data is known: until then their saved state waits."""

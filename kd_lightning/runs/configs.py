@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped
 
 
-def check_config(path: Path, name: str) -> None:
-    """UserError names a config that holds nothing that can be composed."""
+def read_config(path: Path, name: str) -> dict[str, Any]:
+    """A config's content; UserError names one that holds nothing that can be composed."""
     import yaml
 
     try:
@@ -20,10 +21,26 @@ def check_config(path: Path, name: str) -> None:
         raise UserError(f"the config file {name} is empty")
     if not isinstance(content, dict):
         raise UserError(f"the config file {name} holds a {type(content).__name__}, not keys with values")
+    return content
+
+
+def losses_of(content: dict[str, Any]) -> dict[str, Any]:
+    """The losses that a config names, by their entry."""
+    found: Any = content
+    for key in ("model", "init_args", "losses"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def resolve_configs(argv: list[str]) -> list[str]:
-    """Configs by their path, else by that path among the shipped ones; one that is missing or empty is named here."""
+    """Configs by their path, else by that path among the shipped ones; one that is missing or empty is named here.
+
+    Losses of several configs are taken together, which the parser alone would not do: where an entry is in two, the later
+    one holds. A config that comes after losses and names more of them is therefore handed on as its content.
+    """
+    import yaml
+
+    losses: dict[str, Any] = {}
     resolved, takes = [], False
     for argument in argv:
         inline = argument.startswith("--config=")
@@ -32,8 +49,13 @@ def resolve_configs(argv: list[str]) -> list[str]:
             path = Path(name) if Path(name).is_file() else shipped(name)
             if path is None or not path.is_file():
                 raise UserError(f"there is no config file {name}")
-            check_config(path, name)
-            argument = f"--config={path}" if inline else str(path)
+            content, given = read_config(path, name), str(path)
+            if own := losses_of(content):
+                if losses:
+                    content["model"]["init_args"]["losses"] = {**losses, **own}
+                    given = yaml.safe_dump(content, sort_keys=False)
+                losses |= own
+            argument = f"--config={given}" if inline else given
         takes = argument in ("-c", "--config") and not takes
         resolved.append(argument)
     return resolved

@@ -235,6 +235,9 @@ class Launcher(LightningCLI):
             raise Interrupted(f"interrupted; {how}") from stop
         except Exception as problem:
             error = one_line(str(problem))
+            if "not used in producing the loss" in error:
+                how = "on several devices that needs --trainer.strategy=ddp_find_unused_parameters_true"
+                raise UserError(f"some weights get no gradient from these losses; {how}") from problem
             raise
         finally:
             if record is not None:
