@@ -12,7 +12,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped_root
 
 _PACKAGE = Path(__file__).parent
-_SKIPPED = ("__init__", "base")
+_SKIPPED = ("__init__", "base", "served")
 
 
 def _classes(folder: str) -> Iterator[tuple[Path, ast.ClassDef]]:
@@ -43,14 +43,20 @@ def _derives(node: ast.ClassDef, suffix: str) -> bool:
     return any(isinstance(base, ast.Name | ast.Attribute) and ast.unparse(base).endswith(suffix) for base in node.bases)
 
 
+def _variants(method: str) -> list[str]:
+    """Further YAML files of a method: `METHOD_VARIANT.yaml`."""
+    return sorted(path.stem for path in (shipped_root() / "configs" / "methods").glob(f"{method}_*.yaml"))
+
+
 def methods() -> list[dict[str, Any]]:
     found = []
     for path, node in _classes("losses"):
         if _derives(node, "DistillLoss"):
             about = {name: _literals(node).get(name) for name in ("paper", "year", "family", "needs")}
             about["needs"] = list(about["needs"] or ("teacher logits",))
-            config = f"configs/methods/{path.stem}.yaml"
-            found.append({"name": path.stem, "class_path": f"kd_lightning.losses.{node.name}", **about, "config": config})
+            where = {"class_path": f"kd_lightning.losses.{node.name}", **about}
+            names = (path.stem, *_variants(path.stem))
+            found += [{"name": name, **where, "config": f"configs/methods/{name}.yaml"} for name in names]
     return found
 
 

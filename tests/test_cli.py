@@ -82,7 +82,7 @@ def test_what_is_listed_is_what_there_is(capsys: pytest.CaptureFixture[str]) -> 
     losses = Path(kd_lightning.__file__).parent / "losses"
     files = {path.stem for path in losses.glob("[!_]*.py")} - {"base"}
     methods = {row["name"]: row for row in listed(capsys, "methods")}
-    assert {"ce", "kd"} <= set(methods) == files
+    assert {"ce", "kd", "crd_inbatch"} | files <= set(methods) == {p.stem for p in Path("configs/methods").glob("*.yaml")}
     assert methods["ce"]["needs"] == ["labels"]
     assert (methods["kd"]["year"], methods["kd"]["needs"]) == (2015, ["teacher logits"])
     assert {"digits", "mnist"} <= {row["name"] for row in listed(capsys, "data")}

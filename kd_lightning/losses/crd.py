@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses._adapters import check_role, feature_of
+from kd_lightning.losses._adapters import Convention, check_convention, check_role, feature_of
 from kd_lightning.losses._gather import JoinedBatch, unit
 from kd_lightning.losses.base import DistillLoss, Probe, is_number, positive, teacher_of
 from kd_lightning.randomness import hashed, run_seed, seed_from
@@ -27,12 +27,12 @@ UNSEEN = UNLABELLED - 1
 def nce(similarity: Tensor, log_z: Tensor) -> Tensor:
     r"""Noise-contrastive estimation of which of 1 + N rows is a sample's own, in nats, mean over samples.
 
-    $-\log h_0 - \sum_{k=1}^N \log(1 - h_k)$ with $h = e^a / (e^a + N Z)$ (Tian et al. 2020, section 3.1). The paper's code
-    writes $e^a / (M Z)$ and $N / M$, for M rows in all, which is the same, and adds 1e-7 within its logarithms.
+    $-\log h_0 - \sum_{k=1}^N \log(1 - h_k)$ with $h = e^a / (e^a + N Z)$. In the paper Z is 1 / M, for M rows in all (Tian et
+    al. 2020, section 3.1); in its authors' code the mean of e^a over the first batch, and 1e-7 is added within the logarithms.
 
     Args:
         similarity: a: `(B, 1 + N)`, inner products over the temperature, the sample's own row first.
-        log_z: log of Z, which stands for the mean of e^a; a scalar.
+        log_z: log of Z, a scalar.
     """
     logit = similarity - log_z - math.log(similarity.shape[1] - 1)
     return -(F.logsigmoid(logit[:, 0]) + F.logsigmoid(-logit[:, 1:]).sum(1)).mean()
@@ -106,7 +106,8 @@ class CRD(DistillLoss):
 
     - Banks start at random, uniform with a mean square length of one. After the loss is computed, in training alone, each row
       becomes `momentum` * old + (1 - `momentum`) * new, at length one.
-    - Z, one for each direction, is the mean of $e^a$ over the first batch (of all processes), from then on fixed.
+    - By convention "paper", $h = e^a / (e^a + N / M)$; the CIFAR-100 benchmark, which is the authors' code, has N Z in
+      the place of N / M, Z being the mean of $e^a$ over the first batch (of all processes), one for each direction, fixed then.
     - Negatives are drawn by `draw_negatives` from a step counter that is kept with the banks. "class" is the benchmark's
       "exact" mode. There labels are known beforehand and rows drawn without replacement; here labels are learned as rows
       are seen, so that in the first epoch a row of the sample's own class can be drawn. Rows that are not trained on (held
@@ -122,10 +123,11 @@ class CRD(DistillLoss):
         layer: role of the layer, the same for student and teacher; its features are flattened.
         dimensions: units of both embeddings.
         num_negatives: N, for each sample; in a batch, all there are.
-        temperature: tau; 0.07 is that of the paper's code, its text names 0.1 for CIFAR-100.
+        temperature: tau; where left out, 0.1 by the paper's text for CIFAR-100, 0.07 by its code, and within the batch.
         momentum: in [0, 1).
         negatives: "class" or "instance".
         in_batch: compare within the batch.
+        convention: "paper" or "benchmark", of the memory banks; see above.
         base: weight, start, end, warmup; see DistillLoss.
 
     Raises:
@@ -135,7 +137,7 @@ class CRD(DistillLoss):
     paper: ClassVar[str] = "Tian et al. 2020, arXiv 1910.10699"
     year: ClassVar[int] = 2020
     family: ClassVar[str] = "contrastive"
-    needs: ClassVar[tuple[str, ...]] = ("teacher features", "sample indices")
+    needs: ClassVar[tuple[str, ...]] = ("teacher features", "sample indices", "labels")
 
     student_bank: Tensor
     teacher_bank: Tensor
@@ -148,10 +150,11 @@ class CRD(DistillLoss):
         layer: str = "penultimate",
         dimensions: int = 128,
         num_negatives: int = 16384,
-        temperature: float = 0.07,
+        temperature: float | None = None,
         momentum: float = 0.5,
         negatives: Negatives = "class",
         in_batch: bool = False,
+        convention: Convention = "paper",
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -164,7 +167,10 @@ class CRD(DistillLoss):
             raise UserError(f"CRD: negatives must be 'class' or 'instance', got {negatives!r}")
         self.layer, self.dimensions, self.num_negatives = check_role("CRD", "layer", layer), dimensions, num_negatives
         self.roles = [self.layer]
-        self.temperature, self.momentum = positive("CRD", "temperature", temperature), momentum
+        self.convention = check_convention("CRD", convention)
+        usual = 0.1 if convention == "paper" and not in_batch else 0.07
+        self.temperature = positive("CRD", "temperature", usual if temperature is None else temperature)
+        self.momentum = momentum
         self.negatives, self.in_batch = negatives, in_batch
         self.embeddings: nn.ModuleDict | None = None
 
@@ -224,8 +230,11 @@ class CRD(DistillLoss):
         # before the backward pass reads them.
         pairs = ((own, self.teacher_bank), (other, self.student_bank))
         similar = [(x @ full(bank).clone().T / self.temperature).gather(1, rows) for x, bank in pairs]
-        means = joined(torch.stack([a.detach().logsumexp(1) for a in similar], 1) - math.log(rows.shape[1]))
-        log_z = torch.where(self.steps > 0, self.log_z, means.logsumexp(0) - math.log(len(means)))
+        if self.convention == "paper":
+            log_z = torch.full_like(self.log_z, -math.log(len(labels)))
+        else:
+            means = joined(torch.stack([a.detach().logsumexp(1) for a in similar], 1) - math.log(rows.shape[1]))
+            log_z = torch.where(self.steps > 0, self.log_z, means.logsumexp(0) - math.log(len(means)))
         loss = torch.stack([nce(a, z) for a, z in zip(similar, log_z, strict=True)]).sum()
         if self.training:
             self._remember(self.student_bank, index, joined(own.detach()))

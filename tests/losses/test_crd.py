@@ -13,7 +13,8 @@ from torch.testing import assert_close
 
 from kd_lightning.errors import UserError
 from kd_lightning.losses import Probe
-from kd_lightning.losses.crd import CRD, UNSEEN, Negatives, draw_negatives
+from kd_lightning.losses._adapters import Convention
+from kd_lightning.losses.crd import CRD, UNSEEN, Negatives, draw_negatives, nce
 from kd_lightning.types import UNLABELLED, Batch, Output
 from tests.losses import properties
 from tests.losses.properties import Case
@@ -41,7 +42,7 @@ each_kind = pytest.mark.parametrize("negatives", get_args(Negatives))
 
 def built(rows: int = ROWS, student: int = 4, teacher: int = 3, trained: int | None = None, **arguments: Any) -> CRD:
     """A loss in double precision for features of these widths, with adapters and banks that are always the same."""
-    loss = CRD(**{"dimensions": 5, "num_negatives": 7, **arguments})
+    loss = CRD(**{"dimensions": 5, "num_negatives": 7, "temperature": 0.07, "convention": "benchmark", **arguments})
     spec = {"source_samples": rows, "samples": {"train": trained or rows}}
     probes = (Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, width)}), {}, spec) for width in (student, teacher))
     with torch.random.fork_rng(devices=[]):
@@ -64,6 +65,7 @@ def state(loss: CRD) -> dict[str, Tensor]:
 VARIANTS: dict[str, Callable[[], CRD]] = {
     "class": run_in,
     "instance": partial(run_in, negatives="instance"),
+    "paper": partial(run_in, convention="paper", temperature=0.1),
     "in batch, class": partial(built, in_batch=True),
     "in batch, instance": partial(built, in_batch=True, negatives="instance"),
 }
@@ -76,7 +78,7 @@ def test_properties(check: properties.Check, variant: str) -> None:
     check(VARIANTS[variant], CASE())
 
 
-@pytest.mark.parametrize("variant", ["class", "instance"])
+@pytest.mark.parametrize("variant", ["class", "instance", "paper"])
 def test_with_banks_it_is_a_mean_over_samples(variant: str) -> None:
     properties.batch_size(VARIANTS[variant], CASE())
 
@@ -121,10 +123,11 @@ def embedded(loss: CRD, case: Case) -> tuple[reference.Rows, reference.Rows]:
 
 
 @each_kind
-def test_three_steps_agree_with_reference(negatives: Negatives) -> None:
-    loss = built(negatives=negatives, temperature=0.3, momentum=0.4)
+@pytest.mark.parametrize("convention", get_args(Convention))
+def test_three_steps_agree_with_reference(negatives: Negatives, convention: Convention) -> None:
+    loss = built(negatives=negatives, temperature=0.3, momentum=0.4, convention=convention)
     banks = [loss.student_bank.tolist(), loss.teacher_bank.tolist()]
-    labels, constants = loss.labels.clone(), [0.0, 0.0]
+    labels, constants = loss.labels.clone(), [1.0, 1.0]
     for step in range(3):
         case = CASE(seed=step)
         index = case.batch.index = torch.tensor([[3, 0, 8, 5, 19, 11], [1, 2, 3, 4, 5, 6], [19, 8, 12, 13, 14, 15]])[step]
@@ -133,7 +136,7 @@ def test_three_steps_agree_with_reference(negatives: Negatives) -> None:
         chosen = torch.cat([index[:, None], drawn], 1).tolist()
         own, other = embedded(loss, case)
         of = [reference.scores(own, banks[1], chosen, 0.3), reference.scores(other, banks[0], chosen, 0.3)]
-        if step == 0:
+        if step == 0 and convention == "benchmark":
             constants = [reference.first_constant(side, ROWS) for side in of]
         expected = sum(reference.critic_loss(side, z, ROWS) for side, z in zip(of, constants, strict=True))
         value = loss(case.student, case.teacher, case.batch).item()
@@ -397,3 +400,14 @@ def test_counts_its_own_samples_with_banks_and_once_without() -> None:
     assert [int(loss.counted(batch)) for loss in (built(), built(in_batch=True))] == [6, 1]
     ghost = Batch(batch.inputs, batch.target, batch.index, ghost=True)
     assert [int(loss.counted(ghost)) for loss in (built(), built(in_batch=True))] == [0, 1]
+
+
+def test_the_temperature_is_that_of_the_convention() -> None:
+    made = [CRD(), CRD(convention="benchmark"), CRD(in_batch=True), CRD(temperature=0.2)]
+    assert [loss.temperature for loss in made] == [0.1, 0.07, 0.07, 0.2]
+
+
+def test_the_papers_value_by_hand() -> None:
+    """One negative of two rows, at right angles to both: h = 1 / (1 + 1 / 2)."""
+    similarity, log_z = torch.zeros(1, 2, dtype=torch.float64), torch.tensor(-math.log(2.0), dtype=torch.float64)
+    assert nce(similarity, log_z).item() == pytest.approx(-math.log(2 / 3) - math.log(1 / 3))

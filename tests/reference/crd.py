@@ -27,7 +27,7 @@ def scores(own: Rows, bank: Rows, chosen: list[list[int]], temperature: float) -
 
 
 def first_constant(of: Rows, total: int) -> float:
-    """The paper's Z: the mean score of the first batch times the number of rows."""
+    """Z of the authors' code: the mean score of the first batch times the number of rows. The paper has none: 1."""
     every = [score for row in of for score in row]
     return math.fsum(every) / len(every) * total
 
