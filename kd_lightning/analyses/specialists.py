@@ -7,6 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -192,6 +193,10 @@ def against_generalist(
             values[label, accuracy].append(said.accuracy())
             panel = study.panels.get(label, study.panels[first])
             values[label, CONDITIONAL].append(said.conditional_accuracy(panel.class_ids))
+        for label, panel in study.panels.items():  # conditional accuracies compare on the same classes alone
+            if panel.class_ids != study.panels[first].class_ids:
+                for rival in answers.keys() - systems.keys():
+                    values[_on(rival, label), CONDITIONAL].append(answers[rival].conditional_accuracy(panel.class_ids))
         for run, panel in {about["run"]: study.panels[label] for label, about in systems.items()}.items():
             values[f"{run}, each by itself", CONDITIONAL].append(panel.alone(study.base.target))
         coverage.append(study.by_coverage(first))
@@ -210,11 +215,22 @@ def against_generalist(
     return [Row(run, metric, each) for (run, metric), each in values.items() if run not in runs or metric != accuracy]
 
 
+def _on(rival: str, system: str) -> str:
+    """A rival as it is on the classes of a system's specialists, where these are not the first system's."""
+    return f"{rival}, on the classes of {system}"
+
+
 def _tests(values: Values, systems: list[str], accuracy: str) -> list[Comparison]:
-    """Each system against the generalist and the baselines, by both accuracies, paired by seed and corrected together."""
-    tests = []
-    for metric in (accuracy, CONDITIONAL):
-        rivals = [run for run, of in values if of == metric and run not in systems and not run.endswith("by itself")]
-        tests += [paired(a, b, metric, values[a, metric], values[b, metric]) for a in systems for b in rivals]
+    """Each system against the generalist, the baselines and the other systems, paired by seed and corrected together.
+
+    By both accuracies; by the conditional one where both are of the same classes.
+    """
+    rivals = [run for run, of in values if of == accuracy and run not in systems]
+    pairs = [(a, b) for a in systems for b in rivals]
+    tests = [paired(a, b, accuracy, values[a, accuracy], values[b, accuracy]) for a, b in [*pairs, *combinations(systems, 2)]]
+    own = {a: any((_on(b, a), CONDITIONAL) in values for b in rivals) for a in systems}
+    alike = [(a, _on(b, a) if own[a] else b) for a, b in pairs]
+    alike += [(a, b) for a, b in combinations(systems, 2) if not own[a] and not own[b]]
+    tests += [paired(a, b, CONDITIONAL, values[a, CONDITIONAL], values[b, CONDITIONAL]) for a, b in alike]
     holm(tests)
     return tests

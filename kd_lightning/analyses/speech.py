@@ -19,6 +19,7 @@ from kd_lightning.data.hmm import WordLoop
 from kd_lightning.data.speech import Speech
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished, Row, Runs
+from kd_lightning.experiments.stats import holm, paired
 from kd_lightning.features import run_network
 
 RESAMPLES = 10_000
@@ -151,7 +152,8 @@ def recognition(
     bootstrap = Bootstrap(len(test.words))
     share, (low, high) = gain_share(bootstrap, test.frames, *(scores[name].right for name in (baseline, ensemble, distilled)))
     found += [Row(distilled, f"gain_share{end}", [v]) for end, v in (("", share), ("_low", low), ("_high", high))]
-    _write(output / "recognition.md", test, scores, bootstrap, f"{share:.0%}, 95% interval [{low:.0%}, {high:.0%}]")
+    gains = _gains(test, scores, bootstrap, baseline)
+    _write(output / "recognition.md", test, scores, bootstrap, gains, f"{share:.0%}, 95% interval [{low:.0%}, {high:.0%}]")
     return found
 
 
@@ -170,7 +172,19 @@ def gain_share(
         return (d - b) / (e - b) if e != b else float("nan"), interval((drawn[2] - drawn[0]) / (drawn[1] - drawn[0]))
 
 
-def _write(path: Path, test: TestStrings, scores: Mapping[str, Score], bootstrap: Bootstrap, share: str) -> None:
+def _gains(test: TestStrings, scores: Mapping[str, Score], bootstrap: Bootstrap, baseline: str) -> list[str]:
+    """In frame accuracy over the baseline on the same strings."""
+    found, start = [], scores[baseline].right
+    for name, right in ((name, score.right) for name, score in scores.items() if name != baseline):
+        mean = np.mean(rates(right, test.frames)) - np.mean(rates(start, test.frames))
+        low, high = interval(bootstrap.means(right, test.frames) - bootstrap.means(start, test.frames))
+        found.append(f"{name} - {baseline}: {100 * mean:+.2f} points of frame accuracy [{100 * low:+.2f}, {100 * high:+.2f}]")
+    return found
+
+
+def _write(
+    path: Path, test: TestStrings, scores: Mapping[str, Score], bootstrap: Bootstrap, gains: Sequence[str], share: str
+) -> None:
     lines = ["| system | seeds | test frame accuracy | without silence | WER |", "| --- | ---: | ---: | ---: | ---: |"]
     for name, score in scores.items():
         cells = []
@@ -178,16 +192,18 @@ def _write(path: Path, test: TestStrings, scores: Mapping[str, Score], bootstrap
             low, high = interval(bootstrap.means(counts, totals))
             cells.append(f"{np.mean(rates(counts, totals)):.2%} [{low:.2%}, {high:.2%}]")
         lines.append(f"| {name} | {len(score.right)} | {' | '.join(cells)} |")
+    lines += ["", *(f"- {gain}" for gain in gains)]
     lines += ["", f"Share of the ensemble's gain in frame accuracy that the distilled model has: {share}."]
     lines += ["95% intervals: bootstrap over test strings and seeds.", ""]
     path.write_text("\n".join(lines))
 
 
-def regularizers(runs: Runs, output: Path, early: Mapping[str, str]) -> list[Row]:
+def regularizers(runs: Runs, output: Path, early: Mapping[str, str], compare: Sequence[tuple[str, str]] = ()) -> list[Row]:
     """Frame accuracy on the training data, and both accuracies had training stopped early (Hinton et al. 2015, table 5).
 
     Args:
         early: runs, and the name under which the same runs are shown at their best epoch on validation data.
+        compare: pairs of runs or such names, tested over their seeds by test accuracy, in `regularizers.md`.
     """
     found = []
     for name, group in runs.items():
@@ -201,6 +217,13 @@ def regularizers(runs: Runs, output: Path, early: Mapping[str, str]) -> list[Row
             rows = {f"{stage}_accuracy": [accuracy(one.network(), data, stage) for one in best] for stage in ("train", "test")}
             found += [Row(early[name], metric, values) for metric, values in rows.items()]
             found.append(Row(early[name], "stopped_after_epochs", [float(one.epochs) for one in best]))
+    known = {name: [one.metrics["test_accuracy"] for one in group] for name, group in runs.items() if group}
+    known |= {row.run: row.values for row in found if row.metric == "test_accuracy"}
+    if missing := sorted({name for pair in compare for name in pair} - known.keys()):
+        raise UserError(f"the analysis compares {missing[0]!r}; there are {', '.join(known)}")
+    tests = [paired(a, b, "test_accuracy", known[a], known[b]) for a, b in compare]
+    holm(tests)
+    (output / "regularizers.md").write_text("\n".join(f"- {test.sentence()}." for test in tests) + "\n")
     return found
 
 

@@ -108,6 +108,25 @@ def test_how_many_classes_decide(runs: dict[str, list[Finished]], tmp_path: Path
     assert values["both", "test_accuracy"][0] == pytest.approx(6 / 8)
 
 
+def test_conditional_accuracies_compare_on_the_same_classes(runs: dict[str, list[Finished]], tmp_path: Path) -> None:
+    about = {"number": 0, "class_ids": [3, 4], "oversampling": 1.0}
+    for seed in (0, 1):
+        said = torch.zeros(8, 3)
+        one = run(tmp_path / f"w{seed}", seed, said, 40, specialist=about, classes=["d", "e", "x"])
+        runs.setdefault("others specialist=0", []).append(one)
+    systems = {"both": {"run": "specialist"}, "of other classes": {"run": "others"}}
+    values = {(r.run, r.metric): r.values for r in against_generalist(runs, tmp_path, **{**OPTIONS, "systems": systems})}
+    assert values["generalist", "conditional_accuracy"] == pytest.approx([5 / 8] * 2)
+    # Two samples, of classes 3 and 4: the generalist says 3 to both.
+    assert values["generalist, on the classes of of other classes", "conditional_accuracy"] == pytest.approx([1 / 2] * 2)
+    told = json.loads((tmp_path / "specialists.json").read_text())["tests"]
+    assert ("both", "of other classes") in {(t["a"], t["b"]) for t in told if t["metric"] == "test_accuracy"}
+    conditional = {(t["a"], t["b"]) for t in told if t["metric"] == "conditional_accuracy"}
+    assert ("of other classes", "generalist, on the classes of of other classes") in conditional
+    assert ("of other classes", "generalist") not in conditional
+    assert ("both", "of other classes") not in conditional
+
+
 def test_runs_that_are_not_there(runs: dict[str, list[Finished]], tmp_path: Path) -> None:
     options = {**OPTIONS, "systems": {"both": {"run": "specialists"}}}
     message = complaint(lambda: against_generalist(runs, tmp_path, **options))
