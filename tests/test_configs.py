@@ -1,6 +1,6 @@
 """Every teacher, pair and data set under configs/ takes its first steps through the command line, on files in the true format.
 
-Methods: tests/test_architecture.py, tests/losses/test_golden.py. Teachers, pairs and tokens of texts: tests/runs/test_text.py.
+Methods: tests/test_architecture.py, tests/losses/test_golden.py. Pairs of transformers: tests/runs/test_text.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tests.data.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifar
 from tests.data.test_mnist import write_mnist
 from tests.data.test_omniglot import write_omniglot
 from tests.modules.small import CONFIGS
-from tests.sentences import write_sst2
+from tests.sentences import save_bert, write_sst2
 from tests.specialists import generalist
 
 pytest.importorskip("librosa", reason="pip install 'kd_lightning[speech]'")
@@ -114,3 +114,18 @@ def test_every_data_set_serves_a_network(name: str, root: Path, tmp_path: Path) 
         "specialist": (f"--data.generalist={generalist(tmp_path)}",),
     }
     first_steps(tmp_path / "run", name, f"teachers/{teacher}", more=more.get(name, ()))
+
+
+@pytest.mark.parametrize("name", ["teacher_pieces", "teacher_pretrained"])
+def test_a_student_of_words_learns_from_a_teacher_of_pieces(name: str, root: Path, tmp_path: Path) -> None:
+    """Pieces that the teacher learned from the sentences, or those of a pretrained folder."""
+    if name == "teacher_pieces":
+        teacher = first_steps(tmp_path / "teacher", "sst2", "teachers/sst2_transformer")
+        more: tuple[str, ...] = ()
+    else:
+        bert = save_bert(tmp_path / "bert", root)
+        own = (f"--model.network.pretrained={bert}", f"--data.tokenizer.name={bert}")
+        teacher = first_steps(tmp_path / "teacher", "sst2", "teachers/sst2_bert", more=own)
+        more = (f"--data.teacher_tokenizer.name={bert}",)
+    files = (f"text/{name}", "pairs/transformer_bilstm", "methods/logitmse")
+    first_steps(tmp_path / "run", "sst2", *files, more=(*more, f"--model.teacher.checkpoint={teacher}"))
