@@ -69,6 +69,12 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [*own, *pair, student, f"--model.teacher.checkpoint={root}/teacher/checkpoints/last.ckpt"]
 
 
+def test_no_curve_is_lost() -> None:
+    """A new method may come without one; those that have one keep it."""
+    kept = "at ce crd crd_inbatch distilbert dkd fitnets fitnets_hint kd logitmse logitstandardization pkd rkd sp tinybert vid"
+    assert set(json.loads(CURVES.read_text())) >= set(kept.split())
+
+
 @pytest.mark.parametrize("path", files("methods"), ids=ident)
 def test_the_first_steps_are_as_they_were(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     known = json.loads(CURVES.read_text())
