@@ -78,7 +78,8 @@ class FitNets(DistillLoss):
     In the first, layers behind the guided one get no gradient: on several devices it needs
     `--trainer.strategy=ddp_find_unused_parameters_true`. The paper's distance is a sum over the feature's elements, often
     thousands of times the mean; choose weight and learning rate by it. The benchmark's batch normalization ties the samples
-    of a batch together: several processes give what one does on the joined batch with `--trainer.sync_batchnorm=true` alone.
+    of a batch together: several processes give what one does on the joined batch with `--trainer.sync_batchnorm=true` alone
+    (on GPUs), and not in an epoch's last step where it has fewer samples than there are processes.
 
     Args:
         student_layer: role of the student's guided layer.
