@@ -238,7 +238,9 @@ class TextDataModule(_SentenceDataModule):
         lines = ["\t".join(["label", *self.classes, *names])]
         for index, row in zip(said["index"].tolist(), probs, strict=True):
             numbers = (f"{p:.6f}" for p in row.tolist())
-            lines.append("\t".join([self.classes[int(row.argmax())], *numbers, *texts[index]]))
+            # A text's own tabs and line ends would be the table's.
+            said_of = (" ".join(text.split()) for text in texts[index])
+            lines.append("\t".join([self.classes[int(row.argmax())], *numbers, *said_of]))
         path = folder / "predictions.tsv"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path

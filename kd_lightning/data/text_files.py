@@ -15,7 +15,7 @@ from torch import Tensor
 from kd_lightning.errors import UserError
 from kd_lightning.types import UNLABELLED
 
-Column = str | int
+Column = int | str
 """A column: its name in the file's first line, or its number from 0 in a file that has no such line."""
 
 
@@ -127,7 +127,7 @@ def read_labels(path: Path, label: Column) -> list[str]:
 
 def read_sentences(path: Path, pairs: bool) -> Texts:
     """Raw sentences, one a line, blank lines left out; pairs are split at a tab."""
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     texts = [tuple(part.strip() for part in line.split("\t", 1)) if pairs else (line,) for line in lines]
     for at, sample in enumerate(texts):
         if pairs and len(sample) != 2:

@@ -50,5 +50,9 @@ def optimize(
             moves = cast(Callable[..., LRScheduler], scheduler)(made, total_steps=total_steps())
             return {"optimizer": made, "lr_scheduler": {"scheduler": moves, "interval": "step"}}
         return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made), "interval": "epoch"}}
+    except ZeroDivisionError as error:
+        raise UserError(
+            "model.scheduler: the run has too few steps for its schedule; train longer, or set pct_start"
+        ) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"model.optimizer or model.scheduler: {error}") from error

@@ -18,6 +18,7 @@ from kd_lightning.data import (
     WordTokenizer,
 )
 from kd_lightning.data.blank import blank_inputs
+from kd_lightning.data.text_files import Texts
 from kd_lightning.errors import UserError
 from kd_lightning.types import CLEAN, Batch
 from tests.sentences import lines, write_sst2
@@ -211,11 +212,11 @@ def test_fingerprint_tells_what_a_teacher_saw(root: Path, tmp_path: Path) -> Non
 
 def test_glue_layout(tmp_path: Path) -> None:
     (tmp_path / "SST-2").mkdir()
-    for name in ("train", "dev"):
-        rows = [f"{line.partition(chr(9))[0]} \t{at % 2}" for at, line in enumerate(lines(6))]
+    for name, samples in (("train", 6), ("dev", 4)):
+        rows = [f"{line.partition(chr(9))[0]} \t{at % 2}" for at, line in enumerate(lines(samples))]
         (tmp_path / "SST-2" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
     spec = module(tmp_path).spec
-    assert spec["samples"] == {"train": 6, "validation": 6, "test": 6}
+    assert spec["samples"] == {"train": 6, "validation": 4, "test": 4}
 
 
 def test_predictions_in_words(root: Path, tmp_path: Path) -> None:
@@ -228,6 +229,13 @@ def test_predictions_in_words(root: Path, tmp_path: Path) -> None:
     assert path.read_text() == (
         "label\tnegative\tpositive\ttext\npositive\t0.268941\t0.731059\ta warm film\nnegative\t0.982014\t0.017986\tso dull\n"
     )
+
+
+def test_predictions_are_one_line_each(root: Path, tmp_path: Path) -> None:
+    data = module(root)
+    data._raw["test"] = Texts([("two\nlines and a\ttab",)], torch.tensor([0]))
+    path = data.write_predictions({"index": torch.tensor([0]), "logits": torch.zeros(1, 2)}, tmp_path)
+    assert path.read_text().splitlines()[1:] == ["negative\t0.500000\t0.500000\ttwo lines and a tab"]
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,8 @@ def test_raw_sentences(tmp_path: Path) -> None:
     # A comma or a quotation mark splits nothing, whatever the file is called.
     single = write(tmp_path, 'one, "two"\n\n three\t3 \n', "raw.csv")
     assert read_sentences(single, False).texts == [('one, "two"',), ("three\t3",)]
+    odd = write(tmp_path, "one\u2028more\r\ntwo\x0bmore\n")  # other marks end no line
+    assert read_sentences(odd, False).texts == [("one\u2028more",), ("two\x0bmore",)]
     pairs = write(tmp_path, "a\tb c\n", "raw.txt")
     assert read_sentences(pairs, True).texts == [("a", "b c")]
     with pytest.raises(UserError, match="sentence 1 has no tab"):

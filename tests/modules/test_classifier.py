@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.data import DigitsDataModule
+from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.kd import KD
 from kd_lightning.models import MLP
 from kd_lightning.modules import BaseModule, ClassifierModule
+from kd_lightning.modules.optimizers import default_optimizer, optimize
 from kd_lightning.runs.launch import RunResult
 from kd_lightning.types import Batch, Output
 from tests.modules.small import complaint, copied, mlp, same, samples, still, trainer
@@ -181,3 +184,9 @@ def test_mistakes(kind: str, data: DigitsDataModule) -> None:
 def test_no_datamodule(data: DigitsDataModule) -> None:
     message = complaint(lambda: trainer().fit(ClassifierModule(mlp()), data.train_dataloader()))
     assert "give the Trainer a datamodule" in message
+
+
+def test_a_schedule_of_too_few_steps_is_one_line() -> None:
+    schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, pct_start=0.1)
+    with pytest.raises(UserError, match="too few steps for its schedule"):
+        optimize(default_optimizer, schedule, [torch.nn.Parameter(torch.zeros(1))], lambda: 10)
