@@ -9,6 +9,7 @@ import sys
 import tarfile
 import urllib.error
 import urllib.request
+import wave
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,7 @@ def test_every_recording_is_in_one_string_of_one_part(small: Path) -> None:
 
 
 def test_a_window_is_26_frames_and_ends_5_after_its_own(small: Path) -> None:
+    assert (CONTEXT, PREDICTED + 1) == (26, 21)  # the paper's
     data = module(small)
     source, speech = data.source("test"), data.raw("test")
     lengths = speech.lengths.tolist()
@@ -118,6 +120,30 @@ def test_the_alignment_says_silence_in_the_gaps_and_the_digits_in_order(small: P
     pairs = torch.tensor([name == "bob" for name in speech.speakers])[speech.string]
     silent = speech.target[pairs] == data.lexicon.silence
     assert float((silent == (flat == data.lexicon.silence)).double().mean()) > 0.9
+
+
+def test_training_knows_nothing_of_the_other_parts(small: Path, copy: Path) -> None:
+    """Other validation and test recordings change no feature, label, prior or transition of the training part."""
+    changed = 0
+    for path in copy.glob("*.wav"):
+        if int(path.stem.split("_")[2]) < 10:  # the same word, backwards and with noise
+            with wave.open(str(path)) as file:
+                samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)[::-1]
+            noise = np.random.default_rng(changed).normal(0, 300, len(samples))
+            with wave.open(str(path), "wb") as file:
+                file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
+                file.writeframes((samples // 2 + noise).astype(np.int16).tobytes())
+            changed += 1
+    assert changed == 3 * 10 * 10
+    ours, theirs = module(small), module(copy.parents[1])
+    sides = []
+    for data in (ours, theirs):
+        speech = data.raw("train")
+        rows = torch.tensor([part == "train" for part in speech.parts])[speech.string]
+        loop = data.word_loop()
+        sides.append((speech.windows[speech.first[rows]], speech.target[rows], loop.prior, loop.stay, loop.leave, loop.word))
+    assert all(torch.equal(a, b) for a, b in zip(*sides, strict=True))
+    assert not torch.equal(ours.raw("test").frames, theirs.raw("test").frames)
 
 
 def test_speakers_can_be_held_out(small: Path) -> None:
