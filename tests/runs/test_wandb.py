@@ -66,6 +66,13 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
     return made
 
 
+def test_the_loggers_config_turns_it_on(wandb_runs: list[FakeRun], kd: Kd) -> None:
+    assert kd(*WITHOUT_CSV_CONFIG, "-c", "configs/loggers/wandb.yaml").code == 0
+    [run] = wandb_runs
+    assert run.arguments["project"] == "kd_lightning"
+    assert "val_accuracy" in {name for row in run.rows for name in row}
+
+
 def test_wandb_is_told_of_config_group_job_type_and_tags(teacher: Path, wandb_runs: list[FakeRun], kd: Kd) -> None:
     options = ["--run.wandb=offline", "--run.group=mine", "--run.tags=[a,b]", "--run.project=p", "--run.test=last"]
     assert kd(*student(teacher), *options).code == 0
