@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -191,12 +191,8 @@ def against_generalist(
             answers[f"ensemble of {ensemble} generalists"] = _answers(members, stage)
         for label, said in answers.items():
             values[label, accuracy].append(said.accuracy())
-            panel = study.panels.get(label, study.panels[first])
-            values[label, CONDITIONAL].append(said.conditional_accuracy(panel.class_ids))
-        for label, panel in study.panels.items():  # conditional accuracies compare on the same classes alone
-            if panel.class_ids != study.panels[first].class_ids:
-                for rival in answers.keys() - systems.keys():
-                    values[_on(rival, label), CONDITIONAL].append(answers[rival].conditional_accuracy(panel.class_ids))
+            for run, panel in _asked(label, study.panels):
+                values[run, CONDITIONAL].append(said.conditional_accuracy(panel.class_ids))
         for run, panel in {about["run"]: study.panels[label] for label, about in systems.items()}.items():
             values[f"{run}, each by itself", CONDITIONAL].append(panel.alone(study.base.target))
         coverage.append(study.by_coverage(first))
@@ -213,6 +209,16 @@ def against_generalist(
     (output / "specialists.md").write_text(report(values, accuracy, tests, coverage, costs, next(iter(clusters.values()))))
     # The runs' own accuracies are in the table already.
     return [Row(run, metric, each) for (run, metric), each in values.items() if run not in runs or metric != accuracy]
+
+
+def _asked(label: str, panels: Mapping[str, Panel]) -> Iterator[tuple[str, Panel]]:
+    """On whose classes an answer's conditional accuracy is taken: a system's own; those of each system for a rival."""
+    if label in panels:
+        yield label, panels[label]
+        return
+    first = next(iter(panels.values()))
+    yield label, first
+    yield from ((_on(label, system), panel) for system, panel in panels.items() if panel.class_ids != first.class_ids)
 
 
 def _on(rival: str, system: str) -> str:
