@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -156,9 +156,10 @@ class _SentenceDataModule(ServedDataModule):
     def setup(self, stage: str) -> None:
         """Networks that start from word vectors are told the words before training starts, and never a teacher."""
         module = getattr(self.trainer, "lightning_module", None)
-        if stage == "fit" and module is not None and isinstance(getattr(module, "net", None), torch.nn.Module):
+        started = getattr(module, "init_from", None) is not None  # from weights that have learnt their vectors
+        if stage == "fit" and not started and isinstance(getattr(module, "net", None), torch.nn.Module):
             self.learn()
-            for part in module.net.modules():
+            for part in cast(Any, module).net.modules():
                 if callable(use_words := getattr(part, "use_words", None)):
                     use_words(self.tokenizer.vocabulary)
 

@@ -15,6 +15,7 @@ class _BackendTokenizer(Tokenizer):
 
     mask_token: str
     _backend: Any = None
+    _pad: int = 0
 
     def _load(self) -> Any:
         raise NotImplementedError
@@ -22,10 +23,27 @@ class _BackendTokenizer(Tokenizer):
     @property
     def backend(self) -> Any:
         if self._backend is None:
-            self._backend = self._load()
-            self._backend.no_padding()
-            self._backend.enable_truncation(self.max_length)
+            self._use(self._load())
         return self._backend
+
+    def _use(self, backend: Any) -> None:
+        backend.no_padding()
+        backend.enable_truncation(self.max_length)
+        self._backend = backend
+
+    @property
+    def pad(self) -> int:
+        assert self.backend is not None
+        return self._pad
+
+    def _keep(self) -> dict[str, Any]:
+        backend, names = self.backend, ("mask_token", "typed", "_pad")
+        return {"backend": backend.to_str(), **{name: getattr(self, name) for name in names}}
+
+    def _restore(self, kept: Mapping[str, Any]) -> None:
+        for name in ("mask_token", "typed", "_pad"):
+            setattr(self, name, kept[name])
+        self._use(library("tokenizers").Tokenizer.from_str(kept["backend"]))
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -46,25 +64,22 @@ class SubwordTokenizer(_BackendTokenizer):
     Args:
         size: pieces in the vocabulary, special ones included.
         max_length: pieces of a sample; longer ones are cut and counted.
+        checkpoint: see Tokenizer.
     """
 
     typed = True
     mask_token = "[MASK]"
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-    def __init__(self, size: int = 8000, max_length: int = 128) -> None:
+    def __init__(self, size: int = 8000, max_length: int = 128, checkpoint: str | None = None) -> None:
         if size < 300:
             raise UserError(f"SubwordTokenizer: size must be at least 300, got {size}")
         self.size = size
-        super().__init__(max_length)
         self._sentences: list[str] = []
+        super().__init__(max_length, checkpoint)
 
-    def learn(self, texts: Sequence[tuple[str, ...]]) -> None:
+    def _learn(self, texts: Sequence[tuple[str, ...]]) -> None:
         self._sentences, self._backend = [text for sample in texts for text in sample], None
-
-    @property
-    def pad(self) -> int:
-        return 0
 
     def _load(self) -> Any:
         made = library("tokenizers")
@@ -102,21 +117,18 @@ class PretrainedTokenizer(_BackendTokenizer):
     def __init__(self, name: str, max_length: int = 128) -> None:
         self.name = name
         super().__init__(max_length)
-        self._tokenizer: Any = None
+
+    def _learn(self, texts: Sequence[tuple[str, ...]]) -> None:
+        """It is learnt already."""
 
     def _load(self) -> Any:
-        tokenizer = self._tokenizer = pretrained_tokenizer(self.name)
+        tokenizer = pretrained_tokenizer(self.name)
         self.max_length = min(self.max_length, tokenizer.model_max_length)
         self.typed = "token_type_ids" in tokenizer.model_input_names
         if tokenizer.pad_token_id is None:
             raise UserError(f"the tokenizer {self.name} has no padding token; take an encoder's, such as bert-base-uncased")
-        self.mask_token = tokenizer.mask_token or tokenizer.unk_token
+        self.mask_token, self._pad = tokenizer.mask_token or tokenizer.unk_token, int(tokenizer.pad_token_id)
         return tokenizer.backend_tokenizer
-
-    @property
-    def pad(self) -> int:
-        assert self.backend is not None
-        return int(self._tokenizer.pad_token_id)
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> Tokens:
         assert self.backend is not None  # which says whether the network is told of types

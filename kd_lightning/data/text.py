@@ -101,6 +101,7 @@ class TextDataModule(_SentenceDataModule):
         self._raw: dict[str, Texts] = {}
         self._sentences: dict[str, Sentences] = {}
         self._sources: dict[str, TextSource] = {}
+        self._kept_spec: dict[str, Any] | None = None
         self._learnt = False
 
     # -- what is read --------------------------------------------------------------------------------------------------
@@ -135,17 +136,44 @@ class TextDataModule(_SentenceDataModule):
         self.learn()
         if split not in self._sentences:
             augment = self.augment if split == "train" else None
+            if augment is not None:
+                augment.learn(self.raw(split).texts)
             self._sentences[split] = Sentences(split, self.raw(split), augment, self.augmentation_seed)
         return self._sentences[split]
 
     def learn(self) -> None:
-        """Vocabularies and parts of speech come from the training sentences alone."""
+        """Vocabularies come from the training sentences alone, or with a checkpoint."""
         if not self._learnt:
             self._learnt = True
-            texts = self.raw("train").texts
-            for learner in (self.tokenizer, self.teacher_tokenizer, self.augment):
-                if learner is not None:
-                    learner.learn(texts)
+            for tokenizer in self._tokenizers().values():
+                if not tokenizer.known:
+                    tokenizer.learn(self.raw("train").texts)
+
+    def _tokenizers(self) -> dict[str, Tokenizer]:
+        both = {"tokenizer": self.tokenizer, "teacher_tokenizer": self.teacher_tokenizer}
+        return {name: tokenizer for name, tokenizer in both.items() if tokenizer is not None}
+
+    def keep(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the data, in builtins: what its network's inputs and outputs mean."""
+        self.learn()
+        return {"labels": self.class_labels, **{name: tokenizer.keep() for name, tokenizer in self._tokenizers().items()}}
+
+    def restore(self, kept: dict[str, Any], spec: dict[str, Any]) -> None:
+        """Read as the data did that a checkpoint was made with; its training file need not be there.
+
+        Args:
+            kept: what `keep` gave.
+            spec: what that data's `spec` was.
+
+        Raises:
+            UserError: where the tokenizers are of another kind.
+        """
+        for name, tokenizer in self._tokenizers().items():
+            if name in kept:
+                tokenizer.restore(kept[name])
+        self.labels = self.labels or list(kept["labels"])
+        if not (self.root / str(self.files["train"])).is_file():
+            self._kept_spec = spec
 
     # -- what is served ------------------------------------------------------------------------------------------------
 
@@ -192,6 +220,8 @@ class TextDataModule(_SentenceDataModule):
     @property
     def spec(self) -> dict[str, Any]:
         """What networks, teachers and checkpoints need to know of the data, in builtins."""
+        if self._kept_spec is not None:
+            return dict(self._kept_spec)
         found: dict[str, Any] = {
             "data": self.name,
             "input_shape": [BLANK_TOKENS],

@@ -119,10 +119,24 @@ def read_table(path: Path, text: Column, label: Column | None, second: Column | 
 
 
 def read_labels(path: Path, label: Column) -> list[str]:
-    """The distinct labels of a file, in alphabetical order."""
+    """The distinct labels of a file, in alphabetical order.
+
+    Raises:
+        UserError: where there are none, or where the first line looks like a heading and the column is not named.
+    """
     rows = read_rows(path)
     (at,) = _positions(path, next(rows)[1] if isinstance(label, str) else [], [label])
-    return sorted({fields[at].strip() for _, fields in rows if at < len(fields)} - {""})
+    found = [fields[at].strip() for _, fields in rows if at < len(fields)]
+    classes = sorted({*found} - {""})
+    if not classes:
+        raise UserError(f"{path}: no sample has a label in column {label!r}; is it another column (data.label)?")
+    rarest = min((found.count(name) for name in classes if name != found[0]), default=0)
+    if isinstance(label, int) and len(classes) > 2 and rarest > found.count(found[0]) == 1:
+        raise UserError(
+            f"{path}: the first line looks like a heading, for its label {found[0]!r} stands nowhere else; name the columns "
+            "(data.text and data.label), or name all classes in data.labels"
+        )
+    return classes
 
 
 def read_sentences(path: Path, pairs: bool) -> Texts:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kd_lightning.checkpoints import KEY, read_file
 from kd_lightning.errors import UserError
 from kd_lightning.hub import vocabulary_sha256
 
@@ -87,21 +88,57 @@ class Tokens:
 class Tokenizer:
     """Base of the tokenizers. What it takes from the training sentences it takes in `learn`; then `encode` is a function.
 
+    A checkpoint keeps the vocabulary that its network reads, and what is run with the checkpoint takes it from there.
+
     Args:
         max_length: tokens of a sample, those that the tokenizer adds included; longer samples are cut and counted.
+        checkpoint: of a network that reads the tokens; its vocabulary is taken instead of one from the training sentences.
     """
 
     typed: bool = False
     """Whether the network is told which of a pair's texts a token belongs to."""
 
-    def __init__(self, max_length: int = 128) -> None:
+    known: bool = False
+    """Whether there is a vocabulary already: nothing is then learnt."""
+
+    def __init__(self, max_length: int = 128, checkpoint: str | None = None) -> None:
         if max_length < 4:
             raise UserError(f"{type(self).__name__}: max_length must be at least 4, got {max_length}")
         self.max_length = max_length
         self._arguments = {n: getattr(self, n) for n in inspect.signature(type(self)).parameters if hasattr(self, n)}
+        if checkpoint is not None:
+            ours = read_file(checkpoint, "the tokenizer's checkpoint").get(KEY) or {}
+            if (kept := (ours.get("data") or {}).get("tokenizer")) is None:
+                raise UserError(f"the tokenizer's checkpoint {checkpoint} keeps no vocabulary; is its network one for text?")
+            self.restore(kept)
 
     def learn(self, texts: Sequence[tuple[str, ...]]) -> None:
-        """Take the vocabulary from the training sentences; nothing where it is given."""
+        """Take the vocabulary from the training sentences, where it is not known."""
+        if not self.known:
+            self._learn(texts)
+
+    def _learn(self, texts: Sequence[tuple[str, ...]]) -> None:
+        raise NotImplementedError
+
+    def keep(self) -> dict[str, Any]:
+        """What `restore` needs to encode as this tokenizer does, in builtins."""
+        return {"name": type(self).__name__, **self._keep()}
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Encode as the tokenizer did that `kept` is of; UserError where it was of another kind."""
+        if kept["name"] != type(self).__name__:
+            raise UserError(
+                f"the checkpoint's network reads the tokens of a {kept['name']}, the data has a {type(self).__name__}; "
+                "give the checkpoint with its own config"
+            )
+        self._restore(kept)
+        self.known = True
+
+    def _keep(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _restore(self, kept: Mapping[str, Any]) -> None:
+        raise NotImplementedError
 
     @property
     def vocabulary(self) -> Mapping[str, int]:
@@ -136,21 +173,28 @@ class WordTokenizer(Tokenizer):
     Args:
         min_count: rarer words are unknown.
         max_length: words of a sample, over both texts of a pair; longer samples are cut and counted.
+        checkpoint: see Tokenizer.
     """
 
     special = ("[PAD]", "[UNK]", "[SEP]")
 
-    def __init__(self, min_count: int = 1, max_length: int = 128) -> None:
+    def __init__(self, min_count: int = 1, max_length: int = 128, checkpoint: str | None = None) -> None:
         if min_count < 1:
             raise UserError(f"WordTokenizer: min_count must be at least 1, got {min_count}")
         self.min_count = min_count
-        super().__init__(max_length)
         self._numbers: dict[str, int] = {}
+        super().__init__(max_length, checkpoint)
 
-    def learn(self, texts: Sequence[tuple[str, ...]]) -> None:
+    def _learn(self, texts: Sequence[tuple[str, ...]]) -> None:
         counts = Counter(word for sample in texts for text in sample for word in words(text))
         kept = sorted((word for word, count in counts.items() if count >= self.min_count), key=lambda w: (-counts[w], w))
         self._numbers = {word: number for number, word in enumerate([*self.special, *kept])}
+
+    def _keep(self) -> dict[str, Any]:
+        return {"words": list(self._numbers)}
+
+    def _restore(self, kept: Mapping[str, Any]) -> None:
+        self._numbers = {word: number for number, word in enumerate(kept["words"])}
 
     @property
     def vocabulary(self) -> Mapping[str, int]:

@@ -123,19 +123,21 @@ def planned(datamodule: Any, views: int) -> dict[str, tuple[list[Any], int]]:
     return tables
 
 
-def _batches(sources: list[Any], view: int, start: int, stop: int, size: int) -> Iterator[tuple[Batch, int]]:
-    """Rows `start` to `stop` of the joined sources in batches of exactly `size`, and how many rows of each count.
+def _batches(sources: list[Any], view: int, start: int, stop: int, size: int) -> Iterator[tuple[Batch, Tensor]]:
+    """Rows `start` to `stop` of the joined sources in batches of exactly `size`, and where those that count stand from `start`.
 
     A batch at the end of a source is filled up with that source's first samples: the kernels that a batch meets, and so the
-    last bits of its outputs, depend on its shape.
+    last bits of its outputs, depend on its shape. Samples that have a length come in its order, so that little is padded.
     """
     first = 0
     for source in sources:
-        last = first + len(source)
-        for begin in range(max(start, first), min(stop, last), size):
-            rows = (torch.arange(begin, begin + size) - first) % len(source)
-            yield source.batch(rows, view), min(begin + size, stop, last) - begin
-        first = last
+        rows = torch.arange(max(start - first, 0), min(stop - first, len(source)))
+        if len(rows) and callable(lengths := getattr(source, "lengths", None)):
+            rows = rows[torch.argsort(lengths(view)[rows], stable=True)]
+        for own in rows.split(size) if len(rows) else ():
+            spare = torch.arange(size - len(own)) % len(source)
+            yield source.batch(torch.cat([own, spare]), view), own + (first - start)
+        first += len(source)
 
 
 def _rows(sources: list[Any]) -> np.ndarray[Any, Any]:
@@ -192,8 +194,11 @@ def cache_teacher(
         for name, ranges in todo.items():
             for number, start, stop in ranges:
                 parts: list[dict[str, Tensor]] = []
-                for batch, count in _batches(*tables[name], start, stop, size):
-                    parts.append({n: t[:count] for n, t in codec.encode(teacher(batch.to(device))).items()})
-                    advance(count)
-                writer.put(name, number, {n: torch.cat([p[n] for p in parts]).numpy() for n in parts[0]})
+                places: list[Tensor] = []
+                for batch, place in _batches(*tables[name], start, stop, size):
+                    parts.append({n: t[: len(place)] for n, t in codec.encode(teacher(batch.to(device))).items()})
+                    places.append(place)
+                    advance(len(place))
+                order = torch.argsort(torch.cat(places))
+                writer.put(name, number, {n: torch.cat([p[n] for p in parts])[order].numpy() for n in parts[0]})
     return writer.manifest.folder
