@@ -16,6 +16,8 @@ class _BackendTokenizer(Tokenizer):
     mask_token: str
     _backend: Any = None
     _pad: int = 0
+    _longest: int = 2**30
+    _kept = ("mask_token", "typed", "_pad", "_longest")
 
     def _load(self) -> Any:
         raise NotImplementedError
@@ -27,6 +29,7 @@ class _BackendTokenizer(Tokenizer):
         return self._backend
 
     def _use(self, backend: Any) -> None:
+        self.max_length = min(self.max_length, self._longest)
         backend.no_padding()
         backend.enable_truncation(self.max_length)
         self._backend = backend
@@ -37,11 +40,10 @@ class _BackendTokenizer(Tokenizer):
         return self._pad
 
     def _keep(self) -> dict[str, Any]:
-        backend, names = self.backend, ("mask_token", "typed", "_pad")
-        return {"backend": backend.to_str(), **{name: getattr(self, name) for name in names}}
+        return {"backend": self.backend.to_str(), **{name: getattr(self, name) for name in self._kept}}
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
-        for name in ("mask_token", "typed", "_pad"):
+        for name in self._kept:
             setattr(self, name, kept[name])
         self._use(library("tokenizers").Tokenizer.from_str(kept["backend"]))
 
@@ -123,7 +125,7 @@ class PretrainedTokenizer(_BackendTokenizer):
 
     def _load(self) -> Any:
         tokenizer = pretrained_tokenizer(self.name)
-        self.max_length = min(self.max_length, tokenizer.model_max_length)
+        self._longest = min(tokenizer.model_max_length, self._longest)
         self.typed = "token_type_ids" in tokenizer.model_input_names
         if tokenizer.pad_token_id is None:
             raise UserError(f"the tokenizer {self.name} has no padding token; take an encoder's, such as bert-base-uncased")

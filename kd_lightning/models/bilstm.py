@@ -62,6 +62,10 @@ class BiLSTMClassifier(nn.Module):
         self.hidden = nn.Sequential(nn.Linear(2 * hidden, head), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Linear(head, num_classes)
 
+    def without_files(self) -> dict[str, Any]:
+        """Arguments that make this network, but for its weights, where the file that it started from is not at hand."""
+        return {"vectors": None}
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         mask = attention_mask.bool()
         last = attention_mask.sum(1, keepdim=True) - 1

@@ -60,6 +60,10 @@ class TextCNN(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(filters * len(widths), num_classes)
 
+    def without_files(self) -> dict[str, Any]:
+        """Arguments that make this network, but for its weights, where the file that it started from is not at hand."""
+        return {"vectors": None}
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         words = (self.embedding(input_ids) * attention_mask[..., None]).transpose(1, 2)
         pooled = []

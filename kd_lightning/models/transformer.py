@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from kd_lightning.checkpoints import network_weights, read_file
@@ -32,8 +33,7 @@ class TransformerClassifier(nn.Module):
         head: units of a hidden layer with ReLU between the encoder and the classes; `None`: none.
         dropout: before each layer of the head.
         copy_from: checkpoint of a TransformerClassifier of the same width with more layers, whose embeddings and every
-            k-th layer are where this one starts (Sanh et al. 2019, section 3). It is needed when training starts, not when
-            a checkpoint is loaded.
+            k-th layer are where this one starts (Sanh et al. 2019, section 3).
         copy_layers: which layers to copy, from 0; evenly spread, the last among them, where left out.
         num_classes: K, filled in from the data under `kd`.
         spec: filled in from the data under `kd`.
@@ -68,20 +68,26 @@ class TransformerClassifier(nn.Module):
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # weights without a use, which several processes would wait for
         config = self.encoder.config
-        known = [tokens, (spec or {}).get("teacher_vocabulary", tokens)]
-        _check_tokens(pretrained, config, known)
+        _check_tokens(pretrained, self.encoder, tokens)
         self.typed = int(getattr(config, "type_vocab_size", 0)) > 1
         width, layers = int(config.hidden_size), encoder_layers(self.encoder)
         inner = [nn.Dropout(dropout), nn.Linear(width, head), nn.ReLU()] if head is not None else []
         self.head = nn.Sequential(*inner, nn.Dropout(dropout), nn.Linear(width if head is None else head, num_classes))
-        self.states = nn.ModuleList(nn.Identity() for _ in range(len(layers) + 1))
+        self.states = nn.ModuleList(nn.Identity() for _ in range(int(config.num_hidden_layers) + 1))
         self.scores = nn.ModuleList(nn.Identity() for _ in range(len(layers) + 1))
         tap_scores(self.encoder, layers, self.scores[1:])
+        if not len(layers) and (trainable_layers is not None or copy_from is not None):
+            raise UserError(f"{type(self.encoder).__name__} has no list of its layers; it cannot be frozen or copied by layer")
         if trainable_layers is not None:
             self._freeze_but(layers, trainable_layers)
-        self._missing: str | None = None
         if copy_from is not None:
             self._copy(Path(copy_from).expanduser(), copy_layers, layers)
+
+    def without_files(self) -> dict[str, Any]:
+        """Arguments that make this network, but for its weights, where the files that it started from are not at hand."""
+        told = self.encoder.config.to_dict()
+        architecture = {k: v for k, v in told.items() if k not in ("transformers_version", "architectures", "dtype")}
+        return {"pretrained": None, "architecture": architecture, "copy_from": None, "copy_layers": None}
 
     def _freeze_but(self, layers: nn.ModuleList, count: int) -> None:
         if not 0 <= count <= len(layers):
@@ -90,10 +96,6 @@ class TransformerClassifier(nn.Module):
         layers[len(layers) - count :].requires_grad_(True)
 
     def _copy(self, path: Path, chosen: list[int] | None, layers: nn.ModuleList) -> None:
-        if not path.is_file():  # a checkpoint of this network may be loaded without it; training may not start
-            self._missing = f"copy_from: there is no file {path}; it is where the student's layers come from"
-            self.register_load_state_dict_post_hook(_found)  # type: ignore[no-untyped-call]
-            return
         own: dict[str, Tensor] = self.encoder.state_dict()
         theirs = {k.removeprefix("encoder."): v for k, v in network_weights(read_file(path, "copy_from")).items()}
         prefix = next(name for name, module in self.encoder.named_modules() if module is layers)
@@ -112,8 +114,6 @@ class TransformerClassifier(nn.Module):
             tensor.copy_(theirs[source])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        if self._missing is not None and self.training:
-            raise UserError(self._missing)
         typed = {"token_type_ids": token_type_ids} if self.typed and token_type_ids is not None else {}
         wanted = any(tap._forward_hooks for tap in self.states)
         found = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=wanted, **typed)
@@ -121,10 +121,6 @@ class TransformerClassifier(nn.Module):
             tap(state)
         logits: Tensor = self.head(found.last_hidden_state[:, 0])
         return logits
-
-
-def _found(network: nn.Module, *_: Any) -> None:
-    cast(TransformerClassifier, network)._missing = None
 
 
 def _make(architecture: dict[str, Any], tokens: dict[str, Any]) -> Any:
@@ -144,35 +140,41 @@ def _make(architecture: dict[str, Any], tokens: dict[str, Any]) -> Any:
 
 def _load(name: str) -> Any:
     """An encoder with the weights of a folder or the hub; UserError where some of its weights are not there."""
-    encoder, loaded = from_pretrained("AutoModel", name, use_safetensors=True, output_loading_info=True)
+    # Weights that are kept in half precision are trained in single precision all the same.
+    options = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
+    encoder, loaded = from_pretrained("AutoModel", name, **options)
     # A pooler is not used: models that were trained without one lack it.
     if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
         raise UserError(f"{name} holds no {missing[0]!r} for {type(encoder).__name__}; is it an encoder's folder?")
     return encoder
 
 
-def _check_tokens(pretrained: str | None, config: Any, known: list[dict[str, Any]]) -> None:
+def _check_tokens(pretrained: str | None, encoder: Any, tokens: dict[str, Any]) -> None:
     """Whether the tokenizer's numbers are those that the encoder was trained with, as far as that can be known."""
-    sizes = [tokens for tokens in known if tokens]
-    if not sizes:
+    if not tokens:
         return
-    limit = int(getattr(config, "max_position_embeddings", 0))
-    if limit and all(tokens["max_length"] > limit for tokens in sizes):
+    config = encoder.config
+    places = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    # RoBERTa and its kin count places from behind their padding's number.
+    padding: int | None = getattr(places, "padding_idx", None)
+    first = 0 if padding is None else padding + 1
+    limit = int(getattr(config, "max_position_embeddings", 0)) - first
+    if 0 < limit < tokens["max_length"]:
         raise UserError(
-            f"the encoder reads up to {limit} tokens, the tokenizer gives up to {sizes[0]['max_length']}; set its max_length"
+            f"the encoder reads up to {limit} tokens, the tokenizer gives up to {tokens['max_length']}; set its max_length"
         )
-    where = pretrained or "the architecture"
-    if all(tokens["size"] > config.vocab_size for tokens in sizes):
+    if tokens["size"] > config.vocab_size:
         raise UserError(
-            f"the tokenizer knows {sizes[0]['size']:,} tokens and the encoder {where} {config.vocab_size:,}: they are of "
-            "different vocabularies; use the encoder's own, kd_lightning.data.PretrainedTokenizer with the same name"
+            f"the tokenizer knows {tokens['size']:,} tokens and the encoder {pretrained or 'of the architecture'} "
+            f"{config.vocab_size:,}: they are of different vocabularies; use the encoder's own, "
+            "kd_lightning.data.PretrainedTokenizer with the same name"
         )
     if pretrained is not None:
         try:
             own = vocabulary_sha256(pretrained_tokenizer(pretrained).get_vocab())
         except UserError:
             return  # a folder without a tokenizer: its vocabulary is not known
-        if all(tokens["sha256"] != own for tokens in sizes):
+        if tokens["sha256"] != own:
             raise UserError(
                 f"the tokenizer has another vocabulary than the encoder {pretrained}; use the encoder's own, "
                 "kd_lightning.data.PretrainedTokenizer with the same name"
@@ -180,9 +182,7 @@ def _check_tokens(pretrained: str | None, config: Any, known: list[dict[str, Any
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
-    """The list of an encoder's layers; UserError where it has none that can be found."""
+    """The list of an encoder's layers; an empty one where there is none, as in ALBERT, whose layers are one."""
     count = int(getattr(encoder.config, "num_hidden_layers", 0))
-    for module in encoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise UserError(f"{type(encoder).__name__} has no list of {count} layers; it cannot be frozen, copied or tapped by layer")
+    lists = (module for module in encoder.modules() if isinstance(module, nn.ModuleList))
+    return next((module for module in lists if len(module) == count), nn.ModuleList())

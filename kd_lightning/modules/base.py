@@ -11,7 +11,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import KEY, load_weights, network_weights, read_file, specialist_weights
+from kd_lightning.checkpoints import KEY, check_vocabulary, load_weights, network_weights, read_file, specialist_weights
 from kd_lightning.data.blank import blank_inputs
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
@@ -109,6 +109,7 @@ class BaseModule(pl.LightningModule):
             if self.init_from is not None:
                 content = read_file(self.init_from, "init_from")
                 theirs, what = (content.get(KEY) or {}).get("spec"), f"init_from {self.init_from}"
+                check_vocabulary(what, theirs, self.spec or {}, (self.spec or {}).get("vocabulary"))
                 weights = specialist_weights(self.net, network_weights(content), theirs, self.spec or {}, what)
                 load_weights(self.net, weights, what)
             self._build_losses(datamodule)
@@ -299,11 +300,19 @@ class BaseModule(pl.LightningModule):
         return []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        config = self.hparams.get(self.role)
+        network, described = self.net, plain(self.hparams.get(self.role))
+        keep = getattr(getattr(self._trainer, "datamodule", None), "keep", None)
+        # What it takes to make the network again, and to read what it reads, with none of the files that it came from.
+        without = cast(Any, getattr(network, "without_files", None))
+        alone = plain(without()) if callable(without) else {}
+        if described is not None and alone:
+            described["init_args"] = {**(described.get("init_args") or {}), **alone}
         checkpoint[KEY] = {
             "role": self.role,
-            "network": plain(config) if config is not None else None,
+            "network": described,
+            "without_files": alone,
             "spec": self.spec,
+            "data": keep() if callable(keep) else None,
             "teacher": self.provenance(),
         }
 

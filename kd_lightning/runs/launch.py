@@ -51,6 +51,12 @@ class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal; the message says how to go on."""
 
 
+def teacher_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The data as its teacher sees it, which may read other tokens than its student."""
+    own = {name.removeprefix("teacher_"): value for name, value in spec.items() if name.startswith("teacher_")}
+    return {**spec, **own}
+
+
 def fill_from_spec(node: Any, spec: Mapping[str, Any]) -> None:
     """Set class counts and input shapes, wherever a class in the config takes them, to those of the data."""
     if isinstance(node, Namespace | dict):
@@ -61,7 +67,7 @@ def fill_from_spec(node: Any, spec: Mapping[str, Any]) -> None:
                 arguments[name] = dict(spec) if name == "spec" else spec[name]
         for key, value in items.items():
             if key != "spec":
-                fill_from_spec(value, spec)
+                fill_from_spec(value, teacher_spec(spec) if key == "teacher" else spec)
     elif isinstance(node, list):
         for item in node:
             fill_from_spec(item, spec)
@@ -115,12 +121,23 @@ class Launcher(LightningCLI):
         torch.set_float32_matmul_precision(config.matmul_precision)
         build = getattr(parser, "instantiate", parser.instantiate_classes)
         self.datamodule = build(Namespace(data=config.data)).data
+        self.content = read_file(self.checkpoint, "--ckpt_path") if self.checkpoint else {}
+        self._take_from(self.content.get(KEY) or {}, config.model)
         fill_from_spec(config.model, self.datamodule.spec)
         self.config_dump = self.dump()  # where the modules' hyper-parameters come from
         torch.manual_seed(config.seed_everything)  # the student's first weights depend on the seed alone
         self.model = build(Namespace(model=config.model)).model
         self.config_init = Namespace({self.command: build(Namespace(trainer=config.trainer, run=config.run))})
         self.options: RunOptions = self.config_init[self.command].run
+
+    def _take_from(self, ours: Mapping[str, Any], model: Namespace) -> None:
+        """What a checkpoint keeps of its network and its data stands in for the files that both once came from."""
+        network = model.init_args.get(ours.get("role") or "") or {}
+        if ours.get("without_files") and network.get("class_path") == ours["network"]["class_path"]:
+            for name, value in ours["without_files"].items():
+                network["init_args"][name] = value
+        if ours.get("data") and callable(restore := getattr(self.datamodule, "restore", None)):
+            restore(ours["data"], ours["spec"])
 
     def dump(self) -> dict[str, Any]:
         """The resolved config in builtins."""
@@ -144,6 +161,8 @@ class Launcher(LightningCLI):
     def check(self) -> dict[str, Any]:
         """Everything that can be wrong and can be known before a folder is made; returns the checkpoint's content."""
         self.model.attach(self.datamodule, self.command)
+        if self.command == "predict":
+            self.datamodule.predict_dataloader()  # which reads what it is to predict
         if self.command == "fit":
             self.model.check_optimizer()
         if self.options.test == "best" and not self.has_validation:
@@ -152,7 +171,7 @@ class Launcher(LightningCLI):
             if self.command != "fit":
                 raise UserError(f"kd {self.command} needs trained weights; give --ckpt_path=RUN/checkpoints/last.ckpt")
             return {}
-        content = read_file(self.checkpoint, "--ckpt_path")
+        content = self.content
         if KEY not in content or content[KEY]["role"] != self.model.role:
             raise UserError(
                 f"--ckpt_path: {self.checkpoint} is not a checkpoint of a {type(self.model).__name__}; give one with its config"

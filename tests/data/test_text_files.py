@@ -71,6 +71,17 @@ def test_a_missing_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
         read(tmp_path / "none.tsv")
 
 
+def test_a_heading_over_numbered_columns_is_no_class(tmp_path: Path) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text("text\tlabel\n" + "fine\tgood\nbad\tpoor\n" * 2)
+    with pytest.raises(UserError, match="the first line looks like a heading, for its label 'label' stands nowhere else"):
+        read_labels(path, 1)
+    assert read_labels(path, "label") == ["good", "poor"]
+    path.write_text("text\tlabel\nfine\t\n")
+    with pytest.raises(UserError, match="no sample has a label in column 'label'"):
+        read_labels(path, "label")
+
+
 def test_raw_sentences(tmp_path: Path) -> None:
     # A comma or a quotation mark splits nothing, whatever the file is called.
     single = write(tmp_path, 'one, "two"\n\n three\t3 \n', "raw.csv")

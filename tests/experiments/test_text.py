@@ -23,7 +23,7 @@ STUDENTS = ("student-alone", "distilled", "distilled, synthetic sentences")
     ("name", "runs", "chosen"),
     [
         ("tang2019/sst2", ["transformer", "bilstm", "textcnn", *STUDENTS], {}),
-        ("tang2019/sst2-selection", ["cache", "distilled max_lr=0.003 dropout=0.5"], {}),
+        ("tang2019/sst2-selection", ["cache", "distilled max_lr=0.002 dropout=0.5"], {}),
         ("tang2019/sst2-bert", ["teacher", *STUDENTS], {"teacher": "some-model"}),
         ("sanh2019/sst2", ["teacher", "student-alone", "distilled", "tinybert", "pkd"], {}),
     ],

@@ -15,6 +15,8 @@ from kd_lightning.data import PretrainedTokenizer, SST2DataModule, WordTokenizer
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.models import TransformerClassifier
+from kd_lightning.modules.base import plain
+from kd_lightning.runs.launch import teacher_spec
 from tests.sentences import save_bert, write_sst2
 
 transformers = pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
@@ -123,18 +125,35 @@ def test_every_second_layer_is_copied(tmp_path: Path) -> None:
     assert torch.equal(chosen.encoder.state_dict()[f"encoder.layer.0.{key}"], theirs[f"encoder.layer.2.{key}"])
 
 
-def test_what_was_copied_is_not_needed_to_load(tmp_path: Path) -> None:
-    """A student's checkpoint loads without the teacher; training does not start without it."""
-    small = {**BERT, "num_hidden_layers": 2}
-    path = tmp_path / "teacher.ckpt"
-    trained = network(architecture=small, copy_from=checkpoint(network(seed=1), path)).state_dict()
-    path.unlink()
-    fresh = network(architecture=small, copy_from=str(path))
-    assert fresh.eval()(**inputs()).shape == (3, 2)
-    with pytest.raises(UserError, match=r"copy_from: there is no file .*teacher\.ckpt"):
-        fresh.train()(**inputs())
-    fresh.load_state_dict(trained)
-    fresh.train()(**inputs())
+def test_the_same_network_without_the_files_it_started_from(folder: Path) -> None:
+    trained = TransformerClassifier(str(folder), num_classes=2, head=8)
+    again = TransformerClassifier(**plain(trained.without_files()), num_classes=2, head=8)
+    again.load_state_dict(trained.state_dict())
+    ids = inputs()
+    assert torch.equal(again.eval()(**ids), trained.eval()(**ids))
+
+
+def test_weights_in_half_precision_are_trained_in_single(tmp_path: Path, root: Path) -> None:
+    folder = save_bert(tmp_path / "bert", root, tokenizer=False)
+    transformers.BertModel.from_pretrained(folder).half().save_pretrained(folder)
+    net = TransformerClassifier(str(folder), num_classes=2)
+    assert {p.dtype for p in net.parameters()} == {torch.float32}
+
+
+def test_an_encoder_whose_layers_are_one(folder: Path) -> None:
+    albert = {**BERT, "model_type": "albert", "embedding_size": 8}
+    assert network(architecture=albert)(**inputs()).shape == (3, 2)
+    with pytest.raises(UserError, match="AlbertModel has no list of its layers"):
+        network(architecture=albert, trainable_layers=1)
+
+
+def test_roberta_counts_places_from_behind_its_padding() -> None:
+    roberta = {**BERT, "model_type": "roberta", "pad_token_id": 1, "max_position_embeddings": 34}
+    spec: dict[str, Any] = {"vocabulary": {"size": 30, "pad": 1, "max_length": 32, "sha256": "0"}}
+    network(architecture=roberta, spec=spec)
+    spec["vocabulary"]["max_length"] = 33
+    with pytest.raises(UserError, match="the encoder reads up to 32 tokens, the tokenizer gives up to 33"):
+        network(architecture=roberta, spec=spec)
 
 
 def test_a_folder_s_weights_are_read(folder: Path) -> None:
@@ -151,8 +170,11 @@ def test_a_folder_s_weights_are_read(folder: Path) -> None:
 def test_the_tokenizer_of_the_folder_fits_and_others_do_not(folder: Path, root: Path) -> None:
     own = SST2DataModule(str(root), tokenizer=PretrainedTokenizer(str(folder))).spec
     assert TransformerClassifier(str(folder), num_classes=2, spec=own).typed
-    as_teacher = SST2DataModule(str(root), teacher_tokenizer=PretrainedTokenizer(str(folder))).spec
-    TransformerClassifier(str(folder), num_classes=2, spec=as_teacher)
+    both = {"tokenizer": WordTokenizer(max_length=32), "teacher_tokenizer": PretrainedTokenizer(str(folder))}
+    as_teacher = SST2DataModule(str(root), **both).spec
+    TransformerClassifier(str(folder), num_classes=2, spec=teacher_spec(as_teacher))
+    with pytest.raises(UserError, match="another vocabulary"):  # the student's words are not the encoder's
+        TransformerClassifier(str(folder), num_classes=2, spec=as_teacher)
     words = SST2DataModule(str(root), tokenizer=WordTokenizer(max_length=32)).spec
     with pytest.raises(UserError, match=r"the tokenizer has another vocabulary than the encoder .*PretrainedTokenizer"):
         TransformerClassifier(str(folder), num_classes=2, spec=words)

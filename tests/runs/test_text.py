@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from kd_lightning.cli import main
-from kd_lightning.data import SST2DataModule
+from kd_lightning.data import SST2DataModule, WordTokenizer
 from kd_lightning.models import BiLSTMClassifier
 from kd_lightning.runs.launch import RunResult, launch
 from kd_lightning.runs.wandb import log_test
@@ -131,6 +131,59 @@ def test_raw_sentences_in_labels_and_probabilities_out(
             assert math.isclose(negative + positive, 1, abs_tol=2e-6)
             assert label == ("positive" if positive > negative else "negative")
     assert capsys.readouterr().err == ""
+
+
+def test_checkpoints_stand_alone(root: Path, tmp_path: Path) -> None:
+    """Neither the pretrained folder, nor the training sentences, nor the teacher are needed to predict."""
+    there = write_sst2(tmp_path / "data", train=40)
+    folder = save_bert(tmp_path / "bert", there)
+    own = [f"--model.network.pretrained={folder}", f"--data.tokenizer.name={folder}"]
+    tuned = fit(there, tmp_path / "tuned", ["teachers/sst2_bert.yaml"], *own)
+    student = distilled(tuned, there, folder, tmp_path / "student", "--run.test=last")
+    (tmp_path / "raw.txt").write_text("A brilliant, warm film!\n")
+
+    def predicted(run: RunResult, out: str, *data: str) -> str:
+        raw = f"--data.predict_file={tmp_path / 'raw.txt'}"
+        assert main(["predict", f"--ckpt_path={last(run)}", raw, f"--run.dir={tmp_path / out}", *data]) == 0
+        return (tmp_path / out / "predictions.tsv").read_text()
+
+    before = [predicted(run, f"before-{at}") for at, run in enumerate((tuned, student))]
+    for path in (there / "SST2" / "train.tsv", there / "SST2" / "dev.tsv", *folder.iterdir()):
+        path.unlink()
+    folder.rmdir()
+    nowhere = f"--data.root={tmp_path / 'nowhere'}"
+    assert [predicted(run, f"after-{at}", nowhere) for at, run in enumerate((tuned, student))] == before
+    again = launch(["test", f"--ckpt_path={last(student)}", f"--run.dir={tmp_path / 'test'}"])  # test.tsv is there still
+    assert again.metrics["test_errors"] == student.metrics["test_errors"]
+    # The tokens are those of the checkpoint where other sentences lie in the training file.
+    (there / "SST2" / "train.tsv").write_text("other words\t0\nstand here\t1\n")
+    (there / "SST2" / "dev.tsv").write_text("other words\t0\n")
+    again = launch(["test", f"--ckpt_path={last(student)}", f"--run.dir={tmp_path / 'other'}"])
+    assert again.metrics["test_errors"] == student.metrics["test_errors"]
+
+
+def test_a_tokenizer_takes_the_vocabulary_of_a_checkpoint(root: Path, tmp_path: Path) -> None:
+    """Fine-tuning on other sentences: the numbers must go on to stand for the same words."""
+    small = ["--model.network.embedding=8", "--model.network.filters=4", "--data.tokenizer.size=300"]
+    first = fit(root, tmp_path / "first", ["teachers/sst2_textcnn.yaml"], *small)
+    other = write_sst2(tmp_path / "data", train=20)
+    (other / "SST2" / "train.tsv").write_text("a quite different corpus\t1\nof other letters , xyz\t0\n")
+    configs, own = ["teachers/sst2_textcnn.yaml"], [*small, f"--model.init_from={last(first)}"]
+    said = complaint(lambda: fit(other, tmp_path / "no", configs, *own))
+    assert f"init_from {last(first)} reads 300 tokens" in said
+    assert "argument `checkpoint`" in said
+    second = fit(other, tmp_path / "second", configs, *own, f"--data.tokenizer.checkpoint={last(first)}")
+    vocabularies = [(run.module.spec or {})["vocabulary"] for run in (first, second)]
+    assert vocabularies[0] == vocabularies[1]
+    said = complaint(lambda: SST2DataModule(str(root), tokenizer=WordTokenizer(checkpoint=str(last(first)))))
+    assert "reads the tokens of a SubwordTokenizer, the data has a WordTokenizer" in said
+
+
+def test_a_missing_file_to_predict_leaves_no_folder(teacher: RunResult, tmp_path: Path) -> None:
+    wanted = [f"--data.predict_file={tmp_path / 'none.txt'}", f"--run.dir={tmp_path / 'out'}"]
+    said = complaint(lambda: launch(["predict", f"--ckpt_path={last(teacher)}", *wanted]))
+    assert "there is no file" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> None:
