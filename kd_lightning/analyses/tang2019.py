@@ -46,12 +46,38 @@ def best_validation(runs: Runs, output: Path) -> list[Row]:
     return found
 
 
-def throughput(runs: Runs, output: Path, names: list[str], batch_size: int = 64, repeats: int = 3) -> list[Row]:
+def throughput(
+    runs: Runs,
+    output: Path,
+    names: list[str],
+    together: dict[str, list[str]] | None = None,
+    batch_size: int = 64,
+    repeats: int = 3,
+) -> list[Row]:
     """Test sentences that each run's network classifies a second, in padded batches of similar length, on the CPU.
 
-    Tokenizing is not part of it. The median of some passes over the test set, after one to warm up.
+    Tokenizing is not part of it. The median of some passes over the test set, after one to warm up. Of ensembles also the
+    parameters of all members.
+
+    Args:
+        runs: the finished runs.
+        output: folder of the results.
+        names: runs.
+        together: ensemble -> its members, each of which classifies every sentence.
+        batch_size: sentences a batch.
+        repeats: passes.
     """
-    return [Row(name, "sentences_per_second", [_speed(runs[name][0], batch_size, repeats)]) for name in names]
+    speeds = {name: _speed(runs[name][0], batch_size, repeats) for name in names}
+    speeds |= {name: 1 / sum(1 / speeds[member] for member in members) for name, members in (together or {}).items()}
+    sizes = {name: sum(_parameters(runs[member][0]) for member in members) for name, members in (together or {}).items()}
+    return [
+        *(Row(name, "sentences_per_second", [speed]) for name, speed in speeds.items()),
+        *(Row(name, "parameters", [float(size)]) for name, size in sizes.items()),
+    ]
+
+
+def _parameters(run: Finished) -> int:
+    return sum(p.numel() for p in run.network().parameters())
 
 
 def _speed(run: Finished, batch_size: int, repeats: int) -> float:

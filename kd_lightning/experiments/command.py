@@ -33,7 +33,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="cut down to minutes, to see it work; not the published numbers")
     made.add_argument("--workers", type=int, default=1, help="runs side by side, each with its share of the threads")
     made.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the experiment, such as digit=7"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the experiment, such as digit=7; also written --digit 7",
     )
     made.add_argument("--wandb", choices=("online", "offline"), help="log all runs there, in one group")
     made.add_argument("--seeds", type=int, help="how many seeds, from 0")
@@ -44,7 +48,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> None:
-    arguments = parser().parse_args(argv)
+    arguments, more = parser().parse_known_args(argv)
+    arguments.set += _named(more)
     console = Console()
     if arguments.list:
         from kd_lightning.catalog import experiments
@@ -112,6 +117,17 @@ def reproduce(arguments: Any, console: Console) -> None:
         f"{time.monotonic() - started:.0f} s; results in {output}/results.json, results.md, summary.png",
         highlight=False,
     )
+
+
+def _named(words: list[str]) -> list[str]:
+    """`--NAME VALUE` and `--NAME=VALUE` of settings, which each experiment has of its own, as `NAME=VALUE`."""
+    found, rest = [], list(words)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or not (equals or (rest and not rest[0].startswith("--"))):
+            raise UserError(f"kd reproduce: {name!r} is not understood; kd reproduce --help shows what is")
+        found.append(f"{name.removeprefix('--')}={value if equals else rest.pop(0)}")
+    return found
 
 
 def _settings(words: list[str]) -> dict[str, Any]:

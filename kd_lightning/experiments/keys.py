@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kd_lightning.checkpoints import sha256_of
 from kd_lightning.runs.launch import parse_config
 
 _IRRELEVANT = (
@@ -49,6 +50,29 @@ def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from flat(item, f"{prefix}{at}.")
     else:
         yield prefix.rstrip("."), config
+
+
+def _by_content(name: str, value: Any) -> Any:
+    """For the path of a file, or of a folder of a pretrained model, its content: what it holds decides, not where it lies.
+
+    The data's own arguments stay as they are: its samples have a checksum.
+    """
+    own = name.startswith("data.init_args.") and "." not in name.removeprefix("data.init_args.")
+    if own or not isinstance(value, str) or not value:
+        return value
+    path = Path(value).expanduser()
+    if path.is_file():
+        return f"sha256:{_sha256(path, path.stat().st_mtime_ns)}"
+    if (path / "config.json").is_file():
+        files = sorted(found for found in path.iterdir() if found.is_file())
+        sums = [f"{found.name} {_sha256(found, found.stat().st_mtime_ns)}" for found in files]
+        return f"sha256:{hashlib.sha256(' '.join(sums).encode()).hexdigest()}"
+    return value
+
+
+@cache
+def _sha256(path: Path, modified: int) -> str:
+    return sha256_of(path)
 
 
 @cache
@@ -115,7 +139,7 @@ def data_checksum(config: Mapping[str, Any]) -> str:
 def run_key(argv: list[str]) -> dict[str, Any]:
     """Everything that matters for the result of `kd` arguments, but for the seed and for the runs it needs."""
     config = parse_config(argv)
-    key = {name: value for name, value in flat(config) if is_relevant(name) and value is not None}
+    key = {name: _by_content(name, value) for name, value in flat(config) if is_relevant(name) and value is not None}
     key["run.test"] = config["run"]["test"]  # the weights that are tested: the last, or the best on validation data
     files = {path for class_path in _class_paths(config) for path in _source_files(class_path)}
     files |= {_PACKAGE / "randomness.py", _PACKAGE / "data" / "loader.py", _PACKAGE / "data" / "subsets.py"}

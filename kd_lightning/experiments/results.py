@@ -17,7 +17,7 @@ from kd_lightning.experiments.analysis import analyse, finished
 from kd_lightning.experiments.cost import measure_checkpoint
 from kd_lightning.experiments.jobs import Job, by_run
 from kd_lightning.experiments.spec import Experiment
-from kd_lightning.experiments.stats import Comparison, alike, bootstrap_examples, holm, paired
+from kd_lightning.experiments.stats import Comparison, alike, bootstrap_examples, holm, interval, paired
 from kd_lightning.runs.folder import commit, hardware, write_json
 
 COSTS = ("parameters", "flops", "file_bytes", "latency_ms_batch_1", "latency_ms_batch_256")
@@ -39,6 +39,7 @@ def _row(run: str, metric: str, values: list[float], paper: float | None, seeds:
         "paper": paper,
         "mean": statistics.fmean(values),
         "std": statistics.stdev(values) if len(values) > 1 else None,
+        "interval": interval(values),
         "n": len(values),
         "values": values,
         **({"seeds": seeds} if seeds is not None else {}),
@@ -170,12 +171,22 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     return headings, lines
 
 
+def _intervals(content: dict[str, Any]) -> str:
+    """One line with the intervals of the table's first metric."""
+    metric = content["rows"][0]["metric"]
+    scale, unit = (100, "%") if "accuracy" in metric else (1, "")
+    rows = [row for row in content["rows"] if row["metric"] == metric and row["interval"]]
+    said = (f"{row['run']} [{scale * row['interval'][0]:.4g}, {scale * row['interval'][1]:.4g}]{unit}" for row in rows)
+    return f"95% intervals of the mean {_HEADINGS.get(metric, metric)} over seeds: {'; '.join(said)}." if rows else ""
+
+
 def markdown(experiment: Experiment, content: dict[str, Any]) -> str:
     headings, lines = cells(content)
     text = [f"# {experiment.title}", "", experiment.claim.strip(), "", "| " + " | ".join(headings) + " |"]
     text += ["| " + " | ".join(["---", *["---:"] * (len(headings) - 1)]) + " |"]
     text += ["| " + " | ".join(line) + " |" for line in lines]
     text += ["", *(f"- {c['sentence']}." for c in content["comparisons"])]
+    text += ["", said] if (said := _intervals(content)) else []
     machine = content["hardware"]
     where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
     text += [

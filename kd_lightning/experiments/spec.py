@@ -75,7 +75,8 @@ class Experiment:
         paper: the paper's numbers: run -> metric -> value.
         compare: pairs of runs that are tested against each other, by `compare_metric`.
         alike: pairs of runs that are tested for being equal but for a margin in that metric (two one-sided tests).
-        settings: names that stand in the text as `${name}`, with their values; `--set NAME=VALUE` changes one.
+        settings: names that stand in the text as `${name}`, with their values; `--NAME VALUE` changes one.
+        instead: setting -> the experiment that is meant where that setting is given a value.
         quick: overrides (and `seeds`) of `--quick`, which cuts the experiment down to minutes.
         analyses: functions that read the finished runs and add rows, plots and tests; see experiments/analysis.py.
         costs: whether the table shows what each run's network costs: parameters, FLOPs, file size, latency.
@@ -97,6 +98,7 @@ class Experiment:
     compare_metric: str = "test_errors"
     alike: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    instead: dict[str, str] = field(default_factory=dict)
     quick: dict[str, Any] = field(default_factory=dict)
     analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
     note: str = ""
@@ -151,6 +153,9 @@ def load(name: str, chosen: Mapping[str, Any] | None = None) -> Experiment:
     if unknown := sorted(set(chosen or {}) - set(known)):
         raise UserError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     changed = {key: value for key, value in (chosen or {}).items() if value != known[key]}
+    for key in changed:
+        if other := (content.get("instead") or {}).get(key):
+            return load(other, chosen)
     content = {**_filled(content, {**known, **changed}), "settings": {**known, **changed}}
     for run_name, value in content["runs"].items():
         _check_keys(f"{path}: runs.{run_name}", {} if value is None else value, RUN)
@@ -160,7 +165,8 @@ def load(name: str, chosen: Mapping[str, Any] | None = None) -> Experiment:
         raise UserError(f"the experiment {path} has no {missing[0]}")
     root = shipped_root() / "experiments"
     stem = path.with_suffix("").relative_to(root).as_posix() if path.is_relative_to(root) else path.stem
-    full = "-".join([stem, *(f"{key}-{value}" for key, value in changed.items())])
+    # Of a setting that is a path, its last part: the name is that of a folder.
+    full = "-".join([stem, *(f"{key}-{str(value).rstrip('/').rpartition('/')[2]}" for key, value in changed.items())])
     experiment = Experiment(name=full, runs=runs, **content)
     names = [run.name for run in runs]
     wanted = [need.partition("@")[0] for run in runs for need in run.wanted]
@@ -217,6 +223,7 @@ EXPERIMENT: dict[str, Check] = {
     **dict.fromkeys(("title", "claim", "time", "compare_metric", "note"), TEXT),
     **dict.fromkeys(("configs", "metrics"), TEXTS),
     **dict.fromkeys(("runs", "overrides", "settings", "quick"), KEYS),
+    "instead": (lambda v: _is_mapping_of(v, str), "settings with names of experiments"),
     "seeds": (_is_count, "a number of at least 1"),
     "paper": (lambda v: _is_mapping_of(v, dict), "runs with metrics with numbers"),
     "compare": (lambda v: isinstance(v, list) and all(_is_texts(p) and len(p) == 2 for p in v), "a list of pairs of runs"),

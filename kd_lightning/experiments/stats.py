@@ -53,6 +53,17 @@ class Comparison:
         return text
 
 
+def interval(values: Sequence[float]) -> list[float] | None:
+    """The 95% interval of the mean over seeds (Student's t); None where there are too few."""
+    if len(values) < LEAST_SEEDS:
+        return None
+    from scipy.stats import t
+
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
+    reach = float(t.ppf(0.975, len(values) - 1)) * error
+    return [mean - reach, mean + reach]
+
+
 def paired(a: str, b: str, metric: str, values_a: Sequence[float], values_b: Sequence[float]) -> Comparison:
     """Paired t-test over seeds; the values stand in the same order of seeds."""
     difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)

@@ -61,6 +61,10 @@ def test_sentences_a_second(tmp_path: Path) -> None:
     small = ["--model.network.embedding=4", "--model.network.hidden=4", "--data.tokenizer=kd_lightning.data.WordTokenizer"]
     quick = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     run = launch(["fit", *named, *small, *quick, f"--data.root={root}", f"--run.dir={tmp_path / 'run'}"])
-    (row,) = throughput({"some": [Finished(0, run.folder, {})]}, tmp_path, ["some"], batch_size=20, repeats=1)
+    runs = {"some": [Finished(0, run.folder, {})]}
+    row, both, size = throughput(runs, tmp_path, ["some"], {"both": ["some", "some"]}, batch_size=20, repeats=1)
     assert (row.run, row.metric) == ("some", "sentences_per_second")
     assert 50 < row.values[0] < 1e7
+    assert both.values == pytest.approx([row.values[0] / 2])
+    assert (both.run, both.metric, size.run) == ("both", "sentences_per_second", "both")
+    assert (size.metric, size.values) == ("parameters", [2.0 * sum(p.numel() for p in run.module.net.parameters())])

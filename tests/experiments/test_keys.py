@@ -64,6 +64,20 @@ def test_what_is_trained_on_and_how_matters(argument: str, changed: str, base: d
     assert address(other) != address(base)
 
 
+def test_files_count_by_content_not_by_path(base: dict[str, Any], tmp_path: Path) -> None:
+    first, second, folder = tmp_path / "first.ckpt", tmp_path / "second.ckpt", tmp_path / "bert"
+    first.write_bytes(b"weights")
+    second.write_bytes(b"weights")
+    one, other = (key(f"--model.init_from={path}") for path in (first, second))
+    assert address(one) == address(other) != address(base)
+    second.write_bytes(b"other weights")
+    assert difference(one, key(f"--model.init_from={second}")).startswith("model.init_args.init_from (sha256:")
+    folder.mkdir()
+    before = key(f"--model.teacher.checkpoint={folder}")
+    (folder / "config.json").write_text("{}")
+    assert key(f"--model.teacher.checkpoint={folder}") != before
+
+
 def test_threads_matter(base: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)

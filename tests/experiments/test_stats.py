@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kd_lightning.experiments.stats import LEAST_SEEDS, Comparison, bootstrap_examples, holm, paired
+from kd_lightning.experiments.stats import LEAST_SEEDS, Comparison, bootstrap_examples, holm, interval, paired
 
 A = [10.0, 12.0, 9.0, 14.0, 11.0]
 B = [8.0, 11.0, 9.0, 10.0, 9.0]
@@ -111,3 +111,9 @@ def test_a_sentence_says_what_was_tested() -> None:
     assert said.startswith("a - b: +1.8 test_errors on average over 5 paired seeds, 95% interval [-0.04")
     assert f"p = {first.p:.2g} (Holm: {first.p_holm:.2g}); bootstrap over test examples [+1, +3]" in said
     assert first.as_dict()["p_holm"] == first.p_holm == pytest.approx(2 * (first.p or 0))
+
+
+def test_the_interval_of_a_mean() -> None:
+    values = [1.0, 2.0, 3.0, 4.0, 5.0]  # std 1.5811; t(0.975, 4) = 2.7764
+    assert interval(values) == pytest.approx([3 - 1.9632, 3 + 1.9632], abs=1e-4)
+    assert interval(values[:4]) is None
