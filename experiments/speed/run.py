@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes whose time would pass for a disturbance
 
 from measure import Timings, interleave
 from rich.console import Console
@@ -70,6 +72,7 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
         }
         workloads["live, medium"] = partial(at_precision, "medium", workloads["live, fused"])
         workloads["cached, medium"] = partial(at_precision, "medium", workloads["cached, fused"])
+        workloads["live, compiled"] = partial(distilled, student, teacher, data, n, optimizer=FUSED, compiled=True)
         if peers := importlib.util.find_spec("torchdistill"):
             from peers import naive_lightning, torchdistill
 
@@ -92,10 +95,15 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
     name = "the switch --matmul_precision=medium, {0} teacher, fused SGD: with / without"
     ratio(rows, name.format("live"), timings, "live, medium", "live, fused", "")
     ratio(rows, name.format("cached"), timings, "cached, medium", "cached, fused", "")
+    name = "the switch CompileNetworks, {0}: with / without (its first three steps left out)"
+    ratio(rows, name.format("MLP, live teacher, fused SGD"), timings, "live, compiled", "live, fused", "")
     ratio(rows, "cached distillation / plain student, both ours", timings, "cached", "student alone", "<= 1.05")
     if peers:
         ratio(rows, "live teacher: torchdistill / ours", timings, "torchdistill", "live", ">= 2.5")
         ratio(rows, "cached teacher: torchdistill / ours", timings, "torchdistill", "cached", ">= 4")
+        name = "{0} teacher: torchdistill / ours with fused SGD and --matmul_precision=medium"
+        for side in ("live", "cached"):
+            ratio(rows, name.format(side), timings, "torchdistill", f"{side}, medium", "")
         ratio(rows, "live teacher: naive Lightning / ours", timings, "naive Lightning", "live", "")
 
 
@@ -109,6 +117,7 @@ def resnets(options: argparse.Namespace, rows: Rows) -> None:
         "by hand": partial(by_hand, student, teacher, data, n),
         "channels first": partial(distilled, student, teacher, data, n),
         "channels last": partial(distilled, student, teacher, data, n, channels_last=True),
+        "compiled": partial(distilled, student, teacher, data, n, compiled=True),
         "bf16": partial(distilled, student, teacher, data, n, channels_last=True, precision="bf16-mixed"),
     }
     timings = interleave(workloads, options.rounds)
@@ -122,6 +131,8 @@ def resnets(options: argparse.Namespace, rows: Rows) -> None:
     )
     name = "the switch --trainer.precision=bf16-mixed, resnet56 -> resnet20, channels last: with / without"
     ratio(rows, name, timings, "bf16", "channels last", "")
+    name = "the switch CompileNetworks, resnet56 -> resnet20, channels first: with / without (its first three steps left out)"
+    ratio(rows, name, timings, "compiled", "channels first", "")
     ratio(rows, "resnet56 -> resnet20: ours, channels first / floor", timings, "channels first", "by hand", "")
 
 

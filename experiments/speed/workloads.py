@@ -17,6 +17,7 @@ from torch import nn
 from kd_lightning import ClassifierModule, DistillationModule
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.kd import KD
+from kd_lightning.runs.compile import CompileNetworks
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.lean import NoProfiler
 from kd_lightning.runs.progress import RunProgress
@@ -28,26 +29,37 @@ TEMPERATURE = 20.0
 
 
 class Clock(pl.Callback):
-    """Seconds from the first batch to the end of the epoch, its hooks included."""
+    """Seconds from the first batch, or from the one after `warm` batches, to the end of the epoch, its hooks included."""
+
+    def __init__(self, warm: int = 0) -> None:
+        self.warm = warm
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, at: int) -> None:
+        if at + 1 == self.warm:
+            self.started = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.started
 
 
-def fit(module: pl.LightningModule, datamodule: Any, steps: int, precision: Any = "32-true") -> float:
-    """Seconds a step through the Trainer, with the metrics, the metrics.csv and the progress of `kd fit`."""
-    clock = Clock()
+def fit(module: pl.LightningModule, datamodule: Any, steps: int, precision: Any = "32-true", compiled: bool = False) -> float:
+    """Seconds a step through the Trainer, with the metrics, the metrics.csv and the progress of `kd fit`.
+
+    With `compiled`, the networks are compiled; the first steps, which wait for the compiler, do not count.
+    """
+    warm = 3 if compiled else 0
+    clock = Clock(warm)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_epochs=1,
-            limit_train_batches=steps,
+            limit_train_batches=steps + warm,
             accelerator="cpu",
             precision=precision,
             logger=EpochCSVLogger(Path(folder)),
-            callbacks=[clock, RunProgress()],
+            callbacks=[clock, RunProgress(), *([CompileNetworks()] if compiled else [])],
             profiler=NoProfiler(),
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -63,13 +75,14 @@ def distilled(
     datamodule: Any,
     steps: int,
     precision: Any = "32-true",
+    compiled: bool = False,
     **options: Any,
 ) -> float:
     """Through DistillationModule; the teacher is a network, or a Teacher such as a cache."""
     source = teacher if isinstance(teacher, Teacher) else ModelTeacher(network=teacher)
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
     module = DistillationModule(make_student(), source, losses, **{"optimizer": SGD, **options})
-    return fit(module, datamodule, steps, precision)
+    return fit(module, datamodule, steps, precision, compiled)
 
 
 def at_precision(matmul: str, workload: Callable[[], float]) -> float:
