@@ -24,4 +24,5 @@ def report(command: str, result: RunResult) -> None:
     if command == "fit" and last.is_file():
         console.print(f"checkpoint: {last}", soft_wrap=True)
     if command == "predict":
-        console.print(f"predictions: {result.folder / 'predictions.safetensors'}", soft_wrap=True)
+        for file in sorted(result.folder.glob("predictions.*")):
+            console.print(f"predictions: {file}", soft_wrap=True)
