@@ -95,9 +95,11 @@ def _read(path: Path) -> NDArray[np.float32]:
         raise UserError(
             f"spoken digits: {path} has {channels} channel(s) at {rate} Hz and {bits} bits; convert it to 1 at {RATE} Hz and 16"
         )
-    samples = np.frombuffer(data, dtype="<i2").astype(np.float32) if whole else np.empty(0, np.float32)
+    if not whole:
+        raise UserError(f"spoken digits: {path} is shorter than its heading says; is the copy complete?")
+    samples = np.frombuffer(data, dtype="<i2").astype(np.float32)
     if len(samples) < 2 * WINDOW:
-        raise UserError(f"spoken digits: {path} holds {len(samples)} samples, too few for a digit; is the copy complete?")
+        raise UserError(f"spoken digits: {path} holds {len(samples)} samples, too few for a digit; take it away, or mend it")
     return samples
 
 

@@ -11,10 +11,21 @@ import tarfile
 import tempfile
 import urllib.request
 from http.client import HTTPException
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from kd_lightning import randomness
 from kd_lightning.data import digit_strings, hmm, speech
-from kd_lightning.data.digit_strings import Recording, labelled, log_mel, normalized, quiet_level, read_recordings, strings_of
+from kd_lightning.data.digit_strings import (
+    HOP,
+    Recording,
+    labelled,
+    log_mel,
+    normalized,
+    quiet_level,
+    read_recordings,
+    strings_of,
+)
 from kd_lightning.data.hmm import Lexicon
 from kd_lightning.data.speech import Speech, joined
 from kd_lightning.errors import UserError
@@ -68,8 +79,10 @@ def computed(folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: in
         UserError: where a recording is missing or broken, or a part of the data is empty.
     """
     digest = hashlib.sha256(repr((held_out, lexicon, seed)).encode())
-    for source in (__file__, digit_strings.__file__, hmm.__file__, speech.__file__):
+    for source in (__file__, digit_strings.__file__, hmm.__file__, speech.__file__, randomness.__file__):
         digest.update(Path(source).read_bytes())
+    with contextlib.suppress(PackageNotFoundError):  # what is kept can be read without it
+        digest.update(version("librosa").encode())
     for path in sorted(folder.glob("*.wav")):
         digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return _load_or_make(digest.hexdigest()[:32], folder, held_out, lexicon, seed)
@@ -102,6 +115,12 @@ def make(folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int) -
     speakers = sorted({r.speaker for r in recordings})
     if unknown := [name for name in held_out if name not in speakers]:
         raise UserError(f"data.held_out: there is no speaker {unknown[0]!r}; they are {', '.join(speakers)}")
+    if not set(speakers) - set(held_out):
+        raise UserError(f"data.held_out names all of the {len(speakers)} speakers; leave some to train on")
+    shortest = min(recordings, key=lambda recording: len(recording.samples))
+    if lexicon.states > (pieces := len(shortest.samples) // HOP):
+        name = f"{shortest.digit}_{shortest.speaker}_{shortest.take}.wav"
+        raise UserError(f"data.states={lexicon.states}: {name} has {pieces} frames, and each state takes one; choose fewer")
     groups: dict[tuple[str, str], list[Recording]] = {}
     for recording in recordings:
         groups.setdefault((recording.speaker, part_of(recording, held_out)), []).append(recording)

@@ -19,8 +19,19 @@ import pytest
 import torch
 
 from kd_lightning.data import digit_strings
-from kd_lightning.data.digit_strings import FFT, HOP, frames_in, lengths_of, quiet_level, read_recordings, strings_of
-from kd_lightning.data.hmm import Lexicon
+from kd_lightning.data.digit_strings import (
+    FFT,
+    HOP,
+    frames_in,
+    labelled,
+    lengths_of,
+    log_mel,
+    normalized,
+    quiet_level,
+    read_recordings,
+    strings_of,
+)
+from kd_lightning.data.hmm import Lexicon, align_all, train_alignment
 from kd_lightning.data.speech import CONTEXT, PREDICTED
 from kd_lightning.data.spoken_digits import SpokenDigitsDataModule
 from kd_lightning.errors import UserError
@@ -122,6 +133,24 @@ def test_the_alignment_says_silence_in_the_gaps_and_the_digits_in_order(small: P
     assert float((silent == (flat == data.lexicon.silence)).double().mean()) > 0.9
 
 
+def test_labels_are_those_of_several_realignments(small: Path) -> None:
+    lexicon = Lexicon(10, 5)
+    strings = strings_of(read_recordings(small / "free-spoken-digit-dataset/recordings")[:120], "train", 50.0, lexicon, 0)
+    frames = normalized(strings, log_mel(strings))
+    chains, flat = [lexicon.chain(s.digits) for s in strings], torch.cat([s.flat for s in strings])
+    found = {}
+    for rounds in (0, 5):
+        found[rounds] = align_all(train_alignment(frames, chains, flat, lexicon.size, rounds), frames, chains)
+    made = torch.cat(labelled(strings, frames, lexicon))
+    assert torch.equal(made, found[5])
+    assert not torch.equal(made, found[0])
+
+
+def test_more_states_than_frames_is_one_line(small: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.states=60: \d_\w+_\d+\.wav has \d+ frames, and each state takes one"):
+        module(small, states=60).raw("test")
+
+
 def test_training_knows_nothing_of_the_other_parts(small: Path, copy: Path) -> None:
     """Other validation and test recordings change no feature, label, prior or transition of the training part."""
     changed = 0
@@ -158,7 +187,7 @@ def test_speakers_can_be_held_out(small: Path) -> None:
         module(small, held_out=["bob"])
     with pytest.raises(UserError, match="no speaker 'eve'; they are ann, bob, cat"):
         module(small, split="speakers", held_out=["eve"]).raw("test")
-    with pytest.raises(UserError, match="is of the train part"):
+    with pytest.raises(UserError, match="held_out names all of the 3 speakers; leave some to train on"):
         module(small, split="speakers", held_out=list(SPEAKERS)).raw("test")
 
 
@@ -252,7 +281,7 @@ def test_gaps_are_noise_as_low_as_the_speakers_own(small: Path) -> None:
         (lambda path: path.unlink(), r"4_bob_7\.wav is missing"),
         (lambda path: path.write_bytes(b"no sound"), r"4_bob_7\.wav cannot be read as a WAV file"),
         (lambda path: path.write_bytes(b""), r"4_bob_7\.wav cannot be read as a WAV file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), r"4_bob_7\.wav holds 0 samples, too few"),
+        (lambda path: path.write_bytes(path.read_bytes()[:1000]), r"4_bob_7\.wav is shorter than its heading says"),
         (lambda path: record(path, np.zeros(0)), r"4_bob_7\.wav holds 0 samples, too few"),
         (lambda path: record(path, np.zeros(4000), channels=2), r"4_bob_7\.wav has 2 channel\(s\) at 8000 Hz and 16 bits"),
         (lambda path: record(path, np.zeros(4000), rate=16000), r"4_bob_7\.wav has 1 channel\(s\) at 16000 Hz and 16 bits"),

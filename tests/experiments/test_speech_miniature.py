@@ -144,6 +144,16 @@ def test_strings_are_scored_word_by_word(folder: Path) -> None:
     assert test.score([wrong]).errors[0].tolist() == [len(speech.transcripts[0]), *[0.0] * (len(test.words) - 1)]
 
 
+def test_posteriors_are_divided_by_the_priors(folder: Path) -> None:
+    """Likelihoods multiplied by priors, which are far from equal, are decoded as the likelihoods themselves."""
+    test = TestStrings(SpokenDigitsDataModule(root=str(folder), download=False))
+    assert float(test.loop.prior.max() - test.loop.prior.min()) > 1
+    likelihood = torch.randn(len(test.speech.target), 51, generator=torch.Generator().manual_seed(0)) * 2
+    score = test.score([likelihood + test.loop.prior])
+    assert score.errors[0].tolist() == test.word_errors(likelihood).tolist()
+    assert score.errors[0].tolist() != score.undivided[0].tolist()
+
+
 def test_the_share_of_a_gain_and_its_interval() -> None:
     draw, totals = np.random.default_rng(0), np.full(200, 50.0)
     b, e, d = (draw.binomial(50, p, size=(n, 200)).astype(float) for p, n in ((0.6, 5), (0.7, 1), (0.69, 5)))
