@@ -129,6 +129,15 @@ class Study:
         return found
 
 
+def gain_by_coverage(coverage: Coverage) -> float:
+    """What accuracy gains with each further specialist that knows a sample's class: the slope by least squares over samples."""
+    samples, before, after = (torch.tensor(column).double() for column in zip(*coverage.values(), strict=True))
+    count = torch.tensor(list(coverage)).double()
+    away = count - (samples * count).sum() / samples.sum()
+    spread = float((samples * away.square()).sum())
+    return float(((after - before) * away).sum()) / spread if spread else 0.0
+
+
 def _answers(members: Sequence[Finished], stage: str) -> Answers:
     """The mean of the distributions of one network or several."""
     said = [member.predictions(stage) for member in members]
@@ -197,7 +206,10 @@ def against_generalist(
             values[f"{run}, each by itself", CONDITIONAL].append(panel.alone(study.base.target))
         coverage.append(study.by_coverage(first))
         clusters[study.seed] = study.panels[first].names
+    slopes = [gain_by_coverage(each) for each in coverage]
     tests = _tests(values, list(systems), accuracy)
+    tests.append(paired("gain with each further specialist", "no such gain", accuracy, slopes, [0.0] * len(slopes)))
+    holm(tests)
     costs = training_cost(runs, generalist, systems[first]["run"], longer, others, ensemble - 1)
     told = {
         "tests": [test.as_dict() for test in tests],
@@ -227,7 +239,7 @@ def _on(rival: str, system: str) -> str:
 
 
 def _tests(values: Values, systems: list[str], accuracy: str) -> list[Comparison]:
-    """Each system against the generalist, the baselines and the other systems, paired by seed and corrected together.
+    """Each system against the generalist, the baselines and the other systems, paired by seed.
 
     By both accuracies; by the conditional one where both are of the same classes.
     """
@@ -238,5 +250,4 @@ def _tests(values: Values, systems: list[str], accuracy: str) -> list[Comparison
     alike = [(a, _on(b, a) if own[a] else b) for a, b in pairs]
     alike += [(a, b) for a, b in combinations(systems, 2) if not own[a] and not own[b]]
     tests += [paired(a, b, CONDITIONAL, values[a, CONDITIONAL], values[b, CONDITIONAL]) for a, b in alike]
-    holm(tests)
     return tests

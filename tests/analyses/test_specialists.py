@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from kd_lightning.analyses.specialists import against_generalist
+from kd_lightning.analyses.specialists import against_generalist, gain_by_coverage
 from kd_lightning.experiments.analysis import Finished
 from tests.modules.small import complaint
 
@@ -92,9 +92,14 @@ def test_coverage_costs_and_clusters(runs: dict[str, list[Finished]], tmp_path: 
     assert (costs["generalist"]["samples"], costs["a specialist"]["samples"]) == (1000, 400)
     assert (costs["a specialist"]["count"], costs["generalist, other seeds"]["count"]) == (2, 1)
     assert told["clusters"] == {"0": [["a", "b"], ["b", "c"]], "1": [["a", "b"], ["b", "c"]]}
-    assert {(t["a"], t["b"]) for t in told["tests"]} == {
+    *rivals, by_coverage = told["tests"]
+    assert {(t["a"], t["b"]) for t in rivals} == {
         ("both", rival) for rival in ("generalist", "generalist, longer", "ensemble of 2 generalists")
     }
+    # Seed 0: one more of four samples right at one specialist, one more of two at two: a quarter of a sample for each.
+    assert by_coverage["a"] == "gain with each further specialist"
+    assert gain_by_coverage({0: (2, 1, 1), 1: (4, 2, 3), 2: (2, 1, 2)}) == pytest.approx(0.25)
+    assert gain_by_coverage({3: (8, 4, 5)}) == 0.0
     text = (tmp_path / "specialists.md").read_text()
     assert "| a specialist | 400 | 7.0 | 2 | 800 |" in text
     assert "1. b, c" in text
