@@ -70,6 +70,10 @@ def test_rows_hold_mean_spread_and_every_seed(jobs: list[Job]) -> None:
     assert (row["n"], row["paper"]) == (5, 9.5)
     assert row["mean"] == pytest.approx(9.4)
     assert row["std"] == pytest.approx(statistics.stdev(ERRORS["small"]))  # over n - 1
+    low, high = row["interval"]
+    said = results.markdown(experiment(), content)
+    assert "95% intervals of the mean test errors over seeds: big [" in said
+    assert f"; small [{low:.4g}, {high:.4g}]." in said
     assert row_of(content, "big", "test_errors")["paper"] is None
     assert row_of(content, "big", "test_accuracy")["values"][0] == pytest.approx(0.95)
     assert content["wall_time_s"] == 15.0
@@ -127,7 +131,9 @@ def test_results_json_holds_what_others_read(reproduced: list[str]) -> None:
     folder = Path(reproduced[1]).parent
     content = json.loads((folder / "out" / "results.json").read_text())
     assert set(content) == {"experiment", "rows", "comparisons", "commit", "hardware", "wall_time_s", "note"}
-    assert {tuple(row) for row in content["rows"]} == {("run", "metric", "paper", "mean", "std", "n", "values", "seeds")}
+    assert {tuple(row) for row in content["rows"]} == {
+        ("run", "metric", "paper", "mean", "std", "interval", "n", "values", "seeds")
+    }
     errors = {row["run"]: row for row in content["rows"] if row["metric"] == "test_errors"}
     assert list(errors) == list(MINI["runs"])
     stored = [json.loads(path.read_text()) for path in (folder / "store").glob("*/run.json")]
