@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ def _make(architecture: dict[str, Any], tokens: dict[str, Any]) -> Any:
     try:
         config = transformers.AutoConfig.for_model(**settings)
         return transformers.AutoModel.from_config(config)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise UserError(f"TransformerClassifier: architecture: {str(error).splitlines()[0]}") from error
 
 
@@ -156,9 +157,11 @@ def _check_tokens(pretrained: str | None, encoder: Any, tokens: dict[str, Any]) 
     config = encoder.config
     places = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
     # RoBERTa and its kin count places from behind their padding's number.
+    limit = 0
     padding: int | None = getattr(places, "padding_idx", None)
     first = 0 if padding is None else padding + 1
-    limit = int(getattr(config, "max_position_embeddings", 0)) - first
+    with contextlib.suppress(AttributeError, NotImplementedError):  # encoders without a limit
+        limit = int(config.max_position_embeddings) - first
     if 0 < limit < tokens["max_length"]:
         raise UserError(
             f"the encoder reads up to {limit} tokens, the tokenizer gives up to {tokens['max_length']}; set its max_length"

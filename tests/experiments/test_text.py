@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from kd_lightning.checkpoints import check_spec
 from kd_lightning.errors import UserError
@@ -14,6 +15,7 @@ from kd_lightning.experiments.cost import measure
 from kd_lightning.experiments.jobs import Settings, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.models import BiLSTMClassifier
+from kd_lightning.paths import shipped_root
 from tests.sentences import write_sst2
 
 STUDENTS = ("student-alone", "distilled", "distilled, synthetic sentences")
@@ -72,3 +74,10 @@ def test_a_teacher_is_told_from_its_tokens() -> None:
     ):
         with pytest.raises(UserError, match=r"the teacher reads 10 tokens, vocabulary .* set data\.teacher_tokenizer"):
             check_spec("the teacher", {"vocabulary": theirs}, given)
+
+
+def test_synthetic_sentences_are_drawn_as_the_paper_draws_them() -> None:
+    """Tang et al. 2019, section 3.2; twenty for each real one."""
+    content = yaml.safe_load((shipped_root() / "configs/text/synthetic.yaml").read_text())
+    drawn = content["data"]["init_args"]["augment"]["init_args"]
+    assert drawn == {"mask": 0.1, "replace": 0.1, "ngram": 0.25, "longest": 5, "copies": 20}
