@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,10 @@ class TransformerClassifier(nn.Module):
         check_shares("TransformerClassifier", dropout=dropout)
         tokens = (spec or {}).get("vocabulary", {})
         self.encoder = _load(pretrained) if pretrained is not None else _make(architecture or {}, tokens)
+        if "attention_mask" not in inspect.signature(self.encoder.forward).parameters:
+            raise UserError(
+                f"{type(self.encoder).__name__} cannot leave padding out: a sentence's logits would be its batch's too"
+            )
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # weights without a use, which several processes would wait for
         config = self.encoder.config

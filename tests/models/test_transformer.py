@@ -218,6 +218,8 @@ def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
         (lambda: network(architecture={"model_type": "bert"}), "architecture needs vocab_size"),
         (lambda: network(architecture={**BERT, "num_attention_heads": 3}), "hidden size .16. is not a multiple"),
         (lambda: network(architecture={**BERT, "model_type": "brt"}), "architecture: .*brt"),
+        (lambda: network(architecture={**BERT, "model_type": "fnet"}), "FNetModel cannot leave padding out"),
+        (lambda: network(architecture={**BERT, "model_type": "funnel"}), "architecture: This model does not support"),
     ],
 )
 def test_bad_arguments(make: Callable[[], object], words: str) -> None:
