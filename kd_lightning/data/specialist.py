@@ -139,6 +139,8 @@ class SpecialistDataModule(ServedDataModule):
         if batch_size is not None:
             inner.batch_size = batch_size
         if augment is not None:
+            if not isinstance(getattr(inner, "augment", None), list):
+                raise UserError(f"data.augment: {type(inner).__name__} has no augmentation of images")
             inner.augment = list(augment)
         self.batch_size, self.augment, self.views = inner.batch_size, inner.augment, inner.views
         self.cluster_temperature, self.cluster_correlation = cluster_temperature, cluster_correlation

@@ -68,9 +68,7 @@ class TransformerClassifier(nn.Module):
         tokens = (spec or {}).get("vocabulary", {})
         self.encoder = _load(pretrained) if pretrained is not None else _make(architecture or {}, tokens)
         if "attention_mask" not in inspect.signature(self.encoder.forward).parameters:
-            raise UserError(
-                f"{type(self.encoder).__name__} cannot leave padding out: a sentence's logits would be its batch's too"
-            )
+            raise UserError(f"{type(self.encoder).__name__} cannot leave padding out: logits would depend on the batch")
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # weights without a use, which several processes would wait for
         config = self.encoder.config

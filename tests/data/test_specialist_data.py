@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data import BatchLoader, DigitsDataModule, Jitter, SpecialistDataModule
+from kd_lightning.data import BatchLoader, DigitsDataModule, Jitter, SpecialistDataModule, SpokenDigitsDataModule
 from kd_lightning.data.loader import Source
 from kd_lightning.types import CLEAN, UNLABELLED, Batch
 from tests import specialists as files
+from tests.data.spoken import spoken_digits
 from tests.modules.small import complaint
 
 
@@ -120,6 +121,12 @@ def test_inputs_are_those_of_the_data(generalist: str) -> None:
     assert torch.equal(batch.inputs, expected.inputs)
     assert not torch.equal(batch.inputs, inner.batch(torch.arange(50), CLEAN).inputs)
     assert data.fingerprint()["augment"] == [{"name": "Jitter", "pixels": 1}]
+
+
+def test_augmentation_that_the_data_cannot_do_is_refused(generalist: str, tmp_path: Path) -> None:
+    spoken_digits(tmp_path, takes=11)
+    said = complaint(lambda: made(generalist, augment=[Jitter(1)], inner=SpokenDigitsDataModule(str(tmp_path))))
+    assert said == "data.augment: SpokenDigitsDataModule has no augmentation of images"
 
 
 def test_what_is_unlabelled_is_on_neither_side(generalist: str) -> None:
