@@ -131,7 +131,8 @@ def _batches(sources: list[Any], view: int, start: int, stop: int, size: int) ->
     """
     first = 0
     for source in sources:
-        rows = torch.arange(max(start - first, 0), min(stop - first, len(source)))
+        low, high = max(start - first, 0), min(stop - first, len(source))
+        rows = torch.arange(low, max(low, high))
         if len(rows) and callable(lengths := getattr(source, "lengths", None)):
             rows = rows[torch.argsort(lengths(view)[rows], stable=True)]
         for own in rows.split(size) if len(rows) else ():

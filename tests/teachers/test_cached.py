@@ -18,7 +18,7 @@ from kd_lightning.losses.kd import KD
 from kd_lightning.losses.logitmse import LogitMSE
 from kd_lightning.models import MLP
 from kd_lightning.modules import DistillationModule
-from kd_lightning.teachers import CachedTeacher, EnsembleTeacher, ModelTeacher, Teacher, cache_teacher
+from kd_lightning.teachers import CachedTeacher, EnsembleTeacher, ModelTeacher, Teacher, cache_teacher, store
 
 
 def digits(**changes: Any) -> DigitsDataModule:
@@ -83,6 +83,18 @@ def test_outputs_are_the_live_teachers_at_every_temperature(tmp_path: Path, mean
                 assert torch.allclose(expected, got, atol=1e-5, rtol=0)
     for batch in [next(iter(data.loader("validation"))), next(iter(data.test_dataloader()))]:
         assert torch.allclose(ensemble(batch).logits, stored(batch).logits, atol=1e-5, rtol=0)
+
+
+def test_shards_that_end_within_a_split_or_beyond_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without augmentation training and validation rows are one table: a shard may hold some of both, or of one alone."""
+    monkeypatch.setattr(store, "SHARD_BYTES", 1)  # as few rows as there may be: a batch
+    data = digits(augment=[], views=None)
+    teacher = live()
+    stored = cached(tmp_path / "cache", data, teacher)
+    assert len(list((tmp_path / "cache").glob("train*.bin"))) == -(-1195 // 61)
+    for stage in ("train", "validation", "test"):
+        for batch in data.loader(stage):
+            assert torch.allclose(teacher(batch).logits, stored(batch).logits, atol=1e-5, rtol=0)
 
 
 def test_another_view_is_another_target(tmp_path: Path) -> None:
