@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +43,11 @@ class _BackendTokenizer(Tokenizer):
 
     def _keep(self) -> dict[str, Any]:
         return {"backend": self.backend.to_str(), **{name: getattr(self, name) for name in self._kept}}
+
+    def fingerprint(self) -> dict[str, Any]:
+        # Where a pretrained tokenizer lies does not matter; two of one vocabulary may still differ in how they split.
+        encoding = hashlib.sha256(json.dumps(self._keep(), sort_keys=True).encode()).hexdigest()
+        return {"name": type(self).__name__, "max_length": self.max_length, "encoding": encoding}
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
         for name in self._kept:

@@ -61,7 +61,7 @@ class TextDataModule(_SentenceDataModule):
         text: Column = 0,
         label: Column = 1,
         second: Column | None = None,
-        labels: list[str] | None = None,
+        labels: list[str | int] | None = None,
         names: list[str] | None = None,
         tokenizer: Tokenizer | None = None,
         teacher_tokenizer: Tokenizer | None = None,
@@ -90,7 +90,7 @@ class TextDataModule(_SentenceDataModule):
         self.root = data_root(root)
         self.files: dict[str, str | None] = {"train": train_file, "validation": validation_file, "test": test_file}
         self.text, self.label, self.second = text, label, second
-        self.labels, self.names = labels, names
+        self.labels, self.names = [str(label) for label in labels] if labels else None, names
         self.tokenizer, self.teacher_tokenizer = tokenizer or WordTokenizer(), teacher_tokenizer
         self.augment = augment
         self.views = views if views is not None or augment is None else augment.variants
@@ -166,13 +166,18 @@ class TextDataModule(_SentenceDataModule):
             spec: what that data's `spec` was.
 
         Raises:
-            UserError: where the tokenizers are of another kind.
+            UserError: where the tokenizers are of another kind, or the classes others.
         """
         for name, tokenizer in self._tokenizers().items():
             if name in kept:
                 tokenizer.restore(kept[name])
-        self.labels = self.labels or list(kept["labels"])
-        if not (self.root / str(self.files["train"])).is_file():
+        if self.labels not in (None, kept["labels"]):
+            raise UserError(
+                f"the checkpoint's classes are the labels {', '.join(kept['labels'])}, in this order; data.labels has "
+                f"{', '.join(self.labels or [])}"
+            )
+        self.labels = list(kept["labels"])
+        if self.predict_file or not (self.root / str(self.files["train"])).is_file():
             self._kept_spec = spec
 
     # -- what is served ------------------------------------------------------------------------------------------------

@@ -63,8 +63,8 @@ def read_text(path: Path) -> str:
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each line that is not blank: quoted CSV where the name ends so, else split at tabs."""
     text = read_text(path)
-    if path.suffix == ".csv":
-        reader = csv.reader(io.StringIO(text, newline=""))
+    if path.suffix.lower() == ".csv":
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
         try:
             yield from ((reader.line_num, row) for row in reader if any(row))
         except csv.Error as error:
@@ -77,7 +77,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _positions(path: Path, first: list[str], columns: Sequence[Column]) -> list[int]:
+    first = [name.strip() for name in first]
     for column in columns:
+        if isinstance(column, int) and column < 0:
+            raise UserError(f"{path}: columns are counted from 0, got {column}")
         if isinstance(column, str) and column not in first:
             raise UserError(f"{path} has no column {column!r}; its first line names {', '.join(first)[:200]}")
     return [first.index(column) if isinstance(column, str) else column for column in columns]
@@ -118,6 +121,9 @@ def read_table(path: Path, text: Column, label: Column | None, second: Column | 
     return Texts(texts, torch.tensor(target))
 
 
+_HEADINGS = ("label", "labels", "class", "target", "category", "sentiment")
+
+
 def read_labels(path: Path, label: Column) -> list[str]:
     """The distinct labels of a file, in alphabetical order.
 
@@ -130,13 +136,21 @@ def read_labels(path: Path, label: Column) -> list[str]:
     classes = sorted({*found} - {""})
     if not classes:
         raise UserError(f"{path}: no sample has a label in column {label!r}; is it another column (data.label)?")
-    rarest = min((found.count(name) for name in classes if name != found[0]), default=0)
-    if isinstance(label, int) and len(classes) > 2 and rarest > found.count(found[0]) == 1:
+    first, rest = found[0], [name for name in classes if name != found[0]]
+    odd = len(rest) > 1 and min(map(found.count, rest)) > 1
+    odd = odd or first.lower() in _HEADINGS or (bool(rest) and not _number(first) and all(map(_number, rest)))
+    if isinstance(label, int) and odd and found.count(first) == 1:
         raise UserError(
             f"{path}: the first line looks like a heading, for its label {found[0]!r} stands nowhere else; name the columns "
             "(data.text and data.label), or name all classes in data.labels"
         )
+    if len(classes) == 1:
+        raise UserError(f"{path}: all samples have the label {classes[0]!r}; name all classes in data.labels")
     return classes
+
+
+def _number(text: str) -> bool:
+    return text.lstrip("+-").replace(".", "", 1).isdigit()
 
 
 def read_sentences(path: Path, pairs: bool) -> Texts:

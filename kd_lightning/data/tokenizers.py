@@ -106,16 +106,23 @@ class Tokenizer:
             raise UserError(f"{type(self).__name__}: max_length must be at least 4, got {max_length}")
         self.max_length = max_length
         self._arguments = {n: getattr(self, n) for n in inspect.signature(type(self)).parameters if hasattr(self, n)}
-        if checkpoint is not None:
-            ours = read_file(checkpoint, "the tokenizer's checkpoint").get(KEY) or {}
-            if (kept := (ours.get("data") or {}).get("tokenizer")) is None:
-                raise UserError(f"the tokenizer's checkpoint {checkpoint} keeps no vocabulary; is its network one for text?")
-            self.restore(kept)
+        self._checkpoint = checkpoint
 
     def learn(self, texts: Sequence[tuple[str, ...]]) -> None:
-        """Take the vocabulary from the training sentences, where it is not known."""
-        if not self.known:
+        """Take the vocabulary from the checkpoint or the training sentences, where it is not known.
+
+        Raises:
+            UserError: where the checkpoint cannot be read, or is not one of a network for text with such a tokenizer.
+        """
+        if self.known:
+            return
+        if self._checkpoint is None:
             self._learn(texts)
+            return
+        ours = read_file(self._checkpoint, "the tokenizer's checkpoint").get(KEY) or {}
+        if (kept := (ours.get("data") or {}).get("tokenizer")) is None:
+            raise UserError(f"the tokenizer's checkpoint {self._checkpoint} keeps no vocabulary; is its network one for text?")
+        self.restore(kept)
 
     def _learn(self, texts: Sequence[tuple[str, ...]]) -> None:
         raise NotImplementedError

@@ -124,8 +124,10 @@ def _named(words: list[str]) -> list[str]:
     found, rest = [], list(words)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--") or not (equals or (rest and not rest[0].startswith("--"))):
+        if not name.startswith("--"):
             raise UserError(f"kd reproduce: {name!r} is not understood; kd reproduce --help shows what is")
+        if not equals and (not rest or rest[0].startswith("--")):
+            raise UserError(f"kd reproduce: {name} is no option of its own; as a setting of the experiment it needs a value")
         found.append(f"{name.removeprefix('--')}={value if equals else rest.pop(0)}")
     return found
 

@@ -150,12 +150,12 @@ def load(name: str, chosen: Mapping[str, Any] | None = None) -> Experiment:
         raise UserError(f"the experiment {path} names no runs")
     _check_keys(str(path), content, EXPERIMENT)
     known = content.get("settings") or {}
+    for key, other in (content.get("instead") or {}).items():
+        if (chosen or {}).get(key) not in (None, known.get(key)):
+            return load(other, chosen)
     if unknown := sorted(set(chosen or {}) - set(known)):
         raise UserError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     changed = {key: value for key, value in (chosen or {}).items() if value != known[key]}
-    for key in changed:
-        if other := (content.get("instead") or {}).get(key):
-            return load(other, chosen)
     content = {**_filled(content, {**known, **changed}), "settings": {**known, **changed}}
     for run_name, value in content["runs"].items():
         _check_keys(f"{path}: runs.{run_name}", {} if value is None else value, RUN)

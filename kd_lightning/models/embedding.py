@@ -20,11 +20,16 @@ class WordEmbedding(nn.Embedding):
         width: numbers a word.
         pad: the number that fills up; its vector stays zero.
         vectors: text file in the format of GloVe or fastText, a word and its numbers a line. It is read when training starts
-            (`use_words`): a network that is loaded from a checkpoint does not need it.
+            (`use_words`).
+
+    Raises:
+        UserError: where there is no such file.
     """
 
     def __init__(self, words: int, width: int, pad: int = 0, vectors: str | None = None) -> None:
         super().__init__(words, width, padding_idx=pad)
+        if vectors is not None and not Path(vectors).expanduser().is_file():
+            raise UserError(f"there is no file {vectors} with word vectors")
         self.vectors = vectors
         with torch.no_grad():
             self.weight.uniform_(-0.25, 0.25)
@@ -59,8 +64,8 @@ def read_vectors(path: Path, vocabulary: Mapping[str, int], width: int) -> Itera
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             fields = line.rstrip().split(b" ")
-            if number == 1 and len(fields) == 2:
-                continue  # fastText's first line: how many words, how many numbers
+            if (number == 1 and len(fields) == 2) or not line.strip():
+                continue  # fastText's first line: how many words, how many numbers; or a blank one
             if len(fields) <= width:
                 raise UserError(f"{path}, line {number}: {len(fields) - 1} numbers, and the embedding has {width}")
             try:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import network_weights, read_file
+from kd_lightning.checkpoints import KEY, check_vocabulary, network_weights, read_file
 from kd_lightning.errors import UserError
 from kd_lightning.hub import from_pretrained, library, pretrained_tokenizer, vocabulary_sha256
 from kd_lightning.models.attention import tap_scores
@@ -67,8 +66,6 @@ class TransformerClassifier(nn.Module):
         check_shares("TransformerClassifier", dropout=dropout)
         tokens = (spec or {}).get("vocabulary", {})
         self.encoder = _load(pretrained) if pretrained is not None else _make(architecture or {}, tokens)
-        if "attention_mask" not in inspect.signature(self.encoder.forward).parameters:
-            raise UserError(f"{type(self.encoder).__name__} cannot leave padding out: logits would depend on the batch")
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler = None  # weights without a use, which several processes would wait for
         config = self.encoder.config
@@ -82,10 +79,11 @@ class TransformerClassifier(nn.Module):
         tap_scores(self.encoder, layers, self.scores[1:])
         if not len(layers) and (trainable_layers is not None or copy_from is not None):
             raise UserError(f"{type(self.encoder).__name__} has no list of its layers; it cannot be frozen or copied by layer")
+        self._check_padding()
         if trainable_layers is not None:
             self._freeze_but(layers, trainable_layers)
         if copy_from is not None:
-            self._copy(Path(copy_from).expanduser(), copy_layers, layers)
+            self._copy(Path(copy_from).expanduser(), copy_layers, layers, spec)
 
     def without_files(self) -> dict[str, Any]:
         """Arguments that make this network, but for its weights, where the files that it started from are not at hand."""
@@ -93,19 +91,37 @@ class TransformerClassifier(nn.Module):
         architecture = {k: v for k, v in told.items() if k not in ("transformers_version", "architectures", "dtype")}
         return {"pretrained": None, "architecture": architecture, "copy_from": None, "copy_layers": None}
 
+    def _check_padding(self) -> None:
+        """UserError where what a sentence's first token says depends on how far its batch is padded, as in decoders."""
+        config, name = self.encoder.config, type(self.encoder).__name__
+        ids = (torch.arange(5, 10) % config.vocab_size)[None]
+        padded = nn.functional.pad(ids, (0, 3), value=getattr(config, "pad_token_id", None) or 0)
+        try:
+            with torch.no_grad():
+                self.eval()
+                alone, wider = (self(each, (torch.arange(each.shape[1]) < 5).long()[None]) for each in (ids, padded))
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UserError(f"{name} cannot read a sentence; take an encoder, such as BERT's: {reason}") from error
+        self.train()
+        if not torch.allclose(alone, wider, atol=1e-4):
+            raise UserError(f"{name} cannot leave padding out: logits would depend on the batch; take BERT's kin")
+
     def _freeze_but(self, layers: nn.ModuleList, count: int) -> None:
         if not 0 <= count <= len(layers):
             raise UserError(f"TransformerClassifier: trainable_layers must be 0 to {len(layers)}, got {count}")
         self.encoder.requires_grad_(False)
         layers[len(layers) - count :].requires_grad_(True)
 
-    def _copy(self, path: Path, chosen: list[int] | None, layers: nn.ModuleList) -> None:
+    def _copy(self, path: Path, chosen: list[int] | None, layers: nn.ModuleList, spec: dict[str, Any] | None) -> None:
+        content = read_file(path, "copy_from")
+        check_vocabulary(f"copy_from {path}", (content.get(KEY) or {}).get("spec"), spec or {}, (spec or {}).get("vocabulary"))
         own: dict[str, Tensor] = self.encoder.state_dict()
-        theirs = {k.removeprefix("encoder."): v for k, v in network_weights(read_file(path, "copy_from")).items()}
+        theirs = {k.removeprefix("encoder."): v for k, v in network_weights(content).items()}
         prefix = next(name for name, module in self.encoder.named_modules() if module is layers)
         there = {int(k.removeprefix(f"{prefix}.").partition(".")[0]) for k in theirs if k.startswith(f"{prefix}.")}
-        count, step = len(layers), len(there) // max(1, len(layers))
-        from_layers = [(at + 1) * step - 1 for at in range(count)] if chosen is None else chosen
+        count = len(layers)
+        from_layers = [round((at + 1) * len(there) / count) - 1 for at in range(count)] if chosen is None else chosen
         if len(from_layers) != count or not set(from_layers) <= there:
             raise UserError(f"copy_from: {path} has {len(there)} layers; {count} of them are needed, not {from_layers}")
         for name, tensor in own.items():
@@ -158,17 +174,6 @@ def _check_tokens(pretrained: str | None, encoder: Any, tokens: dict[str, Any]) 
     if not tokens:
         return
     config = encoder.config
-    places = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    # RoBERTa and its kin count places from behind their padding's number.
-    limit = 0
-    padding: int | None = getattr(places, "padding_idx", None)
-    first = 0 if padding is None else padding + 1
-    with contextlib.suppress(AttributeError, NotImplementedError):  # encoders without a limit
-        limit = int(config.max_position_embeddings) - first
-    if 0 < limit < tokens["max_length"]:
-        raise UserError(
-            f"the encoder reads up to {limit} tokens, the tokenizer gives up to {tokens['max_length']}; set its max_length"
-        )
     if tokens["size"] > config.vocab_size:
         raise UserError(
             f"the tokenizer knows {tokens['size']:,} tokens and the encoder {pretrained or 'of the architecture'} "
@@ -176,15 +181,24 @@ def _check_tokens(pretrained: str | None, encoder: Any, tokens: dict[str, Any]) 
             "kd_lightning.data.PretrainedTokenizer with the same name"
         )
     if pretrained is not None:
-        try:
+        own = tokens["sha256"]
+        with contextlib.suppress(UserError):  # a folder without a tokenizer: its vocabulary is not known
             own = vocabulary_sha256(pretrained_tokenizer(pretrained).get_vocab())
-        except UserError:
-            return  # a folder without a tokenizer: its vocabulary is not known
         if tokens["sha256"] != own:
             raise UserError(
                 f"the tokenizer has another vocabulary than the encoder {pretrained}; use the encoder's own, "
                 "kd_lightning.data.PretrainedTokenizer with the same name"
             )
+    places = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
+    # RoBERTa and its kin count places from behind their padding's number.
+    padding: int | None = getattr(places, "padding_idx", None)
+    first, limit = 0 if padding is None else padding + 1, 0
+    with contextlib.suppress(AttributeError, NotImplementedError):  # encoders without a limit
+        limit = int(config.max_position_embeddings) - first
+    if 0 < limit < tokens["max_length"]:
+        raise UserError(
+            f"the encoder reads up to {limit} tokens, the tokenizer gives up to {tokens['max_length']}; set its max_length"
+        )
 
 
 def encoder_layers(encoder: nn.Module) -> nn.ModuleList:

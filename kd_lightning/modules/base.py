@@ -307,6 +307,7 @@ class BaseModule(pl.LightningModule):
         alone = plain(without()) if callable(without) else {}
         if described is not None and alone:
             described["init_args"] = {**(described.get("init_args") or {}), **alone}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], self.role: described}
         checkpoint[KEY] = {
             "role": self.role,
             "network": described,

@@ -132,10 +132,12 @@ class Launcher(LightningCLI):
 
     def _take_from(self, ours: Mapping[str, Any], model: Namespace) -> None:
         """What a checkpoint keeps of its network and its data stands in for the files that both once came from."""
-        network = model.init_args.get(ours.get("role") or "") or {}
-        if ours.get("without_files") and network.get("class_path") == ours["network"]["class_path"]:
-            for name, value in ours["without_files"].items():
+        network, theirs = model.init_args.get(ours.get("role") or "") or {}, ours.get("network") or {}
+        if network.get("class_path") == theirs.get("class_path", network.get("class_path")):
+            for name, value in (ours.get("without_files") or {}).items():
                 network["init_args"][name] = value
+        if ours:
+            model.init_args["init_from"] = None
         if ours.get("data") and callable(restore := getattr(self.datamodule, "restore", None)):
             restore(ours["data"], ours["spec"])
 

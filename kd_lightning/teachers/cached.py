@@ -15,7 +15,7 @@ from kd_lightning.checkpoints import sha256_of
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.codec import Codec
-from kd_lightning.teachers.store import Manifest, Table, Writer, describe_difference
+from kd_lightning.teachers.store import Column, Manifest, Table, Writer, describe_difference
 from kd_lightning.types import CLEAN, Batch, Output
 
 
@@ -141,6 +141,15 @@ def _batches(sources: list[Any], view: int, start: int, stop: int, size: int) ->
         first += len(source)
 
 
+def _check_shapes(found: dict[str, Tensor], columns: dict[str, Column]) -> None:
+    for name, tensor in found.items():
+        if tuple(tensor.shape[1:]) != columns[name].shape:
+            raise UserError(
+                f"the teacher's {name} are {list(columns[name].shape)} in one batch and {list(tensor.shape[1:])} in another; "
+                "a cache keeps outputs of one shape: use the live teacher for them"
+            )
+
+
 def _rows(sources: list[Any]) -> np.ndarray[Any, Any]:
     return np.concatenate([source.rows.cpu().numpy() for source in sources])
 
@@ -197,7 +206,9 @@ def cache_teacher(
                 parts: list[dict[str, Tensor]] = []
                 places: list[Tensor] = []
                 for batch, place in _batches(*tables[name], start, stop, size):
-                    parts.append({n: t[: len(place)] for n, t in codec.encode(teacher(batch.to(device))).items()})
+                    found = codec.encode(teacher(batch.to(device)))
+                    _check_shapes(found, writer.columns)
+                    parts.append({n: t[: len(place)] for n, t in found.items()})
                     places.append(place)
                     advance(len(place))
                 order = torch.argsort(torch.cat(places))

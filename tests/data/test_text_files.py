@@ -40,7 +40,8 @@ def test_quoted_csv_with_two_texts_and_a_missing_label(tmp_path: Path) -> None:
     found = read_table(path, "premise", "gold", "hypothesis", ["no", "yes"])
     assert found.texts == [("one, two\nthree", 'so "it" is'), ("four", "five")]
     assert found.target.tolist() == [1, -100]
-    assert read_labels(path, "gold") == ["yes"]
+    with pytest.raises(UserError, match="all samples have the label 'yes'"):
+        read_labels(path, "gold")
 
 
 @pytest.mark.parametrize(
@@ -77,9 +78,27 @@ def test_a_heading_over_numbered_columns_is_no_class(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the first line looks like a heading, for its label 'label' stands nowhere else"):
         read_labels(path, 1)
     assert read_labels(path, "label") == ["good", "poor"]
+    for lines in ("fine\t0\nbad\t1\nworse\t2\n", "fine\t0\n"):  # few of each, numbers, one class
+        path.write_text("words\tstars\n" + lines)
+        with pytest.raises(UserError, match="the first line looks like a heading"):
+            read_labels(path, 1)
+    path.write_text("fine\tgood\nalso\tgood\n")
+    with pytest.raises(UserError, match=r"all samples have the label 'good'; name all classes in data\.labels"):
+        read_labels(path, 1)
     path.write_text("text\tlabel\nfine\t\n")
     with pytest.raises(UserError, match="no sample has a label in column 'label'"):
         read_labels(path, "label")
+
+
+def test_a_quote_that_is_never_closed_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, 'label,text\n0,"never closed\n1,b\n0,c\n', "some.CSV")
+    with pytest.raises(UserError, match=r"some\.CSV, line 4: unexpected end of data"):
+        read_table(path, "text", "label", None, LABELS)
+
+
+def test_columns_are_counted_from_the_first(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="columns are counted from 0, got -1"):
+        read_table(write(tmp_path, "fine\t1\n"), 0, -1, None, LABELS)
 
 
 def test_raw_sentences(tmp_path: Path) -> None:

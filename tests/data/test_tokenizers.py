@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -103,6 +105,19 @@ def test_fingerprints_tell_what_matters() -> None:
     others = [WordTokenizer(min_count=3), WordTokenizer(max_length=9), SubwordTokenizer(300), SubwordTokenizer(320)]
     found = [learnt(tokenizer).fingerprint() for tokenizer in others]
     assert all(a != b for at, a in enumerate(found) for b in [same[0], *found[:at]])
+
+
+def test_where_a_pretrained_tokenizer_lies_does_not_matter(tmp_path: Path) -> None:
+    folder = save_bert(tmp_path / "bert", write_sst2(tmp_path / "data"))
+    shutil.copytree(folder, tmp_path / "copy")
+    found = [PretrainedTokenizer(str(at)).fingerprint() for at in (folder, tmp_path / "copy")]
+    assert found[0] == found[1]
+    assert PretrainedTokenizer(str(folder), max_length=16).fingerprint() != found[0]
+    path = tmp_path / "copy" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["normalizer"] = None  # the same vocabulary, other pieces
+    path.write_text(json.dumps(content))
+    assert PretrainedTokenizer(str(tmp_path / "copy")).fingerprint() != found[0]
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,8 @@ BERT: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
+GPT2: dict[str, Any] = {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
+T5: dict[str, Any] = {"vocab_size": 30, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
 ROLES = {"states0": "states.0", "states4": "states.4", "scores1": "scores.1", "scores3": "scores.3"}
 
 
@@ -121,7 +123,10 @@ def test_every_second_layer_is_copied(tmp_path: Path) -> None:
         assert len(names) == 16
         assert all(torch.equal(ours[n], theirs[n.replace(f"layer.{at}.", f"layer.{source}.", 1)]) for n in names)
     chosen = network(architecture={**BERT, "num_hidden_layers": 1}, copy_from=path, copy_layers=[2])
+    three = network(architecture={**BERT, "num_hidden_layers": 3}, copy_from=path).encoder.state_dict()
     key = "attention.self.query.weight"
+    for at, source in enumerate((0, 2, 3)):  # spread as evenly as may be, the last among them
+        assert torch.equal(three[f"encoder.layer.{at}.{key}"], theirs[f"encoder.layer.{source}.{key}"])
     assert torch.equal(chosen.encoder.state_dict()[f"encoder.layer.0.{key}"], theirs[f"encoder.layer.2.{key}"])
 
 
@@ -219,6 +224,8 @@ def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
         (lambda: network(architecture={**BERT, "num_attention_heads": 3}), "hidden size .16. is not a multiple"),
         (lambda: network(architecture={**BERT, "model_type": "brt"}), "architecture: .*brt"),
         (lambda: network(architecture={**BERT, "model_type": "fnet"}), "FNetModel cannot leave padding out"),
+        (lambda: network(architecture={"model_type": "gpt2", **GPT2}), "GPT2Model cannot leave padding out"),
+        (lambda: network(architecture={**T5, "model_type": "t5"}), "T5Model cannot read a sentence; take an encoder"),
         (lambda: network(architecture={**BERT, "model_type": "funnel"}), "architecture: This model does not support"),
     ],
 )

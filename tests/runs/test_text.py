@@ -14,8 +14,10 @@ import torch
 from kd_lightning.cli import main
 from kd_lightning.data import SST2DataModule, WordTokenizer
 from kd_lightning.models import BiLSTMClassifier
+from kd_lightning.modules import ClassifierModule
 from kd_lightning.runs.launch import RunResult, launch
 from kd_lightning.runs.wandb import log_test
+from kd_lightning.teachers import ModelTeacher, cache_teacher
 from tests.modules.small import CONFIGS, complaint, copied, last, same
 from tests.sentences import save_bert, write_sst2
 
@@ -151,6 +153,8 @@ def test_checkpoints_stand_alone(root: Path, tmp_path: Path) -> None:
     for path in (there / "SST2" / "train.tsv", there / "SST2" / "dev.tsv", *folder.iterdir()):
         path.unlink()
     folder.rmdir()
+    loaded = ClassifierModule.load_from_checkpoint(last(tuned))
+    assert same(copied(loaded.net), copied(tuned.module.net))
     nowhere = f"--data.root={tmp_path / 'nowhere'}"
     assert [predicted(run, f"after-{at}", nowhere) for at, run in enumerate((tuned, student))] == before
     again = launch(["test", f"--ckpt_path={last(student)}", f"--run.dir={tmp_path / 'test'}"])  # test.tsv is there still
@@ -175,8 +179,35 @@ def test_a_tokenizer_takes_the_vocabulary_of_a_checkpoint(root: Path, tmp_path: 
     second = fit(other, tmp_path / "second", configs, *own, f"--data.tokenizer.checkpoint={last(first)}")
     vocabularies = [(run.module.spec or {})["vocabulary"] for run in (first, second)]
     assert vocabularies[0] == vocabularies[1]
-    said = complaint(lambda: SST2DataModule(str(root), tokenizer=WordTokenizer(checkpoint=str(last(first)))))
+    (tmp_path / "first").rename(tmp_path / "moved")  # neither that checkpoint nor init_from is needed any more
+    launch(["test", f"--ckpt_path={last(second)}", f"--run.dir={tmp_path / 'test'}"])
+    launch(["fit", f"--ckpt_path={last(second)}", "--trainer.max_epochs=1"])
+    moved = tmp_path / "moved" / "checkpoints" / "last.ckpt"
+    said = complaint(lambda: SST2DataModule(str(root), tokenizer=WordTokenizer(checkpoint=str(moved))).learn())
     assert "reads the tokens of a SubwordTokenizer, the data has a WordTokenizer" in said
+
+
+def test_classes_in_another_order_are_refused(root: Path, tmp_path: Path) -> None:
+    lines = "a fine film\tgood\na dull film\tbad\n" * 10
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.tsv").write_text(lines)
+    files = [word for name in ("trainer", "data/text", "loggers/csv") for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
+    own = ["--model=kd_lightning.ClassifierModule", "--model.network=kd_lightning.models.TextCNN", "--trainer.max_epochs=1"]
+    quick = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", f"--run.dir={tmp_path / 'run'}"]
+    run = launch(["fit", *files, *own, *quick, f"--data.root={tmp_path}"])
+    again = ["test", f"--ckpt_path={last(run)}", f"--run.dir={tmp_path / 'test'}"]
+    said = complaint(lambda: launch([*again, "--data.labels=[good, bad]"]))
+    assert said == "the checkpoint's classes are the labels bad, good, in this order; data.labels has good, bad"
+    launch([*again, "--data.labels=[bad, good]"])
+
+
+def test_features_of_every_token_are_not_cached(root: Path, tmp_path: Path) -> None:
+    data = SST2DataModule(str(root), batch_size=15)
+    net = BiLSTMClassifier(4, 4, 4, vocabulary=data.spec["vocabulary"]["size"], num_classes=2)
+    teacher = ModelTeacher(network=net, layers={"words": "embedding"})
+    said = complaint(lambda: cache_teacher(teacher, data, tmp_path / "cache", features=("words",)))
+    assert "in one batch and" in said
+    assert "use the live teacher for them" in said
 
 
 def test_a_missing_file_to_predict_leaves_no_folder(teacher: RunResult, tmp_path: Path) -> None:
