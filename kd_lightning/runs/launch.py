@@ -136,7 +136,7 @@ class Launcher(LightningCLI):
         if network.get("class_path") == theirs.get("class_path", network.get("class_path")):
             for name, value in (ours.get("without_files") or {}).items():
                 network["init_args"][name] = value
-        if ours:
+        if ours and "init_from" in model.init_args:
             model.init_args["init_from"] = None
         if ours.get("data") and callable(restore := getattr(self.datamodule, "restore", None)):
             restore(ours["data"], ours["spec"])
