@@ -154,7 +154,7 @@ def load(name: str, chosen: Mapping[str, Any] | None = None) -> Experiment:
         if (chosen or {}).get(key) not in (None, known.get(key)):
             return load(other, chosen)
     if unknown := sorted(set(chosen or {}) - set(known)):
-        raise UserError(f"{name} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+        raise UserError(f"{name} has no setting --{unknown[0]}; it has {', '.join(known) or 'none'}")
     changed = {key: value for key, value in (chosen or {}).items() if value != known[key]}
     content = {**_filled(content, {**known, **changed}), "settings": {**known, **changed}}
     for run_name, value in content["runs"].items():

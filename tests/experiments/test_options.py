@@ -68,7 +68,7 @@ def test_settings_fill_texts_and_change_the_name(tmp_path: Path) -> None:
     changed = load(path, {"digit": 7})
     assert changed.run("distilled").overrides == {"data.drop_classes": [7]}
     assert changed.name.endswith("mini-digit-7")
-    with pytest.raises(UserError, match="no setting 'digits'; it has digit"):
+    with pytest.raises(UserError, match="no setting --digits; it has digit"):
         load(path, {"digits": 7})
 
 

@@ -75,11 +75,11 @@ def test_settings_of_the_experiment_that_is_meant() -> None:
 
 def test_a_setting_that_there_is_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["reproduce", "sanh2019/sst2", "--teacher", "some"]) == 2
-    assert capsys.readouterr().err == "kd: sanh2019/sst2 has no setting 'teacher'; it has none\n"
+    assert capsys.readouterr().err == "kd: sanh2019/sst2 has no setting --teacher; it has none\n"
     for wrong, said in (
         (["--teacher"], "--teacher is no option of its own; as a setting of the experiment it needs a value"),
         (["other", "words"], "'other' is not understood; kd reproduce --help shows what is"),
-        (["--vectors", "file"], "has no setting 'vectors'; it has teacher"),
+        (["--vectors", "file"], "has no setting --vectors; it has teacher"),
     ):
         assert main(["reproduce", "tang2019/sst2", *wrong]) == 2
         assert said in capsys.readouterr().err

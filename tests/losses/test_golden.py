@@ -62,9 +62,10 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("sentences")
     own = ["-c", "configs/data/sst2.yaml", f"--data.root={write_sst2(root)}"]
     deep = f"--model.network.architecture={ENCODER}, num_hidden_layers: 4}}"
-    size = "--data.tokenizer.size=300"
-    curve(root / "teacher", *own, "-c", "configs/teachers/sst2_transformer.yaml", deep, size, "--trainer.max_epochs=10")
-    pair = ["-c", "configs/text/pieces.yaml", "-c", "configs/pairs/transformer4_transformer2.yaml", size]
+    own_rate = ["--data.tokenizer.size=300", "--model.scheduler.max_lr=0.001"]  # whatever the shipped one is
+    teacher = ["-c", "configs/teachers/sst2_transformer.yaml", deep, *own_rate]
+    curve(root / "teacher", *own, *teacher, "--trainer.max_epochs=10")
+    pair = ["-c", "configs/text/pieces.yaml", "-c", "configs/pairs/transformer4_transformer2.yaml", *own_rate]
     student = f"--model.student.architecture={ENCODER}, num_hidden_layers: 2}}"
     return [*own, *pair, student, f"--model.teacher.checkpoint={root}/teacher/checkpoints/last.ckpt"]
 
