@@ -19,6 +19,15 @@ KEY = "kd_lightning"
 """Where our own checkpoints keep what Lightning's do not: the network's class and arguments, the spec, the teacher's source."""
 
 
+def plain(value: Any) -> Any:
+    """Builtins alone, so that a checkpoint loads without running code."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value if isinstance(value, bool | int | float | str | None) else str(value)
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

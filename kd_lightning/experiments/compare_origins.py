@@ -12,8 +12,8 @@ from kd_lightning.errors import UserError
 from kd_lightning.experiments.compare_labels import Reference
 from kd_lightning.experiments.compare_runs import Run, is_cache, read_run
 from kd_lightning.experiments.keys import flat, is_relevant
+from kd_lightning.runs.filled import FILLED
 from kd_lightning.runs.folder import read_json
-from kd_lightning.runs.launch import FILLED
 
 _WEIGHTS = (".ckpt", ".pt", ".pth", ".safetensors")
 

@@ -11,7 +11,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import KEY, check_vocabulary, load_weights, network_weights, read_file, specialist_weights
+from kd_lightning.checkpoints import KEY, check_vocabulary, load_weights, network_weights, plain, read_file, specialist_weights
 from kd_lightning.data.blank import blank_inputs
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
@@ -21,15 +21,6 @@ from kd_lightning.modules.means import EpochMeans
 from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, optimize, takes_total_steps
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.types import Batch, Inputs, Output
-
-
-def plain(value: Any) -> Any:
-    """Builtins alone, so that a checkpoint loads without running code."""
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
 
 
 class BaseModule(pl.LightningModule):

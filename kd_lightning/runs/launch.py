@@ -26,6 +26,7 @@ from kd_lightning.modules.base import BaseModule
 from kd_lightning.modules.distillation import DistillationModule
 from kd_lightning.runs.configs import resolve_configs, with_own_config
 from kd_lightning.runs.csv_logger import EpochCSVLogger
+from kd_lightning.runs.filled import fill_from_spec
 from kd_lightning.runs.folder import RunRecord, is_main, make_folder
 from kd_lightning.runs.lean import NoProfiler
 from kd_lightning.runs.messages import config_errors, one_line
@@ -33,9 +34,6 @@ from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.predictions import SavePredictions, gathered, joined
 from kd_lightning.runs.progress import RunProgress
 from kd_lightning.runs.wandb import log_test, wandb_logger
-
-FILLED = ("num_classes", "input_shape", "spec")
-"""Arguments that nobody types: they come from the data."""
 
 
 @dataclass
@@ -49,28 +47,6 @@ class RunResult:
 
 class Interrupted(KeyboardInterrupt):
     """Training was stopped by a signal; the message says how to go on."""
-
-
-def teacher_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The data as its teacher sees it, which may read other tokens than its student."""
-    own = {name.removeprefix("teacher_"): value for name, value in spec.items() if name.startswith("teacher_")}
-    return {**spec, **own}
-
-
-def fill_from_spec(node: Any, spec: Mapping[str, Any]) -> None:
-    """Set class counts and input shapes, wherever a class in the config takes them, to those of the data."""
-    if isinstance(node, Namespace | dict):
-        items = vars(node) if isinstance(node, Namespace) else node
-        arguments = items.get("init_args") if "class_path" in items else None
-        for name in FILLED:
-            if arguments is not None and name in arguments:
-                arguments[name] = dict(spec) if name == "spec" else spec[name]
-        for key, value in items.items():
-            if key != "spec":
-                fill_from_spec(value, teacher_spec(spec) if key == "teacher" else spec)
-    elif isinstance(node, list):
-        for item in node:
-            fill_from_spec(item, spec)
 
 
 class Launcher(LightningCLI):
