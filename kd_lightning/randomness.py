@@ -51,7 +51,7 @@ def _signed(value: int) -> int:
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     """Logical right shift: torch's own keeps the sign."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def hashed(index: Tensor, *parts: int | str) -> Tensor:
@@ -64,10 +64,10 @@ def hashed(index: Tensor, *parts: int | str) -> Tensor:
     Returns:
         int64 tensor of `index`'s shape, values in [0, 2**63).
     """
-    x = index * _signed(_GOLDEN) + _signed(seed_from(*parts))
-    x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _signed(0x94D049BB133111EB)
-    return _shift(x ^ _shift(x, 31), 1)
+    x = (index * _signed(_GOLDEN)).add_(_signed(seed_from(*parts)))
+    x.bitwise_xor_(_shift(x, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
+    x.bitwise_xor_(_shift(x, 27)).mul_(_signed(0x94D049BB133111EB))
+    return _shift(x.bitwise_xor_(_shift(x, 31)), 1)
 
 
 def integers(index: Tensor, low: int, high: int, *parts: int | str) -> Tensor:
@@ -75,7 +75,7 @@ def integers(index: Tensor, low: int, high: int, *parts: int | str) -> Tensor:
 
     The remainder of a 63-bit number is uniform up to a bias of (high - low + 1) / 2**63.
     """
-    return hashed(index, *parts) % (high - low + 1) + low
+    return hashed(index, *parts).remainder_(high - low + 1).add_(low)
 
 
 def uniform(index: Tensor, *parts: int | str) -> Tensor:

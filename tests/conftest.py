@@ -23,6 +23,12 @@ def data_root() -> Path:
     return root
 
 
+@pytest.fixture(autouse=True, scope="module")
+def unseeded() -> None:
+    """No run seed that another module's fixtures left."""
+    os.environ.pop("PL_GLOBAL_SEED", None)
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run seed and no matmul precision from outside or from another test, and no run on W&B."""

@@ -24,7 +24,9 @@ from kd_lightning.runs.progress import RunProgress
 from kd_lightning.teachers import ModelTeacher, Teacher
 
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True)
+"""As PyTorch makes it: what a loop written by hand takes."""
 FUSED = partial(SGD, fused=True)
+"""As our default and all shipped configs have it."""
 TEMPERATURE = 20.0
 
 
@@ -81,7 +83,7 @@ def distilled(
     """Through DistillationModule; the teacher is a network, or a Teacher such as a cache."""
     source = teacher if isinstance(teacher, Teacher) else ModelTeacher(network=teacher)
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
-    module = DistillationModule(make_student(), source, losses, **{"optimizer": SGD, **options})
+    module = DistillationModule(make_student(), source, losses, **{"optimizer": FUSED, **options})
     return fit(module, datamodule, steps, precision, compiled)
 
 
@@ -95,7 +97,7 @@ def at_precision(matmul: str, workload: Callable[[], float]) -> float:
 
 
 def plain(make_student: Callable[[], nn.Module], datamodule: Any, steps: int) -> float:
-    return fit(ClassifierModule(make_student(), optimizer=SGD), datamodule, steps)
+    return fit(ClassifierModule(make_student(), optimizer=FUSED), datamodule, steps)
 
 
 def by_hand(

@@ -178,13 +178,15 @@ class BaseModule(pl.LightningModule):
 
     def objective(self, batch: Batch) -> Tensor:
         """The weighted total of all losses; its parts are kept for the epoch's means."""
-        student = run_network(self.net, batch.inputs, self.taps)
+        # The teacher goes first: what its layers need is free again before the student's activations fill the memory.
         teacher = self.teach(batch) if self._learns else None
+        student = run_network(self.net, batch.inputs, self.taps)
         terms = [loss(student, teacher, batch) for loss in self.losses.values()]
         samples: Tensor | float = len(batch)
         if self._world_size > 1:
             samples, terms = self._joined(batch, terms)
-        total = cast(Tensor, sum(w * t for w, t in zip(self._weights.values(), terms, strict=True)))
+        first, *others = (w * t for w, t in zip(self._weights.values(), terms, strict=True))
+        total: Tensor = sum(others, first)
         self._means.add(samples, total, terms)
         return total
 

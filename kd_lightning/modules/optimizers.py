@@ -20,7 +20,7 @@ SchedulerFactory = Callable[[Optimizer], LRScheduler]
 
 
 def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
-    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True)
+    return torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True, fused=True)
 
 
 def takes_total_steps(factory: Any) -> bool:
