@@ -141,10 +141,10 @@ class Table:
         at = self._position[rows]
         if len(at) and at.min() < 0:
             self._missing(int(rows[at < 0][0]))
-        which, inside = np.divmod(at, self._shard_rows)
         if len(self._files) == 1 and self.mapped:
-            records = self._map(0)[inside]
+            records = self._map(0).take(at)
         else:
+            which, inside = np.divmod(at, self._shard_rows)
             records = np.empty(len(rows), dtype=self._record)
             for number in np.unique(which):
                 chosen = which == number
