@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data import BatchLoader, DigitsDataModule, ImageSource, Jitter
+from kd_lightning.data import BatchLoader, DigitsDataModule, ImageSource, Jitter, digits
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import hashed
 from kd_lightning.types import CLEAN, UNLABELLED
@@ -222,6 +222,12 @@ def test_the_test_split_of_the_digits_never_changes(monkeypatch: pytest.MonkeyPa
         assert (len(test.target), len(train.target)) == (602, 1797 - 602)
         contents = [{image.numpy().tobytes() for image in split.images} for split in (test, train)]
         assert contents[0].isdisjoint(contents[1])
+
+
+def test_the_digits_do_not_depend_on_where_scikit_learn_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = digits._digits()
+    monkeypatch.setattr(digits, "find_spec", lambda name: None)
+    assert all(torch.equal(a, b) for a, b in zip(known, digits._digits.__wrapped__(), strict=True))
 
 
 @pytest.mark.parametrize(
