@@ -62,10 +62,11 @@ def interleave(workloads: dict[str, Callable[[], float]], rounds: int, most: int
     dropped = 0
     for work in workloads.values():
         work()
+    names = list(workloads)
     for _ in range(most or 3 * rounds):
         if len(next(iter(seconds.values()))) == rounds:
             break
-        names = list(workloads)
+        names = [*names[1:], names[0]]  # each in turn comes first, so that none always follows the same one
         busy, own, wall = _busy(), _own(), time.perf_counter()
         found = {name: workloads[name]() for name in names}
         wall = time.perf_counter() - wall
@@ -76,7 +77,7 @@ def interleave(workloads: dict[str, Callable[[], float]], rounds: int, most: int
             continue
         for name in names:
             seconds[name].append(found[name])
-        print("  ".join(f"{name} {1000 * found[name]:.2f} ms" for name in names), flush=True)
+        print("  ".join(f"{name} {1000 * found[name]:.4g} ms" for name in workloads), flush=True)
     if len(next(iter(seconds.values()))) < rounds:
         raise SystemExit(
             f"only {len(next(iter(seconds.values())))} of {rounds} rounds were undisturbed; try again on a quiet machine"
