@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,13 @@ from kd_lightning.data.base import ImageDataModule, Images
 from kd_lightning.data.subsets import stratified_rank
 
 TEST_FRACTION = 1 / 3
+FILE = "sklearn/datasets/data/digits.csv.gz"
 
 
 @functools.cache
 def _digits() -> tuple[torch.Tensor, torch.Tensor]:
-    spec = find_spec("sklearn")  # which does not import it: that costs half a second
-    file = Path((spec and spec.origin) or "").parent / "datasets" / "data" / "digits.csv.gz"
-    if file.is_file():
+    file = Path(str(distribution("scikit-learn").locate_file(FILE)))
+    if file.is_file():  # importing scikit-learn costs half a second
         rows = np.loadtxt(file, delimiter=",")
     else:  # a release that keeps it elsewhere
         from sklearn.datasets import load_digits
