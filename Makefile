@@ -1,5 +1,7 @@
 # Both targets do all their own set-up: a virtual environment in .venv, made once and again when pyproject.toml changes.
 PYTHON ?= python3
+# Processes that tests run in: make test WORKERS=8
+WORKERS ?= 2
 BIN := .venv/bin
 
 .PHONY: demo test lint clean
@@ -11,7 +13,7 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 lint: .venv/.installed
 	$(BIN)/ruff check --fix .
