@@ -31,6 +31,8 @@ from workloads import SGD, at_precision, by_hand, distilled, plain
 
 from kd_lightning.data import ImageDataModule, Images, Jitter, MNISTDataModule
 from kd_lightning.models import MLP, CIFARResNet
+from kd_lightning.runs.compile import CompileNetworks
+from kd_lightning.runs.fold import FoldTeachers
 from kd_lightning.runs.folder import commit, hardware, write_json
 from kd_lightning.runs.launch import quiet
 from kd_lightning.teachers import CachedTeacher, ModelTeacher, cache_teacher
@@ -74,7 +76,7 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
         }
         workloads["live, medium"] = partial(at_precision, "medium", workloads["live"])
         workloads["cached, medium"] = partial(at_precision, "medium", workloads["cached"])
-        workloads["live, compiled"] = partial(distilled, student, teacher, data, n, compiled=True)
+        workloads["live, compiled"] = partial(distilled, student, teacher, data, n, switch=CompileNetworks())
         if peers := importlib.util.find_spec("torchdistill"):
             from peers import naive_lightning, torchdistill
 
@@ -117,17 +119,21 @@ def resnets(options: argparse.Namespace, rows: Rows) -> None:
         "by hand, channels last": partial(by_hand, lambda: student().to(memory_format=torch.channels_last), last, data, n),
         "channels first": partial(distilled, student, teacher, data, n),
         "channels last": partial(distilled, student, teacher, data, n, channels_last=True),
-        "compiled": partial(distilled, student, teacher, data, n, compiled=True),
+        "folded": partial(distilled, student, teacher, data, n, channels_last=True, switch=FoldTeachers()),
+        "compiled": partial(distilled, student, teacher, data, n, switch=CompileNetworks()),
         "bf16": partial(distilled, student, teacher, data, n, channels_last=True, precision="bf16-mixed"),
     }
     timings = interleave(workloads, options.rounds)
     name = "resnet56 -> resnet20: {0} / floor, channels first"
     ratio(rows, name.format("ours, channels last"), timings, "channels last", "by hand", "<= 0.90")
+    ratio(rows, name.format("ours, channels last, FoldTeachers"), timings, "folded", "by hand", "<= 0.90")
     ratio(rows, name.format("ours, channels first"), timings, "channels first", "by hand", "")
     ratio(rows, name.format("by hand, channels last"), timings, "by hand, channels last", "by hand", "")
     ratio(
         rows, "the switch channels_last, resnet56 -> resnet20: with / without", timings, "channels last", "channels first", ""
     )
+    name = "the switch FoldTeachers, resnet56 -> resnet20, channels last: with / without"
+    ratio(rows, name, timings, "folded", "channels last", "")
     name = "the switch --trainer.precision=bf16-mixed, resnet56 -> resnet20, channels last: with / without"
     ratio(rows, name, timings, "bf16", "channels last", "")
     name = "the switch CompileNetworks, resnet56 -> resnet20, channels first: with / without (its first three steps left out)"

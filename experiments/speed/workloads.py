@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from collections.abc import Callable
@@ -47,12 +48,14 @@ class Clock(pl.Callback):
         self.seconds = time.perf_counter() - self.started
 
 
-def fit(module: pl.LightningModule, datamodule: Any, steps: int, precision: Any = "32-true", compiled: bool = False) -> float:
+def fit(
+    module: pl.LightningModule, datamodule: Any, steps: int, precision: Any = "32-true", switch: pl.Callback | None = None
+) -> float:
     """Seconds a step through the Trainer, with the metrics, the metrics.csv and the progress of `kd fit`.
 
-    With `compiled`, the networks are compiled; the first steps, which wait for the compiler, do not count.
+    Where the switch is CompileNetworks, the first steps, which wait for the compiler, do not count.
     """
-    warm = 3 if compiled else 0
+    warm = 3 if isinstance(switch, CompileNetworks) else 0
     clock = Clock(warm)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
@@ -61,7 +64,7 @@ def fit(module: pl.LightningModule, datamodule: Any, steps: int, precision: Any 
             accelerator="cpu",
             precision=precision,
             logger=EpochCSVLogger(Path(folder)),
-            callbacks=[clock, RunProgress(), *([CompileNetworks()] if compiled else [])],
+            callbacks=[clock, RunProgress(), *([switch] if switch else [])],
             profiler=NoProfiler(),
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -77,14 +80,15 @@ def distilled(
     datamodule: Any,
     steps: int,
     precision: Any = "32-true",
-    compiled: bool = False,
+    switch: pl.Callback | None = None,
     **options: Any,
 ) -> float:
     """Through DistillationModule; the teacher is a network, or a Teacher such as a cache."""
-    source = teacher if isinstance(teacher, Teacher) else ModelTeacher(network=teacher)
+    # A copy: the switches change a network in place, and the other side must not train with what they made of it.
+    source = teacher if isinstance(teacher, Teacher) else ModelTeacher(network=copy.deepcopy(teacher))
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
     module = DistillationModule(make_student(), source, losses, **{"optimizer": FUSED, **options})
-    return fit(module, datamodule, steps, precision, compiled)
+    return fit(module, datamodule, steps, precision, switch)
 
 
 def at_precision(matmul: str, workload: Callable[[], float]) -> float:

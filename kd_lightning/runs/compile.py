@@ -31,8 +31,13 @@ class CompileNetworks(pl.Callback):
 
 
 def networks(module: Any) -> Iterator[nn.Module]:
-    """The network that a module trains, and those of its teacher, which may be made of other teachers."""
+    """The network that a module trains, and those of its teacher."""
     yield module.net
+    yield from teacher_networks(module)
+
+
+def teacher_networks(module: Any) -> Iterator[nn.Module]:
+    """The networks of a module's teacher, which may be made of other teachers."""
     groups = [t for t in (getattr(module, "teacher", None),) if t is not None]
     while groups:
         for child in groups.pop().children():
