@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -17,13 +16,14 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.metrics import EvaluationMetrics
+from kd_lightning.modules.lean import LeanModule, known_signature
 from kd_lightning.modules.means import EpochMeans
 from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, optimize, takes_total_steps
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.types import Batch, Inputs, Output
 
 
-class BaseModule(pl.LightningModule):
+class BaseModule(LeanModule):
     """Trains one network with a dict of losses; knows no loss by name.
 
     Subclasses hand over the network under the attribute named by `role`, which is also its prefix in checkpoints.
@@ -69,13 +69,6 @@ class BaseModule(pl.LightningModule):
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters(logger=False)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the hook it is in some 40 times a step; nn.Module's own way to set a name takes microseconds each.
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     @property
     def net(self) -> nn.Module:
         """The network that is trained."""
@@ -111,6 +104,7 @@ class BaseModule(pl.LightningModule):
         self._attached = True
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         if (datamodule := getattr(self.trainer, "datamodule", None)) is None:
             raise UserError("give the Trainer a datamodule: trainer.fit(module, datamodule=...)")
         self.attach(datamodule, stage)
@@ -212,6 +206,7 @@ class BaseModule(pl.LightningModule):
         # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what the uninterrupted one drew.
         reseed(self.device, run_seed(), "step", self.current_epoch, batch_idx, self.global_rank)
 
+    @known_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self.objective(batch)
 
