@@ -112,6 +112,8 @@ class Output:
 
     def detached(self) -> Output:
         """The same values without their graph: no loss sends a gradient into what it learns from."""
+        if type(self) is Output and not self.features and not self.logits.requires_grad:
+            return self
         return _map(self, lambda tensor: tensor.detach())
 
 

@@ -101,6 +101,8 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
     if peers:
         ratio(rows, "live teacher: torchdistill / ours", timings, "torchdistill", "live", ">= 2.5")
         ratio(rows, "cached teacher: torchdistill / ours", timings, "torchdistill", "cached", ">= 4")
+        ratio(rows, "live teacher: torchdistill / floor", timings, "torchdistill", "by hand", "")
+        ratio(rows, "cached teacher: torchdistill / by hand", timings, "torchdistill", "by hand, cached", "")
         name = "{0} teacher: torchdistill / ours with --matmul_precision=medium"
         for side in ("live", "cached"):
             ratio(rows, name.format(side), timings, "torchdistill", f"{side}, medium", "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +24,13 @@ def hard_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 
     Returns:
         A scalar; zero, with a graph, when no row is labelled.
     """
-    total = F.cross_entropy(full(logits), target, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum")
-    return total / (target != UNLABELLED).sum().clamp(min=1)
+    if label_smoothing:
+        total = F.cross_entropy(full(logits), target, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum")
+        return total / labelled(target, None).clamp(min=1)
+    # What F.cross_entropy comes down to; the kernel tells how many rows it did not leave out.
+    log_probs = torch.log_softmax(full(logits), dim=-1)
+    total, count = torch.ops.aten.nll_loss_forward(log_probs, target, None, 2, UNLABELLED)  # 2: the sum
+    return cast(Tensor, total / count.clamp(min=1))
 
 
 def mixed_cross_entropy(logits: Tensor, target: Tensor, partner: Tensor, share: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -55,7 +55,7 @@ class BaseModule(LeanModule):
         self.taps: Taps | None = None
         self._attached = self._losses_built = self._learns = False
         self._pending_losses: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+        self._terms: list[tuple[DistillLoss, float]] = []
         self._world_size = 1
         self._means = EpochMeans()
         self._constrained = [m for m in network.modules() if callable(getattr(m, "after_step", None))]
@@ -175,11 +175,11 @@ class BaseModule(LeanModule):
         # The teacher goes first: what its layers need is free again before the student's activations fill the memory.
         teacher = self.teach(batch) if self._learns else None
         student = run_network(self.net, batch.inputs, self.taps)
-        terms = [loss(student, teacher, batch) for loss in self.losses.values()]
+        terms = [loss(student, teacher, batch) for loss, _ in self._terms]
         samples: Tensor | float = len(batch)
         if self._world_size > 1:
             samples, terms = self._joined(batch, terms)
-        first, *others = (w * t for w, t in zip(self._weights.values(), terms, strict=True))
+        first, *others = (weight * term for (_, weight), term in zip(self._terms, terms, strict=True))
         total: Tensor = sum(others, first)
         self._means.add(samples, total, terms)
         return total
@@ -190,7 +190,7 @@ class BaseModule(LeanModule):
         Returns:
             The samples of the joined batch, divided by the number of processes; and the scaled losses.
         """
-        own = [cast(DistillLoss, loss).counted(batch) for loss in self.losses.values()]
+        own = [loss.counted(batch) for loss, _ in self._terms]
         counts = torch.stack([batch.target.new_tensor(0 if batch.ghost else len(batch)), *own])
         total = counts.clone()
         torch.distributed.all_reduce(total)
@@ -198,7 +198,8 @@ class BaseModule(LeanModule):
         return total[0] / self._world_size, [term * scale for term, scale in zip(terms, scales, strict=True)]
 
     def on_train_epoch_start(self) -> None:
-        self._weights = {n: cast(DistillLoss, loss).weight_at(self.current_epoch) for n, loss in self.losses.items()}
+        losses = [cast(DistillLoss, loss) for loss in self.losses.values()]
+        self._terms = [(loss, loss.weight_at(self.current_epoch)) for loss in losses]
         self._means = EpochMeans()
         self._world_size = self.trainer.world_size
 

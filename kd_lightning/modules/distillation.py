@@ -93,7 +93,8 @@ class DistillationModule(BaseModule):
         return self
 
     def teach(self, batch: Batch) -> Output | None:
-        return self.teacher(batch) if self.teacher.ready else None
+        teacher = self.teacher
+        return teacher(batch) if teacher.ready else None
 
     def provenance(self) -> list[dict[str, Any]]:
         return self.teacher.sources()

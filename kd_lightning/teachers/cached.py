@@ -94,8 +94,8 @@ class CachedTeacher(Teacher):
     def probe(self, batch: Batch) -> Output:
         assert self._manifest is not None
         n = len(batch)
-        arrays = {name: np.zeros((n, *c.shape), dtype=c.dtype) for name, c in self._manifest.columns.items()}
-        return self._codec.decode(arrays, batch.target.device)
+        blank = {name: np.zeros((n, *c.shape), dtype=c.dtype) for name, c in self._manifest.columns.items()}
+        return self._codec.decode({name: torch.from_numpy(a) for name, a in blank.items()}, batch.target.device)
 
     def outputs(self, batch: Batch) -> Output:
         name = table_name(batch.split, batch.view)
@@ -104,7 +104,7 @@ class CachedTeacher(Teacher):
                 f"the teacher cache {self.path} holds nothing of the {batch.split} split in view "
                 f"{'clean' if batch.view == CLEAN else batch.view}; it holds {', '.join(self._tables)}"
             )
-        return self._codec.decode(self._tables[name].read(batch.index.cpu().numpy()), batch.target.device)
+        return self._codec.decode(self._tables[name].read(batch.index.cpu()), batch.target.device)
 
     def sources(self) -> list[dict[str, Any]]:
         found = self._manifest.content["fingerprint"]["teacher"] if self._manifest else []

@@ -7,14 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.store import Column
 from kd_lightning.types import EnsembleOutput, Output, full, mean_log_probs
-
-Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass
@@ -82,9 +79,9 @@ class Codec:
     def columns(self, example: dict[str, Tensor]) -> dict[str, Column]:
         return {name: Column(str(t.numpy().dtype), tuple(t.shape[1:])) for name, t in example.items()}
 
-    def decode(self, arrays: Arrays, device: torch.device) -> Output:
+    def decode(self, columns: dict[str, Tensor], device: torch.device) -> Output:
         """The Output that was stored."""
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+        tensors = {name: column.to(device) for name, column in columns.items()}
         features = {role: tensors[f"feature.{role}"] for role in self.features}
         if self.top_k is not None:
             values, indices = tensors["values"].float(), tensors["indices"].long()

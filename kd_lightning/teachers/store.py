@@ -9,10 +9,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from kd_lightning.errors import UserError
 
@@ -53,6 +55,7 @@ class Manifest:
 
     def __init__(self, folder: Path, content: dict[str, Any]) -> None:
         self.folder, self.content = folder, content
+        self._positions: dict[str, tuple[Tensor, int]] = {}
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -91,6 +94,16 @@ class Manifest:
             raise UserError(f"{path} is missing or damaged; delete the folder and make the cache again") from error
         return rows
 
+    def positions(self, table: str) -> tuple[Tensor, int]:
+        """Where each source row stands in a table, -1 where it does not, and how many do. Views of the same rows share them."""
+        file = self.content["tables"][table]["rows"]
+        if file not in self._positions:
+            rows = self.rows(table)
+            position = torch.full((int(rows.max()) + 1 if len(rows) else 0,), -1, dtype=torch.int32)
+            position[torch.from_numpy(rows)] = torch.arange(len(rows), dtype=torch.int32)
+            self._positions[file] = position, len(rows)
+        return self._positions[file]
+
 
 @dataclass
 class Table:
@@ -110,15 +123,18 @@ class Table:
     name: str
     mapped: bool = True
     _maps: dict[int, Array] = field(default_factory=dict)
-    _open: dict[int, int] = field(default_factory=dict)
+    _sound: set[int] = field(default_factory=set)
+    _column: str | None = None
+    """The only column of the only shard, if it is mapped: then a batch is one lookup."""
+    _whole: Tensor | None = None
 
     def __post_init__(self) -> None:
         entry = self.manifest.content["tables"][self.name]
-        rows = self.manifest.rows(self.name)
-        self._position = np.full(int(rows.max()) + 1 if len(rows) else 0, -1, dtype=np.int32)
-        self._position[rows] = np.arange(len(rows), dtype=np.int32)
-        self._files, self._shard_rows, self._count = entry["shards"], entry["shard_rows"], len(rows)
+        self._position, self._count = self.manifest.positions(self.name)
+        self._files, self._shard_rows = entry["shards"], entry["shard_rows"]
         self._record = record(self.manifest.columns)
+        if self.mapped and len(self._files) == len(self.manifest.columns) == 1:
+            (self._column,) = self.manifest.columns
         stored = sum(shard["rows"] for shard in self._files)
         if stored != self._count:
             raise UserError(
@@ -130,61 +146,67 @@ class Table:
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise UserError(f"{path} is missing or cut short; run the same kd cache command again to mend it")
 
-    def read(self, rows: Array) -> dict[str, Array]:
-        """Each column's values `(B, ...)` for source rows `(B,)`.
+    def read(self, rows: Tensor) -> dict[str, Tensor]:
+        """Each column's values `(B, ...)` for source rows `(B,)`, int64 on the CPU.
 
         Raises:
             UserError: for a row that was not cached, and for a shard that was altered.
         """
-        if len(rows) and (rows.max() >= len(self._position) or rows.min() < 0):
-            self._missing(int(rows.max()))
-        at = self._position[rows]
-        if len(at) and at.min() < 0:
-            self._missing(int(rows[at < 0][0]))
-        if len(self._files) == 1 and self.mapped:
-            records = self._map(0).take(at)
-        else:
-            which, inside = np.divmod(at, self._shard_rows)
-            records = np.empty(len(rows), dtype=self._record)
-            for number in np.unique(which):
-                chosen = which == number
-                take = self._map(int(number)).__getitem__ if self.mapped else self._pick(int(number))
-                records[chosen] = take(inside[chosen])
-        return {name: np.ascontiguousarray(records[name]) for name in self._record.names or ()}
+        try:  # index_select checks both: rows beyond the table, and positions of -1
+            at = self._position.index_select(0, rows)
+            if self._column is not None:
+                return {self._column: self._mapped_column(self._column).index_select(0, at)}
+        except IndexError:
+            self._missing(rows)
+        if len(at) and int(at.min()) < 0:
+            self._missing(rows)
+        which, inside = np.divmod(at.numpy(), self._shard_rows)
+        records = np.empty(len(rows), dtype=self._record)
+        for number in np.unique(which):
+            chosen = which == number
+            take = self._map(int(number)).__getitem__ if self.mapped else self._pick(int(number))
+            records[chosen] = take(inside[chosen])
+        return {name: torch.from_numpy(np.ascontiguousarray(records[name])) for name in self._record.names or ()}
 
-    def _missing(self, row: int) -> None:
+    def _missing(self, rows: Tensor) -> NoReturn:
         split, _, view = self.name.partition("/")
+        known = (rows >= 0) & (rows < len(self._position))
+        known &= self._position[rows * known] >= 0
         raise UserError(
-            f"the teacher cache {self.manifest.folder} holds no output for row {row} of the {split} split in view {view}; "
-            "it was made for other rows: make it with the data options of this run"
+            f"the teacher cache {self.manifest.folder} holds no output for row {int(rows[~known][0])} of the {split} split in "
+            f"view {view}; it was made for other rows: make it with the data options of this run"
         )
 
     def _checked(self, number: int) -> Path:
         entry = self._files[number]
         path = self.manifest.folder / str(entry["file"])
-        if _sha(path) != entry["sha256"]:
+        if number not in self._sound and _sha(path) != entry["sha256"]:
             raise UserError(f"{path} was altered since it was written; delete it and run the same kd cache command again")
+        self._sound.add(number)
         return path
 
     def _map(self, number: int) -> Array:
         if number not in self._maps:
             with self._checked(number).open("rb") as file:
-                self._maps[number] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), self._record)
+                # A private copy of what is written, which is nothing: torch wants memory that could be written to.
+                self._maps[number] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), self._record)
         return self._maps[number]
 
+    def _mapped_column(self, name: str) -> Tensor:
+        if self._whole is None:
+            self._whole = torch.from_numpy(self._map(0)[name])
+        return self._whole
+
     def _pick(self, number: int) -> Callable[[Array], Array]:
-        if number not in self._open:
-            self._open[number] = os.open(self._checked(number), os.O_RDONLY)
-        file, size = self._open[number], self._record.itemsize
+        path, size = self._checked(number), self._record.itemsize
 
         def pick(rows: Array) -> Array:
-            return np.frombuffer(b"".join(os.pread(file, size, row * size) for row in rows.tolist()), self._record)
+            # Opened each time: all views of a large cache have more shards than a process may hold open.
+            with path.open("rb") as file:
+                at = file.fileno()
+                return np.frombuffer(b"".join(os.pread(at, size, row * size) for row in rows.tolist()), self._record)
 
         return pick
-
-    def __del__(self) -> None:
-        for file in getattr(self, "_open", {}).values():
-            os.close(file)
 
 
 class Writer:
@@ -227,9 +249,7 @@ class Writer:
         """Start or continue a table; returns (shard, from, to) of the row ranges that are still to be computed."""
         tables = self.manifest.content["tables"]
         if table not in tables:
-            file = table.replace("/", ".view") + ".rows.npy"
-            with (self.manifest.folder / file).open("wb") as out:
-                np.save(out, rows)
+            file = self._rows_file(table, rows)
             tables[table] = {"rows": file, "shard_rows": self.shard_rows, "shards": []}
             self.manifest.write()
         elif not np.array_equal(self.manifest.rows(table), rows):
@@ -246,6 +266,17 @@ class Writer:
             if not whole:
                 ranges.append((number, start, min(len(rows), start + size)))
         return ranges
+
+    def _rows_file(self, table: str, rows: Array) -> str:
+        """The file of these rows: another view's, where one has the same, else a new one."""
+        tables, split = self.manifest.content["tables"], table.partition("/")[0]
+        for other in tables:
+            if other.partition("/")[0] == split and np.array_equal(self.manifest.rows(other), rows):
+                return str(tables[other]["rows"])
+        file = table.replace("/", ".view") + ".rows.npy"
+        with (self.manifest.folder / file).open("wb") as out:
+            np.save(out, rows)
+        return file
 
     @staticmethod
     def _file(table: str, number: int) -> str:

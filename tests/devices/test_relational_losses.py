@@ -95,7 +95,7 @@ def share(batch: Batch, rank: int, world_size: int) -> Batch:
 
 def scaled(loss: DistillLoss, value: Tensor, batch: Batch, world_size: int) -> Tensor:
     """As the module scales it, but in double precision: quotients of counts are of the default type."""
-    module = cast(Any, SimpleNamespace(losses={"it": loss}, _world_size=world_size))
+    module = cast(Any, SimpleNamespace(_terms=[(loss, 1.0)], _world_size=world_size))
     torch.set_default_dtype(torch.float64)
     _, (value,) = BaseModule._joined(module, batch, [value])
     torch.set_default_dtype(torch.float32)

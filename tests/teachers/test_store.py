@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kd_lightning.errors import UserError
 from kd_lightning.teachers import store
@@ -23,6 +24,10 @@ ROWS = np.array([7, 2, 9, 4, 0, 11, 3, 5])
 def values(rows: np.ndarray) -> dict[str, np.ndarray]:
     logits = (rows[:, None] + np.array([0.0, 0.25, 0.5])).astype(np.float32)
     return {"logits": logits, "code": np.stack([rows, -rows], 1).astype(np.int16)}
+
+
+def read(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
+    return {name: column.numpy() for name, column in table.read(torch.from_numpy(rows)).items()}
 
 
 @pytest.fixture
@@ -53,7 +58,7 @@ def complaint(act: Callable[[], object]) -> str:
 def test_rows_come_back_in_any_order_across_shards(tmp_path: Path, mapped: bool) -> None:
     table = Table(fill(tmp_path), "train/0", mapped)
     asked = np.array([5, 7, 7, 0, 9])
-    got = table.read(asked)
+    got = read(table, asked)
     assert all(np.array_equal(got[name], values(asked)[name]) for name in COLUMNS)
     assert len(list(tmp_path.glob("*.bin"))) == 3
 
@@ -62,7 +67,17 @@ def test_rows_come_back_in_any_order_across_shards(tmp_path: Path, mapped: bool)
 @pytest.mark.parametrize("row", [1, 12, -1])
 def test_a_row_that_was_not_cached_is_named(tmp_path: Path, row: int) -> None:
     table = Table(fill(tmp_path), "train/0")
-    assert "holds no output for row" in complaint(lambda: table.read(np.array([7, row])))
+    assert f"holds no output for row {row} of the train split" in complaint(lambda: read(table, np.array([7, row])))
+
+
+@pytest.mark.parametrize("row", [1, 12, -1])
+def test_one_column_in_one_shard(tmp_path: Path, row: int) -> None:
+    made = Writer(tmp_path, {}, {}, {"logits": COLUMNS["logits"]}, align=1)
+    for number, start, stop in made.open("train/0", ROWS):
+        made.put("train/0", number, {"logits": values(ROWS[start:stop])["logits"]})
+    table, asked = Table(made.manifest, "train/0"), np.array([5, 7, 7, 0, 9])
+    assert np.array_equal(read(table, asked)["logits"], values(asked)["logits"])
+    assert f"holds no output for row {row} of the train split" in complaint(lambda: read(table, np.array([7, row])))
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -92,8 +107,8 @@ def test_an_altered_shard_is_found_and_mended(tmp_path: Path) -> None:
     content[5] ^= 1
     shard.write_bytes(content)
     table = Table(manifest, "train/0")
-    table.read(ROWS[:2])  # another shard: whole
-    assert "was altered" in complaint(lambda: table.read(ROWS[-1:]))
+    read(table, ROWS[:2])  # another shard: whole
+    assert "was altered" in complaint(lambda: read(table, ROWS[-1:]))
     assert [r[0] for r in writer(tmp_path).open("train/0", ROWS)] == [2]
 
 
@@ -121,9 +136,10 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 MEASURE = """
-import sys
+import os, sys
 from pathlib import Path
 import numpy as np
+import torch
 from kd_lightning.teachers.store import Manifest, Table
 
 def resident():  # anonymous and file-backed pages, in bytes
@@ -131,24 +147,42 @@ def resident():  # anonymous and file-backed pages, in bytes
 
 manifest = Manifest.read(Path(sys.argv[1]))
 n = len(manifest.rows("train/0"))
-table = Table(manifest, "train/0", mapped=False)
-before, most = resident(), 0
-for start in range(0, n, 256):
-    table.read((np.arange(start, start + 256) * 7919) % n)
-    most = max(most, resident() - before)
-print(most)
+before, most, files = resident(), 0, len(os.listdir("/proc/self/fd"))
+tables = [Table(manifest, name, mapped=False) for name in manifest.content["tables"]]
+for table in tables:
+    for start in range(0, n, 256):
+        table.read((torch.arange(start, start + 256) * 7919) % n)
+        most = max(most, resident() - before)
+print(most, len(os.listdir("/proc/self/fd")) - files)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc, as Linux has it")
-def test_resident_memory_does_not_grow_with_the_cache(tmp_path: Path) -> None:
-    """A 128 MB table, too large to be mapped, is read all over and leaves next to nothing resident."""
-    columns = {"logits": Column("float32", (512,))}
-    made = Writer(tmp_path, {}, {}, columns, align=256)
+@pytest.mark.parametrize(("views", "classes"), [(1, 512), (60, 1)])
+def test_what_stays_resident_does_not_grow_with_the_cache(tmp_path: Path, views: int, classes: int) -> None:
+    """A 128 MB table, too large to be mapped, and many views of 65,536 rows leave little in memory, no open file."""
+    made = Writer(tmp_path, {}, {}, {"logits": Column("float32", (classes,))}, align=256)
     rows = np.arange(2**16)
-    for number, start, stop in made.open("train/0", rows):
-        made.put("train/0", number, {"logits": np.zeros((stop - start, 512), np.float32)})
+    for view in range(views):
+        for number, start, stop in made.open(f"train/{view}", rows):
+            made.put(f"train/{view}", number, {"logits": np.zeros((stop - start, classes), np.float32)})
+    assert len(list(tmp_path.glob("*.rows.npy"))) == 1
     run = subprocess.run(
         [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, env=os.environ, check=True
     )
-    assert int(run.stdout) < 8 * 2**20
+    most, files = map(int, run.stdout.split())
+    assert most < 8 * 2**20
+    assert files == 0
+
+
+def test_views_of_other_rows_keep_their_own(tmp_path: Path) -> None:
+    made = writer(tmp_path)
+    for name, rows in (("train/0", ROWS), ("train/1", ROWS), ("train/clean", ROWS + 20), ("test/clean", ROWS)):
+        for number, start, stop in made.open(name, rows):
+            made.put(name, number, values(rows[start:stop]))
+    assert len(list(tmp_path.glob("*.rows.npy"))) == 3
+    manifest = Manifest.read(tmp_path)
+    for name, row in (("train/1", 11), ("train/clean", 31), ("test/clean", 3)):
+        asked = np.array([row])
+        assert np.array_equal(read(Table(manifest, name), asked)["code"], values(asked)["code"])
+    assert "holds no output for row 11" in complaint(lambda: read(Table(manifest, "train/clean"), np.array([11])))
