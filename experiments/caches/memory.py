@@ -1,4 +1,4 @@
-"""What reading a large cache keeps in memory: `python experiments/caches/memory.py --output results/memory.json`.
+"""What reading a large cache keeps in memory: `python experiments/caches/memory.py`.
 
 Writes caches of the layout that `kd cache --top-k` gives (random values: what is kept depends on sizes alone) and reads them in
 random order, batch by batch, as training does, each in a process of its own.
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--views", type=int, nargs="+", default=[2, 20])
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--budget-mb", type=int, default=256, help="as CachedTeacher has it")
-    parser.add_argument("--output", type=Path)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "memory.json")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.read:
@@ -78,9 +78,8 @@ def main() -> None:
             added, micros = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
         found.append({"views": views, "cache_mb": size / 2**20, "added_mb": added / 2**20, "us_a_sample": micros})
         print(f"{views} views, {size / 2**20:,.0f} MB: {added / 2**20:.0f} MB in memory, {micros:.2f} us a sample")
-    if options.output:
-        content = {"found": found, "rows": options.rows, "top_k": options.top_k, "commit": commit(), "hardware": hardware()}
-        write_json(options.output, content)
+    content = {"found": found, "rows": options.rows, "top_k": options.top_k, "commit": commit(), "hardware": hardware()}
+    write_json(options.output, content)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import mmap
@@ -124,17 +125,12 @@ class Table:
     mapped: bool = True
     _maps: dict[int, Array] = field(default_factory=dict)
     _sound: set[int] = field(default_factory=set)
-    _column: str | None = None
-    """The only column of the only shard, if it is mapped: then a batch is one lookup."""
-    _whole: Tensor | None = None
 
     def __post_init__(self) -> None:
         entry = self.manifest.content["tables"][self.name]
         self._position, self._count = self.manifest.positions(self.name)
         self._files, self._shard_rows = entry["shards"], entry["shard_rows"]
         self._record = record(self.manifest.columns)
-        if self.mapped and len(self._files) == len(self.manifest.columns) == 1:
-            (self._column,) = self.manifest.columns
         stored = sum(shard["rows"] for shard in self._files)
         if stored != self._count:
             raise UserError(
@@ -154,8 +150,9 @@ class Table:
         """
         try:  # index_select checks both: rows beyond the table, and positions of -1
             at = self._position.index_select(0, rows)
-            if self._column is not None:
-                return {self._column: self._mapped_column(self._column).index_select(0, at)}
+            if self._only is not None:
+                name, column = self._only
+                return {name: column.index_select(0, at)}
         except IndexError:
             self._missing(rows)
         if len(at) and int(at.min()) < 0:
@@ -192,10 +189,13 @@ class Table:
                 self._maps[number] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), self._record)
         return self._maps[number]
 
-    def _mapped_column(self, name: str) -> Tensor:
-        if self._whole is None:
-            self._whole = torch.from_numpy(self._map(0)[name])
-        return self._whole
+    @functools.cached_property
+    def _only(self) -> tuple[str, Tensor] | None:
+        """The only column of the only shard, if it is mapped: then a batch is one lookup."""
+        if not self.mapped or not len(self._files) == len(self.manifest.columns) == 1:
+            return None
+        (name,) = self.manifest.columns
+        return name, torch.from_numpy(self._map(0)[name])
 
     def _pick(self, number: int) -> Callable[[Array], Array]:
         path, size = self._checked(number), self._record.itemsize

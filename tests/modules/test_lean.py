@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import lightning.pytorch as pl
@@ -28,7 +29,7 @@ def weights(datamodule: DigitsDataModule | None = None, **settings: Any) -> dict
 @pytest.mark.parametrize("settings", [{}, {"gradient_clip_val": 0.05}, {"accumulate_grad_batches": 3}])
 def test_trains_what_lightning_trains(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
     lean = weights(**settings)
-    for name in [name for name in vars(LeanModule) if name in vars(pl.LightningModule) or name == "setup"]:
+    for name in [name for name, value in vars(LeanModule).items() if inspect.isfunction(value)]:
         monkeypatch.setattr(LeanModule, name, getattr(pl.LightningModule, name))
     monkeypatch.delattr(BaseModule.training_step, "__signature__")
     assert same(lean, weights(**settings))
