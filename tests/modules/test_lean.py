@@ -52,6 +52,20 @@ def test_hooks_of_the_data_are_called(hook: str) -> None:
     assert not same(weights(), weights(Dimmed()))
 
 
+def test_lightning_asks_for_batch_hooks_where_we_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The name is Lightning's own: were it another one day, ours would do nothing."""
+    asked: set[str] = set()
+    answer = LeanModule._call_batch_hook
+
+    def ask(module: LeanModule, hook_name: str, *args: Any) -> Any:
+        asked.add(hook_name)
+        return answer(module, hook_name, *args)
+
+    monkeypatch.setattr(LeanModule, "_call_batch_hook", ask)
+    weights()
+    assert asked == {"on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"}
+
+
 def test_the_parameters_of_a_step_are_known() -> None:
     class Short(BaseModule):
         def training_step(self, batch: Batch) -> Tensor:  # type: ignore[override]
