@@ -56,7 +56,8 @@ class BaseModule(LeanModule):
         self._attached = self._losses_built = self._learns = False
         self._pending_losses: dict[str, Tensor] = {}
         self._terms: list[tuple[DistillLoss, float]] = []
-        self._world_size = 1
+        self._world_size, self._rank = 1, 0
+        self._draws: tuple[int | str, ...] = ()
         self._means = EpochMeans()
         self._constrained = [m for m in network.modules() if callable(getattr(m, "after_step", None))]
         self.register_load_state_dict_pre_hook(self._keep_loss_state)  # type: ignore[no-untyped-call]
@@ -201,11 +202,12 @@ class BaseModule(LeanModule):
         losses = [cast(DistillLoss, loss) for loss in self.losses.values()]
         self._terms = [(loss, loss.weight_at(self.current_epoch)) for loss in losses]
         self._means = EpochMeans()
-        self._world_size = self.trainer.world_size
+        self._world_size, self._rank = self.trainer.world_size, self.global_rank
+        self._draws = (run_seed(), "step", self.current_epoch)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what the uninterrupted one drew.
-        reseed(self.device, run_seed(), "step", self.current_epoch, batch_idx, self.global_rank)
+        reseed(self.device, *self._draws, batch_idx, self._rank)
 
     @known_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
