@@ -55,9 +55,18 @@ class BatchLoader:
         self.source, self.batch_size, self.shuffle, self.seed = source, batch_size, shuffle, seed
         self.views, self.rank, self.world_size, self.fetch, self.epoch = views, rank, world_size, fetch, 0
         self.batch_sampler = SimpleNamespace(sampler=self)
+        self.skip = 0
+        """Batches to leave out, once: those of the epoch that a resumed run has had already."""
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
+
+    def state_dict(self) -> dict[str, int]:
+        """By which Lightning knows a loader that can go on within an epoch."""
+        return {"epoch": self.epoch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch = state["epoch"]
 
     @property
     def view(self) -> int:
@@ -69,12 +78,17 @@ class BatchLoader:
     def __len__(self) -> int:
         return -(-len(self.source) // (self.batch_size * self.world_size))
 
+    def skipped(self) -> int:
+        """How many batches this epoch leaves out."""
+        skipped, self.skip = self.skip, 0
+        return skipped
+
     def __iter__(self) -> Iterator[Batch]:
         n, step = len(self.source), self.batch_size * self.world_size
         rows = permutation(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
         view = self.view
         ahead = max(1, self.fetch // self.batch_size)
-        for first in range(0, n, step * ahead):
+        for first in range(self.skipped() * step, n, step * ahead):
             starts = range(first, min(n, first + step * ahead), step)
             shares = [rows[start : start + step][self.rank :: self.world_size] for start in starts]
             together = self.source.batch(torch.cat(shares) if len(shares) > 1 else shares[0], view)

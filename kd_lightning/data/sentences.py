@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -132,7 +133,7 @@ class BucketLoader(BatchLoader):
         if not len(self.source):
             return
         view = self.view
-        for rows in self.steps():
+        for rows in itertools.islice(self.steps(), self.skipped(), None):
             share = rows[self.rank :: self.world_size]
             batch = self.source.batch(share if len(share) else rows[:1], view)
             batch.ghost = not len(share)  # this process has no sample in the last, short step

@@ -3,33 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import KEY, check_vocabulary, load_weights, network_weights, plain, read_file, specialist_weights
+from kd_lightning.checkpoints import KEY, check_vocabulary, load_weights, network_weights, read_file, specialist_weights
 from kd_lightning.data.blank import blank_inputs
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.metrics import EvaluationMetrics
-from kd_lightning.modules.lean import LeanModule, known_signature
+from kd_lightning.modules.checkpointed import CheckpointedModule
+from kd_lightning.modules.lean import known_signature
 from kd_lightning.modules.means import EpochMeans
-from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, optimize, takes_total_steps
+from kd_lightning.modules.optimizers import OptimizerFactory, SchedulerFactory, optimize
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.types import Batch, Inputs, Output
 
 
-class BaseModule(LeanModule):
+class BaseModule(CheckpointedModule):
     """Trains one network with a dict of losses; knows no loss by name.
 
     Subclasses hand over the network under the attribute named by `role`, which is also its prefix in checkpoints.
     """
-
-    role: ClassVar[str]
 
     def __init__(
         self,
@@ -53,14 +52,11 @@ class BaseModule(LeanModule):
         self.channels_last = channels_last
         self.metrics: EvaluationMetrics | None = None
         self.taps: Taps | None = None
-        self._attached = self._losses_built = self._learns = False
-        self._pending_losses: dict[str, Tensor] = {}
+        self._learns = False
         self._terms: list[tuple[DistillLoss, float]] = []
-        self._world_size, self._rank = 1, 0
+        self._rank = 0
         self._draws: tuple[int | str, ...] = ()
-        self._means = EpochMeans()
         self._constrained = [m for m in network.modules() if callable(getattr(m, "after_step", None))]
-        self.register_load_state_dict_pre_hook(self._keep_loss_state)  # type: ignore[no-untyped-call]
 
     def keep_hyperparameters(self) -> None:
         """Keep the config that the command line built this module from, so that a checkpoint can build it again.
@@ -69,11 +65,6 @@ class BaseModule(LeanModule):
         """
         if _given_hyperparameters.get() is not None:
             self.save_hyperparameters(logger=False)
-
-    @property
-    def net(self) -> nn.Module:
-        """The network that is trained."""
-        return cast(nn.Module, getattr(self, self.role))
 
     def forward(self, inputs: Inputs) -> Tensor:
         """Logits `(B, K)`; at temperature 1, as in deployment."""
@@ -222,14 +213,6 @@ class BaseModule(LeanModule):
         if len(self._means) >= cast(Any, self.trainer).log_every_n_steps or self.trainer.is_last_batch:
             self._close_window()
 
-    def _close_window(self) -> None:
-        """Add the window's losses to the epoch's sums; stop where the loss is no longer finite."""
-        if (wrong := self._means.close()) is not None:
-            raise UserError(
-                f"the loss became {wrong} in epoch {self.current_epoch}, at or before step {self.global_step}; "
-                "lower the learning rate, or clip gradients with --trainer.gradient_clip_val=1"
-            )
-
     def on_train_epoch_end(self) -> None:
         self._close_window()  # max_steps may have cut the epoch short
         if not all(bool(p.isfinite().all()) for p in self.net.parameters()):
@@ -237,6 +220,7 @@ class BaseModule(LeanModule):
         if (means := self._means.compute(self.device, self._world_size > 1)) is not None:
             names = ("train_loss", *(f"train_loss_{name}" for name in self.losses))
             self.log_dict(dict(zip(names, means, strict=True)))
+        self._means = EpochMeans()
         self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -283,66 +267,3 @@ class BaseModule(LeanModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         said = {"logits": run_network(self.net, batch.inputs).logits, "index": batch.index}
         return {name: tensor[:0] for name, tensor in said.items()} if batch.ghost else said
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
-    def provenance(self) -> list[dict[str, Any]]:
-        """Where the teacher's knowledge comes from, if there is one."""
-        return []
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        network, described = self.net, plain(self.hparams.get(self.role))
-        keep = getattr(getattr(self._trainer, "datamodule", None), "keep", None)
-        # What it takes to make the network again, and to read what it reads, with none of the files that it came from.
-        without = cast(Any, getattr(network, "without_files", None))
-        alone = plain(without()) if callable(without) else {}
-        if described is not None and alone:
-            described["init_args"] = {**(described.get("init_args") or {}), **alone}
-            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], self.role: described}
-        checkpoint[KEY] = {
-            "role": self.role,
-            "network": described,
-            "without_files": alone,
-            "spec": self.spec,
-            "data": keep() if callable(keep) else None,
-            "teacher": self.provenance(),
-        }
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        ours = checkpoint.get(KEY)
-        if not ours or ours["role"] != self.role:
-            raise UserError(f"the checkpoint is not one of a {type(self).__name__}; resume with the config that made it")
-        if self._losses_built:  # training goes on
-            self._check_loss_state(checkpoint.get("state_dict") or {})
-            self._check_schedule(checkpoint.get("lr_schedulers") or [])
-        if not self._attached:
-            self.spec = ours["spec"]  # the hyper-parameters' copy went through YAML, which takes some names for numbers
-
-    def _check_loss_state(self, state: dict[str, Tensor]) -> None:
-        """Training goes on with the losses that it began with: their adapters and memories are in the checkpoint."""
-        theirs = {key.removeprefix("losses."): value.shape for key, value in state.items() if key.startswith("losses.")}
-        ours = {key: value.shape for key, value in self.losses.state_dict().items()}
-        if changed := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
-            raise UserError(
-                f"the checkpoint was trained with other losses ({changed[0]} differs): resume with the config that made it, "
-                "or start anew from its weights with --model.init_from"
-            )
-
-    def _check_schedule(self, states: list[dict[str, Any]]) -> None:
-        """A schedule over a number of steps cannot be made longer or shorter on the way."""
-        told = self.scheduler is not None and takes_total_steps(self.scheduler)
-        steps = int(self.trainer.estimated_stepping_batches) if told else None
-        for theirs in (state["total_steps"] for state in states if told and "total_steps" in state):
-            if theirs != steps:
-                raise UserError(
-                    f"the checkpoint's learning rates were laid out over {theirs} steps, this run has {steps}: resume with the "
-                    "same --trainer.max_epochs, batches and devices, or start anew from its weights with --model.init_from"
-                )
-
-    def _keep_loss_state(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-        """Adapters are built when the data is known: until then their saved state waits."""
-        if self._losses_built:
-            return
-        built = {f"{prefix}losses.{key}" for key in self.losses.state_dict()}
-        for key in [k for k in state if k.startswith(f"{prefix}losses.") and k not in built]:
-            self._pending_losses[key.removeprefix(f"{prefix}losses.")] = state.pop(key)

@@ -9,9 +9,9 @@ from torch import Tensor
 class EpochMeans:
     """Means over samples of the total loss and of each of its terms."""
 
-    def __init__(self) -> None:
+    def __init__(self, sums: Tensor | None = None) -> None:
         self._window: list[tuple[Tensor | float, list[Tensor]]] = []
-        self._sums: Tensor | None = None
+        self._sums = sums
 
     def __len__(self) -> int:
         """Steps of the open window."""
@@ -34,6 +34,14 @@ class EpochMeans:
         sums = torch.cat([samples @ values, samples.sum()[None]])
         self._sums = sums if self._sums is None else self._sums + sums
         return None
+
+    def share(self, device: torch.device, world_size: int) -> Tensor | None:
+        """An equal share of all processes' closed sums, from which each of them goes on; None where there was no step."""
+        if self._sums is None or world_size == 1:
+            return self._sums
+        sums = self._sums.to(device, copy=True)
+        torch.distributed.all_reduce(sums)
+        return sums.cpu() / world_size
 
     def compute(self, device: torch.device, joined: bool) -> Tensor | None:
         """The means of total and terms, `(1 + terms,)`, over all processes where `joined`; None where there was no step."""

@@ -16,7 +16,6 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from safetensors.torch import save_file
 
@@ -24,6 +23,7 @@ from kd_lightning.checkpoints import KEY, check_weights, network_weights, read_f
 from kd_lightning.errors import UserError
 from kd_lightning.modules.base import BaseModule
 from kd_lightning.modules.distillation import DistillationModule
+from kd_lightning.runs.checkpoints import RunCheckpoint, StopAtStep
 from kd_lightning.runs.configs import resolve_configs, with_own_config
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.filled import fill_from_spec
@@ -180,13 +180,13 @@ class Launcher(LightningCLI):
     def has_validation(self) -> bool:
         return int(self.datamodule.spec["samples"].get("validation", 0)) > 0
 
-    def _checkpoints(self, folder: Path) -> list[ModelCheckpoint]:
-        """`last.ckpt` after every epoch, and `best.ckpt` after each that validates better than all before."""
+    def _checkpoints(self, folder: Path) -> list[pl.Callback]:
+        """`last.ckpt` after every epoch and where a signal stops one; `best.ckpt` after each that validates best so far."""
         every: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
-        last = ModelCheckpoint(folder, filename="last", **every)
+        last = [StopAtStep(folder / "last.ckpt"), RunCheckpoint(folder, filename="last", **every)]
         if not self.has_validation:
-            return [last]
-        return [ModelCheckpoint(folder, filename="best", monitor="val_accuracy", mode="max", **every), last]
+            return last
+        return [RunCheckpoint(folder, filename="best", monitor="val_accuracy", mode="max", **every), *last]
 
     def _trainer(self, folder: Path, first_epoch: int) -> pl.Trainer:
         settings = dict(self.config_init[self.command].trainer.items())
@@ -194,7 +194,7 @@ class Launcher(LightningCLI):
         callbacks = [*(own if isinstance(own, list) else [own]), SavePredictions(folder)]
         if settings.get("enable_progress_bar") is not False:
             callbacks.append(RunProgress(f"{folder.name}"))
-        if self.command == "fit" and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+        if self.command == "fit":
             callbacks += self._checkpoints(folder / "checkpoints")
         extra = settings.get("logger")
         loggers = [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]
@@ -228,7 +228,7 @@ class Launcher(LightningCLI):
         except (KeyboardInterrupt, SystemExit) as stop:
             status = "interrupted"
             last = folder / "checkpoints" / "last.ckpt"
-            how = f"go on with: kd fit --ckpt_path {last}" if last.is_file() else "no epoch was finished; start it again"
+            how = f"go on with: kd fit --ckpt_path {last}" if last.is_file() else "nothing was kept yet; start it again"
             raise Interrupted(f"interrupted; {how}") from stop
         except Exception as problem:
             error = one_line(str(problem))

@@ -114,3 +114,13 @@ def test_two_processes_serve_what_one_serves_with_the_double_batch(n: int, shuff
         assert [sorted(a + b) for a, b in together] == [sorted(batch) for batch in rows(one)]
         assert all(0 <= len(a) - len(b) <= 1 for a, b in together)
         assert sorted(row for a, b in together for row in a + b) == list(range(n))
+
+
+@pytest.mark.parametrize("fetch", [0, 12])
+@pytest.mark.parametrize("skip", [0, 1, 4, 5])
+def test_a_resumed_epoch_leaves_out_what_it_had(skip: int, fetch: int) -> None:
+    whole = rows(BatchLoader(Numbers(23), 2, shuffle=True, world_size=2, rank=1, fetch=fetch))
+    loader = BatchLoader(Numbers(23), 2, shuffle=True, world_size=2, rank=1, fetch=fetch)
+    loader.skip = skip
+    assert rows(loader) == whole[skip:]
+    assert rows(loader) == whole  # once

@@ -84,6 +84,14 @@ def test_the_order_is_a_function_of_seed_and_epoch(root: Path, monkeypatch: pyte
     assert len({tuple(order) for order in first + orders(1, [0, 1])}) == 5
 
 
+def test_a_resumed_epoch_leaves_out_what_it_had(root: Path) -> None:
+    loader = module(root).loader("train")
+    whole = [batch.index.tolist() for batch in served(loader, 1)]
+    loader.skip = 2
+    assert [batch.index.tolist() for batch in served(loader, 1)] == whole[2:]
+    assert [batch.index.tolist() for batch in served(loader, 1)] == whole
+
+
 @pytest.mark.parametrize("batch", [8, 6])  # a last step of four, and a whole one
 def test_two_processes_serve_what_one_serves_with_the_double_batch(root: Path, batch: int) -> None:
     source = module(root).source("train")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,14 +49,22 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same training by one process and by two; 1,025 samples are 32 steps of 32 and one sample more."""
+    """The same training by one process and by two; 1,025 samples are 32 steps of 32 and one sample more.
+
+    `again` goes on from the checkpoint that the two wrote at step 40, the seventh of the second epoch.
+    """
     folder = tmp_path_factory.mktemp("two")
     fraction = 0.953
     assert len(DigitsDataModule(fraction=fraction).source("train")) % 32 == 1
     data = [f"--data.fraction={fraction}", "--data.labels=0.9"]  # unlabelled rows fall unevenly on the two
     kd([*PLAIN, *data, "--data.batch_size=32"], folder / "one")
     devices = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-    kd([*PLAIN, *data, "--data.batch_size=16", *devices], folder / "two")
+    own = {"every_n_train_steps": 40, "dirpath": str(folder / "two" / "checkpoints"), "filename": "own"}
+    checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": own}
+    two = [*PLAIN, *data, "--data.batch_size=16", *devices, f"--trainer.callbacks+={json.dumps(checkpoint)}"]
+    kd(two, folder / "two")
+    shutil.copytree(folder / "two", folder / "again")
+    kd([*two, f"--ckpt_path={folder}/again/checkpoints/own.ckpt"], folder / "again")
     return folder / "one", folder / "two"
 
 
@@ -81,6 +90,14 @@ def test_every_test_sample_is_counted_once(both: tuple[Path, Path]) -> None:
     assert torch.allclose(one["logits"], two["logits"], atol=2e-2)
 
 
+def test_two_processes_go_on_within_an_epoch(both: tuple[Path, Path]) -> None:
+    again = both[1].with_name("again")
+    whole, resumed = weights(both[1]), weights(again)
+    assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
+    whole, resumed = (json.loads((folder / "run.json").read_text())["metrics"] for folder in (both[1], again))
+    assert resumed == pytest.approx(whole, rel=1e-6)
+
+
 def test_two_processes_make_one_run(both: tuple[Path, Path]) -> None:
-    assert sorted(path.name for path in both[1].parent.iterdir()) == ["one", "two"]
+    assert sorted(path.name for path in both[1].parent.iterdir()) == ["again", "one", "two"]
     assert len((both[1] / "metrics.csv").read_text().splitlines()) == 3  # names and two epochs

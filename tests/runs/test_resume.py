@@ -115,7 +115,7 @@ def test_every_finished_epoch_is_kept(validation: float, kd: Kd) -> None:
 def test_an_interrupt_before_the_first_checkpoint_says_so(kd: Kd) -> None:
     outcome = stopped(kd, TEACHER, 0, 3)
     assert outcome.code == 130
-    assert outcome.err == "kd: interrupted; no epoch was finished; start it again\n"
+    assert outcome.err == "kd: interrupted; nothing was kept yet; start it again\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
