@@ -149,10 +149,10 @@ class Table:
             UserError: for a row that was not cached, and for a shard that was altered.
         """
         try:  # index_select checks both: rows beyond the table, and positions of -1
-            at = self._position.index_select(0, rows)
             if self._only is not None:
-                name, column = self._only
-                return {name: column.index_select(0, at)}
+                name, column, in_order = self._only
+                return {name: column.index_select(0, rows if in_order else self._position.index_select(0, rows))}
+            at = self._position.index_select(0, rows)
         except IndexError:
             self._missing(rows)
         if len(at) and int(at.min()) < 0:
@@ -190,12 +190,13 @@ class Table:
         return self._maps[number]
 
     @functools.cached_property
-    def _only(self) -> tuple[str, Tensor] | None:
-        """The only column of the only shard, if it is mapped: then a batch is one lookup."""
+    def _only(self) -> tuple[str, Tensor, bool] | None:
+        """The only column of the only shard, if it is mapped, and whether it is in the order of the source's rows."""
         if not self.mapped or not len(self._files) == len(self.manifest.columns) == 1:
             return None
         (name,) = self.manifest.columns
-        return name, torch.from_numpy(self._map(0)[name])
+        in_order = torch.equal(self._position, torch.arange(self._count, dtype=torch.int32))
+        return name, torch.from_numpy(self._map(0)[name]), in_order
 
     def _pick(self, number: int) -> Callable[[Array], Array]:
         path, size = self._checked(number), self._record.itemsize

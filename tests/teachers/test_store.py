@@ -70,11 +70,11 @@ def test_a_row_that_was_not_cached_is_named(tmp_path: Path, row: int) -> None:
     assert f"holds no output for row {row} of the train split" in complaint(lambda: read(table, np.array([7, row])))
 
 
-@pytest.mark.parametrize("row", [1, 12, -1])
-def test_one_column_in_one_shard(tmp_path: Path, row: int) -> None:
+@pytest.mark.parametrize(("rows", "row"), [(ROWS, 1), (ROWS, 12), (ROWS, -1), (np.arange(12), 12), (np.arange(12), -1)])
+def test_one_column_in_one_shard(tmp_path: Path, rows: np.ndarray, row: int) -> None:
     made = Writer(tmp_path, {}, {}, {"logits": COLUMNS["logits"]}, align=1)
-    for number, start, stop in made.open("train/0", ROWS):
-        made.put("train/0", number, {"logits": values(ROWS[start:stop])["logits"]})
+    for number, start, stop in made.open("train/0", rows):
+        made.put("train/0", number, {"logits": values(rows[start:stop])["logits"]})
     table, asked = Table(made.manifest, "train/0"), np.array([5, 7, 7, 0, 9])
     assert np.array_equal(read(table, asked)["logits"], values(asked)["logits"])
     assert f"holds no output for row {row} of the train split" in complaint(lambda: read(table, np.array([7, row])))
