@@ -145,6 +145,10 @@ class Launcher(LightningCLI):
             self.model.check_optimizer()
         if self.options.test == "best" and not self.has_validation:
             raise UserError("--run.test=best needs a validation split; use --run.test=last, or set data.validation")
+        if self.options.test == "best" and self.config[self.command].trainer.enable_checkpointing is False:
+            raise UserError(
+                "--run.test=best needs best.ckpt; use --run.test=last, or leave out --trainer.enable_checkpointing=false"
+            )
         if self.checkpoint is None:
             if self.command != "fit":
                 raise UserError(f"kd {self.command} needs trained weights; give --ckpt_path=RUN/checkpoints/last.ckpt")
@@ -194,7 +198,7 @@ class Launcher(LightningCLI):
         callbacks = [*(own if isinstance(own, list) else [own]), SavePredictions(folder)]
         if settings.get("enable_progress_bar") is not False:
             callbacks.append(RunProgress(f"{folder.name}"))
-        if self.command == "fit":
+        if self.command == "fit" and settings.get("enable_checkpointing") is not False:
             callbacks += self._checkpoints(folder / "checkpoints")
         extra = settings.get("logger")
         loggers = [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]

@@ -122,6 +122,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "validation of no checkpoint": (["validate", *TEACHER[1:]], ["kd validate", "--ckpt_path"]),
     "prediction of no checkpoint": (["predict", *TEACHER[1:]], ["kd predict", "--ckpt_path"]),
     "best of no validation": ([*STUDENT, "--run.test=best", "--data.validation=0"], ["--run.test=best", "validation"]),
+    "best of no checkpoint": (
+        [*STUDENT, "--run.test=best", "--trainer.enable_checkpointing=false"],
+        ["--run.test=best", "best.ckpt"],
+    ),
     # folders
     "root below a file": ([*STUDENT, "--run.root=file/runs"], ["file/runs", "cannot be written"]),
     "root is a file": ([*STUDENT, "--run.root=file"], ["file/", "cannot be written"]),

@@ -209,3 +209,13 @@ def test_a_process_of_its_own_writes_nothing_on_standard_error(place: Path) -> N
     outcome = finish(spawn([*TEACHER, "--run.test=last"], place))
     assert (outcome.code, outcome.err) == (0, "")
     assert record(place / "runs" / "digits-mlp")["status"] == "finished"
+
+
+def test_no_checkpoint_where_none_is_wanted(kd: Kd) -> None:
+    assert kd(*TEACHER, "--trainer.enable_checkpointing=false", "--run.test=last").code == 0
+    assert sorted(path.name for path in Path("runs/digits-mlp").iterdir()) == [
+        "config.yaml",
+        "metrics.csv",
+        "predictions-test.safetensors",
+        "run.json",
+    ]
