@@ -91,3 +91,14 @@ def test_goes_on_from_a_checkpoint_of_the_users_own(teacher: Path, kd: Kd) -> No
     assert content(own)["global_step"] % 5 == 0
     assert kd("fit", f"--ckpt_path={own}").code == 0
     check_same(Path("runs/whole"), Path("runs/parts"))
+
+
+@pytest.mark.parametrize("method", ["crd", "vid"])  # a memory of features; adapters
+def test_what_losses_keep_goes_on_too(method: str, teacher: Path, kd: Kd) -> None:
+    layers = "{penultimate: body.1, stage1: body.1, stage2: body.1, stage3: body.1}"
+    argv = [*student(teacher), "-c", f"configs/methods/{method}.yaml", f"--model.layers={layers}", "--trainer.max_epochs=3"]
+    argv += [f"--model.teacher.layers={layers}", "--run.test=last", JITTER]
+    assert kd(*argv, "--run.name=whole").code == 0
+    assert signalled(kd, [*argv, "--run.name=parts"], 1, 4).code == 130
+    assert kd("fit", f"--ckpt_path={LAST}").code == 0
+    check_same(Path("runs/whole"), Path("runs/parts"))
