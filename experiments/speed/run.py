@@ -31,10 +31,10 @@ from workloads import SGD, at_precision, by_hand, distilled, plain
 
 from kd_lightning.data import ImageDataModule, Images, Jitter, MNISTDataModule
 from kd_lightning.models import MLP, CIFARResNet
+from kd_lightning.runs.build import quiet
 from kd_lightning.runs.compile import CompileNetworks
 from kd_lightning.runs.fold import FoldTeachers
 from kd_lightning.runs.folder import commit, hardware, write_json
-from kd_lightning.runs.launch import quiet
 from kd_lightning.teachers import CachedTeacher, ModelTeacher, cache_teacher
 
 Rows = list[dict[str, Any]]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from kd_lightning.checkpoints import sha256_of
-from kd_lightning.runs.launch import parse_config
+from kd_lightning.runs.build import parse_config
 
 _IRRELEVANT = (
     "run.",

@@ -190,6 +190,9 @@ class BaseModule(CheckpointedModule):
         return total[0] / self._world_size, [term * scale for term, scale in zip(terms, scales, strict=True)]
 
     def on_train_epoch_start(self) -> None:
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
         losses = [cast(DistillLoss, loss) for loss in self.losses.values()]
         self._terms = [(loss, loss.weight_at(self.current_epoch)) for loss in losses]
         self._means = EpochMeans()

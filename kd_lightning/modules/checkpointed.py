@@ -38,12 +38,15 @@ class CheckpointedModule(LeanModule):
         return cast(nn.Module, getattr(self, self.role))
 
     def on_train_start(self) -> None:
-        self.on_train_epoch_start()  # Lightning announces no epoch that a resumed run has begun already
         loop = self.trainer.fit_loop
         if getattr(loop, "restarted_mid_epoch", False):
+            self._begin_epoch()  # Lightning announces no epoch that has begun already
             self._means = EpochMeans(self._resumed_sums)
             if isinstance(loader := self.trainer.train_dataloader, BatchLoader):
                 loader.skip = cast(Any, loop.epoch_loop.batch_progress.current).processed
+
+    def _begin_epoch(self) -> None:
+        """What an epoch needs to know before its first step."""
 
     def _close_window(self) -> None:
         """Add the window's losses to the epoch's sums; stop where the loss is no longer finite."""

@@ -64,21 +64,21 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
 def main(argv: list[str]) -> None:
     options, rest = parser().parse_known_args(argv)
     from kd_lightning.modules.distillation import DistillationModule
-    from kd_lightning.runs.launch import Launcher, quiet
+    from kd_lightning.runs.build import Builder, quiet
     from kd_lightning.runs.messages import config_errors
     from kd_lightning.teachers import CachedTeacher, cache_teacher
 
     quiet()
     with config_errors():
-        launcher = Launcher(["fit", *resolve_configs(rest)])
-    module = launcher.model
+        built = Builder(["fit", *resolve_configs(rest)])
+    module = built.model
     if not isinstance(module, DistillationModule) or isinstance(module.teacher, CachedTeacher):
         raise UserError("kd cache needs a live teacher: compose a pair, such as -c configs/pairs/mlp1200_mlp800.yaml")
-    accelerator = launcher.config["fit"].trainer.accelerator
+    accelerator = built.config["fit"].trainer.accelerator
     device = torch.device("cuda" if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda") else "cpu")
     folder = cache_teacher(
         module.teacher,
-        launcher.datamodule,
+        built.datamodule,
         options.output,
         views=options.views,
         top_k=options.top_k,
@@ -92,7 +92,7 @@ def main(argv: list[str]) -> None:
     console.print(f"{folder}: {size / 1e6:,.1f} MB", highlight=False)
     console.print(
         f"train with: --model.teacher=kd_lightning.teachers.CachedTeacher --model.teacher.path={folder}"
-        + (f" --data.views={options.views}" if getattr(launcher.datamodule, "augment", None) else ""),
+        + (f" --data.views={options.views}" if getattr(built.datamodule, "augment", None) else ""),
         highlight=False,
         soft_wrap=True,
     )
