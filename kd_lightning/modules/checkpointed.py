@@ -39,7 +39,7 @@ class CheckpointedModule(LeanModule):
 
     def on_train_start(self) -> None:
         loop = self.trainer.fit_loop
-        if getattr(loop, "restarted_mid_epoch", False):
+        if loop.restarted_mid_epoch:
             self._begin_epoch()  # Lightning announces no epoch that has begun already
             self._means = EpochMeans(self._resumed_sums)
             if isinstance(loader := self.trainer.train_dataloader, BatchLoader):
