@@ -35,6 +35,7 @@ from kd_lightning.runs.build import quiet
 from kd_lightning.runs.compile import CompileNetworks
 from kd_lightning.runs.fold import FoldTeachers
 from kd_lightning.runs.folder import commit, hardware, write_json
+from kd_lightning.runs.lean import keep_memory
 from kd_lightning.teachers import CachedTeacher, ModelTeacher, cache_teacher
 
 Rows = list[dict[str, Any]]
@@ -218,6 +219,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results.json")
     options = parser.parse_args()
     quiet()
+    keep_memory()  # as `kd fit` does; it serves both sides
     torch.set_num_threads(options.threads)
     started, rows = time.monotonic(), Rows()
     for part in (commands, inputs, mlps, tiny, resnets):

@@ -21,7 +21,7 @@ from kd_lightning.runs.checkpoints import RunCheckpoint, StopAtStep
 from kd_lightning.runs.configs import resolve_configs, with_own_config
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.folder import RunRecord, is_main, make_folder
-from kd_lightning.runs.lean import NoProfiler
+from kd_lightning.runs.lean import NoProfiler, keep_memory
 from kd_lightning.runs.messages import config_errors, one_line
 from kd_lightning.runs.predictions import SavePredictions, gathered, joined
 from kd_lightning.runs.progress import RunProgress
@@ -185,6 +185,7 @@ def launch(argv: list[str]) -> RunResult:
         Interrupted: after SIGINT or SIGTERM.
     """
     quiet()
+    keep_memory()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     with config_errors():
