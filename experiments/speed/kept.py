@@ -12,7 +12,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from measure import Timings
 from run import Noise
-from workloads import distilled
+from workloads import distilled, epoch_seconds
 
 from kd_lightning.data import Jitter, MNISTDataModule
 from kd_lightning.models import CIFARResNet
@@ -32,15 +31,8 @@ from kd_lightning.runs.lean import keep_memory
 
 def inputs(root: str | None, batch: int) -> float:
     """Seconds an epoch of jittered MNIST, the median of seven."""
-    loader = MNISTDataModule(root=root, batch_size=batch, validation=0.0, augment=[Jitter(2)]).train_dataloader()
-    seconds = []
-    for epoch in range(9):
-        loader.set_epoch(epoch)
-        started = time.perf_counter()
-        for _ in loader:
-            pass
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[2:])
+    data = MNISTDataModule(root=root, batch_size=batch, validation=0.0, augment=[Jitter(2)])
+    return statistics.median(epoch_seconds(data, range(9))[2:])
 
 
 def measured(root: str | None, keep: bool) -> dict[str, float]:

@@ -27,7 +27,7 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes whos
 from measure import Timings, interleave
 from rich.console import Console
 from rich.table import Table
-from workloads import SGD, at_precision, by_hand, distilled, plain
+from workloads import SGD, at_precision, by_hand, distilled, epoch_seconds, plain
 
 from kd_lightning.data import ImageDataModule, Images, Jitter, MNISTDataModule
 from kd_lightning.models import MLP, CIFARResNet
@@ -166,12 +166,8 @@ def inputs(options: argparse.Namespace, rows: Rows) -> None:
 
     def served(batch: int) -> float:
         data = MNISTDataModule(root=options.data_root, batch_size=batch, validation=0.0, augment=[Jitter(2)])
-        loader, count = data.train_dataloader(), 0
-        started = time.perf_counter()
-        for epoch in itertools.islice(epochs, 10):
-            loader.set_epoch(epoch)
-            count += sum(len(b) for b in loader)
-        return (time.perf_counter() - started) / count
+        seconds = epoch_seconds(data, itertools.islice(epochs, 10))
+        return sum(seconds) / (len(seconds) * len(data.source("train")))
 
     sizes = {str(batch): partial(served, batch) for batch in (128, 1024)}
     timings = interleave(sizes, options.rounds)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,18 @@ def at_precision(matmul: str, workload: Callable[[], float]) -> float:
 
 def plain(make_student: Callable[[], nn.Module], datamodule: Any, steps: int) -> float:
     return fit(ClassifierModule(make_student(), optimizer=FUSED), datamodule, steps)
+
+
+def epoch_seconds(datamodule: Any, epochs: Iterable[int]) -> list[float]:
+    """Seconds in which the batches of each epoch reach the module; nothing is trained."""
+    loader, seconds = datamodule.train_dataloader(), []
+    for epoch in epochs:
+        loader.set_epoch(epoch)
+        started = time.perf_counter()
+        for _ in loader:
+            pass
+        seconds.append(time.perf_counter() - started)
+    return seconds
 
 
 def by_hand(

@@ -79,7 +79,7 @@ class BatchLoader:
         return -(-len(self.source) // (self.batch_size * self.world_size))
 
     def skipped(self) -> int:
-        """How many batches this epoch leaves out."""
+        """How many batches this epoch leaves out; the next one leaves out none."""
         skipped, self.skip = self.skip, 0
         return skipped
 

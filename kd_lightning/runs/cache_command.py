@@ -65,10 +65,12 @@ def main(argv: list[str]) -> None:
     options, rest = parser().parse_known_args(argv)
     from kd_lightning.modules.distillation import DistillationModule
     from kd_lightning.runs.build import Builder, quiet
+    from kd_lightning.runs.lean import keep_memory
     from kd_lightning.runs.messages import config_errors
     from kd_lightning.teachers import CachedTeacher, cache_teacher
 
     quiet()
+    keep_memory()
     with config_errors():
         built = Builder(["fit", *resolve_configs(rest)])
     module = built.model
