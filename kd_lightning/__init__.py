@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Batch": "types",
-    "ClassifierModule": "modules",
-    "DistillationModule": "modules",
+    "ClassifierModule": "training",
+    "DistillationModule": "training",
     "DistillLoss": "losses",
     "Output": "types",
     "Teacher": "teachers",

@@ -12,12 +12,12 @@ from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped_root
 
 _PACKAGE = Path(__file__).parent
-_SKIPPED = ("__init__", "base", "served")
+_SKIPPED = ("__init__", "base")
 
 
 def _classes(folder: str) -> Iterator[tuple[Path, ast.ClassDef]]:
     """The first public class of each file that has one: the one the file is about."""
-    for path in sorted((_PACKAGE / folder).glob("*.py")):
+    for path in sorted((_PACKAGE / folder).rglob("*.py"), key=lambda path: path.name):
         if path.stem not in _SKIPPED:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             yield from ((path, n) for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))
@@ -69,16 +69,26 @@ def models() -> list[dict[str, Any]]:
 
 
 def data() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": node.name.removesuffix("DataModule").lower(),
-            "class_path": f"kd_lightning.data.{node.name}",
-            "about": _summary(node),
-            "config": f"configs/data/{path.stem}.yaml",
-        }
-        for path, node in _classes("data")
-        if _derives(node, "DataModule")
-    ]
+    """Every datamodule that a shipped config names, with the first of those configs."""
+    import yaml
+
+    nodes = {}
+    for folder in ("data", "specialists"):
+        for _, node in _classes(folder):
+            nodes[node.name] = node
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted((shipped_root() / "configs" / "data").glob("*.yaml")):
+        class_path = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["class_path"]
+        class_name = class_path.rpartition(".")[2]
+        name = class_name.removesuffix("DataModule").lower()
+        if class_name not in found or path.stem.replace("_", "") == name:
+            found[class_name] = {
+                "name": name,
+                "class_path": class_path,
+                "about": _summary(nodes[class_name]),
+                "config": f"configs/data/{path.name}",
+            }
+    return list(found.values())
 
 
 def experiments() -> list[dict[str, Any]]:

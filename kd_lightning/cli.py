@@ -49,7 +49,7 @@ def dispatch(argv: list[str]) -> int:
 
         reproduce(argv[1:])
     elif command == "compare":
-        from kd_lightning.experiments.compare_command import main as compare
+        from kd_lightning.compare.command import main as compare
 
         compare(argv[1:])
     elif command == "cache":

@@ -23,12 +23,15 @@ PACKAGE = Path(kd_lightning.__file__).parent
 CONFIGS = PACKAGE.parent / "configs"
 
 LAYERS = (
-    {"__init__", "errors", "types", "paths", "randomness", "checkpoints", "catalog", "hub"},
-    {"features", "losses", "models", "data", "metrics"},
+    {"__init__", "errors", "types", "paths", "randomness", "weights", "networks", "spec", "catalog", "hub"},
+    {"features", "metrics"},
+    {"losses", "models", "data"},
     {"teachers"},
-    {"modules"},
+    {"training"},
+    {"specialists"},
     {"runs"},
     {"experiments"},
+    {"compare"},
     {"analyses"},
     {"cli"},
     {"__main__"},

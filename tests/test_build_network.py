@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torchvision.models import ResNet
 
-from kd_lightning.checkpoints import build_network, resolve_network
 from kd_lightning.models import MLP
-from tests.modules.small import complaint, copied, same
+from kd_lightning.networks import build_network, resolve_network
+from tests.training.small import complaint, copied, same
 
 MLP_CONFIG: dict[str, Any] = {
     "class_path": "kd_lightning.models.MLP",

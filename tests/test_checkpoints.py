@@ -11,17 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import (
-    KEY,
-    check_spec,
-    check_weights,
-    load_weights,
-    network_weights,
-    read_file,
-    sha256_of,
-    weights_sha256,
-)
-from tests.modules.small import complaint, copied, mlp, same
+from kd_lightning.spec import check_spec
+from kd_lightning.weights import KEY, check_weights, load_weights, network_weights, read_file, sha256_of, weights_sha256
+from tests.training.small import complaint, copied, mlp, same
 
 SPEC: dict[str, Any] = {
     "data": "pictures",

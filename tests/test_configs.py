@@ -8,21 +8,24 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from kd_lightning.data import CIFAR10DataModule, CIFAR100DataModule
+from kd_lightning.runs.configs import MOVED, resolve_configs
 from kd_lightning.runs.launch import launch
-from tests.data.spoken import spoken_digits
-from tests.data.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifar
-from tests.data.test_mnist import write_mnist
-from tests.data.test_omniglot import write_omniglot
-from tests.modules.small import CONFIGS
+from tests.data.images.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifar
+from tests.data.images.test_mnist import write_mnist
+from tests.data.images.test_omniglot import write_omniglot
+from tests.data.speech.spoken import spoken_digits
 from tests.sentences import save_bert, write_sst2
-from tests.specialists import generalist
+from tests.specialists.small import generalist
+from tests.training.small import CONFIGS
 
 pytest.importorskip("librosa", reason="pip install 'kd_lightning[speech]'")
 
@@ -129,3 +132,20 @@ def test_a_student_of_words_learns_from_a_teacher_of_pieces(name: str, root: Pat
         more = (f"--data.teacher_tokenizer.name={bert}",)
     files = (f"text/{name}", "pairs/transformer_bilstm", "methods/logitmse")
     first_steps(tmp_path / "run", "sst2", *files, more=(*more, f"--model.teacher.checkpoint={teacher}"))
+
+
+def test_configs_of_version_0_1_still_name_classes_that_moved(tmp_path: Path) -> None:
+    old = {"data": {"class_path": "kd_lightning.data.spoken_digits.SpokenDigitsDataModule", "init_args": {"root": "x"}}}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(old))
+    _, _, given = resolve_configs(["fit", "-c", str(path)])
+    assert yaml.safe_load(given)["data"] == {
+        "class_path": "kd_lightning.data.SpokenDigitsDataModule",
+        "init_args": {"root": "x"},
+    }
+
+
+@pytest.mark.parametrize("class_path", MOVED.values())
+def test_moved_classes_can_be_imported(class_path: str) -> None:
+    module, _, name = class_path.rpartition(".")
+    assert isinstance(getattr(import_module(module), name), type)

@@ -19,8 +19,8 @@ from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished, Row, Runs
 from kd_lightning.experiments.stats import Comparison, holm, paired
 from kd_lightning.runs.folder import read_json
-from kd_lightning.teachers.agreement import active_specialists, agreed_log_probs, membership
-from kd_lightning.teachers.specialists import corrected
+from kd_lightning.specialists.agreement import active_specialists, agreed_log_probs, membership
+from kd_lightning.specialists.teacher import corrected
 
 ACCURACY = {"test": "test_accuracy", "validation": "val_accuracy"}
 """What a run's own record calls it."""

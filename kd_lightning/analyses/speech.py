@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics.functional.text import word_error_rate
 
-from kd_lightning.checkpoints import read_file
-from kd_lightning.data.hmm import WordLoop
-from kd_lightning.data.speech import Speech
+from kd_lightning.data.speech.hmm import WordLoop
+from kd_lightning.data.speech.windows import Speech
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished, Row, Runs
 from kd_lightning.experiments.stats import holm, paired
 from kd_lightning.features import run_network
+from kd_lightning.weights import read_file
 
 RESAMPLES = 10_000
 Counts = NDArray[np.float64]

@@ -1,26 +1,15 @@
-"""The data contract: a batch by indices. A source answers `batch(rows, view)`; the loader says which rows, in which order."""
+"""Serves a source in whole batches, in an order that is a function of the seed and the epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
+from kd_lightning.data.source import Source
 from kd_lightning.randomness import permutation
 from kd_lightning.types import CLEAN, Batch
-
-
-class Source(Protocol):
-    """Samples that are fetched a batch at a time."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, rows: Tensor, view: int) -> Batch:
-        """The samples at `rows` (int64 `(B,)`, positions in this source), as the augmentation draw `view` shows them."""
-        ...
 
 
 class BatchLoader:

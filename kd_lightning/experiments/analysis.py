@@ -20,10 +20,12 @@ from lightning.pytorch import LightningDataModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import KEY, build_network, load_weights, network_weights, read_file
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.jobs import Job
+from kd_lightning.experiments.planning import Job
 from kd_lightning.features import run_network
+from kd_lightning.networks import build_network
+from kd_lightning.runs.configs import with_current_class_paths
+from kd_lightning.weights import KEY, load_weights, network_weights, read_file
 
 
 @dataclass
@@ -57,7 +59,7 @@ class Finished:
         """The data as this run had it."""
         from jsonargparse import ArgumentParser
 
-        config = yaml.safe_load((self.folder / "config.yaml").read_text())
+        config = with_current_class_paths(yaml.safe_load((self.folder / "config.yaml").read_text()))
         inner = config["data"]
         while isinstance(inner["init_args"].get("data"), dict):
             inner = inner["init_args"]["data"]

@@ -75,7 +75,7 @@ def reproduce(arguments: Any, console: Console) -> None:
     import torch
 
     from kd_lightning.experiments import results
-    from kd_lightning.experiments.jobs import Settings, plan
+    from kd_lightning.experiments.planning import Settings, plan
     from kd_lightning.experiments.runner import Runner
     from kd_lightning.experiments.tables import tables
     from kd_lightning.runs.command import execute

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd_lightning.checkpoints import KEY, build_network, load_weights, network_weights, read_file
 from kd_lightning.data.blank import blank_inputs
 from kd_lightning.features import run_network
+from kd_lightning.networks import build_network
+from kd_lightning.weights import KEY, load_weights, network_weights, read_file
 
 
 def measure(

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from kd_lightning.checkpoints import sha256_of
 from kd_lightning.runs.build import parse_config
+from kd_lightning.weights import sha256_of
 
 _IRRELEVANT = (
     "run.",

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import analyse, finished
 from kd_lightning.experiments.cost import measure_checkpoint
-from kd_lightning.experiments.jobs import Job, by_run
+from kd_lightning.experiments.planning import Job, by_run
 from kd_lightning.experiments.spec import Experiment
 from kd_lightning.experiments.stats import Comparison, alike, bootstrap_examples, holm, interval, paired
 from kd_lightning.runs.folder import commit, hardware, write_json

@@ -12,8 +12,8 @@ from typing import Any
 from rich.console import Console
 
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.jobs import Job, Settings, by_run
 from kd_lightning.experiments.keys import difference
+from kd_lightning.experiments.planning import Job, Settings, by_run
 from kd_lightning.experiments.workers import Board, Workers
 from kd_lightning.runs.folder import read_json, write_json
 

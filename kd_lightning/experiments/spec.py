@@ -12,6 +12,7 @@ import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped_root
+from kd_lightning.runs.configs import with_current_class_paths
 
 PAPER_METRICS = ("test_errors", "test_accuracy")
 
@@ -143,7 +144,7 @@ def load(name: str, chosen: Mapping[str, Any] | None = None) -> Experiment:
     """
     path = find(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = with_current_class_paths(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the experiment {path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("runs"), dict):

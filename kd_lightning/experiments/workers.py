@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.jobs import Job
+from kd_lightning.experiments.planning import Job
 
 
 def _work(pipe: Connection, threads: int) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import KEY, check_vocabulary, network_weights, read_file
 from kd_lightning.errors import UserError
 from kd_lightning.hub import from_pretrained, library, pretrained_tokenizer, vocabulary_sha256
 from kd_lightning.models.attention import tap_scores
 from kd_lightning.models.embedding import check_shares
+from kd_lightning.spec import check_vocabulary
+from kd_lightning.weights import KEY, network_weights, read_file
 
 
 class TransformerClassifier(nn.Module):

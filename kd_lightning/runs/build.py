@@ -15,14 +15,14 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from kd_lightning.checkpoints import KEY, check_weights, network_weights, read_file
 from kd_lightning.errors import UserError
-from kd_lightning.modules.base import BaseModule
-from kd_lightning.modules.distillation import DistillationModule
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.filled import fill_from_spec
 from kd_lightning.runs.messages import config_errors
 from kd_lightning.runs.options import RunOptions
+from kd_lightning.training.base import BaseModule
+from kd_lightning.training.distillation import DistillationModule
+from kd_lightning.weights import KEY, check_weights, network_weights, read_file
 
 
 class Builder(LightningCLI):

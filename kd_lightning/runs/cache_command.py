@@ -63,11 +63,11 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
 
 def main(argv: list[str]) -> None:
     options, rest = parser().parse_known_args(argv)
-    from kd_lightning.modules.distillation import DistillationModule
     from kd_lightning.runs.build import Builder, quiet
     from kd_lightning.runs.lean import keep_memory
     from kd_lightning.runs.messages import config_errors
     from kd_lightning.teachers import CachedTeacher, cache_teacher
+    from kd_lightning.training.distillation import DistillationModule
 
     quiet()
     keep_memory()

@@ -8,6 +8,26 @@ from typing import Any
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped
 
+MOVED = {
+    "kd_lightning.data.SpecialistDataModule": "kd_lightning.specialists.SpecialistDataModule",
+    "kd_lightning.data.spoken_digits.SpokenDigitsDataModule": "kd_lightning.data.SpokenDigitsDataModule",
+    "kd_lightning.teachers.SpecialistTeacher": "kd_lightning.specialists.SpecialistTeacher",
+    "kd_lightning.teachers.SubsetTeacher": "kd_lightning.specialists.SubsetTeacher",
+}
+"""Class paths of version 0.1 that have moved since; configs and run folders may still name them."""
+
+
+def with_current_class_paths(config: Any) -> Any:
+    """The same nested config, with every moved class under its current path."""
+    if isinstance(config, dict):
+        current = {key: with_current_class_paths(value) for key, value in config.items()}
+        if isinstance(current.get("class_path"), str):
+            current["class_path"] = MOVED.get(current["class_path"], current["class_path"])
+        return current
+    if isinstance(config, list):
+        return [with_current_class_paths(item) for item in config]
+    return config
+
 
 def read_config(path: Path, name: str) -> dict[str, Any]:
     """A config's content; UserError names one that holds nothing that can be composed."""
@@ -49,7 +69,9 @@ def resolve_configs(argv: list[str]) -> list[str]:
             path = Path(name) if Path(name).is_file() else shipped(name)
             if path is None or not path.is_file():
                 raise UserError(f"there is no config file {name}")
-            content, given = read_config(path, name), str(path)
+            written = read_config(path, name)
+            content = with_current_class_paths(written)
+            given = str(path) if content == written else yaml.safe_dump(content, sort_keys=False)
             if own := losses_of(content):
                 if losses:
                     content["model"]["init_args"]["losses"] = {**losses, **own}

@@ -15,7 +15,6 @@ import yaml
 from safetensors.torch import save_file
 
 from kd_lightning.errors import UserError
-from kd_lightning.modules.base import BaseModule
 from kd_lightning.runs.build import Builder, quiet
 from kd_lightning.runs.checkpoints import RunCheckpoint, StopAtStep
 from kd_lightning.runs.configs import resolve_configs, with_own_config
@@ -26,6 +25,7 @@ from kd_lightning.runs.messages import config_errors, one_line
 from kd_lightning.runs.predictions import SavePredictions, gathered, joined
 from kd_lightning.runs.progress import RunProgress
 from kd_lightning.runs.wandb import log_test, wandb_logger
+from kd_lightning.training.base import BaseModule
 
 
 @dataclass

@@ -9,20 +9,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from kd_lightning.checkpoints import (
-    KEY,
-    build_network,
-    check_spec,
-    load_weights,
-    network_weights,
-    read_file,
-    sha256_of,
-    weights_sha256,
-)
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
+from kd_lightning.networks import build_network
+from kd_lightning.spec import check_spec
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.types import Batch, Output
+from kd_lightning.weights import KEY, load_weights, network_weights, read_file, sha256_of, weights_sha256
 
 
 class ModelTeacher(Teacher):

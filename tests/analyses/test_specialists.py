@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from kd_lightning.analyses.specialists import against_generalist, gain_by_coverage
 from kd_lightning.experiments.analysis import Finished
-from tests.modules.small import complaint
+from tests.training.small import complaint
 
 IDS = [[0, 1], [1, 2]]
 TARGET = [0, 0, 1, 1, 2, 2, 3, 4]

@@ -8,7 +8,7 @@ from kd_lightning.analyses.steps import time_and_memory
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
 from kd_lightning.runs.launch import launch
-from tests.modules.small import CONFIGS
+from tests.training.small import CONFIGS
 
 
 def trained(folder: Path, units: int) -> Finished:

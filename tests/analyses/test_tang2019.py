@@ -12,8 +12,8 @@ from kd_lightning.analyses.tang2019 import best_validation, mean_of_logits, thro
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
 from kd_lightning.runs.launch import launch
-from tests.modules.small import CONFIGS
 from tests.sentences import write_sst2
+from tests.training.small import CONFIGS
 
 TARGET = torch.tensor([0, 1, 1])
 

@@ -38,11 +38,11 @@ from kd_lightning.losses import (
     Probe,
 )
 from kd_lightning.losses._gather import JoinedBatch
-from kd_lightning.modules import DistillationModule
-from kd_lightning.modules.base import BaseModule
 from kd_lightning.teachers import ModelTeacher
+from kd_lightning.training import DistillationModule
+from kd_lightning.training.base import BaseModule
 from kd_lightning.types import UNLABELLED, Batch, Output
-from tests.modules.small import copied, mlp, same, trainer
+from tests.training.small import copied, mlp, same, trainer
 
 ROOT = Path(__file__).parents[2]
 ROWS, WIDTH, MAP, SIZES = 40, 6, (2, 3, 1), (8, 7, 1, 8)

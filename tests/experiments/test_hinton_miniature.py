@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from kd_lightning.cli import main
-from kd_lightning.modules import BaseModule
 from kd_lightning.paths import shipped_root
+from kd_lightning.training import BaseModule
 
 NAMES = sorted(path.stem for path in (shipped_root() / "experiments" / "hinton2015").glob("mnist*.yaml"))
 

@@ -13,7 +13,7 @@ from scipy.stats import ttest_1samp
 from kd_lightning.cli import main
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Row, Runs
-from kd_lightning.experiments.jobs import Settings, plan
+from kd_lightning.experiments.planning import Settings, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.experiments.stats import alike
 from tests.experiments import MINI, write

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from kd_lightning.cli import main
 from kd_lightning.experiments import results
-from kd_lightning.experiments.jobs import Job
+from kd_lightning.experiments.planning import Job
 from kd_lightning.experiments.spec import Experiment, RunSpec
 from kd_lightning.models import MLP
 from tests.experiments import HEAD, MINI, write

@@ -17,11 +17,11 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.jobs import Job, Settings, by_run, plan
+from kd_lightning.experiments.planning import Job, Settings, by_run, plan
 from kd_lightning.experiments.runner import Runner
 from kd_lightning.experiments.spec import load
-from kd_lightning.modules import BaseModule
 from kd_lightning.runs.launch import Interrupted, launch
+from kd_lightning.training import BaseModule
 from tests.experiments import HEAD, MINI, write
 
 Launch = Callable[[list[str]], Any]

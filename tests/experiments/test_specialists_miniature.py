@@ -13,12 +13,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from kd_lightning.checkpoints import sha256_of
 from kd_lightning.cli import main
-from kd_lightning.experiments.jobs import Job, Settings, by_run, plan
 from kd_lightning.experiments.keys import run_key
+from kd_lightning.experiments.planning import Job, Settings, by_run, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.paths import shipped_root
+from kd_lightning.weights import sha256_of
 
 SPECIALISTS = 2
 
@@ -108,7 +108,7 @@ def test_the_place_of_the_inner_data_does_not_matter() -> None:
     arguments = [w for name in ("trainer", "data/digits", "teachers/digits_mlp") for w in ("-c", f"configs/{name}.yaml")]
 
     def key(**inner: Any) -> dict[str, Any]:
-        share = {"class_path": "kd_lightning.data.SpecialistDataModule", "init_args": {"generalist": "x", "data": inner}}
+        share = {"class_path": "kd_lightning.specialists.SpecialistDataModule", "init_args": {"generalist": "x", "data": inner}}
         return run_key(["fit", *arguments, f"--data={share}"])
 
     digits = {"class_path": "kd_lightning.data.DigitsDataModule"}

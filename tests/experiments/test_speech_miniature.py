@@ -14,13 +14,13 @@ import yaml
 
 from kd_lightning.analyses.speech import Bootstrap, TestStrings, gain_share, interval, rates
 from kd_lightning.cli import main
-from kd_lightning.data.spoken_digits import SpokenDigitsDataModule
+from kd_lightning.data.speech.spoken_digits import SpokenDigitsDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
-from kd_lightning.experiments.jobs import Settings, plan
+from kd_lightning.experiments.planning import Settings, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.paths import shipped_root
-from tests.data.spoken import spoken_digits
+from tests.data.speech.spoken import spoken_digits
 from tests.experiments import write
 
 SMALL: dict[str, Any] = {"trainer.max_epochs": 3, "trainer.accelerator": "cpu", "data.batch_size": 64}

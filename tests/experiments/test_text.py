@@ -9,13 +9,13 @@ import pytest
 import torch
 import yaml
 
-from kd_lightning.checkpoints import check_spec
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.cost import measure
-from kd_lightning.experiments.jobs import Settings, plan
+from kd_lightning.experiments.planning import Settings, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.models import BiLSTMClassifier
 from kd_lightning.paths import shipped_root
+from kd_lightning.spec import check_spec
 from tests.sentences import write_sst2
 
 STUDENTS = ("student-alone", "distilled", "distilled, synthetic sentences")

@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.checkpoints import network_weights
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.losses import CrossEntropy, DistillLoss, Probe
 from kd_lightning.models import CIFARResNet
-from kd_lightning.modules import DistillationModule
 from kd_lightning.runs.launch import RunResult
 from kd_lightning.teachers import ModelTeacher
+from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output, full
+from kd_lightning.weights import network_weights
 from tests.losses.properties import Case, Make, cast, change, leaf, tensors
-from tests.modules.small import CONFIGS, copied, last, run_fit, same, trainer
+from tests.training.small import CONFIGS, copied, last, run_fit, same, trainer
 
 Shapes = dict[str, tuple[int, ...]]
 """The shape of a sample's feature, by role."""

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from kd_lightning import losses
-from kd_lightning.checkpoints import network_weights
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.losses import DistillLoss
 from kd_lightning.models import CIFARResNet
-from kd_lightning.modules import DistillationModule
 from kd_lightning.teachers import ModelTeacher
+from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output
+from kd_lightning.weights import network_weights
 from tests.losses import properties
 from tests.losses.properties import Case, Check, Make, cast, change, gradients_of, leaf, tensors, value_of
-from tests.modules.small import copied, same, trainer
+from tests.training.small import copied, same, trainer
 
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 LAYERS = {"stage3": "stage3", "penultimate": "pool"}

@@ -32,8 +32,8 @@ from tests.losses.relations import (
     trains,
     with_features,
 )
-from tests.modules.small import copied, same
 from tests.reference import crd as reference
+from tests.training.small import copied, same
 
 LAYER, ROWS = "penultimate", 20
 CASE = partial(feature_case, LAYER)

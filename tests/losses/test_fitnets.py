@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from kd_lightning.checkpoints import network_weights
 from kd_lightning.errors import UserError
 from kd_lightning.losses._adapters import Convention
 from kd_lightning.losses.fitnets import FitNets, convolution
 from kd_lightning.models import CIFARResNet
+from kd_lightning.weights import network_weights
 from tests.losses import features, properties
 from tests.losses.features import case_of, feature_case, made
 from tests.losses.properties import Case, Make, gradients_of
-from tests.modules.small import copied, last, same
 from tests.reference import at
 from tests.reference import fitnets as reference
+from tests.training.small import copied, last, same
 
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 MAP = (2, 4, 2)

@@ -15,9 +15,9 @@ import pytest
 
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.launch import launch
-from tests.modules.small import CONFIGS
 from tests.sentences import write_sst2
 from tests.test_architecture import MAPPED, files, ident, roles
+from tests.training.small import CONFIGS
 
 STEPS = 20
 CURVES = Path(__file__).with_name("golden.json")

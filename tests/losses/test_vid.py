@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import network_weights
 from kd_lightning.errors import UserError
 from kd_lightning.losses._adapters import Convention
 from kd_lightning.losses.vid import VID, _Gaussian
+from kd_lightning.weights import network_weights
 from tests.losses import features, properties
 from tests.losses.features import case_of, feature_case, made
 from tests.losses.properties import Case, Make, gradients_of, value_of
-from tests.modules.small import copied, same
 from tests.reference import at
 from tests.reference import vid as reference
+from tests.training.small import copied, same
 
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 STUDENT: features.Shapes = {"stage1": (2, 3, 2), "stage2": (2, 1, 2), "penultimate": (3,)}

@@ -14,8 +14,8 @@ from kd_lightning.runs.launch import RunResult, launch
 from kd_lightning.types import Batch
 from tests.losses.features import Shapes, feature_case
 from tests.losses.properties import Case, Make, change, gradients_of, value_of
-from tests.modules.small import CONFIGS
 from tests.sentences import write_sst2
+from tests.training.small import CONFIGS
 
 LENGTHS = [4, 1, 3, 2]
 

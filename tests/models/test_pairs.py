@@ -11,16 +11,16 @@ import torch
 import yaml
 from torch import nn
 
-from kd_lightning.checkpoints import build_network
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.features import Taps, run_network
 from kd_lightning.losses import DistillLoss, Probe
-from kd_lightning.modules import DistillationModule
+from kd_lightning.networks import build_network
 from kd_lightning.runs.build import parse_config
 from kd_lightning.teachers import ModelTeacher
+from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output
 from tests.models.test_cifar_networks import NETWORKS
-from tests.modules.small import CONFIGS, last, run_fit, samples
+from tests.training.small import CONFIGS, last, run_fit, samples
 
 BENCHMARK = {
     "wrn40-2_wrn16-2": 0.05,

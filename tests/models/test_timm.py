@@ -10,7 +10,7 @@ import torch
 
 from kd_lightning.features import Taps, run_network
 from kd_lightning.runs.launch import launch
-from tests.modules.small import CONFIGS
+from tests.training.small import CONFIGS
 
 timm = pytest.importorskip("timm")
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.checkpoints import plain
 from kd_lightning.data import PretrainedTokenizer, SST2DataModule, WordTokenizer
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.models import TransformerClassifier
 from kd_lightning.runs.filled import teacher_spec
+from kd_lightning.weights import plain
 from tests.sentences import save_bert, write_sst2
 
 transformers = pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from kd_lightning.losses import CrossEntropy
-from kd_lightning.modules import BaseModule, DistillationModule
 from kd_lightning.runs.compile import networks
 from kd_lightning.teachers import EnsembleTeacher, ModelTeacher
+from kd_lightning.training import BaseModule, DistillationModule
 from tests.runs import Kd, student
 
 COMPILED = "--trainer.callbacks+={class_path: kd_lightning.runs.compile.CompileNetworks, init_args: {backend: eager}}"

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from kd_lightning.experiments.keys import run_key
-from kd_lightning.modules import BaseModule
 from kd_lightning.runs.launch import launch
+from kd_lightning.training import BaseModule
 
 ARGV = [
     *("fit", "-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml", "-c", "configs/teachers/digits_mlp.yaml"),

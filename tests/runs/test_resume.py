@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd_lightning.modules import BaseModule
+from kd_lightning.training import BaseModule
 from tests.runs import TEACHER, Kd, Outcome, finish, spawn, student
 
 JITTER = "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixels: 1}}]"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kd_lightning.modules import BaseModule
+from kd_lightning.training import BaseModule
 from tests.runs import TEACHER, Kd, Outcome, student
 from tests.runs.test_resume import JITTER, SCHEDULERS, content, differences, record
 

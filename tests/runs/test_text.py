@@ -14,12 +14,12 @@ import torch
 from kd_lightning.cli import main
 from kd_lightning.data import SST2DataModule, WordTokenizer
 from kd_lightning.models import BiLSTMClassifier
-from kd_lightning.modules import ClassifierModule
 from kd_lightning.runs.launch import RunResult, launch
 from kd_lightning.runs.wandb import log_test
 from kd_lightning.teachers import ModelTeacher, cache_teacher
-from tests.modules.small import CONFIGS, complaint, copied, last, same
+from kd_lightning.training import ClassifierModule
 from tests.sentences import save_bert, write_sst2
+from tests.training.small import CONFIGS, complaint, copied, last, same
 
 pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
 

@@ -8,7 +8,7 @@ import pytest
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.runs.launch import RunResult
-from tests.modules import small
+from tests.training import small
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from kd_lightning.data import DigitsDataModule
-from kd_lightning.modules import DistillationModule
 from kd_lightning.teachers import ModelTeacher, Teacher
+from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output
-from tests.modules.small import complaint, copied, distillation, same, samples, shaky, trainer
+from tests.training.small import complaint, copied, distillation, same, samples, shaky, trainer
 
 
 class Own(Teacher):

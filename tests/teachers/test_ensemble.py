@@ -14,8 +14,8 @@ from kd_lightning.data import DigitsDataModule
 from kd_lightning.runs.launch import RunResult
 from kd_lightning.teachers import EnsembleTeacher, ModelTeacher, Teacher
 from kd_lightning.types import Batch, EnsembleOutput, Output
-from tests.modules.small import complaint, distillation, mlp, samples, shaky, trainer
 from tests.reference import kd as reference
+from tests.training.small import complaint, distillation, mlp, samples, shaky, trainer
 
 TEMPERATURES = (0.5, 1.0, 4.0, 20.0)
 MEMBERS = 3.0 * torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

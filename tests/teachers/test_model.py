@@ -20,7 +20,7 @@ from kd_lightning.data import DigitsDataModule
 from kd_lightning.runs.launch import RunResult
 from kd_lightning.teachers import ModelTeacher
 from kd_lightning.types import Batch
-from tests.modules.small import complaint, copied, mlp, same, samples, shaky
+from tests.training.small import complaint, copied, mlp, same, samples, shaky
 
 WEIGHTS = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1  # the smallest of torchvision's
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kd_lightning.checkpoints import KEY
 from kd_lightning.data import DigitsDataModule
-from kd_lightning.modules import ClassifierModule
 from kd_lightning.teachers import ModelTeacher
-from tests.modules.small import complaint, distillation, mlp, shaky, trainer
+from kd_lightning.training import ClassifierModule
+from kd_lightning.weights import KEY
+from tests.training.small import complaint, distillation, mlp, shaky, trainer
 
 
 class Marker:

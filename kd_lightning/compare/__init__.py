@@ -1,0 +1,1 @@
+"""`kd compare`: tables over runs and seeds."""

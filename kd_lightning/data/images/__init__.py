@@ -1,0 +1,1 @@
+"""Images: sources, datamodules and augmentations."""

@@ -1,0 +1,1 @@
+"""Text: tokenizers, sources and datamodules."""
