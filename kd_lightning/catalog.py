@@ -20,18 +20,28 @@ def _classes(folder: str) -> Iterator[tuple[Path, ast.ClassDef]]:
     for path in sorted((_PACKAGE / folder).rglob("*.py"), key=lambda path: path.name):
         if path.stem not in _SKIPPED:
             tree = ast.parse(path.read_text(encoding="utf-8"))
-            yield from ((path, n) for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_"))
+            yield from (
+                (path, n)
+                for n in tree.body
+                if isinstance(n, ast.ClassDef) and not n.name.startswith("_")
+            )
 
 
 def _summary(node: ast.ClassDef) -> str:
-    return (ast.get_docstring(node) or "").strip().splitlines()[0] if ast.get_docstring(node) else ""
+    return (
+        (ast.get_docstring(node) or "").strip().splitlines()[0] if ast.get_docstring(node) else ""
+    )
 
 
 def _literals(node: ast.ClassDef) -> dict[str, Any]:
     """Class attributes that are plain values."""
     values: dict[str, Any] = {}
     for item in node.body:
-        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and item.value is not None:
+        if (
+            isinstance(item, ast.AnnAssign)
+            and isinstance(item.target, ast.Name)
+            and item.value is not None
+        ):
             try:
                 values[item.target.id] = ast.literal_eval(item.value)
             except ValueError:
@@ -40,29 +50,42 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
 
 
 def _derives(node: ast.ClassDef, suffix: str) -> bool:
-    return any(isinstance(base, ast.Name | ast.Attribute) and ast.unparse(base).endswith(suffix) for base in node.bases)
+    return any(
+        isinstance(base, ast.Name | ast.Attribute) and ast.unparse(base).endswith(suffix)
+        for base in node.bases
+    )
 
 
 def _variants(method: str) -> list[str]:
     """Further YAML files of a method: `METHOD_VARIANT.yaml`."""
-    return sorted(path.stem for path in (shipped_root() / "configs" / "methods").glob(f"{method}_*.yaml"))
+    return sorted(
+        path.stem for path in (shipped_root() / "configs" / "methods").glob(f"{method}_*.yaml")
+    )
 
 
 def methods() -> list[dict[str, Any]]:
     found = []
     for path, node in _classes("losses"):
         if _derives(node, "DistillLoss"):
-            about = {name: _literals(node).get(name) for name in ("paper", "year", "family", "needs")}
+            about = {
+                name: _literals(node).get(name) for name in ("paper", "year", "family", "needs")
+            }
             about["needs"] = list(about["needs"] or ("teacher logits",))
             where = {"class_path": f"kd_lightning.losses.{node.name}", **about}
             names = (path.stem, *_variants(path.stem))
-            found += [{"name": name, **where, "config": f"configs/methods/{name}.yaml"} for name in names]
+            found += [
+                {"name": name, **where, "config": f"configs/methods/{name}.yaml"} for name in names
+            ]
     return found
 
 
 def models() -> list[dict[str, Any]]:
     return [
-        {"name": node.name.lower(), "class_path": f"kd_lightning.models.{node.name}", "about": _summary(node)}
+        {
+            "name": node.name.lower(),
+            "class_path": f"kd_lightning.models.{node.name}",
+            "about": _summary(node),
+        }
         for _, node in _classes("models")
         if _derives(node, "Module")
     ]
@@ -100,7 +123,9 @@ def experiments() -> list[dict[str, Any]]:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         if isinstance(content, dict) and "runs" in content:
             name = path.relative_to(root).with_suffix("").as_posix()
-            found.append({"name": name, "claim": content.get("claim", ""), "time": content.get("time", "")})
+            found.append(
+                {"name": name, "claim": content.get("claim", ""), "time": content.get("time", "")}
+            )
     return found
 
 
@@ -117,14 +142,22 @@ def main(argv: list[str]) -> None:
     if unknown := [o for o in options if o != "--json"]:
         raise UserError(f"kd list: there is no option {unknown[0]}; there is --json")
     if len(words) != 1 or words[0] not in KINDS:
-        raise UserError(f"kd list: there is no kind {' '.join(words)!r}; name one of {', '.join(KINDS)}")
+        raise UserError(
+            f"kd list: there is no kind {' '.join(words)!r}; name one of {', '.join(KINDS)}"
+        )
     rows = KINDS[words[0]]()
     print(json.dumps(rows, indent=2) if options else _table(rows))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:
-    cells = [{k: ", ".join(v) if isinstance(v, list) else str(v or "") for k, v in row.items()} for row in rows]
+    cells = [
+        {k: ", ".join(v) if isinstance(v, list) else str(v or "") for k, v in row.items()}
+        for row in rows
+    ]
     names = list(rows[0]) if rows else []
     width = {name: max(len(name), *(len(row[name]) for row in cells)) for name in names}
     lines = [names, *([row[name] for name in names] for row in cells)]
-    return "\n".join("  ".join(f"{v:<{width[n]}}" for n, v in zip(names, line, strict=True)).rstrip() for line in lines)
+    return "\n".join(
+        "  ".join(f"{v:<{width[n]}}" for n, v in zip(names, line, strict=True)).rstrip()
+        for line in lines
+    )

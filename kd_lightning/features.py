@@ -18,7 +18,9 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
     modules.pop("", None)
     if name not in modules:
         near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or list(modules)[:5]
-        raise UserError(f"{type(network).__name__} has no layer {name!r}; the nearest names are {', '.join(near)}")
+        raise UserError(
+            f"{type(network).__name__} has no layer {name!r}; the nearest names are {', '.join(near)}"
+        )
     return modules[name]
 
 
@@ -42,10 +44,14 @@ class Taps:
         for role in sorted(roles):
             if role not in layers:
                 known = ", ".join(layers) or "none"
-                raise UserError(f"{type(network).__name__}: no layer is named for the role {role!r}; named are: {known}")
+                raise UserError(
+                    f"{type(network).__name__}: no layer is named for the role {role!r}; named are: {known}"
+                )
             name, colon, what = layers[role].partition(":")
             if colon and what != "input":
-                raise UserError(f"the layer {layers[role]!r} of the role {role!r}: only ':input' may follow a layer's name")
+                raise UserError(
+                    f"the layer {layers[role]!r} of the role {role!r}: only ':input' may follow a layer's name"
+                )
             module = self.modules[role] = find_layer(network, name)
             module.register_forward_hook(self._hook(role, bool(colon)), with_kwargs=True)
         for layer in network.modules() if roles else ():
@@ -69,7 +75,11 @@ class Taps:
 
     def overwritten(self) -> bool:
         """Whether the network has written over a feature since (`x += y`); the next pass keeps a copy of such a one."""
-        changed = {role for role, version in self._versions.items() if self.features[role]._version != version}
+        changed = {
+            role
+            for role, version in self._versions.items()
+            if self.features[role]._version != version
+        }
         self._copied |= changed
         self._versions = {}
         return bool(changed)
@@ -81,7 +91,9 @@ def as_logits(output: Any) -> Tensor:
         return output
     if isinstance(output, tuple | list) and output:
         return as_logits(output[0])
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = (
+        output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    )
     if not isinstance(logits, Tensor):
         raise UserError(f"the network returned {type(output).__name__}, which holds no logits")
     return logits

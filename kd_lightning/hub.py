@@ -24,7 +24,9 @@ def library(name: str) -> Any:
     try:
         module = import_module(name)
     except ImportError as error:
-        raise UserError(f"this needs the package {name}; pip install 'kd_lightning[text]'") from error
+        raise UserError(
+            f"this needs the package {name}; pip install 'kd_lightning[text]'"
+        ) from error
     if name == "transformers":
         module.logging.set_verbosity_error()
         module.logging.disable_progress_bar()
@@ -35,7 +37,9 @@ def library(name: str) -> Any:
 def vocabulary_sha256(vocabulary: Mapping[str, int]) -> str:
     """One checksum over all tokens and their numbers."""
     ordered = sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256("\n".join(f"{number} {token}" for token, number in ordered).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(f"{number} {token}" for token, number in ordered).encode()
+    ).hexdigest()
 
 
 def _reachable() -> bool:
@@ -74,9 +78,13 @@ def from_pretrained(kind: str, name: str, **options: Any) -> Any:
     factory = getattr(library("transformers"), kind)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return _read(factory, str(folder), f"{folder} holds no {kind.removeprefix('Auto').lower()}", options)
+        return _read(
+            factory, str(folder), f"{folder} holds no {kind.removeprefix('Auto').lower()}", options
+        )
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(f"there is no folder {name} with a transformers model; give a folder, or a name on the hub")
+        raise UserError(
+            f"there is no folder {name} with a transformers model; give a folder, or a name on the hub"
+        )
     try:
         return factory.from_pretrained(name, local_files_only=True, **options)
     except Exception:  # whatever is missing in the cache; the hub itself is asked next, and its answer is what counts
@@ -85,7 +93,9 @@ def from_pretrained(kind: str, name: str, **options: Any) -> Any:
                 f"the model {name} is not in the cache of the hub and there is no network; give the path of its folder "
                 "(config.json, model.safetensors, tokenizer.json)"
             ) from None
-    return _read(factory, name, f"the hub has no {kind.removeprefix('Auto').lower()} of {name}", options)
+    return _read(
+        factory, name, f"the hub has no {kind.removeprefix('Auto').lower()} of {name}", options
+    )
 
 
 def _read(factory: Any, name: str, problem: str, options: dict[str, Any]) -> Any:

@@ -28,11 +28,19 @@ class EvaluationMetrics(nn.Module):
         self.labelled = nn.ModuleDict(
             {
                 "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-                "calibration_error": MulticlassCalibrationError(num_classes, n_bins=15, validate_args=False),
+                "calibration_error": MulticlassCalibrationError(
+                    num_classes, n_bins=15, validate_args=False
+                ),
             }
         )
-        self.errors, self.nll = SumMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
-        self.agreement, self.kl = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self.errors, self.nll = (
+            SumMetric(nan_strategy="disable"),
+            MeanMetric(nan_strategy="disable"),
+        )
+        self.agreement, self.kl = (
+            MeanMetric(nan_strategy="disable"),
+            MeanMetric(nan_strategy="disable"),
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Sums stay in single precision, whatever the networks are cast to."""
@@ -46,7 +54,11 @@ class EvaluationMetrics(nn.Module):
         logits = full(student.logits)
         if teacher is not None:
             self.agreement.update((logits.argmax(-1) == teacher.logits.argmax(-1)).float())
-            self.kl.update(F.kl_div(student.log_probs(), teacher.log_probs(), reduction="none", log_target=True).sum(-1))
+            self.kl.update(
+                F.kl_div(
+                    student.log_probs(), teacher.log_probs(), reduction="none", log_target=True
+                ).sum(-1)
+            )
         known = target != UNLABELLED
         if not bool(known.all()):
             logits, target = logits[known], target[known]
@@ -59,7 +71,11 @@ class EvaluationMetrics(nn.Module):
 
     def items(self) -> dict[str, Metric]:
         """The metrics that have seen data, by name."""
-        named: dict[str, Any] = {**dict(self.labelled.items()), "errors": self.errors, "nll": self.nll}
+        named: dict[str, Any] = {
+            **dict(self.labelled.items()),
+            "errors": self.errors,
+            "nll": self.nll,
+        }
         named |= {"teacher_agreement": self.agreement, "teacher_kl": self.kl}
         return {name: metric for name, metric in named.items() if metric.update_called}
 

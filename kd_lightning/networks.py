@@ -27,9 +27,13 @@ def resolve_network(class_path: str) -> Any:
         factory = getattr(import_module(module), name)
         fits = _is_network_factory(factory)
     except Exception as error:
-        raise UserError(f"the network {class_path!r} cannot be imported ({error}); is its package on the path?") from error
+        raise UserError(
+            f"the network {class_path!r} cannot be imported ({error}); is its package on the path?"
+        ) from error
     if not fits:
-        raise UserError(f"{class_path!r} is not an nn.Module class, nor a function annotated to return one")
+        raise UserError(
+            f"{class_path!r} is not an nn.Module class, nor a function annotated to return one"
+        )
     return factory
 
 
@@ -39,7 +43,9 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     def built(value: Any) -> Any:
         if isinstance(value, list):
             return [built(item) for item in value]
-        return build_network(value) if isinstance(value, Mapping) and "class_path" in value else value
+        return (
+            build_network(value) if isinstance(value, Mapping) and "class_path" in value else value
+        )
 
     arguments = {name: built(value) for name, value in (config.get("init_args") or {}).items()}
     factory = resolve_network(str(config.get("class_path")))
@@ -49,5 +55,7 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"the network {config['class_path']} cannot be made from {arguments}: {error}") from error
+        raise UserError(
+            f"the network {config['class_path']} cannot be made from {arguments}: {error}"
+        ) from error
     return network

@@ -14,7 +14,9 @@ def _vocabulary(described: Mapping[str, Any] | None) -> str:
     return f"{described['size']:,} tokens, vocabulary {described['sha256'][:8]}, at most {described['max_length']} a sample"
 
 
-def check_vocabulary(owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, Any], tokens: Any) -> None:
+def check_vocabulary(
+    owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, Any], tokens: Any
+) -> None:
     """One line where a network was trained on other tokens than the data gives it."""
     if theirs and theirs.get("vocabulary", tokens) != tokens:
         raise UserError(
@@ -29,10 +31,16 @@ def check_spec(owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, 
     if not theirs:
         return
     if theirs.get("num_classes", data["num_classes"]) != data["num_classes"]:
-        raise UserError(f"{owner} knows {theirs['num_classes']} classes, the data {data['data']} has {data['num_classes']}")
-    for at, (a, b) in enumerate(zip(theirs.get("classes") or [], data.get("classes") or [], strict=False)):
+        raise UserError(
+            f"{owner} knows {theirs['num_classes']} classes, the data {data['data']} has {data['num_classes']}"
+        )
+    for at, (a, b) in enumerate(
+        zip(theirs.get("classes") or [], data.get("classes") or [], strict=False)
+    ):
         if a != b:
-            raise UserError(f"{owner} calls class {at} {a!r}, the data {data['data']} {b!r}: other classes, or another order")
+            raise UserError(
+                f"{owner} calls class {at} {a!r}, the data {data['data']} {b!r}: other classes, or another order"
+            )
     check_vocabulary(owner, theirs, data, data.get("teacher_vocabulary", data.get("vocabulary")))
     for name, words in (
         ("input_shape", "inputs of shape"),
@@ -40,4 +48,6 @@ def check_spec(owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, 
         ("std", "inputs normalized by std"),
     ):
         if theirs.get(name, data.get(name)) != data.get(name):
-            raise UserError(f"{owner} expects {words} {theirs[name]}, the data {data['data']} gives {data[name]}")
+            raise UserError(
+                f"{owner} expects {words} {theirs[name]}, the data {data['data']} gives {data[name]}"
+            )

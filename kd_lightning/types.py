@@ -22,7 +22,11 @@ def _map_inputs(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Every tensor of a field changed; whatever else it is left as it is."""
     if isinstance(value, Tensor):
         return change(value)
-    return {name: change(tensor) for name, tensor in value.items()} if isinstance(value, Mapping) else value
+    return (
+        {name: change(tensor) for name, tensor in value.items()}
+        if isinstance(value, Mapping)
+        else value
+    )
 
 
 @dataclass(slots=True)
@@ -60,7 +64,9 @@ class Batch:
             return self
         inputs, teacher = self.inputs, self.teacher_inputs
         return Batch(
-            inputs[start:stop] if isinstance(inputs, Tensor) else _map_inputs(inputs, lambda tensor: tensor[start:stop]),
+            inputs[start:stop]
+            if isinstance(inputs, Tensor)
+            else _map_inputs(inputs, lambda tensor: tensor[start:stop]),
             self.target[start:stop],
             self.index[start:stop],
             self.view,
@@ -77,7 +83,12 @@ class Batch:
         if self.target.device == device:
             return self
         values = (getattr(self, f.name) for f in fields(self))
-        return Batch(*(_map_inputs(value, lambda tensor: tensor.to(device, non_blocking=non_blocking)) for value in values))
+        return Batch(
+            *(
+                _map_inputs(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
+                for value in values
+            )
+        )
 
 
 def _map(output: Output, change: Callable[[Tensor], Tensor]) -> Output:
@@ -85,7 +96,9 @@ def _map(output: Output, change: Callable[[Tensor], Tensor]) -> Output:
     changed: dict[str, Any] = {}
     for name in (f.name for f in fields(output)):
         value = getattr(output, name)
-        changed[name] = {k: change(t) for k, t in value.items()} if isinstance(value, dict) else change(value)
+        changed[name] = (
+            {k: change(t) for k, t in value.items()} if isinstance(value, dict) else change(value)
+        )
     return type(output)(**changed)
 
 

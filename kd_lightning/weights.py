@@ -35,7 +35,9 @@ def weights_sha256(network: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in network.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(
+            tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()
 
 
@@ -55,12 +57,18 @@ def read_file(path: str | Path, what: str) -> dict[str, Any]:
             return dict(load_file(path))
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = "it holds more than tensors and plain values" if "Weights only" in str(error) else "it is corrupt"
+        reason = (
+            "it holds more than tensors and plain values"
+            if "Weights only" in str(error)
+            else "it is corrupt"
+        )
         raise UserError(
             f"{what}: {path} cannot be read ({reason}); give a checkpoint, state_dict or safetensors file"
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{what}: {path} holds a {type(content).__name__}, not a checkpoint or a state_dict")
+        raise UserError(
+            f"{what}: {path} holds a {type(content).__name__}, not a checkpoint or a state_dict"
+        )
     return content
 
 
@@ -73,7 +81,11 @@ def network_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
             state = content[name]
             break
     prefix = f"{ours['role']}." if ours else ""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and isinstance(v, Tensor)}
+    return {
+        k.removeprefix(prefix): v
+        for k, v in state.items()
+        if k.startswith(prefix) and isinstance(v, Tensor)
+    }
 
 
 def check_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
@@ -81,7 +93,9 @@ def check_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) 
     own = network.state_dict()
     for key, tensor in own.items():
         if key not in weights:
-            raise UserError(f"{what}: the weights hold no {key!r} for {type(network).__name__}; is it another network?")
+            raise UserError(
+                f"{what}: the weights hold no {key!r} for {type(network).__name__}; is it another network?"
+            )
         if weights[key].shape != tensor.shape:
             raise UserError(
                 f"{what}: {key!r} is {tuple(weights[key].shape)} in the weights and {tuple(tensor.shape)} in "

@@ -17,9 +17,15 @@ import torch
 def data_root() -> Path:
     """The folder that holds the real data sets: `KD_DATA_ROOT`, else `../shared/data` beside the repository."""
     named = os.environ.get("KD_DATA_ROOT")
-    root = Path(named).expanduser() if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = (
+        Path(named).expanduser()
+        if named
+        else Path(__file__).resolve().parents[2] / "shared" / "data"
+    )
     if not root.is_dir():
-        pytest.skip(f"no real data: {root} does not exist; point KD_DATA_ROOT to the folder that holds MNIST/")
+        pytest.skip(
+            f"no real data: {root} does not exist; point KD_DATA_ROOT to the folder that holds MNIST/"
+        )
     return root
 
 
@@ -33,6 +39,8 @@ def unseeded() -> None:
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run seed and no matmul precision from outside or from another test, and no run on W&B."""
     torch.set_float32_matmul_precision("highest")
-    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # set first: only then is a seed that the test itself leaves undone too
+    monkeypatch.setenv(
+        "PL_GLOBAL_SEED", "0"
+    )  # set first: only then is a seed that the test itself leaves undone too
     monkeypatch.delenv("PL_GLOBAL_SEED")
     monkeypatch.setenv("WANDB_MODE", "disabled")

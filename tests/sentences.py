@@ -41,7 +41,9 @@ def save_bert(folder: Path, root: Path, tokenizer: bool = True, **changes: Any) 
     data = SST2DataModule(str(root), tokenizer=SubwordTokenizer(300))
     size = data.spec["vocabulary"]["size"]
     if tokenizer:
-        names = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")}
+        names = {
+            f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
+        }
         backend = data.tokenizer.backend  # type: ignore[attr-defined]
         read = ["input_ids", "token_type_ids", "attention_mask"]
         kept = transformers.PreTrainedTokenizerFast(

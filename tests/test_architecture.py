@@ -23,7 +23,18 @@ PACKAGE = Path(kd_lightning.__file__).parent
 CONFIGS = PACKAGE.parent / "configs"
 
 LAYERS = (
-    {"__init__", "errors", "types", "paths", "randomness", "weights", "networks", "spec", "catalog", "hub"},
+    {
+        "__init__",
+        "errors",
+        "types",
+        "paths",
+        "randomness",
+        "weights",
+        "networks",
+        "spec",
+        "catalog",
+        "hub",
+    },
     {"features", "metrics"},
     {"losses", "models", "data"},
     {"teachers"},
@@ -59,8 +70,12 @@ def imported(source: str) -> Iterator[str]:
 def own_units(source: str) -> set[str]:
     """The units of this package that are imported; `from kd_lightning import name` is of `__init__`, if name is no unit."""
     parts = [name.split(".") for name in imported(source)]
-    names = {part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "kd_lightning"}
-    return {name if name in LEVEL or (PACKAGE / f"{name}.py").exists() else "__init__" for name in names}
+    names = {
+        part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "kd_lightning"
+    }
+    return {
+        name if name in LEVEL or (PACKAGE / f"{name}.py").exists() else "__init__" for name in names
+    }
 
 
 def wrong(unit: str, source: str) -> set[str]:
@@ -88,7 +103,11 @@ def test_imports_point_downwards(path: Path) -> None:
         ("data", "import kd_lightning.losses", {"losses"}),
         ("losses", "from kd_lightning import data, __version__", {"data"}),
         ("experiments", "from kd_lightning.cli import main", {"cli"}),
-        ("teachers", "from kd_lightning.data import Jitter\nfrom kd_lightning.types import Batch", set()),
+        (
+            "teachers",
+            "from kd_lightning.data import Jitter\nfrom kd_lightning.types import Batch",
+            set(),
+        ),
         ("__main__", "from kd_lightning.cli import entry", set()),
     ],
 )
@@ -96,10 +115,16 @@ def test_the_check_itself(unit: str, source: str, culprits: set[str]) -> None:
     assert wrong(unit, source) == culprits
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "losses").glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((PACKAGE / "losses").glob("*.py")), ids=lambda path: path.stem
+)
 def test_losses_know_torch_alone(path: Path) -> None:
     source = path.read_text()
-    assert {name.partition(".")[0] for name in imported(source)} <= {"torch", "kd_lightning", *sys.stdlib_module_names}
+    assert {name.partition(".")[0] for name in imported(source)} <= {
+        "torch",
+        "kd_lightning",
+        *sys.stdlib_module_names,
+    }
     assert own_units(source) <= {"types", "errors", "losses", "randomness"}
 
 
@@ -124,7 +149,9 @@ def parsed(*argv: str) -> dict[str, Any]:
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")  # whatever the run sets is undone
-        result = launch(resolve_configs([*TEACHER, f"--run.root={tmp_path_factory.mktemp('teacher')}"]))
+        result = launch(
+            resolve_configs([*TEACHER, f"--run.root={tmp_path_factory.mktemp('teacher')}"])
+        )
     return str(result.folder / "checkpoints" / "last.ckpt")
 
 
@@ -132,7 +159,9 @@ def test_every_method_has_a_config_of_its_name() -> None:
     losses = {path.stem for path in (PACKAGE / "losses").glob("[!_]*.py")} - {"base"}
     configs = {path.stem for path in files("methods")}
     assert losses <= configs
-    assert {name.partition("_")[0] for name in configs} <= losses  # others are variants: crd_inbatch is one of crd
+    assert {
+        name.partition("_")[0] for name in configs
+    } <= losses  # others are variants: crd_inbatch is one of crd
 
 
 def roles(path: Path) -> set[str]:
@@ -145,7 +174,14 @@ def roles(path: Path) -> set[str]:
 
 
 IMAGES = [
-    *("-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml", "-c", "configs/loggers/csv.yaml"),
+    *(
+        "-c",
+        "configs/trainer.yaml",
+        "-c",
+        "configs/data/digits.yaml",
+        "-c",
+        "configs/loggers/csv.yaml",
+    ),
     *("--data.channels=3", "--data.fraction=0.1", "--data.batch_size=32"),
     *("--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
 ]
@@ -158,23 +194,45 @@ def convolutional(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A teacher with feature maps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")
-        argv = ["fit", *IMAGES, "-c", "configs/teachers/cifar_resnet20.yaml", "--model.network.depth=8"]
-        result = launch(resolve_configs([*argv, f"--run.root={tmp_path_factory.mktemp('teacher')}"]))
+        argv = [
+            "fit",
+            *IMAGES,
+            "-c",
+            "configs/teachers/cifar_resnet20.yaml",
+            "--model.network.depth=8",
+        ]
+        result = launch(
+            resolve_configs([*argv, f"--run.root={tmp_path_factory.mktemp('teacher')}"])
+        )
     return str(result.folder / "checkpoints" / "last.ckpt")
 
 
 @pytest.mark.parametrize("path", [p for p in files("methods") if roles(p) <= MAPPED], ids=ident)
 def test_every_method_trains_with_a_pair(path: Path, convolutional: str, tmp_path: Path) -> None:
-    pair = ["fit", *IMAGES, "-c", str(MAPS), "-c", str(path), f"--model.teacher.checkpoint={convolutional}"]
+    pair = [
+        "fit",
+        *IMAGES,
+        "-c",
+        str(MAPS),
+        "-c",
+        str(path),
+        f"--model.teacher.checkpoint={convolutional}",
+    ]
     # A hint alone trains no weights behind its layer; the others reach all of the student.
     metrics = launch(resolve_configs([*pair, f"--run.root={tmp_path}"])).metrics
     assert math.isfinite(metrics["train_loss"])
-    assert any(math.isfinite(metrics.get(f"train_loss_{name}", math.nan)) for name in (path.stem, path.stem.partition("_")[0]))
+    assert any(
+        math.isfinite(metrics.get(f"train_loss_{name}", math.nan))
+        for name in (path.stem, path.stem.partition("_")[0])
+    )
 
 
 @pytest.mark.parametrize("path", files("teachers"), ids=ident)
 def test_every_teacher_is_understood(path: Path) -> None:
-    own = next((data for data in files("data") if path.stem.startswith(data.stem)), CONFIGS / "data" / "digits.yaml")
+    own = next(
+        (data for data in files("data") if path.stem.startswith(data.stem)),
+        CONFIGS / "data" / "digits.yaml",
+    )
     config = parsed("-c", str(own), "-c", str(path))
     assert config["model"]["class_path"] == "kd_lightning.ClassifierModule"
     assert config["run"]["job_type"] == "teacher"
@@ -182,7 +240,9 @@ def test_every_teacher_is_understood(path: Path) -> None:
 
 @pytest.mark.parametrize("path", files("pairs"), ids=ident)
 def test_every_pair_is_understood(path: Path) -> None:
-    config = parsed("-c", "configs/data/digits.yaml", "-c", str(path), "-c", "configs/methods/kd.yaml")
+    config = parsed(
+        "-c", "configs/data/digits.yaml", "-c", str(path), "-c", "configs/methods/kd.yaml"
+    )
     assert config["model"]["class_path"] == "kd_lightning.DistillationModule"
     assert {"student", "teacher", "losses"} <= set(config["model"]["init_args"])
 
@@ -193,6 +253,8 @@ def test_every_other_config_is_understood(path: Path) -> None:
     config = parsed(*COMMON, "-c", "configs/teachers/digits_mlp.yaml", "-c", str(path), *needed)
     assert config["data"]["init_args"]["batch_size"] > 0
     if path.parent.name == "data":
-        assert config["data"]["class_path"] == yaml.safe_load(path.read_text())["data"]["class_path"]
+        assert (
+            config["data"]["class_path"] == yaml.safe_load(path.read_text())["data"]["class_path"]
+        )
     else:
         assert config["run"]["wandb"] == {"csv": "off", "wandb": "auto"}[path.stem]

@@ -66,7 +66,12 @@ def test_builds() -> None:
     assert isinstance(holder.inner, MLP)
     assert holder.scale == 2.0
     assert made("annotated").scale == 5.0
-    resnet = build_network({"class_path": "torchvision.models.resnet18", "init_args": {"weights": None, "num_classes": 3}})
+    resnet = build_network(
+        {
+            "class_path": "torchvision.models.resnet18",
+            "init_args": {"weights": None, "num_classes": 3},
+        }
+    )
     assert isinstance(resnet, ResNet)
 
 
@@ -79,14 +84,20 @@ def test_building_leaves_the_random_state() -> None:
     assert not same(copied(first), copied(build_network(MLP_CONFIG)))
 
 
-@pytest.mark.parametrize("name", ["unannotated", "misannotated", "of_plain_values", "complaint", "MLP_CONFIG", "Any"])
+@pytest.mark.parametrize(
+    "name", ["unannotated", "misannotated", "of_plain_values", "complaint", "MLP_CONFIG", "Any"]
+)
 def test_makes_no_network(name: str) -> None:
     assert f"'{__name__}.{name}'" in complaint(lambda: resolve_network(f"{__name__}.{name}"))
 
 
-@pytest.mark.parametrize("class_path", ["", "Bare", ".Bare", "no_such_package.Bare", "torch.nn.NoSuchLayer", "torch..nn"])
+@pytest.mark.parametrize(
+    "class_path", ["", "Bare", ".Bare", "no_such_package.Bare", "torch.nn.NoSuchLayer", "torch..nn"]
+)
 def test_cannot_be_imported(class_path: str) -> None:
-    assert f"the network {class_path!r} cannot be imported" in complaint(lambda: resolve_network(class_path))
+    assert f"the network {class_path!r} cannot be imported" in complaint(
+        lambda: resolve_network(class_path)
+    )
 
 
 @pytest.mark.parametrize(

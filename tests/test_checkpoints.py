@@ -12,7 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.spec import check_spec
-from kd_lightning.weights import KEY, check_weights, load_weights, network_weights, read_file, sha256_of, weights_sha256
+from kd_lightning.weights import (
+    KEY,
+    check_weights,
+    load_weights,
+    network_weights,
+    read_file,
+    sha256_of,
+    weights_sha256,
+)
 from tests.training.small import complaint, copied, mlp, same
 
 SPEC: dict[str, Any] = {
@@ -43,17 +51,26 @@ def test_cannot_read(tmp_path: Path) -> None:
     assert complaint(lambda: read_file(path, "the thing")) == f"the thing: there is no file {path}"
     assert "there is no file" in complaint(lambda: read_file(tmp_path, "the thing"))
     path.write_bytes(b"")
-    assert f"the thing: {path} cannot be read (it is corrupt)" in complaint(lambda: read_file(path, "the thing"))
+    assert f"the thing: {path} cannot be read (it is corrupt)" in complaint(
+        lambda: read_file(path, "the thing")
+    )
     torch.save({"path": tmp_path}, path)  # no code, but a class that only code could restore
-    assert "it holds more than tensors and plain values" in complaint(lambda: read_file(path, "the thing"))
+    assert "it holds more than tensors and plain values" in complaint(
+        lambda: read_file(path, "the thing")
+    )
     for value, name in ((torch.zeros(1), "Tensor"), ([state()], "list"), (None, "NoneType")):
         torch.save(value, path)
-        assert f"holds a {name}, not a checkpoint" in complaint(lambda: read_file(path, "the thing"))
+        assert f"holds a {name}, not a checkpoint" in complaint(
+            lambda: read_file(path, "the thing")
+        )
 
 
 def test_sha256(tmp_path: Path) -> None:
     (tmp_path / "abc").write_bytes(b"abc")  # the example of FIPS 180-2
-    assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert (
+        sha256_of(tmp_path / "abc")
+        == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
 
 
 def test_checksum_of_weights() -> None:
@@ -78,7 +95,10 @@ def test_checksum_of_a_scalar() -> None:
 MIXED = {"student.a": state()["a"], "losses.kd.w": torch.ones(1), "teacher.a": torch.ones(1)}
 CONTENT: dict[str, tuple[Mapping[str, Any], set[str]]] = {
     "ours": ({KEY: {"role": "student"}, "epoch": 1, "state_dict": MIXED}, {"a"}),
-    "of a classifier": ({KEY: {"role": "network"}, "state_dict": {"network.network.a": state()["a"]}}, {"network.a"}),
+    "of a classifier": (
+        {KEY: {"role": "network"}, "state_dict": {"network.network.a": state()["a"]}},
+        {"network.a"},
+    ),
     "of Lightning": ({"state_dict": state(), "epoch": 1}, set(state())),
     "of many trainers": ({"model": state(), "optimizer": {"x": torch.ones(1)}}, set(state())),
     "bare": ({**state(), "epoch": 3, "name": "x"}, set(state())),
@@ -93,7 +113,9 @@ def test_network_weights(kind: str) -> None:
     content, names = CONTENT[kind]
     weights = network_weights(content)
     assert weights.keys() == names
-    assert all(torch.equal(weights[name], state()[name]) for name in weights.keys() & state().keys())
+    assert all(
+        torch.equal(weights[name], state()[name]) for name in weights.keys() & state().keys()
+    )
 
 
 def test_weights_that_fit_are_loaded() -> None:
@@ -109,7 +131,10 @@ def test_weights_that_do_not_fit() -> None:
     before = copied(network)
 
     def said(**changes: Tensor | None) -> str:
-        weights = {**before, **{name.replace("__", "."): tensor for name, tensor in changes.items()}}
+        weights = {
+            **before,
+            **{name.replace("__", "."): tensor for name, tensor in changes.items()},
+        }
         kept = {name: tensor for name, tensor in weights.items() if tensor is not None}
         return complaint(lambda: load_weights(network, kept, "the thing"))
 
@@ -120,20 +145,45 @@ def test_weights_that_do_not_fit() -> None:
 
 
 def test_data_that_fits() -> None:
-    partial: list[dict[str, Any]] = [{"num_classes": 3}, {"classes": []}, {"classes": None}, {"classes": ["cat"]}]
+    partial: list[dict[str, Any]] = [
+        {"num_classes": 3},
+        {"classes": []},
+        {"classes": None},
+        {"classes": ["cat"]},
+    ]
     for theirs in (None, {}, SPEC, *partial):
         check_spec("the owner", theirs, SPEC)
-    check_spec("the owner", SPEC, {"data": "unknown", "num_classes": 3, **{n: SPEC[n] for n in ("input_shape", "mean", "std")}})
+    check_spec(
+        "the owner",
+        SPEC,
+        {
+            "data": "unknown",
+            "num_classes": 3,
+            **{n: SPEC[n] for n in ("input_shape", "mean", "std")},
+        },
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"num_classes": 4}, "the owner knows 4 classes, the data pictures has 3"),
-        ({"classes": ["cat", "eel", "dog"]}, "the owner calls class 1 'eel', the data pictures 'dog': other classes"),
-        ({"input_shape": [3, 8, 8]}, "the owner expects inputs of shape [3, 8, 8], the data pictures gives [1, 8, 8]"),
-        ({"mean": [0.1]}, "the owner expects inputs normalized by mean [0.1], the data pictures gives [0.5]"),
-        ({"std": [0.1]}, "the owner expects inputs normalized by std [0.1], the data pictures gives [0.25]"),
+        (
+            {"classes": ["cat", "eel", "dog"]},
+            "the owner calls class 1 'eel', the data pictures 'dog': other classes",
+        ),
+        (
+            {"input_shape": [3, 8, 8]},
+            "the owner expects inputs of shape [3, 8, 8], the data pictures gives [1, 8, 8]",
+        ),
+        (
+            {"mean": [0.1]},
+            "the owner expects inputs normalized by mean [0.1], the data pictures gives [0.5]",
+        ),
+        (
+            {"std": [0.1]},
+            "the owner expects inputs normalized by std [0.1], the data pictures gives [0.25]",
+        ),
     ],
 )
 def test_data_that_does_not_fit(change: dict[str, Any], words: str) -> None:

@@ -19,7 +19,17 @@ from kd_lightning.cli import COMMANDS, main
 from kd_lightning.losses import DistillLoss
 from kd_lightning.paths import shipped
 
-SLOW = ("torch", "lightning", "torchvision", "numpy", "sklearn", "scipy", "wandb", "matplotlib", "jsonargparse")
+SLOW = (
+    "torch",
+    "lightning",
+    "torchvision",
+    "numpy",
+    "sklearn",
+    "scipy",
+    "wandb",
+    "matplotlib",
+    "jsonargparse",
+)
 KINDS = ("methods", "models", "data", "experiments")
 BASES = {"methods": DistillLoss, "models": nn.Module, "data": LightningDataModule}
 
@@ -45,7 +55,9 @@ def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_speaks_of_commands_that_are_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_speaks_of_commands_that_are_there(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     try:
         code: object = main([command, "--help"])
     except SystemExit as stop:  # argparse ends the process after its help
@@ -67,7 +79,9 @@ def test_lists_are_objects_with_a_name(kind: str, capsys: pytest.CaptureFixture[
     assert len(set(names)) == len(names)
     table = output(capsys, "list", kind).splitlines()
     assert table[0].split()[0] == "name"
-    assert [line for name, line in zip(names, table[1:], strict=True) if not line.startswith(name)] == []
+    assert [
+        line for name, line in zip(names, table[1:], strict=True) if not line.startswith(name)
+    ] == []
 
 
 @pytest.mark.parametrize("kind", BASES)
@@ -82,7 +96,11 @@ def test_what_is_listed_is_what_there_is(capsys: pytest.CaptureFixture[str]) -> 
     losses = Path(kd_lightning.__file__).parent / "losses"
     files = {path.stem for path in losses.glob("[!_]*.py")} - {"base"}
     methods = {row["name"]: row for row in listed(capsys, "methods")}
-    assert {"ce", "kd", "crd_inbatch"} | files <= set(methods) == {p.stem for p in Path("configs/methods").glob("*.yaml")}
+    assert (
+        {"ce", "kd", "crd_inbatch"} | files
+        <= set(methods)
+        == {p.stem for p in Path("configs/methods").glob("*.yaml")}
+    )
     assert methods["ce"]["needs"] == ["labels"]
     assert (methods["kd"]["year"], methods["kd"]["needs"]) == (2015, ["teacher logits"])
     assert {"digits", "mnist"} <= {row["name"] for row in listed(capsys, "data")}
@@ -108,7 +126,9 @@ def test_public_names_can_be_had_and_others_not() -> None:
 )
 def test_nothing_slow_is_imported(statement: str) -> None:
     seen = f"import sys; {statement}; print('imported:', *sorted({set(SLOW)!r} & set(sys.modules)), file=sys.stderr)"
-    process = subprocess.run([sys.executable, "-c", seen], capture_output=True, text=True, timeout=60, check=True)
+    process = subprocess.run(
+        [sys.executable, "-c", seen], capture_output=True, text=True, timeout=60, check=True
+    )
     assert process.stderr.strip() == "imported:"
 
 

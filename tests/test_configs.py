@@ -29,8 +29,12 @@ from tests.training.small import CONFIGS
 
 pytest.importorskip("librosa", reason="pip install 'kd_lightning[speech]'")
 
-TEACHERS = sorted(path.stem for path in (CONFIGS / "teachers").glob("*.yaml") if not path.stem.startswith("sst2_"))
-PAIRS = sorted(path.stem for path in (CONFIGS / "pairs").glob("*.yaml") if "transformer" not in path.stem)
+TEACHERS = sorted(
+    path.stem for path in (CONFIGS / "teachers").glob("*.yaml") if not path.stem.startswith("sst2_")
+)
+PAIRS = sorted(
+    path.stem for path in (CONFIGS / "pairs").glob("*.yaml") if "transformer" not in path.stem
+)
 DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
 OWN = {"mlp1200": "mnist_mlp1200", "digits": "digits_mlp", "spoken": "spoken_digits_dnn"}
 """The teacher of a pair, by how the pair's name begins; of the others it is cifar_ and the name's first part."""
@@ -71,8 +75,17 @@ def first_steps(folder: Path, data: str, *files: str, more: tuple[str, ...] = ()
     """Train and validate a batch each; the checkpoint."""
     names = ["trainer", f"data/{data}", *files, "loggers/csv"]
     argv = ["fit", *(word for name in names for word in ("-c", str(CONFIGS / f"{name}.yaml")))]
-    limits = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1"]
-    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--run.test=no", "--data.batch_size=4"]
+    limits = [
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=1",
+        "--trainer.limit_val_batches=1",
+    ]
+    quiet = [
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        "--run.test=no",
+        "--data.batch_size=4",
+    ]
     run = launch([*argv, *limits, *quiet, *more, f"--run.dir={folder}"])
     assert math.isfinite(run.metrics["train_loss"])
     return folder / "checkpoints" / "last.ckpt"
@@ -90,7 +103,9 @@ def checkpoints(root: Path) -> dict[str, Path]:
 
 def checkpoint(teacher: str, root: Path, checkpoints: dict[str, Path]) -> Path:
     if teacher not in checkpoints:
-        checkpoints[teacher] = first_steps(root / "runs" / teacher, data_for(teacher), f"teachers/{teacher}")
+        checkpoints[teacher] = first_steps(
+            root / "runs" / teacher, data_for(teacher), f"teachers/{teacher}"
+        )
     return checkpoints[teacher]
 
 
@@ -100,17 +115,27 @@ def test_every_teacher_trains(name: str, root: Path, checkpoints: dict[str, Path
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_every_pair_trains(name: str, root: Path, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_every_pair_trains(
+    name: str, root: Path, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     first = name.partition("_")[0]
     teacher = OWN.get(first, f"cifar_{first}")
     path = checkpoint(teacher, root, checkpoints)
-    given = f"--model.teacher.checkpoints=[{path}]" if teacher == OWN["spoken"] else f"--model.teacher.checkpoint={path}"
+    given = (
+        f"--model.teacher.checkpoints=[{path}]"
+        if teacher == OWN["spoken"]
+        else f"--model.teacher.checkpoint={path}"
+    )
     first_steps(tmp_path / "run", data_for(teacher), f"pairs/{name}", "methods/kd", more=(given,))
 
 
 @pytest.mark.parametrize("name", DATA)
 def test_every_data_set_serves_a_network(name: str, root: Path, tmp_path: Path) -> None:
-    teacher = {"sst2": "sst2_bilstm", "text": "sst2_bilstm", "spoken_digits": "spoken_digits_dnn"}.get(name, "digits_mlp")
+    teacher = {
+        "sst2": "sst2_bilstm",
+        "text": "sst2_bilstm",
+        "spoken_digits": "spoken_digits_dnn",
+    }.get(name, "digits_mlp")
     more = {
         "cifar100": ("--data.validation=0.0",),  # fewer than two images a class
         "text": ("--data.train_file=train.tsv", "--data.validation_file=dev.tsv"),
@@ -120,7 +145,9 @@ def test_every_data_set_serves_a_network(name: str, root: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("name", ["teacher_pieces", "teacher_pretrained"])
-def test_a_student_of_words_learns_from_a_teacher_of_pieces(name: str, root: Path, tmp_path: Path) -> None:
+def test_a_student_of_words_learns_from_a_teacher_of_pieces(
+    name: str, root: Path, tmp_path: Path
+) -> None:
     """Pieces that the teacher learned from the sentences, or those of a pretrained folder."""
     if name == "teacher_pieces":
         teacher = first_steps(tmp_path / "teacher", "sst2", "teachers/sst2_transformer")
@@ -131,11 +158,18 @@ def test_a_student_of_words_learns_from_a_teacher_of_pieces(name: str, root: Pat
         teacher = first_steps(tmp_path / "teacher", "sst2", "teachers/sst2_bert", more=own)
         more = (f"--data.teacher_tokenizer.name={bert}",)
     files = (f"text/{name}", "pairs/transformer_bilstm", "methods/logitmse")
-    first_steps(tmp_path / "run", "sst2", *files, more=(*more, f"--model.teacher.checkpoint={teacher}"))
+    first_steps(
+        tmp_path / "run", "sst2", *files, more=(*more, f"--model.teacher.checkpoint={teacher}")
+    )
 
 
 def test_configs_of_version_0_1_still_name_classes_that_moved(tmp_path: Path) -> None:
-    old = {"data": {"class_path": "kd_lightning.data.spoken_digits.SpokenDigitsDataModule", "init_args": {"root": "x"}}}
+    old = {
+        "data": {
+            "class_path": "kd_lightning.data.spoken_digits.SpokenDigitsDataModule",
+            "init_args": {"root": "x"},
+        }
+    }
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(old))
     _, _, given = resolve_configs(["fit", "-c", str(path)])

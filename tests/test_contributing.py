@@ -24,7 +24,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("kd_lightning", "configs", "tests", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", folder)
-    steps = re.findall(r"^\*\*\d\. [^*]+\*\*, `([^`]+)`.*?```\w+\n(.*?)```", TEXT, flags=re.DOTALL | re.MULTILINE)
+    steps = re.findall(
+        r"^\*\*\d\. [^*]+\*\*, `([^`]+)`.*?```\w+\n(.*?)```", TEXT, flags=re.DOTALL | re.MULTILINE
+    )
     assert [Path(path).suffix for path, _ in steps] == [".py", ".py", ".yaml"]
     for path, content in steps:
         assert not (folder / path).exists()
@@ -34,28 +36,68 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(checkout: Path, *words: str) -> str:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "WANDB_MODE": "disabled"}
-    done = subprocess.run([sys.executable, *words], cwd=checkout, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=checkout,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_it_is_listed_with_its_yaml(checkout: Path) -> None:
-    listed = {row["name"]: row for row in json.loads(run(checkout, "-m", "kd_lightning", "list", "methods", "--json"))}
+    listed = {
+        row["name"]: row
+        for row in json.loads(run(checkout, "-m", "kd_lightning", "list", "methods", "--json"))
+    }
     assert listed["pearson"]["class_path"] == "kd_lightning.losses.Pearson"
     assert listed["pearson"]["year"] == 2022
     assert (checkout / listed["pearson"]["config"]).is_file()
 
 
 def test_its_own_tests_pass_and_its_files_are_clean(checkout: Path) -> None:
-    said = run(checkout, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/losses/test_pearson.py")
+    said = run(
+        checkout, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/losses/test_pearson.py"
+    )
     assert "[100%]" in said
-    run(checkout, "-m", "ruff", "check", "kd_lightning/losses/pearson.py", "tests/losses/test_pearson.py")
-    run(checkout, "-m", "ruff", "format", "--check", "kd_lightning/losses/pearson.py", "tests/losses/test_pearson.py")
+    run(
+        checkout,
+        "-m",
+        "ruff",
+        "check",
+        "kd_lightning/losses/pearson.py",
+        "tests/losses/test_pearson.py",
+    )
+    run(
+        checkout,
+        "-m",
+        "ruff",
+        "format",
+        "--check",
+        "kd_lightning/losses/pearson.py",
+        "tests/losses/test_pearson.py",
+    )
 
 
 def test_a_pair_trains_with_it(checkout: Path) -> None:
-    quick = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.fraction=0.2", "--run.wandb=offline"]
-    head = ["-m", "kd_lightning", "fit", "-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml"]
+    quick = [
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--data.fraction=0.2",
+        "--run.wandb=offline",
+    ]
+    head = [
+        "-m",
+        "kd_lightning",
+        "fit",
+        "-c",
+        "configs/trainer.yaml",
+        "-c",
+        "configs/data/digits.yaml",
+    ]
     run(checkout, *head, "-c", "configs/teachers/digits_mlp.yaml", *quick, "--run.dir=runs/teacher")
     [command] = re.findall(r"^\$ kd (fit .*pearson.*)$", TEXT, flags=re.MULTILINE)
     words = shlex.split(command.replace("TEACHER", "runs/teacher/checkpoints/last.ckpt"))

@@ -14,7 +14,13 @@ from torchvision.models import resnet18
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, as_logits, find_layer, run_network
 
-STAGES = {"stage1": "layer1", "stage2": "layer2", "stage3": "layer3", "stage4": "layer4", "penultimate": "avgpool"}
+STAGES = {
+    "stage1": "layer1",
+    "stage2": "layer2",
+    "stage3": "layer3",
+    "stage4": "layer4",
+    "penultimate": "avgpool",
+}
 
 
 class Small(nn.Module):
@@ -42,7 +48,10 @@ class Pair(nn.Module):
 
 def hooks(network: nn.Module) -> dict[str, int]:
     """The number of hooks of every submodule that has one."""
-    found = {name: len(m._forward_hooks) + len(m._forward_pre_hooks) for name, m in network.named_modules()}
+    found = {
+        name: len(m._forward_hooks) + len(m._forward_pre_hooks)
+        for name, m in network.named_modules()
+    }
     return {name: n for name, n in found.items() if n}
 
 
@@ -105,7 +114,9 @@ def test_a_wrong_layer_lists_the_nearest() -> None:
     assert "ResNet has no layer 'layr1'" in message
     assert "layer1" in message.partition("nearest names are")[2]
     # Nothing resembles it: then the first layers, so that the user sees how names look here.
-    assert complaint(lambda: find_layer(network, "%%%")).endswith("conv1, bn1, relu, maxpool, layer1")
+    assert complaint(lambda: find_layer(network, "%%%")).endswith(
+        "conv1, bn1, relu, maxpool, layer1"
+    )
     assert "has no layer ''" in complaint(lambda: find_layer(network, ""))
     assert find_layer(network, "layer1.0.conv2") is network.layer1[0].conv2
 
@@ -160,7 +171,9 @@ def test_logits_from_whatever_a_network_returns(kind: str, x: Tensor) -> None:
     ],
 )
 def test_no_logits_is_a_mistake(value: object) -> None:
-    assert f"returned {type(value).__name__}, which holds no logits" in complaint(lambda: as_logits(value))
+    assert f"returned {type(value).__name__}, which holds no logits" in complaint(
+        lambda: as_logits(value)
+    )
 
 
 def test_a_mapping_of_inputs_becomes_keywords() -> None:

@@ -14,14 +14,21 @@ from tests.sentences import save_bert, write_sst2
 
 
 def test_a_missing_package_is_named() -> None:
-    with pytest.raises(UserError, match=r"needs the package no_such_package; pip install 'kd_lightning\[text\]'"):
+    with pytest.raises(
+        UserError, match=r"needs the package no_such_package; pip install 'kd_lightning\[text\]'"
+    ):
         hub.library("no_such_package")
 
 
 def test_a_vocabulary_s_checksum_sees_tokens_and_numbers() -> None:
     base = hub.vocabulary_sha256({"a": 0, "b": 1})
     assert hub.vocabulary_sha256({"b": 1, "a": 0}) == base
-    assert len({base, hub.vocabulary_sha256({"a": 1, "b": 0}), hub.vocabulary_sha256({"a": 0, "c": 1})}) == 3
+    assert (
+        len(
+            {base, hub.vocabulary_sha256({"a": 1, "b": 0}), hub.vocabulary_sha256({"a": 0, "c": 1})}
+        )
+        == 3
+    )
 
 
 class Asked:
@@ -78,7 +85,10 @@ def test_a_folder_without_what_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="bert holds no vocabulary of a tokenizer"):
         hub.pretrained_tokenizer(str(folder))
     (tmp_path / "empty").mkdir()
-    for get, what in ((hub.pretrained_tokenizer, "tokenizer"), (partial(hub.from_pretrained, "AutoModel"), "model")):
+    for get, what in (
+        (hub.pretrained_tokenizer, "tokenizer"),
+        (partial(hub.from_pretrained, "AutoModel"), "model"),
+    ):
         with pytest.raises(UserError, match=f"empty holds no {what} that can be read"):
             get(str(tmp_path / "empty"))
     assert hub.from_pretrained("AutoModel", str(folder)).config.hidden_size == 16

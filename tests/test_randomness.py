@@ -43,13 +43,26 @@ def test_the_reference_gives_the_published_numbers() -> None:
 @pytest.mark.parametrize("parts", [(), (0,), (3, -1, "jitter-y"), (2**62, "a", "b")])
 def test_hashed_is_splitmix64_bit_for_bit(parts: tuple[int | str, ...]) -> None:
     index = [*range(500), 59_999, 2**31, 2**40 + 1, 2**63 - 1]
-    seed = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+    seed = (
+        int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+    )
     expected = [splitmix64(i * GOLDEN + seed) >> 1 for i in index]
     assert hashed(torch.tensor(index), *parts).tolist() == expected
 
 
 def test_seeds_are_63_bits_and_tell_their_parts_apart() -> None:
-    parts: list[tuple[int | str, ...]] = [(), (0,), (1,), ("1",), (1, 2), (12,), (2, 1), ("1", 2), (1, "2"), ("1, 2",)]
+    parts: list[tuple[int | str, ...]] = [
+        (),
+        (0,),
+        (1,),
+        ("1",),
+        (1, 2),
+        (12,),
+        (2, 1),
+        ("1", 2),
+        (1, "2"),
+        ("1, 2",),
+    ]
     seeds = [seed_from(*p) for p in parts]
     assert len(set(seeds)) == len(parts)
     assert all(0 <= seed < 2**63 for seed in seeds)
@@ -92,7 +105,9 @@ def test_permutation_is_a_function_of_its_parts() -> None:
         assert not torch.equal(permutation(200, *other), first)
 
 
-@pytest.mark.parametrize("other", [(1, 0, "x"), (0, 1, "x"), (0, 0, "y")], ids=["seed", "view", "stream"])
+@pytest.mark.parametrize(
+    "other", [(1, 0, "x"), (0, 1, "x"), (0, 0, "y")], ids=["seed", "view", "stream"]
+)
 def test_other_seeds_views_and_streams_are_unrelated(other: tuple[int | str, ...]) -> None:
     index = torch.arange(40_000)
     a, b = uniform(index, 0, 0, "x"), uniform(index, *other)

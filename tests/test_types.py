@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.types import CLEAN, UNLABELLED, Batch, EnsembleOutput, Inputs, Output, full, mean_log_probs
+from kd_lightning.types import (
+    CLEAN,
+    UNLABELLED,
+    Batch,
+    EnsembleOutput,
+    Inputs,
+    Output,
+    full,
+    mean_log_probs,
+)
 from tests.reference import kd as reference
 
 TEMPERATURES = (0.5, 1.0, 4.0, 20.0)
@@ -19,7 +28,9 @@ def batch_of(inputs: Inputs, teacher_inputs: Inputs | None = None) -> Batch:
 
 
 def random_logits(*shape: int, scale: float = 3.0) -> Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return scale * torch.randn(
+        *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
 
 def ensemble_of(members: Tensor, weights: list[float]) -> EnsembleOutput:
@@ -33,7 +44,11 @@ def test_batch_has_the_length_of_its_targets() -> None:
 
 def test_batch_defaults() -> None:
     batch = Batch(torch.zeros(1, 2), torch.zeros(1), torch.zeros(1))
-    assert (batch.view, batch.split, batch.teacher_inputs) == (CLEAN, "train", None) == (-1, "train", None)
+    assert (
+        (batch.view, batch.split, batch.teacher_inputs)
+        == (CLEAN, "train", None)
+        == (-1, "train", None)
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", torch.device("cpu")])
@@ -52,12 +67,20 @@ def test_batch_to_another_device() -> None:
 
 
 def test_batch_to_moves_mappings() -> None:
-    batch = batch_of({"ids": torch.zeros(3, 2), "mask": torch.ones(3, 2)}, teacher_inputs={"ids": torch.zeros(3, 5)})
+    batch = batch_of(
+        {"ids": torch.zeros(3, 2), "mask": torch.ones(3, 2)},
+        teacher_inputs={"ids": torch.zeros(3, 5)},
+    )
     moved = batch.to("meta")
     assert isinstance(moved.inputs, dict)
     assert isinstance(moved.teacher_inputs, dict)
-    assert {k: (t.device, t.shape) for k, t in moved.inputs.items()} == {"ids": (META, (3, 2)), "mask": (META, (3, 2))}
-    assert {k: (t.device, t.shape) for k, t in moved.teacher_inputs.items()} == {"ids": (META, (3, 5))}
+    assert {k: (t.device, t.shape) for k, t in moved.inputs.items()} == {
+        "ids": (META, (3, 2)),
+        "mask": (META, (3, 2)),
+    }
+    assert {k: (t.device, t.shape) for k, t in moved.teacher_inputs.items()} == {
+        "ids": (META, (3, 5))
+    }
 
 
 def test_batch_to_moves_teacher_inputs() -> None:
@@ -85,11 +108,16 @@ def test_full_leaves_the_rest_alone(dtype: torch.dtype) -> None:
 def test_log_probs_normalize(temperature: float, dtype: torch.dtype, scale: float) -> None:
     members = random_logits(4, 3, 6).clamp(-6, 6).mul(scale).to(dtype)
     weights = torch.tensor([0.25, 0.25, 0.5], dtype=dtype)  # exact in half precision too
-    for output in (Output(members[:, 0]), EnsembleOutput(members[:, 0], members=members, weights=weights)):
+    for output in (
+        Output(members[:, 0]),
+        EnsembleOutput(members[:, 0], members=members, weights=weights),
+    ):
         log_probs = output.log_probs(temperature)
         assert log_probs.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         assert log_probs.shape == (4, 6)
-        torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(4, dtype=log_probs.dtype), rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            log_probs.exp().sum(-1), torch.ones(4, dtype=log_probs.dtype), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -100,7 +128,11 @@ def test_log_probs_agree_with_reference(temperature: float) -> None:
     mean = ensemble_of(members, weights).log_probs(temperature).exp()
     for found, row in zip(single.tolist(), members[:, 0].tolist(), strict=True):
         assert found == pytest.approx(reference.softened(row, temperature))
-    for found, row in zip(mean.tolist(), reference.arithmetic_mean(members.tolist(), weights, temperature), strict=True):
+    for found, row in zip(
+        mean.tolist(),
+        reference.arithmetic_mean(members.tolist(), weights, temperature),
+        strict=True,
+    ):
         assert found == pytest.approx(row)
 
 
@@ -115,18 +147,26 @@ def test_ensemble_by_hand() -> None:
     # T = 1: the mean of (1/10, 9/10) and (1/2, 1/2) is (3/10, 7/10).
     # T = 2: the mean of (1/4, 3/4) and (1/2, 1/2) is (3/8, 5/8).
     # Tempering the first mean would give odds of sqrt(7/3), not of 5/3.
-    ensemble = ensemble_of(torch.tensor([[[0.0, 2 * math.log(3)], [0.0, 0.0]]], dtype=torch.float64), [0.5, 0.5])
+    ensemble = ensemble_of(
+        torch.tensor([[[0.0, 2 * math.log(3)], [0.0, 0.0]]], dtype=torch.float64), [0.5, 0.5]
+    )
     assert ensemble.log_probs().exp().tolist() == [pytest.approx([0.3, 0.7])]
     assert ensemble.log_probs(2.0).exp().tolist() == [pytest.approx([0.375, 0.625])]
-    assert Output(ensemble.logits).log_probs(2.0).exp().tolist() != [pytest.approx([0.375, 0.625], rel=0.01)]
+    assert Output(ensemble.logits).log_probs(2.0).exp().tolist() != [
+        pytest.approx([0.375, 0.625], rel=0.01)
+    ]
 
 
 def test_ensemble_weights_count() -> None:
     # 1/4 of (1/4, 3/4) and 3/4 of (1/2, 1/2): (7/16, 9/16).
-    ensemble = ensemble_of(torch.tensor([[[0.0, math.log(3)], [0.0, 0.0]]], dtype=torch.float64), [0.25, 0.75])
+    ensemble = ensemble_of(
+        torch.tensor([[[0.0, math.log(3)], [0.0, 0.0]]], dtype=torch.float64), [0.25, 0.75]
+    )
     assert ensemble.log_probs().exp().tolist() == [pytest.approx([7 / 16, 9 / 16])]
 
 
 def test_ensemble_of_one_is_that_one() -> None:
     members = random_logits(4, 1, 6)
-    torch.testing.assert_close(ensemble_of(members, [1.0]).log_probs(3.0), Output(members[:, 0]).log_probs(3.0))
+    torch.testing.assert_close(
+        ensemble_of(members, [1.0]).log_probs(3.0), Output(members[:, 0]).log_probs(3.0)
+    )

@@ -25,12 +25,19 @@ BATCH = 256
 
 def write(folder: Path, rows: int, views: int, k: int) -> int:
     """A cache of that many rows and views in top-k fp16; returns its bytes."""
-    columns = {"values": Column("float16", (k,)), "indices": Column("int16", (k,)), "rest": Column("float32", ())}
+    columns = {
+        "values": Column("float16", (k,)),
+        "indices": Column("int16", (k,)),
+        "rest": Column("float32", ()),
+    }
     writer, random = Writer(folder, {}, {}, columns, BATCH), np.random.default_rng(0)
     for view in range(views):
         for number, start, stop in writer.open(f"train/{view}", np.arange(rows)):
             n = stop - start
-            values = {name: random.integers(0, 99, (n, *c.shape)).astype(c.dtype) for name, c in columns.items()}
+            values = {
+                name: random.integers(0, 99, (n, *c.shape)).astype(c.dtype)
+                for name, c in columns.items()
+            }
             writer.put(f"train/{view}", number, values)
     return writer.manifest.bytes
 
@@ -60,7 +67,9 @@ def read(folder: Path, budget: int) -> tuple[int, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_281_167, help="samples: ImageNet-1k's by default")
+    parser.add_argument(
+        "--rows", type=int, default=1_281_167, help="samples: ImageNet-1k's by default"
+    )
     parser.add_argument("--views", type=int, nargs="+", default=[2, 20])
     parser.add_argument("--top-k", type=int, default=10)
     parser.add_argument("--budget-mb", type=int, default=256, help="as CachedTeacher has it")
@@ -74,11 +83,35 @@ def main() -> None:
     for views in options.views:
         with tempfile.TemporaryDirectory() as folder:
             size = write(Path(folder), options.rows, views, options.top_k)
-            command = [sys.executable, __file__, "--read", folder, f"--budget-mb={options.budget_mb}"]
-            added, micros = map(float, subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
-        found.append({"views": views, "cache_mb": size / 2**20, "added_mb": added / 2**20, "us_a_sample": micros})
-        print(f"{views} views, {size / 2**20:,.0f} MB: {added / 2**20:.0f} MB in memory, {micros:.2f} us a sample")
-    content = {"found": found, "rows": options.rows, "top_k": options.top_k, "commit": commit(), "hardware": hardware()}
+            command = [
+                sys.executable,
+                __file__,
+                "--read",
+                folder,
+                f"--budget-mb={options.budget_mb}",
+            ]
+            added, micros = map(
+                float,
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout.split(),
+            )
+        found.append(
+            {
+                "views": views,
+                "cache_mb": size / 2**20,
+                "added_mb": added / 2**20,
+                "us_a_sample": micros,
+            }
+        )
+        print(
+            f"{views} views, {size / 2**20:,.0f} MB: {added / 2**20:.0f} MB in memory, {micros:.2f} us a sample"
+        )
+    content = {
+        "found": found,
+        "rows": options.rows,
+        "top_k": options.top_k,
+        "commit": commit(),
+        "hardware": hardware(),
+    }
     write_json(options.output, content)
 
 

@@ -40,9 +40,13 @@ def measured(root: str | None, keep: bool) -> dict[str, float]:
     if keep and not keep_memory():
         raise SystemExit("this system's allocator cannot be told to keep memory")
     torch.set_num_threads(2)
-    student, teacher = (partial(CIFARResNet, depth, input_shape=[3, 32, 32], num_classes=10) for depth in (20, 56))
+    student, teacher = (
+        partial(CIFARResNet, depth, input_shape=[3, 32, 32], num_classes=10) for depth in (20, 56)
+    )
     found = {f"input, batch {batch}": inputs(root, batch) for batch in (128, 1024)}
-    step = partial(distilled, student, teacher(), Noise(batch_size=64, validation=0.0), 12, channels_last=True)
+    step = partial(
+        distilled, student, teacher(), Noise(batch_size=64, validation=0.0), 12, channels_last=True
+    )
     found["resnet56 -> resnet20, channels last"] = [step() for _ in range(3)][-1]
     return {**found, "peak memory, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
@@ -61,18 +65,34 @@ def main() -> None:
     sides: dict[str, list[dict[str, float]]] = {"kept": [], "given back": []}
     for _ in range(options.rounds):
         for side, found in sides.items():
-            command = [sys.executable, __file__, "--child", side, *(["--data-root", root] if root else [])]
+            command = [
+                sys.executable,
+                __file__,
+                "--child",
+                side,
+                *(["--data-root", root] if root else []),
+            ]
             run = subprocess.run(command, capture_output=True, text=True, check=True)
             found.append(json.loads(run.stdout.splitlines()[-1]))
             print(side, found[-1], flush=True)
     rows = []
     for name in sides["kept"][0]:
-        timings = Timings({side: [found[name] for found in all_found] for side, all_found in sides.items()}, 0)
+        timings = Timings(
+            {side: [found[name] for found in all_found] for side, all_found in sides.items()}, 0
+        )
         middle, low, high = timings.ratio("kept", "given back")
         medians = {side: timings.median(side) for side in sides}
-        rows.append({"workload": name, "value": middle, "low": low, "high": high, "medians": medians})
+        rows.append(
+            {"workload": name, "value": middle, "low": low, "high": high, "medians": medians}
+        )
         print(f"{name}: kept / given back {middle:.3f} [{low:.3f}, {high:.3f}], {medians}")
-    content = {"rows": rows, "rounds": options.rounds, "threads": 2, "commit": commit(), "hardware": hardware()}
+    content = {
+        "rows": rows,
+        "rounds": options.rounds,
+        "threads": 2,
+        "commit": commit(),
+        "hardware": hardware(),
+    }
     write_json(options.output, {**content, "torch": torch.__version__})
 
 

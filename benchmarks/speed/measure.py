@@ -18,7 +18,9 @@ DISTURBED = 0.10
 def _busy() -> float:
     """CPU seconds that the whole machine has spent working; 0 where the system does not tell."""
     try:
-        user, nice, system, _, _, irq, soft, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+        user, nice, system, _, _, irq, soft, steal = map(
+            int, Path("/proc/stat").read_text().split()[1:9]
+        )
     except (OSError, ValueError):
         return 0.0
     return float(user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
@@ -47,7 +49,9 @@ class Timings:
         return float(np.median(ratios)), float(low), float(high)
 
 
-def interleave(workloads: dict[str, Callable[[], float]], rounds: int, most: int | None = None) -> Timings:
+def interleave(
+    workloads: dict[str, Callable[[], float]], rounds: int, most: int | None = None
+) -> Timings:
     """Run all workloads once a round until `rounds` undisturbed rounds are there.
 
     Args:
@@ -66,7 +70,10 @@ def interleave(workloads: dict[str, Callable[[], float]], rounds: int, most: int
     for _ in range(most or 3 * rounds):
         if len(next(iter(seconds.values()))) == rounds:
             break
-        names = [*names[1:], names[0]]  # each in turn comes first, so that none always follows the same one
+        names = [
+            *names[1:],
+            names[0],
+        ]  # each in turn comes first, so that none always follows the same one
         busy, own, wall = _busy(), _own(), time.perf_counter()
         found = {name: workloads[name]() for name in names}
         wall = time.perf_counter() - wall

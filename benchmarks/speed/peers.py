@@ -40,11 +40,15 @@ LOSS = {
 
 def mnist(root: str, samples: int) -> Any:
     """torchvision's data set with a transform a sample, as peers read it."""
-    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    )
     return Subset(MNIST(root, train=True, transform=transform), range(samples))
 
 
-def torchdistill(make_student: Callable[[], nn.Module], teacher: nn.Module, root: str, batch: int, steps: int) -> float:
+def torchdistill(
+    make_student: Callable[[], nn.Module], teacher: nn.Module, root: str, batch: int, steps: int
+) -> float:
     """Seconds a step of `DistillationBox` in the loop of torchdistill's image classification example."""
     from torchdistill.core.distillation import DistillationBox
     from torchdistill.misc.log import MetricLogger, SmoothedValue
@@ -55,14 +59,28 @@ def torchdistill(make_student: Callable[[], nn.Module], teacher: nn.Module, root
         "train_data_loader": {
             "dataset_id": "train",
             "sampler": {"class_or_func": RandomSampler, "kwargs": {}},
-            "kwargs": {"batch_size": batch, "num_workers": 0, "pin_memory": False, "drop_last": False},
+            "kwargs": {
+                "batch_size": batch,
+                "num_workers": 0,
+                "pin_memory": False,
+                "drop_last": False,
+            },
         },
         "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False, "wrapper": None},
         "student": {"forward_proc": "forward_batch_only", "requires_grad": True, "wrapper": None},
         "optimizer": {"key": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9, "nesterov": True}},
         "criterion": LOSS,
     }
-    box = DistillationBox(teacher, make_student(), {"train": mnist(root, batch * steps)}, config, device, None, False, 1)
+    box = DistillationBox(
+        teacher,
+        make_student(),
+        {"train": mnist(root, batch * steps)},
+        config,
+        device,
+        None,
+        False,
+        1,
+    )
     logger = MetricLogger(delimiter="  ")
     logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
     logger.add_meter("img/s", SmoothedValue(window_size=10, fmt="{value}"))
@@ -97,7 +115,11 @@ class _Naive(pl.LightningModule):
         kl = F.kl_div(torch.log_softmax(logits / TEMPERATURE, dim=-1), soft, reduction="batchmean")
         loss = 0.1 * F.cross_entropy(logits, y) + 0.9 * TEMPERATURE**2 * kl
         self.log("loss", loss, prog_bar=True)
-        for name, metric in (("accuracy", self.accuracy), ("top3", self.top3), ("calibration", self.calibration)):
+        for name, metric in (
+            ("accuracy", self.accuracy),
+            ("top3", self.top3),
+            ("calibration", self.calibration),
+        ):
             metric(logits, y)
             self.log(name, metric)
         return loss
@@ -106,10 +128,16 @@ class _Naive(pl.LightningModule):
         return SGD(self.student.parameters())
 
 
-def naive_lightning(make_student: Callable[[], nn.Module], teacher: nn.Module, root: str, batch: int, steps: int) -> float:
+def naive_lightning(
+    make_student: Callable[[], nn.Module], teacher: nn.Module, root: str, batch: int, steps: int
+) -> float:
     clock = Clock()
     loader: Any = DataLoader(mnist(root, batch * steps), batch_size=batch, shuffle=True)
-    off: dict[str, Any] = {"enable_checkpointing": False, "enable_model_summary": False, "enable_progress_bar": False}
+    off: dict[str, Any] = {
+        "enable_checkpointing": False,
+        "enable_model_summary": False,
+        "enable_progress_bar": False,
+    }
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[clock], **off)
     trainer.fit(_Naive(make_student(), teacher), loader)
     return clock.seconds / steps

@@ -22,7 +22,9 @@ from typing import Any
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no processes whose time would pass for a disturbance
+os.environ.setdefault(
+    "TORCHINDUCTOR_COMPILE_THREADS", "1"
+)  # no processes whose time would pass for a disturbance
 
 from measure import Timings, interleave
 from rich.console import Console
@@ -47,13 +49,26 @@ class Noise(ImageDataModule):
     name, classes, mean, std = "noise", tuple("0123456789"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
     def load(self, split: str) -> Images:
-        return Images(torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8), torch.randint(0, 10, (4096,)))
+        return Images(
+            torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8),
+            torch.randint(0, 10, (4096,)),
+        )
 
 
 def ratio(rows: Rows, name: str, timings: Timings, a: str, b: str, asked: str) -> None:
     middle, low, high = timings.ratio(a, b)
     sides = {side: 1000 * timings.median(side) for side in (a, b)}
-    rows.append({"workload": name, "asked": asked, "value": middle, "low": low, "high": high, "unit": "ratio", "ms": sides})
+    rows.append(
+        {
+            "workload": name,
+            "asked": asked,
+            "value": middle,
+            "low": low,
+            "high": high,
+            "unit": "ratio",
+            "ms": sides,
+        }
+    )
     rows[-1] |= {"rounds": len(timings.seconds[a]), "dropped": timings.dropped}
 
 
@@ -77,20 +92,52 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
         }
         workloads["live, medium"] = partial(at_precision, "medium", workloads["live"])
         workloads["cached, medium"] = partial(at_precision, "medium", workloads["cached"])
-        workloads["live, compiled"] = partial(distilled, student, teacher, data, n, switch=CompileNetworks())
+        workloads["live, compiled"] = partial(
+            distilled, student, teacher, data, n, switch=CompileNetworks()
+        )
         if peers := importlib.util.find_spec("torchdistill"):
             from peers import naive_lightning, torchdistill
 
             root = str(data.root)
             workloads["torchdistill"] = partial(torchdistill, student, teacher, root, 128, n // 3)
-            workloads["naive Lightning"] = partial(naive_lightning, student, teacher, root, 128, n // 3)
+            workloads["naive Lightning"] = partial(
+                naive_lightning, student, teacher, root, 128, n // 3
+            )
         timings = interleave(workloads, options.rounds)
     ratio(rows, "MNIST MLP, live teacher: ours / floor", timings, "live", "by hand", "<= 1.05")
     ratio(rows, "the same, plain SGD on both sides", timings, "live, plain SGD", "by hand", "")
-    ratio(rows, "cached teacher, ours / floor with live teacher", timings, "cached", "by hand", "<= 0.62")
-    ratio(rows, "the same, plain SGD on both sides (cached)", timings, "cached, plain SGD", "by hand", "")
-    ratio(rows, "cached soft targets by hand / floor with live teacher", timings, "by hand, cached", "by hand", "")
-    ratio(rows, "cached distillation / plain student, both ours", timings, "cached", "student alone", "<= 1.05")
+    ratio(
+        rows,
+        "cached teacher, ours / floor with live teacher",
+        timings,
+        "cached",
+        "by hand",
+        "<= 0.62",
+    )
+    ratio(
+        rows,
+        "the same, plain SGD on both sides (cached)",
+        timings,
+        "cached, plain SGD",
+        "by hand",
+        "",
+    )
+    ratio(
+        rows,
+        "cached soft targets by hand / floor with live teacher",
+        timings,
+        "by hand, cached",
+        "by hand",
+        "",
+    )
+    ratio(
+        rows,
+        "cached distillation / plain student, both ours",
+        timings,
+        "cached",
+        "student alone",
+        "<= 1.05",
+    )
     name = "the switch SGD(fused=True), {0} teacher: with / without"
     ratio(rows, name.format("live"), timings, "live", "live, plain SGD", "")
     ratio(rows, name.format("cached"), timings, "cached", "cached, plain SGD", "")
@@ -101,9 +148,18 @@ def mlps(options: argparse.Namespace, rows: Rows) -> None:
     ratio(rows, name, timings, "live, compiled", "live", "")
     if peers:
         ratio(rows, "live teacher: torchdistill / ours", timings, "torchdistill", "live", ">= 2.5")
-        ratio(rows, "cached teacher: torchdistill / ours", timings, "torchdistill", "cached", ">= 4")
+        ratio(
+            rows, "cached teacher: torchdistill / ours", timings, "torchdistill", "cached", ">= 4"
+        )
         ratio(rows, "live teacher: torchdistill / floor", timings, "torchdistill", "by hand", "")
-        ratio(rows, "cached teacher: torchdistill / by hand", timings, "torchdistill", "by hand, cached", "")
+        ratio(
+            rows,
+            "cached teacher: torchdistill / by hand",
+            timings,
+            "torchdistill",
+            "by hand, cached",
+            "",
+        )
         name = "{0} teacher: torchdistill / ours with --matmul_precision=medium"
         for side in ("live", "cached"):
             ratio(rows, name.format(side), timings, "torchdistill", f"{side}, medium", "")
@@ -119,21 +175,46 @@ def resnets(options: argparse.Namespace, rows: Rows) -> None:
     n = max(6, options.steps // 20)
     workloads = {
         "by hand": partial(by_hand, student, teacher, data, n),
-        "by hand, channels last": partial(by_hand, lambda: student().to(memory_format=torch.channels_last), last, data, n),
+        "by hand, channels last": partial(
+            by_hand, lambda: student().to(memory_format=torch.channels_last), last, data, n
+        ),
         "channels first": partial(distilled, student, teacher, data, n),
         "channels last": partial(distilled, student, teacher, data, n, channels_last=True),
-        "folded": partial(distilled, student, teacher, data, n, channels_last=True, switch=FoldTeachers()),
+        "folded": partial(
+            distilled, student, teacher, data, n, channels_last=True, switch=FoldTeachers()
+        ),
         "compiled": partial(distilled, student, teacher, data, n, switch=CompileNetworks()),
-        "bf16": partial(distilled, student, teacher, data, n, channels_last=True, precision="bf16-mixed"),
+        "bf16": partial(
+            distilled, student, teacher, data, n, channels_last=True, precision="bf16-mixed"
+        ),
     }
     timings = interleave(workloads, options.rounds)
     name = "resnet56 -> resnet20: {0} / floor, channels first"
     ratio(rows, name.format("ours, channels last"), timings, "channels last", "by hand", "<= 0.90")
-    ratio(rows, name.format("ours, channels last, FoldTeachers"), timings, "folded", "by hand", "<= 0.90")
-    ratio(rows, name.format("ours, channels first"), timings, "channels first", "by hand", "")
-    ratio(rows, name.format("by hand, channels last"), timings, "by hand, channels last", "by hand", "")
     ratio(
-        rows, "the switch channels_last, resnet56 -> resnet20: with / without", timings, "channels last", "channels first", ""
+        rows,
+        name.format("ours, channels last, FoldTeachers"),
+        timings,
+        "folded",
+        "by hand",
+        "<= 0.90",
+    )
+    ratio(rows, name.format("ours, channels first"), timings, "channels first", "by hand", "")
+    ratio(
+        rows,
+        name.format("by hand, channels last"),
+        timings,
+        "by hand, channels last",
+        "by hand",
+        "",
+    )
+    ratio(
+        rows,
+        "the switch channels_last, resnet56 -> resnet20: with / without",
+        timings,
+        "channels last",
+        "channels first",
+        "",
     )
     name = "the switch FoldTeachers, resnet56 -> resnet20, channels last: with / without"
     ratio(rows, name, timings, "folded", "channels last", "")
@@ -153,10 +234,23 @@ def tiny(options: argparse.Namespace, rows: Rows) -> None:
         "live": partial(distilled, student, teacher, data, 1500),
     }
     timings = interleave(workloads, options.rounds)
-    added = [1000 * (a - b) for a, b in zip(timings.seconds["live"], timings.seconds["by hand"], strict=True)]
+    added = [
+        1000 * (a - b)
+        for a, b in zip(timings.seconds["live"], timings.seconds["by hand"], strict=True)
+    ]
     rows.append(
-        {"workload": "tiny model: added a step over the floor", "asked": "<= 0.7 ms", "value": sorted(added)[len(added) // 2]}
-        | {"low": min(added), "high": max(added), "unit": "ms", "rounds": len(added), "dropped": timings.dropped}
+        {
+            "workload": "tiny model: added a step over the floor",
+            "asked": "<= 0.7 ms",
+            "value": sorted(added)[len(added) // 2],
+        }
+        | {
+            "low": min(added),
+            "high": max(added),
+            "unit": "ms",
+            "rounds": len(added),
+            "dropped": timings.dropped,
+        }
     )
 
 
@@ -165,7 +259,9 @@ def inputs(options: argparse.Namespace, rows: Rows) -> None:
     epochs = itertools.count()
 
     def served(batch: int) -> float:
-        data = MNISTDataModule(root=options.data_root, batch_size=batch, validation=0.0, augment=[Jitter(2)])
+        data = MNISTDataModule(
+            root=options.data_root, batch_size=batch, validation=0.0, augment=[Jitter(2)]
+        )
         seconds = epoch_seconds(data, itertools.islice(epochs, 10))
         return sum(seconds) / (len(seconds) * len(data.source("train")))
 
@@ -174,8 +270,18 @@ def inputs(options: argparse.Namespace, rows: Rows) -> None:
     for batch in sizes:
         speeds = sorted(1e-6 / seconds for seconds in timings.seconds[batch])
         rows.append(
-            {"workload": f"input, jittered MNIST, batch {batch}", "asked": ">= 1 million/s", "value": speeds[len(speeds) // 2]}
-            | {"low": speeds[0], "high": speeds[-1], "unit": "million/s", "rounds": len(speeds), "dropped": timings.dropped}
+            {
+                "workload": f"input, jittered MNIST, batch {batch}",
+                "asked": ">= 1 million/s",
+                "value": speeds[len(speeds) // 2],
+            }
+            | {
+                "low": speeds[0],
+                "high": speeds[-1],
+                "unit": "million/s",
+                "rounds": len(speeds),
+                "dropped": timings.dropped,
+            }
         )
 
 
@@ -192,7 +298,12 @@ def commands(options: argparse.Namespace, rows: Rows) -> None:
         timings = interleave({"command": partial(seconds, [*kd, *words])}, options.rounds)
         found = sorted(timings.seconds["command"])
         rows.append(
-            {"workload": f"kd {' '.join(words)}", "asked": "< 1 s", "value": found[len(found) // 2], "low": found[0]}
+            {
+                "workload": f"kd {' '.join(words)}",
+                "asked": "< 1 s",
+                "value": found[len(found) // 2],
+                "low": found[0],
+            }
             | {"high": found[-1], "unit": "s", "rounds": len(found), "dropped": timings.dropped}
         )
     root = Path(__file__).parent.parent.parent / "configs"
@@ -200,10 +311,27 @@ def commands(options: argparse.Namespace, rows: Rows) -> None:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         names = ("trainer", "data/digits", "teachers/digits_mlp", "loggers/csv")
         configs = [part for name in names for part in ("-c", str(root / f"{name}.yaml"))]
-        first = [*kd, "fit", *configs, "--trainer.max_steps=1", "--trainer.limit_val_batches=0", f"--run.root={folder}"]
-        work = {"kd fit": partial(seconds, first), "import": partial(seconds, [sys.executable, "-c", "import lightning"])}
+        first = [
+            *kd,
+            "fit",
+            *configs,
+            "--trainer.max_steps=1",
+            "--trainer.limit_val_batches=0",
+            f"--run.root={folder}",
+        ]
+        work = {
+            "kd fit": partial(seconds, first),
+            "import": partial(seconds, [sys.executable, "-c", "import lightning"]),
+        }
         timings = interleave(work, options.rounds)
-    ratio(rows, "kd fit to the first step on digits / import lightning", timings, "kd fit", "import", "<= 1.2")
+    ratio(
+        rows,
+        "kd fit to the first step on digits / import lightning",
+        timings,
+        "kd fit",
+        "import",
+        "<= 1.2",
+    )
 
 
 def main() -> None:
@@ -220,14 +348,28 @@ def main() -> None:
     started, rows = time.monotonic(), Rows()
     for part in (commands, inputs, mlps, tiny, resnets):
         part(options, rows)
-        content = {"rows": rows, "commit": commit(), "hardware": hardware(), "threads": options.threads}
-        write_json(options.output, content | {"wall_time_s": round(time.monotonic() - started, 1), "torch": torch.__version__})
-    table = Table(title=f"{options.threads} CPU threads, medians with 95% intervals of paired ratios (or least and most)")
+        content = {
+            "rows": rows,
+            "commit": commit(),
+            "hardware": hardware(),
+            "threads": options.threads,
+        }
+        write_json(
+            options.output,
+            content
+            | {"wall_time_s": round(time.monotonic() - started, 1), "torch": torch.__version__},
+        )
+    table = Table(
+        title=f"{options.threads} CPU threads, medians with 95% intervals of paired ratios (or least and most)"
+    )
     for heading in ("workload", "asked", "measured", "interval"):
         table.add_column(heading, justify="left" if heading == "workload" else "right")
     for row in rows:
         table.add_row(
-            row["workload"], row["asked"], f"{row['value']:.3f} {row['unit']}", f"[{row['low']:.3f}, {row['high']:.3f}]"
+            row["workload"],
+            row["asked"],
+            f"{row['value']:.3f} {row['unit']}",
+            f"[{row['low']:.3f}, {row['high']:.3f}]",
         )
     Console(width=130).print(table)
 

@@ -52,9 +52,18 @@ def child(started: float, folder: str) -> None:
     timed(launch.Launcher, "parse_arguments", "parser", "arguments and YAML")
     timed(launch.Launcher, "instantiate_classes", "arguments and YAML", "data and networks")
     timed(launch.Launcher, "_trainer", "run folder and checks", "Trainer")
-    timed(BaseModule, "on_train_batch_end", "Trainer to the end of the first step", "Trainer to the end of the first step")
+    timed(
+        BaseModule,
+        "on_train_batch_end",
+        "Trainer to the end of the first step",
+        "Trainer to the end of the first step",
+    )
     argv = ["fit", *(word for name in CONFIGS for word in ("-c", str(ROOT / f"{name}.yaml")))]
-    settings = ("--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.enable_progress_bar=false")
+    settings = (
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+        "--trainer.enable_progress_bar=false",
+    )
     launch.launch([*argv, *settings, f"--run.dir={folder}/run"])
     done("end of the run")
     print(json.dumps(parts))
@@ -68,7 +77,9 @@ def main(starts: int = 7) -> None:
             said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         found.append(json.loads(said.splitlines()[-1]))
     table = {name: statistics.median(parts[name] for parts in found[1:]) for name in found[0]}
-    Path(__file__).with_name("startup.json").write_text(json.dumps({"seconds": table, "starts": starts}, indent=2) + "\n")
+    Path(__file__).with_name("startup.json").write_text(
+        json.dumps({"seconds": table, "starts": starts}, indent=2) + "\n"
+    )
     for name, seconds in table.items():
         print(f"| {name} | {seconds:.2f} s |")
     print(f"| all | {sum(table.values()):.2f} s |")

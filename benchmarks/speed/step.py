@@ -43,7 +43,10 @@ def main() -> None:
         "student alone": partial(plain, student, data, options.steps),
     }
     timings = interleave(workloads, options.rounds)
-    ratios = {f"{a} / {b}": timings.ratio(a, b) for a, b in (("distilled", "by hand"), ("student alone", "distilled"))}
+    ratios = {
+        f"{a} / {b}": timings.ratio(a, b)
+        for a, b in (("distilled", "by hand"), ("student alone", "distilled"))
+    }
     for name in workloads:
         print(f"{name}: {1000 * timings.median(name):.2f} ms a step (median of {options.rounds})")
     for name, (middle, low, high) in ratios.items():
@@ -52,7 +55,10 @@ def main() -> None:
         options.output,
         {
             "ms_a_step": {name: 1000 * timings.median(name) for name in workloads},
-            "ratios": {name: {"median": m, "low": low, "high": high} for name, (m, low, high) in ratios.items()},
+            "ratios": {
+                name: {"median": m, "low": low, "high": high}
+                for name, (m, low, high) in ratios.items()
+            },
             "rounds": options.rounds,
             "dropped_rounds": timings.dropped,
             "steps": options.steps,

@@ -40,7 +40,9 @@ class Clock(pl.Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.started = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, at: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, at: int
+    ) -> None:
         if at + 1 == self.warm:
             self.started = time.perf_counter()
 
@@ -49,7 +51,11 @@ class Clock(pl.Callback):
 
 
 def fit(
-    module: pl.LightningModule, datamodule: Any, steps: int, precision: Any = "32-true", switch: pl.Callback | None = None
+    module: pl.LightningModule,
+    datamodule: Any,
+    steps: int,
+    precision: Any = "32-true",
+    switch: pl.Callback | None = None,
 ) -> float:
     """Seconds a step through the Trainer, with the metrics, the metrics.csv and the progress of `kd fit`.
 
@@ -85,7 +91,9 @@ def distilled(
 ) -> float:
     """Through DistillationModule; the teacher is a network, or a Teacher such as a cache."""
     # A copy: the switches change a network in place, and the other side must not train with what they made of it.
-    source = teacher if isinstance(teacher, Teacher) else ModelTeacher(network=copy.deepcopy(teacher))
+    source = (
+        teacher if isinstance(teacher, Teacher) else ModelTeacher(network=copy.deepcopy(teacher))
+    )
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
     module = DistillationModule(make_student(), source, losses, **{"optimizer": FUSED, **options})
     return fit(module, datamodule, steps, precision, switch)
@@ -117,7 +125,11 @@ def epoch_seconds(datamodule: Any, epochs: Iterable[int]) -> list[float]:
 
 
 def by_hand(
-    make_student: Callable[[], nn.Module], teacher: nn.Module, datamodule: Any, steps: int, cached: bool = False
+    make_student: Callable[[], nn.Module],
+    teacher: nn.Module,
+    datamodule: Any,
+    steps: int,
+    cached: bool = False,
 ) -> float:
     """Seconds a step of a loop that does nothing but the training: in-memory tensors, no logging, no metrics.
 
@@ -134,7 +146,9 @@ def by_hand(
     for step in range(steps if cached else 0):
         rows = order[step * size : (step + 1) * size]
         with torch.no_grad():
-            table[step] = torch.log_softmax(teacher((images[rows].float() - mean) / std) / TEMPERATURE, dim=-1)
+            table[step] = torch.log_softmax(
+                teacher((images[rows].float() - mean) / std) / TEMPERATURE, dim=-1
+            )
     started = time.perf_counter()
     for step in range(steps):
         rows = order[step * size : (step + 1) * size]
@@ -143,7 +157,10 @@ def by_hand(
             soft = table[step] if cached else torch.log_softmax(teacher(x) / TEMPERATURE, dim=-1)
         logits = student(x)
         loss = 0.1 * F.cross_entropy(logits, y) + 0.9 * TEMPERATURE**2 * F.kl_div(
-            torch.log_softmax(logits / TEMPERATURE, dim=-1), soft, reduction="batchmean", log_target=True
+            torch.log_softmax(logits / TEMPERATURE, dim=-1),
+            soft,
+            reduction="batchmean",
+            log_target=True,
         )
         optimizer.zero_grad()
         loss.backward()

@@ -31,7 +31,9 @@ def errors_by_shift(logits: Tensor, target: Tensor, classes: list[int]) -> NDArr
     chosen = torch.zeros(logits.shape[1], dtype=torch.bool)
     chosen[classes] = True
     if chosen.all() or not chosen.any():
-        raise UserError(f"bias correction: some classes must be shifted and some not, got {classes} of {len(chosen)}")
+        raise UserError(
+            f"bias correction: some classes must be shifted and some not, got {classes} of {len(chosen)}"
+        )
     columns = torch.arange(logits.shape[1])
     ours, others = columns[chosen], columns[~chosen]
     best, rest = logits[:, ours].max(1), logits[:, others].max(1)
@@ -47,7 +49,9 @@ def best_shift(errors: NDArray[np.int64]) -> float:
     return float(SHIFTS[best[len(best) // 2]])
 
 
-def correct(runs: Runs, output: Path, run: str, classes: list[int], report: list[int] | None = None) -> list[Row]:
+def correct(
+    runs: Runs, output: Path, run: str, classes: list[int], report: list[int] | None = None
+) -> list[Row]:
     """Errors before and after the biases of `classes` are shifted.
 
     The shift is chosen on the test set, as the paper did, and honestly, on validation data.
@@ -61,13 +65,18 @@ def correct(runs: Runs, output: Path, run: str, classes: list[int], report: list
         Rows of `run` itself and of `run, bias chosen on ...`: `test_errors`, `shift` and the errors on the reported classes.
     """
     told = report if report is not None else classes
-    names = {"": run, "test": f"{run}, bias chosen on the test set", "validation": f"{run}, bias chosen on validation data"}
+    names = {
+        "": run,
+        "test": f"{run}, bias chosen on the test set",
+        "validation": f"{run}, bias chosen on validation data",
+    }
     values: dict[str, dict[str, list[float]]] = {label: {} for label in names}
     curves = []
     for one in runs[run]:
         test, held_out = one.predictions("test"), one.predictions("validation")
         by_shift = {
-            name: errors_by_shift(p["logits"], p["target"], classes) for name, p in (("test", test), ("validation", held_out))
+            name: errors_by_shift(p["logits"], p["target"], classes)
+            for name, p in (("test", test), ("validation", held_out))
         }
         curves.append(by_shift["test"])
         special = torch.isin(test["target"], torch.tensor(told))
@@ -81,8 +90,16 @@ def correct(runs: Runs, output: Path, run: str, classes: list[int], report: list
                 numbers = {"test_errors": float(wrong.sum()), **numbers, "shift": shift}
             for metric, value in numbers.items():
                 found.setdefault(metric, []).append(value)
-    _plot(np.stack(curves), {label: values[label]["shift"] for label in ("test", "validation")}, output / "bias.png")
-    return [Row(names[label], metric, each) for label, found in values.items() for metric, each in found.items()]
+    _plot(
+        np.stack(curves),
+        {label: values[label]["shift"] for label in ("test", "validation")},
+        output / "bias.png",
+    )
+    return [
+        Row(names[label], metric, each)
+        for label, found in values.items()
+        for metric, each in found.items()
+    ]
 
 
 def _plot(curves: NDArray[np.int64], chosen: dict[str, list[float]], path: Path) -> None:
@@ -97,8 +114,18 @@ def _plot(curves: NDArray[np.int64], chosen: dict[str, list[float]], path: Path)
         axes.plot(SHIFTS, curve, color="C0", alpha=0.6)
     for colour, (label, shifts) in zip(("C3", "C2"), chosen.items(), strict=True):
         for at, shift in enumerate(shifts):
-            name = f"chosen on {'the test set' if label == 'test' else 'validation data'}" if at == 0 else None
-            axes.axvline(shift, color=colour, alpha=0.5, linestyle="dashed" if label == "test" else "dotted", label=name)
+            name = (
+                f"chosen on {'the test set' if label == 'test' else 'validation data'}"
+                if at == 0
+                else None
+            )
+            axes.axvline(
+                shift,
+                color=colour,
+                alpha=0.5,
+                linestyle="dashed" if label == "test" else "dotted",
+                label=name,
+            )
     axes.set_yscale("log")
     axes.set_xlabel("added to the biases")
     axes.set_ylabel("test errors")

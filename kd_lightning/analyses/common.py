@@ -10,7 +10,9 @@ import torch
 from kd_lightning.experiments.analysis import Row, Runs
 
 
-def accuracy_on(runs: Runs, output: Path, stage: Literal["train", "validation", "test"], names: list[str]) -> list[Row]:
+def accuracy_on(
+    runs: Runs, output: Path, stage: Literal["train", "validation", "test"], names: list[str]
+) -> list[Row]:
     """Accuracy of each of the runs `names` on the samples of a stage, as it had them, without augmentation."""
     found = []
     for name in names:

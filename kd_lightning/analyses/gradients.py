@@ -32,7 +32,12 @@ def soft(temperature: float) -> Objective:
 
 
 def spread(
-    network: nn.Module, inputs: Tensor, teacher: Tensor, target: Tensor, loss: Objective, chunk: int = 64
+    network: nn.Module,
+    inputs: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    loss: Objective,
+    chunk: int = 64,
 ) -> tuple[float, float]:
     """Variance of the gradient between cases, relative to the mean gradient: $tr Cov(g) / |E g|^2$; and $|E g|$.
 
@@ -50,18 +55,34 @@ def spread(
         return loss(functional_call(network, weights, (x,)), v, y)
 
     def square_of_case(x: Tensor, v: Tensor, y: Tensor) -> Tensor:
-        return torch.stack([g.square().sum() for g in grad(of_cases)(weights, x[None], v[None], y[None]).values()]).sum()
+        return torch.stack(
+            [g.square().sum() for g in grad(of_cases)(weights, x[None], v[None], y[None]).values()]
+        ).sum()
 
     square = sum(
-        float(vmap(square_of_case)(*(side[at : at + chunk] for side in (inputs, teacher, target))).double().sum())
+        float(
+            vmap(square_of_case)(*(side[at : at + chunk] for side in (inputs, teacher, target)))
+            .double()
+            .sum()
+        )
         for at in range(0, len(inputs), chunk)
     )
     n = len(inputs)
-    norm = sum(float(g.double().square().sum()) for g in grad(of_cases)(weights, inputs, teacher, target).values())
+    norm = sum(
+        float(g.double().square().sum())
+        for g in grad(of_cases)(weights, inputs, teacher, target).values()
+    )
     return (square / n - norm) / norm * n / (n - 1), norm**0.5
 
 
-def variance(runs: Runs, output: Path, teacher: str, student: str, temperatures: list[float], cases: int = 1000) -> list[Row]:
+def variance(
+    runs: Runs,
+    output: Path,
+    teacher: str,
+    student: str,
+    temperatures: list[float],
+    cases: int = 1000,
+) -> list[Row]:
     """The gradient's variance between cases, hard against soft, of students at their first weights and at their last.
 
     Args:
@@ -82,14 +103,21 @@ def variance(runs: Runs, output: Path, teacher: str, student: str, temperatures:
             if isinstance(module, nn.Linear | nn.Conv2d):
                 module.reset_parameters()
         for stage, network in (("first_weights", first), ("last_weights", last)):
-            for label, loss in {"hard": hard, **{f"soft, T={t:g}": soft(t) for t in temperatures}}.items():
-                variance, norm = spread(network, batch.inputs.clone(), said.clone(), batch.target.clone(), loss)
+            for label, loss in {
+                "hard": hard,
+                **{f"soft, T={t:g}": soft(t) for t in temperatures},
+            }.items():
+                variance, norm = spread(
+                    network, batch.inputs.clone(), said.clone(), batch.target.clone(), loss
+                )
                 found.setdefault((label, f"gradient_variance_at_{stage}"), []).append(variance)
                 found.setdefault((label, f"gradient_norm_at_{stage}"), []).append(norm)
     return [Row(label, metric, values) for (label, metric), values in found.items()]
 
 
-def high_temperature_limit(runs: Runs, output: Path, teacher: str, student: str, temperatures: list[float]) -> list[Row]:
+def high_temperature_limit(
+    runs: Runs, output: Path, teacher: str, student: str, temperatures: list[float]
+) -> list[Row]:
     r"""How far the gradient of soft targets is from that of logit matching, $(z_i - v_i) / K$ of zero-mean logits.
 
     Section 2.1: the relative error falls as $\max|z| / T$. Writes limit.png.
@@ -107,11 +135,16 @@ def high_temperature_limit(runs: Runs, output: Path, teacher: str, student: str,
         limit = (z - v) / z.shape[1] / len(z)
         for t in temperatures:
             leaf = z.clone().requires_grad_()
-            blank = Batch(torch.zeros(len(z), 1), torch.zeros(len(z), dtype=torch.int64), torch.arange(len(z)))
+            blank = Batch(
+                torch.zeros(len(z), 1), torch.zeros(len(z), dtype=torch.int64), torch.arange(len(z))
+            )
             (gradient,) = torch.autograd.grad(KD(t)(Output(leaf), Output(v), blank), leaf)
             found[t].append(float((gradient - limit).norm() / limit.norm()))
     _limit_plot(found, max(largest), output / "limit.png")
-    rows = [Row(f"gradient at T={t:g}", "relative_error_to_the_limit", values) for t, values in found.items()]
+    rows = [
+        Row(f"gradient at T={t:g}", "relative_error_to_the_limit", values)
+        for t, values in found.items()
+    ]
     return [*rows, Row("logits", "largest_magnitude", largest)]
 
 
@@ -130,7 +163,9 @@ def _limit_plot(found: dict[float, list[float]], largest: float, path: Path) -> 
     at = sorted(found)
     for values in zip(*(found[t] for t in at), strict=True):
         axes.loglog(at, values, "o-", color="C0", alpha=0.6)
-    axes.loglog(at, [largest / t for t in at], color="black", linestyle="dashed", label="max|z| / T")
+    axes.loglog(
+        at, [largest / t for t in at], color="black", linestyle="dashed", label="max|z| / T"
+    )
     axes.set_xlabel("temperature")
     axes.set_ylabel("relative error of the gradient")
     axes.legend()
@@ -139,7 +174,9 @@ def _limit_plot(found: dict[float, list[float]], largest: float, path: Path) -> 
     plt.close(figure)
 
 
-def highest_rate(runs: Runs, output: Path, arms: dict[str, str], key: str = "lr", at_most: float = 2000) -> list[Row]:
+def highest_rate(
+    runs: Runs, output: Path, arms: dict[str, str], key: str = "lr", at_most: float = 2000
+) -> list[Row]:
     """The highest learning rate at which every seed of an arm still trains.
 
     Args:
@@ -157,5 +194,11 @@ def highest_rate(runs: Runs, output: Path, arms: dict[str, str], key: str = "lr"
                 for one in group:
                     if one.metrics.get("test_errors", float("inf")) <= at_most:
                         rates.setdefault(one.seed, []).append(float(coordinates(run)[key]))
-        found.append(Row(label, "highest_rate_that_trains", [max(values) for _, values in sorted(rates.items())]))
+        found.append(
+            Row(
+                label,
+                "highest_rate_that_trains",
+                [max(values) for _, values in sorted(rates.items())],
+            )
+        )
     return [row for row in found if row.values]

@@ -19,7 +19,9 @@ def coordinates(name: str) -> dict[str, str]:
     return dict(_KEY.findall(name))
 
 
-def curves(runs: Runs, output: Path, x: str, line: str, metric: str = "test_errors", label: str = "") -> list[Row]:
+def curves(
+    runs: Runs, output: Path, x: str, line: str, metric: str = "test_errors", label: str = ""
+) -> list[Row]:
     """Mean and standard deviation of a metric against one key of the grid, a line for each value of another.
 
     Writes curves.png, and heatmap.png, which shows each line relative to its best.
@@ -34,9 +36,13 @@ def curves(runs: Runs, output: Path, x: str, line: str, metric: str = "test_erro
     for name, group in runs.items():
         at = coordinates(name)
         if x in at and line in at:
-            points.setdefault(at[line], {})[float(at[x])] = [one.metrics[metric] for one in group if metric in one.metrics]
+            points.setdefault(at[line], {})[float(at[x])] = [
+                one.metrics[metric] for one in group if metric in one.metrics
+            ]
     if not points:
-        raise UserError(f"no run's name holds both {x}= and {line}=; the runs are {', '.join(runs)}")
+        raise UserError(
+            f"no run's name holds both {x}= and {line}=; the runs are {', '.join(runs)}"
+        )
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,8 +53,12 @@ def curves(runs: Runs, output: Path, x: str, line: str, metric: str = "test_erro
     return []
 
 
-def _curves(plt: Any, points: dict[str, dict[float, list[float]]], path: Path, names: tuple[str, str, str]) -> None:
-    figure, grid = plt.subplots(1, len(points), figsize=(3.4 * len(points), 3.4), layout="constrained", squeeze=False)
+def _curves(
+    plt: Any, points: dict[str, dict[float, list[float]]], path: Path, names: tuple[str, str, str]
+) -> None:
+    figure, grid = plt.subplots(
+        1, len(points), figsize=(3.4 * len(points), 3.4), layout="constrained", squeeze=False
+    )
     for axes, (value, found) in zip(grid[0], points.items(), strict=True):
         at = sorted(found)
         mean = [float(np.mean(found[p])) for p in at]
@@ -65,17 +75,28 @@ def _curves(plt: Any, points: dict[str, dict[float, list[float]]], path: Path, n
     plt.close(figure)
 
 
-def _heatmap(plt: Any, points: dict[str, dict[float, list[float]]], path: Path, names: tuple[str, str, str]) -> None:
+def _heatmap(
+    plt: Any, points: dict[str, dict[float, list[float]]], path: Path, names: tuple[str, str, str]
+) -> None:
     at = sorted({p for found in points.values() for p in found})
-    means = np.array([[float(np.mean(found[p])) if p in found else np.nan for p in at] for found in points.values()])
-    figure, axes = plt.subplots(figsize=(1.5 + 0.8 * len(at), 1.2 + 0.7 * len(points)), layout="constrained")
+    means = np.array(
+        [
+            [float(np.mean(found[p])) if p in found else np.nan for p in at]
+            for found in points.values()
+        ]
+    )
+    figure, axes = plt.subplots(
+        figsize=(1.5 + 0.8 * len(at), 1.2 + 0.7 * len(points)), layout="constrained"
+    )
     above = means / np.nanmin(means, axis=1, keepdims=True) - 1
     image = axes.imshow(above, cmap="viridis_r", aspect="auto")
     for (row, column), value in np.ndenumerate(means):
         if np.isfinite(value):
             text = f"{value:.0f}" if value >= 10 else f"{value:.3g}"
             dark = above[row, column] > 0.5 * np.nanmax(above)
-            axes.text(column, row, text, ha="center", va="center", color="white" if dark else "black")
+            axes.text(
+                column, row, text, ha="center", va="center", color="white" if dark else "black"
+            )
     axes.set_xticks(range(len(at)), [f"{p:g}" for p in at])
     axes.set_yticks(range(len(points)), list(points))
     axes.set_xlabel(names[0])

@@ -51,12 +51,21 @@ class Panel:
     @classmethod
     def of(cls, members: Sequence[Finished], stage: str) -> Panel:
         specs = [read_json(member.folder / "run.json")["data"] for member in members]
-        if missing := [one.folder for one, spec in zip(members, specs, strict=True) if "specialist" not in spec]:
+        if missing := [
+            one.folder for one, spec in zip(members, specs, strict=True) if "specialist" not in spec
+        ]:
             raise UserError(f"analysis of specialists: {missing[0]} is not a specialist's run")
         abouts = [spec["specialist"] for spec in specs]
         logits = [member.predictions(stage)["logits"] for member in members]
-        log_probs = [corrected(z, math.log(about["oversampling"])) for z, about in zip(logits, abouts, strict=True)]
-        return cls([list(a["class_ids"]) for a in abouts], log_probs, [spec["classes"][:-1] for spec in specs])
+        log_probs = [
+            corrected(z, math.log(about["oversampling"]))
+            for z, about in zip(logits, abouts, strict=True)
+        ]
+        return cls(
+            [list(a["class_ids"]) for a in abouts],
+            log_probs,
+            [spec["classes"][:-1] for spec in specs],
+        )
 
     def coverage(self, classes: int) -> Tensor:
         """How many specialists know each class, `(K,)`."""
@@ -104,13 +113,18 @@ class Study:
         answers: of the systems and the baselines, by label.
     """
 
-    def __init__(self, runs: Runs, generalist: Finished, systems: Mapping[str, Mapping[str, Any]], stage: str) -> None:
+    def __init__(
+        self, runs: Runs, generalist: Finished, systems: Mapping[str, Mapping[str, Any]], stage: str
+    ) -> None:
         self.seed = generalist.seed
         self.base = _answers([generalist], stage)
         names = dict.fromkeys(about["run"] for about in systems.values())
         panels = {name: Panel.of(_members(runs, name, self.seed), stage) for name in names}
         self.panels = {label: panels[about["run"]] for label, about in systems.items()}
-        self.answers = {label: self._with(self.panels[label], int(about.get("n", 1))) for label, about in systems.items()}
+        self.answers = {
+            label: self._with(self.panels[label], int(about.get("n", 1)))
+            for label, about in systems.items()
+        }
 
     def _with(self, panel: Panel, n: int) -> Answers:
         known = membership(panel.class_ids, self.base.log_probs.shape[1])
@@ -131,7 +145,9 @@ class Study:
 
 def gain_by_coverage(coverage: Coverage) -> float:
     """What accuracy gains with each further specialist that knows a sample's class: the slope by least squares over samples."""
-    samples, before, after = (torch.tensor(column).double() for column in zip(*coverage.values(), strict=True))
+    samples, before, after = (
+        torch.tensor(column).double() for column in zip(*coverage.values(), strict=True)
+    )
     count = torch.tensor(list(coverage)).double()
     away = count - (samples * count).sum() / samples.sum()
     spread = float((samples * away.square()).sum())
@@ -149,7 +165,9 @@ def _members(runs: Runs, run: str, seed: int) -> list[Finished]:
     """A seed's specialists, of a run with a grid over them."""
     found = [one for group in grid(runs, run) for one in group if one.seed == seed]
     if not found:
-        raise UserError(f"analysis of specialists: there are no runs {run!r} with a grid over data.specialist")
+        raise UserError(
+            f"analysis of specialists: there are no runs {run!r} with a grid over data.specialist"
+        )
     return found
 
 
@@ -157,7 +175,9 @@ def _share(runs: Runs, others: str, at: int, count: int) -> list[Finished]:
     """The other generalists that belong to the seed number `at`."""
     share = list(runs[others][at * count : (at + 1) * count])
     if len(share) < count:
-        raise UserError(f"analysis of specialists: {others!r} needs {count} seeds for each of the generalist's")
+        raise UserError(
+            f"analysis of specialists: {others!r} needs {count} seeds for each of the generalist's"
+        )
     return share
 
 
@@ -194,7 +214,9 @@ def against_generalist(
         study = Study(runs, one, systems, stage)
         answers = {generalist: study.base, **study.answers}
         if longer is not None:
-            answers[longer] = _answers([again for again in runs[longer] if again.seed == one.seed], stage)
+            answers[longer] = _answers(
+                [again for again in runs[longer] if again.seed == one.seed], stage
+            )
         if others is not None:
             members = [one, *_share(runs, others, at, ensemble - 1)]
             answers[f"ensemble of {ensemble} generalists"] = _answers(members, stage)
@@ -202,13 +224,23 @@ def against_generalist(
             values[label, accuracy].append(said.accuracy())
             for run, panel in _asked(label, study.panels):
                 values[run, CONDITIONAL].append(said.conditional_accuracy(panel.class_ids))
-        for run, panel in {about["run"]: study.panels[label] for label, about in systems.items()}.items():
+        for run, panel in {
+            about["run"]: study.panels[label] for label, about in systems.items()
+        }.items():
             values[f"{run}, each by itself", CONDITIONAL].append(panel.alone(study.base.target))
         coverage.append(study.by_coverage(first))
         clusters[study.seed] = study.panels[first].names
     slopes = [gain_by_coverage(each) for each in coverage]
     tests = _tests(values, list(systems), accuracy)
-    tests.append(paired("gain with each further specialist", "no such gain", accuracy, slopes, [0.0] * len(slopes)))
+    tests.append(
+        paired(
+            "gain with each further specialist",
+            "no such gain",
+            accuracy,
+            slopes,
+            [0.0] * len(slopes),
+        )
+    )
     holm(tests)
     costs = training_cost(runs, generalist, systems[first]["run"], longer, others, ensemble - 1)
     told = {
@@ -218,9 +250,15 @@ def against_generalist(
         "clusters": clusters,
     }
     (output / "specialists.json").write_text(json.dumps(told, indent=2) + "\n")
-    (output / "specialists.md").write_text(report(values, accuracy, tests, coverage, costs, next(iter(clusters.values()))))
+    (output / "specialists.md").write_text(
+        report(values, accuracy, tests, coverage, costs, next(iter(clusters.values())))
+    )
     # The runs' own accuracies are in the table already.
-    return [Row(run, metric, each) for (run, metric), each in values.items() if run not in runs or metric != accuracy]
+    return [
+        Row(run, metric, each)
+        for (run, metric), each in values.items()
+        if run not in runs or metric != accuracy
+    ]
 
 
 def _asked(label: str, panels: Mapping[str, Panel]) -> Iterator[tuple[str, Panel]]:
@@ -230,7 +268,11 @@ def _asked(label: str, panels: Mapping[str, Panel]) -> Iterator[tuple[str, Panel
         return
     first = next(iter(panels.values()))
     yield label, first
-    yield from ((_on(label, system), panel) for system, panel in panels.items() if panel.class_ids != first.class_ids)
+    yield from (
+        (_on(label, system), panel)
+        for system, panel in panels.items()
+        if panel.class_ids != first.class_ids
+    )
 
 
 def _on(rival: str, system: str) -> str:
@@ -245,9 +287,14 @@ def _tests(values: Values, systems: list[str], accuracy: str) -> list[Comparison
     """
     rivals = [run for run, of in values if of == accuracy and run not in systems]
     pairs = [(a, b) for a in systems for b in rivals]
-    tests = [paired(a, b, accuracy, values[a, accuracy], values[b, accuracy]) for a, b in [*pairs, *combinations(systems, 2)]]
+    tests = [
+        paired(a, b, accuracy, values[a, accuracy], values[b, accuracy])
+        for a, b in [*pairs, *combinations(systems, 2)]
+    ]
     own = {a: any((_on(b, a), CONDITIONAL) in values for b in rivals) for a in systems}
     alike = [(a, _on(b, a) if own[a] else b) for a, b in pairs]
     alike += [(a, b) for a, b in combinations(systems, 2) if not own[a] and not own[b]]
-    tests += [paired(a, b, CONDITIONAL, values[a, CONDITIONAL], values[b, CONDITIONAL]) for a, b in alike]
+    tests += [
+        paired(a, b, CONDITIONAL, values[a, CONDITIONAL], values[b, CONDITIONAL]) for a, b in alike
+    ]
     return tests

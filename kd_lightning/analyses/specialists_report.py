@@ -32,7 +32,10 @@ class Cost:
 
 def _seen(run: Finished) -> float:
     config = yaml.safe_load((run.folder / "config.yaml").read_text())
-    return float(config["trainer"]["max_epochs"] * read_json(run.folder / "run.json")["data"]["samples"]["train"])
+    return float(
+        config["trainer"]["max_epochs"]
+        * read_json(run.folder / "run.json")["data"]["samples"]["train"]
+    )
 
 
 def _cost(label: str, group: Sequence[Finished], count: int = 1) -> Cost:
@@ -42,7 +45,11 @@ def _cost(label: str, group: Sequence[Finished], count: int = 1) -> Cost:
 
 def grid(runs: Runs, run: str) -> list[Sequence[Finished]]:
     """The specialists of a run with a grid over `data.specialist`, each with all its seeds."""
-    return [group for name, group in runs.items() if re.fullmatch(re.escape(run) + r" specialist=\d+", name)]
+    return [
+        group
+        for name, group in runs.items()
+        if re.fullmatch(re.escape(run) + r" specialist=\d+", name)
+    ]
 
 
 def training_cost(
@@ -89,21 +96,53 @@ def report(
     """
     runs = list(dict.fromkeys(run for run, metric in values if metric == "conditional_accuracy"))
     both = [
-        [_percent(values[run, m]) if (run, m) in values else "" for m in ("conditional_accuracy", accuracy)] for run in runs
+        [
+            _percent(values[run, m]) if (run, m) in values else ""
+            for m in ("conditional_accuracy", accuracy)
+        ]
+        for run in runs
     ]
-    text = ["# Generalist and specialists", "", "Accuracy, mean and standard deviation over seeds.", ""]
-    text += _table(["system", "conditional", "overall"], [[run, *cells] for run, cells in zip(runs, both, strict=True)])
-    text += [*(f"- {test.sentence()}." for test in tests), "", "By how many specialists know the class of a sample:", ""]
+    text = [
+        "# Generalist and specialists",
+        "",
+        "Accuracy, mean and standard deviation over seeds.",
+        "",
+    ]
+    text += _table(
+        ["system", "conditional", "overall"],
+        [[run, *cells] for run, cells in zip(runs, both, strict=True)],
+    )
+    text += [
+        *(f"- {test.sentence()}." for test in tests),
+        "",
+        "By how many specialists know the class of a sample:",
+        "",
+    ]
     lines = []
     for count in sorted(set().union(*coverage)):
-        samples, before, after = (sum(part) for part in zip(*(each[count] for each in coverage if count in each), strict=True))
+        samples, before, after = (
+            sum(part)
+            for part in zip(*(each[count] for each in coverage if count in each), strict=True)
+        )
         gain = f"{100 * (after / before - 1):+.1f}%" if before else ""
         lines.append([str(count), str(samples), str(before), f"{after - before:+}", gain])
-    text += _table(["specialists", "samples, all seeds", "generalist correct", "change", "relative gain"], lines)
+    text += _table(
+        ["specialists", "samples, all seeds", "generalist correct", "change", "relative gain"],
+        lines,
+    )
     text += ["What training costs, samples seen and seconds of a run:", ""]
     text += _table(
         ["network", "samples", "seconds", "networks a seed", "samples a seed"],
-        [[c.label, f"{c.samples:,.0f}", f"{c.seconds:.1f}", str(c.count), f"{c.count * c.samples:,.0f}"] for c in costs],
+        [
+            [
+                c.label,
+                f"{c.samples:,.0f}",
+                f"{c.seconds:.1f}",
+                str(c.count),
+                f"{c.count * c.samples:,.0f}",
+            ]
+            for c in costs
+        ],
     )
     text += [
         "Classes of each specialist (first seed):",

@@ -46,16 +46,23 @@ class Meter(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.before = private_bytes()
 
-    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+    def on_before_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+    ) -> None:
         self.peak = max(self.peak, private_bytes())
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
+    ) -> None:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         self.ends.append(time.perf_counter())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        steps = [after - before for before, after in zip(self.ends[WARM:], self.ends[WARM + 1 :], strict=False)]
+        steps = [
+            after - before
+            for before, after in zip(self.ends[WARM:], self.ends[WARM + 1 :], strict=False)
+        ]
         cuda = pl_module.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if cuda else self.peak - self.before
         Path(self.path).write_text(json.dumps({"seconds": statistics.median(steps), "bytes": peak}))
@@ -66,23 +73,45 @@ def measured(run: Finished, steps: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         words = [
-            *("fit", "-c", str(run.folder / "config.yaml"), f"--run.dir={folder}/run", "--run.test=no", "--run.wandb=off"),
-            *("--trainer.max_epochs=1", f"--trainer.limit_train_batches={WARM + 1 + steps}", "--trainer.limit_val_batches=0"),
-            *("--trainer.enable_progress_bar=false", "--trainer.callbacks+=kd_lightning.analyses.steps.Meter"),
+            *(
+                "fit",
+                "-c",
+                str(run.folder / "config.yaml"),
+                f"--run.dir={folder}/run",
+                "--run.test=no",
+                "--run.wandb=off",
+            ),
+            *(
+                "--trainer.max_epochs=1",
+                f"--trainer.limit_train_batches={WARM + 1 + steps}",
+                "--trainer.limit_val_batches=0",
+            ),
+            *(
+                "--trainer.enable_progress_bar=false",
+                "--trainer.callbacks+=kd_lightning.analyses.steps.Meter",
+            ),
             f"--trainer.callbacks.path={answer}",
         ]
         words += [f"--data.root={run.root}"] if run.root else []
         threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         done = subprocess.run(
-            [sys.executable, "-m", "kd_lightning", *words], capture_output=True, text=True, env=threads, check=False
+            [sys.executable, "-m", "kd_lightning", *words],
+            capture_output=True,
+            text=True,
+            env=threads,
+            check=False,
         )
         if done.returncode:
-            raise UserError(f"{run.folder}: its steps cannot be run again: {(done.stderr.strip().splitlines() or [''])[-1]}")
+            raise UserError(
+                f"{run.folder}: its steps cannot be run again: {(done.stderr.strip().splitlines() or [''])[-1]}"
+            )
         found: dict[str, float] = json.loads(answer.read_text())
         return found
 
 
-def time_and_memory(runs: Runs, output: Path, reference: str, names: list[str], steps: int = 30, rounds: int = 3) -> list[Row]:
+def time_and_memory(
+    runs: Runs, output: Path, reference: str, names: list[str], steps: int = 30, rounds: int = 3
+) -> list[Row]:
     """Time and memory of a step of each run relative to that of `reference`; all in turn, once a round.
 
     Args:
@@ -96,5 +125,7 @@ def time_and_memory(runs: Runs, output: Path, reference: str, names: list[str], 
     for name in order:
         for metric, key in (("step_time", "seconds"), ("step_memory", "bytes")):
             ratios = [one[name][key] / one[reference][key] for one in found if one[reference][key]]
-            rows += [Row(name, f"{metric}_relative_to_{reference.lower()}", ratios)] if ratios else []
+            rows += (
+                [Row(name, f"{metric}_relative_to_{reference.lower()}", ratios)] if ratios else []
+            )
     return rows

@@ -27,7 +27,9 @@ def mean_of_logits(runs: Runs, output: Path, run: str, members: list[str]) -> li
     by_seed = [{one.seed: one for one in runs[name]} for name in members]
     for seed in sorted(set.intersection(*(set(found) for found in by_seed))):
         said = [found[seed].predictions("test") for found in by_seed]
-        wrong = torch.stack([s["logits"].double() for s in said]).mean(0).argmax(1) != said[0]["target"]
+        wrong = (
+            torch.stack([s["logits"].double() for s in said]).mean(0).argmax(1) != said[0]["target"]
+        )
         errors.append(float(wrong.sum()))
         accuracy.append(1 - float(wrong.double().mean()))
     if not errors:
@@ -39,8 +41,13 @@ def best_validation(runs: Runs, output: Path) -> list[Row]:
     """The accuracy on the validation split at each run's best epoch."""
     found = []
     for name, group in runs.items():
-        tables = [run.folder / "metrics.csv" for run in group if (run.folder / "metrics.csv").is_file()]  # a cache has none
-        values = [[float(row["val_accuracy"]) for row in csv.DictReader(table.open(newline=""))] for table in tables]
+        tables = [
+            run.folder / "metrics.csv" for run in group if (run.folder / "metrics.csv").is_file()
+        ]  # a cache has none
+        values = [
+            [float(row["val_accuracy"]) for row in csv.DictReader(table.open(newline=""))]
+            for table in tables
+        ]
         if values:
             found.append(Row(name, "best_val_accuracy", [max(epochs) for epochs in values]))
     return found
@@ -68,8 +75,14 @@ def throughput(
         repeats: passes.
     """
     speeds = {name: _speed(runs[name][0], batch_size, repeats) for name in names}
-    speeds |= {name: 1 / sum(1 / speeds[member] for member in members) for name, members in (together or {}).items()}
-    sizes = {name: sum(_parameters(runs[member][0]) for member in members) for name, members in (together or {}).items()}
+    speeds |= {
+        name: 1 / sum(1 / speeds[member] for member in members)
+        for name, members in (together or {}).items()
+    }
+    sizes = {
+        name: sum(_parameters(runs[member][0]) for member in members)
+        for name, members in (together or {}).items()
+    }
     return [
         *(Row(name, "sentences_per_second", [speed]) for name, speed in speeds.items()),
         *(Row(name, "parameters", [float(size)]) for name, size in sizes.items()),

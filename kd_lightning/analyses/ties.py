@@ -7,7 +7,9 @@ from pathlib import Path
 from kd_lightning.experiments.analysis import Row, Runs
 
 
-def tie_groups(runs: Runs, output: Path, metric: str, names: list[str], most: bool = False) -> list[Row]:
+def tie_groups(
+    runs: Runs, output: Path, metric: str, names: list[str], most: bool = False
+) -> list[Row]:
     """Runs in groups between whose seeds there is a gap: 1 is the best; within a group nothing is said of the order.
 
     Two runs are tied where the ranges of their seeds, least to most, overlap, and where a chain of such runs joins them.

@@ -32,10 +32,15 @@ def against(groups: Sequence[Group], baseline: str, metric: str) -> list[Compari
         if group is not base:
             sides = [_by_seed(one, metric) for one in (group, base)]
             seeds = sorted(sides[0].keys() & sides[1].keys())
-            values = [[statistics.fmean(run.metrics[metric] for run in side[seed]) for seed in seeds] for side in sides]
+            values = [
+                [statistics.fmean(run.metrics[metric] for run in side[seed]) for seed in seeds]
+                for side in sides
+            ]
             result = paired(group.label, base.label, metric, *values)
             if metric == "test_errors" and result.p is not None:
-                _over_examples(result, *([run for seed in seeds for run in side[seed]] for side in sides))
+                _over_examples(
+                    result, *([run for seed in seeds for run in side[seed]] for side in sides)
+                )
             found.append(result)
     holm(found)
     return found
@@ -84,7 +89,11 @@ def notes(found: Sequence[Comparison]) -> list[str]:
     tests = sum(result.p is not None for result in found)
     said = [f"Difference in {found[0].metric} to {found[0].b}, paired by seed"] if found else []
     if tests:
-        said[0] += f", with its 95% interval and the paired t-test's p, Holm-corrected for {tests} test{'s' * (tests > 1)}"
+        said[0] += (
+            f", with its 95% interval and the paired t-test's p, Holm-corrected for {tests} test{'s' * (tests > 1)}"
+        )
     if tests < len(found):
-        said.append(f"Fewer than {LEAST_SEEDS} shared seeds give no test: those rows are not ranked")
+        said.append(
+            f"Fewer than {LEAST_SEEDS} shared seeds give no test: those rows are not ranked"
+        )
     return [f"{sentence}." for sentence in said]

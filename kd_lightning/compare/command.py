@@ -31,15 +31,40 @@ def parser() -> argparse.ArgumentParser:
         description="One table over seeds: runs that differ in the seed alone are one row, mean ± standard deviation.",
         allow_abbrev=False,
     )
-    made.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs, or experiments that kd reproduce has run")
-    made.add_argument("--wandb", metavar="ENTITY/PROJECT", help="the runs of a W&B project")
-    made.add_argument("--group", help="of W&B: those of this group alone; kd reproduce makes one for each experiment")
-    made.add_argument("--metrics", nargs="+", default=[], help="the test metrics that all runs have, where left out")
     made.add_argument(
-        "--by", nargs="+", default=[], metavar="KEY", help="one row for each value of these settings, such as temperature"
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="folders of runs, or experiments that kd reproduce has run",
     )
-    made.add_argument("--baseline", metavar="ROW", help="test the first metric's difference to the row of this label")
-    made.add_argument("--format", choices=("terminal", "markdown", "csv", "json"), help="terminal, or what FILE ends with")
+    made.add_argument("--wandb", metavar="ENTITY/PROJECT", help="the runs of a W&B project")
+    made.add_argument(
+        "--group",
+        help="of W&B: those of this group alone; kd reproduce makes one for each experiment",
+    )
+    made.add_argument(
+        "--metrics",
+        nargs="+",
+        default=[],
+        help="the test metrics that all runs have, where left out",
+    )
+    made.add_argument(
+        "--by",
+        nargs="+",
+        default=[],
+        metavar="KEY",
+        help="one row for each value of these settings, such as temperature",
+    )
+    made.add_argument(
+        "--baseline",
+        metavar="ROW",
+        help="test the first metric's difference to the row of this label",
+    )
+    made.add_argument(
+        "--format",
+        choices=("terminal", "markdown", "csv", "json"),
+        help="terminal, or what FILE ends with",
+    )
     made.add_argument("--output", type=Path, metavar="FILE", help="write there instead")
     return made
 
@@ -47,17 +72,27 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> None:
     options = parser().parse_args(argv)
     if bool(options.runs) == bool(options.wandb):
-        raise UserError("kd compare: give folders of runs or experiments, before all options, or --wandb ENTITY/PROJECT")
+        raise UserError(
+            "kd compare: give folders of runs or experiments, before all options, or --wandb ENTITY/PROJECT"
+        )
     if options.group and not options.wandb:
-        raise UserError("kd compare: --group chooses among the runs of --wandb; with folders, name those that you want")
-    form = options.format or SUFFIXES.get(options.output.suffix if options.output else "", "terminal")
+        raise UserError(
+            "kd compare: --group chooses among the runs of --wandb; with folders, name those that you want"
+        )
+    form = options.format or SUFFIXES.get(
+        options.output.suffix if options.output else "", "terminal"
+    )
     content = compared(options)
-    text = {"terminal": terminal, "markdown": markdown, "csv": csv_text, "json": json_text}[form](content)
+    text = {"terminal": terminal, "markdown": markdown, "csv": csv_text, "json": json_text}[form](
+        content
+    )
     if options.output:
         try:
             options.output.write_text(text, encoding="utf-8")
         except OSError as error:
-            raise UserError(f"--output {options.output} cannot be written ({error.strerror})") from error
+            raise UserError(
+                f"--output {options.output} cannot be written ({error.strerror})"
+            ) from error
     else:
         print(text, end="")
     if form == "csv":  # which has no place for notes
@@ -76,11 +111,15 @@ def compared(options: argparse.Namespace) -> dict[str, Any]:
 
     metrics, groups, more = compare.choose_metrics(groups, options.metrics)
     notes += more
-    found = compare_baseline.against(groups, options.baseline, metrics[0]) if options.baseline else []
+    found = (
+        compare_baseline.against(groups, options.baseline, metrics[0]) if options.baseline else []
+    )
     return {
         "rows": compare.rows(groups, metrics),
         "comparisons": [
-            result.as_dict() | {"sentence": result.sentence(), "cell": compare_baseline.verdict(result)} for result in found
+            result.as_dict()
+            | {"sentence": result.sentence(), "cell": compare_baseline.verdict(result)}
+            for result in found
         ],
         "notes": [*compare_baseline.notes(found), *notes],
     }
@@ -111,7 +150,11 @@ def _groups(options: argparse.Namespace) -> tuple[list[Group], list[str]]:
     if options.by:
         raise UserError("kd compare: --by is for runs; an experiment's rows are its own")
     contents = {name: read_results(path) for name, path in results.items()}
-    groups = [group for n, c in contents.items() for group in from_results(c, f"{n}: " if len(contents) > 1 else "")]
+    groups = [
+        group
+        for n, c in contents.items()
+        for group in from_results(c, f"{n}: " if len(contents) > 1 else "")
+    ]
     return groups, [c["note"] for c in contents.values() if c.get("note")]
 
 
@@ -135,7 +178,9 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         told = {result["a"]: result["cell"] for result in content["comparisons"]}
         base = content["comparisons"][0]["b"]
         if headings[1] == "seeds":
-            return [*headings, f"difference to {base}"], [[*line, told.get(line[0], "")] for line in lines]
+            return [*headings, f"difference to {base}"], [
+                [*line, told.get(line[0], "")] for line in lines
+            ]
         lines = [*lines, [f"difference to {base}", *(told.get(run, "") for run in headings[1:])]]
     return headings, lines
 
@@ -148,7 +193,12 @@ def terminal(content: dict[str, Any]) -> str:
     # As wide as the terminal; what is read by no person is never cut.
     out = io.StringIO()
     real = Console()
-    console = Console(file=out, width=real.width if real.is_terminal else 1000, force_terminal=real.is_terminal, markup=False)
+    console = Console(
+        file=out,
+        width=real.width if real.is_terminal else 1000,
+        force_terminal=real.is_terminal,
+        markup=False,
+    )
     for table in tables(None, *cells(content), console.width):
         console.print(table)
     for sentence in _sentences(content):
@@ -159,8 +209,13 @@ def terminal(content: dict[str, Any]) -> str:
 def markdown(content: dict[str, Any]) -> str:
     headings, lines = cells(content)
     ruler = ["---", *["---:"] * (len(headings) - 1)]
-    text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in [headings, ruler, *lines])
-    return f"{text}\n\nMean ± standard deviation over seeds.\n" + "".join(f"\n{s}\n" for s in _sentences(content))
+    text = "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in [headings, ruler, *lines]
+    )
+    return f"{text}\n\nMean ± standard deviation over seeds.\n" + "".join(
+        f"\n{s}\n" for s in _sentences(content)
+    )
 
 
 def _sentences(content: dict[str, Any]) -> Sequence[str]:
@@ -174,11 +229,20 @@ def csv_text(content: dict[str, Any]) -> str:
     names = ("run", "metric", "paper", "mean", "std", "n")
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*names, "seeds", "values", *("baseline" if n == "b" else f"difference_{n}" for n in tested)])
+    writer.writerow(
+        [
+            *names,
+            "seeds",
+            "values",
+            *("baseline" if n == "b" else f"difference_{n}" for n in tested),
+        ]
+    )
     for row in content["rows"]:
         result = tests.get((row["run"], row["metric"]), {})
         listed = (" ".join(map(repr, row[name])) for name in ("seeds", "values"))
-        writer.writerow([*(row[name] for name in names), *listed, *(result.get(name) for name in tested)])
+        writer.writerow(
+            [*(row[name] for name in names), *listed, *(result.get(name) for name in tested)]
+        )
     return out.getvalue()
 
 

@@ -54,17 +54,23 @@ def grouped(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[Group], l
     unfinished = [f"{run.where} ({run.status})" for run in runs if run.status != "finished"]
     notes = [f"Not finished and left out: {listing(unfinished)}."] if unfinished else []
     if not finished:
-        raise UserError(f"none of the {len(runs)} runs is finished; {runs[0].where} is {runs[0].status}")
+        raise UserError(
+            f"none of the {len(runs)} runs is finished; {runs[0].where} is {runs[0].status}"
+        )
     _check_data(finished)
     origins = Origins(finished)
     whole = [origins.settings(run) for run in finished]
     chosen = selected(by, [name for one in whole for name in one]) if by else None
-    kept = [one if chosen is None else {n: v for n, v in one.items() if n in chosen} for one in whole]
+    kept = [
+        one if chosen is None else {n: v for n, v in one.items() if n in chosen} for one in whole
+    ]
     members: dict[str, list[int]] = {}
     for at, one in enumerate(kept):
         members.setdefault(digest(one), []).append(at)
     held = list(members.values())
-    made, note = labels([kept[group[0]] for group in held], [[finished[at].name for at in group] for group in held])
+    made, note = labels(
+        [kept[group[0]] for group in held], [[finished[at].name for at in group] for group in held]
+    )
     groups = []
     for label, group in zip(made, held, strict=True):
         pooled = differing([whole[at] for at in group])
@@ -72,9 +78,14 @@ def grouped(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[Group], l
             shown = short(pooled, [name for one in whole for name in one])
             notes.append(f"{label} pools runs that differ in {listing(list(shown.values()))}.")
         counted, more = _once([finished[at] for at in group], label, bool(pooled))
-        groups.append(Group(label, [Measured(run.seed, run.metrics, run.folder) for run in counted]))
+        groups.append(
+            Group(label, [Measured(run.seed, run.metrics, run.folder) for run in counted])
+        )
         notes += more
-    notes += [f"{path} is of no run that can be read: it counts by its checksum." for path in dict.fromkeys(origins.lost)]
+    notes += [
+        f"{path} is of no run that can be read: it counts by its checksum."
+        for path in dict.fromkeys(origins.lost)
+    ]
     return groups, [*notes, *filter(None, [note])]
 
 
@@ -97,9 +108,15 @@ def _once(runs: Sequence[Run], label: str, pooled: bool) -> tuple[list[Run], lis
     latest: dict[tuple[Any, ...], Run] = {}
     repeated = []
     for at, run in enumerate(sorted(runs, key=lambda run: run.started)):
-        key = (run.seed, str([source.get("sha256") for source in run.teacher]), at if pooled else None)
+        key = (
+            run.seed,
+            str([source.get("sha256") for source in run.teacher]),
+            at if pooled else None,
+        )
         if key in latest:
-            repeated.append(f"{latest[key].where} is left out: {run.where} repeats it with the same seed.")
+            repeated.append(
+                f"{latest[key].where} is left out: {run.where} repeats it with the same seed."
+            )
         latest[key] = run
     counted = sorted(latest.values(), key=lambda run: run.seed)
     if not pooled and max(Counter(run.seed for run in counted).values()) > 1:
@@ -123,7 +140,9 @@ def from_results(content: Mapping[str, Any], prefix: str = "") -> list[Group]:
     return list(groups.values())
 
 
-def choose_metrics(groups: Sequence[Group], wanted: Sequence[str]) -> tuple[list[str], list[Group], list[str]]:
+def choose_metrics(
+    groups: Sequence[Group], wanted: Sequence[str]
+) -> tuple[list[str], list[Group], list[str]]:
     """The metrics of the table, its groups, and notes: the test metrics that all tested groups have, unless some are wanted.
 
     Raises:
@@ -137,17 +156,39 @@ def choose_metrics(groups: Sequence[Group], wanted: Sequence[str]) -> tuple[list
             raise UserError(f"--metrics: no run measured {metric!r}; {hint}")
     if wanted:
         without = [g.label for g in groups if not g.metrics & set(wanted)]
-        notes = [f"Left out, since they have none of these metrics: {listing(without)}."] if without else []
-        return list(dict.fromkeys(wanted)), [group for group in groups if group.label not in without], notes
-    tested = [group for group in groups if any(metric.startswith("test_") for metric in group.metrics)]
+        notes = (
+            [f"Left out, since they have none of these metrics: {listing(without)}."]
+            if without
+            else []
+        )
+        return (
+            list(dict.fromkeys(wanted)),
+            [group for group in groups if group.label not in without],
+            notes,
+        )
+    tested = [
+        group for group in groups if any(metric.startswith("test_") for metric in group.metrics)
+    ]
     if not tested:
-        raise UserError("none of these runs was tested; train with --run.test=last, or name other --metrics")
+        raise UserError(
+            "none of these runs was tested; train with --run.test=last, or name other --metrics"
+        )
     untested = [group.label for group in groups if group not in tested]
     notes = [f"Not tested and left out: {listing(untested)}."] if untested else []
-    shared = [metric for metric in measured if metric.startswith("test_") and all(metric in group.metrics for group in tested)]
+    shared = [
+        metric
+        for metric in measured
+        if metric.startswith("test_") and all(metric in group.metrics for group in tested)
+    ]
     if not shared:
-        raise UserError(f"these runs share no test metric; name some with --metrics: {', '.join(measured)}")
-    return sorted(shared, key=lambda m: (FIRST.index(m) if m in FIRST else len(FIRST), m)), tested, notes
+        raise UserError(
+            f"these runs share no test metric; name some with --metrics: {', '.join(measured)}"
+        )
+    return (
+        sorted(shared, key=lambda m: (FIRST.index(m) if m in FIRST else len(FIRST), m)),
+        tested,
+        notes,
+    )
 
 
 def rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[dict[str, Any]]:
@@ -159,7 +200,17 @@ def rows(groups: Sequence[Group], metrics: Sequence[str]) -> list[dict[str, Any]
             values = [value for _, value in held]
             if values:
                 spread = statistics.stdev(values) if len(values) > 1 else None
-                numbers = {"mean": statistics.fmean(values), "std": spread, "n": len(values), "values": values}
-                row = {"run": group.label, "metric": metric, "paper": group.paper.get(metric), **numbers}
+                numbers = {
+                    "mean": statistics.fmean(values),
+                    "std": spread,
+                    "n": len(values),
+                    "values": values,
+                }
+                row = {
+                    "run": group.label,
+                    "metric": metric,
+                    "paper": group.paper.get(metric),
+                    **numbers,
+                }
                 found.append(row | {"seeds": [seed for seed, _ in held]})
     return found

@@ -34,7 +34,9 @@ def text(name: str, value: Any) -> str:
         return value.shown
     if isinstance(value, list):
         shown = [text("", item) for item in value]
-        return ",".join(dict.fromkeys(shown) if all(isinstance(item, Reference) for item in value) else shown)
+        return ",".join(
+            dict.fromkeys(shown) if all(isinstance(item, Reference) for item in value) else shown
+        )
     if isinstance(value, bool | dict):
         return json.dumps(value, default=str)
     if isinstance(value, float):
@@ -48,13 +50,19 @@ def differing(groups: Sequence[Settings]) -> dict[str, list[str]]:
     What follows from another key is left out: the arguments of a class where the class itself differs, and the entries of a
     list or of `losses`, which become one key with their names.
     """
-    names = sorted({name for group in groups for name in group})  # W&B keeps another order than config.yaml
+    names = sorted(
+        {name for group in groups for name in group}
+    )  # W&B keeps another order than config.yaml
     varying = [n for n in names if any(group.get(n) != groups[0].get(n) for group in groups)]
     classes = {n.removesuffix(".class") for n in names if n.endswith(".class")}
     found: dict[str, list[str]] = {}
     for name in varying:
         owner, _, entry = name.removesuffix(".class").rpartition(".")
-        holds = name.endswith(".class") and owner not in classes and any(name not in group for group in groups)
+        holds = (
+            name.endswith(".class")
+            and owner not in classes
+            and any(name not in group for group in groups)
+        )
         held = holds and (entry.isdigit() or owner.endswith("losses"))
         shown = [_entries(owner, group) if held else _value(name, group) for group in groups]
         above = [f"{c}.class" for c in classes if name.startswith(f"{c}.") and name != f"{c}.class"]
@@ -67,13 +75,24 @@ def differing(groups: Sequence[Settings]) -> dict[str, list[str]]:
 def _value(name: str, group: Settings) -> str:
     """Empty where the group has nothing that the name could belong to."""
     owner = name.removesuffix(".class").rpartition(".")[0]
-    return text(name, group.get(name)) if not owner or any(key.startswith(f"{owner}.") for key in group) else ""
+    return (
+        text(name, group.get(name))
+        if not owner or any(key.startswith(f"{owner}.") for key in group)
+        else ""
+    )
 
 
 def _entries(owner: str, group: Settings) -> str:
-    held = [n for n in group if n.startswith(f"{owner}.") and n.endswith(".class") and n.count(".") == owner.count(".") + 2]
+    held = [
+        n
+        for n in group
+        if n.startswith(f"{owner}.")
+        and n.endswith(".class")
+        and n.count(".") == owner.count(".") + 2
+    ]
     shown = [
-        text(n, group[n]) if (entry := n.split(".")[-2]).isdigit() else entry for n in sorted(held, key=lambda n: (len(n), n))
+        text(n, group[n]) if (entry := n.split(".")[-2]).isdigit() else entry
+        for n in sorted(held, key=lambda n: (len(n), n))
     ]
     return "+".join(shown) or "none"
 
@@ -81,17 +100,23 @@ def _entries(owner: str, group: Settings) -> str:
 def _explains(classes: Sequence[Any], values: Sequence[Any]) -> bool:
     """Whether groups of one class (or of none) have one value."""
     seen: dict[Any, Any] = {}
-    return all(seen.setdefault(one, value) == value for one, value in zip(classes, values, strict=True))
+    return all(
+        seen.setdefault(one, value) == value for one, value in zip(classes, values, strict=True)
+    )
 
 
 def short(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """The shortest ending of each name that no other known name has."""
-    bare = {name.removesuffix(".class") for name in known} | {name.removesuffix(".class") for name in names}
+    bare = {name.removesuffix(".class") for name in known} | {
+        name.removesuffix(".class") for name in names
+    }
     found = {}
     for name in names:
         parts = name.removesuffix(".class").split(".")
         endings = (".".join(parts[at:]) for at in range(len(parts) - 1, -1, -1))
-        found[name] = next((e for e in endings if sum(b == e or b.endswith(f".{e}") for b in bare) <= 1), name)
+        found[name] = next(
+            (e for e in endings if sum(b == e or b.endswith(f".{e}") for b in bare) <= 1), name
+        )
     return found
 
 
@@ -105,10 +130,16 @@ def selected(keys: Sequence[str], known: Iterable[str]) -> set[str]:
     nodes = {name.rsplit(".", cut)[0] for name in known for cut in range(name.count(".") + 1)}
     chosen: set[str] = set()
     for key in keys:
-        wanted = ".".join(part for part in key.split(".") if part not in ("init_args", "class_path", "class"))
-        found = [wanted] if wanted in nodes else sorted(n for n in nodes if n.endswith(f".{wanted}"))
+        wanted = ".".join(
+            part for part in key.split(".") if part not in ("init_args", "class_path", "class")
+        )
+        found = (
+            [wanted] if wanted in nodes else sorted(n for n in nodes if n.endswith(f".{wanted}"))
+        )
         if not found:
-            raise UserError(f"--by {key}: no run has such a setting; name one of config.yaml, such as model.optimizer.lr")
+            raise UserError(
+                f"--by {key}: no run has such a setting; name one of config.yaml, such as model.optimizer.lr"
+            )
         if len(found) > 1:
             raise UserError(f"--by {key} could be {' or '.join(found)}; write more of it")
         chosen |= {name for name in known if name == found[0] or name.startswith(f"{found[0]}.")}
@@ -128,7 +159,12 @@ def labels(groups: Sequence[Settings], names: Sequence[Sequence[str]]) -> tuple[
     bases = [_common(of_group) for of_group in names]
     found = differing(groups)
     if len(found) <= SHOWN_KEYS:
-        return _unique([told or base for told, base in zip(_keyed(found, list(found), known), bases, strict=True)]), ""
+        return _unique(
+            [
+                told or base
+                for told, base in zip(_keyed(found, list(found), known), bases, strict=True)
+            ]
+        ), ""
     made, used = list(bases), set()
     for base in set(bases):
         alike = [at for at, other in enumerate(bases) if other == base]
@@ -138,10 +174,14 @@ def labels(groups: Sequence[Settings], names: Sequence[Sequence[str]]) -> tuple[
         for at, told in zip(alike, _keyed(inner, chosen, known), strict=True):
             made[at] = ", ".join(filter(None, [base, told]))
     rest = [ending for name, ending in short(found, known).items() if name not in used]
-    return _unique(made), f"The rows differ {'also ' if used else ''}in {listing(rest)}." if rest else ""
+    return _unique(
+        made
+    ), f"The rows differ {'also ' if used else ''}in {listing(rest)}." if rest else ""
 
 
-def _keyed(found: Mapping[str, Sequence[str]], chosen: Sequence[str], known: Iterable[str]) -> list[str]:
+def _keyed(
+    found: Mapping[str, Sequence[str]], chosen: Sequence[str], known: Iterable[str]
+) -> list[str]:
     """`key=value, ...` of the chosen keys for each group."""
     shown = short(found, known)
     columns = [[f"{shown[key]}={value}" if value else "" for value in found[key]] for key in chosen]
@@ -169,7 +209,12 @@ def _fewest(found: Mapping[str, Sequence[str]]) -> list[str]:
         return len(set(zip(*(found[key] for key in keys), strict=True)))
 
     while told([*chosen, *found]) > (told(chosen) if chosen else 1):
-        chosen.append(max((key for key in found if key not in chosen), key=lambda key: (told([*chosen, key]), -key.count("."))))
+        chosen.append(
+            max(
+                (key for key in found if key not in chosen),
+                key=lambda key: (told([*chosen, key]), -key.count(".")),
+            )
+        )
     return chosen
 
 

@@ -22,7 +22,11 @@ def settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a resolved config that decide its result, but for the seed and for what comes from the data."""
     found = {}
     for name, value in flat(config):
-        parts = ["class" if part == "class_path" else part for part in name.split(".") if part != "init_args"]
+        parts = [
+            "class" if part == "class_path" else part
+            for part in name.split(".")
+            if part != "init_args"
+        ]
         relevant = name == "run.test" or is_relevant(name)  # run.test: which weights are measured
         if relevant and not set(parts) & set(FILLED) and value not in (None, {}):
             found[".".join(parts)] = _plain(value)
@@ -38,7 +42,11 @@ def _plain(value: Any) -> Any:
 
 def digest(content: Any) -> str:
     """Equal for equal settings."""
-    text = json.dumps(content, sort_keys=True, default=lambda value: value.key if isinstance(value, Reference) else str(value))
+    text = json.dumps(
+        content,
+        sort_keys=True,
+        default=lambda value: value.key if isinstance(value, Reference) else str(value),
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -84,7 +92,9 @@ class Origins:
     def _places(self, value: str, run: Run) -> Iterator[Path]:
         """Where the path may lead: as the run recorded it, or from any folder above the run's own, or from here."""
         for source in run.teacher:
-            yield from (Path(source[key]) for key in ("cache", "path") if _leads(value, source, key))
+            yield from (
+                Path(source[key]) for key in ("cache", "path") if _leads(value, source, key)
+            )
         path = Path(value).expanduser()
         bases = [Path.cwd(), *(run.folder.parents if run.folder else [])]
         yield from [path] if path.is_absolute() else [(base / path).resolve() for base in bases]
@@ -94,9 +104,18 @@ class Origins:
             manifest = read_json(path / "manifest.json")
             sources = manifest.get("fingerprint", {}).get("teacher", [])
             teachers = [self._reference(Path(source.get("path", ""))) for source in sources]
-            keys = [t.key if t else source.get("sha256") for t, source in zip(teachers, sources, strict=True)]
-            names = [t.shown if t else str(source.get("network")) for t, source in zip(teachers, sources, strict=True)]
-            return Reference(digest([manifest.get("settings"), keys]), f"cache of {'+'.join(dict.fromkeys(names))}")
+            keys = [
+                t.key if t else source.get("sha256")
+                for t, source in zip(teachers, sources, strict=True)
+            ]
+            names = [
+                t.shown if t else str(source.get("network"))
+                for t, source in zip(teachers, sources, strict=True)
+            ]
+            return Reference(
+                digest([manifest.get("settings"), keys]),
+                f"cache of {'+'.join(dict.fromkeys(names))}",
+            )
         owner = self._owner(path.parent.parent) if path.parent.name == "checkpoints" else None
         return Reference(digest([self.settings(owner), path.name]), owner.name) if owner else None
 

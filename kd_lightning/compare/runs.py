@@ -46,13 +46,18 @@ class Run:
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """What of a record or a summary is a metric."""
-    wanted = {n: v for n, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    wanted = {
+        n: v for n, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)
+    }
     return {n: float(v) for n, v in wanted.items() if not n.startswith("_")}
 
 
 def short_name(config: Mapping[str, Any], folder: str, job_type: str) -> str:
     """What the user called the run, else its folder, else (a hash) what kind of run it is."""
-    return str(config.get("run", {}).get("name") or (job_type if re.fullmatch("[0-9a-f]{16}", folder) else folder))
+    return str(
+        config.get("run", {}).get("name")
+        or (job_type if re.fullmatch("[0-9a-f]{16}", folder) else folder)
+    )
 
 
 def is_cache(folder: Path) -> bool:
@@ -69,13 +74,21 @@ def read_run(where: str) -> Run:
     record = read_json(folder / "run.json")
     if not record:
         damaged = (folder / "run.json").exists()
-        raise UserError(f"{where}: {'run.json is damaged' if damaged else 'no run: it has no run.json; give folders of runs'}")
+        raise UserError(
+            f"{where}: {'run.json is damaged' if damaged else 'no run: it has no run.json; give folders of runs'}"
+        )
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         config = yaml.load((folder / "config.yaml").read_text(encoding="utf-8"), Loader=loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{where}: its config.yaml is missing or damaged, so that nobody knows what it is a run of") from error
-    if not isinstance(config, dict) or not isinstance(record.get("metrics"), dict) or not isinstance(record.get("seed"), int):
+        raise UserError(
+            f"{where}: its config.yaml is missing or damaged, so that nobody knows what it is a run of"
+        ) from error
+    if (
+        not isinstance(config, dict)
+        or not isinstance(record.get("metrics"), dict)
+        or not isinstance(record.get("seed"), int)
+    ):
         raise UserError(f"{where}: its run.json or config.yaml is of another program or version")
     return Run(
         where,
@@ -96,8 +109,14 @@ def results_file(name: str) -> Path | None:
     path = Path(name)
     if (path / "run.json").exists():
         return None
-    places = [path, path / "results.json", Path("runs") / name.removesuffix(".yaml") / "results.json"]
-    return next((place for place in places if place.name == "results.json" and place.is_file()), None)
+    places = [
+        path,
+        path / "results.json",
+        Path("runs") / name.removesuffix(".yaml") / "results.json",
+    ]
+    return next(
+        (place for place in places if place.name == "results.json" and place.is_file()), None
+    )
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -105,7 +124,11 @@ def read_results(path: Path) -> dict[str, Any]:
     content = read_json(path)
     try:
         for row in content["rows"]:
-            row |= {"run": str(row["run"]), "metric": str(row["metric"]), "values": [float(value) for value in row["values"]]}
+            row |= {
+                "run": str(row["run"]),
+                "metric": str(row["metric"]),
+                "values": [float(value) for value in row["values"]],
+            }
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged; write it again with kd reproduce") from error
     return content
@@ -114,9 +137,15 @@ def read_results(path: Path) -> dict[str, Any]:
 def unknown(name: str) -> UserError:
     """What to say of a name that is no run and has no results."""
     if Path(name).is_dir():
-        return UserError(f"{name}: no run: it has no run.json (and no results.json); give folders of runs, such as {name}/*")
+        return UserError(
+            f"{name}: no run: it has no run.json (and no results.json); give folders of runs, such as {name}/*"
+        )
     try:
         find(name)
     except UserError:
-        return UserError(f"there is no run and no experiment {name!r}; kd list experiments names them, runs/ holds runs")
-    return UserError(f"the experiment {name} has no results yet; make them with: kd reproduce {name}")
+        return UserError(
+            f"there is no run and no experiment {name!r}; kd list experiments names them, runs/ holds runs"
+        )
+    return UserError(
+        f"the experiment {name} has no results yet; make them with: kd reproduce {name}"
+    )

@@ -32,7 +32,9 @@ def read_wandb(path: str, group: str | None) -> list[Run]:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("W&B is not installed; pip install wandb, or give folders of runs") from error
+        raise UserError(
+            "W&B is not installed; pip install wandb, or give folders of runs"
+        ) from error
     if not has_key():  # else wandb would ask for one, and wait
         raise UserError("--wandb: no W&B key is known; run wandb login, or set WANDB_API_KEY")
     try:
@@ -42,14 +44,21 @@ def read_wandb(path: str, group: str | None) -> list[Run]:
         )  # one question for all
         listed = api.runs(path, filters={"group": group} if group else {}, per_page=200, **whole)
         answers = [(run, dict(run.config), dict(run.summary)) for run in listed]
-    except Exception as error:  # wandb raises whatever its layers do: its own, requests', ValueError
+    except (
+        Exception
+    ) as error:  # wandb raises whatever its layers do: its own, requests', ValueError
         if "could not find" in str(error).lower() or "404" in str(error):
             raise UserError(f"W&B has no project {path}, or this key may not read it") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"W&B could not be read; check the network and the key: {lines[0]}") from error
+        raise UserError(
+            f"W&B could not be read; check the network and the key: {lines[0]}"
+        ) from error
     found = [_run(path, *answer) for answer in answers if _is_ours(answer[1])]
     if not found:
-        raise UserError(f"W&B: {path} holds no runs of kd_lightning" + (f" in the group {group!r}" if group else ""))
+        raise UserError(
+            f"W&B: {path} holds no runs of kd_lightning"
+            + (f" in the group {group!r}" if group else "")
+        )
     return found
 
 
@@ -61,12 +70,17 @@ def _is_ours(config: Mapping[str, Any]) -> bool:
 def _run(path: str, answer: Any, config: dict[str, Any], summary: Mapping[str, Any]) -> Run:
     from kd_lightning.compare.runs import Run, numbers, short_name
 
-    own = {name: config.pop(name, None) for name in ("spec", "folder", "teacher", "commit", "versions", "hardware")}
+    own = {
+        name: config.pop(name, None)
+        for name in ("spec", "folder", "teacher", "commit", "versions", "hardware")
+    }
     folder = Path(own["folder"]) if own["folder"] else None
     return Run(
         f"{path}/{answer.id} ({answer.name})",
         folder,
-        short_name(config, folder.name if folder else answer.name, str(getattr(answer, "job_type", None))),
+        short_name(
+            config, folder.name if folder else answer.name, str(getattr(answer, "job_type", None))
+        ),
         config["seed_everything"],
         str(answer.state),
         str(getattr(answer, "created_at", "")),

@@ -21,4 +21,7 @@ def blank_inputs(spec: Mapping[str, Any], samples: int, name: str = "inputs") ->
     """
     if name not in spec:
         return torch.zeros(samples, *spec["input_shape"])
-    return {key: torch.full((samples, *tensor["shape"]), tensor["value"]) for key, tensor in spec[name].items()}
+    return {
+        key: torch.full((samples, *tensor["shape"]), tensor["value"])
+        for key, tensor in spec[name].items()
+    }

@@ -31,7 +31,11 @@ class ServedDataModule(pl.LightningDataModule):
         raise NotImplementedError
 
     def adapt_weights(
-        self, network: nn.Module, weights: Mapping[str, Tensor], trained_on: Mapping[str, Any] | None, owner: str
+        self,
+        network: nn.Module,
+        weights: Mapping[str, Tensor],
+        trained_on: Mapping[str, Any] | None,
+        owner: str,
     ) -> dict[str, Tensor]:
         """Change weights from `init_from` before they are loaded; a specialist's data cuts the head to its classes.
 
@@ -46,7 +50,11 @@ class ServedDataModule(pl.LightningDataModule):
     @property
     def place(self) -> tuple[int, int]:
         """This process among all of the run: its rank, and their number."""
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        return (
+            (self.trainer.global_rank, self.trainer.world_size)
+            if self.trainer is not None
+            else (0, 1)
+        )
 
     def loader(self, stage: str) -> BatchLoader:
         """Batches of a stage, for the process that asks."""

@@ -42,7 +42,13 @@ class BatchLoader:
         fetch: int = 0,
     ) -> None:
         self.source, self.batch_size, self.shuffle, self.seed = source, batch_size, shuffle, seed
-        self.views, self.rank, self.world_size, self.fetch, self.epoch = views, rank, world_size, fetch, 0
+        self.views, self.rank, self.world_size, self.fetch, self.epoch = (
+            views,
+            rank,
+            world_size,
+            fetch,
+            0,
+        )
         self.batch_sampler = SimpleNamespace(sampler=self)
         self.skip = 0
         """Batches to leave out, once: those of the epoch that a resumed run has had already."""

@@ -21,7 +21,9 @@ def stratified_rank(target: Tensor, index: Tensor, *parts: int | str) -> Tensor:
     starts = torch.cumsum(counts, 0) - counts
     sorted_target = target[order]
     rank = torch.empty(len(target), dtype=torch.float64)
-    rank[order] = (torch.arange(len(target)) - starts[sorted_target]).double() / counts[sorted_target].double()
+    rank[order] = (torch.arange(len(target)) - starts[sorted_target]).double() / counts[
+        sorted_target
+    ].double()
     return rank
 
 

@@ -82,7 +82,10 @@ class Finished:
         loader.views, loader.shuffle, loader.batch_size = 0, False, 1000
         network = self.network()
         with torch.inference_mode():
-            found = [(run_network(network, batch.inputs).logits, batch.target, batch.index) for batch in loader]
+            found = [
+                (run_network(network, batch.inputs).logits, batch.target, batch.index)
+                for batch in loader
+            ]
         logits, target, index = (torch.cat(parts) for parts in zip(*found, strict=True))
         return {"logits": logits, "target": target, "index": index}
 
@@ -103,7 +106,11 @@ Runs = Mapping[str, Sequence[Finished]]
 def finished(jobs: Mapping[str, Sequence[Job]]) -> Runs:
     """The jobs of a plan as an analysis sees them."""
     return {
-        name: [Finished(job.seed, job.folder, job.record["metrics"], job.data_root) for job in group if job.finished]
+        name: [
+            Finished(job.seed, job.folder, job.record["metrics"], job.data_root)
+            for job in group
+            if job.finished
+        ]
         for name, group in jobs.items()
     }
 

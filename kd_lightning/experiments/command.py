@@ -26,12 +26,33 @@ def parser() -> argparse.ArgumentParser:
         description="Run a published experiment: train what is missing, print its table.",
         allow_abbrev=False,
     )
-    made.add_argument("experiment", nargs="?", help="its name (see --list), or the path of a YAML of yours")
-    made.add_argument("--list", action="store_true", help="name all experiments, their claims and how long they take")
+    made.add_argument(
+        "experiment", nargs="?", help="its name (see --list), or the path of a YAML of yours"
+    )
+    made.add_argument(
+        "--list",
+        action="store_true",
+        help="name all experiments, their claims and how long they take",
+    )
     made.add_argument("--dry-run", action="store_true", help="print the commands and train nothing")
-    made.add_argument("--only", action="append", default=[], metavar="RUN", help="this run and what it needs; may be repeated")
-    made.add_argument("--quick", action="store_true", help="cut down to minutes, to see it work; not the published numbers")
-    made.add_argument("--workers", type=int, default=1, help="runs side by side, each with its share of the threads")
+    made.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="RUN",
+        help="this run and what it needs; may be repeated",
+    )
+    made.add_argument(
+        "--quick",
+        action="store_true",
+        help="cut down to minutes, to see it work; not the published numbers",
+    )
+    made.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="runs side by side, each with its share of the threads",
+    )
     made.add_argument(
         "--set",
         action="append",
@@ -39,11 +60,20 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="a setting of the experiment, such as digit=7; also written --digit 7",
     )
-    made.add_argument("--wandb", choices=("online", "offline"), help="log all runs there, in one group")
+    made.add_argument(
+        "--wandb", choices=("online", "offline"), help="log all runs there, in one group"
+    )
     made.add_argument("--seeds", type=int, help="how many seeds, from 0")
     made.add_argument("--data-root", help="folder of the data sets; else KD_DATA_ROOT, else ./data")
-    made.add_argument("--output", type=Path, help="folder of the results; runs/EXPERIMENT where left out")
-    made.add_argument("--store", type=Path, default=Path("runs/store"), help="folder of the runs, shared by all experiments")
+    made.add_argument(
+        "--output", type=Path, help="folder of the results; runs/EXPERIMENT where left out"
+    )
+    made.add_argument(
+        "--store",
+        type=Path,
+        default=Path("runs/store"),
+        help="folder of the runs, shared by all experiments",
+    )
     return made
 
 
@@ -55,7 +85,10 @@ def main(argv: list[str]) -> None:
         from kd_lightning.catalog import experiments
 
         for row in experiments():
-            console.print(f"[bold]{row['name']}[/bold] ({row['time']})\n  {row['claim'].strip()}", highlight=False)
+            console.print(
+                f"[bold]{row['name']}[/bold] ({row['time']})\n  {row['claim'].strip()}",
+                highlight=False,
+            )
         return
     if not arguments.experiment:
         raise UserError("kd reproduce: name an experiment; kd reproduce --list shows them")
@@ -98,8 +131,12 @@ def reproduce(arguments: Any, console: Console) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {output} cannot be written ({error.strerror}); choose another with --output") from error
-    console.print(f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}", highlight=False)
+        raise UserError(
+            f"the folder {output} cannot be written ({error.strerror}); choose another with --output"
+        ) from error
+    console.print(
+        f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}", highlight=False
+    )
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         Runner(settings, execute, console).run(jobs)
@@ -125,9 +162,13 @@ def _named(words: list[str]) -> list[str]:
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
-            raise UserError(f"kd reproduce: {name!r} is not understood; kd reproduce --help shows what is")
+            raise UserError(
+                f"kd reproduce: {name!r} is not understood; kd reproduce --help shows what is"
+            )
         if not equals and (not rest or rest[0].startswith("--")):
-            raise UserError(f"kd reproduce: {name} is no option of its own; as a setting of the experiment it needs a value")
+            raise UserError(
+                f"kd reproduce: {name} is no option of its own; as a setting of the experiment it needs a value"
+            )
         found.append(f"{name.removeprefix('--')}={value if equals else rest.pop(0)}")
     return found
 
@@ -152,7 +193,9 @@ def quick(experiment: Experiment) -> Experiment:
         UserError: where its YAML does not say how.
     """
     if not experiment.quick:
-        raise UserError(f"{experiment.name} has no quick form; kd reproduce --list shows how long it takes")
+        raise UserError(
+            f"{experiment.name} has no quick form; kd reproduce --list shows how long it takes"
+        )
     seeds = int(experiment.quick.get("seeds", 1))
     return replace(
         experiment,
@@ -160,7 +203,9 @@ def quick(experiment: Experiment) -> Experiment:
         title=f"{experiment.title} (quick: cut down, not the experiment's numbers)",
         time="minutes",
         seeds=seeds,
-        runs=[replace(run, seeds=run.seeds and run.seeds[: max(2, seeds)]) for run in experiment.runs],
+        runs=[
+            replace(run, seeds=run.seeds and run.seeds[: max(2, seeds)]) for run in experiment.runs
+        ],
     )
 
 

@@ -42,11 +42,15 @@ def measure(
     spec = {"input_shape": input_shape, **({"inputs": inputs} if inputs else {})}
     costs: dict[str, float] = {"parameters": sum(p.numel() for p in network.parameters())}
     with torch.inference_mode():
-        counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops})
+        counter = FlopCounterMode(
+            display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops}
+        )
         with counter:
             run_network(network, blank_inputs(spec, 1))
         costs["flops"] = counter.get_total_flops()
-        costs["file_bytes"] = len(save({name: t.contiguous() for name, t in network.state_dict().items()}))
+        costs["file_bytes"] = len(
+            save({name: t.contiguous() for name, t in network.state_dict().items()})
+        )
         for batch in batches:
             samples = blank_inputs(spec, batch)
             for _ in range(5):
@@ -60,7 +64,9 @@ def measure(
     return costs
 
 
-def _lstm_flops(x: torch.Size, onward: torch.Size, recurrent: torch.Size, *_: Any, **__: Any) -> int:
+def _lstm_flops(
+    x: torch.Size, onward: torch.Size, recurrent: torch.Size, *_: Any, **__: Any
+) -> int:
     """Of an LSTM on the CPU, which is one operation there that torch does not count.
 
     Args:

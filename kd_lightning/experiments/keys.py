@@ -82,7 +82,11 @@ def code_version(path: Path) -> str:
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list):
-            kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            kept = [
+                s
+                for s in body
+                if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
+            ]
             node.body = kept  # type: ignore[attr-defined]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
 
@@ -102,8 +106,16 @@ def _source_files(class_path: str) -> Iterator[Path]:
 def _helpers(path: Path) -> tuple[Path, ...]:
     """The private modules beside a source file that it imports from."""
     nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    names = {node.module.rpartition(".")[2] for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
-    return tuple(p for p in (path.with_name(f"{name}.py") for name in sorted(names) if name.startswith("_")) if p.is_file())
+    names = {
+        node.module.rpartition(".")[2]
+        for node in nodes
+        if isinstance(node, ast.ImportFrom) and node.module
+    }
+    return tuple(
+        p
+        for p in (path.with_name(f"{name}.py") for name in sorted(names) if name.startswith("_"))
+        if p.is_file()
+    )
 
 
 def _class_paths(config: Any) -> Iterator[str]:
@@ -121,7 +133,9 @@ def _class_paths(config: Any) -> Iterator[str]:
 def _data_checksum(class_path: str, arguments: str) -> str:
     module, _, name = class_path.rpartition(".")
     datamodule = getattr(import_module(module), name)(**json.loads(arguments))
-    return hashlib.sha256(json.dumps(datamodule.fingerprint()["samples"], sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps(datamodule.fingerprint()["samples"], sort_keys=True).encode()
+    ).hexdigest()[:16]
 
 
 def data_checksum(config: Mapping[str, Any]) -> str:
@@ -130,21 +144,44 @@ def data_checksum(config: Mapping[str, Any]) -> str:
     if isinstance(inner, Mapping) and "class_path" in inner:
         return data_checksum(inner)
     module, _, name = config["class_path"].rpartition(".")
-    own = inspect.signature(getattr(import_module(module), name)).parameters  # without those that go on to a base class
+    own = inspect.signature(
+        getattr(import_module(module), name)
+    ).parameters  # without those that go on to a base class
     given = {k: v for k, v in (config.get("init_args") or {}).items() if k in own and v is not None}
-    plain = {k: v for k, v in given.items() if not any(isinstance(x, Mapping) for x in (v if isinstance(v, list) else [v]))}
+    plain = {
+        k: v
+        for k, v in given.items()
+        if not any(isinstance(x, Mapping) for x in (v if isinstance(v, list) else [v]))
+    }
     return _data_checksum(config["class_path"], json.dumps(plain, sort_keys=True))
 
 
 def run_key(argv: list[str]) -> dict[str, Any]:
     """Everything that matters for the result of `kd` arguments, but for the seed and for the runs it needs."""
     config = parse_config(argv)
-    key = {name: _by_content(name, value) for name, value in flat(config) if is_relevant(name) and value is not None}
-    key["run.test"] = config["run"]["test"]  # the weights that are tested: the last, or the best on validation data
+    key = {
+        name: _by_content(name, value)
+        for name, value in flat(config)
+        if is_relevant(name) and value is not None
+    }
+    key["run.test"] = config["run"][
+        "test"
+    ]  # the weights that are tested: the last, or the best on validation data
     files = {path for class_path in _class_paths(config) for path in _source_files(class_path)}
-    files |= {_PACKAGE / "randomness.py", _PACKAGE / "data" / "loader.py", _PACKAGE / "data" / "subsets.py"}
-    key |= {f"code.{path.relative_to(_PACKAGE).as_posix()}": code_version(path) for path in sorted(files)}
-    return {**key, "data checksum": data_checksum(config["data"]), "threads": torch.get_num_threads()}
+    files |= {
+        _PACKAGE / "randomness.py",
+        _PACKAGE / "data" / "loader.py",
+        _PACKAGE / "data" / "subsets.py",
+    }
+    key |= {
+        f"code.{path.relative_to(_PACKAGE).as_posix()}": code_version(path)
+        for path in sorted(files)
+    }
+    return {
+        **key,
+        "data checksum": data_checksum(config["data"]),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def address(key: Mapping[str, Any]) -> str:

@@ -64,7 +64,9 @@ class Job:
     def data_root(self) -> str | None:
         """The folder of the data sets that its command names."""
         given = (word.partition("=") for word in self.argv)
-        return next((value for key, _, value in given if key in ("--data.root", "--data.data.root")), None)
+        return next(
+            (value for key, _, value in given if key in ("--data.root", "--data.data.root")), None
+        )
 
     @property
     def command(self) -> str:
@@ -96,7 +98,9 @@ def format_override(key: str, value: Any) -> str:
     text = (
         value
         if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")
+        else yaml.safe_dump(value, default_flow_style=True, width=10_000)
+        .removesuffix("\n")
+        .removesuffix("\n...")
     )
     return f"--{key}={text}"
 
@@ -112,17 +116,23 @@ def plan(experiment: Experiment, settings: Settings) -> list[Job]:
     def needed(wanted: str, seed: int, above: tuple[str, ...]) -> list[Job]:
         name, _, fixed = wanted.partition("@")
         run = experiment.run(name)
-        return [add(run, s, above) for s in (seeds_of(run) if fixed == "*" else [int(fixed or seed)])]
+        return [
+            add(run, s, above) for s in (seeds_of(run) if fixed == "*" else [int(fixed or seed)])
+        ]
 
     def add(run: RunSpec, seed: int, above: tuple[str, ...] = ()) -> Job:
         if run.name in above:
-            raise UserError(f"the experiment's runs need each other in a circle: {' -> '.join([*above, run.name])}")
+            raise UserError(
+                f"the experiment's runs need each other in a circle: {' -> '.join([*above, run.name])}"
+            )
         if (run.name, seed) not in jobs:
             needs: dict[str, Job | list[Job]] = {}
             for key, wanted in run.needs.items():
                 names = wanted if isinstance(wanted, list) else [wanted]
                 found = [job for name in names for job in needed(name, seed, (*above, run.name))]
-                needs[key] = found if isinstance(wanted, list) or wanted.endswith("@*") else found[0]
+                needs[key] = (
+                    found if isinstance(wanted, list) or wanted.endswith("@*") else found[0]
+                )
             jobs[run.name, seed] = _job(experiment, run, seed, needs, settings, keys)
         return jobs[run.name, seed]
 
@@ -137,15 +147,24 @@ def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
     for name in only:
         if not any(run.name == name or run.name.startswith(f"{name} ") for run in experiment.runs):
             known = ", ".join(dict.fromkeys(run.name for run in experiment.runs))
-            raise UserError(f"--only {name!r}: {experiment.name} has no such run; its runs are {known}")
-    return [r for r in experiment.runs if not only or any(r.name == n or r.name.startswith(f"{n} ") for n in only)]
+            raise UserError(
+                f"--only {name!r}: {experiment.name} has no such run; its runs are {known}"
+            )
+    return [
+        r
+        for r in experiment.runs
+        if not only or any(r.name == n or r.name.startswith(f"{n} ") for n in only)
+    ]
 
 
 def _placed(overrides: dict[str, Any]) -> dict[str, Any]:
     """The overrides with `data.root` where it belongs: within, where a run's data is a part of other data."""
     data = overrides.get("data")
     inner = data.get("init_args", {}).get("data") if isinstance(data, dict) else None
-    return {"data.data.root" if inner and key == "data.root" else key: value for key, value in overrides.items()}
+    return {
+        "data.data.root" if inner and key == "data.root" else key: value
+        for key, value in overrides.items()
+    }
 
 
 def _job(
@@ -156,25 +175,46 @@ def _job(
     settings: Settings,
     keys: dict[str, dict[str, Any]],
 ) -> Job:
-    overrides = _placed({"run.test": "last", **experiment.overrides, **run.overrides, **settings.overrides})
+    overrides = _placed(
+        {"run.test": "last", **experiment.overrides, **run.overrides, **settings.overrides}
+    )
     configs = [part for name in [*experiment.configs, *run.configs] for part in ("-c", name)]
     argv = [*configs, *(format_override(k, v) for k, v in overrides.items())]
     # One parse serves all seeds; what a run needs enters by its address, never by its path.
     if run.name not in keys:
-        blank = {name: ["needed"] if isinstance(job, list) else "needed" for name, job in needs.items()}
+        blank = {
+            name: ["needed"] if isinstance(job, list) else "needed" for name, job in needs.items()
+        }
         keys[run.name] = run_key(["fit", *argv, *(format_override(k, v) for k, v in blank.items())])
-    addresses = {k: [j.folder.name for j in v] if isinstance(v, list) else v.folder.name for k, v in needs.items()}
+    addresses = {
+        k: [j.folder.name for j in v] if isinstance(v, list) else v.folder.name
+        for k, v in needs.items()
+    }
     key = {**keys[run.name], **addresses, "seed": seed}
     key |= {f"cache.{name}": value for name, value in (run.cache or {}).items()}
     folder = settings.store / address(key)
-    products = {k: [str(j.product) for j in v] if isinstance(v, list) else str(v.product) for k, v in needs.items()}
-    argv += [f"--seed_everything={seed}", *(format_override(name, value) for name, value in products.items())]
+    products = {
+        k: [str(j.product) for j in v] if isinstance(v, list) else str(v.product)
+        for k, v in needs.items()
+    }
+    argv += [
+        f"--seed_everything={seed}",
+        *(format_override(name, value) for name, value in products.items()),
+    ]
     if run.cache is None:
-        argv = ["fit", *argv, f"--run.dir={folder}", f"--run.name={run.name}", f"--run.group={experiment.name}"]
+        argv = [
+            "fit",
+            *argv,
+            f"--run.dir={folder}",
+            f"--run.name={run.name}",
+            f"--run.group={experiment.name}",
+        ]
     else:
         options = [f"--{name.replace('_', '-')}={value}" for name, value in run.cache.items()]
         argv = ["cache", *argv, *options, f"--output={folder}"]
-    flat = [job for value in needs.values() for job in (value if isinstance(value, list) else [value])]
+    flat = [
+        job for value in needs.values() for job in (value if isinstance(value, list) else [value])
+    ]
     return Job(run.name, seed, key, folder, argv, flat, run.may_fail)
 
 

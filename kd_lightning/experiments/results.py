@@ -17,7 +17,14 @@ from kd_lightning.experiments.analysis import analyse, finished
 from kd_lightning.experiments.cost import measure_checkpoint
 from kd_lightning.experiments.planning import Job, by_run
 from kd_lightning.experiments.spec import Experiment
-from kd_lightning.experiments.stats import Comparison, alike, bootstrap_examples, holm, interval, paired
+from kd_lightning.experiments.stats import (
+    Comparison,
+    alike,
+    bootstrap_examples,
+    holm,
+    interval,
+    paired,
+)
 from kd_lightning.runs.folder import commit, hardware, write_json
 
 COSTS = ("parameters", "flops", "file_bytes", "latency_ms_batch_1", "latency_ms_batch_256")
@@ -32,7 +39,9 @@ _HEADINGS = {
 }
 
 
-def _row(run: str, metric: str, values: list[float], paper: float | None, seeds: list[int] | None = None) -> dict[str, Any]:
+def _row(
+    run: str, metric: str, values: list[float], paper: float | None, seeds: list[int] | None = None
+) -> dict[str, Any]:
     return {
         "run": run,
         "metric": metric,
@@ -50,17 +59,27 @@ def rows(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
     """One row a run and metric, costs after the metrics."""
     found = []
     measured = {metric for job in jobs for metric in job.record["metrics"]}
-    for metric in {*experiment.metrics, *([experiment.compare_metric] if experiment.compare else [])} - measured:
+    for metric in {
+        *experiment.metrics,
+        *([experiment.compare_metric] if experiment.compare else []),
+    } - measured:
         raise UserError(f"no run measured {metric!r}; measured were {', '.join(sorted(measured))}")
     for name, group in by_run(jobs).items():
         records = [job.record for job in group]
         for metric in experiment.metrics:
-            seeds = [job.seed for job, r in zip(group, records, strict=True) if metric in r["metrics"]]
+            seeds = [
+                job.seed for job, r in zip(group, records, strict=True) if metric in r["metrics"]
+            ]
             values = [float(r["metrics"][metric]) for r in records if metric in r["metrics"]]
             if values:
-                found.append(_row(name, metric, values, experiment.paper.get(name, {}).get(metric), seeds))
+                found.append(
+                    _row(name, metric, values, experiment.paper.get(name, {}).get(metric), seeds)
+                )
         if experiment.costs and not group[0].is_cache:
-            found += [_row(name, cost, [value], None) for cost, value in measure_checkpoint(group[0].checkpoint).items()]
+            found += [
+                _row(name, cost, [value], None)
+                for cost, value in measure_checkpoint(group[0].checkpoint).items()
+            ]
     return found
 
 
@@ -82,7 +101,9 @@ def comparisons(experiment: Experiment, jobs: list[Job]) -> list[Comparison]:
         values = [[float(job.record["metrics"][metric]) for job in side] for side in pair]
         result = paired(a, b, metric, *values)
         if metric == "test_errors" and result.p is not None:
-            result.examples_low, result.examples_high = bootstrap_examples(_wrong(pair[0]), _wrong(pair[1]))
+            result.examples_low, result.examples_high = bootstrap_examples(
+                _wrong(pair[0]), _wrong(pair[1])
+            )
         found.append(result)
     holm(found)
     return found
@@ -96,21 +117,37 @@ def equivalences(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]
         sides = [groups.get(pair[side], {}) for side in ("a", "b")]
         seeds = sorted(sides[0].keys() & sides[1].keys())
         if seeds:
-            values = [[float(side[seed].record["metrics"][metric]) for seed in seeds] for side in sides]
-            found.append(alike(pair["a"], pair["b"], metric, float(pair["margin"]), *values).as_dict())
+            values = [
+                [float(side[seed].record["metrics"][metric]) for seed in seeds] for side in sides
+            ]
+            found.append(
+                alike(pair["a"], pair["b"], metric, float(pair["margin"]), *values).as_dict()
+            )
     return found
 
 
 def analysed(experiment: Experiment, jobs: list[Job], output: Path) -> list[dict[str, Any]]:
     """Rows of the experiment's own analyses."""
     runs = finished(by_run(jobs))
-    found = [row for label, described in experiment.analyses.items() for row in analyse(label, described, runs, output)]
+    found = [
+        row
+        for label, described in experiment.analyses.items()
+        for row in analyse(label, described, runs, output)
+    ]
     return [
-        _row(row.run, row.metric, row.values, experiment.paper.get(row.run, {}).get(row.metric, row.paper)) for row in found
+        _row(
+            row.run,
+            row.metric,
+            row.values,
+            experiment.paper.get(row.run, {}).get(row.metric, row.paper),
+        )
+        for row in found
     ]
 
 
-def collect(experiment: Experiment, jobs: list[Job], output: Path, complete: bool = True) -> dict[str, Any]:
+def collect(
+    experiment: Experiment, jobs: list[Job], output: Path, complete: bool = True
+) -> dict[str, Any]:
     """The content of results.json; analyses need all runs, and are left out where some are not wanted."""
     note = "" if complete else "Some runs only (--only)."
     found = rows(experiment, jobs)
@@ -150,7 +187,8 @@ def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     metrics = list(dict.fromkeys(row["metric"] for row in content["rows"]))
     found = {(row["run"], row["metric"]): row for row in content["rows"]}
     has_paper = {
-        metric: any(row["paper"] is not None for row in content["rows"] if row["metric"] == metric) for metric in metrics
+        metric: any(row["paper"] is not None for row in content["rows"] if row["metric"] == metric)
+        for metric in metrics
     }
     lines = []
     for run in dict.fromkeys(row["run"] for row in content["rows"]):
@@ -176,13 +214,26 @@ def _intervals(content: dict[str, Any]) -> str:
     metric = content["rows"][0]["metric"]
     scale, unit = (100, "%") if "accuracy" in metric else (1, "")
     rows = [row for row in content["rows"] if row["metric"] == metric and row["interval"]]
-    said = (f"{row['run']} [{scale * row['interval'][0]:.4g}, {scale * row['interval'][1]:.4g}]{unit}" for row in rows)
-    return f"95% intervals of the mean {_HEADINGS.get(metric, metric)} over seeds: {'; '.join(said)}." if rows else ""
+    said = (
+        f"{row['run']} [{scale * row['interval'][0]:.4g}, {scale * row['interval'][1]:.4g}]{unit}"
+        for row in rows
+    )
+    return (
+        f"95% intervals of the mean {_HEADINGS.get(metric, metric)} over seeds: {'; '.join(said)}."
+        if rows
+        else ""
+    )
 
 
 def markdown(experiment: Experiment, content: dict[str, Any]) -> str:
     headings, lines = cells(content)
-    text = [f"# {experiment.title}", "", experiment.claim.strip(), "", "| " + " | ".join(headings) + " |"]
+    text = [
+        f"# {experiment.title}",
+        "",
+        experiment.claim.strip(),
+        "",
+        "| " + " | ".join(headings) + " |",
+    ]
     text += ["| " + " | ".join(["---", *["---:"] * (len(headings) - 1)]) + " |"]
     text += ["| " + " | ".join(line) + " |" for line in lines]
     text += ["", *(f"- {c['sentence']}." for c in content["comparisons"])]
@@ -202,7 +253,12 @@ def csv_text(content: dict[str, Any]) -> str:
     writer = csv.writer(out)
     writer.writerow(["run", "metric", "paper", "mean", "std", "n", "values"])
     for row in content["rows"]:
-        writer.writerow([*(row[k] for k in ("run", "metric", "paper", "mean", "std", "n")), " ".join(map(repr, row["values"]))])
+        writer.writerow(
+            [
+                *(row[k] for k in ("run", "metric", "paper", "mean", "std", "n")),
+                " ".join(map(repr, row["values"])),
+            ]
+        )
     return out.getvalue()
 
 

@@ -39,7 +39,10 @@ def _execute(job: Job, launch: Launch) -> None:
         launch(job.argv)  # which goes on where it was
         size = sum(path.stat().st_size for path in job.folder.glob("*.bin"))
         took = round(time.monotonic() - started, 3)
-        write_json(job.folder / "run.json", {"status": "finished", "wall_time_s": took, "metrics": {"cache_bytes": size}})
+        write_json(
+            job.folder / "run.json",
+            {"status": "finished", "wall_time_s": took, "metrics": {"cache_bytes": size}},
+        )
     elif job.checkpoint.is_file():
         launch([*job.argv, f"--ckpt_path={job.checkpoint}"])
     else:
@@ -65,7 +68,9 @@ class Runner:
         """Train every job that is not finished, those that others need first."""
         todo = [job for job in jobs if not job.finished]
         if len(todo) < len(jobs):
-            self.console.print(f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already", highlight=False)
+            self.console.print(
+                f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already", highlight=False
+            )
         self._explain(todo)
         self._seconds = {
             name: [float(job.record.get("wall_time_s", 0)) for job in group if job.finished]
@@ -83,11 +88,17 @@ class Runner:
     def _side_by_side(self, todo: list[Job]) -> None:
         waiting, folders = list(todo), {job.folder for job in todo}
         begun: dict[str, float] = {}
-        with Workers(min(self.settings.workers, len(todo))) as workers, Board(self.console, len(todo)) as board:
+        with (
+            Workers(min(self.settings.workers, len(todo))) as workers,
+            Board(self.console, len(todo)) as board,
+        ):
             while waiting or workers.busy:
                 for job in list(waiting):
                     running = [other.folder for other in workers.busy]
-                    ready = folders.isdisjoint(need.folder for need in job.needs) and job.folder not in running
+                    ready = (
+                        folders.isdisjoint(need.folder for need in job.needs)
+                        and job.folder not in running
+                    )
                     if workers.free and ready:
                         waiting.remove(job)
                         workers.start(job)
@@ -115,7 +126,10 @@ class Runner:
     def _time_left(self) -> float:
         """By what runs of the same name took; where none was seen, by the mean of all."""
         mean = statistics.fmean([s for times in self._seconds.values() for s in times] or [0.0])
-        each = (statistics.fmean(self._seconds[job.run]) if self._seconds[job.run] else mean for job in self._left)
+        each = (
+            statistics.fmean(self._seconds[job.run]) if self._seconds[job.run] else mean
+            for job in self._left
+        )
         return sum(each) / self.settings.workers
 
     def _explain(self, todo: list[Job]) -> None:
@@ -125,8 +139,17 @@ class Runner:
             earlier = self._state.get(f"{job.run}/{job.seed}", {})
             if earlier and earlier["address"] != job.folder.name and job.run not in said:
                 said.add(job.run)
-                self.console.print(f"{job.run} is run again: {difference(earlier['key'], job.key)}", highlight=False)
+                self.console.print(
+                    f"{job.run} is run again: {difference(earlier['key'], job.key)}",
+                    highlight=False,
+                )
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )

@@ -45,15 +45,27 @@ class RunSpec:
     @property
     def wanted(self) -> list[str]:
         """Everything in `needs`, as `NAME`, `NAME@SEED` or `NAME@*`."""
-        return [item for value in self.needs.values() for item in (value if isinstance(value, list) else [value])]
+        return [
+            item
+            for value in self.needs.values()
+            for item in (value if isinstance(value, list) else [value])
+        ]
 
     def expanded(self) -> list[RunSpec]:
         """One run for each combination of the grid's values, named by them."""
-        combinations = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        combinations = [
+            dict(zip(self.grid, values, strict=True))
+            for values in itertools.product(*self.grid.values())
+        ]
         return [
             replace(
                 self,
-                name=" ".join([self.name, *(f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items())]),
+                name=" ".join(
+                    [
+                        self.name,
+                        *(f"{key.rpartition('.')[2]}={value}" for key, value in chosen.items()),
+                    ]
+                ),
                 overrides={**self.overrides, **chosen},
                 grid={},
             )
@@ -155,28 +167,50 @@ def load(name: str, chosen: Mapping[str, Any] | None = None) -> Experiment:
         if (chosen or {}).get(key) not in (None, known.get(key)):
             return load(other, chosen)
     if unknown := sorted(set(chosen or {}) - set(known)):
-        raise UserError(f"{name} has no setting --{unknown[0]}; it has {', '.join(known) or 'none'}")
+        raise UserError(
+            f"{name} has no setting --{unknown[0]}; it has {', '.join(known) or 'none'}"
+        )
     changed = {key: value for key, value in (chosen or {}).items() if value != known[key]}
     content = {**_filled(content, {**known, **changed}), "settings": {**known, **changed}}
     for run_name, value in content["runs"].items():
         _check_keys(f"{path}: runs.{run_name}", {} if value is None else value, RUN)
-    runs = [r for n, value in content.pop("runs").items() for r in RunSpec(name=n, **(value or {})).expanded()]
+    runs = [
+        r
+        for n, value in content.pop("runs").items()
+        for r in RunSpec(name=n, **(value or {})).expanded()
+    ]
     missing = [key for key in ("title", "claim", "time") if not content.get(key)]
     if missing:
         raise UserError(f"the experiment {path} has no {missing[0]}")
     root = shipped_root() / "experiments"
-    stem = path.with_suffix("").relative_to(root).as_posix() if path.is_relative_to(root) else path.stem
+    stem = (
+        path.with_suffix("").relative_to(root).as_posix()
+        if path.is_relative_to(root)
+        else path.stem
+    )
     # Of a setting that is a path, its last part: the name is that of a folder.
-    full = "-".join([stem, *(f"{key}-{str(value).rstrip('/').rpartition('/')[2]}" for key, value in changed.items())])
+    full = "-".join(
+        [
+            stem,
+            *(
+                f"{key}-{str(value).rstrip('/').rpartition('/')[2]}"
+                for key, value in changed.items()
+            ),
+        ]
+    )
     experiment = Experiment(name=full, runs=runs, **content)
     names = [run.name for run in runs]
     wanted = [need.partition("@")[0] for run in runs for need in run.wanted]
     wanted += [name for pair in experiment.compare for name in pair]
-    wanted += [] if experiment.analyses else list(experiment.paper)  # analyses may add rows of other names
+    wanted += (
+        [] if experiment.analyses else list(experiment.paper)
+    )  # analyses may add rows of other names
     wanted += [pair[side] for pair in experiment.alike for side in ("a", "b")]
     for need in wanted:
         if need not in names:
-            raise UserError(f"the experiment {path} speaks of a run {need!r}; its runs are {', '.join(names)}")
+            raise UserError(
+                f"the experiment {path} speaks of a run {need!r}; its runs are {', '.join(names)}"
+            )
     return experiment
 
 
@@ -186,7 +220,9 @@ def _check_keys(where: str, content: Any, known: dict[str, Check]) -> None:
         raise UserError(f"{where} must be keys with values, got {content!r}")
     unknown = sorted(set(content) - set(known))
     if unknown:
-        raise UserError(f"{where}: {unknown[0]!r} is not understood; known are {', '.join(sorted(known))}")
+        raise UserError(
+            f"{where}: {unknown[0]!r} is not understood; known are {', '.join(sorted(known))}"
+        )
     for name, value in content.items():
         if value is not None and not known[name][0](value):
             raise UserError(f"{where}: {name} must be {known[name][1]}, got {value!r}")
@@ -212,11 +248,20 @@ RUN: dict[str, Check] = {
     "configs": TEXTS,
     "overrides": KEYS,
     "needs": (
-        lambda v: isinstance(v, dict) and all(isinstance(item, str) or _is_texts(item) for item in v.values()),
+        lambda v: (
+            isinstance(v, dict)
+            and all(isinstance(item, str) or _is_texts(item) for item in v.values())
+        ),
         "config keys with names of runs",
     ),
-    "seeds": (lambda v: isinstance(v, list) and all(isinstance(s, int) for s in v), "a list of whole numbers"),
-    "cache": (lambda v: isinstance(v, dict) and not set(v) - {"views", "top_k", "dtype"}, "views, top_k and dtype"),
+    "seeds": (
+        lambda v: isinstance(v, list) and all(isinstance(s, int) for s in v),
+        "a list of whole numbers",
+    ),
+    "cache": (
+        lambda v: isinstance(v, dict) and not set(v) - {"views", "top_k", "dtype"},
+        "views, top_k and dtype",
+    ),
     "may_fail": (lambda v: isinstance(v, bool), "true or false"),
     "grid": (lambda v: _is_mapping_of(v, list), "config keys with lists of values"),
 }
@@ -227,13 +272,21 @@ EXPERIMENT: dict[str, Check] = {
     "instead": (lambda v: _is_mapping_of(v, str), "settings with names of experiments"),
     "seeds": (_is_count, "a number of at least 1"),
     "paper": (lambda v: _is_mapping_of(v, dict), "runs with metrics with numbers"),
-    "compare": (lambda v: isinstance(v, list) and all(_is_texts(p) and len(p) == 2 for p in v), "a list of pairs of runs"),
+    "compare": (
+        lambda v: isinstance(v, list) and all(_is_texts(p) and len(p) == 2 for p in v),
+        "a list of pairs of runs",
+    ),
     "alike": (
-        lambda v: isinstance(v, list) and all(isinstance(p, dict) and set(p) == {"a", "b", "margin"} for p in v),
+        lambda v: (
+            isinstance(v, list)
+            and all(isinstance(p, dict) and set(p) == {"a", "b", "margin"} for p in v)
+        ),
         "a list of pairs with a, b and margin",
     ),
     "analyses": (
-        lambda v: _is_mapping_of(v, dict) and all(isinstance(a.get("function"), str) for a in v.values()),
+        lambda v: (
+            _is_mapping_of(v, dict) and all(isinstance(a.get("function"), str) for a in v.values())
+        ),
         "labels with a function and its options",
     ),
     "costs": (lambda v: isinstance(v, bool), "true or false"),

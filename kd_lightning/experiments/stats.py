@@ -64,10 +64,14 @@ def interval(values: Sequence[float]) -> list[float] | None:
     return [mean - reach, mean + reach]
 
 
-def paired(a: str, b: str, metric: str, values_a: Sequence[float], values_b: Sequence[float]) -> Comparison:
+def paired(
+    a: str, b: str, metric: str, values_a: Sequence[float], values_b: Sequence[float]
+) -> Comparison:
     """Paired t-test over seeds; the values stand in the same order of seeds."""
     difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)
-    result = Comparison(a, b, metric, len(difference), float(difference.mean()) if len(difference) else float("nan"))
+    result = Comparison(
+        a, b, metric, len(difference), float(difference.mean()) if len(difference) else float("nan")
+    )
     if len(difference) < LEAST_SEEDS:
         return result
     if np.ptp(difference) == 0:  # t is undefined: no spread, so the difference is exact
@@ -78,7 +82,11 @@ def paired(a: str, b: str, metric: str, values_a: Sequence[float], values_b: Seq
 
     test = ttest_1samp(difference, 0.0)
     interval = test.confidence_interval(0.95)
-    result.low, result.high, result.p = float(interval.low), float(interval.high), float(test.pvalue)
+    result.low, result.high, result.p = (
+        float(interval.low),
+        float(interval.high),
+        float(test.pvalue),
+    )
     return result
 
 
@@ -106,16 +114,16 @@ class Equivalence:
         return asdict(self) | {"sentence": self.sentence()}
 
     def sentence(self) -> str:
-        head = (
-            f"{self.a} and {self.b} alike within {self.margin:g} {self.metric}: difference {self.mean:+.4g} over {self.n} seeds"
-        )
+        head = f"{self.a} and {self.b} alike within {self.margin:g} {self.metric}: difference {self.mean:+.4g} over {self.n} seeds"
         if self.p is None:
             return f"{head} (no test: fewer than {LEAST_SEEDS} seeds)"
         verdict = "shown" if self.p < 0.05 else "not shown"
         return f"{head}, 90% interval [{self.low:+.4g}, {self.high:+.4g}], TOST p = {self.p:.2g}: {verdict}"
 
 
-def alike(a: str, b: str, metric: str, margin: float, values_a: Sequence[float], values_b: Sequence[float]) -> Equivalence:
+def alike(
+    a: str, b: str, metric: str, margin: float, values_a: Sequence[float], values_b: Sequence[float]
+) -> Equivalence:
     """Equivalence test over seeds; the values stand in the same order of seeds."""
     difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)
     result = Equivalence(a, b, metric, len(difference), margin, float(difference.mean()))
@@ -146,7 +154,9 @@ def bootstrap_examples(
     per_example = wrong_a.mean(0) - wrong_b.mean(0)
     values, counts = np.unique(per_example, return_counts=True)
     # Drawing examples with replacement is drawing how often each of the few distinct differences occurs.
-    drawn = np.random.default_rng(seed).multinomial(len(per_example), counts / counts.sum(), size=resamples)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(per_example), counts / counts.sum(), size=resamples
+    )
     low, high = np.percentile(drawn @ values, [2.5, 97.5])
     return float(low), float(high)
 

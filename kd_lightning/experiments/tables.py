@@ -11,7 +11,9 @@ _BORDER = 3
 """Columns of the terminal between two cells."""
 
 
-def tables(title: str | None, headings: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> Iterator[Table]:
+def tables(
+    title: str | None, headings: Sequence[str], lines: Sequence[Sequence[str]], width: int
+) -> Iterator[Table]:
     """Tables of at most `width` columns of the terminal; each begins with the first column, headings wrap between words."""
     widths = [
         max(cell_len(text) for text in [*heading.split(), *(line[at] for line in lines), ""])

@@ -11,7 +11,14 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.planning import Job
@@ -25,7 +32,9 @@ def _work(pipe: Connection, threads: int) -> None:
     from kd_lightning.runs.command import execute as launch
 
     torch.set_num_threads(threads)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background inherits that it is ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background inherits that it is ignored
     while (job := pipe.recv()) is not None:
         problem: str | None = None
         try:
@@ -55,7 +64,9 @@ class Workers:
         for _ in range(count):
             ours, theirs = context.Pipe()
             # The parent's thread count is the one in the runs' keys.
-            process = context.Process(target=_work, args=(theirs, torch.get_num_threads()), daemon=True)
+            process = context.Process(
+                target=_work, args=(theirs, torch.get_num_threads()), daemon=True
+            )
             process.start()
             theirs.close()
             self._pipes[ours] = process
@@ -94,7 +105,12 @@ class Workers:
             ended.append(job)
         return ended
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for pipe, process in self._pipes.items():
             if pipe in self._jobs:
                 os.kill(process.pid, signal.SIGINT)  # it keeps its last checkpoint
@@ -110,7 +126,12 @@ class Board:
     """On a terminal: a bar for all jobs, and one for each that runs, by the epochs in its metrics.csv."""
 
     def __init__(self, console: Console, total: int) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
         self._all = self._progress.add_task("runs", total=total)
         self._tasks: dict[str, TaskID] = {}
@@ -126,7 +147,9 @@ class Board:
             name = str(job.folder)
             if name not in self._tasks:
                 total = job.key.get("trainer.max_epochs")
-                self._tasks[name] = self._progress.add_task(f"  {job.run}, seed {job.seed}", total=total)
+                self._tasks[name] = self._progress.add_task(
+                    f"  {job.run}, seed {job.seed}", total=total
+                )
             rows = job.folder / "metrics.csv"
             with contextlib.suppress(OSError):
                 self._progress.update(self._tasks[name], completed=rows.read_text().count("\n") - 1)
@@ -136,5 +159,10 @@ class Board:
             self._progress.remove_task(task)
         self._progress.advance(self._all)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._progress.stop()

@@ -26,7 +26,9 @@ def check_convention(owner: str, convention: Any) -> Convention:
 
 def check_role(owner: str, name: str, role: Any) -> str:
     if not isinstance(role, str) or not role:
-        raise UserError(f"{owner}: {name} must be the role of a layer, such as 'stage2', got {role!r}")
+        raise UserError(
+            f"{owner}: {name} must be the role of a layer, such as 'stage2', got {role!r}"
+        )
     return role
 
 
@@ -34,12 +36,18 @@ def check_layers(owner: str, layers: Sequence[str]) -> list[str]:
     """The roles as a list; UserError for a single string, none at all, or one named twice."""
     roles = [] if isinstance(layers, str) else list(layers)
     if not roles or len(set(roles)) < len(roles):
-        raise UserError(f"{owner}: layers must list different roles, such as [stage1, stage2, stage3], got {layers!r}")
+        raise UserError(
+            f"{owner}: layers must list different roles, such as [stage1, stage2, stage3], got {layers!r}"
+        )
     return [check_role(owner, "each of layers", role) for role in roles]
 
 
 def shapes_of(
-    owner: str, student: Probe, teacher: Probe | None, roles: tuple[str, str], ranks: tuple[int, ...] = (2, 4)
+    owner: str,
+    student: Probe,
+    teacher: Probe | None,
+    roles: tuple[str, str],
+    ranks: tuple[int, ...] = (2, 4),
 ) -> tuple[Size, Size]:
     """The shapes of the student's and the teacher's feature, the batch of the probe included.
 
@@ -52,10 +60,14 @@ def shapes_of(
     for whose, probe, role in (("student", student, roles[0]), ("teacher", teacher, roles[1])):
         feature: Any = probe.output.features.get(role)
         if not isinstance(feature, Tensor):
-            raise UserError(f"{owner}: the {whose}'s layer {role!r} gives a {type(feature).__name__}, not a tensor")
+            raise UserError(
+                f"{owner}: the {whose}'s layer {role!r} gives a {type(feature).__name__}, not a tensor"
+            )
         if feature.ndim not in ranks:
             kinds = " or ".join(_KINDS[rank] for rank in ranks)
-            raise UserError(f"{owner} reads {kinds}; the {whose}'s layer {role!r} gives {list(feature.shape[1:])} a sample")
+            raise UserError(
+                f"{owner} reads {kinds}; the {whose}'s layer {role!r} gives {list(feature.shape[1:])} a sample"
+            )
         shapes.append(feature.shape)
     if len(shapes[0]) != len(shapes[1]):
         a, b = (list(shape[1:]) for shape in shapes)
@@ -68,17 +80,25 @@ def shapes_of(
 def feature_of(owner: str, output: Output, role: str) -> Tensor:
     """The feature of a role, in at least single precision."""
     if role not in output.features:
-        raise UserError(f"{owner}: the output holds no feature {role!r}; name its layer in model.layers and teacher.layers")
+        raise UserError(
+            f"{owner}: the output holds no feature {role!r}; name its layer in model.layers and teacher.layers"
+        )
     feature: Any = output.features[role]
     if not isinstance(feature, Tensor):
-        raise UserError(f"{owner}: the layer of the role {role!r} gives a {type(feature).__name__}, not a tensor; name another")
+        raise UserError(
+            f"{owner}: the layer of the role {role!r} gives a {type(feature).__name__}, not a tensor; name another"
+        )
     return full(feature)
 
 
-def feature_pairs(owner: DistillLoss, student: Output, teacher: Output | None) -> list[tuple[Tensor, Tensor]]:
+def feature_pairs(
+    owner: DistillLoss, student: Output, teacher: Output | None
+) -> list[tuple[Tensor, Tensor]]:
     """The student's and the teacher's feature of each of the loss's roles, in at least single precision."""
     name, known = type(owner).__name__, teacher_of(owner, teacher)
-    return [(feature_of(name, student, role), feature_of(name, known, role)) for role in owner.roles]
+    return [
+        (feature_of(name, student, role), feature_of(name, known, role)) for role in owner.roles
+    ]
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,7 +106,9 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
     height, width = (min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
-    return F.adaptive_avg_pool2d(student, (height, width)), F.adaptive_avg_pool2d(teacher, (height, width))
+    return F.adaptive_avg_pool2d(student, (height, width)), F.adaptive_avg_pool2d(
+        teacher, (height, width)
+    )
 
 
 def adapted(adapter: nn.Module, feature: Tensor) -> Tensor:

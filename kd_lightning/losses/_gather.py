@@ -62,7 +62,9 @@ class JoinedBatch:
         if self.held is None:
             return own
         # All processes must send as many rows: pad here, cut there.
-        padded = torch.cat([own[: self.own], own.new_zeros(len(self.held) - self.own, *own.shape[1:])])
+        padded = torch.cat(
+            [own[: self.own], own.new_zeros(len(self.held) - self.own, *own.shape[1:])]
+        )
         gathered: Tensor = _AllGather.apply(padded)
         return gathered.transpose(0, 1)[self.held]
 

@@ -16,7 +16,9 @@ def token_mask(batch: Batch, states: Tensor) -> Tensor:
     """Which tokens count, float `(B, L)`: those that the batch's attention mask names; all, where it has none."""
     mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
     if mask is None:
-        return torch.ones(states.shape[0], states.shape[-2], dtype=states.dtype, device=states.device)
+        return torch.ones(
+            states.shape[0], states.shape[-2], dtype=states.dtype, device=states.device
+        )
     return mask.to(states.dtype)
 
 
@@ -31,7 +33,9 @@ def mean_over(values: Tensor, mask: Tensor) -> Tensor:
     return ((values.flatten(1) * mask).sum(1) / mask.sum(1)).mean()
 
 
-def check_tokens(owner: str, student: Probe, teacher: Probe | None, role: str, ranks: int, same: tuple[int, ...]) -> None:
+def check_tokens(
+    owner: str, student: Probe, teacher: Probe | None, role: str, ranks: int, same: tuple[int, ...]
+) -> None:
     """UserError where a layer does not give tensors of that rank, or both sides differ in the sizes that must agree.
 
     Args:
@@ -48,10 +52,17 @@ def check_tokens(owner: str, student: Probe, teacher: Probe | None, role: str, r
         feature = probe.output.features.get(role)
         if not isinstance(feature, Tensor) or feature.ndim != ranks:
             what = {3: "states (B, L, H)", 4: "scores (B, heads, L, L)"}[ranks]
-            given = list(feature.shape[1:]) if isinstance(feature, Tensor) else type(feature).__name__
-            raise UserError(f"{owner} reads {what} of a transformer; the {whose}'s layer {role!r} gives {given} a sample")
+            given = (
+                list(feature.shape[1:]) if isinstance(feature, Tensor) else type(feature).__name__
+            )
+            raise UserError(
+                f"{owner} reads {what} of a transformer; the {whose}'s layer {role!r} gives {given} a sample"
+            )
         shapes.append(feature.shape)
-    names = {1: "tokens" if ranks == 3 else "heads", 2: "numbers a token" if ranks == 3 else "tokens"}
+    names = {
+        1: "tokens" if ranks == 3 else "heads",
+        2: "numbers a token" if ranks == 3 else "tokens",
+    }
     for axis in same:
         if shapes[0][axis] != shapes[1][axis]:
             raise UserError(
@@ -62,5 +73,9 @@ def check_tokens(owner: str, student: Probe, teacher: Probe | None, role: str, r
 
 def check_one_tokenizer(owner: str, student: Probe) -> None:
     """UserError where the teacher reads other tokens than the student: token by token there is nothing to compare."""
-    if "teacher_vocabulary" in student.spec and student.spec["teacher_vocabulary"] != student.spec.get("vocabulary"):
-        raise UserError(f"{owner} compares tokens one by one: let both read the same (leave out data.teacher_tokenizer)")
+    if "teacher_vocabulary" in student.spec and student.spec[
+        "teacher_vocabulary"
+    ] != student.spec.get("vocabulary"):
+        raise UserError(
+            f"{owner} compares tokens one by one: let both read the same (leave out data.teacher_tokenizer)"
+        )

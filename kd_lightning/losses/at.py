@@ -10,7 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses._adapters import Convention, check_convention, check_layers, feature_pairs, same_size, shapes_of
+from kd_lightning.losses._adapters import (
+    Convention,
+    check_convention,
+    check_layers,
+    feature_pairs,
+    same_size,
+    shapes_of,
+)
 from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.types import Batch, Output, full
 
@@ -43,10 +50,14 @@ def attention_loss(student: Tensor, teacher: Tensor, convention: Convention = "p
     if convention == "paper":
         student, teacher = same_size(attention_map(student), attention_map(teacher))
     else:
-        student, teacher = (attention_map(feature) for feature in same_size(full(student), full(teacher)))
+        student, teacher = (
+            attention_map(feature) for feature in same_size(full(student), full(teacher))
+        )
     difference = F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))
     if convention == "paper":
-        distance: Tensor = torch.linalg.vector_norm(difference, dim=1)  # whose gradient at 0 is 0 here
+        distance: Tensor = torch.linalg.vector_norm(
+            difference, dim=1
+        )  # whose gradient at 0 is 0 here
         return 0.5 * distance.mean()
     return difference.square().mean()
 
@@ -68,7 +79,7 @@ class AT(DistillLoss):
 
     Raises:
         UserError: where `layers` names none or one twice; from `build`, where a layer gives no map of at least two positions.
-    """  # noqa: E501
+    """
 
     paper: ClassVar[str] = "Zagoruyko and Komodakis 2017, arXiv 1612.03928"
     year: ClassVar[int] = 2017
@@ -76,7 +87,10 @@ class AT(DistillLoss):
     needs: ClassVar[tuple[str, ...]] = ("teacher features",)
 
     def __init__(
-        self, layers: Sequence[str] = ("stage1", "stage2", "stage3"), convention: Convention = "paper", **base: Any
+        self,
+        layers: Sequence[str] = ("stage1", "stage2", "stage3"),
+        convention: Convention = "paper",
+        **base: Any,
     ) -> None:
         super().__init__(**base)
         self.roles = check_layers("AT", layers)
@@ -87,7 +101,9 @@ class AT(DistillLoss):
         for role in self.roles:
             maps = shapes_of("AT", student, teacher, (role, role), ranks=(4,))
             if min(shape[2:].numel() for shape in maps) < 2:
-                raise UserError(f"AT: a map of one position is always the same when normalized; leave out the layer {role!r}")
+                raise UserError(
+                    f"AT: a map of one position is always the same when normalized; leave out the layer {role!r}"
+                )
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         pairs = feature_pairs(self, student, teacher)

@@ -62,15 +62,21 @@ class DistillLoss(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("teacher logits",)
     uses_teacher: ClassVar[bool] = True
 
-    def __init__(self, weight: float = 1.0, start: int = 0, end: int | None = None, warmup: int = 0) -> None:
+    def __init__(
+        self, weight: float = 1.0, start: int = 0, end: int | None = None, warmup: int = 0
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         if not is_number(weight) or weight < 0:
             raise UserError(f"{name}: weight must be a finite number of at least 0, got {weight}")
         if not all(isinstance(epoch, int) for epoch in (start, warmup, 0 if end is None else end)):
-            raise UserError(f"{name}: start, end and warmup are whole epochs, got {start}, {end} and {warmup}")
+            raise UserError(
+                f"{name}: start, end and warmup are whole epochs, got {start}, {end} and {warmup}"
+            )
         if start < 0 or warmup < 0 or (end is not None and end <= start):
-            raise UserError(f"{name}: start and warmup must be at least 0 and end after start, got {start}, {warmup}, {end}")
+            raise UserError(
+                f"{name}: start and warmup must be at least 0 and end after start, got {start}, {warmup}, {end}"
+            )
         self.weight, self.start, self.end, self.warmup = weight, start, end, warmup
         self.roles: Sequence[str] = ()
         """Roles of the layers that are read of both networks; where they differ, override the two properties instead."""
@@ -108,5 +114,7 @@ class DistillLoss(nn.Module):
 def teacher_of(owner: DistillLoss, teacher: Output | None) -> Output:
     """The teacher's output without its graph, or one line that says that the loss needs one."""
     if teacher is None:
-        raise UserError(f"{type(owner).__name__} needs a teacher; use DistillationModule with model.teacher")
+        raise UserError(
+            f"{type(owner).__name__} needs a teacher; use DistillationModule with model.teacher"
+        )
     return teacher.detached()

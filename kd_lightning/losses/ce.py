@@ -25,15 +25,25 @@ def hard_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 
         A scalar; zero, with a graph, when no row is labelled.
     """
     if label_smoothing:
-        total = F.cross_entropy(full(logits), target, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum")
+        total = F.cross_entropy(
+            full(logits),
+            target,
+            ignore_index=UNLABELLED,
+            label_smoothing=label_smoothing,
+            reduction="sum",
+        )
         return total / labelled(target, None).clamp(min=1)
     # What F.cross_entropy comes down to; the kernel tells how many rows it did not leave out.
     log_probs = torch.log_softmax(full(logits), dim=-1)
-    total, count = torch.ops.aten.nll_loss_forward(log_probs, target, None, 2, UNLABELLED)  # 2: the sum
+    total, count = torch.ops.aten.nll_loss_forward(
+        log_probs, target, None, 2, UNLABELLED
+    )  # 2: the sum
     return cast(Tensor, total / count.clamp(min=1))
 
 
-def mixed_cross_entropy(logits: Tensor, target: Tensor, partner: Tensor, share: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def mixed_cross_entropy(
+    logits: Tensor, target: Tensor, partner: Tensor, share: Tensor, label_smoothing: float = 0.0
+) -> Tensor:
     r"""Mean of $\lambda \, CE(z, y) + (1 - \lambda) \, CE(z, y')$ (Zhang et al. 2018, arXiv 1710.09412), in nats.
 
     A part without a label costs nothing, and its share is not made up for; the mean is over the samples of which at least
@@ -51,9 +61,17 @@ def mixed_cross_entropy(logits: Tensor, target: Tensor, partner: Tensor, share: 
     """
 
     def each(labels: Tensor) -> Tensor:
-        return F.cross_entropy(full(logits), labels, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="none")
+        return F.cross_entropy(
+            full(logits),
+            labels,
+            ignore_index=UNLABELLED,
+            label_smoothing=label_smoothing,
+            reduction="none",
+        )
 
-    return torch.lerp(each(partner), each(target), share.to(full(logits).dtype)).sum() / labelled(target, partner).clamp(min=1)
+    return torch.lerp(each(partner), each(target), share.to(full(logits).dtype)).sum() / labelled(
+        target, partner
+    ).clamp(min=1)
 
 
 def labelled(target: Tensor, partner: Tensor | None) -> Tensor:
@@ -78,7 +96,9 @@ class CrossEntropy(DistillLoss):
     def __init__(self, label_smoothing: float = 0.0, **base: Any) -> None:
         super().__init__(**base)
         if not 0 <= label_smoothing < 1:
-            raise UserError(f"CrossEntropy: label_smoothing must be in [0, 1), got {label_smoothing}")
+            raise UserError(
+                f"CrossEntropy: label_smoothing must be in [0, 1), got {label_smoothing}"
+            )
         self.label_smoothing = label_smoothing
 
     def counted(self, batch: Batch) -> Tensor:
@@ -87,4 +107,6 @@ class CrossEntropy(DistillLoss):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         if batch.partner is None or batch.share is None:
             return hard_cross_entropy(student.logits, batch.target, self.label_smoothing)
-        return mixed_cross_entropy(student.logits, batch.target, batch.partner, batch.share, self.label_smoothing)
+        return mixed_cross_entropy(
+            student.logits, batch.target, batch.partner, batch.share, self.label_smoothing
+        )

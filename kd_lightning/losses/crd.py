@@ -57,7 +57,12 @@ def info_nce(student: Tensor, teacher: Tensor, apart: Tensor, temperature: float
 
 
 def draw_negatives(
-    labels: Tensor, index: Tensor, count: int, step: Tensor, negatives: Negatives = "class", trained: int = 0
+    labels: Tensor,
+    index: Tensor,
+    count: int,
+    step: Tensor,
+    negatives: Negatives = "class",
+    trained: int = 0,
 ) -> Tensor:
     """Rows to tell samples apart from, with replacement, as a function of (run's seed, step, the sample's row).
 
@@ -78,7 +83,9 @@ def draw_negatives(
     """
     rows, label = len(labels), labels[index]
     ordered, order = labels.sort(stable=True)
-    place = torch.empty_like(order).scatter_(0, order, torch.arange(rows, device=order.device))[index]
+    place = torch.empty_like(order).scatter_(0, order, torch.arange(rows, device=order.device))[
+        index
+    ]
     # In that order a sample leaves out the places before `skipped`, and those from `first` to before `last`.
     first, last = place, place + 1
     if negatives == "class":
@@ -165,11 +172,17 @@ class CRD(DistillLoss):
             raise UserError(f"CRD: momentum must be in [0, 1), got {momentum}")
         if negatives not in get_args(Negatives):
             raise UserError(f"CRD: negatives must be 'class' or 'instance', got {negatives!r}")
-        self.layer, self.dimensions, self.num_negatives = check_role("CRD", "layer", layer), dimensions, num_negatives
+        self.layer, self.dimensions, self.num_negatives = (
+            check_role("CRD", "layer", layer),
+            dimensions,
+            num_negatives,
+        )
         self.roles = [self.layer]
         self.convention = check_convention("CRD", convention)
         usual = 0.1 if convention == "paper" and not in_batch else 0.07
-        self.temperature = positive("CRD", "temperature", usual if temperature is None else temperature)
+        self.temperature = positive(
+            "CRD", "temperature", usual if temperature is None else temperature
+        )
         self.momentum = momentum
         self.negatives, self.in_batch = negatives, in_batch
         self.embeddings: nn.ModuleDict | None = None
@@ -182,15 +195,22 @@ class CRD(DistillLoss):
         if teacher is None:
             raise UserError("CRD needs a teacher; use DistillationModule with model.teacher")
         outputs = {"student": student.output, "teacher": teacher.output}
-        widths = {name: feature_of("CRD", output, self.layer).flatten(1).shape[1] for name, output in outputs.items()}
-        self.embeddings = nn.ModuleDict({name: nn.Linear(width, self.dimensions) for name, width in widths.items()})
+        widths = {
+            name: feature_of("CRD", output, self.layer).flatten(1).shape[1]
+            for name, output in outputs.items()
+        }
+        self.embeddings = nn.ModuleDict(
+            {name: nn.Linear(width, self.dimensions) for name, width in widths.items()}
+        )
         if not self.in_batch:
             self._build_banks(student.spec)
 
     def _build_banks(self, spec: Mapping[str, Any]) -> None:
         rows = spec.get("source_samples")
         if not isinstance(rows, int) or rows < 2:
-            raise UserError(f"CRD: the data's spec must say as source_samples how many rows there are (2 or more), not {rows}")
+            raise UserError(
+                f"CRD: the data's spec must say as source_samples how many rows there are (2 or more), not {rows}"
+            )
         self._trained = int((spec.get("samples") or {}).get("train", rows))
         for name in ("student", "teacher"):
             generator = torch.Generator().manual_seed(seed_from(run_seed(), "crd", name))
@@ -206,7 +226,13 @@ class CRD(DistillLoss):
             raise UserError("CRD has no embeddings yet; call build() with a probe of both networks")
         layer = self.embeddings[side]
         assert isinstance(layer, nn.Linear)
-        return unit(F.linear(feature_of("CRD", output, self.layer).flatten(1), full(layer.weight), full(layer.bias)))
+        return unit(
+            F.linear(
+                feature_of("CRD", output, self.layer).flatten(1),
+                full(layer.weight),
+                full(layer.bias),
+            )
+        )
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         known = teacher_of(self, teacher)
@@ -224,17 +250,25 @@ class CRD(DistillLoss):
     def _with_banks(self, own: Tensor, other: Tensor, batch: Batch, joined: JoinedBatch) -> Tensor:
         index = joined(batch.index)
         labels = self.labels.index_copy(0, index, joined(batch.target))
-        drawn = draw_negatives(labels, batch.index, self.num_negatives, self.steps, self.negatives, self._trained)
+        drawn = draw_negatives(
+            labels, batch.index, self.num_negatives, self.steps, self.negatives, self._trained
+        )
         rows = torch.cat([batch.index[:, None], drawn], 1)
         # All similarities, then a choice: B * N rows of a bank would be 80 times as large. Of copies: the banks change below,
         # before the backward pass reads them.
         pairs = ((own, self.teacher_bank), (other, self.student_bank))
-        similar = [(x @ full(bank).clone().T / self.temperature).gather(1, rows) for x, bank in pairs]
+        similar = [
+            (x @ full(bank).clone().T / self.temperature).gather(1, rows) for x, bank in pairs
+        ]
         if self.convention == "paper":
             log_z = torch.full_like(self.log_z, -math.log(len(labels)))
         else:
-            means = joined(torch.stack([a.detach().logsumexp(1) for a in similar], 1) - math.log(rows.shape[1]))
-            log_z = torch.where(self.steps > 0, self.log_z, means.logsumexp(0) - math.log(len(means)))
+            means = joined(
+                torch.stack([a.detach().logsumexp(1) for a in similar], 1) - math.log(rows.shape[1])
+            )
+            log_z = torch.where(
+                self.steps > 0, self.log_z, means.logsumexp(0) - math.log(len(means))
+            )
         loss = torch.stack([nce(a, z) for a, z in zip(similar, log_z, strict=True)]).sum()
         if self.training:
             self._remember(self.student_bank, index, joined(own.detach()))

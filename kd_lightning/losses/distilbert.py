@@ -24,7 +24,9 @@ def cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 2]; zero where the directions agree on all tokens. A state of zeros is at a right angle to all.
     """
-    return mean_over(1 - (F.normalize(student, dim=-1) * F.normalize(teacher, dim=-1)).sum(-1), mask)
+    return mean_over(
+        1 - (F.normalize(student, dim=-1) * F.normalize(teacher, dim=-1)).sum(-1), mask
+    )
 
 
 class DistilBERT(DistillLoss):

@@ -35,7 +35,9 @@ def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tens
     for log_probs in (student, teacher):
         rest = log_probs.gather(1, columns)
         log_rest = rest.logsumexp(1, keepdim=True)
-        parts.append((torch.cat([log_probs.gather(1, target[:, None]), log_rest], 1), rest - log_rest))
+        parts.append(
+            (torch.cat([log_probs.gather(1, target[:, None]), log_rest], 1), rest - log_rest)
+        )
     (q_binary, q_rest), (p_binary, p_rest) = parts
     return (
         F.kl_div(q_binary, p_binary, reduction="none", log_target=True).sum(1),
@@ -68,7 +70,9 @@ class DKD(DistillLoss):
     family: ClassVar[str] = "response"
     needs: ClassVar[tuple[str, ...]] = ("all teacher logits", "labels")
 
-    def __init__(self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, **base: Any) -> None:
+    def __init__(
+        self, alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0, **base: Any
+    ) -> None:
         super().__init__(**base)
         for name, value in (("alpha", alpha), ("beta", beta)):
             if not is_number(value) or value < 0:
@@ -91,4 +95,6 @@ class DKD(DistillLoss):
             total = each(batch.target)
         else:
             total = torch.lerp(each(batch.partner), each(batch.target), batch.share.to(q.dtype))
-        return self.temperature**2 * total.sum() / labelled(batch.target, batch.partner).clamp(min=1)
+        return (
+            self.temperature**2 * total.sum() / labelled(batch.target, batch.partner).clamp(min=1)
+        )

@@ -131,6 +131,8 @@ class FitNets(DistillLoss):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         hint = feature_of("FitNets", teacher_of(self, teacher), self.teacher_layer)
         if self.regressor is None:
-            raise UserError("FitNets has no regressor yet; call build() with a probe of both networks")
+            raise UserError(
+                "FitNets has no regressor yet; call build() with a probe of both networks"
+            )
         guided = adapted(self.regressor, feature_of("FitNets", student, self.student_layer))
         return hint_loss(*same_size(guided, hint), self.convention)

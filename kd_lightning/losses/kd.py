@@ -55,7 +55,7 @@ class KD(DistillLoss):
 
     Raises:
         UserError: for a temperature that is not a finite number greater than 0.
-    """  # noqa: E501
+    """
 
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
     year: ClassVar[int] = 2015

@@ -13,7 +13,9 @@ from kd_lightning.types import Batch, Output, full
 Reduction = Literal["sum", "mean"]
 
 
-def logit_mse(student: Tensor, teacher: Tensor, classes: Reduction = "sum", center: bool = False) -> Tensor:
+def logit_mse(
+    student: Tensor, teacher: Tensor, classes: Reduction = "sum", center: bool = False
+) -> Tensor:
     r"""$\frac{1}{2B} \sum_b \sum_k (z_{bk} - v_{bk})^2$ (Ba and Caruana 2014, equation 1).
 
     Args:
@@ -54,4 +56,6 @@ class LogitMSE(DistillLoss):
         self.classes, self.center = classes, center
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        return logit_mse(student.logits, teacher_of(self, teacher).logits, self.classes, self.center)
+        return logit_mse(
+            student.logits, teacher_of(self, teacher).logits, self.classes, self.center
+        )

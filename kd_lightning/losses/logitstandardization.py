@@ -66,4 +66,6 @@ class LogitStandardization(DistillLoss):
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         target = standardized_log_probs(teacher_of(self, teacher), self.temperature)
-        return soft_target_kl(standardized_log_probs(student, self.temperature), target, self.temperature)
+        return soft_target_kl(
+            standardized_log_probs(student, self.temperature), target, self.temperature
+        )

@@ -45,7 +45,9 @@ def distance_loss(student: Tensor, teacher: Tensor, convention: Convention = "pa
     rows = len(student)
     entries = rows**2 if convention == "benchmark" else rows * (rows - 1)
     with torch.autocast(student.device.type, enabled=False):
-        cost = F.smooth_l1_loss(distance_potential(full(student)), distance_potential(full(teacher)), reduction="sum")
+        cost = F.smooth_l1_loss(
+            distance_potential(full(student)), distance_potential(full(teacher)), reduction="sum"
+        )
         return 2 * cost / max(entries, 1)  # each pair is two entries
 
 
@@ -85,7 +87,10 @@ def angle_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper
             cost = _angle_cost(x, y, 0, rows)
         else:
             spans = [(first, min(first + block, rows)) for first in range(0, rows, block)]
-            costs = [checkpoint(_angle_cost, x, y, *s, use_reentrant=False, preserve_rng_state=False) for s in spans]
+            costs = [
+                checkpoint(_angle_cost, x, y, *s, use_reentrant=False, preserve_rng_state=False)
+                for s in spans
+            ]
             cost = torch.stack(costs).sum()
         return cost / max(entries, 1)
 
@@ -114,7 +119,7 @@ class RKD(DistillLoss):
 
     Raises:
         UserError: for a negative or non-finite weight, both weights 0, or an unknown convention.
-    """  # noqa: E501
+    """
 
     paper: ClassVar[str] = "Park et al. 2019, arXiv 1904.05068"
     year: ClassVar[int] = 2019
@@ -130,15 +135,23 @@ class RKD(DistillLoss):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        if not (is_number(distance_weight) and is_number(angle_weight)) or min(distance_weight, angle_weight) < 0:
+        if (
+            not (is_number(distance_weight) and is_number(angle_weight))
+            or min(distance_weight, angle_weight) < 0
+        ):
             raise UserError(
                 f"RKD: distance_weight and angle_weight must be finite numbers of at least 0, "
                 f"got {distance_weight} and {angle_weight}"
             )
         if not distance_weight and not angle_weight:
-            raise UserError("RKD: distance_weight and angle_weight are both 0; leave out the loss instead")
+            raise UserError(
+                "RKD: distance_weight and angle_weight are both 0; leave out the loss instead"
+            )
         self.distance_weight, self.angle_weight = distance_weight, angle_weight
-        self.roles, self.convention = [check_role("RKD", "layer", layer)], check_convention("RKD", convention)
+        self.roles, self.convention = (
+            [check_role("RKD", "layer", layer)],
+            check_convention("RKD", convention),
+        )
 
     def counted(self, batch: Batch) -> Tensor:
         """One: every process returns the joined batch's loss."""
@@ -148,4 +161,6 @@ class RKD(DistillLoss):
         joined = JoinedBatch(batch)
         x, y = (joined(feature.flatten(1)) for feature in feature_pairs(self, student, teacher)[0])
         parts = [(self.distance_weight, distance_loss), (self.angle_weight, angle_loss)]
-        return torch.stack([weight * part(x, y, self.convention) for weight, part in parts if weight]).sum()
+        return torch.stack(
+            [weight * part(x, y, self.convention) for weight, part in parts if weight]
+        ).sum()

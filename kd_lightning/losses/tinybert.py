@@ -92,10 +92,18 @@ class TinyBERT(DistillLoss):
         for role in self.scores:
             check_tokens("TinyBERT", student, teacher, role, 4, (1, 2))
         assert teacher is not None
-        widths = [[probe.output.features[role].shape[-1] for probe in (student, teacher)] for role in self.states]
+        widths = [
+            [probe.output.features[role].shape[-1] for probe in (student, teacher)]
+            for role in self.states
+        ]
         if self.shared and any(pair != widths[0] for pair in widths):
-            raise UserError(f"TinyBERT: a shared map needs states of one width, got {widths}; set shared to false")
-        made = [nn.Linear(ours, theirs, bias=False) for ours, theirs in (widths[:1] if self.shared else widths)]
+            raise UserError(
+                f"TinyBERT: a shared map needs states of one width, got {widths}; set shared to false"
+            )
+        made = [
+            nn.Linear(ours, theirs, bias=False)
+            for ours, theirs in (widths[:1] if self.shared else widths)
+        ]
         self.maps = nn.ModuleList(made * len(widths) if self.shared else made)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
@@ -109,5 +117,9 @@ class TinyBERT(DistillLoss):
             terms.append(states_loss(ours, theirs, token_mask(batch, theirs)))
         for role in self.scores:
             theirs = feature_of("TinyBERT", known, role)
-            terms.append(scores_loss(feature_of("TinyBERT", student, role), theirs, token_mask(batch, theirs)))
+            terms.append(
+                scores_loss(
+                    feature_of("TinyBERT", student, role), theirs, token_mask(batch, theirs)
+                )
+            )
         return torch.stack(terms).sum()

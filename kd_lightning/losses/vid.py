@@ -24,7 +24,9 @@ from kd_lightning.losses.base import DistillLoss, Probe, positive
 from kd_lightning.types import Batch, Output, full
 
 
-def gaussian_loss(mean: Tensor, target: Tensor, variance: Tensor, convention: Convention = "paper") -> Tensor:
+def gaussian_loss(
+    mean: Tensor, target: Tensor, variance: Tensor, convention: Convention = "paper"
+) -> Tensor:
     r"""$\frac{1}{2} [(t - \mu)^2 / \sigma_c^2 + \log \sigma_c^2]$: $-\log$ of a Gaussian without its constant, in nats.
 
     Args:
@@ -47,7 +49,9 @@ def mean_network(student: Size, teacher: Size) -> nn.Module:
     channels = teacher[1]
     if len(student) == 2:
         return nn.Linear(student[1], channels)
-    first, second, third = (nn.Conv2d(width, channels, 1, bias=False) for width in (student[1], channels, channels))
+    first, second, third = (
+        nn.Conv2d(width, channels, 1, bias=False) for width in (student[1], channels, channels)
+    )
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), third)
 
 
@@ -58,7 +62,9 @@ class _Gaussian(nn.Module):
         super().__init__()
         self.mean, self.eps = mean_network(student, teacher), eps
         start = variance - eps
-        self.alpha = nn.Parameter(torch.full((teacher[1],), start + math.log(-math.expm1(-start))))  # softplus, inverted
+        self.alpha = nn.Parameter(
+            torch.full((teacher[1],), start + math.log(-math.expm1(-start)))
+        )  # softplus, inverted
 
     def variance(self) -> Tensor:
         r"""$\log(1 + \exp \alpha_c) + \epsilon$, `(C,)`."""
@@ -123,5 +129,9 @@ class VID(DistillLoss):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         pairs = feature_pairs(self, student, teacher)
         if not self.gaussians:
-            raise UserError("VID has no means and variances yet; call build() with a probe of both networks")
-        return torch.stack([g(*pair, self.convention) for g, pair in zip(self.gaussians, pairs, strict=True)]).sum()
+            raise UserError(
+                "VID has no means and variances yet; call build() with a probe of both networks"
+            )
+        return torch.stack(
+            [g(*pair, self.convention) for g, pair in zip(self.gaussians, pairs, strict=True)]
+        ).sum()

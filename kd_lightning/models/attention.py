@@ -40,8 +40,14 @@ def attention(
     """
     tap = module.__dict__.get(_TAP)
     if tap is not None and tap._forward_hooks:
-        tap(query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling))
-    mixed = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
+        tap(
+            query
+            @ key.transpose(-1, -2)
+            * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+        )
+    mixed = F.scaled_dot_product_attention(
+        query, key, value, attention_mask, dropout, scale=scaling
+    )
     return mixed.transpose(1, 2).contiguous(), None
 
 

@@ -7,12 +7,18 @@ from torch import nn
 from kd_lightning.errors import UserError
 
 
-def known_shapes(owner: str, input_shape: list[int] | None, num_classes: int | None) -> tuple[int, int]:
+def known_shapes(
+    owner: str, input_shape: list[int] | None, num_classes: int | None
+) -> tuple[int, int]:
     """Channels of the input and number of classes; UserError where they are not given, or are not those of images."""
     if input_shape is None or num_classes is None:
-        raise UserError(f"{owner}: input_shape and num_classes are needed; under kd they come from the data")
+        raise UserError(
+            f"{owner}: input_shape and num_classes are needed; under kd they come from the data"
+        )
     if len(input_shape) != 3:
-        raise UserError(f"{owner} reads images, [channels, height, width]; the data has inputs of shape {input_shape}")
+        raise UserError(
+            f"{owner} reads images, [channels, height, width]; the data has inputs of shape {input_shape}"
+        )
     return input_shape[0], num_classes
 
 

@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.models.embedding import WordEmbedding, check_counts, check_shares, masked_max, vocabulary_of
+from kd_lightning.models.embedding import (
+    WordEmbedding,
+    check_counts,
+    check_shares,
+    masked_max,
+    vocabulary_of,
+)
 
 
 class BiLSTMClassifier(nn.Module):
@@ -49,7 +55,9 @@ class BiLSTMClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes is None:
-            raise UserError("BiLSTMClassifier: num_classes is needed; under kd it comes from the data")
+            raise UserError(
+                "BiLSTMClassifier: num_classes is needed; under kd it comes from the data"
+            )
         if pooling not in ("max", "last"):
             raise UserError(f"BiLSTMClassifier: pooling must be 'max' or 'last', got {pooling!r}")
         check_counts("BiLSTMClassifier", embedding=embedding, hidden=hidden, head=head)
@@ -57,7 +65,9 @@ class BiLSTMClassifier(nn.Module):
         size, pad = vocabulary_of("BiLSTMClassifier", spec, vocabulary)
         self.pooling = pooling
         self.embedding = WordEmbedding(size, embedding, pad, vectors)
-        self.onward, self.backward_ = (nn.LSTM(embedding, hidden, batch_first=True) for _ in range(2))
+        self.onward, self.backward_ = (
+            nn.LSTM(embedding, hidden, batch_first=True) for _ in range(2)
+        )
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Sequential(nn.Linear(2 * hidden, head), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Linear(head, num_classes)
@@ -66,7 +76,9 @@ class BiLSTMClassifier(nn.Module):
         """Arguments that make this network, but for its weights, where the file that it started from is not at hand."""
         return {"vectors": None}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         mask = attention_mask.bool()
         last = attention_mask.sum(1, keepdim=True) - 1
         # Reading backwards is reading the words in reverse order, padding left where it is.
@@ -75,7 +87,9 @@ class BiLSTMClassifier(nn.Module):
         both = []
         for lstm, ids in ((self.onward, input_ids), (self.backward_, input_ids.gather(1, reverse))):
             states, _ = lstm(self.dropout(self.embedding(ids)))
-            both.append(masked_max(states, mask) if self.pooling == "max" else self._at(states, last))
+            both.append(
+                masked_max(states, mask) if self.pooling == "max" else self._at(states, last)
+            )
         logits: Tensor = self.head(self.hidden(self.dropout(torch.cat(both, 1))))
         return logits
 

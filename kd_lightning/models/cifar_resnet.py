@@ -19,7 +19,9 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -40,11 +42,17 @@ class CIFARResNet(nn.Module):
     """
 
     def __init__(
-        self, depth: int, width: int = 1, input_shape: list[int] | None = None, num_classes: int | None = None
+        self,
+        depth: int,
+        width: int = 1,
+        input_shape: list[int] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         if input_shape is None or num_classes is None:
-            raise UserError("CIFARResNet: input_shape and num_classes are needed; under kd they come from the data")
+            raise UserError(
+                "CIFARResNet: input_shape and num_classes are needed; under kd they come from the data"
+            )
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"CIFARResNet: depth must be 6 n + 2 (8, 14, 20, 32, ...), got {depth}")
         # The benchmark's wide networks (8x4, 32x4) widen the first convolution to 32 channels, not to 64.

@@ -25,12 +25,19 @@ class CIFARResNet50(nn.Module):
         UserError: where a shape is missing.
     """
 
-    def __init__(self, input_shape: list[int] | None = None, num_classes: int | None = None) -> None:
+    def __init__(
+        self, input_shape: list[int] | None = None, num_classes: int | None = None
+    ) -> None:
         super().__init__()
         channels_in, classes = known_shapes("CIFARResNet50", input_shape, num_classes)
         body = resnet50(num_classes=classes)
         self.stem = Conv2dNormActivation(channels_in, 64, 3, inplace=False)
-        self.stage1, self.stage2, self.stage3, self.stage4 = body.layer1, body.layer2, body.layer3, body.layer4
+        self.stage1, self.stage2, self.stage3, self.stage4 = (
+            body.layer1,
+            body.layer2,
+            body.layer3,
+            body.layer4,
+        )
         self.pool = global_pool()
         self.head = body.fc
         he_normal(self)

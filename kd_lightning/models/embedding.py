@@ -41,7 +41,9 @@ class WordEmbedding(nn.Embedding):
             return
         found = 0
         with torch.no_grad():
-            for word, vector in read_vectors(Path(self.vectors).expanduser(), vocabulary, self.embedding_dim):
+            for word, vector in read_vectors(
+                Path(self.vectors).expanduser(), vocabulary, self.embedding_dim
+            ):
                 self.weight[vocabulary[word]] = torch.tensor(vector)
                 found += 1
         if not found:
@@ -52,7 +54,9 @@ class WordEmbedding(nn.Embedding):
         print(f"vectors: {found:,} of {len(vocabulary):,} words are in {self.vectors}")
 
 
-def read_vectors(path: Path, vocabulary: Mapping[str, int], width: int) -> Iterator[tuple[str, list[float]]]:
+def read_vectors(
+    path: Path, vocabulary: Mapping[str, int], width: int
+) -> Iterator[tuple[str, list[float]]]:
     """The vectors of known words in a GloVe or fastText text file; of a word that stands there twice, the first.
 
     Raises:
@@ -67,14 +71,20 @@ def read_vectors(path: Path, vocabulary: Mapping[str, int], width: int) -> Itera
             if (number == 1 and len(fields) == 2) or not line.strip():
                 continue  # fastText's first line: how many words, how many numbers; or a blank one
             if len(fields) <= width:
-                raise UserError(f"{path}, line {number}: {len(fields) - 1} numbers, and the embedding has {width}")
+                raise UserError(
+                    f"{path}, line {number}: {len(fields) - 1} numbers, and the embedding has {width}"
+                )
             try:
                 word = b" ".join(fields[:-width]).decode()  # a few of GloVe's words have spaces
                 if word in vocabulary and word not in seen:
                     seen.add(word)
                     yield word, [float(field) for field in fields[-width:]]
             except ValueError as error:
-                what = "the word is not UTF-8" if isinstance(error, UnicodeDecodeError) else f"not {width} numbers"
+                what = (
+                    "the word is not UTF-8"
+                    if isinstance(error, UnicodeDecodeError)
+                    else f"not {width} numbers"
+                )
                 raise UserError(f"{path}, line {number}: {what}") from error
 
 

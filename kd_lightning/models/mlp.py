@@ -19,7 +19,11 @@ class _Dropout(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
-        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        drawn = (
+            torch.empty(-(-x.numel() // 4), dtype=torch.int64)
+            .random_(-(2**63), None)
+            .view(torch.int16)
+        )
         threshold = min(round(self.p * 2**16), 2**16 - 1)
         kept = (drawn[: x.numel()] >= threshold - 2**15).view(x.shape)
         return x * kept * (2**16 / (2**16 - threshold))
@@ -55,13 +59,21 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if input_shape is None or num_classes is None:
-            raise UserError("MLP: input_shape and num_classes are needed; under kd they come from the data")
+            raise UserError(
+                "MLP: input_shape and num_classes are needed; under kd they come from the data"
+            )
         if not hidden or min(hidden) < 1:
-            raise UserError(f"MLP: hidden must list at least one layer of at least one unit, got {hidden}")
+            raise UserError(
+                f"MLP: hidden must list at least one layer of at least one unit, got {hidden}"
+            )
         if not (0 <= dropout < 1 and 0 <= input_dropout < 1):
-            raise UserError(f"MLP: dropout and input_dropout must be in [0, 1), got {dropout} and {input_dropout}")
+            raise UserError(
+                f"MLP: dropout and input_dropout must be in [0, 1), got {dropout} and {input_dropout}"
+            )
         if max_norm is not None and max_norm <= 0:
-            raise UserError(f"MLP: max_norm must be greater than 0, got {max_norm}; leave it out for no constraint")
+            raise UserError(
+                f"MLP: max_norm must be greater than 0, got {max_norm}; leave it out for no constraint"
+            )
         self.max_norm = max_norm
         layers: list[nn.Module] = [nn.Flatten()]
         if input_dropout:
@@ -86,4 +98,6 @@ class MLP(nn.Module):
         with torch.no_grad():
             for module in self.body:
                 if isinstance(module, nn.Linear):
-                    module.weight.copy_(torch.renorm(module.weight, p=2, dim=0, maxnorm=self.max_norm))
+                    module.weight.copy_(
+                        torch.renorm(module.weight, p=2, dim=0, maxnorm=self.max_norm)
+                    )

@@ -8,7 +8,15 @@ from torchvision.ops import Conv2dNormActivation
 from kd_lightning.errors import UserError
 from kd_lightning.models.base import global_pool, he_normal, known_shapes
 
-GROUPS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+GROUPS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 """The paper's table 2: expansion, channels, blocks and stride of the first; the second group has stride 1 here, not 2."""
 
 
@@ -51,11 +59,18 @@ class CIFARMobileNetV2(nn.Module):
         UserError: for a width that leaves a layer without channels, or where a shape is missing.
     """
 
-    def __init__(self, width: float = 0.5, input_shape: list[int] | None = None, num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        width: float = 0.5,
+        input_shape: list[int] | None = None,
+        num_classes: int | None = None,
+    ) -> None:
         super().__init__()
         channels_in, classes = known_shapes("CIFARMobileNetV2", input_shape, num_classes)
         if not 1 / 16 <= width < float("inf"):
-            raise UserError(f"CIFARMobileNetV2: width must be at least 1/16, so that no layer is without channels, got {width}")
+            raise UserError(
+                f"CIFARMobileNetV2: width must be at least 1/16, so that no layer is without channels, got {width}"
+            )
         channels = int(32 * width)
         self.stem = Conv2dNormActivation(channels_in, channels, 3, 2, inplace=False)
         groups = []
@@ -63,7 +78,12 @@ class CIFARMobileNetV2(nn.Module):
             strides = [first_stride] + [1] * (blocks - 1)
             inputs = [channels] + [int(wide * width)] * (blocks - 1)
             channels = int(wide * width)
-            groups.append([_InvertedResidual(c, channels, s, expansion) for c, s in zip(inputs, strides, strict=True)])
+            groups.append(
+                [
+                    _InvertedResidual(c, channels, s, expansion)
+                    for c, s in zip(inputs, strides, strict=True)
+                ]
+            )
         self.stage1 = nn.Sequential(*groups[0], *groups[1])
         self.stage2 = nn.Sequential(*groups[2])
         self.stage3 = nn.Sequential(*groups[3], *groups[4])

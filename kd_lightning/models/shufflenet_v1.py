@@ -25,7 +25,9 @@ class _Block(nn.Module):
         hidden = made // 4
         self.expand = Conv2dNormActivation(channels_in, hidden, 1, groups=groups_in, inplace=False)
         self.shuffle = nn.ChannelShuffle(groups_in)
-        self.depthwise = Conv2dNormActivation(hidden, hidden, 3, stride, groups=hidden, inplace=False)
+        self.depthwise = Conv2dNormActivation(
+            hidden, hidden, 3, stride, groups=hidden, inplace=False
+        )
         self.project = Conv2dNormActivation(hidden, made, 1, groups=GROUPS, activation_layer=None)
         self.shortcut = nn.Identity() if stride == 1 else nn.AvgPool2d(3, stride, 1)
         self.appends = stride != 1
@@ -57,7 +59,9 @@ class CIFARShuffleNetV1(nn.Module):
         UserError: where a shape is missing.
     """
 
-    def __init__(self, input_shape: list[int] | None = None, num_classes: int | None = None) -> None:
+    def __init__(
+        self, input_shape: list[int] | None = None, num_classes: int | None = None
+    ) -> None:
         super().__init__()
         channels_in, classes = known_shapes("CIFARShuffleNetV1", input_shape, num_classes)
         self.stem = Conv2dNormActivation(channels_in, 24, 1, inplace=False)
@@ -69,7 +73,9 @@ class CIFARShuffleNetV1(nn.Module):
         self.head = nn.Linear(STAGES[2][0], classes)
 
     @staticmethod
-    def _stage(channels_in: int, channels: int, blocks: int, groups_in: int = GROUPS) -> nn.Sequential:
+    def _stage(
+        channels_in: int, channels: int, blocks: int, groups_in: int = GROUPS
+    ) -> nn.Sequential:
         rest = [_Block(channels, channels, 1, GROUPS) for _ in range(blocks - 1)]
         return nn.Sequential(_Block(channels_in, channels, 2, groups_in), *rest)
 

@@ -28,7 +28,9 @@ class CIFARShuffleNetV2(nn.Module):
         UserError: where a shape is missing.
     """
 
-    def __init__(self, input_shape: list[int] | None = None, num_classes: int | None = None) -> None:
+    def __init__(
+        self, input_shape: list[int] | None = None, num_classes: int | None = None
+    ) -> None:
         super().__init__()
         channels_in, classes = known_shapes("CIFARShuffleNetV2", input_shape, num_classes)
         self.stem = Conv2dNormActivation(channels_in, 24, 1, inplace=False)

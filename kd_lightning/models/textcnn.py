@@ -9,7 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.models.embedding import WordEmbedding, check_counts, check_shares, masked_max, vocabulary_of
+from kd_lightning.models.embedding import (
+    WordEmbedding,
+    check_counts,
+    check_shares,
+    masked_max,
+    vocabulary_of,
+)
 
 
 class TextCNN(nn.Module):
@@ -51,12 +57,16 @@ class TextCNN(nn.Module):
         if num_classes is None:
             raise UserError("TextCNN: num_classes is needed; under kd it comes from the data")
         if not widths or min(widths) < 1:
-            raise UserError(f"TextCNN: widths must list at least one width of at least 1, got {widths}")
+            raise UserError(
+                f"TextCNN: widths must list at least one width of at least 1, got {widths}"
+            )
         check_counts("TextCNN", embedding=embedding, filters=filters)
         check_shares("TextCNN", dropout=dropout)
         size, pad = vocabulary_of("TextCNN", spec, vocabulary)
         self.embedding = WordEmbedding(size, embedding, pad, vectors)
-        self.filters = nn.ModuleList(nn.Conv1d(embedding, filters, width, padding=width - 1) for width in widths)
+        self.filters = nn.ModuleList(
+            nn.Conv1d(embedding, filters, width, padding=width - 1) for width in widths
+        )
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(filters * len(widths), num_classes)
 
@@ -64,13 +74,17 @@ class TextCNN(nn.Module):
         """Arguments that make this network, but for its weights, where the file that it started from is not at hand."""
         return {"vectors": None}
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
         words = (self.embedding(input_ids) * attention_mask[..., None]).transpose(1, 2)
         pooled = []
         for convolution in self.filters:
             found = F.relu(convolution(words)).transpose(1, 2)
             # A filter of width w has a place for each word and w - 1 more.
-            mask = F.pad(attention_mask, (found.shape[1] - attention_mask.shape[1], 0), value=1).bool()
+            mask = F.pad(
+                attention_mask, (found.shape[1] - attention_mask.shape[1], 0), value=1
+            ).bool()
             pooled.append(masked_max(found, mask))
         logits: Tensor = self.head(self.dropout(torch.cat(pooled, 1)))
         return logits

@@ -61,25 +61,35 @@ class TransformerClassifier(nn.Module):
     ) -> None:
         super().__init__()
         if num_classes is None:
-            raise UserError("TransformerClassifier: num_classes is needed; under kd it comes from the data")
+            raise UserError(
+                "TransformerClassifier: num_classes is needed; under kd it comes from the data"
+            )
         if (pretrained is None) == (architecture is None):
             raise UserError("TransformerClassifier: give either pretrained or architecture")
         check_shares("TransformerClassifier", dropout=dropout)
         tokens = (spec or {}).get("vocabulary", {})
-        self.encoder = _load(pretrained) if pretrained is not None else _make(architecture or {}, tokens)
+        self.encoder = (
+            _load(pretrained) if pretrained is not None else _make(architecture or {}, tokens)
+        )
         if getattr(self.encoder, "pooler", None) is not None:
-            self.encoder.pooler = None  # weights without a use, which several processes would wait for
+            self.encoder.pooler = (
+                None  # weights without a use, which several processes would wait for
+            )
         config = self.encoder.config
         _check_tokens(pretrained, self.encoder, tokens)
         self.typed = int(getattr(config, "type_vocab_size", 0)) > 1
         width, layers = int(config.hidden_size), encoder_layers(self.encoder)
         inner = [nn.Dropout(dropout), nn.Linear(width, head), nn.ReLU()] if head is not None else []
-        self.head = nn.Sequential(*inner, nn.Dropout(dropout), nn.Linear(width if head is None else head, num_classes))
+        self.head = nn.Sequential(
+            *inner, nn.Dropout(dropout), nn.Linear(width if head is None else head, num_classes)
+        )
         self.states = nn.ModuleList(nn.Identity() for _ in range(int(config.num_hidden_layers) + 1))
         self.scores = nn.ModuleList(nn.Identity() for _ in range(len(layers) + 1))
         tap_scores(self.encoder, layers, self.scores[1:])
         if not len(layers) and (trainable_layers is not None or copy_from is not None):
-            raise UserError(f"{type(self.encoder).__name__} has no list of its layers; it cannot be frozen or copied by layer")
+            raise UserError(
+                f"{type(self.encoder).__name__} has no list of its layers; it cannot be frozen or copied by layer"
+            )
         self._check_padding()
         if trainable_layers is not None:
             self._freeze_but(layers, trainable_layers)
@@ -89,8 +99,17 @@ class TransformerClassifier(nn.Module):
     def without_files(self) -> dict[str, Any]:
         """Arguments that make this network, but for its weights, where the files that it started from are not at hand."""
         told = self.encoder.config.to_dict()
-        architecture = {k: v for k, v in told.items() if k not in ("transformers_version", "architectures", "dtype")}
-        return {"pretrained": None, "architecture": architecture, "copy_from": None, "copy_layers": None}
+        architecture = {
+            k: v
+            for k, v in told.items()
+            if k not in ("transformers_version", "architectures", "dtype")
+        }
+        return {
+            "pretrained": None,
+            "architecture": architecture,
+            "copy_from": None,
+            "copy_layers": None,
+        }
 
     def _check_padding(self) -> None:
         """UserError where what a sentence's first token says depends on how far its batch is padded, as in decoders."""
@@ -100,44 +119,82 @@ class TransformerClassifier(nn.Module):
         try:
             with torch.no_grad():
                 self.eval()
-                alone, wider = (self(each, (torch.arange(each.shape[1]) < 5).long()[None]) for each in (ids, padded))
+                alone, wider = (
+                    self(each, (torch.arange(each.shape[1]) < 5).long()[None])
+                    for each in (ids, padded)
+                )
         except Exception as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise UserError(f"{name} cannot read a sentence; take an encoder, such as BERT's: {reason}") from error
+            raise UserError(
+                f"{name} cannot read a sentence; take an encoder, such as BERT's: {reason}"
+            ) from error
         self.train()
         if not torch.allclose(alone, wider, atol=1e-4):
-            raise UserError(f"{name} cannot leave padding out: logits would depend on the batch; take BERT's kin")
+            raise UserError(
+                f"{name} cannot leave padding out: logits would depend on the batch; take BERT's kin"
+            )
 
     def _freeze_but(self, layers: nn.ModuleList, count: int) -> None:
         if not 0 <= count <= len(layers):
-            raise UserError(f"TransformerClassifier: trainable_layers must be 0 to {len(layers)}, got {count}")
+            raise UserError(
+                f"TransformerClassifier: trainable_layers must be 0 to {len(layers)}, got {count}"
+            )
         self.encoder.requires_grad_(False)
         layers[len(layers) - count :].requires_grad_(True)
 
-    def _copy(self, path: Path, chosen: list[int] | None, layers: nn.ModuleList, spec: dict[str, Any] | None) -> None:
+    def _copy(
+        self,
+        path: Path,
+        chosen: list[int] | None,
+        layers: nn.ModuleList,
+        spec: dict[str, Any] | None,
+    ) -> None:
         content = read_file(path, "copy_from")
-        check_vocabulary(f"copy_from {path}", (content.get(KEY) or {}).get("spec"), spec or {}, (spec or {}).get("vocabulary"))
+        check_vocabulary(
+            f"copy_from {path}",
+            (content.get(KEY) or {}).get("spec"),
+            spec or {},
+            (spec or {}).get("vocabulary"),
+        )
         own: dict[str, Tensor] = self.encoder.state_dict()
         theirs = {k.removeprefix("encoder."): v for k, v in network_weights(content).items()}
         prefix = next(name for name, module in self.encoder.named_modules() if module is layers)
-        there = {int(k.removeprefix(f"{prefix}.").partition(".")[0]) for k in theirs if k.startswith(f"{prefix}.")}
+        there = {
+            int(k.removeprefix(f"{prefix}.").partition(".")[0])
+            for k in theirs
+            if k.startswith(f"{prefix}.")
+        }
         count = len(layers)
-        from_layers = [round((at + 1) * len(there) / count) - 1 for at in range(count)] if chosen is None else chosen
+        from_layers = (
+            [round((at + 1) * len(there) / count) - 1 for at in range(count)]
+            if chosen is None
+            else chosen
+        )
         if len(from_layers) != count or not set(from_layers) <= there:
-            raise UserError(f"copy_from: {path} has {len(there)} layers; {count} of them are needed, not {from_layers}")
+            raise UserError(
+                f"copy_from: {path} has {len(there)} layers; {count} of them are needed, not {from_layers}"
+            )
         for name, tensor in own.items():
             source = name
             if name.startswith(f"{prefix}."):
                 number, _, rest = name.removeprefix(f"{prefix}.").partition(".")
                 source = f"{prefix}.{from_layers[int(number)]}.{rest}"
             if source not in theirs or theirs[source].shape != tensor.shape:
-                raise UserError(f"copy_from: {path} has no {source!r} of shape {tuple(tensor.shape)}; is it of another width?")
+                raise UserError(
+                    f"copy_from: {path} has no {source!r} of shape {tuple(tensor.shape)}; is it of another width?"
+                )
             tensor.copy_(theirs[source])
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        typed = {"token_type_ids": token_type_ids} if self.typed and token_type_ids is not None else {}
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        typed = (
+            {"token_type_ids": token_type_ids} if self.typed and token_type_ids is not None else {}
+        )
         wanted = any(tap._forward_hooks for tap in self.states)
-        found = self.encoder(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=wanted, **typed)
+        found = self.encoder(
+            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=wanted, **typed
+        )
         for tap, state in zip(self.states, found.hidden_states or (), strict=False):
             tap(state)
         logits: Tensor = self.head(found.last_hidden_state[:, 0])
@@ -147,16 +204,26 @@ class TransformerClassifier(nn.Module):
 def _make(architecture: dict[str, Any], tokens: dict[str, Any]) -> Any:
     """An encoder with random weights, for the vocabulary of the data."""
     transformers = library("transformers")
-    settings = {"vocab_size": tokens.get("size"), "pad_token_id": tokens.get("pad", 0), **architecture}
+    settings = {
+        "vocab_size": tokens.get("size"),
+        "pad_token_id": tokens.get("pad", 0),
+        **architecture,
+    }
     if settings["vocab_size"] is None:
-        raise UserError("TransformerClassifier: architecture needs vocab_size; under kd it comes from the data")
+        raise UserError(
+            "TransformerClassifier: architecture needs vocab_size; under kd it comes from the data"
+        )
     if "model_type" not in settings:
-        raise UserError("TransformerClassifier: architecture needs a model_type, such as bert or distilbert")
+        raise UserError(
+            "TransformerClassifier: architecture needs a model_type, such as bert or distilbert"
+        )
     try:
         config = transformers.AutoConfig.for_model(**settings)
         return transformers.AutoModel.from_config(config)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise UserError(f"TransformerClassifier: architecture: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"TransformerClassifier: architecture: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _load(name: str) -> Any:
@@ -166,7 +233,9 @@ def _load(name: str) -> Any:
     encoder, loaded = from_pretrained("AutoModel", name, **options)
     # A pooler is not used: models that were trained without one lack it.
     if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
-        raise UserError(f"{name} holds no {missing[0]!r} for {type(encoder).__name__}; is it an encoder's folder?")
+        raise UserError(
+            f"{name} holds no {missing[0]!r} for {type(encoder).__name__}; is it an encoder's folder?"
+        )
     return encoder
 
 
@@ -183,7 +252,9 @@ def _check_tokens(pretrained: str | None, encoder: Any, tokens: dict[str, Any]) 
         )
     if pretrained is not None:
         own = tokens["sha256"]
-        with contextlib.suppress(UserError):  # a folder without a tokenizer: its vocabulary is not known
+        with contextlib.suppress(
+            UserError
+        ):  # a folder without a tokenizer: its vocabulary is not known
             own = vocabulary_sha256(pretrained_tokenizer(pretrained).get_vocab())
         if tokens["sha256"] != own:
             raise UserError(

@@ -10,7 +10,13 @@ from torchvision.ops import Conv2dNormActivation
 from kd_lightning.errors import UserError
 from kd_lightning.models.base import global_pool, he_normal, known_shapes
 
-CONVOLUTIONS = {8: (1, 1, 1, 1, 1), 11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
+CONVOLUTIONS = {
+    8: (1, 1, 1, 1, 1),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
 """How many of each of the five blocks, by depth."""
 
 
@@ -36,11 +42,15 @@ class CIFARVGG(nn.Module):
         UserError: for another depth, or where a shape is missing.
     """
 
-    def __init__(self, depth: int, input_shape: list[int] | None = None, num_classes: int | None = None) -> None:
+    def __init__(
+        self, depth: int, input_shape: list[int] | None = None, num_classes: int | None = None
+    ) -> None:
         super().__init__()
         channels_in, classes = known_shapes("CIFARVGG", input_shape, num_classes)
         if depth not in CONVOLUTIONS:
-            raise UserError(f"CIFARVGG: depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}")
+            raise UserError(
+                f"CIFARVGG: depth must be one of {', '.join(map(str, CONVOLUTIONS))}, got {depth}"
+            )
         counts = CONVOLUTIONS[depth]
         self.stem = nn.Sequential(*_block(channels_in, 64, counts[0]))
         self.stage1 = nn.Sequential(nn.MaxPool2d(2), *_block(64, 128, counts[1]))

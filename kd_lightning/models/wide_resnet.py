@@ -20,7 +20,11 @@ class _Block(nn.Module):
         self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
         self.bn2, self.relu2 = nn.BatchNorm2d(channels), nn.ReLU()
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.shortcut = None if channels_in == channels else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+        self.shortcut = (
+            None
+            if channels_in == channels
+            else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))
@@ -49,12 +53,18 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self, depth: int, width: int = 1, input_shape: list[int] | None = None, num_classes: int | None = None
+        self,
+        depth: int,
+        width: int = 1,
+        input_shape: list[int] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         channels_in, classes = known_shapes("WideResNet", input_shape, num_classes)
         if depth < 10 or (depth - 4) % 6:
-            raise UserError(f"WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, 40, ...), got {depth}")
+            raise UserError(
+                f"WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, 40, ...), got {depth}"
+            )
         if width < 1:
             raise UserError(f"WideResNet: width must be at least 1, got {width}")
         blocks = (depth - 4) // 6

@@ -77,14 +77,21 @@ class Builder(LightningCLI):
         self._take_from(self.content.get(KEY) or {}, config.model)
         fill_from_spec(config.model, self.datamodule.spec)
         self.config_dump = self.dump()  # where the modules' hyper-parameters come from
-        torch.manual_seed(config.seed_everything)  # the student's first weights depend on the seed alone
+        torch.manual_seed(
+            config.seed_everything
+        )  # the student's first weights depend on the seed alone
         self.model = build(Namespace(model=config.model)).model
-        self.config_init = Namespace({self.command: build(Namespace(trainer=config.trainer, run=config.run))})
+        self.config_init = Namespace(
+            {self.command: build(Namespace(trainer=config.trainer, run=config.run))}
+        )
         self.options: RunOptions = self.config_init[self.command].run
 
     def _take_from(self, ours: Mapping[str, Any], model: Namespace) -> None:
         """What a checkpoint keeps of its network and its data stands in for the files that both once came from."""
-        network, theirs = model.init_args.get(ours.get("role") or "") or {}, ours.get("network") or {}
+        network, theirs = (
+            model.init_args.get(ours.get("role") or "") or {},
+            ours.get("network") or {},
+        )
         if network.get("class_path") == theirs.get("class_path", network.get("class_path")):
             for name, value in (ours.get("without_files") or {}).items():
                 network["init_args"][name] = value
@@ -122,14 +129,21 @@ class Builder(LightningCLI):
         if self.command == "fit":
             self.model.check_optimizer()
         if self.options.test == "best" and not self.has_validation:
-            raise UserError("--run.test=best needs a validation split; use --run.test=last, or set data.validation")
-        if self.options.test == "best" and self.config[self.command].trainer.enable_checkpointing is False:
+            raise UserError(
+                "--run.test=best needs a validation split; use --run.test=last, or set data.validation"
+            )
+        if (
+            self.options.test == "best"
+            and self.config[self.command].trainer.enable_checkpointing is False
+        ):
             raise UserError(
                 "--run.test=best needs best.ckpt; use --run.test=last, or leave out --trainer.enable_checkpointing=false"
             )
         if self.checkpoint is None:
             if self.command != "fit":
-                raise UserError(f"kd {self.command} needs trained weights; give --ckpt_path=RUN/checkpoints/last.ckpt")
+                raise UserError(
+                    f"kd {self.command} needs trained weights; give --ckpt_path=RUN/checkpoints/last.ckpt"
+                )
             return {}
         content = self.content
         if KEY not in content or content[KEY]["role"] != self.model.role:
@@ -138,7 +152,9 @@ class Builder(LightningCLI):
             )
         check_weights(self.model.net, network_weights(content), f"--ckpt_path {self.checkpoint}")
         if self.command == "fit" and not content.get("optimizer_states"):
-            raise UserError(f"--ckpt_path: {self.checkpoint} holds no optimizer state to resume; give it as --model.init_from")
+            raise UserError(
+                f"--ckpt_path: {self.checkpoint} holds no optimizer state to resume; give it as --model.init_from"
+            )
         return content
 
 
@@ -165,4 +181,6 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     warnings.filterwarnings("ignore", module=r"(lightning|torchmetrics|jsonargparse|torch)(\..*)?")
-    warnings.filterwarnings("ignore", message=".*(eval mode|num_workers|logged metrics|batch_size|lr_scheduler.step).*")
+    warnings.filterwarnings(
+        "ignore", message=".*(eval mode|num_workers|logged metrics|batch_size|lr_scheduler.step).*"
+    )

@@ -28,11 +28,31 @@ def parser() -> argparse.ArgumentParser:
         "Takes the configs and overrides of kd fit besides these options.",
         allow_abbrev=False,
     )
-    made.add_argument("--output", type=Path, required=True, help="folder of the cache; a call that was stopped goes on there")
-    made.add_argument("--views", type=int, default=1, help="draws of the augmentation: epoch e trains on view e mod VIEWS")
-    made.add_argument("--top-k", type=int, help="keep the K largest logits of each sample, and the sum of the rest")
+    made.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        help="folder of the cache; a call that was stopped goes on there",
+    )
+    made.add_argument(
+        "--views",
+        type=int,
+        default=1,
+        help="draws of the augmentation: epoch e trains on view e mod VIEWS",
+    )
+    made.add_argument(
+        "--top-k",
+        type=int,
+        help="keep the K largest logits of each sample, and the sum of the rest",
+    )
     made.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
-    made.add_argument("--features", nargs="*", default=[], metavar="ROLE", help="layers of the teacher to cache besides")
+    made.add_argument(
+        "--features",
+        nargs="*",
+        default=[],
+        metavar="ROLE",
+        help="layers of the teacher to cache besides",
+    )
     return made
 
 
@@ -44,7 +64,10 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
     console = Console()
     if console.is_terminal:
         with Progress(
-            *Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("samples"), TimeRemainingColumn()
+            *Progress.get_default_columns()[:2],
+            MofNCompleteColumn(),
+            TextColumn("samples"),
+            TimeRemainingColumn(),
         ) as bar:
             task = bar.add_task("caching", total=total)
             yield lambda count: bar.advance(task, count)
@@ -75,9 +98,13 @@ def main(argv: list[str]) -> None:
         built = Builder(["fit", *resolve_configs(rest)])
     module = built.model
     if not isinstance(module, DistillationModule) or isinstance(module.teacher, CachedTeacher):
-        raise UserError("kd cache needs a live teacher: compose a pair, such as -c configs/pairs/mlp1200_mlp800.yaml")
+        raise UserError(
+            "kd cache needs a live teacher: compose a pair, such as -c configs/pairs/mlp1200_mlp800.yaml"
+        )
     accelerator = built.config["fit"].trainer.accelerator
-    device = torch.device("cuda" if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda") else "cpu")
+    device = torch.device(
+        "cuda" if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda") else "cpu"
+    )
     folder = cache_teacher(
         module.teacher,
         built.datamodule,

@@ -53,15 +53,25 @@ class StopAtStep(pl.Callback):
         now = time.monotonic()
         if self._asked is None:
             self._asked = now
-            if sys.stderr.isatty():  # written as it is: the signal may have come in the middle of another print
-                os.write(sys.stderr.fileno(), b"\nkd: stops after this step; once more to stop at once\n")
+            if (
+                sys.stderr.isatty()
+            ):  # written as it is: the signal may have come in the middle of another print
+                os.write(
+                    sys.stderr.fileno(), b"\nkd: stops after this step; once more to stop at once\n"
+                )
         elif now - self._asked > self.AGAIN_S:
             raise KeyboardInterrupt
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, out: Any, batch: Any, at: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, out: Any, batch: Any, at: int
+    ) -> None:
         if self._asked is None:
             return
-        if trainer.is_last_batch or trainer.global_step == trainer.max_steps or (at + 1) % trainer.accumulate_grad_batches:
+        if (
+            trainer.is_last_batch
+            or trainer.global_step == trainer.max_steps
+            or (at + 1) % trainer.accumulate_grad_batches
+        ):
             return  # the end of the epoch keeps one; gradients that wait for more are in none
         done = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else at
         if trainer.val_check_batch is None or (done + 1) % trainer.val_check_batch:

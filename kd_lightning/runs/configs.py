@@ -34,13 +34,17 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
     import yaml
 
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        content = yaml.load(
+            path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        )
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the config file {name} is not YAML: {error}") from error
     if not content:
         raise UserError(f"the config file {name} is empty")
     if not isinstance(content, dict):
-        raise UserError(f"the config file {name} holds a {type(content).__name__}, not keys with values")
+        raise UserError(
+            f"the config file {name} holds a {type(content).__name__}, not keys with values"
+        )
     return content
 
 

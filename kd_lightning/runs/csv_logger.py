@@ -29,7 +29,10 @@ class EpochCSVLogger(Logger):
         self._written = 0.0
         if first_epoch and self.path.is_file():
             with self.path.open(newline="") as file:
-                rows = {int(float(row["epoch"])): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+                rows = {
+                    int(float(row["epoch"])): {k: v for k, v in row.items() if v}
+                    for row in csv.DictReader(file)
+                }
             self.rows = {epoch: row for epoch, row in rows.items() if epoch < first_epoch}
 
     @property
@@ -50,7 +53,9 @@ class EpochCSVLogger(Logger):
         return self
 
     @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+    def log_hyperparams(
+        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+    ) -> None:
         """The config is in config.yaml."""
 
     @rank_zero_only

@@ -13,7 +13,11 @@ FILLED = ("num_classes", "input_shape", "spec")
 
 def teacher_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """The data as its teacher sees it, which may read other tokens than its student."""
-    own = {name.removeprefix("teacher_"): value for name, value in spec.items() if name.startswith("teacher_")}
+    own = {
+        name.removeprefix("teacher_"): value
+        for name, value in spec.items()
+        if name.startswith("teacher_")
+    }
     return {**spec, **own}
 
 

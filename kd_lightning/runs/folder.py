@@ -50,7 +50,9 @@ def make_folder(wanted: Path, resumed: bool) -> Path:
         raise UserError(
             f"the run's folder {wanted} cannot be written ({error.strerror}); choose another --run.root or --run.dir"
         ) from error
-    raise UserError(f"there are 9,999 runs called {wanted.name} in {wanted.parent}; choose another --run.name")
+    raise UserError(
+        f"there are 9,999 runs called {wanted.name} in {wanted.parent}; choose another --run.name"
+    )
 
 
 @cache
@@ -67,10 +69,15 @@ def versions() -> dict[str, str]:
 @cache
 def commit() -> str | None:
     """The commit of the source that runs, `-dirty` where it was changed; None outside a checkout."""
-    source, decisive = Path(__file__).parents[2], ("kd_lightning", "configs", ":(glob)experiments/**/*.yaml")
+    source, decisive = (
+        Path(__file__).parents[2],
+        ("kd_lightning", "configs", ":(glob)experiments/**/*.yaml"),
+    )
     try:
         head, changed = (
-            subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+            subprocess.run(
+                ["git", *words], cwd=source, capture_output=True, text=True, timeout=10, check=True
+            ).stdout.strip()
             for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "--", *decisive])
         )
         return head + ("-dirty" if changed else "")
@@ -83,10 +90,16 @@ def hardware() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+        name = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name
+        )
     except OSError:
         pass
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        if torch.cuda.is_available()
+        else []
+    )
     return {"cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "gpus": gpus}
 
 

@@ -52,13 +52,20 @@ class Launcher(Builder):
         if self.options.dir:
             wanted = Path(self.options.dir)
             if wanted.exists() and not (wanted.is_dir() and not any(wanted.iterdir())):
-                raise UserError(f"--run.dir {wanted} exists already; choose a new folder, or resume with --ckpt_path")
+                raise UserError(
+                    f"--run.dir {wanted} exists already; choose a new folder, or resume with --ckpt_path"
+                )
             if wanted.exists():
                 return wanted
         else:
             data = self.datamodule.spec["data"]
-            name = self.options.name or f"{data}-{type(self.model.net).__name__.lower()}-{self.job_type()}"
-            wanted = Path(self.options.root) / (name if self.command == "fit" else f"{name}-{self.command}")
+            name = (
+                self.options.name
+                or f"{data}-{type(self.model.net).__name__.lower()}-{self.job_type()}"
+            )
+            wanted = Path(self.options.root) / (
+                name if self.command == "fit" else f"{name}-{self.command}"
+            )
         return make_folder(wanted, False)
 
     def _checkpoints(self, folder: Path) -> list[pl.Callback]:
@@ -67,7 +74,10 @@ class Launcher(Builder):
         last = [StopAtStep(folder / "last.ckpt"), RunCheckpoint(folder, filename="last", **every)]
         if not self.has_validation:
             return last
-        return [RunCheckpoint(folder, filename="best", monitor="val_accuracy", mode="max", **every), *last]
+        return [
+            RunCheckpoint(folder, filename="best", monitor="val_accuracy", mode="max", **every),
+            *last,
+        ]
 
     def _trainer(self, folder: Path, first_epoch: int) -> pl.Trainer:
         settings = dict(self.config_init[self.command].trainer.items())
@@ -78,15 +88,26 @@ class Launcher(Builder):
         if self.command == "fit" and settings.get("enable_checkpointing") is not False:
             callbacks += self._checkpoints(folder / "checkpoints")
         extra = settings.get("logger")
-        loggers = [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]
+        loggers = (
+            [] if extra in (None, True, False) else extra if isinstance(extra, list) else [extra]
+        )
         loggers = [EpochCSVLogger(folder, first_epoch), *loggers]
         settings["profiler"] = settings.get("profiler") or NoProfiler()
-        return pl.Trainer(**{**settings, "callbacks": callbacks, "logger": loggers, "default_root_dir": str(folder)})
+        return pl.Trainer(
+            **{
+                **settings,
+                "callbacks": callbacks,
+                "logger": loggers,
+                "default_root_dir": str(folder),
+            }
+        )
 
     def run(self) -> RunResult:
         content = self.check()
         main = is_main()
-        folder = self._folder() if main else Path(os.environ.get("KD_RUN_FOLDER", self.options.root))
+        folder = (
+            self._folder() if main else Path(os.environ.get("KD_RUN_FOLDER", self.options.root))
+        )
         os.environ["KD_RUN_FOLDER"] = str(folder)  # where the other processes of this run look
         first_epoch = int(content["epoch"]) + 1 if self.command == "fit" and content else 0
         try:
@@ -109,18 +130,29 @@ class Launcher(Builder):
         except (KeyboardInterrupt, SystemExit) as stop:
             status = "interrupted"
             last = folder / "checkpoints" / "last.ckpt"
-            how = f"go on with: kd fit --ckpt_path {last}" if last.is_file() else "nothing was kept yet; start it again"
+            how = (
+                f"go on with: kd fit --ckpt_path {last}"
+                if last.is_file()
+                else "nothing was kept yet; start it again"
+            )
             raise Interrupted(f"interrupted; {how}") from stop
         except Exception as problem:
             error = one_line(str(problem))
             if "not used in producing the loss" in error:
                 how = "on several devices that needs --trainer.strategy=ddp_find_unused_parameters_true"
-                raise UserError(f"some weights get no gradient from these losses; {how}") from problem
+                raise UserError(
+                    f"some weights get no gradient from these losses; {how}"
+                ) from problem
             raise
         finally:
             if record is not None:
-                metrics = {**record.content["metrics"], **metrics}  # a resumed run that was finished measures nothing new
-                record.write(status=status, error=error, metrics=metrics, teacher=self.model.provenance())
+                metrics = {
+                    **record.content["metrics"],
+                    **metrics,
+                }  # a resumed run that was finished measures nothing new
+                record.write(
+                    status=status, error=error, metrics=metrics, teacher=self.model.provenance()
+                )
             if logger is not None:
                 logger.experiment.finish(exit_code=int(status != "finished"))
         return RunResult(folder, metrics, self.model)
@@ -172,7 +204,9 @@ class Launcher(Builder):
                 "seed": self.config[self.command].seed_everything,
                 "data": self.datamodule.spec,
                 "teacher": self.model.provenance(),
-                "resumed_from": str(self.checkpoint) if self.checkpoint and self.command == "fit" else None,
+                "resumed_from": str(self.checkpoint)
+                if self.checkpoint and self.command == "fit"
+                else None,
             },
         )
 

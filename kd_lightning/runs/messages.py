@@ -17,7 +17,9 @@ _TYPE = re.compile(r"Expected an? <class '([\w.]+)'>")
 _CHOICE = re.compile(r"Expected a typing\.Literal\[(.*)\]")
 _GIVEN = re.compile(r"^Given value: (.{1,60})$")
 _NESTED = re.compile(r"NestedArg\(key='([^']+)', val=(.*)\)$")
-_NOISE = re.compile(r"^(Subtypes:|Given value|Does not validate|Errors:|Expected a path but|Traceback|File )")
+_NOISE = re.compile(
+    r"^(Subtypes:|Given value|Does not validate|Errors:|Expected a path but|Traceback|File )"
+)
 
 
 def one_line(message: str) -> str:
@@ -31,22 +33,30 @@ def one_line(message: str) -> str:
     keyed = [m for line in lines if (m := _KEY.match(line))]
     classes = [m[1] for line in lines if (m := _CLASS.match(line))]
     leaves = [m[2] for m in keyed if m[2]]
-    leaves += [line for line in lines if not (_NOISE.match(line) or _KEY.match(line) or _CLASS.match(line))]
+    leaves += [
+        line for line in lines if not (_NOISE.match(line) or _KEY.match(line) or _CLASS.match(line))
+    ]
     given = next((m[1] for line in lines if (m := _GIVEN.match(line))), None)
     keys = [m[1] for m in keyed]
     if given and (nested := _NESTED.match(given)):  # the whole path stands in the given value alone
         keys, given = [*keys[:1], nested[1]], nested[2].strip("'")
-    return ": ".join([*[".".join(keys)] * bool(keys), *classes[-1:], _leaf(leaves, given, bool(keys))])
+    return ": ".join(
+        [*[".".join(keys)] * bool(keys), *classes[-1:], _leaf(leaves, given, bool(keys))]
+    )
 
 
 def _leaf(leaves: list[str], given: str | None, keyed: bool) -> str:
     """What is wrong, of all that was said."""
     types = [m[1] for line in leaves if (m := _TYPE.match(line)) and m[1] != "NoneType"]
-    choices = [choice for line in leaves if (m := _CHOICE.match(line)) for choice in m[1].split(", ")]
+    choices = [
+        choice for line in leaves if (m := _CHOICE.match(line)) for choice in m[1].split(", ")
+    ]
     other = [line for line in leaves if not _TYPE.match(line) or "Got value" in line]
     got = f", got {given!r}" if given else ""
     if len(choices) > 0 and all(_CHOICE.match(line) for line in other):
-        text = f"expected one of {', '.join(dict.fromkeys(choices))}" + (got or other[0].rpartition("]")[2])
+        text = f"expected one of {', '.join(dict.fromkeys(choices))}" + (
+            got or other[0].rpartition("]")[2]
+        )
     elif other:
         text = other[0] if keyed else " ".join(other)
     elif types:

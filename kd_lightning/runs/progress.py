@@ -8,7 +8,14 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 _SHOWN = ("train_loss", "val_accuracy")
 
@@ -46,7 +53,12 @@ class RunProgress(ProgressBar):
             return
         self._started, self._first = time.monotonic(), trainer.current_epoch
         if self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"))
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("epochs"),
+            )
             self._bar = Progress(
                 *columns,
                 TextColumn("{task.fields[metrics]}"),
@@ -54,11 +66,18 @@ class RunProgress(ProgressBar):
                 console=self.console,
                 auto_refresh=False,
             )
-            self._task = self._bar.add_task(self.label, total=trainer.max_epochs, completed=trainer.current_epoch, metrics="")
+            self._task = self._bar.add_task(
+                self.label, total=trainer.max_epochs, completed=trainer.current_epoch, metrics=""
+            )
             self._bar.start()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if self._bar is None or (now := time.monotonic()) - self._drawn < self.every_s:
             return
@@ -75,7 +94,9 @@ class RunProgress(ProgressBar):
             self._next_line = time.monotonic() + 20
             elapsed = time.monotonic() - self._started
             left = elapsed / max(1, done - self._first) * ((trainer.max_epochs or done) - done)
-            self.console.print(f"{self.label}: epoch {done}/{trainer.max_epochs}  {self._metrics(trainer)}  {left:.0f} s left")
+            self.console.print(
+                f"{self.label}: epoch {done}/{trainer.max_epochs}  {self._metrics(trainer)}  {left:.0f} s left"
+            )
 
     def _stop(self) -> None:
         if self._bar is not None:
@@ -86,5 +107,7 @@ class RunProgress(ProgressBar):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._stop()

@@ -49,11 +49,17 @@ def _hosts() -> set[str]:
         with contextlib.suppress(ImportError):
             import wandb
 
-            urls.append(wandb.Settings().base_url)  # newer versions have moved, and accept a key of the old host
-    return {host for parts in map(urlparse, urls) for host in (parts.netloc, parts.hostname) if host}
+            urls.append(
+                wandb.Settings().base_url
+            )  # newer versions have moved, and accept a key of the old host
+    return {
+        host for parts in map(urlparse, urls) for host in (parts.netloc, parts.hostname) if host
+    }
 
 
-def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], record: dict[str, Any]) -> Any:
+def wandb_logger(
+    options: RunOptions, folder: Path, config: dict[str, Any], record: dict[str, Any]
+) -> Any:
     """A WandbLogger with config, group, job type and tags; None where it is off or not installed."""
     if options.wandb == "off":
         return None
@@ -64,9 +70,17 @@ def wandb_logger(options: RunOptions, folder: Path, config: dict[str, Any], reco
         print("W&B is not installed: metrics go to metrics.csv alone")
         return None
     mode = choose_mode(options.wandb)
-    print(f"W&B: {mode}" + ("" if mode == "online" else f"; send it later with: wandb sync {folder}/wandb/offline-run-*"))
+    print(
+        f"W&B: {mode}"
+        + (
+            ""
+            if mode == "online"
+            else f"; send it later with: wandb sync {folder}/wandb/offline-run-*"
+        )
+    )
     run = wandb.init(
-        name=(options.name if options.dir else None) or folder.name,  # an experiment names folders by hashes
+        name=(options.name if options.dir else None)
+        or folder.name,  # an experiment names folders by hashes
         dir=str(folder.resolve()),
         project=options.project,
         entity=options.entity,
@@ -92,18 +106,31 @@ def log_test(logger: Any, tested: dict[str, Tensor], datamodule: Any) -> None:
 
     known = tested["target"] >= 0
     probs = tested["logits"][known].float().softmax(-1)
-    target, index, classes = tested["target"][known], tested["index"][known], datamodule.spec["classes"]
-    matrix = wandb.plot.confusion_matrix(y_true=target.tolist(), preds=probs.argmax(-1).tolist(), class_names=list(classes))
+    target, index, classes = (
+        tested["target"][known],
+        tested["index"][known],
+        datamodule.spec["classes"],
+    )
+    matrix = wandb.plot.confusion_matrix(
+        y_true=target.tolist(), preds=probs.argmax(-1).tolist(), class_names=list(classes)
+    )
     confidence, guess = probs.max(-1)
     wrong = torch.nonzero(guess != target).flatten()
     worst = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-    captions = [f"{classes[int(guess[i])]} ({confidence[i]:.2f}), is {classes[int(target[i])]}" for i in worst]
+    captions = [
+        f"{classes[int(guess[i])]} ({confidence[i]:.2f}), is {classes[int(target[i])]}"
+        for i in worst
+    ]
     raw: Any = datamodule.raw("test") if hasattr(datamodule, "raw") else None
     found: dict[str, Any] = {"test_confusion_matrix": matrix}
     if hasattr(raw, "images"):
         images = (image.permute(1, 2, 0).squeeze(-1).numpy() for image in raw.images[index[worst]])
-        found["test_mistakes"] = [wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)]
+        found["test_mistakes"] = [
+            wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)
+        ]
     elif hasattr(raw, "texts"):
         texts = [" | ".join(raw.texts[i]) for i in index[worst].tolist()]
-        found["test_mistakes"] = wandb.Table(["guess", "text"], [list(pair) for pair in zip(captions, texts, strict=True)])
+        found["test_mistakes"] = wandb.Table(
+            ["guess", "text"], [list(pair) for pair in zip(captions, texts, strict=True)]
+        )
     logger.experiment.log(found)

@@ -87,7 +87,9 @@ def agreed_log_probs(
         if bool(going.all()):
             continue
         found[rows[~going]] = z[~going]
-        rows, z, fixed, dustbins, opinions = (x[going] for x in (rows, z, fixed, dustbins, opinions))
+        rows, z, fixed, dustbins, opinions = (
+            x[going] for x in (rows, z, fixed, dustbins, opinions)
+        )
         if not len(rows):
             break
     found[rows] = z

@@ -12,7 +12,9 @@ from kd_lightning.randomness import seed_from
 from kd_lightning.types import full
 
 
-def prediction_covariance(logits: Tensor, temperature: float = 1.0, correlation: bool = False) -> NDArray[np.float64]:
+def prediction_covariance(
+    logits: Tensor, temperature: float = 1.0, correlation: bool = False
+) -> NDArray[np.float64]:
     """How the predictions of a class go together with those of another, `(K, K)`.
 
     Args:
@@ -61,16 +63,22 @@ def confusable_classes(
     """
     classes = logits.shape[-1]
     if not 1 <= specialists <= classes:
-        raise UserError(f"data.specialists must be 1 to the number of classes, {classes}, got {specialists}")
+        raise UserError(
+            f"data.specialists must be 1 to the number of classes, {classes}, got {specialists}"
+        )
     # With a single class left outside there would be no dustbin, but another class.
     if not 1 <= classes_each <= classes - 2:
-        raise UserError(f"data.classes_each must be 1 to {classes - 2}, two less than the classes, got {classes_each}")
+        raise UserError(
+            f"data.classes_each must be 1 to {classes - 2}, two less than the classes, got {classes_each}"
+        )
     if not temperature > 0:
         raise UserError(f"data.cluster_temperature must be greater than 0, got {temperature}")
     columns = prediction_covariance(logits, temperature, correlation).T
     from sklearn.cluster import MiniBatchKMeans  # here, because it costs 0.8 s
 
-    means = MiniBatchKMeans(specialists, random_state=seed_from("clusters", seed) % 2**32, n_init=10, batch_size=1024)
+    means = MiniBatchKMeans(
+        specialists, random_state=seed_from("clusters", seed) % 2**32, n_init=10, batch_size=1024
+    )
     centroids = means.fit(columns).cluster_centers_
     distance = np.stack([((columns - centroid) ** 2).sum(1) for centroid in centroids])
     nearest = distance.argsort(1, kind="stable")[:, :classes_each]

@@ -130,23 +130,39 @@ class SpecialistDataModule(ServedDataModule):
     ) -> None:
         super().__init__()
         if not 0 <= specialist < specialists:
-            raise UserError(f"data.specialist must be in 0 to data.specialists - 1 = {specialists - 1}, got {specialist}")
+            raise UserError(
+                f"data.specialist must be in 0 to data.specialists - 1 = {specialists - 1}, got {specialist}"
+            )
         inner: Any = data
         self.data = inner
         if not hasattr(data, "source") or not hasattr(data, "loader"):
-            raise UserError(f"data.data: {type(data).__name__} serves no batches by indices; use a datamodule of kd_lightning")
+            raise UserError(
+                f"data.data: {type(data).__name__} serves no batches by indices; use a datamodule of kd_lightning"
+            )
         if dustbin in inner.spec["classes"]:
-            raise UserError(f"the data has a class called {dustbin!r} already; name the dustbin with --data.dustbin=NAME")
+            raise UserError(
+                f"the data has a class called {dustbin!r} already; name the dustbin with --data.dustbin=NAME"
+            )
         self.generalist = Path(generalist).expanduser()
-        self.specialists, self.classes_each, self.specialist, self.dustbin = specialists, classes_each, specialist, dustbin
+        self.specialists, self.classes_each, self.specialist, self.dustbin = (
+            specialists,
+            classes_each,
+            specialist,
+            dustbin,
+        )
         if batch_size is not None:
             inner.batch_size = batch_size
         if augment is not None:
             if not isinstance(getattr(inner, "augment", None), list):
-                raise UserError(f"data.augment: {type(inner).__name__} has no augmentation of images")
+                raise UserError(
+                    f"data.augment: {type(inner).__name__} has no augmentation of images"
+                )
             inner.augment = list(augment)
         self.batch_size, self.augment, self.views = inner.batch_size, inner.augment, inner.views
-        self.cluster_temperature, self.cluster_correlation = cluster_temperature, cluster_correlation
+        self.cluster_temperature, self.cluster_correlation = (
+            cluster_temperature,
+            cluster_correlation,
+        )
         self.cluster_seed = cluster_seed
 
     def raw(self, split: str) -> Any:
@@ -158,7 +174,9 @@ class SpecialistDataModule(ServedDataModule):
         content = read_file(self.generalist, "data.generalist")
         ours = content.get(KEY)
         if not ours or not ours.get("network"):
-            raise UserError(f"data.generalist: {self.generalist} does not say which network it holds; give a kd checkpoint")
+            raise UserError(
+                f"data.generalist: {self.generalist} does not say which network it holds; give a kd checkpoint"
+            )
         check_spec(f"the generalist {self.generalist}", ours["spec"], self.data.spec)
         network = build_network(ours["network"])
         load_weights(network, network_weights(content), f"data.generalist {self.generalist}")
@@ -191,7 +209,9 @@ class SpecialistDataModule(ServedDataModule):
         sides = own.nonzero()[:, 0], (~own & (target >= 0)).nonzero()[:, 0]
         for side, whose in zip(sides, ("of its own classes", "of other classes"), strict=True):
             if not len(side):
-                raise UserError(f"specialist {self.specialist} has no labelled training sample {whose}; see data.keep_classes")
+                raise UserError(
+                    f"specialist {self.specialist} has no labelled training sample {whose}; see data.keep_classes"
+                )
         return sides
 
     def _wrapped(self, stage: str, inner: Any) -> SpecialistSource:
@@ -225,7 +245,11 @@ class SpecialistDataModule(ServedDataModule):
         }
 
     def adapt_weights(
-        self, network: torch.nn.Module, weights: Mapping[str, Tensor], trained_on: Mapping[str, Any] | None, owner: str
+        self,
+        network: torch.nn.Module,
+        weights: Mapping[str, Tensor],
+        trained_on: Mapping[str, Any] | None,
+        owner: str,
     ) -> dict[str, Tensor]:
         return specialist_weights(network, weights, trained_on, self.spec, owner)
 
@@ -249,7 +273,13 @@ def _predictions(network: torch.nn.Module, source: Any, samples: int = 1000) -> 
 
     def run(inputs: Inputs) -> Tensor:
         said = network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
-        logits: Tensor = said if isinstance(said, Tensor) else said["logits"] if isinstance(said, Mapping) else said.logits
+        logits: Tensor = (
+            said
+            if isinstance(said, Tensor)
+            else said["logits"]
+            if isinstance(said, Mapping)
+            else said.logits
+        )
         return logits.cpu()
 
     with torch.inference_mode():

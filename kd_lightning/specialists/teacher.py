@@ -50,7 +50,9 @@ class SpecialistTeacher(Teacher):
     ) -> None:
         super().__init__()
         if not specialists:
-            raise UserError("SpecialistTeacher has no specialists; give the paths of their checkpoints")
+            raise UserError(
+                "SpecialistTeacher has no specialists; give the paths of their checkpoints"
+            )
         if n < 1 or max_iterations < 1 or not tolerance > 0:
             raise UserError(
                 "SpecialistTeacher: n and max_iterations must be at least 1 and tolerance greater than 0, "
@@ -77,28 +79,46 @@ class SpecialistTeacher(Teacher):
         theirs = (read_file(path, "the specialist").get(KEY) or {}).get("spec") or {}
         about: dict[str, Any] | None = theirs.get("specialist")
         if about is None:
-            raise UserError(f"{path} is not a specialist's checkpoint; train one on a SpecialistDataModule")
+            raise UserError(
+                f"{path} is not a specialist's checkpoint; train one on a SpecialistDataModule"
+            )
         ids = about["class_ids"]
         if max(ids) >= spec["num_classes"]:
-            raise UserError(f"the specialist {path} knows a class {max(ids)}; the data has {spec['num_classes']} classes")
+            raise UserError(
+                f"the specialist {path} knows a class {max(ids)}; the data has {spec['num_classes']} classes"
+            )
         names = [*(spec["classes"][at] for at in ids), theirs["classes"][-1]]
         member.prepare(SimpleNamespace(spec={**spec, "num_classes": len(names), "classes": names}))
         return about
 
     def outputs(self, batch: Batch) -> Output:
         generalist = full(self._generalist(batch).logits).log_softmax(-1)
-        active = active_specialists(generalist, membership(self.class_ids, generalist.shape[-1]), self.n)
+        active = active_specialists(
+            generalist, membership(self.class_ids, generalist.shape[-1]), self.n
+        )
         said = []
-        for at, (member, ids, correction) in enumerate(zip(self._specialists, self.class_ids, self.corrections, strict=True)):
+        for at, (member, ids, correction) in enumerate(
+            zip(self._specialists, self.class_ids, self.corrections, strict=True)
+        ):
             log_probs = generalist.new_zeros(len(generalist), len(ids) + 1)
             rows = active[:, at].nonzero()[:, 0]
             if len(rows):
-                log_probs[rows] = corrected(member(_chosen(batch, rows)).logits, correction).to(log_probs)
+                log_probs[rows] = corrected(member(_chosen(batch, rows)).logits, correction).to(
+                    log_probs
+                )
             said.append(log_probs)
-        return Output(agreed_log_probs(generalist, said, self.class_ids, active, self.tolerance, self.max_iterations))
+        return Output(
+            agreed_log_probs(
+                generalist, said, self.class_ids, active, self.tolerance, self.max_iterations
+            )
+        )
 
     def sources(self) -> list[dict[str, Any]]:
-        return [source for member in (self._generalist, *self._specialists) for source in member.sources()]
+        return [
+            source
+            for member in (self._generalist, *self._specialists)
+            for source in member.sources()
+        ]
 
 
 def corrected(logits: Tensor, correction: float) -> Tensor:
@@ -117,7 +137,11 @@ def _chosen(batch: Batch, rows: Tensor) -> Batch:
     """Some samples of a batch, as far as a network reads it."""
 
     def pick(inputs: Inputs) -> Inputs:
-        return inputs[rows] if isinstance(inputs, Tensor) else {name: tensor[rows] for name, tensor in inputs.items()}
+        return (
+            inputs[rows]
+            if isinstance(inputs, Tensor)
+            else {name: tensor[rows] for name, tensor in inputs.items()}
+        )
 
     teacher = None if batch.teacher_inputs is None else pick(batch.teacher_inputs)
     return replace(
@@ -149,7 +173,9 @@ class SubsetTeacher(Teacher):
     def __init__(self, checkpoint: str | None = None, teacher: Teacher | None = None) -> None:
         super().__init__()
         if (checkpoint is None) == (teacher is None):
-            raise UserError("SubsetTeacher: give model.teacher.checkpoint, the generalist's, or a teacher of all classes")
+            raise UserError(
+                "SubsetTeacher: give model.teacher.checkpoint, the generalist's, or a teacher of all classes"
+            )
         self.teacher = teacher or ModelTeacher(checkpoint=checkpoint)
         self._inside = self._outside = torch.empty(0, dtype=torch.int64)
         self._correction = 0.0
@@ -157,7 +183,9 @@ class SubsetTeacher(Teacher):
     def prepare(self, datamodule: Any) -> None:
         about = datamodule.spec.get("specialist")
         if about is None:
-            raise UserError("SubsetTeacher is for a specialist's data; use kd_lightning.specialists.SpecialistDataModule")
+            raise UserError(
+                "SubsetTeacher is for a specialist's data; use kd_lightning.specialists.SpecialistDataModule"
+            )
         self.teacher.prepare(datamodule.data)
         known = membership([about["class_ids"]], datamodule.data.spec["num_classes"])[0]
         self._inside, self._outside = torch.tensor(about["class_ids"]), (~known).nonzero()[:, 0]

@@ -13,7 +13,11 @@ from kd_lightning.errors import UserError
 
 
 def specialist_weights(
-    network: nn.Module, weights: Mapping[str, Tensor], theirs: Mapping[str, Any] | None, data: Mapping[str, Any], what: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    theirs: Mapping[str, Any] | None,
+    data: Mapping[str, Any],
+    what: str,
 ) -> dict[str, Tensor]:
     """Weights that a specialist can start from: of a network of all classes, with the head's rows for its own classes.
 
@@ -37,7 +41,11 @@ def specialist_weights(
     ids, classes, found = about["class_ids"], len(about["class_ids"]) + 1, dict(weights)
     for key, tensor in weights.items():
         shape = own[key].shape if key in own else tensor.shape
-        if shape == tensor.shape or len(tensor) <= max(ids) or shape != (classes, *tensor.shape[1:]):
+        if (
+            shape == tensor.shape
+            or len(tensor) <= max(ids)
+            or shape != (classes, *tensor.shape[1:])
+        ):
             continue
         names = (theirs or {}).get("classes") or []
         for at, name in zip(ids, data["classes"], strict=False):
@@ -46,6 +54,8 @@ def specialist_weights(
                     f"{what}: the weights call class {at} {names[at]!r}, the data {name!r}; are there other classes?"
                 )
         others = [at for at in range(len(tensor)) if at not in set(ids)]
-        dustbin = tensor[others].mean(0, keepdim=True) + (math.log(len(others)) if tensor.ndim == 1 else 0.0)
+        dustbin = tensor[others].mean(0, keepdim=True) + (
+            math.log(len(others)) if tensor.ndim == 1 else 0.0
+        )
         found[key] = torch.cat([tensor[ids], dustbin])
     return found

@@ -41,7 +41,9 @@ class Teacher(nn.Module):
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
         """Capture these roles' features from now on; returns the tapped modules by role."""
         if roles:
-            raise UserError(f"{type(self).__name__} has no features for {', '.join(sorted(roles))}; use a single ModelTeacher")
+            raise UserError(
+                f"{type(self).__name__} has no features for {', '.join(sorted(roles))}; use a single ModelTeacher"
+            )
         return {}
 
     @property
@@ -58,7 +60,9 @@ class Teacher(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         if not self.ready:
-            raise UserError(f"{type(self).__name__} is not prepared; call prepare(datamodule) first")
+            raise UserError(
+                f"{type(self).__name__} is not prepared; call prepare(datamodule) first"
+            )
         with torch.no_grad():
             return self.outputs(batch)
 

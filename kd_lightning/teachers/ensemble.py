@@ -38,12 +38,17 @@ class EnsembleTeacher(Teacher):
         weights: list[float] | None = None,
     ) -> None:
         super().__init__()
-        members = [*(teachers or []), *(ModelTeacher(checkpoint=path) for path in checkpoints or [])]
+        members = [
+            *(teachers or []),
+            *(ModelTeacher(checkpoint=path) for path in checkpoints or []),
+        ]
         if not members:
             raise UserError("EnsembleTeacher has no members; give teachers or checkpoints")
         values = weights or [1.0] * len(members)
         if len(values) != len(members) or not all(w > 0 and math.isfinite(w) for w in values):
-            raise UserError(f"EnsembleTeacher: weights must be {len(members)} positive numbers, one a member, got {values}")
+            raise UserError(
+                f"EnsembleTeacher: weights must be {len(members)} positive numbers, one a member, got {values}"
+            )
         self.members = nn.ModuleList(members)
         self._teachers = tuple(members)  # the same, with their type
         self.mean = mean

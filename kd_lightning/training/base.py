@@ -44,7 +44,9 @@ class BaseModule(CheckpointedModule):
     ) -> None:
         super().__init__()
         if not losses:
-            raise UserError("model.losses is empty: name at least one loss; `kd list methods` shows them")
+            raise UserError(
+                "model.losses is empty: name at least one loss; `kd list methods` shows them"
+            )
         setattr(self, self.role, network)
         self.losses = nn.ModuleDict(losses)
         self.optimizer, self.scheduler = optimizer, scheduler
@@ -57,7 +59,9 @@ class BaseModule(CheckpointedModule):
         self._terms: list[tuple[DistillLoss, float]] = []
         self._rank = 0
         self._draws: tuple[int | str, ...] = ()
-        self._constrained = [m for m in network.modules() if callable(getattr(m, "after_step", None))]
+        self._constrained = [
+            m for m in network.modules() if callable(getattr(m, "after_step", None))
+        ]
 
     def keep_hyperparameters(self) -> None:
         """Keep the config that the command line built this module from, so that a checkpoint can build it again.
@@ -104,7 +108,9 @@ class BaseModule(CheckpointedModule):
 
     def _blank_batch(self) -> Batch:
         assert self.spec is not None
-        teacher = blank_inputs(self.spec, 2, "teacher_inputs") if "teacher_inputs" in self.spec else None
+        teacher = (
+            blank_inputs(self.spec, 2, "teacher_inputs") if "teacher_inputs" in self.spec else None
+        )
         target, index = torch.zeros(2, dtype=torch.int64), torch.arange(2)
         return Batch(blank_inputs(self.spec, 2), target, index, teacher_inputs=teacher)
 
@@ -138,14 +144,18 @@ class BaseModule(CheckpointedModule):
 
     def _build_losses(self, datamodule: Any) -> None:
         losses = [cast(DistillLoss, loss) for loss in self.losses.values()]
-        teacher = self._teacher_probe(datamodule, set().union(*(loss.teacher_roles for loss in losses)))
+        teacher = self._teacher_probe(
+            datamodule, set().union(*(loss.teacher_roles for loss in losses))
+        )
         if roles := set().union(*(loss.student_roles for loss in losses)):
             self.taps = Taps(self.net, self.layers, roles)
         student = Probe(self._run_blank(), self.taps.modules if self.taps else {}, self.spec or {})
         self._learns = teacher is not None
         for name, loss in zip(self.losses, losses, strict=True):
             if loss.uses_teacher and teacher is None:
-                raise UserError(f"the loss {name!r} needs a teacher; use DistillationModule and model.teacher")
+                raise UserError(
+                    f"the loss {name!r} needs a teacher; use DistillationModule and model.teacher"
+                )
             loss.build(student, teacher)
         self._losses_built = True
         if self._pending_losses:
@@ -172,7 +182,9 @@ class BaseModule(CheckpointedModule):
         samples: Tensor | float = len(batch)
         if self._world_size > 1:
             samples, terms = self._joined(batch, terms)
-        first, *others = (weight * term for (_, weight), term in zip(self._terms, terms, strict=True))
+        first, *others = (
+            weight * term for (_, weight), term in zip(self._terms, terms, strict=True)
+        )
         total: Tensor = sum(others, first)
         self._means.add(samples, total, terms)
         return total
@@ -188,7 +200,9 @@ class BaseModule(CheckpointedModule):
         total = counts.clone()
         torch.distributed.all_reduce(total)
         scales = counts[1:] * self._world_size / total[1:].clamp(min=1)
-        return total[0] / self._world_size, [term * scale for term, scale in zip(terms, scales, strict=True)]
+        return total[0] / self._world_size, [
+            term * scale for term, scale in zip(terms, scales, strict=True)
+        ]
 
     def on_train_epoch_start(self) -> None:
         self._begin_epoch()
@@ -214,13 +228,18 @@ class BaseModule(CheckpointedModule):
             module.after_step()  # type: ignore[operator]
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if len(self._means) >= cast(Any, self.trainer).log_every_n_steps or self.trainer.is_last_batch:
+        if (
+            len(self._means) >= cast(Any, self.trainer).log_every_n_steps
+            or self.trainer.is_last_batch
+        ):
             self._close_window()
 
     def on_train_epoch_end(self) -> None:
         self._close_window()  # max_steps may have cut the epoch short
         if not all(bool(p.isfinite().all()) for p in self.net.parameters()):
-            raise UserError(f"weights became infinite or NaN in epoch {self.current_epoch}; lower the learning rate")
+            raise UserError(
+                f"weights became infinite or NaN in epoch {self.current_epoch}; lower the learning rate"
+            )
         if (means := self._means.compute(self.device, self._world_size > 1)) is not None:
             names = ("train_loss", *(f"train_loss_{name}" for name in self.losses))
             self.log_dict(dict(zip(names, means, strict=True)))
@@ -229,7 +248,12 @@ class BaseModule(CheckpointedModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         parameters = [p for m in (self.net, self.losses) for p in m.parameters() if p.requires_grad]
-        return optimize(self.optimizer, self.scheduler, parameters, lambda: int(self.trainer.estimated_stepping_batches))
+        return optimize(
+            self.optimizer,
+            self.scheduler,
+            parameters,
+            lambda: int(self.trainer.estimated_stepping_batches),
+        )
 
     def check_optimizer(self) -> None:
         """UserError where the optimizer or the scheduler refuses its arguments, before anything is trained."""
@@ -252,7 +276,9 @@ class BaseModule(CheckpointedModule):
 
     def _report(self, stage: str) -> None:
         assert self.metrics is not None
-        values = {f"{stage}_{name}": value.float() for name, value in self.metrics.compute().items()}
+        values = {
+            f"{stage}_{name}": value.float() for name, value in self.metrics.compute().items()
+        }
         self.log_dict(values)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -262,7 +288,11 @@ class BaseModule(CheckpointedModule):
         self._report("val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        said = {"logits": self._evaluate(batch).logits, "index": batch.index, "target": batch.target}
+        said = {
+            "logits": self._evaluate(batch).logits,
+            "index": batch.index,
+            "target": batch.target,
+        }
         return {name: tensor[:0] for name, tensor in said.items()} if batch.ghost else said
 
     def on_test_epoch_end(self) -> None:

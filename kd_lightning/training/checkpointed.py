@@ -68,7 +68,10 @@ class CheckpointedModule(LeanModule):
         alone = plain(without()) if callable(without) else {}
         if described is not None and alone:
             described["init_args"] = {**(described.get("init_args") or {}), **alone}
-            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], self.role: described}
+            checkpoint["hyper_parameters"] = {
+                **checkpoint["hyper_parameters"],
+                self.role: described,
+            }
         self._close_window()
         if (sums := self._means.share(self.device, self._world_size)) is not None:
             checkpoint[SUMS] = sums  # of an epoch that is not at its end
@@ -84,17 +87,25 @@ class CheckpointedModule(LeanModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         ours = checkpoint.get(KEY)
         if not ours or ours["role"] != self.role:
-            raise UserError(f"the checkpoint is not one of a {type(self).__name__}; resume with the config that made it")
+            raise UserError(
+                f"the checkpoint is not one of a {type(self).__name__}; resume with the config that made it"
+            )
         self._resumed_sums = checkpoint.get(SUMS)
         if self._losses_built:  # training goes on
             self._check_loss_state(checkpoint.get("state_dict") or {})
             self._check_schedule(checkpoint.get("lr_schedulers") or [])
         if not self._attached:
-            self.spec = ours["spec"]  # the hyper-parameters' copy went through YAML, which takes some names for numbers
+            self.spec = ours[
+                "spec"
+            ]  # the hyper-parameters' copy went through YAML, which takes some names for numbers
 
     def _check_loss_state(self, state: dict[str, Tensor]) -> None:
         """Training goes on with the losses that it began with: their adapters and memories are in the checkpoint."""
-        theirs = {key.removeprefix("losses."): value.shape for key, value in state.items() if key.startswith("losses.")}
+        theirs = {
+            key.removeprefix("losses."): value.shape
+            for key, value in state.items()
+            if key.startswith("losses.")
+        }
         ours = {key: value.shape for key, value in self.losses.state_dict().items()}
         if changed := sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key)):
             raise UserError(
@@ -113,7 +124,9 @@ class CheckpointedModule(LeanModule):
                     "same --trainer.max_epochs, batches and devices, or start anew from its weights with --model.init_from"
                 )
 
-    def _keep_loss_state(self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    def _keep_loss_state(
+        self, module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
+    ) -> None:
         """Adapters are built when the data is known: until then their saved state waits."""
         if self._losses_built:
             return

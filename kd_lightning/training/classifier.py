@@ -41,5 +41,7 @@ class ClassifierModule(BaseModule):
         channels_last: bool = False,
     ) -> None:
         losses = {"ce": CrossEntropy()} if losses is None else losses
-        super().__init__(network, losses, optimizer, scheduler, layers, init_from, spec, channels_last)
+        super().__init__(
+            network, losses, optimizer, scheduler, layers, init_from, spec, channels_last
+        )
         self.keep_hyperparameters()

@@ -41,7 +41,9 @@ class DistillationModule(BaseModule):
         spec: dict[str, Any] | None = None,
         channels_last: bool = False,
     ) -> None:
-        super().__init__(student, losses, optimizer, scheduler, layers, init_from, spec, channels_last)
+        super().__init__(
+            student, losses, optimizer, scheduler, layers, init_from, spec, channels_last
+        )
         self.teacher = teacher
         self.teacher_note: str | None = None
         """Why the teacher takes no part in an evaluation, where it does not."""
@@ -69,17 +71,26 @@ class DistillationModule(BaseModule):
             return None
         modules = self.teacher.tap(roles)
         for name, loss in self.losses.items():
-            if "all teacher logits" in cast(DistillLoss, loss).needs and not self.teacher.exact_logits:
-                raise UserError(f"the loss {name!r} needs every logit of the teacher; a top-k cache holds a part of them")
+            if (
+                "all teacher logits" in cast(DistillLoss, loss).needs
+                and not self.teacher.exact_logits
+            ):
+                raise UserError(
+                    f"the loss {name!r} needs every logit of the teacher; a top-k cache holds a part of them"
+                )
         try:
             output = self.teacher.probe(self._blank_batch())
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"the teacher cannot read inputs of shape {datamodule.spec['input_shape']}: {error}") from error
+            raise UserError(
+                f"the teacher cannot read inputs of shape {datamodule.spec['input_shape']}: {error}"
+            ) from error
         if output.logits.shape != (2, datamodule.spec["num_classes"]):
             shape, known = list(output.logits.shape[1:]), datamodule.spec["num_classes"]
-            raise UserError(f"the teacher gives outputs of shape {shape} a sample; the data has {known} classes")
+            raise UserError(
+                f"the teacher gives outputs of shape {shape} a sample; the data has {known} classes"
+            )
         return Probe(output, modules, datamodule.spec)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:

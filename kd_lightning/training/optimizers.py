@@ -26,7 +26,9 @@ def default_optimizer(parameters: Iterable[Any]) -> Optimizer:
 def takes_total_steps(factory: Any) -> bool:
     """Whether a scheduler is to be told the number of steps, which only the trainer knows; it then moves every step."""
     parts = [factory, factory.func, *factory.args] if isinstance(factory, partial) else [factory]
-    told = isinstance(factory, partial) and (factory.keywords.get("total_steps") or factory.keywords.get("epochs"))
+    told = isinstance(factory, partial) and (
+        factory.keywords.get("total_steps") or factory.keywords.get("epochs")
+    )
     classes = [part for part in parts if isinstance(part, type)]
     return not told and any("total_steps" in inspect.signature(c).parameters for c in classes)
 
@@ -49,7 +51,10 @@ def optimize(
         if takes_total_steps(scheduler):
             moves = cast(Callable[..., LRScheduler], scheduler)(made, total_steps=total_steps())
             return {"optimizer": made, "lr_scheduler": {"scheduler": moves, "interval": "step"}}
-        return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made), "interval": "epoch"}}
+        return {
+            "optimizer": made,
+            "lr_scheduler": {"scheduler": scheduler(made), "interval": "epoch"},
+        }
     except ZeroDivisionError as error:
         raise UserError(
             "model.scheduler: the run has too few steps for its schedule; train longer, or set pct_start"

@@ -37,27 +37,49 @@ def run(folder: Path, seed: int, said: torch.Tensor, samples: int, **about: Any)
     (folder / "run.json").write_text(json.dumps({"data": data, "wall_time_s": 7.0}))
     (folder / "config.yaml").write_text(yaml.safe_dump({"trainer": {"max_epochs": 10}}))
     target = torch.tensor(TARGET)
-    save_file({"logits": said, "target": target, "index": torch.arange(8)}, folder / "predictions-test.safetensors")
+    save_file(
+        {"logits": said, "target": target, "index": torch.arange(8)},
+        folder / "predictions-test.safetensors",
+    )
     return Finished(seed, folder, {})
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> dict[str, list[Finished]]:
     """Seed 0's specialists are right, seed 1's know nothing: their dustbin takes all, as much as it did in the data."""
-    found: dict[str, list[Finished]] = {"generalist": [], "generalist, longer": [], "generalist, other seeds": []}
+    found: dict[str, list[Finished]] = {
+        "generalist": [],
+        "generalist, longer": [],
+        "generalist, other seeds": [],
+    }
     for seed in (0, 1):
-        found["generalist"].append(run(tmp_path / f"g{seed}", seed, logits(GENERALIST, 5, 2.0), 100))
-        found["generalist, longer"].append(run(tmp_path / f"l{seed}", seed, logits([0] * 8, 5, 2.0), 100))
+        found["generalist"].append(
+            run(tmp_path / f"g{seed}", seed, logits(GENERALIST, 5, 2.0), 100)
+        )
+        found["generalist, longer"].append(
+            run(tmp_path / f"l{seed}", seed, logits([0] * 8, 5, 2.0), 100)
+        )
         other = logits([0, 0, 0, 0, 0, 0, 3, 4] if seed else TARGET, 5, 2.1)
         found["generalist, other seeds"].append(run(tmp_path / f"o{seed}", 100 + seed, other, 100))
         for number, ids in enumerate(IDS):
-            about = {"number": number, "class_ids": ids, "oversampling": 1.0 if seed == 0 else math.e**20}
+            about = {
+                "number": number,
+                "class_ids": ids,
+                "oversampling": 1.0 if seed == 0 else math.e**20,
+            }
             said = logits(SPECIALISTS[number], 3, 5.0) if seed == 0 else torch.zeros(8, 3)
             one = run(
-                tmp_path / f"s{seed}{number}", seed, said, 40, specialist=about, classes=["abcde"[at] for at in ids] + ["x"]
+                tmp_path / f"s{seed}{number}",
+                seed,
+                said,
+                40,
+                specialist=about,
+                classes=["abcde"[at] for at in ids] + ["x"],
             )
             found.setdefault(f"specialist specialist={number}", []).append(one)
-            found.setdefault(f"specialist with more specialist={number}", []).append(found["generalist"][seed])  # another team
+            found.setdefault(f"specialist with more specialist={number}", []).append(
+                found["generalist"][seed]
+            )  # another team
     return found
 
 
@@ -70,7 +92,9 @@ OPTIONS: dict[str, Any] = {
 
 
 def test_accuracies(runs: dict[str, list[Finished]], tmp_path: Path) -> None:
-    values = {(row.run, row.metric): row.values for row in against_generalist(runs, tmp_path, **OPTIONS)}
+    values = {
+        (row.run, row.metric): row.values for row in against_generalist(runs, tmp_path, **OPTIONS)
+    }
     # Seed 0: two mended. Seed 1: where asked, all is moved out of the specialist's classes, whatever it is.
     assert values["both", "test_accuracy"][0] == pytest.approx(6 / 8)
     assert values["both", "test_accuracy"][1] < 4 / 8
@@ -94,7 +118,8 @@ def test_coverage_costs_and_clusters(runs: dict[str, list[Finished]], tmp_path: 
     assert told["clusters"] == {"0": [["a", "b"], ["b", "c"]], "1": [["a", "b"], ["b", "c"]]}
     *rivals, by_coverage = told["tests"]
     assert {(t["a"], t["b"]) for t in rivals} == {
-        ("both", rival) for rival in ("generalist", "generalist, longer", "ensemble of 2 generalists")
+        ("both", rival)
+        for rival in ("generalist", "generalist, longer", "ensemble of 2 generalists")
     }
     # Seed 0: one more of four samples right at one specialist, one more of two at two: a quarter of a sample for each.
     assert by_coverage["a"] == "gain with each further specialist"
@@ -108,24 +133,36 @@ def test_coverage_costs_and_clusters(runs: dict[str, list[Finished]], tmp_path: 
 def test_how_many_classes_decide(runs: dict[str, list[Finished]], tmp_path: Path) -> None:
     """With all classes deciding, every specialist is asked about every sample, also of classes that it does not know."""
     everyone = {"both": {"run": "specialist"}, "all asked": {"run": "specialist", "n": 5}}
-    values = {(r.run, r.metric): r.values for r in against_generalist(runs, tmp_path, **{**OPTIONS, "systems": everyone})}
+    values = {
+        (r.run, r.metric): r.values
+        for r in against_generalist(runs, tmp_path, **{**OPTIONS, "systems": everyone})
+    }
     assert values["all asked", "test_accuracy"][0] == pytest.approx(7 / 8)
     assert values["both", "test_accuracy"][0] == pytest.approx(6 / 8)
 
 
-def test_conditional_accuracies_compare_on_the_same_classes(runs: dict[str, list[Finished]], tmp_path: Path) -> None:
+def test_conditional_accuracies_compare_on_the_same_classes(
+    runs: dict[str, list[Finished]], tmp_path: Path
+) -> None:
     about = {"number": 0, "class_ids": [3, 4], "oversampling": 1.0}
     for seed in (0, 1):
         said = torch.zeros(8, 3)
         one = run(tmp_path / f"w{seed}", seed, said, 40, specialist=about, classes=["d", "e", "x"])
         runs.setdefault("others specialist=0", []).append(one)
     systems = {"both": {"run": "specialist"}, "of other classes": {"run": "others"}}
-    values = {(r.run, r.metric): r.values for r in against_generalist(runs, tmp_path, **{**OPTIONS, "systems": systems})}
+    values = {
+        (r.run, r.metric): r.values
+        for r in against_generalist(runs, tmp_path, **{**OPTIONS, "systems": systems})
+    }
     assert values["generalist", "conditional_accuracy"] == pytest.approx([5 / 8] * 2)
     # Two samples, of classes 3 and 4: the generalist says 3 to both.
-    assert values["generalist, on the classes of of other classes", "conditional_accuracy"] == pytest.approx([1 / 2] * 2)
+    assert values[
+        "generalist, on the classes of of other classes", "conditional_accuracy"
+    ] == pytest.approx([1 / 2] * 2)
     told = json.loads((tmp_path / "specialists.json").read_text())["tests"]
-    assert ("both", "of other classes") in {(t["a"], t["b"]) for t in told if t["metric"] == "test_accuracy"}
+    assert ("both", "of other classes") in {
+        (t["a"], t["b"]) for t in told if t["metric"] == "test_accuracy"
+    }
     conditional = {(t["a"], t["b"]) for t in told if t["metric"] == "conditional_accuracy"}
     assert ("of other classes", "generalist, on the classes of of other classes") in conditional
     assert ("of other classes", "generalist") not in conditional
@@ -135,10 +172,21 @@ def test_conditional_accuracies_compare_on_the_same_classes(runs: dict[str, list
 def test_runs_that_are_not_there(runs: dict[str, list[Finished]], tmp_path: Path) -> None:
     options = {**OPTIONS, "systems": {"both": {"run": "specialists"}}}
     message = complaint(lambda: against_generalist(runs, tmp_path, **options))
-    assert message == "analysis of specialists: there are no runs 'specialists' with a grid over data.specialist"
+    assert (
+        message
+        == "analysis of specialists: there are no runs 'specialists' with a grid over data.specialist"
+    )
     message = complaint(lambda: against_generalist(runs, tmp_path, **OPTIONS, ensemble=3))
-    assert message == "analysis of specialists: 'generalist, other seeds' needs 2 seeds for each of the generalist's"
+    assert (
+        message
+        == "analysis of specialists: 'generalist, other seeds' needs 2 seeds for each of the generalist's"
+    )
     message = complaint(
-        lambda: against_generalist({**runs, "x specialist=0": runs["generalist"]}, tmp_path, "generalist", {"b": {"run": "x"}})
+        lambda: against_generalist(
+            {**runs, "x specialist=0": runs["generalist"]},
+            tmp_path,
+            "generalist",
+            {"b": {"run": "x"}},
+        )
     )
     assert "is not a specialist's run" in message

@@ -14,12 +14,18 @@ from tests.training.small import CONFIGS
 def trained(folder: Path, units: int) -> Finished:
     files = ["trainer.yaml", "data/digits.yaml", "teachers/digits_mlp.yaml", "loggers/csv.yaml"]
     argv = ["fit", *(word for name in files for word in ("-c", str(CONFIGS / name)))]
-    quick = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    quick = [
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ]
     launch([*argv, *quick, f"--model.network.hidden=[{units}]", f"--run.dir={folder}"])
     return Finished(0, folder, {})
 
 
-def test_steps_of_a_wider_network_take_longer_and_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_steps_of_a_wider_network_take_longer_and_more_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     runs = {"narrow": [trained(tmp_path / "narrow", 8)], "wide": [trained(tmp_path / "wide", 8000)]}
     rows = time_and_memory(runs, tmp_path, "narrow", ["narrow", "wide"], steps=3, rounds=1)

@@ -42,7 +42,10 @@ def test_the_mean_of_logits_seed_by_seed(tmp_path: Path) -> None:
 
 
 def test_the_best_epoch(tmp_path: Path) -> None:
-    for name, text in (("a", "epoch,val_accuracy\n0,0.5\n1,0.75\n2,0.25\n"), ("b", "epoch,val_accuracy\n0,0.5\n")):
+    for name, text in (
+        ("a", "epoch,val_accuracy\n0,0.5\n1,0.75\n2,0.25\n"),
+        ("b", "epoch,val_accuracy\n0,0.5\n"),
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.csv").write_text(text)
     (tmp_path / "cache").mkdir()
@@ -58,13 +61,28 @@ def test_sentences_a_second(tmp_path: Path) -> None:
     root = write_sst2(tmp_path / "data", test=50)
     files = ["trainer.yaml", "data/sst2.yaml", "teachers/sst2_bilstm.yaml", "loggers/csv.yaml"]
     named = [word for name in files for word in ("-c", str(CONFIGS / name))]
-    small = ["--model.network.embedding=4", "--model.network.hidden=4", "--data.tokenizer=kd_lightning.data.WordTokenizer"]
-    quick = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    run = launch(["fit", *named, *small, *quick, f"--data.root={root}", f"--run.dir={tmp_path / 'run'}"])
+    small = [
+        "--model.network.embedding=4",
+        "--model.network.hidden=4",
+        "--data.tokenizer=kd_lightning.data.WordTokenizer",
+    ]
+    quick = [
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ]
+    run = launch(
+        ["fit", *named, *small, *quick, f"--data.root={root}", f"--run.dir={tmp_path / 'run'}"]
+    )
     runs = {"some": [Finished(0, run.folder, {})]}
-    row, both, size = throughput(runs, tmp_path, ["some"], {"both": ["some", "some"]}, batch_size=20, repeats=1)
+    row, both, size = throughput(
+        runs, tmp_path, ["some"], {"both": ["some", "some"]}, batch_size=20, repeats=1
+    )
     assert (row.run, row.metric) == ("some", "sentences_per_second")
     assert 50 < row.values[0] < 1e7
     assert both.values == pytest.approx([row.values[0] / 2])
     assert (both.run, both.metric, size.run) == ("both", "sentences_per_second", "both")
-    assert (size.metric, size.values) == ("parameters", [2.0 * sum(p.numel() for p in run.module.net.parameters())])
+    assert (size.metric, size.values) == (
+        "parameters",
+        [2.0 * sum(p.numel() for p in run.module.net.parameters())],
+    )

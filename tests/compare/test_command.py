@@ -29,7 +29,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_runs_that_differ_in_the_seed_alone_are_one_row(place: Path, capsys: Capture) -> None:
     runs = seeds(place, "four", [10, 12, 11])
     runs += [
-        make_run(place / "elsewhere", 3, 13, {"data.root": "/other", "run.root": "x", "trainer.enable_progress_bar": False})
+        make_run(
+            place / "elsewhere",
+            3,
+            13,
+            {"data.root": "/other", "run.root": "x", "trainer.enable_progress_bar": False},
+        )
     ]
     runs += seeds(place, "two", [8, 9], T2)
     content = compare(capsys, *runs)
@@ -42,8 +47,16 @@ def test_runs_that_differ_in_the_seed_alone_are_one_row(place: Path, capsys: Cap
 
 
 def test_rows_that_differ_in_much_have_their_runs_name(place: Path, capsys: Capture) -> None:
-    bare = {"model.class_path": "kd_lightning.ClassifierModule", "trainer.max_epochs": 9, "data.fraction": 0.5}
-    runs = seeds(place, "small", [20, 22], {**ALONE, **bare}) + seeds(place, "kd", [10, 12]) + seeds(place, "kd-s", [8, 9], T2)
+    bare = {
+        "model.class_path": "kd_lightning.ClassifierModule",
+        "trainer.max_epochs": 9,
+        "data.fraction": 0.5,
+    }
+    runs = (
+        seeds(place, "small", [20, 22], {**ALONE, **bare})
+        + seeds(place, "kd", [10, 12])
+        + seeds(place, "kd-s", [8, 9], T2)
+    )
     content = compare(capsys, *runs)
     assert list(table(content)) == ["small", "kd, temperature=4", "kd, temperature=2"]
     # ce.weight and losses follow from the model's class, and are not said again.
@@ -51,18 +64,27 @@ def test_rows_that_differ_in_much_have_their_runs_name(place: Path, capsys: Capt
 
 
 def test_by_pools_and_says_so(place: Path, capsys: Capture) -> None:
-    runs = seeds(place, "a", [10, 12]) + seeds(place, "b", [20], {"model.optimizer.lr": 0.1}) + seeds(place, "c", [8], T2)
+    runs = (
+        seeds(place, "a", [10, 12])
+        + seeds(place, "b", [20], {"model.optimizer.lr": 0.1})
+        + seeds(place, "c", [8], T2)
+    )
     content = compare(capsys, *runs, "--by", "temperature")
     assert table(content) == {"temperature=4": [10, 20, 12], "temperature=2": [8]}
     assert content["notes"] == ["temperature=4 pools runs that differ in lr."]
     whole = compare(capsys, *runs, "--by", "model.init_args.losses.init_args.kd", "optimizer.lr")
     assert table(whole) == table(compare(capsys, *runs))
-    assert "could be model.losses.ce.weight or model.losses.kd.weight" in refused(capsys, *runs, "--by", "weight")
+    assert "could be model.losses.ce.weight or model.losses.kd.weight" in refused(
+        capsys, *runs, "--by", "weight"
+    )
     assert "no run has such a setting" in refused(capsys, *runs, "--by", "temprature")
 
 
 def test_a_repeated_run_counts_once(place: Path, capsys: Capture) -> None:
-    runs = [make_run(place / "old", 0, 10, started="2026-01-01"), make_run(place / "new", 0, 11, started="2026-01-02")]
+    runs = [
+        make_run(place / "old", 0, 10, started="2026-01-01"),
+        make_run(place / "new", 0, 11, started="2026-01-02"),
+    ]
     content = compare(capsys, *runs)
     assert table(content) == {"old": [11]}
     assert f"{runs[0]} is left out: {runs[1]} repeats it with the same seed." in content["notes"]
@@ -73,7 +95,10 @@ def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
     running = make_run(place / "on", 2, 3, status="running")
     untested = make_run(place / "untested", 0, None, T2)
     (place / "cache").mkdir()
-    for name, content in (("run.json", {"status": "finished", "metrics": {"cache_bytes": 5}}), ("manifest.json", {})):
+    for name, content in (
+        ("run.json", {"status": "finished", "metrics": {"cache_bytes": 5}}),
+        ("manifest.json", {}),
+    ):
         (place / "cache" / name).write_text(json.dumps(content))
     found = compare(capsys, *runs, running, untested, str(place / "cache"))
     assert table(found) == {"temperature=4": [10, 12]}
@@ -97,10 +122,19 @@ def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
             ["a", "other-data"],
             "different data sets: digits with 100 test samples (a); mnist with 10000 test samples (other-data)",
         ),
-        (["a", "--metrics", "test_erors"], "no run measured 'test_erors'; did you mean test_errors?"),
-        (["a", "--metrics", "x"], "no run measured 'x'; measured were test_accuracy, test_errors, val_accuracy"),
+        (
+            ["a", "--metrics", "test_erors"],
+            "no run measured 'test_erors'; did you mean test_errors?",
+        ),
+        (
+            ["a", "--metrics", "x"],
+            "no run measured 'x'; measured were test_accuracy, test_errors, val_accuracy",
+        ),
         (["a", "--baseline", "b"], "there is no row 'b'; rows are: a"),
-        (["caches/mnist-top-k"], "has no results yet; make them with: kd reproduce caches/mnist-top-k"),
+        (
+            ["caches/mnist-top-k"],
+            "has no results yet; make them with: kd reproduce caches/mnist-top-k",
+        ),
         (["a", "mine"], "a is a run and mine an experiment"),
         (["mine", "--by", "lr"], "--by is for runs"),
         (["spoilt"], "runs/spoilt/results.json is damaged"),
@@ -144,33 +178,64 @@ def test_a_baseline_is_tested_over_shared_seeds(place: Path, capsys: Capture) ->
     for folder, wrong in zip(runs, base + better, strict=False):
         add_predictions(Path(folder), int(wrong))
     low, high = (
-        compare(capsys, *runs, "--baseline", "temperature=4")["comparisons"][0][f"examples_{e}"] for e in ("low", "high")
+        compare(capsys, *runs, "--baseline", "temperature=4")["comparisons"][0][f"examples_{e}"]
+        for e in ("low", "high")
     )
     assert low < -2.2 < high
 
 
 def test_the_last_column_is_the_difference(place: Path, capsys: Capture) -> None:
     runs = seeds(place, "four", [10, 12]) + seeds(place, "two", [8, 9], T2)
-    assert main(["compare", *runs, "--metrics", "test_accuracy", "--baseline", "temperature=4", "--format", "markdown"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                *runs,
+                "--metrics",
+                "test_accuracy",
+                "--baseline",
+                "temperature=4",
+                "--format",
+                "markdown",
+            ]
+        )
+        == 0
+    )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| run | seeds | test accuracy | difference to temperature=4 |"
     assert lines[3] == "| temperature=2 | 2 | 91.50 ± 0.71% | +2.5 points (no test: 2 seeds) |"
     many = ["test_errors", "test_accuracy", "a", "b", "c", "d"]
-    runs = [make_run(place / f"m{t}", 0, settings=t, metrics=dict.fromkeys(many, 1.0)) for t in ({}, T2)]
-    assert main(["compare", *runs, "--metrics", *many, "--baseline", "temperature=4"]) == 0  # metrics are lines
+    runs = [
+        make_run(place / f"m{t}", 0, settings=t, metrics=dict.fromkeys(many, 1.0)) for t in ({}, T2)
+    ]
+    assert (
+        main(["compare", *runs, "--metrics", *many, "--baseline", "temperature=4"]) == 0
+    )  # metrics are lines
     last = [line for line in capsys.readouterr().out.splitlines() if "difference to" in line]
     assert "+0 (no test: 1 seed)" in last[0]
 
 
 def content_of(rows: dict[str, list[float]]) -> str:
-    made = [{"run": run, "metric": "test_errors", "paper": 9.0, "values": values} for run, values in rows.items()]
-    return json.dumps({"rows": [*made, {"run": "a", "metric": "flops", "paper": None, "values": [5]}], "note": "A note."})
+    made = [
+        {"run": run, "metric": "test_errors", "paper": 9.0, "values": values}
+        for run, values in rows.items()
+    ]
+    return json.dumps(
+        {
+            "rows": [*made, {"run": "a", "metric": "flops", "paper": None, "values": [5]}],
+            "note": "A note.",
+        }
+    )
 
 
 @pytest.mark.parametrize("argument", ["mine", "mine.yaml", "runs/mine", "runs/mine/results.json"])
-def test_an_experiment_is_found_by_name_and_by_folder(argument: str, place: Path, capsys: Capture) -> None:
+def test_an_experiment_is_found_by_name_and_by_folder(
+    argument: str, place: Path, capsys: Capture
+) -> None:
     (place / "runs" / "mine").mkdir(parents=True)
-    (place / "runs" / "mine" / "results.json").write_text(content_of({"a": [1, 2, 3, 4, 6], "b": [2, 4, 4, 6, 7]}))
+    (place / "runs" / "mine" / "results.json").write_text(
+        content_of({"a": [1, 2, 3, 4, 6], "b": [2, 4, 4, 6, 7]})
+    )
     content = compare(capsys, argument, "--baseline", "b")
     assert table(content) == {"a": [1, 2, 3, 4, 6], "b": [2, 4, 4, 6, 7]}
     assert {row["metric"] for row in content["rows"]} == {"test_errors"}
@@ -201,5 +266,14 @@ def test_every_format_holds_the_same(place: Path, capsys: Capture) -> None:
     assert "| four | 2 | 11.0 ± 1.4 | 89.00 ± 1.41% |" in outputs["md"]
     [first, _] = csv.DictReader(io.StringIO(outputs["csv"]))
     row = json.loads(outputs["json"])["rows"][0]
-    assert (first["run"], first["metric"], first["values"], first["seeds"]) == ("four", "test_errors", "10.0 12.0", "0 1")
-    assert (float(first["mean"]), float(first["std"]), int(first["n"])) == (row["mean"], row["std"], row["n"])
+    assert (first["run"], first["metric"], first["values"], first["seeds"]) == (
+        "four",
+        "test_errors",
+        "10.0 12.0",
+        "0 1",
+    )
+    assert (float(first["mean"]), float(first["std"]), int(first["n"])) == (
+        row["mean"],
+        row["std"],
+        row["n"],
+    )

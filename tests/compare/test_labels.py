@@ -27,28 +27,40 @@ def groups(*changes: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def test_settings_are_what_decides_a_result() -> None:
-    found = settings(config_of(3, {"run.name": "x", "data.root": "/elsewhere", "ckpt_path": "a.ckpt"}))
+    found = settings(
+        config_of(3, {"run.name": "x", "data.root": "/elsewhere", "ckpt_path": "a.ckpt"})
+    )
     assert found == settings(config_of(0, {}))
     assert found["model.losses.kd.temperature"] == 4
     assert found["model.losses.kd.class"] == "kd_lightning.losses.KD"
     assert found["run.test"] == "last"
     assert not [name for name in found if "spec" in name or "num_classes" in name or "root" in name]
     assert settings(config_of(0, {"run.test": "best"})) != found
-    inner = {"class_path": "kd_lightning.data.DigitsDataModule", "init_args": {"root": "/data", "fraction": 0.5}}
+    inner = {
+        "class_path": "kd_lightning.data.DigitsDataModule",
+        "init_args": {"root": "/data", "fraction": 0.5},
+    }
     within = settings(config_of(0, {"data.data": inner}))
     assert (within["data.data.fraction"], "data.data.root" in within) == (0.5, False)
 
 
 def test_a_class_stands_for_its_arguments() -> None:
     adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001, "betas": [0.9, 0.999]}}
-    assert differing(groups({}, {"model.optimizer": adam})) == {"model.optimizer.class": ["SGD", "Adam"]}
+    assert differing(groups({}, {"model.optimizer": adam})) == {
+        "model.optimizer.class": ["SGD", "Adam"]
+    }
     found = differing(groups({}, {"model.optimizer": adam}, {"model.optimizer.lr": 0.1}))
-    assert found == {"model.optimizer.class": ["SGD", "Adam", "SGD"], "model.optimizer.lr": ["0.05", "0.001", "0.1"]}
+    assert found == {
+        "model.optimizer.class": ["SGD", "Adam", "SGD"],
+        "model.optimizer.lr": ["0.05", "0.001", "0.1"],
+    }
 
 
 def test_losses_and_lists_of_classes_are_named_together() -> None:
     jitter = {"class_path": "kd_lightning.data.Jitter", "init_args": {"pixels": 1}}
-    found = differing(groups({"data.augment": [jitter]}, {"model.losses.kd": None, "data.augment": []}))
+    found = differing(
+        groups({"data.augment": [jitter]}, {"model.losses.kd": None, "data.augment": []})
+    )
     assert found == {"data.augment": ["Jitter", "none"], "model.losses": ["ce+kd", "ce"]}
 
 
@@ -79,7 +91,12 @@ def test_labels_are_never_equal() -> None:
 
 
 def test_names_are_as_short_as_they_are_clear() -> None:
-    names = ["model.optimizer.lr", "model.losses.ce.weight", "model.losses.kd.weight", "model.class"]
+    names = [
+        "model.optimizer.lr",
+        "model.losses.ce.weight",
+        "model.losses.kd.weight",
+        "model.class",
+    ]
     assert list(short(names, names).values()) == ["lr", "ce.weight", "kd.weight", "model"]
 
 
@@ -98,10 +115,16 @@ def teachers(folder: Path, name: str, lr: float) -> list[Path]:
     return paths
 
 
-def students(folder: Path, name: str, checkpoints: list[Path], cache: bool = False, **changes: Any) -> list[str]:
+def students(
+    folder: Path, name: str, checkpoints: list[Path], cache: bool = False, **changes: Any
+) -> list[str]:
     made = []
     for seed, path in enumerate(checkpoints):
-        source = {"path": str(path.resolve()), "sha256": hashlib.sha256(str(path).encode()).hexdigest(), "network": "MLP"}
+        source = {
+            "path": str(path.resolve()),
+            "sha256": hashlib.sha256(str(path).encode()).hexdigest(),
+            "network": "MLP",
+        }
         setting = {CHECKPOINT: str(path), **changes}
         if cache:
             source["cache"] = str(folder / f"cache-{name}-{seed}")
@@ -114,15 +137,23 @@ def students(folder: Path, name: str, checkpoints: list[Path], cache: bool = Fal
 
 
 def test_students_of_one_teachers_seeds_are_one_row(place: Path, capsys: Capture) -> None:
-    runs = students(place, "a", teachers(place, "small", 0.1)) + students(place, "b", teachers(place, "large", 0.2))
+    runs = students(place, "a", teachers(place, "small", 0.1)) + students(
+        place, "b", teachers(place, "large", 0.2)
+    )
     content = compare(capsys, *runs)
     assert table(content) == {"checkpoint=small-0": [10, 11], "checkpoint=large-0": [10, 11]}
     assert content["notes"] == []
 
 
-def test_relative_paths_are_looked_for_where_the_run_is(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_relative_paths_are_looked_for_where_the_run_is(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     teachers(place / "runs", "t", 0.1)
-    runs = students(place / "runs", "s", [Path("runs") / f"t-{seed}" / "checkpoints" / "last.ckpt" for seed in (0, 1)])
+    runs = students(
+        place / "runs",
+        "s",
+        [Path("runs") / f"t-{seed}" / "checkpoints" / "last.ckpt" for seed in (0, 1)],
+    )
     (place / "below").mkdir()
     place.rename(moved := place.with_name("moved"))  # the paths that were recorded lead nowhere
     monkeypatch.chdir(moved / "below")
@@ -139,7 +170,10 @@ def test_a_cache_is_known_by_its_teacher(place: Path, capsys: Capture) -> None:
 
 def test_an_ensemble_is_its_members(place: Path, capsys: Capture) -> None:
     members = teachers(place, "t", 0.1)
-    both = [{"model.teacher.checkpoints": [str(path) for path in order]} for order in (members, members[::-1])]
+    both = [
+        {"model.teacher.checkpoints": [str(path) for path in order]}
+        for order in (members, members[::-1])
+    ]
     runs = [make_run(place / f"e-{seed}", seed, 10, setting) for seed, setting in enumerate(both)]
     assert table(compare(capsys, *runs)) == {"e": [10, 10]}
 

@@ -41,10 +41,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
         patch.setenv("PL_GLOBAL_SEED", "0")  # whatever the runs set is undone
         patch.setattr("wandb.init", init)
         patch.setattr("lightning.pytorch.loggers.WandbLogger", FakeLogger)
-        shared = [f"--run.root={root}", "--run.wandb=offline", "--run.test=last", "--run.group=pair"]
+        shared = [
+            f"--run.root={root}",
+            "--run.wandb=offline",
+            "--run.test=last",
+            "--run.group=pair",
+        ]
         for seed in (0, 1):
-            teacher = launch(resolve_configs([*TEACHER, *shared, f"--seed_everything={seed}"])).folder
-            words = [*student(teacher / "checkpoints" / "last.ckpt"), *shared, f"--seed_everything={seed}"]
+            teacher = launch(
+                resolve_configs([*TEACHER, *shared, f"--seed_everything={seed}"])
+            ).folder
+            words = [
+                *student(teacher / "checkpoints" / "last.ckpt"),
+                *shared,
+                f"--seed_everything={seed}",
+            ]
             folders += [str(teacher), str(launch(resolve_configs(words)).folder)]
     return Trained(folders, told)
 
@@ -59,7 +70,9 @@ class FakeApi:
     def __init__(self, timeout: int) -> None:
         assert timeout <= 10
 
-    def runs(self, path: str, filters: dict[str, Any], per_page: int = 50, lazy: bool = True) -> list[Any]:
+    def runs(
+        self, path: str, filters: dict[str, Any], per_page: int = 50, lazy: bool = True
+    ) -> list[Any]:
         self.asked.append({"path": path, "filters": filters, "lazy": lazy})
         if self.problem:
             raise self.problem
@@ -69,7 +82,9 @@ class FakeApi:
 def as_served(at: int, run: FakeRun, state: str = "finished") -> Any:
     given, summary = run.arguments, {name: value for row in run.rows for name, value in row.items()}
     # As a server would: through JSON, keys sorted, whole numbers without their point.
-    config = json.loads(json.dumps(given["config"], sort_keys=True).replace(".0,", ",").replace(".0}", "}"))
+    config = json.loads(
+        json.dumps(given["config"], sort_keys=True).replace(".0,", ",").replace(".0}", "}")
+    )
     group = given["group"]
     return SimpleNamespace(
         id=f"id{at}",
@@ -96,9 +111,14 @@ def api(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> type[FakeApi]:
 def test_real_runs_and_their_teachers_seeds(trained: Trained, capsys: Capture) -> None:
     content = compare(capsys, *trained.folders)
     rows = table(content)
-    assert list(rows) == ["augment=Jitter, model=ClassifierModule", "augment=none, model=DistillationModule"]
+    assert list(rows) == [
+        "augment=Jitter, model=ClassifierModule",
+        "augment=none, model=DistillationModule",
+    ]
     assert [len(values) for values in rows.values()] == [2, 2]
-    assert {"test_errors", "test_accuracy", "test_nll"} <= {row["metric"] for row in content["rows"]}
+    assert {"test_errors", "test_accuracy", "test_nll"} <= {
+        row["metric"] for row in content["rows"]
+    }
     assert not [row for row in content["rows"] if row["metric"].startswith("val_")]
 
 
@@ -107,32 +127,53 @@ def test_wandb_gives_the_same_table(trained: Trained, api: type[FakeApi], capsys
     assert api.asked == [{"path": "me/mine", "filters": {}, "lazy": False}]
 
 
-def test_another_machines_folders_do_the_same(trained: Trained, api: type[FakeApi], capsys: Capture) -> None:
+def test_another_machines_folders_do_the_same(
+    trained: Trained, api: type[FakeApi], capsys: Capture
+) -> None:
     """Teachers are found among the runs of the project, not on the disk."""
     for run in api.served:
-        run.config["folder"] = run.config["folder"].replace(str(Path(trained.folders[0]).parent), "/far")
+        run.config["folder"] = run.config["folder"].replace(
+            str(Path(trained.folders[0]).parent), "/far"
+        )
         run.config["teacher"] = [
-            {**s, "path": s["path"].replace(str(Path(trained.folders[0]).parent), "/far")} for s in run.config["teacher"]
+            {**s, "path": s["path"].replace(str(Path(trained.folders[0]).parent), "/far")}
+            for s in run.config["teacher"]
         ]
-        if "checkpoint" in (teacher := run.config["model"]["init_args"].get("teacher", {}).get("init_args", {})):
-            run.config["model"] = {**run.config["model"], "init_args": {**run.config["model"]["init_args"]}}
+        if "checkpoint" in (
+            teacher := run.config["model"]["init_args"].get("teacher", {}).get("init_args", {})
+        ):
+            run.config["model"] = {
+                **run.config["model"],
+                "init_args": {**run.config["model"]["init_args"]},
+            }
             path = teacher["checkpoint"].replace(str(Path(trained.folders[0]).parent), "/far")
-            run.config["model"]["init_args"]["teacher"] = {"class_path": "T", "init_args": {"checkpoint": path}}
+            run.config["model"]["init_args"]["teacher"] = {
+                "class_path": "T",
+                "init_args": {"checkpoint": path},
+            }
     found = compare(capsys, "--wandb", "me/mine")
     assert table(found) == table(compare(capsys, *trained.folders))
 
 
-def test_a_group_and_unfinished_and_foreign_runs(trained: Trained, api: type[FakeApi], capsys: Capture) -> None:
+def test_a_group_and_unfinished_and_foreign_runs(
+    trained: Trained, api: type[FakeApi], capsys: Capture
+) -> None:
     other = as_served(8, trained.told[0])
     other.group = "other"
     api.served += [as_served(9, trained.told[1], "crashed"), other]
-    foreign = SimpleNamespace(id="f", name="f", state="finished", config={"lr": 1}, summary={}, group="pair")
+    foreign = SimpleNamespace(
+        id="f", name="f", state="finished", config={"lr": 1}, summary={}, group="pair"
+    )
     api.served.append(foreign)
     found = compare(capsys, "--wandb", "me/mine", "--group", "pair")
     assert api.asked[-1]["filters"] == {"group": "pair"}
     assert [len(values) for values in table(found).values()] == [2, 2]
-    assert found["notes"][0].startswith("Not finished and left out: me/mine/id9 (digits-mlp-distill) (crashed).")
-    assert "no runs of kd_lightning in the group 'none'" in refused(capsys, "--wandb", "me/mine", "--group", "none")
+    assert found["notes"][0].startswith(
+        "Not finished and left out: me/mine/id9 (digits-mlp-distill) (crashed)."
+    )
+    assert "no runs of kd_lightning in the group 'none'" in refused(
+        capsys, "--wandb", "me/mine", "--group", "none"
+    )
     api.served = [foreign]
     assert "me/mine holds no runs of kd_lightning" in refused(capsys, "--wandb", "me/mine")
 
@@ -141,11 +182,16 @@ def test_a_group_and_unfinished_and_foreign_runs(trained: Trained, api: type[Fak
     ("problem", "line"),
     [
         (ValueError("Could not find project mine"), "W&B has no project me/mine"),
-        (RuntimeError("no route\nto host"), "W&B could not be read; check the network and the key: no route"),
+        (
+            RuntimeError("no route\nto host"),
+            "W&B could not be read; check the network and the key: no route",
+        ),
         (TimeoutError(), "W&B could not be read; check the network and the key: TimeoutError"),
     ],
 )
-def test_what_wandb_raises_is_one_line(problem: Exception, line: str, api: type[FakeApi], capsys: Capture) -> None:
+def test_what_wandb_raises_is_one_line(
+    problem: Exception, line: str, api: type[FakeApi], capsys: Capture
+) -> None:
     api.problem = problem
     assert line in refused(capsys, "--wandb", "me/mine")
 

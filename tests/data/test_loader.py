@@ -73,7 +73,9 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_the_order_does_not_depend_on_the_batch_size() -> None:
-    assert flat(BatchLoader(Numbers(50), 7, shuffle=True)) == flat(BatchLoader(Numbers(50), 50, shuffle=True))
+    assert flat(BatchLoader(Numbers(50), 7, shuffle=True)) == flat(
+        BatchLoader(Numbers(50), 50, shuffle=True)
+    )
 
 
 def test_lightning_finds_the_sampler_and_the_epoch_takes_effect() -> None:
@@ -101,10 +103,15 @@ def test_views_follow_the_epoch(views: int | None, expected: list[int]) -> None:
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
-@pytest.mark.parametrize("n", [24, 26, 27])  # even; a last batch of two, and of three: one each, two and one
+@pytest.mark.parametrize(
+    "n", [24, 26, 27]
+)  # even; a last batch of two, and of three: one each, two and one
 def test_two_processes_serve_what_one_serves_with_the_double_batch(n: int, shuffle: bool) -> None:
     one = BatchLoader(Numbers(n), 6, shuffle=shuffle, seed=5)
-    two = [BatchLoader(Numbers(n), 3, shuffle=shuffle, seed=5, rank=rank, world_size=2) for rank in (0, 1)]
+    two = [
+        BatchLoader(Numbers(n), 3, shuffle=shuffle, seed=5, rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
     for epoch in range(2):
         for loader in (one, *two):
             loader.set_epoch(epoch)

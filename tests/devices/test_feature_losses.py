@@ -22,7 +22,11 @@ class Stages(nn.Module):
         widths = [1, width, 2 * width, 2 * width]
         for at in range(3):
             stride = 1 if at == 0 else 2
-            setattr(self, f"stage{at + 1}", nn.Sequential(nn.Conv2d(widths[at], widths[at + 1], 3, stride, 1), nn.ReLU()))
+            setattr(
+                self,
+                f"stage{at + 1}",
+                nn.Sequential(nn.Conv2d(widths[at], widths[at + 1], 3, stride, 1), nn.ReLU()),
+            )
         self.head = nn.Linear(widths[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -62,7 +66,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("features")
     (root / "config.yaml").write_text(CONFIG)
     folders = [root / "one", root / "two"]
-    for folder, arguments in zip(folders, (["--data.batch_size=32"], ["--data.batch_size=16", *TWO]), strict=True):
+    for folder, arguments in zip(
+        folders, (["--data.batch_size=32"], ["--data.batch_size=16", *TWO]), strict=True
+    ):
         argv = ["fit", "-c", str(root / "config.yaml"), f"--run.dir={folder}", *arguments]
         outcome = finish(spawn(argv, ROOT, WANDB_MODE="disabled"), timeout_s=300)
         assert outcome.code == 0, outcome.err
@@ -70,7 +76,9 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def test_student_and_adapters_are_those_of_one_process(both: list[Path]) -> None:
-    contents = [torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in both]
+    contents = [
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in both
+    ]
     assert [content["global_step"] for content in contents] == [4, 4]
     one, two = (content["state_dict"] for content in contents)
     assert one.keys() == two.keys()

@@ -77,7 +77,9 @@ METHODS = {**BETWEEN_SAMPLES, **MEANS}
 def synchronized(layer: nn.SyncBatchNorm, x: Tensor) -> Tensor:
     """Batch normalization by the statistics of all processes, as torch computes it on GPUs; on the CPU it refuses."""
     over = (0, *range(2, x.ndim))
-    count, total, squares = all_reduce(torch.stack([part.sum(over) for part in (torch.ones_like(x), x, x**2)]))
+    count, total, squares = all_reduce(
+        torch.stack([part.sum(over) for part in (torch.ones_like(x), x, x**2)])
+    )
     mean = total / count
     scale = layer.weight * (squares / count - mean**2 + layer.eps).rsqrt()
     shape = (-1, *[1] * (x.ndim - 2))
@@ -122,18 +124,27 @@ def train(make: Callable[[], DistillLoss], rank: int = 0, world_size: int = 1) -
     for step, size in enumerate(SIZES):
         index, order = order[:size], order[size:]
         target = torch.where(index % 7 == 0, UNLABELLED, index % 3)
-        batch = share(Batch(torch.randn(size, 3, dtype=torch.float64), target, index), rank, world_size)
+        batch = share(
+            Batch(torch.randn(size, 3, dtype=torch.float64), target, index), rank, world_size
+        )
         value = loss(output(student(batch.inputs)), output(teacher(batch.inputs)), batch)
         if world_size > 1:
             value = scaled(loss, value, batch, world_size)
         gradients = torch.autograd.grad(value, list(named.values()))
-        for name, tensor in {"loss": value.detach(), **dict(zip(named, gradients, strict=True))}.items():
+        for name, tensor in {
+            "loss": value.detach(),
+            **dict(zip(named, gradients, strict=True)),
+        }.items():
             if world_size > 1:  # DDP's mean of gradients, and the module's of losses
                 dist.all_reduce(tensor)
             seen[f"{step} {name}"] = tensor / world_size
         for name, parameter in named.items():
             parameter.data -= 0.1 * seen[f"{step} {name}"]
-    banks = {f"buffer {name}": buffer for name, buffer in loss.named_buffers() if not name.startswith("regressor")}
+    banks = {
+        f"buffer {name}": buffer
+        for name, buffer in loss.named_buffers()
+        if not name.startswith("regressor")
+    }
     return {**seen, **banks}
 
 
@@ -142,17 +153,26 @@ def gather(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
     seen: dict[str, Tensor] = {}
     for size in SIZES:
         rows = torch.arange(2.0 * size).reshape(size, 2)
-        batch = share(Batch(rows, torch.zeros(size, dtype=torch.int64), torch.arange(size)), rank, world_size)
+        batch = share(
+            Batch(rows, torch.zeros(size, dtype=torch.int64), torch.arange(size)), rank, world_size
+        )
         own = cast(Tensor, batch.inputs).clone().requires_grad_()
         joined = JoinedBatch(batch)
         (joined(own) * torch.arange(1.0, size + 1)[:, None]).sum().backward()
         assert own.grad is not None
-        seen |= {f"{size} rows": joined(own).detach(), f"{size} index": joined(batch.index), f"{size} gradient": own.grad}
+        seen |= {
+            f"{size} rows": joined(own).detach(),
+            f"{size} index": joined(batch.index),
+            f"{size} gradient": own.grad,
+        }
     return seen
 
 
 def fit(
-    world_size: int, names: Iterable[str] = BETWEEN_SAMPLES, ckpt: Path | None = None, **changes: Any
+    world_size: int,
+    names: Iterable[str] = BETWEEN_SAMPLES,
+    ckpt: Path | None = None,
+    **changes: Any,
 ) -> tuple[Trainer, DistillationModule]:
     """Epochs on digits under several losses at once: five steps of ten samples each, and one of a single one."""
     torch.manual_seed(0)
@@ -162,18 +182,27 @@ def fit(
     module = DistillationModule(student, teacher, methods, layers=layers)
     strategy = {"devices": 2, "strategy": "ddp"} if world_size > 1 else {}
     run = trainer(**{"precision": "64-true", "limit_val_batches": 0, **strategy, **changes})
-    run.fit(module, datamodule=DigitsDataModule(batch_size=10 // world_size, fraction=FRACTION), ckpt_path=ckpt)
+    run.fit(
+        module,
+        datamodule=DigitsDataModule(batch_size=10 // world_size, fraction=FRACTION),
+        ckpt_path=ckpt,
+    )
     return run, module
 
 
 def learned(run: Trainer, module: DistillationModule) -> dict[str, Tensor]:
     """Losses, weights, adapters and banks."""
-    return {**{name: value.double() for name, value in run.callback_metrics.items()}, **module.state_dict()}
+    return {
+        **{name: value.double() for name, value in run.callback_metrics.items()},
+        **module.state_dict(),
+    }
 
 
 def resume(folder: Path) -> dict[str, dict[str, Tensor]]:
     """With memory banks: an epoch, two epochs, and two of which the second is a resumed run's."""
-    single = partial(fit, 2, ["crd"], precision="32-true")  # Lightning reads a checkpoint before it makes a module double
+    single = partial(
+        fit, 2, ["crd"], precision="32-true"
+    )  # Lightning reads a checkpoint before it makes a module double
     run, half = single()
     run.save_checkpoint(folder / "half.ckpt")
     _, whole = single(max_epochs=2)
@@ -189,14 +218,19 @@ def program(what: str, folder: Path, rank: int) -> None:
         return
     nn.SyncBatchNorm.forward = synchronized  # type: ignore[assignment, method-assign]
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save({"gather": gather(rank, 2), **{n: train(make, rank, 2) for n, make in METHODS.items()}}, folder / f"{rank}.pt")
+    torch.save(
+        {"gather": gather(rank, 2), **{n: train(make, rank, 2) for n, make in METHODS.items()}},
+        folder / f"{rank}.pt",
+    )
     dist.destroy_process_group()
 
 
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.devices.test_relational_losses", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 Both = list[dict[str, dict[str, Tensor]]]
@@ -231,7 +265,9 @@ def test_losses_and_gradients_are_those_of_one_process(name: str, both: Both) ->
     assert one.keys() == first.keys()
     for key, tensor in one.items():
         assert torch.allclose(first[key], tensor, rtol=0, atol=1e-9), key
-        assert torch.equal(first[key], second[key]), key  # banks too are the same on both, without being sent
+        assert torch.equal(first[key], second[key]), (
+            key
+        )  # banks too are the same on both, without being sent
     assert all(one[f"{step} loss"] > 0 for step in range(len(SIZES)) if SIZES[step] > 1)
 
 
@@ -249,7 +285,11 @@ def test_a_fit_by_two_processes_is_that_of_one(fits: Both) -> None:
     assert len(DigitsDataModule(fraction=FRACTION).source("train")) == 51
     one, two = learned(*fit(1)), fits[0]["fit"]
     assert one.keys() == two.keys()
-    assert {"losses.crd.student_bank", "losses.crd.embeddings.student.weight", "train_loss_sp"} <= one.keys()
+    assert {
+        "losses.crd.student_bank",
+        "losses.crd.embeddings.student.weight",
+        "train_loss_sp",
+    } <= one.keys()
     for name, tensor in one.items():
         assert torch.allclose(two[name], tensor, rtol=1e-6, atol=1e-6), name
 
@@ -261,7 +301,10 @@ def test_a_resumed_fit_with_banks_is_the_uninterrupted_one(fits: Both) -> None:
         assert seen["half"]["losses.crd.steps"] == 6
         assert seen["whole"]["losses.crd.steps"] == 12
     half, whole = fits[0]["half"], fits[0]["whole"]
-    learns = ("student.body.1.weight", *(f"losses.crd.{name}" for name in ("student_bank", "embeddings.teacher.weight")))
+    learns = (
+        "student.body.1.weight",
+        *(f"losses.crd.{name}" for name in ("student_bank", "embeddings.teacher.weight")),
+    )
     assert not any(torch.equal(half[name], whole[name]) for name in learns)
 
 

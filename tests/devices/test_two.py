@@ -17,7 +17,10 @@ from safetensors.torch import load_file
 from kd_lightning.data import DigitsDataModule
 
 ROOT = Path(__file__).parent.parent.parent
-CONFIGS = [f"-cconfigs/{name}.yaml" for name in ("trainer", "data/digits", "teachers/digits_mlp", "loggers/csv")]
+CONFIGS = [
+    f"-cconfigs/{name}.yaml"
+    for name in ("trainer", "data/digits", "teachers/digits_mlp", "loggers/csv")
+]
 PLAIN = [  # nothing is drawn, so that both see the same
     "--model.network.dropout=0",
     "--model.scheduler=null",
@@ -35,7 +38,12 @@ def kd(arguments: list[str], folder: Path, **environment: str) -> dict[str, Any]
         command += ["-c", config.removeprefix("-c")]
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     run = subprocess.run(
-        [*command, *arguments, f"--run.dir={folder}"], cwd=ROOT, capture_output=True, text=True, env=env, timeout=300
+        [*command, *arguments, f"--run.dir={folder}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
     )
     assert run.returncode == 0, run.stderr
     content: dict[str, Any] = json.loads((folder / "run.json").read_text())
@@ -56,12 +64,25 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("two")
     fraction = 0.953
     assert len(DigitsDataModule(fraction=fraction).source("train")) % 32 == 1
-    data = [f"--data.fraction={fraction}", "--data.labels=0.9"]  # unlabelled rows fall unevenly on the two
+    data = [
+        f"--data.fraction={fraction}",
+        "--data.labels=0.9",
+    ]  # unlabelled rows fall unevenly on the two
     kd([*PLAIN, *data, "--data.batch_size=32"], folder / "one")
     devices = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-    own = {"every_n_train_steps": 40, "dirpath": str(folder / "two" / "checkpoints"), "filename": "own"}
+    own = {
+        "every_n_train_steps": 40,
+        "dirpath": str(folder / "two" / "checkpoints"),
+        "filename": "own",
+    }
     checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": own}
-    two = [*PLAIN, *data, "--data.batch_size=16", *devices, f"--trainer.callbacks+={json.dumps(checkpoint)}"]
+    two = [
+        *PLAIN,
+        *data,
+        "--data.batch_size=16",
+        *devices,
+        f"--trainer.callbacks+={json.dumps(checkpoint)}",
+    ]
     kd(two, folder / "two")
     shutil.copytree(folder / "two", folder / "again")
     kd([*two, f"--ckpt_path={folder}/again/checkpoints/own.ckpt"], folder / "again")
@@ -94,7 +115,9 @@ def test_two_processes_go_on_within_an_epoch(both: tuple[Path, Path]) -> None:
     again = both[1].with_name("again")
     whole, resumed = weights(both[1]), weights(again)
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
-    whole, resumed = (json.loads((folder / "run.json").read_text())["metrics"] for folder in (both[1], again))
+    whole, resumed = (
+        json.loads((folder / "run.json").read_text())["metrics"] for folder in (both[1], again)
+    )
     assert resumed == pytest.approx(whole, rel=1e-6)
 
 

@@ -18,7 +18,9 @@ MINI: dict[str, Any] = {
     "compare": [["distilled", "student-alone"]],
     "runs": {
         "teacher": {"configs": ["configs/teachers/digits_mlp.yaml"]},
-        "student-alone": {"configs": ["configs/pairs/digits_mlp256_mlp16.yaml", "configs/methods/ce.yaml"]},
+        "student-alone": {
+            "configs": ["configs/pairs/digits_mlp256_mlp16.yaml", "configs/methods/ce.yaml"]
+        },
         "distilled": {
             "configs": ["configs/pairs/digits_mlp256_mlp16.yaml", "configs/methods/kd.yaml"],
             "needs": {"model.teacher.checkpoint": "teacher"},

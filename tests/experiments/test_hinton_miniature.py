@@ -14,19 +14,27 @@ from kd_lightning.cli import main
 from kd_lightning.paths import shipped_root
 from kd_lightning.training import BaseModule
 
-NAMES = sorted(path.stem for path in (shipped_root() / "experiments" / "hinton2015").glob("mnist*.yaml"))
+NAMES = sorted(
+    path.stem for path in (shipped_root() / "experiments" / "hinton2015").glob("mnist*.yaml")
+)
 
 
 def miniature(name: str) -> dict[str, Any]:
     """The experiment's YAML on digits; of each grid the first two values, and those that an analysis names."""
     text = (shipped_root() / "experiments" / "hinton2015" / f"{name}.yaml").read_text()
-    content: dict[str, Any] = yaml.safe_load(text.replace("configs/data/mnist.yaml", "configs/data/digits.yaml"))
+    content: dict[str, Any] = yaml.safe_load(
+        text.replace("configs/data/mnist.yaml", "configs/data/digits.yaml")
+    )
     content["seeds"] = 1
     content["quick"] = {"seeds": 1, "overrides": {"trainer.max_epochs": 1}}
     named = str(content.get("analyses", {}))
     for run in content["runs"].values():
         run["grid"] = {
-            key: [v for at, v in enumerate(values) if at < 2 or f"{key.rpartition('.')[2]}={v}" in named]
+            key: [
+                v
+                for at, v in enumerate(values)
+                if at < 2 or f"{key.rpartition('.')[2]}={v}" in named
+            ]
             for key, values in run.get("grid", {}).items()
         }
     grids = tuple(f"{name} " for name, run in content["runs"].items() if run["grid"])
@@ -34,7 +42,9 @@ def miniature(name: str) -> dict[str, Any]:
         pairs = content.get(key, [])
         sides = [[pair["a"], pair["b"]] if isinstance(pair, dict) else pair for pair in pairs]
         content[key] = [
-            p for p, names in zip(pairs, sides, strict=True) if not grids or not any(n.startswith(grids) for n in names)
+            p
+            for p, names in zip(pairs, sides, strict=True)
+            if not grids or not any(n.startswith(grids) for n in names)
         ]
     for analysis in content.get("analyses", {}).values():
         if "cases" in analysis or analysis["function"].endswith("variance"):
@@ -57,7 +67,9 @@ def reproduce(content: dict[str, Any], folder: Path, store: Path) -> int:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_in_miniature(name: str, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_in_miniature(
+    name: str, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert reproduce(miniature(name), tmp_path, store) == 0, capsys.readouterr().err
     content = json.loads((tmp_path / "out" / "results.json").read_text())
     assert {row["run"] for row in content["rows"]} >= set(content_runs(name))
@@ -68,10 +80,16 @@ def test_in_miniature(name: str, tmp_path: Path, store: Path, capsys: pytest.Cap
 def content_runs(name: str) -> list[str]:
     """Runs that must have a row: all that are no cache, no grid and may not fail."""
     runs = miniature(name)["runs"]
-    return [run for run, spec in runs.items() if not spec["grid"] and "cache" not in spec and not spec.get("may_fail")]
+    return [
+        run
+        for run, spec in runs.items()
+        if not spec["grid"] and "cache" not in spec and not spec.get("may_fail")
+    ]
 
 
-def test_interrupted_and_changed(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_and_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     content = miniature("mnist")
     begin, begun = BaseModule.on_train_epoch_start, []

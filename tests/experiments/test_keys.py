@@ -36,9 +36,23 @@ def base() -> dict[str, Any]:
 
 def test_where_a_run_is_kept_and_shown_does_not_matter(base: dict[str, Any]) -> None:
     other = key(
-        *("--run.name=other", "--run.root=/elsewhere", "--run.dir=/elsewhere/run", "--run.wandb=offline", "--run.tags=[a]"),
-        *("--trainer.logger=false", "--trainer.enable_progress_bar=false", "--trainer.default_root_dir=/elsewhere"),
-        *("--data.resident=false", "--seed_everything=7", "--trainer.max_epochs=1"),  # the last is as it was
+        *(
+            "--run.name=other",
+            "--run.root=/elsewhere",
+            "--run.dir=/elsewhere/run",
+            "--run.wandb=offline",
+            "--run.tags=[a]",
+        ),
+        *(
+            "--trainer.logger=false",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.default_root_dir=/elsewhere",
+        ),
+        *(
+            "--data.resident=false",
+            "--seed_everything=7",
+            "--trainer.max_epochs=1",
+        ),  # the last is as it was
     )
     assert difference(base, other) == ""
     assert address(other) == address(base)
@@ -58,7 +72,9 @@ def test_where_a_run_is_kept_and_shown_does_not_matter(base: dict[str, Any]) -> 
         ("--data.split_seed=1", "split_seed (0 -> 1)"),
     ],
 )
-def test_what_is_trained_on_and_how_matters(argument: str, changed: str, base: dict[str, Any]) -> None:
+def test_what_is_trained_on_and_how_matters(
+    argument: str, changed: str, base: dict[str, Any]
+) -> None:
     other = key(argument)
     assert difference(base, other).endswith(changed)
     assert address(other) != address(base)
@@ -71,7 +87,9 @@ def test_files_count_by_content_not_by_path(base: dict[str, Any], tmp_path: Path
     one, other = (key(f"--model.init_from={path}") for path in (first, second))
     assert address(one) == address(other) != address(base)
     second.write_bytes(b"other weights")
-    assert difference(one, key(f"--model.init_from={second}")).startswith("model.init_args.init_from (sha256:")
+    assert difference(one, key(f"--model.init_from={second}")).startswith(
+        "model.init_args.init_from (sha256:"
+    )
     folder.mkdir()
     before = key(f"--model.teacher.checkpoint={folder}")
     (folder / "config.json").write_text("{}")
@@ -92,7 +110,14 @@ def test_the_samples_matter(base: dict[str, Any]) -> None:
 
 def test_the_source_of_losses_and_data_is_in_the_key(base: dict[str, Any]) -> None:
     source = {name.removeprefix("code.") for name in base if name.startswith("code.")}
-    assert {"losses/kd.py", "losses/ce.py", "losses/base.py", "data/digits.py", "data/base.py", "randomness.py"} <= source
+    assert {
+        "losses/kd.py",
+        "losses/ce.py",
+        "losses/base.py",
+        "data/digits.py",
+        "data/base.py",
+        "randomness.py",
+    } <= source
     assert "losses/logitmse.py" not in source
 
 
@@ -111,33 +136,55 @@ def test_comments_docstrings_and_layout_do_not_change_the_code(tmp_path: Path) -
     same = version(tmp_path, "same")
     line = "        self.temperature = positive("
     assert version(tmp_path, "comment", (line, f"        # a comment\n\n{line}")) == same
-    assert version(tmp_path, "module", ('"""Soft targets: Hinton', '"""Other words: Hinton')) == same
+    assert (
+        version(tmp_path, "module", ('"""Soft targets: Hinton', '"""Other words: Hinton')) == same
+    )
     assert version(tmp_path, "class", ("Soft targets at a temperature", "Other words")) == same
-    assert version(tmp_path, "function", ("A scalar; zero where both agree.", "Other words.")) == same
+    assert (
+        version(tmp_path, "function", ("A scalar; zero where both agree.", "Other words.")) == same
+    )
 
 
 @pytest.mark.parametrize(
     "change",
-    [("* temperature**2", "* temperature**3"), ("temperature**2", "temperature*2"), ('"batchmean"', '"mean"'), ("4.0", "5.0")],
+    [
+        ("* temperature**2", "* temperature**3"),
+        ("temperature**2", "temperature*2"),
+        ('"batchmean"', '"mean"'),
+        ("4.0", "5.0"),
+    ],
 )
-def test_another_operator_or_number_changes_the_code(change: tuple[str, str], tmp_path: Path) -> None:
+def test_another_operator_or_number_changes_the_code(
+    change: tuple[str, str], tmp_path: Path
+) -> None:
     assert version(tmp_path, "other", change) != version(tmp_path, "same")
 
 
 def test_the_docstring_of_an_attribute_does_not_change_the_code(tmp_path: Path) -> None:
     line = '    family: ClassVar[str] = "response"\n'
-    assert version(tmp_path, "with", (line, f'{line}    """Where it belongs."""\n')) == version(tmp_path, "same")
+    assert version(tmp_path, "with", (line, f'{line}    """Where it belongs."""\n')) == version(
+        tmp_path, "same"
+    )
 
 
 def test_flat_names_every_leaf() -> None:
     nested = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": 3}, {"e": 4}], "f": {}, "g": None}
-    assert dict(flat(nested)) == {"a.b": 1, "a.c": [1, 2], "d.0.e": 3, "d.1.e": 4, "f": {}, "g": None}
+    assert dict(flat(nested)) == {
+        "a.b": 1,
+        "a.c": [1, 2],
+        "d.0.e": 3,
+        "d.1.e": 4,
+        "f": {},
+        "g": None,
+    }
 
 
 def test_a_difference_names_three_keys_and_counts_the_others() -> None:
     assert difference({"a": 1}, {"a": 1}) == ""
     assert difference({"a": 1}, {"b": 2}) == "a (1 -> unset), b (unset -> 2)"
-    assert difference(dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2)).endswith("c (1 -> 2) and 2 more")
+    assert difference(dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2)).endswith(
+        "c (1 -> 2) and 2 more"
+    )
 
 
 def test_an_address_is_16_hex_digits_whatever_the_order() -> None:

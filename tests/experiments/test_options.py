@@ -38,14 +38,21 @@ def best(runs: Runs, output: Path, of: str) -> list[Row]:
 def test_all_seeds_of_a_run_can_be_needed_as_a_list(tmp_path: Path) -> None:
     content = mini()
     content["runs"]["teacher"]["seeds"] = [0, 1, 2]
-    content["runs"]["distilled"]["overrides"] = {"model.teacher": "kd_lightning.teachers.EnsembleTeacher"}
+    content["runs"]["distilled"]["overrides"] = {
+        "model.teacher": "kd_lightning.teachers.EnsembleTeacher"
+    }
     content["runs"]["distilled"]["needs"] = {"model.teacher.checkpoints": "teacher@*"}
     jobs = plan(load(str(write(tmp_path, content))), settings(tmp_path))
     [first, _] = [job for job in jobs if job.run == "distilled"]
     assert [need.seed for need in first.needs] == [0, 1, 2]
     [word] = [word for word in first.argv if word.startswith("--model.teacher.checkpoints=")]
-    assert word == f"--model.teacher.checkpoints=[{', '.join(str(need.checkpoint) for need in first.needs)}]"
-    content["runs"]["distilled"]["needs"] = {"model.teacher.checkpoints": ["teacher@0", "teacher@2"]}
+    assert (
+        word
+        == f"--model.teacher.checkpoints=[{', '.join(str(need.checkpoint) for need in first.needs)}]"
+    )
+    content["runs"]["distilled"]["needs"] = {
+        "model.teacher.checkpoints": ["teacher@0", "teacher@2"]
+    }
     again = plan(load(str(write(tmp_path, content))), settings(tmp_path))
     fewer = next(job for job in again if job.run == "distilled")
     assert [need.seed for need in fewer.needs] == [0, 2]
@@ -81,8 +88,16 @@ def test_settings_fill_texts_and_change_the_name(tmp_path: Path) -> None:
         (["--only", "nobody"], "no such run"),
     ],
 )
-def test_bad_options_are_one_line(words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    argv = ["reproduce", str(write(tmp_path, MINI)), f"--output={tmp_path}/out", f"--store={tmp_path}/store", *words]
+def test_bad_options_are_one_line(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = [
+        "reproduce",
+        str(write(tmp_path, MINI)),
+        f"--output={tmp_path}/out",
+        f"--store={tmp_path}/store",
+        *words,
+    ]
     assert main(argv) == 2
     err = capsys.readouterr().err
     assert said in err
@@ -102,7 +117,14 @@ def test_quick_side_by_side_with_an_analysis_and_a_run_that_diverges(
     wild = {"model.optimizer.lr": 1e30, "model.scheduler": None, "trainer.max_epochs": 3}
     content["runs"]["wild"] = {**MINI["runs"]["student-alone"], "overrides": wild, "may_fail": True}
     path = write(tmp_path, content)
-    argv = ["reproduce", str(path), f"--output={tmp_path}/out", f"--store={tmp_path}/store", "--quick", "--workers=2"]
+    argv = [
+        "reproduce",
+        str(path),
+        f"--output={tmp_path}/out",
+        f"--store={tmp_path}/store",
+        "--quick",
+        "--workers=2",
+    ]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "quick: cut down" in out
@@ -116,11 +138,20 @@ def test_quick_side_by_side_with_an_analysis_and_a_run_that_diverges(
     assert "4 of 4 runs are finished already" in capsys.readouterr().out
 
 
-def test_an_analysis_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = mini(analyses={"best": {"function": "tests.experiments.test_options.worst"}}, seeds=1, compare=[])
+def test_an_analysis_that_is_not_there_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = mini(
+        analyses={"best": {"function": "tests.experiments.test_options.worst"}}, seeds=1, compare=[]
+    )
     content["runs"] = {"teacher": MINI["runs"]["teacher"]}
     content["paper"] = {}
-    argv = ["reproduce", str(write(tmp_path, content)), f"--output={tmp_path}/out", f"--store={tmp_path}/store"]
+    argv = [
+        "reproduce",
+        str(write(tmp_path, content)),
+        f"--output={tmp_path}/out",
+        f"--store={tmp_path}/store",
+    ]
     assert main(argv) == 2
     assert "the analysis 'best': tests.experiments.test_options.worst" in capsys.readouterr().err
 
@@ -141,14 +172,20 @@ def test_alike_is_two_one_sided_tests() -> None:
     assert alike("a", "b", "test_errors", 3.0, a[:4], b[:4]).p is None
     # The 90% interval lies within the margin exactly where p < 0.05.
     edge = max(abs(low), abs(high))
-    assert (alike("a", "b", "m", edge * 1.001, a, b).p or 1) < 0.05 < (alike("a", "b", "m", edge * 0.999, a, b).p or 0)
+    assert (
+        (alike("a", "b", "m", edge * 1.001, a, b).p or 1)
+        < 0.05
+        < (alike("a", "b", "m", edge * 0.999, a, b).p or 0)
+    )
 
 
 def test_wandb_takes_all_runs_into_one_group(tmp_path: Path) -> None:
     from kd_lightning.experiments.command import parser
 
     assert parser().parse_args(["mini", "--wandb=offline"]).wandb == "offline"
-    jobs = plan(load(str(write(tmp_path, MINI))), Settings(tmp_path, tmp_path, 2, {"run.wandb": "offline"}))
+    jobs = plan(
+        load(str(write(tmp_path, MINI))), Settings(tmp_path, tmp_path, 2, {"run.wandb": "offline"})
+    )
     off = plan(load(str(write(tmp_path, MINI))), Settings(tmp_path, tmp_path, 2, {}))
     groups = {word for job in jobs for word in job.argv if word.startswith("--run.group=")}
     assert len(groups) == 1
@@ -156,10 +193,21 @@ def test_wandb_takes_all_runs_into_one_group(tmp_path: Path) -> None:
     assert [job.folder for job in jobs] == [job.folder for job in off]  # logging changes no result
 
 
-def test_a_dry_run_prints_lists_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = mini(overrides={**MINI["overrides"], "data.drop_classes": [3]}, runs={"teacher": MINI["runs"]["teacher"]})
+def test_a_dry_run_prints_lists_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = mini(
+        overrides={**MINI["overrides"], "data.drop_classes": [3]},
+        runs={"teacher": MINI["runs"]["teacher"]},
+    )
     content |= {"compare": [], "paper": {}}
-    argv = ["reproduce", str(write(tmp_path, content)), f"--store={tmp_path}/[/a]", "--dry-run", "--seeds=1"]
+    argv = [
+        "reproduce",
+        str(write(tmp_path, content)),
+        f"--store={tmp_path}/[/a]",
+        "--dry-run",
+        "--seeds=1",
+    ]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert "--data.drop_classes=[3]" in out

@@ -29,7 +29,9 @@ def job(folder: Path, run: str, seed: int, wrong: int) -> Job:
     made = Job(run, seed, {}, folder / f"{run}-{seed}", [], [])
     made.checkpoint.parent.mkdir(parents=True)
     metrics = {"test_errors": wrong, "test_accuracy": 1 - wrong / EXAMPLES}
-    (made.folder / "run.json").write_text(json.dumps({"status": "finished", "metrics": metrics, "wall_time_s": 1.5}))
+    (made.folder / "run.json").write_text(
+        json.dumps({"status": "finished", "metrics": metrics, "wall_time_s": 1.5})
+    )
     target = torch.arange(EXAMPLES) % 3
     guess = target.clone()
     guess[EXAMPLES - wrong :] = (guess[EXAMPLES - wrong :] + 1) % 3
@@ -49,11 +51,20 @@ def job(folder: Path, run: str, seed: int, wrong: int) -> Job:
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> list[Job]:
-    return [job(tmp_path, run, seed, int(wrong)) for run, values in ERRORS.items() for seed, wrong in enumerate(values)]
+    return [
+        job(tmp_path, run, seed, int(wrong))
+        for run, values in ERRORS.items()
+        for seed, wrong in enumerate(values)
+    ]
 
 
 def experiment(**changes: Any) -> Experiment:
-    given = {"paper": {"small": {"test_errors": 9.5}}, "compare": [["big", "small"]], "note": " A note. ", **changes}
+    given = {
+        "paper": {"small": {"test_errors": 9.5}},
+        "compare": [["big", "small"]],
+        "note": " A note. ",
+        **changes,
+    }
     return Experiment("name", runs=[RunSpec("big"), RunSpec("small")], **HEAD, **given)
 
 
@@ -98,7 +109,9 @@ def test_runs_are_compared_over_the_seeds_that_both_have(jobs: list[Job]) -> Non
     assert shared["mean"] == pytest.approx(7 / 4)
 
 
-@pytest.mark.parametrize("changes", [{"metrics": ["tset_errors"]}, {"compare_metric": "tset_errors"}])
+@pytest.mark.parametrize(
+    "changes", [{"metrics": ["tset_errors"]}, {"compare_metric": "tset_errors"}]
+)
 def test_a_metric_that_no_run_has_is_named(changes: dict[str, Any], jobs: list[Job]) -> None:
     with pytest.raises(ValueError, match="tset_errors"):
         results.collect(experiment(**changes), jobs, Path())
@@ -130,7 +143,15 @@ def reproduced(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 def test_results_json_holds_what_others_read(reproduced: list[str]) -> None:
     folder = Path(reproduced[1]).parent
     content = json.loads((folder / "out" / "results.json").read_text())
-    assert set(content) == {"experiment", "rows", "comparisons", "commit", "hardware", "wall_time_s", "note"}
+    assert set(content) == {
+        "experiment",
+        "rows",
+        "comparisons",
+        "commit",
+        "hardware",
+        "wall_time_s",
+        "note",
+    }
     assert {tuple(row) for row in content["rows"]} == {
         ("run", "metric", "paper", "mean", "std", "interval", "n", "values", "seeds")
     }
@@ -143,7 +164,12 @@ def test_results_json_holds_what_others_read(reproduced: list[str]) -> None:
     kept = sorted(record["metrics"]["test_errors"] for record in stored)
     assert sorted(value for row in errors.values() for value in row["values"]) == kept
     assert {record["status"] for record in stored} == {"finished"}
-    assert {path.name for path in (folder / "out").iterdir()} >= {"results.json", "results.csv", "results.md", "summary.png"}
+    assert {path.name for path in (folder / "out").iterdir()} >= {
+        "results.json",
+        "results.csv",
+        "results.md",
+        "summary.png",
+    }
 
 
 def test_reproducing_again_trains_nothing(
@@ -162,9 +188,18 @@ def test_reproducing_again_trains_nothing(
     assert json.loads(path.read_text())["rows"] == before
 
 
-def test_a_dry_run_prints_commands_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_prints_commands_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = write(tmp_path, MINI)
-    argv = ["reproduce", str(path), f"--output={tmp_path}/out", f"--store={tmp_path}/store", "--dry-run", "--seeds=1"]
+    argv = [
+        "reproduce",
+        str(path),
+        f"--output={tmp_path}/out",
+        f"--store={tmp_path}/store",
+        "--dry-run",
+        "--seeds=1",
+    ]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert out.count("\n  kd fit -c ") == 3

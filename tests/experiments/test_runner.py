@@ -32,7 +32,9 @@ def pretend(argv: list[str]) -> None:
     folder = Path(value_of("run.dir", argv))
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     (folder / "checkpoints" / "last.ckpt").touch()
-    (folder / "run.json").write_text(json.dumps({"status": "finished", "metrics": {"test_errors": 70.0}}))
+    (folder / "run.json").write_text(
+        json.dumps({"status": "finished", "metrics": {"test_errors": 70.0}})
+    )
 
 
 def value_of(key: str, argv: list[str]) -> str:
@@ -50,7 +52,9 @@ class Bench:
 
     def jobs(self) -> list[Job]:
         experiment = load(str(write(self.folder, self.content)))
-        return plan(experiment, Settings(self.folder / "out", self.folder / "store", experiment.seeds, {}))
+        return plan(
+            experiment, Settings(self.folder / "out", self.folder / "store", experiment.seeds, {})
+        )
 
     def run(self, start: Launch = pretend) -> list[Job]:
         """Run the experiment as it now stands."""
@@ -103,7 +107,9 @@ def test_a_changed_override_trains_that_run_again_and_says_why(finished: Bench) 
     finished.content["runs"]["distilled"]["overrides"] = {"model.losses.kd.temperature": 2.0}
     finished.run()
     assert finished.trained == ["distilled/0", "distilled/1"]
-    [line] = [line for line in finished.said.splitlines() if "run again" in line and "distilled" in line][:1]
+    [line] = [
+        line for line in finished.said.splitlines() if "run again" in line and "distilled" in line
+    ][:1]
     assert "temperature (4.0 -> 2.0)" in line
     finished.content["runs"]["distilled"].pop("overrides")
     finished.run()
@@ -114,7 +120,9 @@ def test_another_teacher_trains_its_students_again_and_no_other(finished: Bench)
     finished.content["runs"]["teacher"]["overrides"] = {"model.network.hidden": [32]}
     finished.run()
     assert sorted(finished.trained) == ["distilled/0", "distilled/1", "teacher/0", "teacher/1"]
-    assert "model.teacher.checkpoint" in next(line for line in finished.said.splitlines() if line.startswith("distilled"))
+    assert "model.teacher.checkpoint" in next(
+        line for line in finished.said.splitlines() if line.startswith("distilled")
+    )
 
 
 def test_another_place_of_the_store_changes_no_address(finished: Bench) -> None:
@@ -154,10 +162,17 @@ def test_an_interrupted_experiment_goes_on(finished: Bench) -> None:
     assert "2 of 6 runs are finished already" in finished.said
 
 
-def test_a_run_that_was_stopped_halfway_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_was_stopped_halfway_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def only_teacher(folder: Path) -> Bench:
         bench = Bench(folder)
-        bench.content |= {"runs": {"teacher": MINI["runs"]["teacher"]}, "seeds": 1, "compare": [], "paper": {}}
+        bench.content |= {
+            "runs": {"teacher": MINI["runs"]["teacher"]},
+            "seeds": 1,
+            "compare": [],
+            "paper": {},
+        }
         bench.content["overrides"]["trainer.max_epochs"] = 3
         return bench
 

@@ -34,7 +34,9 @@ def loaded(folder: Path, **content: Any) -> Any:
         ({"runs": {"a": {}}, "compare": [["a", "c"]]}, ["'c'", "a"]),
     ],
 )
-def test_what_is_not_understood_is_named(content: dict[str, Any], culprits: list[str], tmp_path: Path) -> None:
+def test_what_is_not_understood_is_named(
+    content: dict[str, Any], culprits: list[str], tmp_path: Path
+) -> None:
     with pytest.raises(UserError) as caught:
         loaded(tmp_path, **content)
     said = str(caught.value)
@@ -57,16 +59,22 @@ def test_what_is_not_understood_is_named(content: dict[str, Any], culprits: list
         ({"runs": {"a": {}}, "paper": {"b": {"test_errors": 74}}}, "'b'"),
     ],
 )
-def test_values_of_another_type_are_named(content: dict[str, Any], culprit: str, tmp_path: Path) -> None:
+def test_values_of_another_type_are_named(
+    content: dict[str, Any], culprit: str, tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=culprit):
         loaded(tmp_path, **content)
 
 
 @pytest.mark.parametrize("text", ["runs: [1,\n b: }", "- a", "", "just words"])
-def test_a_file_that_is_no_experiment_is_one_line(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_experiment_is_one_line(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(text)
-    assert main(["reproduce", str(path), f"--output={tmp_path}/out", f"--store={tmp_path}/store"]) == 2
+    assert (
+        main(["reproduce", str(path), f"--output={tmp_path}/out", f"--store={tmp_path}/store"]) == 2
+    )
     err = capsys.readouterr().err
     assert "bad.yaml" in err
     assert err.count("\n") == 1
@@ -96,7 +104,11 @@ def test_a_grid_is_one_run_for_each_combination() -> None:
         "student hidden=[16] labels=0.1",
     ]
     assert len(expanded) == 6
-    assert expanded[5].overrides == {"trainer.max_epochs": 3, "data.labels": 0.5, "model.student.hidden": [16]}
+    assert expanded[5].overrides == {
+        "trainer.max_epochs": 3,
+        "data.labels": 0.5,
+        "model.student.hidden": [16],
+    }
     assert all((r.configs, r.needs, r.grid) == (["x.yaml"], run.needs, {}) for r in expanded)
     assert run.overrides["data.labels"] == 1.0  # its own is left as it was
 

@@ -26,14 +26,24 @@ SPECIALISTS = 2
 def miniature() -> dict[str, Any]:
     """The experiment's YAML on digits: two specialists of four classes, an epoch, one seed."""
     text = (shipped_root() / "experiments" / "hinton2015" / "specialists.yaml").read_text()
-    text = text.replace("configs/data/omniglot.yaml", "configs/data/digits.yaml").replace("OmniglotData", "DigitsData")
-    text = text.replace("specialists: 12,", f"specialists: {SPECIALISTS},").replace("classes_each: 40", "classes_each: 4")
-    text = text.replace("pixels: 2", "pixels: 1").replace("views: 10", "views: 1").replace("hidden: [256]", "hidden: [16]")
+    text = text.replace("configs/data/omniglot.yaml", "configs/data/digits.yaml").replace(
+        "OmniglotData", "DigitsData"
+    )
+    text = text.replace("specialists: 12,", f"specialists: {SPECIALISTS},").replace(
+        "classes_each: 40", "classes_each: 4"
+    )
+    text = (
+        text.replace("pixels: 2", "pixels: 1")
+        .replace("views: 10", "views: 1")
+        .replace("hidden: [256]", "hidden: [16]")
+    )
     content: dict[str, Any] = yaml.safe_load(text)
     for run in content["runs"].values():
         for key, names in run.get("needs", {}).items():
             if isinstance(names, list):
-                run["needs"][key] = [name for name in names if int(name.rpartition("=")[2]) < SPECIALISTS]
+                run["needs"][key] = [
+                    name for name in names if int(name.rpartition("=")[2]) < SPECIALISTS
+                ]
         if "grid" in run:
             run["grid"] = {key: values[:SPECIALISTS] for key, values in run["grid"].items()}
     content["seeds"], content["quick"] = 1, {"seeds": 1, "overrides": {"trainer.max_epochs": 1}}
@@ -47,7 +57,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mini.yaml").write_text(yaml.safe_dump(miniature(), sort_keys=False))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")
-        arguments = [str(folder / "mini.yaml"), f"--output={folder}/out", f"--store={folder}/store", "--quick"]
+        arguments = [
+            str(folder / "mini.yaml"),
+            f"--output={folder}/out",
+            f"--store={folder}/store",
+            "--quick",
+        ]
         assert main(["reproduce", *arguments]) == 0
     return folder
 
@@ -60,7 +75,10 @@ def planned(folder: Path) -> dict[str, list[Job]]:
 
 
 def test_the_tables(folder: Path) -> None:
-    content, text = json.loads((folder / "out" / "results.json").read_text()), (folder / "out" / "specialists.md").read_text()
+    content, text = (
+        json.loads((folder / "out" / "results.json").read_text()),
+        (folder / "out" / "specialists.md").read_text(),
+    )
     found = {(row["run"], row["metric"]): row["mean"] for row in content["rows"]}
     for label in ("generalist + specialists", "ensemble of 2 generalists", "generalist, longer"):
         assert f"| {label} |" in text
@@ -82,7 +100,11 @@ def test_a_specialist_is_what_its_checkpoint_says(folder: Path) -> None:
     for name in ("specialist", "specialist with soft targets"):
         for number in range(SPECIALISTS):
             about = jobs[f"{name} specialist={number}"][0].record["data"]["specialist"]
-            assert (about["generalist"], about["number"], len(about["class_ids"])) == (generalist, number, 4)
+            assert (about["generalist"], about["number"], len(about["class_ids"])) == (
+                generalist,
+                number,
+                4,
+            )
     soft = jobs["specialist with soft targets specialist=0"][0].record
     assert [source["sha256"] for source in soft["teacher"]] == [generalist]
 
@@ -98,27 +120,41 @@ def test_every_seed_has_a_generalist_of_its_own(folder: Path) -> None:
                 assert jobs["generalist"][1 - seed] not in group[seed].needs
                 assert str(folders[seed]) in group[seed].command
     team = jobs["cache of generalist + specialists"][1]
-    assert [job.run for job in team.needs] == ["generalist", *(f"specialist specialist={k}" for k in range(SPECIALISTS))]
+    assert [job.run for job in team.needs] == [
+        "generalist",
+        *(f"specialist specialist={k}" for k in range(SPECIALISTS)),
+    ]
     assert {job.seed for job in team.needs} == {1}
 
 
 def test_the_place_of_the_inner_data_does_not_matter() -> None:
     """Data within data is the same wherever it lies, and its samples count."""
 
-    arguments = [w for name in ("trainer", "data/digits", "teachers/digits_mlp") for w in ("-c", f"configs/{name}.yaml")]
+    arguments = [
+        w
+        for name in ("trainer", "data/digits", "teachers/digits_mlp")
+        for w in ("-c", f"configs/{name}.yaml")
+    ]
 
     def key(**inner: Any) -> dict[str, Any]:
-        share = {"class_path": "kd_lightning.specialists.SpecialistDataModule", "init_args": {"generalist": "x", "data": inner}}
+        share = {
+            "class_path": "kd_lightning.specialists.SpecialistDataModule",
+            "init_args": {"generalist": "x", "data": inner},
+        }
         return run_key(["fit", *arguments, f"--data={share}"])
 
     digits = {"class_path": "kd_lightning.data.DigitsDataModule"}
-    assert key(**digits, init_args={"resident": True}) == key(**digits, init_args={"resident": False})
+    assert key(**digits, init_args={"resident": True}) == key(
+        **digits, init_args={"resident": False}
+    )
     assert key(**digits, init_args={"fraction": 0.5}) != key(**digits)
     whole = run_key(["fit", *arguments])
     assert key(**digits)["data checksum"] == whole["data checksum"]
 
 
-def test_the_one_on_natural_images_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_one_on_natural_images_is_understood(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every kind of run is parsed, on files in the true format."""
     monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
     with zipfile.ZipFile(tmp_path / "tiny-imagenet-100-32.zip", "w") as file:
@@ -126,16 +162,30 @@ def test_the_one_on_natural_images_is_understood(tmp_path: Path, monkeypatch: py
             for folder in ("n01", "n02", "n03"):
                 picture = io.BytesIO()
                 Image.new("RGB", (32, 32), (shade, 2 * shade, shade)).save(picture, "JPEG")
-                file.writestr(f"tiny-imagenet-100-32/{split}/{folder}/{folder}_0.JPEG", picture.getvalue())
+                file.writestr(
+                    f"tiny-imagenet-100-32/{split}/{folder}/{folder}_0.JPEG", picture.getvalue()
+                )
     experiment = load("hinton2015/specialists-tiny-imagenet")
-    each = [run.name for run in experiment.runs if "specialist=" not in run.name or run.name.endswith("=9")]
-    kinds = [name for name in each if name != "distilled from generalist + specialists"]  # which needs all ten
-    settings = Settings(tmp_path / "out", tmp_path / "store", 1, {"data.root": str(tmp_path)}, only=kinds)
+    each = [
+        run.name
+        for run in experiment.runs
+        if "specialist=" not in run.name or run.name.endswith("=9")
+    ]
+    kinds = [
+        name for name in each if name != "distilled from generalist + specialists"
+    ]  # which needs all ten
+    settings = Settings(
+        tmp_path / "out", tmp_path / "store", 1, {"data.root": str(tmp_path)}, only=kinds
+    )
     jobs = by_run(plan(experiment, settings))
     assert f"--data.root={tmp_path}" in jobs["generalist"][0].argv
     [specialist] = jobs["specialist specialist=9"]
     assert f"--data.data.root={tmp_path}" in specialist.argv
-    assert specialist.key["data.init_args.batch_size"] == jobs["generalist"][0].key["data.init_args.batch_size"] == 128
+    assert (
+        specialist.key["data.init_args.batch_size"]
+        == jobs["generalist"][0].key["data.init_args.batch_size"]
+        == 128
+    )
     assert specialist.key["data.init_args.augment.0.class_path"] == "kd_lightning.data.PadCrop"
     assert specialist.key["data checksum"] == jobs["generalist"][0].key["data checksum"]
     assert [run.name for run in experiment.runs if run.name.startswith("specialist s")] == [

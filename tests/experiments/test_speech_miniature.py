@@ -23,7 +23,11 @@ from kd_lightning.paths import shipped_root
 from tests.data.speech.spoken import spoken_digits
 from tests.experiments import write
 
-SMALL: dict[str, Any] = {"trainer.max_epochs": 3, "trainer.accelerator": "cpu", "data.batch_size": 64}
+SMALL: dict[str, Any] = {
+    "trainer.max_epochs": 3,
+    "trainer.accelerator": "cpu",
+    "data.batch_size": 64,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def small(name: str) -> dict[str, Any]:
     """A shipped experiment with one seed, two members, a grid of one point, small networks and little training."""
-    content: dict[str, Any] = yaml.safe_load((shipped_root() / f"experiments/hinton2015/{name}.yaml").read_text())
+    content: dict[str, Any] = yaml.safe_load(
+        (shipped_root() / f"experiments/hinton2015/{name}.yaml").read_text()
+    )
     content["seeds"] = 1
     content["overrides"] |= SMALL
     for run in content["runs"].values():
@@ -62,7 +68,9 @@ def reproduced(folder: Path, name: str, content: dict[str, Any]) -> dict[str, An
 
 
 def values(content: dict[str, Any], run: str, metric: str) -> list[float]:
-    [found] = [row["values"] for row in content["rows"] if (row["run"], row["metric"]) == (run, metric)]
+    [found] = [
+        row["values"] for row in content["rows"] if (row["run"], row["metric"]) == (run, metric)
+    ]
     return list(found)
 
 
@@ -74,27 +82,53 @@ def speech(folder: Path) -> dict[str, Any]:
 
 
 def test_the_table_is_the_papers(speech: dict[str, Any], folder: Path) -> None:
-    for run, count in (("baseline", 1), ("ensemble member", 2), ("ensemble of 2", 1), ("distilled", 1)):
-        for metric in ("test_accuracy", "test_accuracy_without_silence", "test_wer", "test_wer_priors_not_divided"):
+    for run, count in (
+        ("baseline", 1),
+        ("ensemble member", 2),
+        ("ensemble of 2", 1),
+        ("distilled", 1),
+    ):
+        for metric in (
+            "test_accuracy",
+            "test_accuracy_without_silence",
+            "test_wer",
+            "test_wer_priors_not_divided",
+        ):
             found = values(speech, run, metric)
             assert len(found) == count
             assert all(np.isfinite(found))
-    assert min(values(speech, "baseline", "test_accuracy")) > 0.5  # of 51 states: tones are learned in seconds
+    assert (
+        min(values(speech, "baseline", "test_accuracy")) > 0.5
+    )  # of 51 states: tones are learned in seconds
     assert max(values(speech, "distilled", "test_wer")) < 0.5
-    assert {row["paper"] for row in speech["rows"] if row["metric"] == "test_accuracy"} == {0.589, None, 0.611, 0.608}
+    assert {row["paper"] for row in speech["rows"] if row["metric"] == "test_accuracy"} == {
+        0.589,
+        None,
+        0.611,
+        0.608,
+    }
     [share] = values(speech, "distilled", "gain_share")
-    b, e, d = (np.mean(values(speech, r, "test_accuracy")) for r in ("baseline", "ensemble of 2", "distilled"))
-    assert share == pytest.approx((d - b) / (e - b), abs=1e-3)  # torchmetrics counts in single precision
+    b, e, d = (
+        np.mean(values(speech, r, "test_accuracy"))
+        for r in ("baseline", "ensemble of 2", "distilled")
+    )
+    assert share == pytest.approx(
+        (d - b) / (e - b), abs=1e-3
+    )  # torchmetrics counts in single precision
     table = (folder / "speech" / "recognition.md").read_text()
     assert "| ensemble of 2 | 1 |" in table
     assert "Share of the ensemble's gain" in table
 
 
-def test_the_ensemble_is_the_mean_of_its_members_distributions(speech: dict[str, Any], folder: Path) -> None:
+def test_the_ensemble_is_the_mean_of_its_members_distributions(
+    speech: dict[str, Any], folder: Path
+) -> None:
     state = json.loads((folder / "speech" / "jobs.json").read_text())
     probs = []
     for seed in (100, 101):
-        said = Finished(seed, folder / "store" / state[f"ensemble member/{seed}"]["address"], {}).predictions("test")
+        said = Finished(
+            seed, folder / "store" / state[f"ensemble member/{seed}"]["address"], {}
+        ).predictions("test")
         probs.append(said["logits"].double().softmax(1))
     right = (torch.stack(probs).mean(0).argmax(1) == said["target"]).double().mean()
     assert values(speech, "ensemble of 2", "test_accuracy") == pytest.approx([float(right)])
@@ -108,19 +142,27 @@ def test_the_regularizers_table(speech: dict[str, Any], folder: Path) -> None:
         for metric in ("train_accuracy", "test_accuracy"):
             early = values(content, f"{run}, early stopping", metric)
             assert all(0 < value <= 1 for value in [*values(content, run, metric), *early])
-        assert all(1 <= n <= 3 for n in values(content, f"{run}, early stopping", "stopped_after_epochs"))
-    assert values(content, "hard, 100%", "test_accuracy") == values(speech, "baseline", "test_accuracy")
+        assert all(
+            1 <= n <= 3 for n in values(content, f"{run}, early stopping", "stopped_after_epochs")
+        )
+    assert values(content, "hard, 100%", "test_accuracy") == values(
+        speech, "baseline", "test_accuracy"
+    )
     assert len(values(content, "soft, 100%", "train_accuracy")) == 1
 
 
 @pytest.mark.parametrize("name", ["speech-selection", "speech-speakers"])
-def test_the_other_experiments_can_be_planned(name: str, speech: dict[str, Any], folder: Path) -> None:
+def test_the_other_experiments_can_be_planned(
+    name: str, speech: dict[str, Any], folder: Path
+) -> None:
     content = small(name)
     if name == "speech-speakers":
         assert content["overrides"]["data.held_out"] == ["theo", "yweweler"]
         content["overrides"]["data.held_out"] = ["bob"]
     experiment = load(str(write(folder, content, f"{name}.yaml")))
-    jobs = plan(experiment, Settings(folder / name, folder / "store", 1, {"data.root": str(folder)}))
+    jobs = plan(
+        experiment, Settings(folder / name, folder / "store", 1, {"data.root": str(folder)})
+    )
     members = [job for job in jobs if job.run == "ensemble member"]
     assert [job.seed for job in members] == [100, 101]
     # The members of the selection are those of the experiment, which are there.
@@ -140,15 +182,22 @@ def test_strings_are_scored_word_by_word(folder: Path) -> None:
     assert rates(score.errors, test.words) == [0.0]
     wrong = sure.clone()
     of_first = speech.string == 0
-    wrong[of_first] = torch.full((51,), -20.0).scatter(0, torch.tensor(50), 0.0)  # the first string is heard as silence
-    assert test.score([wrong]).errors[0].tolist() == [len(speech.transcripts[0]), *[0.0] * (len(test.words) - 1)]
+    wrong[of_first] = torch.full((51,), -20.0).scatter(
+        0, torch.tensor(50), 0.0
+    )  # the first string is heard as silence
+    assert test.score([wrong]).errors[0].tolist() == [
+        len(speech.transcripts[0]),
+        *[0.0] * (len(test.words) - 1),
+    ]
 
 
 def test_posteriors_are_divided_by_the_priors(folder: Path) -> None:
     """Likelihoods multiplied by priors, which are far from equal, are decoded as the likelihoods themselves."""
     test = TestStrings(SpokenDigitsDataModule(root=str(folder), download=False))
     assert float(test.loop.prior.max() - test.loop.prior.min()) > 1
-    likelihood = torch.randn(len(test.speech.target), 51, generator=torch.Generator().manual_seed(0)) * 2
+    likelihood = (
+        torch.randn(len(test.speech.target), 51, generator=torch.Generator().manual_seed(0)) * 2
+    )
     score = test.score([likelihood + test.loop.prior])
     assert score.errors[0].tolist() == test.word_errors(likelihood).tolist()
     assert score.errors[0].tolist() != score.undivided[0].tolist()
@@ -156,7 +205,10 @@ def test_posteriors_are_divided_by_the_priors(folder: Path) -> None:
 
 def test_the_share_of_a_gain_and_its_interval() -> None:
     draw, totals = np.random.default_rng(0), np.full(200, 50.0)
-    b, e, d = (draw.binomial(50, p, size=(n, 200)).astype(float) for p, n in ((0.6, 5), (0.7, 1), (0.69, 5)))
+    b, e, d = (
+        draw.binomial(50, p, size=(n, 200)).astype(float)
+        for p, n in ((0.6, 5), (0.7, 1), (0.69, 5))
+    )
     share, (low, high) = gain_share(Bootstrap(200), totals, b, e, d)
     assert share == pytest.approx(0.9, abs=0.15)
     assert low < share < high

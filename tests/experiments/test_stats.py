@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from kd_lightning.experiments.stats import LEAST_SEEDS, Comparison, bootstrap_examples, holm, interval, paired
+from kd_lightning.experiments.stats import (
+    LEAST_SEEDS,
+    Comparison,
+    bootstrap_examples,
+    holm,
+    interval,
+    paired,
+)
 
 A = [10.0, 12.0, 9.0, 14.0, 11.0]
 B = [8.0, 11.0, 9.0, 10.0, 9.0]
@@ -73,7 +80,9 @@ def with_p(*values: float | None) -> list[Comparison]:
 def test_holm_by_hand(given: tuple[float | None, ...], corrected: tuple[float | None, ...]) -> None:
     comparisons = with_p(*given)
     holm(comparisons)
-    assert [c.p_holm for c in comparisons] == [value if value is None else pytest.approx(value) for value in corrected]
+    assert [c.p_holm for c in comparisons] == [
+        value if value is None else pytest.approx(value) for value in corrected
+    ]
     assert [c.p for c in comparisons] == list(given)
 
 
@@ -108,8 +117,13 @@ def test_a_sentence_says_what_was_tested() -> None:
     first.examples_low, first.examples_high = 1.0, 3.0
     holm([first, second])
     said = first.sentence()
-    assert said.startswith("a - b: +1.8 test_errors on average over 5 paired seeds, 95% interval [-0.04")
-    assert f"p = {first.p:.2g} (Holm: {first.p_holm:.2g}); bootstrap over test examples [+1, +3]" in said
+    assert said.startswith(
+        "a - b: +1.8 test_errors on average over 5 paired seeds, 95% interval [-0.04"
+    )
+    assert (
+        f"p = {first.p:.2g} (Holm: {first.p_holm:.2g}); bootstrap over test examples [+1, +3]"
+        in said
+    )
     assert first.as_dict()["p_holm"] == first.p_holm == pytest.approx(2 * (first.p or 0))
 
 

@@ -30,15 +30,23 @@ STUDENTS = ("student-alone", "distilled", "distilled, synthetic sentences")
         ("sanh2019/sst2", ["teacher", "student-alone", "distilled", "tinybert", "pkd"], {}),
     ],
 )
-def test_experiments_plan_their_runs(name: str, runs: list[str], chosen: dict[str, Any], tmp_path: Path) -> None:
+def test_experiments_plan_their_runs(
+    name: str, runs: list[str], chosen: dict[str, Any], tmp_path: Path
+) -> None:
     root = write_sst2(tmp_path / "data")
     experiment = load(name, chosen)
     jobs = plan(experiment, Settings(tmp_path, tmp_path / "store", 2, {"data.root": str(root)}))
     assert set(runs) <= {job.run for job in jobs}
     assert len({job.folder for job in jobs}) == len(jobs)
-    assert all({"code.data/text.py", "code.data/sentences.py", "code.data/tokenizers.py"} <= set(job.key) for job in jobs)
+    assert all(
+        {"code.data/text.py", "code.data/sentences.py", "code.data/tokenizers.py"} <= set(job.key)
+        for job in jobs
+    )
     students = [job for job in jobs if job.run in STUDENTS]
-    steps = {tuple(job.key[key] for key in ("trainer.max_epochs", "data.init_args.batch_size")) for job in students}
+    steps = {
+        tuple(job.key[key] for key in ("trainer.max_epochs", "data.init_args.batch_size"))
+        for job in students
+    }
     assert len(steps) <= 1
     if steps and name.startswith(
         "tang2019"
@@ -72,7 +80,10 @@ def test_a_teacher_is_told_from_its_tokens() -> None:
         (ours, {**data, "teacher_vocabulary": other}),
         (ours, {"data": "mnist", "num_classes": 2}),
     ):
-        with pytest.raises(UserError, match=r"the teacher reads 10 tokens, vocabulary .* set data\.teacher_tokenizer"):
+        with pytest.raises(
+            UserError,
+            match=r"the teacher reads 10 tokens, vocabulary .* set data\.teacher_tokenizer",
+        ):
             check_spec("the teacher", {"vocabulary": theirs}, given)
 
 

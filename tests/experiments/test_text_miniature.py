@@ -48,10 +48,16 @@ def test_three_teachers_and_a_bilstm(folder: Path) -> None:
         assert errors == round(20 * (1 - accuracy), 3)
         assert found[run, "sentences_per_second"][0] > 0
         assert found[run, "parameters"][0] > 0
-    assert found["ensemble", "parameters"][0] == sum(found[m, "parameters"][0] for m in ("transformer", "bilstm", "textcnn"))
+    assert found["ensemble", "parameters"][0] == sum(
+        found[m, "parameters"][0] for m in ("transformer", "bilstm", "textcnn")
+    )
     sizes = {found[run, "parameters"][0] for run in ARMS}
     assert len(sizes) == 1  # one student, taught in three ways
-    assert [row["paper"] for row in content["rows"] if row["run"] == "ensemble" and row["metric"] == "test_accuracy"] == [0.949]
+    assert [
+        row["paper"]
+        for row in content["rows"]
+        if row["run"] == "ensemble" and row["metric"] == "test_accuracy"
+    ] == [0.949]
 
 
 def test_a_pretrained_teacher_in_their_place(folder: Path) -> None:
@@ -63,13 +69,23 @@ def test_a_pretrained_teacher_in_their_place(folder: Path) -> None:
 
 def test_half_of_a_transformer(folder: Path) -> None:
     found = rows(reproduced(folder, "sanh2019/sst2"))
-    arms = ("student-alone", "student, copied layers", "distilled", "distilled, random start", "tinybert", "pkd")
+    arms = (
+        "student-alone",
+        "student, copied layers",
+        "distilled",
+        "distilled, random start",
+        "tinybert",
+        "pkd",
+    )
     assert {run for run, _ in found} == {"teacher", *arms}
     assert found["distilled", "parameters"][0] < found["teacher", "parameters"][0]
 
 
 def test_settings_of_the_experiment_that_is_meant() -> None:
-    assert load("tang2019/sst2", {"teacher": "a/b", "vectors": "file"}).name == "tang2019/sst2-bert-teacher-b-vectors-file"
+    assert (
+        load("tang2019/sst2", {"teacher": "a/b", "vectors": "file"}).name
+        == "tang2019/sst2-bert-teacher-b-vectors-file"
+    )
     assert load("tang2019/sst2", {"teacher": None}).name == "tang2019/sst2"
 
 
@@ -77,7 +93,10 @@ def test_a_setting_that_there_is_not(folder: Path, capsys: pytest.CaptureFixture
     assert main(["reproduce", "sanh2019/sst2", "--teacher", "some"]) == 2
     assert capsys.readouterr().err == "kd: sanh2019/sst2 has no setting --teacher; it has none\n"
     for wrong, said in (
-        (["--teacher"], "--teacher is no option of its own; as a setting of the experiment it needs a value"),
+        (
+            ["--teacher"],
+            "--teacher is no option of its own; as a setting of the experiment it needs a value",
+        ),
         (["other", "words"], "'other' is not understood; kd reproduce --help shows what is"),
         (["--vectors", "file"], "has no setting --vectors; it has teacher"),
     ):

@@ -35,18 +35,31 @@ def feature_case(student: Shapes, teacher: Shapes, rows: int = 4, seed: int = 0)
     rng = torch.Generator().manual_seed(seed)
 
     def draw(shapes: Shapes) -> Output:
-        features = {role: torch.randn(rows, *shape, generator=rng, dtype=torch.float64) for role, shape in shapes.items()}
+        features = {
+            role: torch.randn(rows, *shape, generator=rng, dtype=torch.float64)
+            for role, shape in shapes.items()
+        }
         return Output(torch.randn(rows, 3, generator=rng, dtype=torch.float64), features)
 
-    return Case(draw(student), draw(teacher), Batch(torch.zeros(rows, 1), torch.zeros(rows).long(), torch.arange(rows)))
+    return Case(
+        draw(student),
+        draw(teacher),
+        Batch(torch.zeros(rows, 1), torch.zeros(rows).long(), torch.arange(rows)),
+    )
 
 
 def case_of(student: list[Any], teacher: list[Any], role: str = "stage2") -> Case:
     """A case with one layer whose features are given, as nested lists."""
     features = [torch.tensor(values, dtype=torch.float64) for values in (student, teacher)]
     rows = len(student)
-    outputs = [Output(torch.zeros(rows, 3, dtype=torch.float64), {role: feature}) for feature in features]
-    return Case(outputs[0], outputs[1], Batch(torch.zeros(rows, 1), torch.zeros(rows).long(), torch.arange(rows)))
+    outputs = [
+        Output(torch.zeros(rows, 3, dtype=torch.float64), {role: feature}) for feature in features
+    ]
+    return Case(
+        outputs[0],
+        outputs[1],
+        Batch(torch.zeros(rows, 1), torch.zeros(rows).long(), torch.arange(rows)),
+    )
 
 
 def probe(output: Output) -> Probe:
@@ -54,7 +67,11 @@ def probe(output: Output) -> Probe:
     return Probe(change(output, lambda tensor: tensor[:2].float()))
 
 
-def made(loss: Callable[[], DistillLoss], case: Case, prepare: Callable[[Any], object] = lambda loss: None) -> Make:
+def made(
+    loss: Callable[[], DistillLoss],
+    case: Case,
+    prepare: Callable[[Any], object] = lambda loss: None,
+) -> Make:
     """A fresh loss each time, built for the case from the same numbers; `prepare` may then set its adapters."""
 
     def make() -> DistillLoss:
@@ -70,19 +87,38 @@ def made(loss: Callable[[], DistillLoss], case: Case, prepare: Callable[[Any], o
 
 def stays_finite(make: Make, case: Case) -> None:
     """Features of +-1e4 and of zeros, on either side or both: finite values, finite gradients for features and adapters."""
-    kinds: list[Callable[[Tensor], Tensor]] = [lambda x: 1e4 * x.sign(), torch.zeros_like, lambda x: x]
+    kinds: list[Callable[[Tensor], Tensor]] = [
+        lambda x: 1e4 * x.sign(),
+        torch.zeros_like,
+        lambda x: x,
+    ]
     for ours in kinds:
         for theirs in kinds:
-            extreme = replace(case, student=change(case.student, ours), teacher=change(case.teacher, theirs))
-            for dtype, enabled in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
-                typed, loss = cast(extreme, dtype), make().to(full(torch.zeros((), dtype=dtype)).dtype)
+            extreme = replace(
+                case, student=change(case.student, ours), teacher=change(case.teacher, theirs)
+            )
+            for dtype, enabled in (
+                (torch.float32, False),
+                (torch.bfloat16, False),
+                (torch.float32, True),
+            ):
+                typed, loss = (
+                    cast(extreme, dtype),
+                    make().to(full(torch.zeros((), dtype=dtype)).dtype),
+                )
                 typed = replace(typed, student=change(typed.student, leaf))
                 with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                     value = loss(typed.student, typed.teacher, typed.batch)
                 torch.autograd.backward(value)
-                found = [t.grad for t in (*tensors(typed.student), *loss.parameters()) if t.grad is not None]
+                found = [
+                    t.grad
+                    for t in (*tensors(typed.student), *loss.parameters())
+                    if t.grad is not None
+                ]
                 assert len(found) >= len(typed.student.features)
-                assert all(bool(t.isfinite().all()) for t in (value, *found)), f"{value} in {dtype}, autocast {enabled}"
+                assert all(bool(t.isfinite().all()) for t in (value, *found)), (
+                    f"{value} in {dtype}, autocast {enabled}"
+                )
 
 
 def reaches_adapters(make: Make, case: Case) -> None:
@@ -114,15 +150,21 @@ def residual(loss: DistillLoss, seed: int = 0, **arguments: Any) -> Distillation
     """A tiny residual student and a teacher twice as wide, the same for every seed: it decides the adapters alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        student, teacher = (CIFARResNet(8, width, input_shape=[1, 8, 8], num_classes=10) for width in (1, 2))
+        student, teacher = (
+            CIFARResNet(8, width, input_shape=[1, 8, 8], num_classes=10) for width in (1, 2)
+        )
     losses: dict[str, DistillLoss] = {"ce": CrossEntropy(), "own": loss}
-    module = DistillationModule(student, ModelTeacher(network=teacher, layers=LAYERS), losses, layers=LAYERS, **arguments)
+    module = DistillationModule(
+        student, ModelTeacher(network=teacher, layers=LAYERS), losses, layers=LAYERS, **arguments
+    )
     torch.manual_seed(seed)
     module.attach(DigitsDataModule())
     return module
 
 
-def fitted(module: DistillationModule, epochs: int = 1, ckpt_path: str | None = None, **changes: Any) -> pl.Trainer:
+def fitted(
+    module: DistillationModule, epochs: int = 1, ckpt_path: str | None = None, **changes: Any
+) -> pl.Trainer:
     """One step of 16 samples an epoch."""
     fit = trainer(max_epochs=epochs, limit_train_batches=1, limit_val_batches=0, **changes)
     fit.fit(module, datamodule=DigitsDataModule(batch_size=16), ckpt_path=ckpt_path)
@@ -152,10 +194,19 @@ def trains(loss: Callable[[], DistillLoss], folder: Path) -> DistillationModule:
     assert [name for name, p in trained.items() if torch.equal(p, start[name])] == []
     fit.save_checkpoint(folder / "one.ckpt")
     content = torch.load(folder / "one.ckpt", weights_only=True)
-    others = {key: tensor for key, tensor in content["state_dict"].items() if not key.startswith("student.")}
-    assert same({key.removeprefix("losses."): tensor for key, tensor in others.items()}, copied(first.losses))
+    others = {
+        key: tensor
+        for key, tensor in content["state_dict"].items()
+        if not key.startswith("student.")
+    }
+    assert same(
+        {key.removeprefix("losses."): tensor for key, tensor in others.items()},
+        copied(first.losses),
+    )
     assert set(trained) <= set(first.losses.state_dict())
-    assert same(network_weights(content), copied(first.net))  # what is deployed: names and tensors of the student
+    assert same(
+        network_weights(content), copied(first.net)
+    )  # what is deployed: names and tensors of the student
 
     if start:  # another seed made other adapters: had they not been restored, the runs would differ
         assert not same(copied(second.losses), start)
@@ -184,7 +235,13 @@ def run_method(name: str, folder: Path, *arguments: str) -> RunResult:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pair.yaml").write_text(PAIR)
     configs = [str(folder / "pair.yaml"), str(CONFIGS / "methods" / f"{name}.yaml")]
-    return run_fit(folder / "run", configs, "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", *arguments)
+    return run_fit(
+        folder / "run",
+        configs,
+        "--trainer.limit_train_batches=2",
+        "--trainer.limit_val_batches=1",
+        *arguments,
+    )
 
 
 def checkpoint_of(run: RunResult) -> dict[str, Any]:

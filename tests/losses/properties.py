@@ -38,19 +38,27 @@ def random_case(rows: int = 6, classes: int = 5, scale: float = 1.0, seed: int =
     rng = torch.Generator().manual_seed(seed)
     student, teacher = scale * torch.randn(2, rows, classes, generator=rng, dtype=torch.float64)
     target = torch.randint(classes, (rows,), generator=rng)
-    return Case(Output(student), Output(teacher), Batch(torch.zeros(rows, 1), target, torch.arange(rows)))
+    return Case(
+        Output(student), Output(teacher), Batch(torch.zeros(rows, 1), target, torch.arange(rows))
+    )
 
 
 def change(output: Output, how: Callable[[Tensor], Tensor]) -> Output:
     """The output with every tensor that has a batch axis changed."""
-    changed = replace(output, logits=how(output.logits), features={k: how(f) for k, f in output.features.items()})
+    changed = replace(
+        output, logits=how(output.logits), features={k: how(f) for k, f in output.features.items()}
+    )
     if isinstance(changed, EnsembleOutput):
         changed.members = how(changed.members)
     return changed
 
 
 def tensors(output: Output) -> list[Tensor]:
-    return [output.logits, *output.features.values(), *([output.members] if isinstance(output, EnsembleOutput) else [])]
+    return [
+        output.logits,
+        *output.features.values(),
+        *([output.members] if isinstance(output, EnsembleOutput) else []),
+    ]
 
 
 def jitter(step: float, tensor: Tensor) -> Tensor:
@@ -67,7 +75,9 @@ def both(case: Case, how: Callable[[Tensor], Tensor]) -> Case:
 
 def select(case: Case, rows: Tensor) -> Case:
     old = case.batch
-    batch = replace(old, inputs=torch.zeros(len(rows), 1), target=old.target[rows], index=old.index[rows])
+    batch = replace(
+        old, inputs=torch.zeros(len(rows), 1), target=old.target[rows], index=old.index[rows]
+    )
     return replace(both(case, lambda t: t[rows]), batch=batch)
 
 
@@ -79,7 +89,9 @@ def value_of(make: Make, case: Case) -> Tensor:
     """The loss of a case; adapters start from the same numbers each time."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        value: Tensor = make().to(full(case.student.logits).dtype)(case.student, case.teacher, case.batch)
+        value: Tensor = make().to(full(case.student.logits).dtype)(
+            case.student, case.teacher, case.batch
+        )
     assert value.shape == (), f"a loss is a scalar, not {tuple(value.shape)}"
     return value
 
@@ -88,7 +100,9 @@ def gradients_of(make: Make, case: Case) -> tuple[Tensor, list[Tensor]]:
     """The loss, and its gradient for each of the student's tensors (zeros for those it does not read)."""
     case = replace(case, student=change(case.student, leaf))
     value = value_of(make, case)
-    return value.detach(), list(torch.autograd.grad(value, tensors(case.student), materialize_grads=True))
+    return value.detach(), list(
+        torch.autograd.grad(value, tensors(case.student), materialize_grads=True)
+    )
 
 
 def minimum(make: Make, best: Case, value: float = 0.0, atol: float = 1e-9) -> None:
@@ -128,7 +142,9 @@ def saturated(make: Make, case: Case) -> None:
     for dtype, enabled in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             value, gradients = gradients_of(make, cast(case, dtype))
-        assert all(t.isfinite().all() for t in (value, *gradients)), f"{value} in {dtype}, autocast {enabled}"
+        assert all(t.isfinite().all() for t in (value, *gradients)), (
+            f"{value} in {dtype}, autocast {enabled}"
+        )
 
 
 def half_precision(make: Make, case: Case, rtol: float = 1e-5) -> None:
@@ -160,7 +176,9 @@ def gradient_reach(make: Make, case: Case) -> None:
     """The gradient reaches the student and never the teacher."""
     student, teacher = change(case.student, leaf), change(case.teacher, leaf)
     torch.autograd.backward(value_of(make, replace(case, student=student, teacher=teacher)))
-    assert any(t.grad is not None and t.grad.any() for t in tensors(student)), "no gradient reaches the student"
+    assert any(t.grad is not None and t.grad.any() for t in tensors(student)), (
+        "no gradient reaches the student"
+    )
     assert all(t.grad is None for t in tensors(teacher)), "a gradient reaches the teacher"
 
 

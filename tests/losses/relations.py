@@ -21,7 +21,17 @@ from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output
 from kd_lightning.weights import network_weights
 from tests.losses import properties
-from tests.losses.properties import Case, Check, Make, cast, change, gradients_of, leaf, tensors, value_of
+from tests.losses.properties import (
+    Case,
+    Check,
+    Make,
+    cast,
+    change,
+    gradients_of,
+    leaf,
+    tensors,
+    value_of,
+)
 from tests.training.small import copied, same, trainer
 
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "methods"
@@ -43,17 +53,24 @@ def feature_case(
         return scale * torch.randn(rows, *shape, generator=rng, dtype=torch.float64)
 
     batch = Batch(torch.zeros(rows, 1), torch.arange(rows) % 3, torch.arange(rows))
-    return Case(Output(draw(5), {layer: draw(*student)}), Output(draw(5), {layer: draw(*teacher)}), batch)
+    return Case(
+        Output(draw(5), {layer: draw(*student)}), Output(draw(5), {layer: draw(*teacher)}), batch
+    )
 
 
 def of_rows(layer: str, student: list[list[float]], teacher: list[list[float]]) -> Case:
     case = feature_case(layer, len(student))
-    return with_features(case, torch.tensor(student, dtype=torch.float64), torch.tensor(teacher, dtype=torch.float64))
+    return with_features(
+        case, torch.tensor(student, dtype=torch.float64), torch.tensor(teacher, dtype=torch.float64)
+    )
 
 
 def with_features(case: Case, student: Tensor, teacher: Tensor) -> Case:
     (layer,) = case.student.features
-    ours, theirs = replace(case.student, features={layer: student}), replace(case.teacher, features={layer: teacher})
+    ours, theirs = (
+        replace(case.student, features={layer: student}),
+        replace(case.teacher, features={layer: teacher}),
+    )
     return Case(ours, theirs, case.batch)
 
 
@@ -80,11 +97,21 @@ def stays_finite(make: Make, case: Case) -> None:
     def itself(x: Tensor) -> Tensor:
         return x
 
-    kinds = [lambda x: 1e4 * x.sign(), torch.zeros_like, some, equal, lambda x: x[:1].expand_as(x).clone()]
+    kinds = [
+        lambda x: 1e4 * x.sign(),
+        torch.zeros_like,
+        some,
+        equal,
+        lambda x: x[:1].expand_as(x).clone(),
+    ]
     for kind in kinds:
         for ours, theirs in ((kind, kind), (kind, itself), (itself, kind)):
             changed = with_features(case, ours(s), theirs(t))
-            for dtype, enabled in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
+            for dtype, enabled in (
+                (torch.float32, False),
+                (torch.bfloat16, False),
+                (torch.float32, True),
+            ):
                 with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
                     value, gradients = gradients_of(make, cast(changed, dtype))
                 assert value.isfinite(), f"{value} in {dtype}, autocast {enabled}"
@@ -105,13 +132,19 @@ def half_precision(make: Make, case: Case) -> None:
     assert_close(list(found), gradients, rtol=1e-5, atol=1e-6)
 
 
-PROPERTIES: tuple[Check, ...] = (*(check for check in properties.ALL if check is not properties.half_precision), half_precision)
+PROPERTIES: tuple[Check, ...] = (
+    *(check for check in properties.ALL if check is not properties.half_precision),
+    half_precision,
+)
 
 
 def method(name: str) -> dict[str, DistillLoss]:
     """The losses of a shipped method file."""
     content = yaml.safe_load((METHODS / f"{name}.yaml").read_text())["model"]["init_args"]["losses"]
-    classes = {key: getattr(losses, entry["class_path"].rpartition(".")[2]) for key, entry in content.items()}
+    classes = {
+        key: getattr(losses, entry["class_path"].rpartition(".")[2])
+        for key, entry in content.items()
+    }
     return {key: classes[key](**entry["init_args"]) for key, entry in content.items()}
 
 
@@ -119,8 +152,12 @@ def residual(of: dict[str, DistillLoss], seed: int = 0, **arguments: Any) -> Dis
     """A tiny residual student and a teacher twice as wide."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student, teacher = (CIFARResNet(8, width, input_shape=[1, 8, 8], num_classes=10) for width in (1, 2))
-    return DistillationModule(student, ModelTeacher(network=teacher, layers=LAYERS), of, layers=LAYERS, **arguments)
+        student, teacher = (
+            CIFARResNet(8, width, input_shape=[1, 8, 8], num_classes=10) for width in (1, 2)
+        )
+    return DistillationModule(
+        student, ModelTeacher(network=teacher, layers=LAYERS), of, layers=LAYERS, **arguments
+    )
 
 
 def fitted(module: DistillationModule, ckpt: Path | None = None, **changes: Any) -> pl.Trainer:
@@ -145,9 +182,13 @@ def trains(name: str, folder: Path) -> tuple[DistillationModule, dict[str, Any]]
     assert optimized == {id(p) for part in (module.net, module.losses) for p in part.parameters()}
     fit.save_checkpoint(folder / "two.ckpt")
     content: dict[str, Any] = torch.load(folder / "two.ckpt", weights_only=True)
-    kept = {key.removeprefix("losses.") for key in content["state_dict"] if key.startswith("losses.")}
+    kept = {
+        key.removeprefix("losses.") for key in content["state_dict"] if key.startswith("losses.")
+    }
     assert kept == set(module.losses.state_dict())
-    assert same(network_weights(content), copied(module.net))  # the student's own tensors, and no adapter
+    assert same(
+        network_weights(content), copied(module.net)
+    )  # the student's own tensors, and no adapter
     assert not any("teacher." in key for key in content["state_dict"] if key.startswith("student."))
     assert all(p.grad is None for p in module.teacher.parameters())
     return module, content

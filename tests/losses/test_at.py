@@ -34,7 +34,9 @@ def loss_of(convention: Convention, case: Case) -> Make:
 @variants
 @sizes
 @pytest.mark.parametrize("check", [*properties.ALL, properties.batch_size, features.stays_finite])
-def test_properties(check: properties.Check, teacher: features.Shapes, convention: Convention) -> None:
+def test_properties(
+    check: properties.Check, teacher: features.Shapes, convention: Convention
+) -> None:
     case = feature_case(TWO, teacher)
     check(loss_of(convention, case), case)
 
@@ -59,7 +61,9 @@ def test_agrees_with_reference(teacher: features.Shapes, convention: Convention)
 # Sample 0: channels (1, r2) and (r2, r2) have squares (1, 2) and (2, 2), sums (3, 4), length 5: q = (0.6, 0.8). The teacher's
 # one channel (2, r3) gives (4, 3): q = (0.8, 0.6). They differ by (-0.2, 0.2), of length 0.2 r2. Sample 1 agrees: q = (1, 0).
 # Paper: half the length, 0.1 r2, mean of two samples 0.05 r2. Benchmark: squares 0.04, 0.04, 0, 0, mean 0.02.
-@pytest.mark.parametrize(("convention", "expected"), [("paper", 0.05 * math.sqrt(2)), ("benchmark", 0.02)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("paper", 0.05 * math.sqrt(2)), ("benchmark", 0.02)]
+)
 def test_by_hand(convention: Convention, expected: float) -> None:
     root = math.sqrt(2)
     student = [[[[1.0, root]], [[root, root]]], [[[5.0, 0.0]], [[1.0, 0.0]]]]
@@ -78,8 +82,13 @@ def test_the_scale_of_features_is_free(convention: Convention) -> None:
 @variants
 def test_zeros_have_no_attention_and_no_gradient(convention: Convention) -> None:
     case = feature_case(TWO, WIDER)
-    blank = Output(case.student.logits, {role: torch.zeros_like(f) for role, f in case.student.features.items()})
-    value, gradients = gradients_of(loss_of(convention, case), Case(blank, case.teacher, case.batch))
+    blank = Output(
+        case.student.logits,
+        {role: torch.zeros_like(f) for role, f in case.student.features.items()},
+    )
+    value, gradients = gradients_of(
+        loss_of(convention, case), Case(blank, case.teacher, case.batch)
+    )
     # q_S = 0 and |q_T| = 1: half a length of 1 for each layer; or 1 over the 6 and the 4 positions.
     assert value.item() == pytest.approx(1.0 if convention == "paper" else 1 / 6 + 1 / 4)
     assert not any(gradient.any() for gradient in gradients)
@@ -90,7 +99,9 @@ def test_channels_last_changes_nothing(convention: Convention) -> None:
     case = feature_case(TWO, WIDER)
     s, t = case.student.features["stage1"], case.teacher.features["stage1"]
     ours, theirs = (x.contiguous(memory_format=torch.channels_last) for x in (s, t))
-    torch.testing.assert_close(attention_loss(ours, theirs, convention), attention_loss(s, t, convention))
+    torch.testing.assert_close(
+        attention_loss(ours, theirs, convention), attention_loss(s, t, convention)
+    )
 
 
 def test_can_be_called_without_build() -> None:
@@ -106,7 +117,9 @@ def test_trains_residual_networks(convention: Convention, tmp_path: Path) -> Non
 
 def test_method_file(tmp_path: Path) -> None:
     run = features.run_method("at", tmp_path)
-    assert run.metrics["train_loss"] == pytest.approx(run.metrics["train_loss_ce"] + 1000 * run.metrics["train_loss_at"])
+    assert run.metrics["train_loss"] == pytest.approx(
+        run.metrics["train_loss_ce"] + 1000 * run.metrics["train_loss_at"]
+    )
     loss = run.module.losses["at"]
     assert isinstance(loss, AT)
     assert (loss.roles, loss.convention) == (["stage1", "stage2", "stage3"], "benchmark")
@@ -131,11 +144,21 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
     ("student", "teacher", "words"),
     [
         ((3,), (3,), r"AT reads maps \(B, C, H, W\); the student's layer 'a' gives \[3\] a sample"),
-        ((3, 2, 2), (3, 4), r"AT reads maps \(B, C, H, W\); the teacher's layer 'a' gives \[3, 4\] a sample"),
-        ((3, 2, 2), (3, 1, 1), "a map of one position is always the same when normalized; leave out the layer 'a'"),
+        (
+            (3, 2, 2),
+            (3, 4),
+            r"AT reads maps \(B, C, H, W\); the teacher's layer 'a' gives \[3, 4\] a sample",
+        ),
+        (
+            (3, 2, 2),
+            (3, 1, 1),
+            "a map of one position is always the same when normalized; leave out the layer 'a'",
+        ),
     ],
 )
-def test_layers_without_attention_are_refused(student: tuple[int, ...], teacher: tuple[int, ...], words: str) -> None:
+def test_layers_without_attention_are_refused(
+    student: tuple[int, ...], teacher: tuple[int, ...], words: str
+) -> None:
     case = feature_case({"a": student}, {"a": teacher})
     with pytest.raises(UserError, match=words):
         AT(["a"]).build(features.probe(case.student), features.probe(case.teacher))
@@ -143,7 +166,10 @@ def test_layers_without_attention_are_refused(student: tuple[int, ...], teacher:
 
 def test_needs_a_teacher_and_its_features() -> None:
     case = feature_case(TWO, WIDER)
-    for call in (lambda: AT().build(features.probe(case.student), None), lambda: AT()(case.student, None, case.batch)):
+    for call in (
+        lambda: AT().build(features.probe(case.student), None),
+        lambda: AT()(case.student, None, case.batch),
+    ):
         with pytest.raises(UserError, match="AT needs a teacher"):
             call()
     with pytest.raises(UserError, match="AT: the output holds no feature 'stage3'"):
@@ -154,5 +180,7 @@ def test_a_layer_that_gives_no_tensor_is_refused() -> None:
     case = feature_case(TWO, WIDER)
     student: Any = features.probe(case.student)
     student.output.features["stage1"] = (student.output.features["stage1"], None)
-    with pytest.raises(UserError, match="AT: the student's layer 'stage1' gives a tuple, not a tensor"):
+    with pytest.raises(
+        UserError, match="AT: the student's layer 'stage1' gives a tuple, not a tensor"
+    ):
         AT(list(TWO)).build(student, features.probe(case.teacher))

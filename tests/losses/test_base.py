@@ -16,12 +16,16 @@ from tests.losses.properties import random_case
 HERE = Path(__file__).parent
 METHODS = HERE.parents[1] / "configs" / "methods"
 STEMS = sorted(
-    module.name for module in pkgutil.iter_modules(losses.__path__) if module.name[0] != "_" and module.name != "base"
+    module.name
+    for module in pkgutil.iter_modules(losses.__path__)
+    if module.name[0] != "_" and module.name != "base"
 )
 CLASSES = {
     name: value
     for name in losses.__all__
-    if isinstance(value := getattr(losses, name), type) and issubclass(value, DistillLoss) and value is not DistillLoss
+    if isinstance(value := getattr(losses, name), type)
+    and issubclass(value, DistillLoss)
+    and value is not DistillLoss
 }
 
 
@@ -37,8 +41,12 @@ def test_losses_are_found() -> None:
 def test_every_loss_has_its_test_and_its_method_file(stem: str) -> None:
     assert (HERE / f"test_{stem}.py").is_file()
     named = (METHODS / f"{stem}.yaml").read_text()
-    own = [name for name, loss in CLASSES.items() if loss.__module__ == f"kd_lightning.losses.{stem}"]
-    assert any(f"class_path: kd_lightning.losses.{name}\n" in named for name in own), f"{stem}.yaml uses none of {own}"
+    own = [
+        name for name, loss in CLASSES.items() if loss.__module__ == f"kd_lightning.losses.{stem}"
+    ]
+    assert any(f"class_path: kd_lightning.losses.{name}\n" in named for name in own), (
+        f"{stem}.yaml uses none of {own}"
+    )
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -65,7 +73,10 @@ def test_every_loss_describes_itself(name: str) -> None:
         ({"weight": 3.0, "warmup": 1}, [3, 3]),
         ({"weight": 2.0, "warmup": 4}, [0.5, 1.0, 1.5, 2.0, 2.0]),
         ({"weight": 2.0, "start": 2, "end": 7, "warmup": 4}, [0, 0, 0.5, 1.0, 1.5, 2.0, 2.0, 0, 0]),
-        ({"weight": 2.0, "start": 1, "end": 3, "warmup": 4}, [0, 0.5, 1.0, 0]),  # over before the weight is reached
+        (
+            {"weight": 2.0, "start": 1, "end": 3, "warmup": 4},
+            [0, 0.5, 1.0, 0],
+        ),  # over before the weight is reached
     ],
 )
 def test_weight_at(base: dict[str, Any], weights: list[float]) -> None:
@@ -82,10 +93,20 @@ def test_bad_weight(name: str, weight: float) -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize(
-    "span", [{"start": -1}, {"warmup": -1}, {"end": 0}, {"end": -1}, {"start": 2, "end": 2}, {"start": 2, "end": 1}]
+    "span",
+    [
+        {"start": -1},
+        {"warmup": -1},
+        {"end": 0},
+        {"end": -1},
+        {"start": 2, "end": 2},
+        {"start": 2, "end": 1},
+    ],
 )
 def test_bad_span(name: str, span: dict[str, int]) -> None:
-    with pytest.raises(UserError, match=f"{name}: start and warmup must be at least 0 and end after start"):
+    with pytest.raises(
+        UserError, match=f"{name}: start and warmup must be at least 0 and end after start"
+    ):
         CLASSES[name](**span)
 
 
@@ -93,13 +114,17 @@ def test_weight_is_not_in_the_loss() -> None:
     """The total multiplies by weight_at; a loss that did so too would count it twice."""
     case = random_case()
     for loss in (losses.CrossEntropy, losses.KD, losses.LogitMSE):
-        values = {loss(weight=w)(case.student, case.teacher, case.batch).item() for w in (0.0, 1.0, 5.0)}
+        values = {
+            loss(weight=w)(case.student, case.teacher, case.batch).item() for w in (0.0, 1.0, 5.0)
+        }
         assert len(values) == 1
 
 
 @pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, -math.inf, "2", True, None])
 def test_positive_refuses(value: Any) -> None:
-    with pytest.raises(UserError, match="Owner: name must be a finite number greater than 0") as error:
+    with pytest.raises(
+        UserError, match="Owner: name must be a finite number greater than 0"
+    ) as error:
         positive("Owner", "name", value)
     assert str(value) in str(error.value)
     assert "\n" not in str(error.value)

@@ -42,7 +42,9 @@ def test_properties_hold_with_unlabelled_rows(smoothing: float) -> None:
 @pytest.mark.parametrize("smoothing", SMOOTHING)
 def test_agrees_with_reference(smoothing: float) -> None:
     def reference(case: Case) -> float:
-        return hard.cross_entropy(case.student.logits.tolist(), case.batch.target.tolist(), smoothing)
+        return hard.cross_entropy(
+            case.student.logits.tolist(), case.batch.target.tolist(), smoothing
+        )
 
     properties.agrees(partial(CrossEntropy, label_smoothing=smoothing), reference)
 
@@ -50,7 +52,9 @@ def test_agrees_with_reference(smoothing: float) -> None:
 def test_agrees_with_reference_on_unlabelled_rows() -> None:
     case = unlabelled(random_case(), [0, 3])
     expected = hard.cross_entropy(case.student.logits.tolist(), case.batch.target.tolist(), 0.1)
-    assert properties.value_of(partial(CrossEntropy, label_smoothing=0.1), case).item() == pytest.approx(expected)
+    assert properties.value_of(
+        partial(CrossEntropy, label_smoothing=0.1), case
+    ).item() == pytest.approx(expected)
 
 
 def test_by_hand() -> None:
@@ -64,7 +68,9 @@ def test_by_hand() -> None:
 
 def test_label_smoothing_by_hand() -> None:
     # s = 0.2, K = 2: y = 0.8 * (1, 0) + 0.1 = (0.9, 0.1), so 0.9 ln 4 + 0.1 ln(4/3) = ln 4 - 0.1 ln 3.
-    value = properties.value_of(partial(CrossEntropy, label_smoothing=0.2), case_of([[0.0, math.log(3)]], [0]))
+    value = properties.value_of(
+        partial(CrossEntropy, label_smoothing=0.2), case_of([[0.0, math.log(3)]], [0])
+    )
     assert value.item() == pytest.approx(math.log(4) - 0.1 * math.log(3))
 
 
@@ -72,7 +78,9 @@ def test_smoothed_minimum_is_the_entropy_of_the_smoothed_label() -> None:
     # s = 0.3, K = 3: y = (0.8, 0.1, 0.1), the best logits are ln y, and there the loss is the entropy of y.
     y = [0.8, 0.1, 0.1]
     best = case_of([[math.log(p) for p in y]], [0])
-    properties.minimum(partial(CrossEntropy, label_smoothing=0.3), best, value=-sum(p * math.log(p) for p in y))
+    properties.minimum(
+        partial(CrossEntropy, label_smoothing=0.3), best, value=-sum(p * math.log(p) for p in y)
+    )
 
 
 def test_unlabelled_rows_are_ignored() -> None:
@@ -98,7 +106,9 @@ def test_unlabelled_batch_costs_nothing(smoothing: float) -> None:
 def test_needs_no_teacher() -> None:
     case = random_case()
     loss = CrossEntropy()
-    assert torch.equal(loss(case.student, None, case.batch), loss(case.student, case.teacher, case.batch))
+    assert torch.equal(
+        loss(case.student, None, case.batch), loss(case.student, case.teacher, case.batch)
+    )
 
 
 @pytest.mark.parametrize("smoothing", [1, 1.0, -0.1, 1.5, math.nan])

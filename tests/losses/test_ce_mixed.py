@@ -25,7 +25,9 @@ def mixed_case(partner: list[int], share: list[float], target: list[int] | None 
 
 CASES = {
     "all labelled": mixed_case([0, 1, 2, 1, 0, 3], [0.3, 0.9, 0.5, 1.0, 0.0, 0.7]),
-    "some unlabelled": mixed_case([0, U, 2, U, 0, 3], [0.3, 0.9, 0.5, 1.0, 0.0, 0.7], [1, 2, U, U, 0, U]),
+    "some unlabelled": mixed_case(
+        [0, U, 2, U, 0, 3], [0.3, 0.9, 0.5, 1.0, 0.0, 0.7], [1, 2, U, U, 0, U]
+    ),
 }
 
 
@@ -40,8 +42,12 @@ def test_agrees_with_reference(name: str, smoothing: float) -> None:
     case = CASES[name]
     assert case.batch.partner is not None
     assert case.batch.share is not None
-    target, partner, share = (t.tolist() for t in (case.batch.target, case.batch.partner, case.batch.share))
-    expected = mixed.mixed_cross_entropy(case.student.logits.tolist(), target, partner, share, smoothing)
+    target, partner, share = (
+        t.tolist() for t in (case.batch.target, case.batch.partner, case.batch.share)
+    )
+    expected = mixed.mixed_cross_entropy(
+        case.student.logits.tolist(), target, partner, share, smoothing
+    )
     assert value(case, label_smoothing=smoothing).item() == pytest.approx(expected)
 
 
@@ -96,7 +102,9 @@ def test_processes_count_the_samples_of_the_mean() -> None:
         for rows in (torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5])):
             batch = case.batch.rows(int(rows[0]), int(rows[-1]) + 1)
             loss = CrossEntropy()
-            parts.append((loss(Output(case.student.logits[rows]), None, batch), loss.counted(batch)))
+            parts.append(
+                (loss(Output(case.student.logits[rows]), None, batch), loss.counted(batch))
+            )
         together = sum(v * n for v, n in parts) / sum(n for _, n in parts)
         torch.testing.assert_close(together, value(case))
     ghost = CASES["all labelled"].batch.rows(0, 1)

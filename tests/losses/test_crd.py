@@ -40,11 +40,28 @@ CASE = partial(feature_case, LAYER)
 each_kind = pytest.mark.parametrize("negatives", get_args(Negatives))
 
 
-def built(rows: int = ROWS, student: int = 4, teacher: int = 3, trained: int | None = None, **arguments: Any) -> CRD:
+def built(
+    rows: int = ROWS,
+    student: int = 4,
+    teacher: int = 3,
+    trained: int | None = None,
+    **arguments: Any,
+) -> CRD:
     """A loss in double precision for features of these widths, with adapters and banks that are always the same."""
-    loss = CRD(**{"dimensions": 5, "num_negatives": 7, "temperature": 0.07, "convention": "benchmark", **arguments})
+    loss = CRD(
+        **{
+            "dimensions": 5,
+            "num_negatives": 7,
+            "temperature": 0.07,
+            "convention": "benchmark",
+            **arguments,
+        }
+    )
     spec = {"source_samples": rows, "samples": {"train": trained or rows}}
-    probes = (Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, width)}), {}, spec) for width in (student, teacher))
+    probes = (
+        Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, width)}), {}, spec)
+        for width in (student, teacher)
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         loss.build(*probes)
@@ -104,7 +121,11 @@ def test_stays_finite(make: Callable[[], CRD]) -> None:
 @variants
 def test_gradients_reach_the_adapters(variant: str) -> None:
     gradients = gradients_of_adapters(VARIANTS[variant](), CASE())
-    assert gradients.keys() == {f"embeddings.{side}.{name}" for side in ("student", "teacher") for name in ("weight", "bias")}
+    assert gradients.keys() == {
+        f"embeddings.{side}.{name}"
+        for side in ("student", "teacher")
+        for name in ("weight", "bias")
+    }
     assert all(bool(gradient.any()) for gradient in gradients.values())
 
 
@@ -116,7 +137,9 @@ def embedded(loss: CRD, case: Case) -> tuple[reference.Rows, reference.Rows]:
     layers = loss.embeddings.state_dict()
 
     def of(side: str, feature: Tensor) -> reference.Rows:
-        return reference.embedded(rows_of(feature), layers[f"{side}.weight"].tolist(), layers[f"{side}.bias"].tolist())
+        return reference.embedded(
+            rows_of(feature), layers[f"{side}.weight"].tolist(), layers[f"{side}.bias"].tolist()
+        )
 
     student, teacher = features(case)
     return of("student", student), of("teacher", teacher)
@@ -130,18 +153,28 @@ def test_three_steps_agree_with_reference(negatives: Negatives, convention: Conv
     labels, constants = loss.labels.clone(), [1.0, 1.0]
     for step in range(3):
         case = CASE(seed=step)
-        index = case.batch.index = torch.tensor([[3, 0, 8, 5, 19, 11], [1, 2, 3, 4, 5, 6], [19, 8, 12, 13, 14, 15]])[step]
+        index = case.batch.index = torch.tensor(
+            [[3, 0, 8, 5, 19, 11], [1, 2, 3, 4, 5, 6], [19, 8, 12, 13, 14, 15]]
+        )[step]
         labels[index] = case.batch.target
         drawn = draw_negatives(labels, index, 7, torch.tensor(step), negatives, ROWS)
         chosen = torch.cat([index[:, None], drawn], 1).tolist()
         own, other = embedded(loss, case)
-        of = [reference.scores(own, banks[1], chosen, 0.3), reference.scores(other, banks[0], chosen, 0.3)]
+        of = [
+            reference.scores(own, banks[1], chosen, 0.3),
+            reference.scores(other, banks[0], chosen, 0.3),
+        ]
         if step == 0 and convention == "benchmark":
             constants = [reference.first_constant(side, ROWS) for side in of]
-        expected = sum(reference.critic_loss(side, z, ROWS) for side, z in zip(of, constants, strict=True))
+        expected = sum(
+            reference.critic_loss(side, z, ROWS) for side, z in zip(of, constants, strict=True)
+        )
         value = loss(case.student, case.teacher, case.batch).item()
         assert value == pytest.approx(expected, rel=1e-9)
-        banks = [reference.remembered(bank, index.tolist(), new, 0.4) for bank, new in zip(banks, (own, other), strict=True)]
+        banks = [
+            reference.remembered(bank, index.tolist(), new, 0.4)
+            for bank, new in zip(banks, (own, other), strict=True)
+        ]
         for found, wanted in zip((loss.student_bank, loss.teacher_bank), banks, strict=True):
             assert_close(found, torch.tensor(wanted, dtype=torch.float64))
         assert (loss.log_z.exp() * ROWS).tolist() == pytest.approx(constants)
@@ -154,7 +187,11 @@ def test_three_steps_agree_with_reference(negatives: Negatives, convention: Conv
 def test_in_batch_agrees_with_reference(temperature: float, negatives: Negatives) -> None:
     loss, case = built(in_batch=True, negatives=negatives, temperature=temperature), CASE(9)
     case.batch.target[[1, 4, 5]] = UNLABELLED
-    target, by_class, (own, other) = case.batch.target.tolist(), negatives == "class", embedded(loss, case)
+    target, by_class, (own, other) = (
+        case.batch.target.tolist(),
+        negatives == "class",
+        embedded(loss, case),
+    )
     expected = reference.info_nce(own, other, target, temperature, by_class)
     assert loss(case.student, case.teacher, case.batch).item() == pytest.approx(expected, rel=1e-9)
     unlike = reference.info_nce(own, other, target, temperature, not by_class)
@@ -206,7 +243,9 @@ def test_a_student_like_its_teacher_costs_less(in_batch: bool) -> None:
         loss.student_bank[:6] = loss.teacher_bank[:6] = loss.embed("teacher", case.teacher).detach()
         loss.steps += 1  # Z stands, at 1
     _, teacher = features(case)
-    cases = [with_features(case, student, teacher) for student in (teacher, features(case)[0], -teacher)]
+    cases = [
+        with_features(case, student, teacher) for student in (teacher, features(case)[0], -teacher)
+    ]
     alike, other, opposite = (loss(c.student, c.teacher, c.batch).item() for c in cases)
     assert alike < other < opposite
 
@@ -214,7 +253,9 @@ def test_a_student_like_its_teacher_costs_less(in_batch: bool) -> None:
 # -- negatives --------------------------------------------------------------------------------------------------------
 
 
-def drawn(labels: Tensor, index: list[int], count: int = 4000, step: int = 0, **arguments: Any) -> Tensor:
+def drawn(
+    labels: Tensor, index: list[int], count: int = 4000, step: int = 0, **arguments: Any
+) -> Tensor:
     return draw_negatives(labels, torch.tensor(index), count, torch.tensor(step), **arguments)
 
 
@@ -222,7 +263,9 @@ def uniform_over(rows: Tensor, expected: set[int]) -> bool:
     """Whether these are the rows drawn, each within five standard deviations of its share."""
     values, counts = rows.unique(return_counts=True)
     share = len(rows) / len(expected)
-    return set(values.tolist()) == expected and bool((counts - share).abs().max() < 5 * math.sqrt(share))
+    return set(values.tolist()) == expected and bool(
+        (counts - share).abs().max() < 5 * math.sqrt(share)
+    )
 
 
 def test_negatives_are_the_other_classes() -> None:
@@ -233,7 +276,9 @@ def test_negatives_are_the_other_classes() -> None:
 
 
 def test_negatives_are_all_others() -> None:
-    for row, chosen in zip((5, 0, 11), drawn(torch.arange(12) % 3, [5, 0, 11], negatives="instance"), strict=True):
+    for row, chosen in zip(
+        (5, 0, 11), drawn(torch.arange(12) % 3, [5, 0, 11], negatives="instance"), strict=True
+    ):
         assert uniform_over(chosen, set(range(12)) - {row})
 
 
@@ -286,7 +331,9 @@ def test_only_training_is_remembered() -> None:
     assert same(state(loss), before)
     loss.train()
     assert torch.equal(loss(case.student, case.teacher, case.batch), value)
-    changed = {name for name, tensor in state(loss).items() if not torch.equal(tensor, before[name])}
+    changed = {
+        name for name, tensor in state(loss).items() if not torch.equal(tensor, before[name])
+    }
     assert changed == {"student_bank", "teacher_bank", "steps"}
     rows = (state(loss)["student_bank"] != before["student_bank"]).any(1)
     assert rows.nonzero().flatten().tolist() == case.batch.index.tolist()
@@ -295,7 +342,9 @@ def test_only_training_is_remembered() -> None:
 
 def test_the_size_of_the_banks() -> None:
     loss = built(rows=500, dimensions=128).float()
-    assert (loss.student_bank.nbytes + loss.teacher_bank.nbytes) * 100 == 51_200_000  # the docstring's 50,000 rows
+    assert (
+        loss.student_bank.nbytes + loss.teacher_bank.nbytes
+    ) * 100 == 51_200_000  # the docstring's 50,000 rows
     # At first of mean square length one, as a row that was trained on.
     assert loss.student_bank.square().sum(1).mean().item() == pytest.approx(1, abs=0.01)
     assert not torch.equal(loss.student_bank, loss.teacher_bank)
@@ -314,11 +363,20 @@ def test_banks_start_from_the_runs_seed(monkeypatch: pytest.MonkeyPatch) -> None
 def test_trains_a_residual_network(name: str, tmp_path: Path) -> None:
     loss = method(name)[name]
     assert isinstance(loss, CRD)
-    assert (loss.weight, loss.temperature, loss.dimensions, loss.in_batch) == (0.8, 0.07, 128, name == "crd_inbatch")
+    assert (loss.weight, loss.temperature, loss.dimensions, loss.in_batch) == (
+        0.8,
+        0.07,
+        128,
+        name == "crd_inbatch",
+    )
     assert (loss.num_negatives, loss.momentum, loss.negatives) == (16384, 0.5, "class")
     _, content = trains(name, tmp_path)
     kept = {key.split(".", 2)[2] for key in content["state_dict"] if key.startswith("losses.")}
-    adapters = {f"embeddings.{side}.{what}" for side in ("student", "teacher") for what in ("weight", "bias")}
+    adapters = {
+        f"embeddings.{side}.{what}"
+        for side in ("student", "teacher")
+        for what in ("weight", "bias")
+    }
     banks = {"student_bank", "teacher_bank", "labels", "steps", "log_z"}
     assert kept == (adapters | banks if name == "crd" else adapters)
     if name == "crd":
@@ -354,10 +412,14 @@ def test_precision(precision: str) -> None:
 
     def losses(precision: str) -> list[float]:
         parts: dict[str, Any] = {"banks": CRD(num_negatives=512), "batch": CRD(in_batch=True)}
-        metrics = fitted(residual(parts), precision=precision, limit_train_batches=4).callback_metrics
+        metrics = fitted(
+            residual(parts), precision=precision, limit_train_batches=4
+        ).callback_metrics
         return [metrics["train_loss_banks"].item(), metrics["train_loss_batch"].item()]
 
-    assert losses(precision) == pytest.approx(losses("32-true"), rel=1e-5 if precision == "64-true" else 0.05)
+    assert losses(precision) == pytest.approx(
+        losses("32-true"), rel=1e-5 if precision == "64-true" else 0.05
+    )
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
@@ -409,5 +471,8 @@ def test_the_temperature_is_that_of_the_convention() -> None:
 
 def test_the_papers_value_by_hand() -> None:
     """One negative of two rows, at right angles to both: h = 1 / (1 + 1 / 2)."""
-    similarity, log_z = torch.zeros(1, 2, dtype=torch.float64), torch.tensor(-math.log(2.0), dtype=torch.float64)
+    similarity, log_z = (
+        torch.zeros(1, 2, dtype=torch.float64),
+        torch.tensor(-math.log(2.0), dtype=torch.float64),
+    )
     assert nce(similarity, log_z).item() == pytest.approx(-math.log(2 / 3) - math.log(1 / 3))

@@ -45,18 +45,30 @@ def test_by_hand() -> None:
     # At right angles: 1; opposite: 2; the mean of both tokens is 1.5. The second sentence agrees, and halves it.
     student = [[[2.0, 0.0], [1.0, 1.0]], [[1.0, 0.0], [0.0, 3.0]]]
     teacher = [[[0.0, 1.0], [-2.0, -2.0]], [[4.0, 0.0], [0.0, 1.0]]]
-    assert properties.value_of(DistilBERT, features.case_of(student, teacher, "states2")).item() == pytest.approx(0.75)
+    assert properties.value_of(
+        DistilBERT, features.case_of(student, teacher, "states2")
+    ).item() == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [
-        ((4, 3), (4, 5), "student's layer 'states2' has 3 numbers a token, the teacher's 5; they must agree"),
-        ((4, 3), (5, 3), "student's layer 'states2' has 4 tokens, the teacher's 5; they must agree"),
+        (
+            (4, 3),
+            (4, 5),
+            "student's layer 'states2' has 3 numbers a token, the teacher's 5; they must agree",
+        ),
+        (
+            (4, 3),
+            (5, 3),
+            "student's layer 'states2' has 4 tokens, the teacher's 5; they must agree",
+        ),
         ((2, 4, 4), (2, 4, 4), r"DistilBERT reads states \(B, L, H\) of a transformer"),
     ],
 )
-def test_layers_that_do_not_fit_are_refused(student: tuple[int, ...], teacher: tuple[int, ...], words: str) -> None:
+def test_layers_that_do_not_fit_are_refused(
+    student: tuple[int, ...], teacher: tuple[int, ...], words: str
+) -> None:
     case = token_case({"states2": student}, {"states2": teacher})
     with pytest.raises(UserError, match=words):
         DistilBERT().build(probe(case.student), probe(case.teacher))
@@ -84,7 +96,11 @@ def test_needs_a_teacher_and_one_tokenizer() -> None:
 
 def test_method_file(tmp_path: Path) -> None:
     run = run_method("distilbert", tmp_path)
-    parts = 2 * run.metrics["train_loss_ce"] + 5 * run.metrics["train_loss_kd"] + run.metrics["train_loss_distilbert"]
+    parts = (
+        2 * run.metrics["train_loss_ce"]
+        + 5 * run.metrics["train_loss_kd"]
+        + run.metrics["train_loss_distilbert"]
+    )
     assert run.metrics["train_loss"] == pytest.approx(parts, rel=1e-5)
     assert 0 < run.metrics["train_loss_distilbert"] < 2
     assert torch.isfinite(torch.tensor(run.metrics["val_nll"]))

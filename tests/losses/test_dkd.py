@@ -26,7 +26,11 @@ WEIGHTS = ((1.0, 8.0), (1.0, 0.0), (0.0, 1.0), (0.7, 0.3))
 
 def case_of(student: list[list[float]], teacher: list[list[float]], target: list[int]) -> Case:
     z, v = (torch.tensor(logits, dtype=torch.float64) for logits in (student, teacher))
-    return Case(Output(z), Output(v), Batch(torch.zeros(len(z), 1), torch.tensor(target), torch.arange(len(z))))
+    return Case(
+        Output(z),
+        Output(v),
+        Batch(torch.zeros(len(z), 1), torch.tensor(target), torch.arange(len(z))),
+    )
 
 
 def unlabelled(case: Case, rows: list[int]) -> Case:
@@ -35,7 +39,9 @@ def unlabelled(case: Case, rows: list[int]) -> Case:
 
 
 def random_ensemble(rows: int = 6, classes: int = 5) -> EnsembleOutput:
-    members = 3 * torch.randn(rows, 2, classes, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    members = 3 * torch.randn(
+        rows, 2, classes, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
     weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
     return EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)
 
@@ -68,7 +74,11 @@ def test_minimum_at_the_teacher(temperature: float) -> None:
 @pytest.mark.parametrize(("alpha", "beta"), WEIGHTS)
 def test_agrees_with_reference(alpha: float, beta: float, temperature: float) -> None:
     def expected(case: Case) -> float:
-        student, teacher, target = case.student.logits.tolist(), case.teacher.logits.tolist(), case.batch.target.tolist()
+        student, teacher, target = (
+            case.student.logits.tolist(),
+            case.teacher.logits.tolist(),
+            case.batch.target.tolist(),
+        )
         return reference.dkd(student, teacher, target, alpha, beta, temperature)
 
     properties.agrees(partial(DKD, alpha, beta, temperature), expected)
@@ -92,12 +102,18 @@ def test_by_hand() -> None:
     for alpha, beta in WEIGHTS:
         make = partial(DKD, alpha, beta, 1.0)
         assert properties.value_of(make, first).item() == pytest.approx(alpha / 2 * math.log(9 / 8))
-        assert properties.value_of(make, second).item() == pytest.approx(beta / 4 * math.log(27 / 16))
+        assert properties.value_of(make, second).item() == pytest.approx(
+            beta / 4 * math.log(27 / 16)
+        )
     # T = 2 halves the logits and multiplies by 4.
     doubled = case_of([uniform], [[2 * math.log(2), 2 * math.log(3), 0.0]], [0])
-    assert properties.value_of(partial(DKD, 1.0, 8.0, 2.0), doubled).item() == pytest.approx(8 * math.log(27 / 16))
+    assert properties.value_of(partial(DKD, 1.0, 8.0, 2.0), doubled).item() == pytest.approx(
+        8 * math.log(27 / 16)
+    )
     # The mean of both rows, labels in other columns.
-    both = case_of([uniform, uniform], [[0.0, 0.0, math.log(2)], [math.log(3), math.log(2), 0.0]], [2, 1])
+    both = case_of(
+        [uniform, uniform], [[0.0, 0.0, math.log(2)], [math.log(3), math.log(2), 0.0]], [2, 1]
+    )
     expected = (math.log(9 / 8) / 2 + 8 * math.log(27 / 16) / 4) / 2
     assert properties.value_of(partial(DKD, 1.0, 8.0, 1.0), both).item() == pytest.approx(expected)
 
@@ -113,7 +129,9 @@ def test_both_parts_are_kd(scale: float, temperature: float) -> None:
         assert target_class.shape == others.shape == (8,)
         wrong = p.exp().sum(1) - p.exp().gather(1, case.batch.target[:, None])[:, 0]
         kd = KD(temperature)(case.student, teacher, case.batch)
-        torch.testing.assert_close(temperature**2 * (target_class + wrong * others).mean(), kd, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(
+            temperature**2 * (target_class + wrong * others).mean(), kd, rtol=1e-9, atol=1e-12
+        )
 
 
 def test_kd_is_dkd_with_its_own_beta() -> None:
@@ -142,7 +160,9 @@ def test_saturated_logits_by_hand(dtype: torch.dtype, temperature: float) -> Non
     value, (gradient,) = properties.gradients_of(partial(DKD, 1.0, 8.0, temperature), case)
     assert value.item() == pytest.approx(5 * 2e4 * temperature, rel=1e-3)
     # d/dz: T (-1, 1, 0) for the binary part, 8 T ((0, 1, 0) - (0, 1/2, 1/2)) for the others.
-    assert gradient.tolist() == [pytest.approx([-temperature, 5 * temperature, -4 * temperature], rel=1e-3)]
+    assert gradient.tolist() == [
+        pytest.approx([-temperature, 5 * temperature, -4 * temperature], rel=1e-3)
+    ]
 
 
 def test_unlabelled_rows_are_ignored() -> None:
@@ -153,7 +173,9 @@ def test_unlabelled_rows_are_ignored() -> None:
     assert not gradient[[1, 4]].any()
     assert gradient[[0, 2, 3, 5]].all()
     target = case.batch.target.tolist()
-    expected = reference.dkd(case.student.logits.tolist(), case.teacher.logits.tolist(), target, 1.0, 8.0, 4.0)
+    expected = reference.dkd(
+        case.student.logits.tolist(), case.teacher.logits.tolist(), target, 1.0, 8.0, 4.0
+    )
     assert value.item() == pytest.approx(expected)
 
 
@@ -181,10 +203,14 @@ def test_mixed_samples_cost_what_either_label_costs_by_its_share() -> None:
     case = replace(case, batch=replace(case.batch, partner=partner, share=share))
 
     def alone(row: int, target: Tensor) -> float:
-        one = [t[row : row + 1].tolist() for t in (case.student.logits, case.teacher.logits, target)]
+        one = [
+            t[row : row + 1].tolist() for t in (case.student.logits, case.teacher.logits, target)
+        ]
         return reference.dkd(one[0], one[1], one[2], 1.0, 8.0, 4.0)
 
-    own, other = ([alone(row, target) for row in range(6)] for target in (case.batch.target, partner))
+    own, other = (
+        [alone(row, target) for row in range(6)] for target in (case.batch.target, partner)
+    )
     mixed = [s * a + (1 - s) * b for s, a, b in zip(share.tolist(), own, other, strict=True)]
     assert DKD().counted(case.batch) == 5  # all but the fifth, neither part of which has a label
     assert properties.value_of(DKD, case).item() == pytest.approx(math.fsum(mixed) / 5)
@@ -193,9 +219,13 @@ def test_mixed_samples_cost_what_either_label_costs_by_its_share() -> None:
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_an_ensemble_is_decoupled_at_the_temperature_in_use(temperature: float) -> None:
     case, ensemble = random_case(), random_ensemble()
-    targets = soft.arithmetic_mean(ensemble.members.tolist(), ensemble.weights.tolist(), temperature)
+    targets = soft.arithmetic_mean(
+        ensemble.members.tolist(), ensemble.weights.tolist(), temperature
+    )
     as_logits = [[temperature * math.log(p) for p in row] for row in targets]
-    expected = reference.dkd(case.student.logits.tolist(), as_logits, case.batch.target.tolist(), 1.0, 8.0, temperature)
+    expected = reference.dkd(
+        case.student.logits.tolist(), as_logits, case.batch.target.tolist(), 1.0, 8.0, temperature
+    )
     value = DKD(temperature=temperature)(case.student, ensemble, case.batch)
     assert value.item() == pytest.approx(expected)
 
@@ -204,7 +234,12 @@ def test_the_shipped_method_is_the_papers() -> None:
     path = Path(__file__).parents[2] / "configs" / "methods" / "dkd.yaml"
     losses = yaml.safe_load(path.read_text())["model"]["init_args"]["losses"]
     loss = DKD(**losses["dkd"]["init_args"])
-    assert (loss.alpha, loss.beta, loss.temperature, losses["ce"]["init_args"]["weight"]) == (1.0, 8.0, 4.0, 1.0)
+    assert (loss.alpha, loss.beta, loss.temperature, losses["ce"]["init_args"]["weight"]) == (
+        1.0,
+        8.0,
+        4.0,
+        1.0,
+    )
     assert [loss.weight_at(epoch) for epoch in (0, 9, 19, 20, 239)] == [0.05, 0.5, 1.0, 1.0, 1.0]
 
 

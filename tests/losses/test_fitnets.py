@@ -59,7 +59,9 @@ def identical(loss: Any) -> None:
     """A regressor that gives back what it is given, where it is not negative."""
     first, *rest = layers_of(loss)
     assert isinstance(first, nn.Conv2d | nn.Linear)
-    first.weight = nn.Parameter(torch.eye(first.weight.shape[0], dtype=torch.float64).view(first.weight.shape))
+    first.weight = nn.Parameter(
+        torch.eye(first.weight.shape[0], dtype=torch.float64).view(first.weight.shape)
+    )
     if first.bias is not None:
         nn.init.zeros_(first.bias)
     for layer in rest:
@@ -102,10 +104,14 @@ def test_a_sample_counts_alike_in_every_batch(convention: Convention) -> None:
 
 @variants
 @pytest.mark.parametrize("shape", [(3, 4, 4), (5,)])
-def test_minimum_where_the_regressor_gives_the_hint(shape: tuple[int, ...], convention: Convention) -> None:
+def test_minimum_where_the_regressor_gives_the_hint(
+    shape: tuple[int, ...], convention: Convention
+) -> None:
     case = between(shape, shape)
     best = properties.change(case.teacher, torch.abs)
-    properties.minimum(made(partial(FitNets, convention=convention), case, identical), Case(best, best, case.batch))
+    properties.minimum(
+        made(partial(FitNets, convention=convention), case, identical), Case(best, best, case.batch)
+    )
 
 
 def regressed(loss: FitNets, case: Case) -> list[reference.Maps]:
@@ -137,7 +143,9 @@ def test_agrees_with_reference(teacher: str, relu: bool, convention: Convention)
     assert isinstance(loss, FitNets)
     maps, hints = regressed(loss, case), case.teacher.features["stage2"].tolist()
     size = at.smaller(maps[0][0], hints[0][0])
-    expected = formula([brought_down(m, size) for m in maps], [brought_down(h, size) for h in hints])
+    expected = formula(
+        [brought_down(m, size) for m in maps], [brought_down(h, size) for h in hints]
+    )
     assert loss(case.student, case.teacher, case.batch).item() == pytest.approx(expected, rel=1e-9)
 
 
@@ -151,8 +159,12 @@ def test_by_hand(convention: Convention, expected: float) -> None:
         assert isinstance(first, nn.Conv2d)
         first.weight.data *= 2
 
-    case = case_of([[[[0.5, -1.0, 1.0]]], [[[1.0, 1.0, 1.0]]]], [[[[2.0, 2.0, 2.0]]], [[[2.0, 2.0, 2.0]]]])
-    value, (_, gradient) = gradients_of(made(partial(FitNets, convention=convention), case, doubling), case)
+    case = case_of(
+        [[[[0.5, -1.0, 1.0]]], [[[1.0, 1.0, 1.0]]]], [[[[2.0, 2.0, 2.0]]], [[[2.0, 2.0, 2.0]]]]
+    )
+    value, (_, gradient) = gradients_of(
+        made(partial(FitNets, convention=convention), case, doubling), case
+    )
     assert value.item() == pytest.approx(expected)
     # Paper: 2 (r - u) over two samples is -1 in the first place, and 0 behind a closed ReLU. The benchmark's is 2/3 of it.
     scale = 1.0 if convention == "paper" else 2 / 3
@@ -193,9 +205,13 @@ def test_kernel(
 
 def test_layers_of_a_regressor() -> None:
     kinds = {
-        convention: [type(layer) for layer in layers_of(loss_of(convention, between(MAP, MAP))())] for convention in CONVENTIONS
+        convention: [type(layer) for layer in layers_of(loss_of(convention, between(MAP, MAP))())]
+        for convention in CONVENTIONS
     }
-    assert kinds == {"paper": [nn.Conv2d, nn.ReLU], "benchmark": [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]}
+    assert kinds == {
+        "paper": [nn.Conv2d, nn.ReLU],
+        "benchmark": [nn.Conv2d, nn.BatchNorm2d, nn.ReLU],
+    }
 
 
 @variants
@@ -209,7 +225,11 @@ def test_layers_of_different_roles(tmp_path: Path) -> None:
     module = features.residual(loss)
     first = layers_of(module.losses["own"])[0]
     assert isinstance(first, nn.Conv2d)
-    assert (first.in_channels, first.out_channels, first.kernel_size) == (16, 128, (7, 7))  # 8x8 to 2x2
+    assert (first.in_channels, first.out_channels, first.kernel_size) == (
+        16,
+        128,
+        (7, 7),
+    )  # 8x8 to 2x2
     features.fitted(module)
 
 
@@ -218,7 +238,11 @@ def test_method_file(tmp_path: Path) -> None:
     assert run.metrics["train_loss"] == pytest.approx(
         run.metrics["train_loss_ce"] + 100 * run.metrics["train_loss_fitnets"], rel=1e-5
     )
-    assert [type(layer) for layer in layers_of(run.module.losses["fitnets"])] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU]
+    assert [type(layer) for layer in layers_of(run.module.losses["fitnets"])] == [
+        nn.Conv2d,
+        nn.BatchNorm2d,
+        nn.ReLU,
+    ]
     content = features.checkpoint_of(run)
     assert "losses.fitnets.regressor.1.running_mean" in content["state_dict"]
     assert same(network_weights(content), copied(run.module.net))
@@ -233,9 +257,13 @@ def test_two_stages(tmp_path: Path) -> None:
     (loss,) = hint.module.losses.values()
     assert isinstance(loss, FitNets)
     assert loss.convention == "paper"
-    assert hint.metrics["train_loss"] == pytest.approx(0.001 * hint.metrics["train_loss_fitnets_hint"])
+    assert hint.metrics["train_loss"] == pytest.approx(
+        0.001 * hint.metrics["train_loss_fitnets_hint"]
+    )
     learned = dict(hint.module.net.named_parameters())
-    changed = {name.partition(".")[0] for name, p in learned.items() if not torch.equal(p, start[name])}
+    changed = {
+        name.partition(".")[0] for name, p in learned.items() if not torch.equal(p, start[name])
+    }
     assert changed == {"conv", "bn", "stage1", "stage2"}  # and nothing behind the guided layer
 
     small = "--model.optimizer.init_args.lr=1.0e-5"
@@ -252,7 +280,10 @@ def test_two_stages(tmp_path: Path) -> None:
     [
         ({"student_layer": ""}, "FitNets: student_layer must be the role of a layer"),
         ({"teacher_layer": ["stage2"]}, "FitNets: teacher_layer must be the role of a layer"),
-        ({"convention": "joint"}, "FitNets: convention must be 'paper' or 'benchmark', got 'joint'"),
+        (
+            {"convention": "joint"},
+            "FitNets: convention must be 'paper' or 'benchmark', got 'joint'",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
@@ -263,11 +294,17 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [
-        ((3, 4), (3, 4), r"FitNets reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'stage2' gives \[3, 4\]"),
+        (
+            (3, 4),
+            (3, 4),
+            r"FitNets reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'stage2' gives \[3, 4\]",
+        ),
         ((3, 2, 2), (4,), r"shape \[3, 2, 2\] and \[4\] a sample; name two maps or two vectors"),
     ],
 )
-def test_layers_that_do_not_fit_are_refused(student: tuple[int, ...], teacher: tuple[int, ...], words: str) -> None:
+def test_layers_that_do_not_fit_are_refused(
+    student: tuple[int, ...], teacher: tuple[int, ...], words: str
+) -> None:
     case = between(student, teacher)
     with pytest.raises(UserError, match=words):
         FitNets().build(features.probe(case.student), features.probe(case.teacher))

@@ -25,7 +25,13 @@ COMMON = [
     *("--data.batch_size=64", "--trainer.precision=64-true", "--trainer.accelerator=cpu"),
     *("--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"),
 ]
-IMAGES = ["-c", "configs/data/digits.yaml", "--data.channels=3", "--data.fraction=0.02", "--data.validation=0.0"]
+IMAGES = [
+    "-c",
+    "configs/data/digits.yaml",
+    "--data.channels=3",
+    "--data.fraction=0.02",
+    "--data.validation=0.0",
+]
 ENCODER = "{hidden_size: 16, intermediate_size: 16, num_attention_heads: 4, max_position_embeddings: 128, model_type: bert"
 
 
@@ -33,7 +39,16 @@ def curve(folder: Path, *argv: str) -> list[float]:
     """The loss of each step: there is one to an epoch."""
     launch(
         resolve_configs(
-            ["fit", "-c", "configs/trainer.yaml", "-c", "configs/loggers/csv.yaml", *argv, *COMMON, f"--run.dir={folder}"]
+            [
+                "fit",
+                "-c",
+                "configs/trainer.yaml",
+                "-c",
+                "configs/loggers/csv.yaml",
+                *argv,
+                *COMMON,
+                f"--run.dir={folder}",
+            ]
         )
     )
     with (folder / "metrics.csv").open() as lines:
@@ -50,9 +65,18 @@ def seeded() -> object:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("images") / "teacher"
-    teacher = ["-c", "configs/teachers/cifar_resnet20.yaml", "--model.network.depth=8", "--trainer.max_epochs=5"]
+    teacher = [
+        "-c",
+        "configs/teachers/cifar_resnet20.yaml",
+        "--model.network.depth=8",
+        "--trainer.max_epochs=5",
+    ]
     curve(folder, *IMAGES, *teacher)
-    pair = ["-c", "configs/pairs/resnet20_resnet8.yaml", f"--model.teacher.checkpoint={folder}/checkpoints/last.ckpt"]
+    pair = [
+        "-c",
+        "configs/pairs/resnet20_resnet8.yaml",
+        f"--model.teacher.checkpoint={folder}/checkpoints/last.ckpt",
+    ]
     return [*IMAGES, *pair]
 
 
@@ -62,12 +86,26 @@ def sentences(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     root = tmp_path_factory.mktemp("sentences")
     own = ["-c", "configs/data/sst2.yaml", f"--data.root={write_sst2(root)}"]
     deep = f"--model.network.architecture={ENCODER}, num_hidden_layers: 4}}"
-    own_rate = ["--data.tokenizer.size=300", "--model.scheduler.max_lr=0.001"]  # whatever the shipped one is
+    own_rate = [
+        "--data.tokenizer.size=300",
+        "--model.scheduler.max_lr=0.001",
+    ]  # whatever the shipped one is
     teacher = ["-c", "configs/teachers/sst2_transformer.yaml", deep, *own_rate]
     curve(root / "teacher", *own, *teacher, "--trainer.max_epochs=10")
-    pair = ["-c", "configs/text/pieces.yaml", "-c", "configs/pairs/transformer4_transformer2.yaml", *own_rate]
+    pair = [
+        "-c",
+        "configs/text/pieces.yaml",
+        "-c",
+        "configs/pairs/transformer4_transformer2.yaml",
+        *own_rate,
+    ]
     student = f"--model.student.architecture={ENCODER}, num_hidden_layers: 2}}"
-    return [*own, *pair, student, f"--model.teacher.checkpoint={root}/teacher/checkpoints/last.ckpt"]
+    return [
+        *own,
+        *pair,
+        student,
+        f"--model.teacher.checkpoint={root}/teacher/checkpoints/last.ckpt",
+    ]
 
 
 def test_no_curve_is_lost() -> None:
@@ -77,20 +115,28 @@ def test_no_curve_is_lost() -> None:
 
 
 @pytest.mark.parametrize("path", files("methods"), ids=ident)
-def test_the_first_steps_are_as_they_were(path: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_the_first_steps_are_as_they_were(
+    path: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     known = json.loads(CURVES.read_text())
     writing = os.environ.get("KD_GOLDEN") == "write"
     if path.stem not in known and not writing:
-        pytest.skip(f"no curve of {path.stem} yet: KD_GOLDEN=write pytest {Path(__file__).name} writes it")
+        pytest.skip(
+            f"no curve of {path.stem} yet: KD_GOLDEN=write pytest {Path(__file__).name} writes it"
+        )
     pair = request.getfixturevalue("images" if roles(path) <= MAPPED else "sentences")
     losses = curve(tmp_path / "run", *pair, "-c", str(path), f"--trainer.max_epochs={STEPS}")
     assert len(losses) == STEPS
     if path.stem not in known:
         known[path.stem] = losses
-        lines = (f"{json.dumps(name)}: {json.dumps(values)}" for name, values in sorted(known.items()))
+        lines = (
+            f"{json.dumps(name)}: {json.dumps(values)}" for name, values in sorted(known.items())
+        )
         CURVES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     assert losses == pytest.approx(known[path.stem], rel=1e-6)
 
 
 def test_curves_belong_to_methods() -> None:
-    assert set(json.loads(CURVES.read_text())) <= {path.stem for path in (CONFIGS / "methods").glob("*.yaml")}
+    assert set(json.loads(CURVES.read_text())) <= {
+        path.stem for path in (CONFIGS / "methods").glob("*.yaml")
+    }

@@ -33,7 +33,9 @@ def ensemble_of(members: Tensor, weights: list[float]) -> EnsembleOutput:
 
 def random_ensemble(rows: int = 6, classes: int = 5, scale: float = 1.0) -> EnsembleOutput:
     rng = torch.Generator().manual_seed(7)
-    return ensemble_of(scale * torch.randn(rows, 2, classes, generator=rng, dtype=torch.float64), [0.25, 0.75])
+    return ensemble_of(
+        scale * torch.randn(rows, 2, classes, generator=rng, dtype=torch.float64), [0.25, 0.75]
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -102,15 +104,21 @@ def test_ensemble_by_hand() -> None:
     # T = 2: members (0, 2 ln 3) and (0, 0) are (1/4, 3/4) and (1/2, 1/2), their mean (3/8, 5/8).
     # The student (0, 2 ln(5/3)) / 2 is (3/8, 5/8) as well: no loss.
     members = torch.tensor([[[0.0, 2 * math.log(3)], [0.0, 0.0]]], dtype=torch.float64)
-    properties.minimum(partial(KD, 2.0), case_of([[0.0, 2 * math.log(5 / 3)]], ensemble_of(members, [0.5, 0.5])))
+    properties.minimum(
+        partial(KD, 2.0), case_of([[0.0, 2 * math.log(5 / 3)]], ensemble_of(members, [0.5, 0.5]))
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_ensemble_is_the_mean_at_the_temperature_in_use(temperature: float) -> None:
     case, ensemble = random_case(), random_ensemble(scale=3.0)
     value = KD(temperature)(case.student, ensemble, case.batch).item()
-    targets = reference.arithmetic_mean(ensemble.members.tolist(), ensemble.weights.tolist(), temperature)
-    assert value == pytest.approx(reference.soft_target_loss(case.student.logits.tolist(), targets, temperature))
+    targets = reference.arithmetic_mean(
+        ensemble.members.tolist(), ensemble.weights.tolist(), temperature
+    )
+    assert value == pytest.approx(
+        reference.soft_target_loss(case.student.logits.tolist(), targets, temperature)
+    )
     tempered = KD(temperature)(case.student, Output(ensemble.logits), case.batch).item()
     assert (value == pytest.approx(tempered, rel=0.01)) == (temperature == 1.0)
 
@@ -128,14 +136,20 @@ class Fixed(Teacher):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-def test_distilling_an_ensemble_teacher(mean: Literal["arithmetic", "geometric"], temperature: float) -> None:
+def test_distilling_an_ensemble_teacher(
+    mean: Literal["arithmetic", "geometric"], temperature: float
+) -> None:
     case, members = random_case(), random_ensemble(scale=3.0).members
-    teacher = EnsembleTeacher([Fixed(member) for member in members.unbind(1)], mean=mean, weights=[1.0, 3.0])
+    teacher = EnsembleTeacher(
+        [Fixed(member) for member in members.unbind(1)], mean=mean, weights=[1.0, 3.0]
+    )
     teacher.prepare(None)
     means = {"arithmetic": reference.arithmetic_mean, "geometric": reference.geometric_mean}
     targets = means[mean](members.tolist(), [0.25, 0.75], temperature)
     expected = reference.soft_target_loss(case.student.logits.tolist(), targets, temperature)
-    assert KD(temperature)(case.student, teacher(case.batch), case.batch).item() == pytest.approx(expected)
+    assert KD(temperature)(case.student, teacher(case.batch), case.batch).item() == pytest.approx(
+        expected
+    )
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "2", True])

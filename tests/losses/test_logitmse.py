@@ -13,7 +13,9 @@ from tests.losses import properties
 from tests.losses.properties import Case, random_case
 from tests.reference.logitmse import logit_mse
 
-variants = pytest.mark.parametrize(("classes", "center"), list(product(("sum", "mean"), (False, True))))
+variants = pytest.mark.parametrize(
+    ("classes", "center"), list(product(("sum", "mean"), (False, True)))
+)
 
 
 @variants
@@ -25,13 +27,17 @@ def test_properties(check: properties.Check, classes: Reduction, center: bool) -
 @variants
 def test_minimum_at_the_teacher(classes: Reduction, center: bool) -> None:
     case = random_case()
-    properties.minimum(partial(LogitMSE, classes, center), Case(case.teacher, case.teacher, case.batch))
+    properties.minimum(
+        partial(LogitMSE, classes, center), Case(case.teacher, case.teacher, case.batch)
+    )
 
 
 @variants
 def test_agrees_with_reference(classes: Reduction, center: bool) -> None:
     def expected(case: Case) -> float:
-        return logit_mse(case.student.logits.tolist(), case.teacher.logits.tolist(), classes == "mean", center)
+        return logit_mse(
+            case.student.logits.tolist(), case.teacher.logits.tolist(), classes == "mean", center
+        )
 
     properties.agrees(partial(LogitMSE, classes, center), expected)
 

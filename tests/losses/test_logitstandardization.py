@@ -24,10 +24,16 @@ from tests.reference import logitstandardization as reference
 TEMPERATURES = (0.5, 1.0, 2.0, 20.0)
 
 
-def case_of(student: list[list[float]], teacher: list[list[float]], dtype: torch.dtype = torch.float64) -> Case:
+def case_of(
+    student: list[list[float]], teacher: list[list[float]], dtype: torch.dtype = torch.float64
+) -> Case:
     z, v = (torch.tensor(logits, dtype=dtype) for logits in (student, teacher))
     rows = len(student)
-    return Case(Output(z), Output(v), Batch(torch.zeros(rows, 1), torch.zeros(rows, dtype=torch.int64), torch.arange(rows)))
+    return Case(
+        Output(z),
+        Output(v),
+        Batch(torch.zeros(rows, 1), torch.zeros(rows, dtype=torch.int64), torch.arange(rows)),
+    )
 
 
 def ensemble_of(members: Tensor) -> EnsembleOutput:
@@ -36,7 +42,9 @@ def ensemble_of(members: Tensor) -> EnsembleOutput:
 
 
 def random_members(rows: int = 6, classes: int = 5) -> Tensor:
-    return 3 * torch.randn(rows, 2, classes, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    return 3 * torch.randn(
+        rows, 2, classes, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -56,7 +64,9 @@ def test_minimum_at_the_teacher_moved_and_scaled(temperature: float) -> None:
     make = partial(LogitStandardization, temperature)
     properties.minimum(make, replace(case, student=case.teacher))
     # The 1e-7 beside the deviation is not scaled with it.
-    properties.minimum(make, replace(case, student=Output(2.5 * case.teacher.logits - 7)), atol=1e-7)
+    properties.minimum(
+        make, replace(case, student=Output(2.5 * case.teacher.logits - 7)), atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -77,16 +87,24 @@ def test_by_hand() -> None:
     # they are. At T = 2 their difference is r = 1/sqrt(2), so p = (1 - s, s) with s = 1 / (1 + exp(-r)).
     r = 1 / math.sqrt(2)
     s = 1 / (1 + math.exp(-r))
-    assert properties.value_of(LogitStandardization, case_of([[0.0, 9.0]], [[-1.0, 4.0]])).item() == pytest.approx(0, abs=1e-12)
+    assert properties.value_of(
+        LogitStandardization, case_of([[0.0, 9.0]], [[-1.0, 4.0]])
+    ).item() == pytest.approx(0, abs=1e-12)
     # The other way round q is (s, 1 - s), and KL = (s - (1 - s)) ln(s / (1 - s)) = (2 s - 1) r; times T^2 = 4.
     opposed = case_of([[9.0, 0.0]], [[-1.0, 4.0]])
-    assert properties.value_of(LogitStandardization, opposed).item() == pytest.approx(4 * (2 * s - 1) * r, rel=1e-6)
+    assert properties.value_of(LogitStandardization, opposed).item() == pytest.approx(
+        4 * (2 * s - 1) * r, rel=1e-6
+    )
 
 
 def test_z_scores_by_hand() -> None:
     # (2, 4, 6): mean 4, deviation 2 (unbiased; the biased one is 1.63).
-    assert standardized(torch.tensor([[2.0, 4.0, 6.0]])).tolist() == [pytest.approx([-1.0, 0.0, 1.0])]
-    assert standardized(torch.tensor([[2.0, 4.0, 6.0]], dtype=torch.bfloat16)).dtype == torch.float32
+    assert standardized(torch.tensor([[2.0, 4.0, 6.0]])).tolist() == [
+        pytest.approx([-1.0, 0.0, 1.0])
+    ]
+    assert (
+        standardized(torch.tensor([[2.0, 4.0, 6.0]], dtype=torch.bfloat16)).dtype == torch.float32
+    )
 
 
 def test_of_unit_deviation_it_is_kd() -> None:
@@ -94,7 +112,8 @@ def test_of_unit_deviation_it_is_kd() -> None:
     z, v = (standardized(output.logits) for output in (case.student, case.teacher))
     value = properties.value_of(LogitStandardization, case)
     torch.testing.assert_close(
-        value, properties.value_of(partial(KD, 2.0), replace(case, student=Output(z), teacher=Output(v)))
+        value,
+        properties.value_of(partial(KD, 2.0), replace(case, student=Output(z), teacher=Output(v))),
     )
     assert not torch.isclose(value, properties.value_of(partial(KD, 2.0), case))
 
@@ -128,14 +147,21 @@ def test_the_gradient_neither_moves_nor_scales_the_student() -> None:
     _, (gradient,) = properties.gradients_of(LogitStandardization, case := random_case())
     assert gradient.abs().max() > 0.01
     torch.testing.assert_close(gradient.sum(1), torch.zeros(6, dtype=torch.float64))
-    torch.testing.assert_close((gradient * case.student.logits).sum(1), torch.zeros(6, dtype=torch.float64), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        (gradient * case.student.logits).sum(1),
+        torch.zeros(6, dtype=torch.float64),
+        rtol=0,
+        atol=1e-6,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("level", [0.0, 0.1, 1e4, -1e4])
 def test_constant_logits(level: float, dtype: torch.dtype) -> None:
     flat, other = [level] * 5, [0.0, 1.0, 2.0, 3.0, 5.0]
-    both, student, teacher = (case_of([z], [v], dtype) for z, v in ((flat, flat), (flat, other), (other, flat)))
+    both, student, teacher = (
+        case_of([z], [v], dtype) for z, v in ((flat, flat), (flat, other), (other, flat))
+    )
     for case in (both, student, teacher):
         value, (gradient,) = properties.gradients_of(LogitStandardization, case)
         assert value.isfinite()
@@ -145,8 +171,12 @@ def test_constant_logits(level: float, dtype: torch.dtype) -> None:
     p = soft.softened(reference.z_scores(other), 2.0)
     forward = 4 * math.fsum(x * math.log(5 * x) for x in p)
     backward = -4 * math.fsum(math.log(5 * x) / 5 for x in p)
-    assert properties.value_of(LogitStandardization, student).item() == pytest.approx(forward, rel=1e-3)
-    assert properties.value_of(LogitStandardization, teacher).item() == pytest.approx(backward, rel=1e-3)
+    assert properties.value_of(LogitStandardization, student).item() == pytest.approx(
+        forward, rel=1e-3
+    )
+    assert properties.value_of(LogitStandardization, teacher).item() == pytest.approx(
+        backward, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -159,14 +189,21 @@ def test_an_ensembles_members_are_standardized_one_by_one(temperature: float) ->
     assert value.item() == pytest.approx(soft.soft_target_loss(student, targets, temperature))
     # A member whose logits are larger has no more of a say.
     louder = members * torch.tensor([10.0, 1.0], dtype=torch.float64)[:, None]
-    torch.testing.assert_close(properties.value_of(make, replace(case, teacher=ensemble_of(louder))), value, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        properties.value_of(make, replace(case, teacher=ensemble_of(louder))),
+        value,
+        rtol=1e-6,
+        atol=0,
+    )
 
 
 def test_an_ensemble_of_equals_is_its_member() -> None:
     case = random_case()
     twice = ensemble_of(case.teacher.logits[:, None].expand(-1, 2, -1))
     alone = properties.value_of(LogitStandardization, case)
-    torch.testing.assert_close(properties.value_of(LogitStandardization, replace(case, teacher=twice)), alone)
+    torch.testing.assert_close(
+        properties.value_of(LogitStandardization, replace(case, teacher=twice)), alone
+    )
 
 
 def test_the_shipped_method_is_the_papers() -> None:
@@ -183,7 +220,9 @@ def test_top_k_caches_are_refused() -> None:
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "2", True])
 def test_bad_temperature(temperature: Any) -> None:
-    with pytest.raises(UserError, match="LogitStandardization: temperature must be a finite number greater than 0"):
+    with pytest.raises(
+        UserError, match="LogitStandardization: temperature must be a finite number greater than 0"
+    ):
         LogitStandardization(temperature)
 
 

@@ -31,7 +31,10 @@ def test_minimum_at_the_teacher() -> None:
 
 def test_agrees_with_reference_and_reads_the_first_token_alone() -> None:
     case = token_case(SHAPES, {"states1": (7, 3), "states2": (7, 5)}, seed=3)
-    s, t = ({role: f.tolist() for role, f in side.features.items()} for side in (case.student, case.teacher))
+    s, t = (
+        {role: f.tolist() for role, f in side.features.items()}
+        for side in (case.student, case.teacher)
+    )
     expected = sum(reference.patient(s[role], t[role]) for role in SHAPES)
     value, (_, first, _) = properties.gradients_of(two, case)
     assert value.item() == pytest.approx(expected, rel=1e-9)
@@ -48,17 +51,29 @@ def test_by_hand() -> None:
 def test_scale_does_not_matter() -> None:
     case = token_case(SHAPES, SHAPES)
     longer = Case(properties.change(case.student, lambda x: 5 * x), case.teacher, case.batch)
-    assert properties.value_of(two, longer).item() == pytest.approx(properties.value_of(two, case).item())
+    assert properties.value_of(two, longer).item() == pytest.approx(
+        properties.value_of(two, case).item()
+    )
 
 
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [
-        ((4, 3), (4, 5), "student's layer 'states1' has 3 numbers a token, the teacher's 5; they must agree"),
-        ((3,), (3,), r"PKD reads states \(B, L, H\) of a transformer; the student's layer 'states1' gives \[3\]"),
+        (
+            (4, 3),
+            (4, 5),
+            "student's layer 'states1' has 3 numbers a token, the teacher's 5; they must agree",
+        ),
+        (
+            (3,),
+            (3,),
+            r"PKD reads states \(B, L, H\) of a transformer; the student's layer 'states1' gives \[3\]",
+        ),
     ],
 )
-def test_layers_that_do_not_fit_are_refused(student: tuple[int, ...], teacher: tuple[int, ...], words: str) -> None:
+def test_layers_that_do_not_fit_are_refused(
+    student: tuple[int, ...], teacher: tuple[int, ...], words: str
+) -> None:
     case = token_case({"states1": student}, {"states1": teacher})
     with pytest.raises(UserError, match=words):
         PKD().build(probe(case.student), probe(case.teacher))
@@ -80,6 +95,10 @@ def test_needs_a_teacher() -> None:
 
 def test_method_file(tmp_path: Path) -> None:
     metrics = run_method("pkd", tmp_path).metrics
-    parts = 0.5 * metrics["train_loss_ce"] + 0.5 * metrics["train_loss_kd"] + 100 * metrics["train_loss_pkd"]
+    parts = (
+        0.5 * metrics["train_loss_ce"]
+        + 0.5 * metrics["train_loss_kd"]
+        + 100 * metrics["train_loss_pkd"]
+    )
     assert metrics["train_loss"] == pytest.approx(parts, rel=1e-5)
     assert metrics["train_loss_pkd"] > 0

@@ -44,7 +44,10 @@ def test_properties(check: properties.Check, convention: Convention) -> None:
 @conventions
 def test_minimum_at_the_teacher(convention: Convention) -> None:
     case = CASE()
-    properties.minimum(partial(RKD, convention=convention), with_features(case, features(case)[1], features(case)[1]))
+    properties.minimum(
+        partial(RKD, convention=convention),
+        with_features(case, features(case)[1], features(case)[1]),
+    )
 
 
 def test_stays_finite() -> None:
@@ -58,7 +61,9 @@ def test_agrees_with_reference(rows: int, scale: float, convention: Convention) 
     case = CASE(rows, student=(2, 2, 2), teacher=(5,), scale=scale, seed=rows)
     ours, theirs = map(rows_of, features(case))
     expected = rkd(ours, theirs, convention == "benchmark")
-    assert properties.value_of(partial(RKD, convention=convention), case).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert properties.value_of(partial(RKD, convention=convention), case).item() == pytest.approx(
+        expected, rel=1e-9, abs=1e-12
+    )
 
 
 @conventions
@@ -66,14 +71,20 @@ def test_agrees_with_reference_where_samples_coincide(convention: Convention) ->
     student, teacher = (x.clone() for x in features(CASE()))
     student[1], teacher[4] = student[0], teacher[2]
     ours, theirs, benchmark = rows_of(student), rows_of(teacher), convention == "benchmark"
-    assert distance_loss(student, teacher, convention).item() == pytest.approx(rkd_distance(ours, theirs, benchmark))
-    assert angle_loss(student, teacher, convention).item() == pytest.approx(rkd_angle(ours, theirs, benchmark))
+    assert distance_loss(student, teacher, convention).item() == pytest.approx(
+        rkd_distance(ours, theirs, benchmark)
+    )
+    assert angle_loss(student, teacher, convention).item() == pytest.approx(
+        rkd_angle(ours, theirs, benchmark)
+    )
 
 
 # The student's three samples are a triangle of equal sides, the teacher's lie at 0, 1 and 2 on a line.
 # Distances over their mean: 1, 1, 1 and 3/4, 3/4, 3/2. Costs 1/32, 1/32, 1/8: 3/16 over 3 pairs, or twice that over 9 entries.
 # Cosines: 1/2 at each vertex, and 1, -1, 1. Costs 1/8, 1, 1/8: 5/4 over 3 angles, or twice that over 27 entries.
-@pytest.mark.parametrize(("convention", "distance", "angle"), [("paper", 1 / 16, 5 / 12), ("benchmark", 1 / 24, 5 / 54)])
+@pytest.mark.parametrize(
+    ("convention", "distance", "angle"), [("paper", 1 / 16, 5 / 12), ("benchmark", 1 / 24, 5 / 54)]
+)
 def test_by_hand(convention: Convention, distance: float, angle: float) -> None:
     case = of_rows("penultimate", [[0, 0], [1, 0], [0.5, 3**0.5 / 2]], [[0], [1], [2]])
     make = partial(RKD, convention=convention)
@@ -84,11 +95,17 @@ def test_by_hand(convention: Convention, distance: float, angle: float) -> None:
 
 def test_conventions_differ_by_what_they_divide_by() -> None:
     student, teacher = features(CASE(6))
-    assert_close(distance_loss(student, teacher, "benchmark"), distance_loss(student, teacher) * 5 / 6)
-    assert_close(angle_loss(student, teacher, "benchmark"), angle_loss(student, teacher) * (5 * 4) / 36)
+    assert_close(
+        distance_loss(student, teacher, "benchmark"), distance_loss(student, teacher) * 5 / 6
+    )
+    assert_close(
+        angle_loss(student, teacher, "benchmark"), angle_loss(student, teacher) * (5 * 4) / 36
+    )
 
 
-@pytest.mark.parametrize("change", [lambda x: 1e3 * x, lambda x: x + 5, lambda x: x.flip(1), lambda x: -1e-3 * x])
+@pytest.mark.parametrize(
+    "change", [lambda x: 1e3 * x, lambda x: x + 5, lambda x: x.flip(1), lambda x: -1e-3 * x]
+)
 def test_scale_place_and_rotation_change_nothing(change: Callable[[Tensor], Tensor]) -> None:
     case = CASE()
     student, teacher = features(case)
@@ -124,12 +141,17 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         made = func(*args, **(kwargs or {}))
-        self.elements = max([self.elements, *(t.numel() for t in tree_leaves(made) if isinstance(t, Tensor))])
+        self.elements = max(
+            [self.elements, *(t.numel() for t in tree_leaves(made) if isinstance(t, Tensor))]
+        )
         return made
 
 
 def test_angles_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    student, teacher = (torch.randn(32, 16, generator=torch.Generator().manual_seed(n), dtype=torch.float64) for n in (0, 1))
+    student, teacher = (
+        torch.randn(32, 16, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+        for n in (0, 1)
+    )
 
     def run(kept: dict[int, int]) -> tuple[Tensor, Tensor, int]:
         def note(tensor: Tensor) -> Tensor:
@@ -177,7 +199,10 @@ def test_counts_once_whatever_the_batch_holds() -> None:
     assert RKD().counted(batch) == 1
 
 
-@pytest.mark.parametrize("weights", [(-1, 50), (25, -1), (float("nan"), 1), (1, float("inf")), ("1", 1), (True, 1), (0, 0)])
+@pytest.mark.parametrize(
+    "weights",
+    [(-1, 50), (25, -1), (float("nan"), 1), (1, float("inf")), ("1", 1), (True, 1), (0, 0)],
+)
 def test_bad_weights(weights: Any) -> None:
     with pytest.raises(UserError, match="RKD: distance_weight and angle_weight"):
         RKD(*weights)

@@ -60,12 +60,17 @@ def test_agrees_with_reference(lengths: list[int], shared: bool) -> None:
     ours = {"states0": (4, 3), "states1": (4, 3), "scores1": (2, 4, 4), "scores2": (1, 4, 4)}
     theirs = {"states0": (4, 5), "states1": (4, 5), "scores1": (2, 4, 4), "scores2": (1, 4, 4)}
     case = token_case(ours, theirs, lengths)
-    loss = made(partial(TinyBERT, ["states0", "states1"], ["scores1", "scores2"], shared), case)().double()
+    loss = made(
+        partial(TinyBERT, ["states0", "states1"], ["scores1", "scores2"], shared), case
+    )().double()
     assert isinstance(loss, TinyBERT)
     maps = [layer.state_dict()["weight"].tolist() for layer in loss.maps]
     assert (maps[0] == maps[1]) == shared
     assert len(list(loss.parameters())) == 1 + (not shared)
-    s, t = ({role: f.tolist() for role, f in side.features.items()} for side in (case.student, case.teacher))
+    s, t = (
+        {role: f.tolist() for role, f in side.features.items()}
+        for side in (case.student, case.teacher)
+    )
     expected = sum(
         reference.states([reference.mapped(h, w) for h in s[role]], t[role], lengths)
         for role, w in zip(("states0", "states1"), maps, strict=True)
@@ -91,7 +96,9 @@ def test_by_hand() -> None:
     assert properties.value_of(make, states).item() == pytest.approx(2.0)
     # Two heads of one word: scores 1 and 2 are to be 4 and 2: squares 9 and 0, mean 4.5.
     scores = features.case_of([[[[1.0]], [[2.0]]]], [[[[4.0]], [[2.0]]]], "scores1")
-    assert properties.value_of(partial(TinyBERT, [], ["scores1"]), scores).item() == pytest.approx(4.5)
+    assert properties.value_of(partial(TinyBERT, [], ["scores1"]), scores).item() == pytest.approx(
+        4.5
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,23 +122,45 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
             {"states1": (3,)},
             r"TinyBERT reads states \(B, L, H\) of a transformer; the student's",
         ),
-        ({"states1": (4, 3)}, {"states1": (3, 3)}, "student's layer 'states1' has 4 tokens, the teacher's 3; they must agree"),
-        ({"scores1": (2, 4, 4)}, {"scores1": (3, 4, 4)}, "'scores1' has 2 heads, the teacher's 3; they must agree"),
-        ({"scores1": (4, 3)}, {"scores1": (4, 3)}, r"reads scores \(B, heads, L, L\) of a transformer"),
+        (
+            {"states1": (4, 3)},
+            {"states1": (3, 3)},
+            "student's layer 'states1' has 4 tokens, the teacher's 3; they must agree",
+        ),
+        (
+            {"scores1": (2, 4, 4)},
+            {"scores1": (3, 4, 4)},
+            "'scores1' has 2 heads, the teacher's 3; they must agree",
+        ),
+        (
+            {"scores1": (4, 3)},
+            {"scores1": (4, 3)},
+            r"reads scores \(B, heads, L, L\) of a transformer",
+        ),
     ],
 )
-def test_layers_that_do_not_fit_are_refused(student: features.Shapes, teacher: features.Shapes, words: str) -> None:
+def test_layers_that_do_not_fit_are_refused(
+    student: features.Shapes, teacher: features.Shapes, words: str
+) -> None:
     case = token_case(student, teacher)
     roles = list(student)
-    loss = TinyBERT([r for r in roles if r.startswith("states")], [r for r in roles if r.startswith("scores")])
+    loss = TinyBERT(
+        [r for r in roles if r.startswith("states")], [r for r in roles if r.startswith("scores")]
+    )
     with pytest.raises(UserError, match=words):
         loss.build(probe(case.student), probe(case.teacher))
 
 
 def test_a_shared_map_needs_one_width() -> None:
-    case = token_case({"states0": (4, 3), "states1": (4, 2)}, {"states0": (4, 3), "states1": (4, 3)})
-    with pytest.raises(UserError, match=r"a shared map needs states of one width, got \[\[3, 3\], \[2, 3\]\]"):
-        TinyBERT(["states0", "states1"], [], shared=True).build(probe(case.student), probe(case.teacher))
+    case = token_case(
+        {"states0": (4, 3), "states1": (4, 2)}, {"states0": (4, 3), "states1": (4, 3)}
+    )
+    with pytest.raises(
+        UserError, match=r"a shared map needs states of one width, got \[\[3, 3\], \[2, 3\]\]"
+    ):
+        TinyBERT(["states0", "states1"], [], shared=True).build(
+            probe(case.student), probe(case.teacher)
+        )
 
 
 def test_needs_a_teacher_build_and_one_tokenizer() -> None:
@@ -143,7 +172,9 @@ def test_needs_a_teacher_build_and_one_tokenizer() -> None:
     with pytest.raises(UserError, match="TinyBERT has no maps yet"):
         one()(case.student, case.teacher, case.batch)
     student = probe(case.student)
-    apart = Probe(student.output, spec={"vocabulary": {"size": 1}, "teacher_vocabulary": {"size": 2}})
+    apart = Probe(
+        student.output, spec={"vocabulary": {"size": 1}, "teacher_vocabulary": {"size": 2}}
+    )
     with pytest.raises(UserError, match="TinyBERT compares tokens one by one"):
         one().build(apart, probe(case.teacher))
 

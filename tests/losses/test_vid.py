@@ -62,7 +62,9 @@ def identical(loss: Any) -> None:
         features.half_adapters,
     ],
 )
-def test_properties(check: properties.Check, teacher: features.Shapes, convention: Convention) -> None:
+def test_properties(
+    check: properties.Check, teacher: features.Shapes, convention: Convention
+) -> None:
     case = feature_case(STUDENT, teacher)
     check(loss_of(convention, case), case)
 
@@ -72,7 +74,11 @@ def test_minimum_over_the_student_at_the_teacher(convention: Convention) -> None
     case = feature_case(TEACHER, TEACHER)
     best = properties.change(case.teacher, torch.abs)
     # 1/2 ln 5 an element: over the elements of a sample, or in each layer its mean.
-    elements = sum(math.prod(shape) for shape in TEACHER.values()) if convention == "paper" else len(TEACHER)
+    elements = (
+        sum(math.prod(shape) for shape in TEACHER.values())
+        if convention == "paper"
+        else len(TEACHER)
+    )
     make = made(partial(VID, list(TEACHER), convention), case, identical)
     properties.minimum(make, Case(best, best, case.batch), elements * math.log(5) / 2, atol=1e-5)
 
@@ -97,21 +103,36 @@ def expected(loss: VID, case: Case, convention: Convention) -> float:
     values = []
     for role, gaussian in zip(loss.roles, gaussians(loss), strict=True):
         variance = [reference.softplus_variance(alpha, 1e-5) for alpha in gaussian.alpha.tolist()]
-        student, teacher = case.student.features[role].tolist(), case.teacher.features[role].tolist()
+        student, teacher = (
+            case.student.features[role].tolist(),
+            case.teacher.features[role].tolist(),
+        )
         if isinstance(gaussian.mean, nn.Linear):
             weight, bias = gaussian.mean.weight.tolist(), gaussian.mean.bias.tolist()
-            means = [[v + b for v, b in zip(reference.times(weight, s), bias, strict=True)] for s in student]
+            means = [
+                [v + b for v, b in zip(reference.times(weight, s), bias, strict=True)]
+                for s in student
+            ]
             values.append(formula([[pair] for pair in zip(means, teacher, strict=True)], variance))
             continue
         assert isinstance(gaussian.mean, nn.Sequential)
-        matrices = [layer.weight[:, :, 0, 0].tolist() for layer in gaussian.mean if isinstance(layer, nn.Conv2d)]
+        matrices = [
+            layer.weight[:, :, 0, 0].tolist()
+            for layer in gaussian.mean
+            if isinstance(layer, nn.Conv2d)
+        ]
         samples = []
         for s, t in zip(student, teacher, strict=True):
             size = at.smaller(s[0], t[0])
             s, t = ([at.averaged_down(channel, *size) for channel in maps] for maps in (s, t))
             cells = [(y, x) for y in range(size[0]) for x in range(size[1])]
-            columns = [([channel[y][x] for channel in s], [channel[y][x] for channel in t]) for y, x in cells]
-            samples.append([(reference.predicted(ours, *matrices), theirs) for ours, theirs in columns])
+            columns = [
+                ([channel[y][x] for channel in s], [channel[y][x] for channel in t])
+                for y, x in cells
+            ]
+            samples.append(
+                [(reference.predicted(ours, *matrices), theirs) for ours, theirs in columns]
+            )
         values.append(formula(samples, variance))
     return math.fsum(values)
 
@@ -131,7 +152,9 @@ def test_agrees_with_reference(teacher: features.Shapes, convention: Convention)
 
 # Errors 1 and 2 with variances 1 and 4: 1/2 (1 + ln 1) + 1/2 (4/4 + ln 4) = 1 + ln 2; the second sample has no error: ln 2.
 # Their mean is 1/2 + ln 2, over two elements a sample half of it.
-@pytest.mark.parametrize(("convention", "value"), [("paper", 0.5 + math.log(2)), ("benchmark", 0.25 + math.log(2) / 2)])
+@pytest.mark.parametrize(
+    ("convention", "value"), [("paper", 0.5 + math.log(2)), ("benchmark", 0.25 + math.log(2) / 2)]
+)
 @pytest.mark.parametrize("maps", [False, True])
 def test_by_hand(maps: bool, convention: Convention, value: float) -> None:
     student: list[Any] = [[3.0, 5.0], [1.0, 2.0]]
@@ -141,10 +164,14 @@ def test_by_hand(maps: bool, convention: Convention, value: float) -> None:
 
     def given(loss: Any) -> None:
         identical(loss)
-        gaussians(loss)[0].alpha.data = torch.tensor([1.0, 4.0], dtype=torch.float64).sub(1e-5).expm1().log()
+        gaussians(loss)[0].alpha.data = (
+            torch.tensor([1.0, 4.0], dtype=torch.float64).sub(1e-5).expm1().log()
+        )
 
     case = case_of(student, teacher)
-    found, (_, gradient) = gradients_of(made(partial(VID, ["stage2"], convention), case, given), case)
+    found, (_, gradient) = gradients_of(
+        made(partial(VID, ["stage2"], convention), case, given), case
+    )
     assert found.item() == pytest.approx(value)
     # (mu - t) / sigma^2 over two samples: -1 / 2 and 2 / 4 / 2; the benchmark halves them again.
     scale = 1.0 if convention == "paper" else 0.5
@@ -188,13 +215,17 @@ def test_variances_train_and_are_kept(tmp_path: Path) -> None:
 
 def test_method_file(tmp_path: Path) -> None:
     run = features.run_method("vid", tmp_path)
-    assert run.metrics["train_loss"] == pytest.approx(run.metrics["train_loss_ce"] + run.metrics["train_loss_vid"], rel=1e-5)
+    assert run.metrics["train_loss"] == pytest.approx(
+        run.metrics["train_loss_ce"] + run.metrics["train_loss_vid"], rel=1e-5
+    )
     loss = run.module.losses["vid"]
     assert isinstance(loss, VID)
     assert (loss.roles, loss.convention) == (["stage1", "stage2", "stage3"], "benchmark")
     assert (loss.variance, loss.eps) == (5.0, 1e-5)
     content = features.checkpoint_of(run)
-    assert [len(content["state_dict"][f"losses.vid.gaussians.{layer}.alpha"]) for layer in range(3)] == [32, 64, 128]
+    assert [
+        len(content["state_dict"][f"losses.vid.gaussians.{layer}.alpha"]) for layer in range(3)
+    ] == [32, 64, 128]
     assert same(network_weights(content), copied(run.module.net))
 
 
@@ -216,11 +247,17 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [
-        ((3, 4), (3, 4), r"VID reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'a' gives \[3, 4\] a sample"),
+        (
+            (3, 4),
+            (3, 4),
+            r"VID reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'a' gives \[3, 4\] a sample",
+        ),
         ((3,), (4, 2, 2), r"shape \[3\] and \[4, 2, 2\] a sample; name two maps or two vectors"),
     ],
 )
-def test_layers_that_do_not_fit_are_refused(student: tuple[int, ...], teacher: tuple[int, ...], words: str) -> None:
+def test_layers_that_do_not_fit_are_refused(
+    student: tuple[int, ...], teacher: tuple[int, ...], words: str
+) -> None:
     case = feature_case({"a": student}, {"a": teacher})
     with pytest.raises(UserError, match=words):
         VID(["a"]).build(features.probe(case.student), features.probe(case.teacher))

@@ -20,7 +20,9 @@ from tests.training.small import CONFIGS
 LENGTHS = [4, 1, 3, 2]
 
 
-def token_case(student: Shapes, teacher: Shapes, lengths: list[int] | None = None, seed: int = 0) -> Case:
+def token_case(
+    student: Shapes, teacher: Shapes, lengths: list[int] | None = None, seed: int = 0
+) -> Case:
     """Random states or scores by role, of sentences of these lengths, padded to the longest."""
     case = feature_case(student, teacher, seed=seed)
     return case if lengths is None else replace(case, batch=masked(case.batch, lengths))
@@ -76,9 +78,19 @@ model:
     layers: {ROLES}
     optimizer: {{class_path: torch.optim.AdamW, init_args: {{lr: 0.001}}}}
 """)
-    files = ["trainer.yaml", "data/sst2.yaml", str(folder / "pair.yaml"), f"methods/{name}.yaml", "loggers/csv.yaml"]
+    files = [
+        "trainer.yaml",
+        "data/sst2.yaml",
+        str(folder / "pair.yaml"),
+        f"methods/{name}.yaml",
+        "loggers/csv.yaml",
+    ]
     named = [word for file in files for word in ("-c", str(CONFIGS / file))]
-    quick = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    quick = [
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ]
     data = [f"--data.root={root}", "--data.batch_size=15", f"--run.dir={folder / 'run'}"]
     return launch(["fit", *named, *quick, *data, *arguments])
 

@@ -61,7 +61,11 @@ def build(name: str, device: str = "cpu", channels: int = 3, classes: int = 100)
 
 def run(network: nn.Module, x: Tensor) -> Output:
     """Logits, and the features of all layers that the docstring names."""
-    names = [name for name, _ in network.named_children() if name.startswith(("stem", "stage", "last", "pool"))]
+    names = [
+        name
+        for name, _ in network.named_children()
+        if name.startswith(("stem", "stage", "last", "pool"))
+    ]
     return run_network(network, x, Taps(network, {name: name for name in names}, set(names)))
 
 
@@ -88,7 +92,15 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "wrn40-2": [(16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8), (128,)],
     "vgg8": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4), (512,)],
     "vgg13": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4), (512,)],
-    "mobilenetv2": [(16, 16, 16), (12, 16, 16), (16, 8, 8), (48, 4, 4), (160, 2, 2), (1280, 2, 2), (1280,)],
+    "mobilenetv2": [
+        (16, 16, 16),
+        (12, 16, 16),
+        (16, 8, 8),
+        (48, 4, 4),
+        (160, 2, 2),
+        (1280, 2, 2),
+        (1280,),
+    ],
     "shufflenetv1": [(24, 32, 32), (240, 16, 16), (480, 8, 8), (960, 4, 4), (960,)],
     "shufflenetv2": [(24, 32, 32), (116, 16, 16), (232, 8, 8), (464, 4, 4), (1024, 4, 4), (1024,)],
     "resnet50": [(64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4), (2048,)],
@@ -101,7 +113,10 @@ def test_layers_give_what_the_docstrings_say(name: str) -> None:
     assert [tuple(feature.shape[1:]) for feature in features.values()] == SHAPES[name]
 
 
-LINEAR = {"wrn16-1": {"stem", "stage1", "stage2", "stage3"}, "mobilenetv2": {"stage1", "stage2", "stage3", "stage4"}}
+LINEAR = {
+    "wrn16-1": {"stem", "stage1", "stage2", "stage3"},
+    "mobilenetv2": {"stage1", "stage2", "stage3", "stage4"},
+}
 """Layers that are no ReLU's output, as in the benchmark."""
 
 
@@ -113,7 +128,9 @@ def test_all_of_it_trains_and_layers_are_after_their_relu(name: str) -> None:
     assert below_zero == LINEAR.get(name, set())
     assert output.logits.shape == (2, 100)
     # The head reads what `pool` gives: losses on the penultimate feature mean the classifier's input.
-    torch.testing.assert_close(network.get_submodule("head")(output.features["pool"]), output.logits)
+    torch.testing.assert_close(
+        network.get_submodule("head")(output.features["pool"]), output.logits
+    )
     nn.functional.cross_entropy(output.logits, torch.arange(2)).backward()
     for parameter_name, p in network.named_parameters():
         assert p.grad is not None, parameter_name
@@ -165,8 +182,13 @@ def test_a_pre_activation_network_ends_with_its_relu() -> None:
     roles = {"sum": "stage2", "active": "stage3.0.relu1", "last": "stage3", "final": "final.1"}
     with torch.no_grad():
         features = run_network(network, images(), Taps(network, roles, set(roles))).features
-        for before, after, norm in (("sum", "active", "stage3.0.bn1"), ("last", "final", "final.0")):
-            torch.testing.assert_close(features[after], network.get_submodule(norm)(features[before]).relu())
+        for before, after, norm in (
+            ("sum", "active", "stage3.0.bn1"),
+            ("last", "final", "final.0"),
+        ):
+            torch.testing.assert_close(
+                features[after], network.get_submodule(norm)(features[before]).relu()
+            )
 
 
 def test_mobilenet_widths() -> None:
@@ -194,11 +216,19 @@ def test_impossible_sizes(make: Build, message: str) -> None:
         make(input_shape=[3, 32, 32], num_classes=10)
 
 
-@pytest.mark.parametrize("make", [partial(WideResNet, 16), partial(CIFARVGG, 8), CIFARMobileNetV2, *FIXED])
+@pytest.mark.parametrize(
+    "make", [partial(WideResNet, 16), partial(CIFARVGG, 8), CIFARMobileNetV2, *FIXED]
+)
 def test_shapes_come_from_the_data(make: Build) -> None:
     known: dict[str, Any] = {"input_shape": [3, 32, 32], "num_classes": 10}
     for missing in known:
-        with pytest.raises(UserError, match="input_shape and num_classes are needed; under kd they come from the data"):
+        with pytest.raises(
+            UserError,
+            match="input_shape and num_classes are needed; under kd they come from the data",
+        ):
             make(**{**known, missing: None})
-    with pytest.raises(UserError, match=r"reads images, \[channels, height, width\]; the data has inputs of shape \[784\]"):
+    with pytest.raises(
+        UserError,
+        match=r"reads images, \[channels, height, width\]; the data has inputs of shape \[784\]",
+    ):
         make(**{**known, "input_shape": [784]})

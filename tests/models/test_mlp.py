@@ -77,7 +77,10 @@ def test_after_step_scales_long_rows_to_the_norm_and_nothing_else() -> None:
     lengths = torch.tensor([0.0, 0.5, 1.99, 2.01, 5.0, 100.0])
     before: list[Tensor] = []
     for layer in linears(network):
-        rows = nn.functional.normalize(torch.randn_like(layer.weight)) * lengths[: layer.out_features, None]
+        rows = (
+            nn.functional.normalize(torch.randn_like(layer.weight))
+            * lengths[: layer.out_features, None]
+        )
         layer.weight.data.copy_(rows * (50 if layer is network.head else 1))
         before.append(layer.weight.detach().clone())
     biases = [layer.bias.detach().clone() for layer in linears(network)]
@@ -85,11 +88,17 @@ def test_after_step_scales_long_rows_to_the_norm_and_nothing_else() -> None:
     *body, head = linears(network)
     for layer, old in zip(body, before, strict=False):
         assert torch.equal(layer.weight[:3], old[:3])
-        torch.testing.assert_close(layer.weight[3:].norm(dim=1), torch.full((3,), 2.0), atol=1e-5, rtol=0)
-        torch.testing.assert_close(layer.weight[3:], old[3:] * (2 / lengths[3:, None]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            layer.weight[3:].norm(dim=1), torch.full((3,), 2.0), atol=1e-5, rtol=0
+        )
+        torch.testing.assert_close(
+            layer.weight[3:], old[3:] * (2 / lengths[3:, None]), atol=1e-5, rtol=0
+        )
         assert layer.weight.requires_grad
     assert torch.equal(head.weight, before[-1])
-    assert all(torch.equal(layer.bias, old) for layer, old in zip(linears(network), biases, strict=True))
+    assert all(
+        torch.equal(layer.bias, old) for layer, old in zip(linears(network), biases, strict=True)
+    )
 
 
 def test_without_max_norm_after_step_changes_nothing() -> None:

@@ -54,12 +54,16 @@ def parsed(name: str) -> dict[str, Any]:
     """The resolved config of a pair with soft targets, once a pair."""
     if name not in _configs:
         files = ["trainer.yaml", "data/digits.yaml", f"pairs/{name}.yaml", "methods/kd.yaml"]
-        _configs[name] = parse_config(["fit", *(word for file in files for word in ("-c", str(CONFIGS / file)))])
+        _configs[name] = parse_config(
+            ["fit", *(word for file in files for word in ("-c", str(CONFIGS / file)))]
+        )
     return _configs[name]
 
 
 def teacher_config(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((CONFIGS / "teachers" / f"cifar_{name}.yaml").read_text())
+    content: dict[str, Any] = yaml.safe_load(
+        (CONFIGS / "teachers" / f"cifar_{name}.yaml").read_text()
+    )
     return content
 
 
@@ -68,7 +72,9 @@ def built(name: str, config: dict[str, Any]) -> nn.Module:
     if name not in _networks:
         shapes = {"input_shape": [3, 32, 32], "num_classes": 100}
         with torch.device("meta"):
-            _networks[name] = build_network({**config, "init_args": {**config.get("init_args", {}), **shapes}})
+            _networks[name] = build_network(
+                {**config, "init_args": {**config.get("init_args", {}), **shapes}}
+            )
     return _networks[name]
 
 
@@ -82,7 +88,10 @@ def assert_mapped(name: str, network: nn.Module, layers: dict[str, str]) -> None
     assert set(layers) == ROLES | ({"stage4"} if name.startswith(FOUR) else set())
     blank = torch.zeros(2, 3, 32, 32, device="meta")
     features = run_network(network, blank, Taps(network, layers, set(layers))).features
-    maps = [features[role].shape for role in ("stem", *sorted(role for role in layers if role.startswith("stage")))]
+    maps = [
+        features[role].shape
+        for role in ("stem", *sorted(role for role in layers if role.startswith("stage")))
+    ]
     assert all(len(shape) == 4 for shape in maps)
     sizes = [shape[-1] for shape in maps]
     assert sizes == sorted(sizes, reverse=True)
@@ -92,11 +101,23 @@ def assert_mapped(name: str, network: nn.Module, layers: dict[str, str]) -> None
 
 def test_the_pairs_that_are_tested_are_those_there_are() -> None:
     """A pair or a teacher without its line above would go untested."""
-    contents = {path.stem: yaml.safe_load(path.read_text()) for path in (CONFIGS / "pairs").glob("*.yaml")}
-    students = {name: content["model"]["init_args"]["student"]["class_path"] for name, content in contents.items()}
+    contents = {
+        path.stem: yaml.safe_load(path.read_text()) for path in (CONFIGS / "pairs").glob("*.yaml")
+    }
+    students = {
+        name: content["model"]["init_args"]["student"]["class_path"]
+        for name, content in contents.items()
+    }
     classes = ("kd_lightning.models.CIFAR", "kd_lightning.models.WideResNet")
-    assert sorted(name for name, student in students.items() if student.startswith(classes)) == sorted(PAIRS)
-    assert sorted(path.stem.removeprefix("cifar_") for path in (CONFIGS / "teachers").glob("cifar_*.yaml")) == TEACHERS
+    assert sorted(
+        name for name, student in students.items() if student.startswith(classes)
+    ) == sorted(PAIRS)
+    assert (
+        sorted(
+            path.stem.removeprefix("cifar_") for path in (CONFIGS / "teachers").glob("cifar_*.yaml")
+        )
+        == TEACHERS
+    )
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -132,7 +153,9 @@ def assert_recipe(arguments: dict[str, Any], rate: float, epochs: int) -> None:
         rates.append(sgd.param_groups[0]["lr"])
         sgd.step()
         schedule.step()
-    assert rates == pytest.approx([rate] * 150 + [rate / 10] * 30 + [rate / 100] * 30 + [rate / 1000] * 30)
+    assert rates == pytest.approx(
+        [rate] * 150 + [rate / 10] * 30 + [rate / 100] * 30 + [rate / 1000] * 30
+    )
 
 
 @pytest.mark.parametrize("name", BENCHMARK)
@@ -162,7 +185,10 @@ class Reader(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         assert teacher is not None
-        self.seen = tuple({role: f.shape for role, f in probe.output.features.items()} for probe in (student, teacher))
+        self.seen = tuple(
+            {role: f.shape for role, f in probe.output.features.items()}
+            for probe in (student, teacher)
+        )
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> torch.Tensor:
         assert teacher is not None
@@ -170,10 +196,17 @@ class Reader(DistillLoss):
 
 
 def test_a_pair_trains_from_its_teachers_checkpoint(tmp_path: Path) -> None:
-    few = ["--data.channels=3", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1", "--run.test=no"]
+    few = [
+        "--data.channels=3",
+        "--trainer.limit_train_batches=2",
+        "--trainer.limit_val_batches=1",
+        "--run.test=no",
+    ]
     teacher = run_fit(tmp_path / "teacher", ["teachers/cifar_resnet20.yaml"], *few)
     configs = ["pairs/resnet20_resnet8.yaml", "methods/dkd.yaml"]
-    run = run_fit(tmp_path / "student", configs, *few, f"--model.teacher.checkpoint={last(teacher)}")
+    run = run_fit(
+        tmp_path / "student", configs, *few, f"--model.teacher.checkpoint={last(teacher)}"
+    )
     assert math.isfinite(run.metrics["train_loss_dkd"])
     assert run.metrics["train_loss"] == pytest.approx(
         run.metrics["train_loss_ce"] + run.metrics["train_loss_dkd"] / 20, rel=1e-5
@@ -191,4 +224,6 @@ def test_a_pair_trains_from_its_teachers_checkpoint(tmp_path: Path) -> None:
     batch = samples(data, "train", 4)
     output = run_network(student, batch.inputs, module.taps)
     torch.autograd.backward(reader(output, module.teach(batch), batch))
-    assert all(p.grad is not None for name, p in student.named_parameters() if not name.startswith("head"))
+    assert all(
+        p.grad is not None for name, p in student.named_parameters() if not name.startswith("head")
+    )

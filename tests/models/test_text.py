@@ -16,14 +16,28 @@ from kd_lightning.models import BiLSTMClassifier, TextCNN, TransformerClassifier
 from kd_lightning.models.embedding import WordEmbedding
 
 WORDS = 40
-BERT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "max": lambda: BiLSTMClassifier(12, 8, 6, vocabulary=WORDS, num_classes=3),
     "last": lambda: BiLSTMClassifier(12, 8, 6, "last", vocabulary=WORDS, num_classes=3),
     "textcnn": lambda: TextCNN(12, [1, 3, 5], 7, vocabulary=WORDS, num_classes=3),
-    "bert": lambda: TransformerClassifier(architecture={**BERT, "vocab_size": WORDS}, num_classes=3),
+    "bert": lambda: TransformerClassifier(
+        architecture={**BERT, "vocab_size": WORDS}, num_classes=3
+    ),
     "distilbert": lambda: TransformerClassifier(
-        architecture={"model_type": "distilbert", "dim": 16, "n_layers": 2, "n_heads": 2, "vocab_size": WORDS},
+        architecture={
+            "model_type": "distilbert",
+            "dim": 16,
+            "n_layers": 2,
+            "n_heads": 2,
+            "vocab_size": WORDS,
+        },
         head=5,
         num_classes=3,
     ),
@@ -80,10 +94,14 @@ def test_bilstm_is_torch_s_own_with_packed_sentences(pooling: Any) -> None:
     net = BiLSTMClassifier(12, 8, 6, pooling, vocabulary=WORDS, num_classes=3).eval()
     both = nn.LSTM(12, 8, batch_first=True, bidirectional=True)
     onward, backward = net.onward.state_dict(), net.backward_.state_dict()
-    both.load_state_dict({**onward, **{f"{name}_reverse": tensor for name, tensor in backward.items()}})
+    both.load_state_dict(
+        {**onward, **{f"{name}_reverse": tensor for name, tensor in backward.items()}}
+    )
     lengths = [5, 1, 3]
     ids, mask = sentences(lengths, 5)
-    packed = nn.utils.rnn.pack_padded_sequence(net.embedding(ids), torch.tensor(lengths), True, enforce_sorted=False)
+    packed = nn.utils.rnn.pack_padded_sequence(
+        net.embedding(ids), torch.tensor(lengths), True, enforce_sorted=False
+    )
     states, (last, _) = both(packed)
     padded, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, padding_value=-math.inf)
     pooled = padded.amax(1) if pooling == "max" else torch.cat([last[0], last[1]], 1)
@@ -116,9 +134,13 @@ def test_embeddings_start_near_zero_and_padding_stays_there() -> None:
 
 
 @pytest.mark.parametrize("heading", ["", "3 2\n"])
-def test_vectors_from_a_file(heading: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_vectors_from_a_file(
+    heading: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "vectors.txt"
-    path.write_text(f"{heading}film 1 2\nunknown 5 6\n. . 3 -4\nfilm 7 8\n")  # ". ." is a word with a space, as GloVe has some
+    path.write_text(
+        f"{heading}film 1 2\nunknown 5 6\n. . 3 -4\nfilm 7 8\n"
+    )  # ". ." is a word with a space, as GloVe has some
     embedding = WordEmbedding(5, 2, vectors=str(path))
     start = embedding.weight.detach().clone()
     embedding.use_words({"[PAD]": 0, "[UNK]": 1, "film": 3, ". .": 4, "story": 2})
@@ -157,12 +179,27 @@ def test_sizes_come_from_the_data() -> None:
     [
         (lambda: BiLSTMClassifier(vocabulary=5), "BiLSTMClassifier: num_classes is needed"),
         (lambda: BiLSTMClassifier(num_classes=2), "BiLSTMClassifier reads tokens: give vocabulary"),
-        (lambda: BiLSTMClassifier(num_classes=2, spec={"input_shape": [1, 8, 8]}), "or train it under kd on text data"),
-        (lambda: BiLSTMClassifier(pooling="mean", vocabulary=5, num_classes=2), "pooling must be 'max' or 'last'"),  # type: ignore[arg-type]
-        (lambda: BiLSTMClassifier(hidden=0, vocabulary=5, num_classes=2), "hidden must be at least 1, got 0"),
-        (lambda: BiLSTMClassifier(dropout=1.0, vocabulary=5, num_classes=2), r"dropout must be in \[0, 1\), got 1"),
+        (
+            lambda: BiLSTMClassifier(num_classes=2, spec={"input_shape": [1, 8, 8]}),
+            "or train it under kd on text data",
+        ),
+        (
+            lambda: BiLSTMClassifier(pooling="mean", vocabulary=5, num_classes=2),  # type: ignore[arg-type]
+            "pooling must be 'max' or 'last'",
+        ),
+        (
+            lambda: BiLSTMClassifier(hidden=0, vocabulary=5, num_classes=2),
+            "hidden must be at least 1, got 0",
+        ),
+        (
+            lambda: BiLSTMClassifier(dropout=1.0, vocabulary=5, num_classes=2),
+            r"dropout must be in \[0, 1\), got 1",
+        ),
         (lambda: TextCNN(vocabulary=5), "TextCNN: num_classes is needed"),
-        (lambda: TextCNN(widths=[], vocabulary=5, num_classes=2), "widths must list at least one width"),
+        (
+            lambda: TextCNN(widths=[], vocabulary=5, num_classes=2),
+            "widths must list at least one width",
+        ),
     ],
 )
 def test_bad_arguments(make: Callable[[], object], words: str) -> None:

@@ -14,7 +14,12 @@ from tests.training.small import CONFIGS
 
 timm = pytest.importorskip("timm")
 
-LAYERS = {"stage1": "blocks.0", "stage2": "blocks.1", "stage3": "blocks.3", "penultimate": "classifier:input"}
+LAYERS = {
+    "stage1": "blocks.0",
+    "stage2": "blocks.1",
+    "stage3": "blocks.3",
+    "penultimate": "classifier:input",
+}
 
 
 def test_roles_of_a_timm_network() -> None:
@@ -24,16 +29,33 @@ def test_roles_of_a_timm_network() -> None:
         plain = network(x)
         output = run_network(network, x, Taps(network, LAYERS, set(LAYERS)))
         last = network.classifier(output.features["penultimate"])
-    assert [tuple(output.features[role].shape[1:]) for role in LAYERS] == [(8, 16, 16), (16, 8, 8), (24, 4, 4), (1024,)]
+    assert [tuple(output.features[role].shape[1:]) for role in LAYERS] == [
+        (8, 16, 16),
+        (16, 8, 8),
+        (24, 4, 4),
+        (1024,),
+    ]
     torch.testing.assert_close(output.logits, plain)
     assert torch.equal(last, output.logits)
 
 
-def test_a_timm_network_is_trained_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timm_network_is_trained_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     files = ["trainer.yaml", "data/digits.yaml", "teachers/digits_mlp.yaml", "loggers/csv.yaml"]
     argv = ["fit", *(word for name in files for word in ("-c", str(CONFIGS / name)))]
     own = ["--model.network=timm.create_model", "--model.network.model_name=resnet18"]
-    own += ["--model.network.dict_kwargs={num_classes: 10}", "--data.channels=3", "--data.fraction=0.05"]
-    quick = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
-    assert math.isfinite(launch([*argv, *own, *quick, f"--run.dir={tmp_path / 'run'}"]).metrics["train_loss"])
+    own += [
+        "--model.network.dict_kwargs={num_classes: 10}",
+        "--data.channels=3",
+        "--data.fraction=0.05",
+    ]
+    quick = [
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ]
+    assert math.isfinite(
+        launch([*argv, *own, *quick, f"--run.dir={tmp_path / 'run'}"]).metrics["train_loss"]
+    )

@@ -29,8 +29,22 @@ BERT: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 32,
 }
-GPT2: dict[str, Any] = {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "bos_token_id": 1, "eos_token_id": 2}
-T5: dict[str, Any] = {"vocab_size": 30, "d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 2, "num_heads": 2}
+GPT2: dict[str, Any] = {
+    "vocab_size": 30,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+T5: dict[str, Any] = {
+    "vocab_size": 30,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+}
 ROLES = {"states0": "states.0", "states4": "states.4", "scores1": "scores.1", "scores3": "scores.3"}
 
 
@@ -58,7 +72,9 @@ def inputs() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
 def test_states_and_scores_are_the_library_s_own(kind: str) -> None:
-    named = {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32} if kind == "distilbert" else BERT
+    named = (
+        {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32} if kind == "distilbert" else BERT
+    )
     net = network(architecture={**named, "model_type": kind, "vocab_size": 30}).eval()
     plain = run_network(net, inputs()).logits
     taps = Taps(net, ROLES, set(ROLES))
@@ -68,13 +84,19 @@ def test_states_and_scores_are_the_library_s_own(kind: str) -> None:
         expected = net.encoder(**inputs(), output_hidden_states=True, output_attentions=True)
     torch.testing.assert_close(found.logits, plain, rtol=0, atol=1e-6)
     for role, at in (("states0", 0), ("states4", 4)):
-        torch.testing.assert_close(found.features[role], expected.hidden_states[at], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            found.features[role], expected.hidden_states[at], rtol=0, atol=1e-5
+        )
     mask = inputs()["attention_mask"].bool()
     for role, at in (("scores1", 0), ("scores3", 2)):
         assert found.features[role].shape == (3, 2, 6, 6)
-        probabilities = found.features[role].masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+        probabilities = (
+            found.features[role].masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+        )
         shown = mask[:, None, :, None].expand_as(probabilities)
-        torch.testing.assert_close(probabilities[shown], expected.attentions[at][shown], rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            probabilities[shown], expected.attentions[at][shown], rtol=0, atol=1e-5
+        )
 
 
 def test_copies_have_taps_of_their_own() -> None:
@@ -99,8 +121,14 @@ def test_nothing_is_left_without_a_gradient() -> None:
 @pytest.mark.parametrize("count", [0, 1, 3, 4])
 def test_the_last_layers_are_trained(count: int) -> None:
     net = network(trainable_layers=count)
-    trained = {name.partition(".attention")[0].partition(".output")[0] for name, p in net.named_parameters() if p.requires_grad}
-    numbers = {int(name.split(".")[3]) for name in trained if name.startswith("encoder.encoder.layer")}
+    trained = {
+        name.partition(".attention")[0].partition(".output")[0]
+        for name, p in net.named_parameters()
+        if p.requires_grad
+    }
+    numbers = {
+        int(name.split(".")[3]) for name in trained if name.startswith("encoder.encoder.layer")
+    }
     assert numbers == set(range(4 - count, 4))
     assert any(name.startswith("head") for name in trained)
     assert not any("embeddings" in name for name in trained)
@@ -117,17 +145,28 @@ def test_every_second_layer_is_copied(tmp_path: Path) -> None:
     path = checkpoint(teacher, tmp_path / "teacher.ckpt")
     student = network(architecture={**BERT, "num_hidden_layers": 2}, copy_from=path)
     theirs, ours = teacher.encoder.state_dict(), student.encoder.state_dict()
-    assert torch.equal(ours["embeddings.word_embeddings.weight"], theirs["embeddings.word_embeddings.weight"])
+    assert torch.equal(
+        ours["embeddings.word_embeddings.weight"], theirs["embeddings.word_embeddings.weight"]
+    )
     for at, source in ((0, 1), (1, 3)):
         names = [name for name in ours if name.startswith(f"encoder.layer.{at}.")]
         assert len(names) == 16
-        assert all(torch.equal(ours[n], theirs[n.replace(f"layer.{at}.", f"layer.{source}.", 1)]) for n in names)
+        assert all(
+            torch.equal(ours[n], theirs[n.replace(f"layer.{at}.", f"layer.{source}.", 1)])
+            for n in names
+        )
     chosen = network(architecture={**BERT, "num_hidden_layers": 1}, copy_from=path, copy_layers=[2])
-    three = network(architecture={**BERT, "num_hidden_layers": 3}, copy_from=path).encoder.state_dict()
+    three = network(
+        architecture={**BERT, "num_hidden_layers": 3}, copy_from=path
+    ).encoder.state_dict()
     key = "attention.self.query.weight"
     for at, source in enumerate((0, 2, 3)):  # spread as evenly as may be, the last among them
-        assert torch.equal(three[f"encoder.layer.{at}.{key}"], theirs[f"encoder.layer.{source}.{key}"])
-    assert torch.equal(chosen.encoder.state_dict()[f"encoder.layer.0.{key}"], theirs[f"encoder.layer.2.{key}"])
+        assert torch.equal(
+            three[f"encoder.layer.{at}.{key}"], theirs[f"encoder.layer.{source}.{key}"]
+        )
+    assert torch.equal(
+        chosen.encoder.state_dict()[f"encoder.layer.0.{key}"], theirs[f"encoder.layer.2.{key}"]
+    )
 
 
 def test_the_same_network_without_the_files_it_started_from(folder: Path) -> None:
@@ -157,7 +196,9 @@ def test_roberta_counts_places_from_behind_its_padding() -> None:
     spec: dict[str, Any] = {"vocabulary": {"size": 30, "pad": 1, "max_length": 32, "sha256": "0"}}
     network(architecture=roberta, spec=spec)
     spec["vocabulary"]["max_length"] = 33
-    with pytest.raises(UserError, match="the encoder reads up to 32 tokens, the tokenizer gives up to 33"):
+    with pytest.raises(
+        UserError, match="the encoder reads up to 32 tokens, the tokenizer gives up to 33"
+    ):
         network(architecture=roberta, spec=spec)
 
 
@@ -169,25 +210,40 @@ def test_a_folder_s_weights_are_read(folder: Path) -> None:
     with torch.no_grad():
         expected = saved(**ids).last_hidden_state
         taps = Taps(net, {"last": "states.2"}, {"last"})
-        torch.testing.assert_close(run_network(net, ids, taps).features["last"], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            run_network(net, ids, taps).features["last"], expected, rtol=0, atol=1e-5
+        )
 
 
 def test_the_tokenizer_of_the_folder_fits_and_others_do_not(folder: Path, root: Path) -> None:
     own = SST2DataModule(str(root), tokenizer=PretrainedTokenizer(str(folder))).spec
     assert TransformerClassifier(str(folder), num_classes=2, spec=own).typed
-    both = {"tokenizer": WordTokenizer(max_length=32), "teacher_tokenizer": PretrainedTokenizer(str(folder))}
+    both = {
+        "tokenizer": WordTokenizer(max_length=32),
+        "teacher_tokenizer": PretrainedTokenizer(str(folder)),
+    }
     as_teacher = SST2DataModule(str(root), **both).spec
     TransformerClassifier(str(folder), num_classes=2, spec=teacher_spec(as_teacher))
-    with pytest.raises(UserError, match="another vocabulary"):  # the student's words are not the encoder's
+    with pytest.raises(
+        UserError, match="another vocabulary"
+    ):  # the student's words are not the encoder's
         TransformerClassifier(str(folder), num_classes=2, spec=as_teacher)
     words = SST2DataModule(str(root), tokenizer=WordTokenizer(max_length=32)).spec
-    with pytest.raises(UserError, match=r"the tokenizer has another vocabulary than the encoder .*PretrainedTokenizer"):
+    with pytest.raises(
+        UserError,
+        match=r"the tokenizer has another vocabulary than the encoder .*PretrainedTokenizer",
+    ):
         TransformerClassifier(str(folder), num_classes=2, spec=words)
     larger = {**words, "vocabulary": {**words["vocabulary"], "size": 5000}}
-    with pytest.raises(UserError, match=r"knows 5,000 tokens and the encoder .* \d+: they are of different vocabularies"):
+    with pytest.raises(
+        UserError,
+        match=r"knows 5,000 tokens and the encoder .* \d+: they are of different vocabularies",
+    ):
         TransformerClassifier(str(folder), num_classes=2, spec=larger)
     longer = {"vocabulary": {**own["vocabulary"], "max_length": 65}}
-    with pytest.raises(UserError, match=r"reads up to 64 tokens, the tokenizer gives up to 65; set its max_length"):
+    with pytest.raises(
+        UserError, match=r"reads up to 64 tokens, the tokenizer gives up to 65; set its max_length"
+    ):
         TransformerClassifier(str(folder), num_classes=2, spec=longer)
 
 
@@ -207,7 +263,9 @@ def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"holds no 'encoder\.layer\.1\.output\.dense\.weight' for BertModel"):
+    with pytest.raises(
+        UserError, match=r"holds no 'encoder\.layer\.1\.output\.dense\.weight' for BertModel"
+    ):
         TransformerClassifier(str(folder), num_classes=2)
 
 
@@ -215,18 +273,36 @@ def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
     ("make", "words"),
     [
         (lambda: TransformerClassifier(num_classes=2), "give either pretrained or architecture"),
-        (lambda: TransformerClassifier("a", BERT, num_classes=2), "give either pretrained or architecture"),
+        (
+            lambda: TransformerClassifier("a", BERT, num_classes=2),
+            "give either pretrained or architecture",
+        ),
         (lambda: TransformerClassifier("/no/such", num_classes=2), "there is no folder /no/such"),
         (lambda: network(num_classes=None), "TransformerClassifier: num_classes is needed"),
         (lambda: network(trainable_layers=5), "trainable_layers must be 0 to 4, got 5"),
         (lambda: network(architecture={"vocab_size": 9}), "architecture needs a model_type"),
         (lambda: network(architecture={"model_type": "bert"}), "architecture needs vocab_size"),
-        (lambda: network(architecture={**BERT, "num_attention_heads": 3}), "hidden size .16. is not a multiple"),
+        (
+            lambda: network(architecture={**BERT, "num_attention_heads": 3}),
+            "hidden size .16. is not a multiple",
+        ),
         (lambda: network(architecture={**BERT, "model_type": "brt"}), "architecture: .*brt"),
-        (lambda: network(architecture={**BERT, "model_type": "fnet"}), "FNetModel cannot leave padding out"),
-        (lambda: network(architecture={"model_type": "gpt2", **GPT2}), "GPT2Model cannot leave padding out"),
-        (lambda: network(architecture={**T5, "model_type": "t5"}), "T5Model cannot read a sentence; take an encoder"),
-        (lambda: network(architecture={**BERT, "model_type": "funnel"}), "architecture: This model does not support"),
+        (
+            lambda: network(architecture={**BERT, "model_type": "fnet"}),
+            "FNetModel cannot leave padding out",
+        ),
+        (
+            lambda: network(architecture={"model_type": "gpt2", **GPT2}),
+            "GPT2Model cannot leave padding out",
+        ),
+        (
+            lambda: network(architecture={**T5, "model_type": "t5"}),
+            "T5Model cannot read a sentence; take an encoder",
+        ),
+        (
+            lambda: network(architecture={**BERT, "model_type": "funnel"}),
+            "architecture: This model does not support",
+        ),
     ],
 )
 def test_bad_arguments(make: Callable[[], object], words: str) -> None:
@@ -237,7 +313,9 @@ def test_bad_arguments(make: Callable[[], object], words: str) -> None:
 
 def test_layers_that_cannot_be_copied(tmp_path: Path) -> None:
     path = checkpoint(network(), tmp_path / "teacher.ckpt")
-    with pytest.raises(UserError, match=r"copy_from: .* has 4 layers; 2 of them are needed, not \[0, 7\]"):
+    with pytest.raises(
+        UserError, match=r"copy_from: .* has 4 layers; 2 of them are needed, not \[0, 7\]"
+    ):
         network(architecture={**BERT, "num_hidden_layers": 2}, copy_from=path, copy_layers=[0, 7])
     with pytest.raises(UserError, match=r"copy_from: .*; is it of another width\?"):
         network(architecture={**BERT, "num_hidden_layers": 2, "hidden_size": 32}, copy_from=path)

@@ -34,7 +34,10 @@ def smaller(first: Map, second: Map) -> tuple[int, int]:
 def attention(features: Maps) -> Map:
     """F_sum^2(A) = sum_c |A_c|^2, a map of positions."""
     rows, columns = len(features[0]), len(features[0][0])
-    return [[math.fsum(abs(channel[y][x]) ** 2 for channel in features) for x in range(columns)] for y in range(rows)]
+    return [
+        [math.fsum(abs(channel[y][x]) ** 2 for channel in features) for x in range(columns)]
+        for y in range(rows)
+    ]
 
 
 def unit(grid: Map) -> list[float]:
@@ -51,7 +54,9 @@ def paper(student: list[Maps], teacher: list[Maps]) -> float:
         ours, theirs = attention(s), attention(t)
         size = smaller(ours, theirs)
         q_s, q_t = unit(averaged_down(ours, *size)), unit(averaged_down(theirs, *size))
-        values.append(0.5 * math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(q_s, q_t, strict=True))))
+        values.append(
+            0.5 * math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(q_s, q_t, strict=True)))
+        )
     return math.fsum(values) / len(values)
 
 

@@ -23,7 +23,10 @@ def embedded(features: Rows, weight: Rows, bias: list[float]) -> Rows:
 
 def scores(own: Rows, bank: Rows, chosen: list[list[int]], temperature: float) -> Rows:
     """exp(inner product / temperature) of each sample with each of its rows of the bank."""
-    return [[math.exp(dot(x, bank[row]) / temperature) for row in rows] for x, rows in zip(own, chosen, strict=True)]
+    return [
+        [math.exp(dot(x, bank[row]) / temperature) for row in rows]
+        for x, rows in zip(own, chosen, strict=True)
+    ]
 
 
 def first_constant(of: Rows, total: int) -> float:
@@ -46,16 +49,26 @@ def remembered(bank: Rows, index: list[int], new: Rows, momentum: float) -> Rows
     """The bank after a step."""
     changed = [list(row) for row in bank]
     for row, x in zip(index, new, strict=True):
-        changed[row] = unit([momentum * a + (1 - momentum) * b for a, b in zip(bank[row], x, strict=True)])
+        changed[row] = unit(
+            [momentum * a + (1 - momentum) * b for a, b in zip(bank[row], x, strict=True)]
+        )
     return changed
 
 
-def info_nce(own: Rows, other: Rows, target: list[int], temperature: float, by_class: bool) -> float:
+def info_nce(
+    own: Rows, other: Rows, target: list[int], temperature: float, by_class: bool
+) -> float:
     """- log of the share of a sample's own partner among itself and its negatives: from both sides, mean over samples."""
     total = 0.0
     for here, there in ((own, other), (other, own)):
         for i, x in enumerate(here):
-            alike = [by_class and target[i] == target[j] and target[i] >= 0 for j in range(len(there))]
-            powers = [math.exp(dot(x, y) / temperature) for j, y in enumerate(there) if j == i or not alike[j]]
+            alike = [
+                by_class and target[i] == target[j] and target[i] >= 0 for j in range(len(there))
+            ]
+            powers = [
+                math.exp(dot(x, y) / temperature)
+                for j, y in enumerate(there)
+                if j == i or not alike[j]
+            ]
             total -= math.log(math.exp(dot(x, there[i]) / temperature) / math.fsum(powers))
     return total / len(own)

@@ -20,7 +20,9 @@ def parts(z: list[float], v: list[float], target: int, temperature: float) -> tu
     return tckd, nckd
 
 
-def dkd(student: Rows, teacher: Rows, target: list[int], alpha: float, beta: float, temperature: float) -> float:
+def dkd(
+    student: Rows, teacher: Rows, target: list[int], alpha: float, beta: float, temperature: float
+) -> float:
     """T^2 (alpha TCKD + beta NCKD), mean over the labelled rows; 0 without labelled rows."""
     rows = []
     for z, v, label in zip(student, teacher, target, strict=True):

@@ -12,11 +12,16 @@ Kernel = list[Maps]
 """(to, from, height, width), of a transposed convolution (from, to, height, width)."""
 
 
-def convolved(features: Maps, weight: Kernel, bias: list[float], stride: int = 1, padding: int = 0) -> Maps:
+def convolved(
+    features: Maps, weight: Kernel, bias: list[float], stride: int = 1, padding: int = 0
+) -> Maps:
     """y_o[i, j] = b_o + sum over c, k, l of w_o,c[k, l] x_c[i stride + k - padding, j stride + l - padding], zeros outside."""
     rows, columns = len(features[0]), len(features[0][0])
     tall, wide = len(weight[0][0]), len(weight[0][0][0])
-    height, width = (rows + 2 * padding - tall) // stride + 1, (columns + 2 * padding - wide) // stride + 1
+    height, width = (
+        (rows + 2 * padding - tall) // stride + 1,
+        (columns + 2 * padding - wide) // stride + 1,
+    )
     result = [[[b] * width for _ in range(height)] for b in bias]
     for o, kernels in enumerate(weight):
         for i in range(height):
@@ -34,7 +39,10 @@ def spread(features: Maps, weight: Kernel, bias: list[float], stride: int, paddi
     """The transposed convolution: each x_c[i, j] adds w_c,o[k, l] x_c[i, j] to y_o[i stride + k - padding, ...]."""
     rows, columns = len(features[0]), len(features[0][0])
     tall, wide = len(weight[0][0]), len(weight[0][0][0])
-    height, width = (rows - 1) * stride - 2 * padding + tall, (columns - 1) * stride - 2 * padding + wide
+    height, width = (
+        (rows - 1) * stride - 2 * padding + tall,
+        (columns - 1) * stride - 2 * padding + wide,
+    )
     result = [[[b] * width for _ in range(height)] for b in bias]
     for c, channel in enumerate(features):
         for i in range(rows):
@@ -75,7 +83,9 @@ def squares(regressed: Maps, hint: Maps) -> list[float]:
 
 def paper(regressed: list[Maps], hints: list[Maps]) -> float:
     """1/2 ||u - r||^2, equation 3, mean over samples."""
-    return math.fsum(0.5 * math.fsum(squares(r, u)) for r, u in zip(regressed, hints, strict=True)) / len(hints)
+    return math.fsum(
+        0.5 * math.fsum(squares(r, u)) for r, u in zip(regressed, hints, strict=True)
+    ) / len(hints)
 
 
 def benchmark(regressed: list[Maps], hints: list[Maps]) -> float:

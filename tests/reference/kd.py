@@ -34,13 +34,22 @@ def columns(row: Rows, temperature: float) -> list[tuple[float, ...]]:
 
 def arithmetic_mean(members: list[Rows], weights: list[float], temperature: float) -> Rows:
     """For each row of (B, M, K) logits, sum_m w_m p_m."""
-    return [[math.fsum(w * p for w, p in zip(weights, c, strict=True)) for c in columns(row, temperature)] for row in members]
+    return [
+        [
+            math.fsum(w * p for w, p in zip(weights, c, strict=True))
+            for c in columns(row, temperature)
+        ]
+        for row in members
+    ]
 
 
 def geometric_mean(members: list[Rows], weights: list[float], temperature: float) -> Rows:
     """For each row of (B, M, K) logits, prod_m p_m^w_m, scaled to sum to one."""
     means = []
     for row in members:
-        products = [math.prod(p**w for w, p in zip(weights, c, strict=True)) for c in columns(row, temperature)]
+        products = [
+            math.prod(p**w for w, p in zip(weights, c, strict=True))
+            for c in columns(row, temperature)
+        ]
         means.append([product / math.fsum(products) for product in products])
     return means

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 
-def logit_mse(student: list[list[float]], teacher: list[list[float]], mean: bool = False, center: bool = False) -> float:
+def logit_mse(
+    student: list[list[float]], teacher: list[list[float]], mean: bool = False, center: bool = False
+) -> float:
     """1/2 sum over classes (or mean) of squared differences, mean over rows; `center` removes each side's mean."""
     rows = []
     for z, v in zip(student, teacher, strict=True):

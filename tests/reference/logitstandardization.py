@@ -16,9 +16,13 @@ def z_scores(row: list[float]) -> list[float]:
 
 
 def logit_standardization(student: Rows, teacher: Rows, temperature: float) -> float:
-    return kd.kd([z_scores(row) for row in student], [z_scores(row) for row in teacher], temperature)
+    return kd.kd(
+        [z_scores(row) for row in student], [z_scores(row) for row in teacher], temperature
+    )
 
 
 def ensemble(members: list[Rows], weights: list[float], temperature: float) -> Rows:
     """The members' mean distribution at the temperature, each member standardized by itself."""
-    return kd.arithmetic_mean([[z_scores(row) for row in rows] for rows in members], weights, temperature)
+    return kd.arithmetic_mean(
+        [[z_scores(row) for row in rows] for rows in members], weights, temperature
+    )

@@ -43,11 +43,21 @@ def rkd_distance(student: Rows, teacher: Rows, benchmark: bool = False) -> float
 def rkd_angle(student: Rows, teacher: Rows, benchmark: bool = False) -> float:
     n = len(student)
     costs = [
-        huber(cosine(student[i], student[j], student[k]), cosine(teacher[i], teacher[j], teacher[k]))
+        huber(
+            cosine(student[i], student[j], student[k]), cosine(teacher[i], teacher[j], teacher[k])
+        )
         for i, j, k in permutations(range(n), 3)
     ]
     return math.fsum(costs) / (n**3 if benchmark else max(len(costs), 1))
 
 
-def rkd(student: Rows, teacher: Rows, benchmark: bool = False, distance: float = 25.0, angle: float = 50.0) -> float:
-    return distance * rkd_distance(student, teacher, benchmark) + angle * rkd_angle(student, teacher, benchmark)
+def rkd(
+    student: Rows,
+    teacher: Rows,
+    benchmark: bool = False,
+    distance: float = 25.0,
+    angle: float = 50.0,
+) -> float:
+    return distance * rkd_distance(student, teacher, benchmark) + angle * rkd_angle(
+        student, teacher, benchmark
+    )

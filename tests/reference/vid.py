@@ -33,7 +33,9 @@ def negative_log_likelihood(mean: Vector, target: Vector, variance: Vector) -> f
 
 def paper(samples: list[list[tuple[Vector, Vector]]], variance: Vector) -> float:
     """For each sample the (mean, target) of each position: summed over channels and positions, mean over samples."""
-    totals = [math.fsum(negative_log_likelihood(m, t, variance) for m, t in sample) for sample in samples]
+    totals = [
+        math.fsum(negative_log_likelihood(m, t, variance) for m, t in sample) for sample in samples
+    ]
     return math.fsum(totals) / len(totals)
 
 

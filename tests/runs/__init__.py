@@ -16,11 +16,25 @@ from typing import Any, TextIO
 from kd_lightning.cli import main
 
 COMMON = [
-    *("-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml", "-c", "configs/loggers/csv.yaml"),
+    *(
+        "-c",
+        "configs/trainer.yaml",
+        "-c",
+        "configs/data/digits.yaml",
+        "-c",
+        "configs/loggers/csv.yaml",
+    ),
     *("--trainer.max_epochs=1", "--trainer.accelerator=cpu"),
 ]
 TEACHER = ["fit", *COMMON, "-c", "configs/teachers/digits_mlp.yaml"]
-PAIR = ["fit", *COMMON, "-c", "configs/pairs/digits_mlp256_mlp16.yaml", "-c", "configs/methods/kd.yaml"]
+PAIR = [
+    "fit",
+    *COMMON,
+    "-c",
+    "configs/pairs/digits_mlp256_mlp16.yaml",
+    "-c",
+    "configs/methods/kd.yaml",
+]
 """A student without its teacher's checkpoint."""
 
 
@@ -57,7 +71,12 @@ def python_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.resetwarnings()
-        for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        for hidden in (
+            DeprecationWarning,
+            PendingDeprecationWarning,
+            ImportWarning,
+            ResourceWarning,
+        ):
             warnings.simplefilter("ignore", hidden)
         warnings.showwarning = show
         yield

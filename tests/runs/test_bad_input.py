@@ -15,7 +15,15 @@ LAST = "teacher.ckpt"
 """The trained teacher, copied into the test's folder."""
 
 STUDENT = student(LAST)
-MNIST = ["fit", "-c", "configs/trainer.yaml", "-c", "configs/data/mnist.yaml", "-c", "configs/teachers/mnist_mlp1200.yaml"]
+MNIST = [
+    "fit",
+    "-c",
+    "configs/trainer.yaml",
+    "-c",
+    "configs/data/mnist.yaml",
+    "-c",
+    "configs/teachers/mnist_mlp1200.yaml",
+]
 
 
 def edited(path: Path, target: Path, classes: list[str]) -> None:
@@ -50,7 +58,10 @@ def bench(place: Path, teacher: Path) -> Path:
 def listing(folder: Path) -> dict[str, int]:
     """Every file and folder below, with its size; an empty `runs/` is no run's folder."""
     paths = [path for path in folder.rglob("*") if path != folder / "runs"]
-    return {str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1 for path in paths}
+    return {
+        str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
+        for path in paths
+    }
 
 
 def refused(outcome: Outcome, *culprits: str) -> None:
@@ -65,19 +76,34 @@ def refused(outcome: Outcome, *culprits: str) -> None:
 
 CASES: dict[str, tuple[list[str], list[str]]] = {
     # keys
-    "misspelt method argument": ([*STUDENT, "--model.losses.kd.temprature=2"], ["model.losses.kd", "'temprature'"]),
-    "misspelt network argument": ([*TEACHER, "--model.network.dropuot=0.1"], ["model.network", "'dropuot'"]),
+    "misspelt method argument": (
+        [*STUDENT, "--model.losses.kd.temprature=2"],
+        ["model.losses.kd", "'temprature'"],
+    ),
+    "misspelt network argument": (
+        [*TEACHER, "--model.network.dropuot=0.1"],
+        ["model.network", "'dropuot'"],
+    ),
     "misspelt trainer key": ([*STUDENT, "--trainer.max_epoks=2"], ["--trainer.max_epoks"]),
     "abbreviated trainer key": ([*STUDENT, "--trainer.max_epoch=2"], ["--trainer.max_epoch=2"]),
     "misspelt run key": ([*STUDENT, "--run.tset=best"], ["--run.tset"]),
     "stray word": ([*STUDENT, "stray"], ["stray"]),
     # types and classes
-    "wrong type of a trainer key": ([*STUDENT, "--trainer.max_epochs=two"], ["trainer.max_epochs", "int", "'two'"]),
-    "wrong type of a data argument": ([*STUDENT, "--data.batch_size=many"], ["data.batch_size", "int", "many"]),
+    "wrong type of a trainer key": (
+        [*STUDENT, "--trainer.max_epochs=two"],
+        ["trainer.max_epochs", "int", "'two'"],
+    ),
+    "wrong type of a data argument": (
+        [*STUDENT, "--data.batch_size=many"],
+        ["data.batch_size", "int", "many"],
+    ),
     "wrong type of the seed": ([*STUDENT, "--seed_everything=abc"], ["seed_everything", "'abc'"]),
     "unknown choice": ([*STUDENT, "--run.wandb=maybe"], ["run.wandb", "'offline'", "maybe"]),
     "unknown model": ([*TEACHER, "--model=kd_lightning.Nothing"], ["model", "'Nothing'"]),
-    "unknown student": ([*STUDENT, "--model.student=kd_lightning.models.Nothing"], ["model.student", "'Nothing'"]),
+    "unknown student": (
+        [*STUDENT, "--model.student=kd_lightning.models.Nothing"],
+        ["model.student", "'Nothing'"],
+    ),
     "unknown data": ([*STUDENT, "--data=kd_lightning.data.Nothing"], ["data", "'Nothing'"]),
     "unknown package": ([*STUDENT, "--model.student=nowhere.Net"], ["model.student", "'nowhere'"]),
     # configs
@@ -91,25 +117,49 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "no file after -c": ([*STUDENT, "-c"], ["-c/--config"]),
     "no model": (["fit", *COMMON], ["required", "model"]),
     "no data": ([*PAIR[:3], *PAIR[5:]], ["required", "data"]),
-    "no MNIST": ([*MNIST, "--data.download=false", "--data.root=none"], ["MNIST", "none/MNIST/raw", "--data.root"]),
+    "no MNIST": (
+        [*MNIST, "--data.download=false", "--data.root=none"],
+        ["MNIST", "none/MNIST/raw", "--data.root"],
+    ),
     # teachers
     "no teacher": (PAIR, ["teacher", "--model.teacher.checkpoint=PATH"]),
     "missing teacher": (student("nowhere.ckpt"), ["teacher", "nowhere.ckpt"]),
     "teacher that is no file of torch": (student("garbage.ckpt"), ["teacher", "garbage.ckpt"]),
     "teacher cut short": (student("short.ckpt"), ["teacher", "short.ckpt", "corrupt"]),
     "teacher of seven classes": (student("seven.ckpt"), ["teacher", "7 classes", "digits has 10"]),
-    "teacher of another class order": (student("reversed.ckpt"), ["teacher", "class 0", "'9'", "'0'", "order"]),
-    "teacher of another checksum": ([*STUDENT, "--model.teacher.sha256=00"], ["teacher", "sha256", "not 00"]),
+    "teacher of another class order": (
+        student("reversed.ckpt"),
+        ["teacher", "class 0", "'9'", "'0'", "order"],
+    ),
+    "teacher of another checksum": (
+        [*STUDENT, "--model.teacher.sha256=00"],
+        ["teacher", "sha256", "not 00"],
+    ),
     # losses
-    "temperature 0": ([*STUDENT, "--model.losses.kd.temperature=0"], ["KD", "temperature", "got 0"]),
-    "temperature -1": ([*STUDENT, "--model.losses.kd.temperature=-1"], ["KD", "temperature", "got -1"]),
-    "temperature nan": ([*STUDENT, "--model.losses.kd.temperature=.nan"], ["KD", "temperature", "got nan"]),
-    "temperature abc": ([*STUDENT, "--model.losses.kd.temperature=abc"], ["model.losses.kd.temperature", "got abc"]),
+    "temperature 0": (
+        [*STUDENT, "--model.losses.kd.temperature=0"],
+        ["KD", "temperature", "got 0"],
+    ),
+    "temperature -1": (
+        [*STUDENT, "--model.losses.kd.temperature=-1"],
+        ["KD", "temperature", "got -1"],
+    ),
+    "temperature nan": (
+        [*STUDENT, "--model.losses.kd.temperature=.nan"],
+        ["KD", "temperature", "got nan"],
+    ),
+    "temperature abc": (
+        [*STUDENT, "--model.losses.kd.temperature=abc"],
+        ["model.losses.kd.temperature", "got abc"],
+    ),
     "negative weight": ([*STUDENT, "--model.losses.kd.weight=-1"], ["KD", "weight", "got -1"]),
     "no losses": ([*STUDENT, "--model.losses={}"], ["model.losses is empty"]),
     "loss without its teacher": ([*TEACHER, "--model.losses.kd=KD"], ["'kd'", "needs a teacher"]),
     # what is resumed
-    "foreign checkpoint": ([*STUDENT, f"--ckpt_path={LAST}"], ["--ckpt_path", LAST, "DistillationModule"]),
+    "foreign checkpoint": (
+        [*STUDENT, f"--ckpt_path={LAST}"],
+        ["--ckpt_path", LAST, "DistillationModule"],
+    ),
     "garbage checkpoint": ([*STUDENT, "--ckpt_path=garbage.ckpt"], ["--ckpt_path", "garbage.ckpt"]),
     "checkpoint cut short": ([*TEACHER, "--ckpt_path=short.ckpt"], ["--ckpt_path", "short.ckpt"]),
     "missing checkpoint": ([*STUDENT, "--ckpt_path=nowhere.ckpt"], ["--ckpt_path", "nowhere.ckpt"]),
@@ -117,11 +167,17 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         [*TEACHER, f"--ckpt_path={LAST}", "--model.network.hidden=[128,256]"],
         [LAST, "'body.1.weight'", "(256, 64)", "(128, 64)"],
     ),
-    "weights of another size": ([*TEACHER, f"--model.init_from={LAST}", "--model.network.hidden=[8]"], ["init_from", LAST]),
+    "weights of another size": (
+        [*TEACHER, f"--model.init_from={LAST}", "--model.network.hidden=[8]"],
+        ["init_from", LAST],
+    ),
     "test of no checkpoint": (["test", *TEACHER[1:]], ["kd test", "--ckpt_path"]),
     "validation of no checkpoint": (["validate", *TEACHER[1:]], ["kd validate", "--ckpt_path"]),
     "prediction of no checkpoint": (["predict", *TEACHER[1:]], ["kd predict", "--ckpt_path"]),
-    "best of no validation": ([*STUDENT, "--run.test=best", "--data.validation=0"], ["--run.test=best", "validation"]),
+    "best of no validation": (
+        [*STUDENT, "--run.test=best", "--data.validation=0"],
+        ["--run.test=best", "validation"],
+    ),
     "best of no checkpoint": (
         [*STUDENT, "--run.test=best", "--trainer.enable_checkpointing=false"],
         ["--run.test=best", "best.ckpt"],
@@ -136,7 +192,10 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "negative learning rate": ([*STUDENT, "--model.optimizer.lr=-1"], ["learning rate", "-1"]),
     "no cycle": ([*TEACHER, "--model.scheduler.pct_start=7"], ["model.scheduler", "pct_start"]),
     "no layers": ([*STUDENT, "--model.student.hidden=[]"], ["MLP", "hidden", "[]"]),
-    "unknown accelerator": ([*STUDENT, "--trainer.accelerator=abacus"], ["accelerator", "'abacus'"]),
+    "unknown accelerator": (
+        [*STUDENT, "--trainer.accelerator=abacus"],
+        ["accelerator", "'abacus'"],
+    ),
     "batches of nothing": ([*STUDENT, "--data.batch_size=0"], ["batch_size"]),
     # other commands
     "misspelt command": (["fti"], ["'fti'", "did you mean 'fit'"]),

@@ -45,7 +45,10 @@ def norms(network: nn.Module) -> int:
         (lambda: models.CIFARMobileNetV2(**IMAGES), 0),
         (lambda: CIFARShuffleNetV1(**IMAGES), 0),
         (lambda: CIFARShuffleNetV2(**IMAGES), 0),
-        (lambda: models.WideResNet(10, 1, **IMAGES), 4),  # normalizes before it convolves: one of two in a block, and the last
+        (
+            lambda: models.WideResNet(10, 1, **IMAGES),
+            4,
+        ),  # normalizes before it convolves: one of two in a block, and the last
     ],
 )
 @torch.no_grad()
@@ -62,7 +65,9 @@ def test_computes_the_same(make: Callable[[], nn.Module], left: int) -> None:
 @torch.no_grad()
 def test_every_dimension(kind: int, bias: bool) -> None:
     conv, norm = (nn.Conv1d, nn.BatchNorm1d) if kind == 1 else (nn.Conv3d, nn.BatchNorm3d)
-    network = lived(nn.Sequential(conv(2, 4, 3, padding=1, groups=2, bias=bias), norm(4, affine=bias)))
+    network = lived(
+        nn.Sequential(conv(2, 4, 3, padding=1, groups=2, bias=bias), norm(4, affine=bias))
+    )
     inputs = torch.randn(2, 2, *[5] * kind, dtype=torch.float64)
     before = network(inputs)
     assert fold(network) == 1
@@ -73,7 +78,10 @@ def test_every_dimension(kind: int, bias: bool) -> None:
 def test_features_stay() -> None:
     network = lived(models.CIFARResNet(8, **IMAGES))
     layers = {"normalized": "stage1.0.bn1", "block": "stage2"}
-    taps, inputs = Taps(network, layers, set(layers)), torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    taps, inputs = (
+        Taps(network, layers, set(layers)),
+        torch.randn(2, 3, 32, 32, dtype=torch.float64),
+    )
     before = run_network(network, inputs, taps)
     fold(network)
     assert norms(network) == 1
@@ -106,7 +114,11 @@ def test_leaves_what_it_would_change() -> None:
     assert torch.equal(network(inputs), before)
 
 
-CONVOLVED = ["--model.network=kd_lightning.models.CIFARResNet", "--model.network.depth=8", "--run.name=convolved"]
+CONVOLVED = [
+    "--model.network=kd_lightning.models.CIFARResNet",
+    "--model.network.depth=8",
+    "--run.name=convolved",
+]
 
 
 def test_trains_a_student(kd: Kd) -> None:
@@ -128,7 +140,9 @@ def test_trains_a_student(kd: Kd) -> None:
 class Branching(nn.Module):
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, num_classes))
+        self.net = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, num_classes)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.net(x if x.mean() > 0 else -x))

@@ -25,7 +25,9 @@ print(int(kept), (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) /
 
 def counted(*arguments: str) -> tuple[bool, int]:
     """Whether memory was kept, and page faults a step."""
-    run = subprocess.run([sys.executable, "-c", COUNT, *arguments], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", COUNT, *arguments], capture_output=True, text=True, check=True
+    )
     kept, faults = run.stdout.split()
     return kept == "1", int(faults)
 

@@ -27,16 +27,28 @@ class Recurrent(nn.Module):
 
 
 def test_method_files_are_taken_together(teacher: Path, kd: Kd) -> None:
-    argv = [*student(teacher), "-c", "configs/methods/dkd.yaml", "-c", "configs/methods/logitmse.yaml"]
+    argv = [
+        *student(teacher),
+        "-c",
+        "configs/methods/dkd.yaml",
+        "-c",
+        "configs/methods/logitmse.yaml",
+    ]
     assert kd(*argv, "--model.losses.kd.temperature=3", "--run.name=all").code == 0
     columns = Path("runs/all/metrics.csv").read_text().splitlines()[0].split(",")
-    assert {c for c in columns if c.startswith("train_loss_")} == {f"train_loss_{n}" for n in ("ce", "kd", "dkd", "logitmse")}
-    losses = parse_config([*argv, "--model.losses.kd.temperature=3"])["model"]["init_args"]["losses"]
+    assert {c for c in columns if c.startswith("train_loss_")} == {
+        f"train_loss_{n}" for n in ("ce", "kd", "dkd", "logitmse")
+    }
+    losses = parse_config([*argv, "--model.losses.kd.temperature=3"])["model"]["init_args"][
+        "losses"
+    ]
     assert losses["kd"]["init_args"]["temperature"] == 3
     assert losses["ce"]["init_args"]["weight"] == 1.0  # the last file's; kd.yaml says .1
 
 
-@pytest.mark.parametrize("change", ["crd.dimensions=4", "crd.in_batch=true", "sp=kd_lightning.losses.VID"])
+@pytest.mark.parametrize(
+    "change", ["crd.dimensions=4", "crd.in_batch=true", "sp=kd_lightning.losses.VID"]
+)
 def test_resuming_with_other_losses_is_one_line(change: str, teacher: Path, kd: Kd) -> None:
     assert kd(*student(teacher), CRD, *LAYERS, "--run.name=crd").code == 0
     last = "--ckpt_path=runs/crd/checkpoints/last.ckpt"
@@ -56,8 +68,13 @@ def test_resuming_for_more_steps_than_the_schedule_has_is_one_line(teacher: Path
 
 @pytest.mark.parametrize("loss", ["SP", "RKD", "CRD"])
 def test_a_layer_that_gives_no_tensor_is_one_line(loss: str, teacher: Path, kd: Kd) -> None:
-    layers = ["--model.layers={stage3: rnn, penultimate: rnn}", "--model.teacher.layers={stage3: body, penultimate: body}"]
+    layers = [
+        "--model.layers={stage3: rnn, penultimate: rnn}",
+        "--model.teacher.layers={stage3: body, penultimate: body}",
+    ]
     network = "--model.student=tests.runs.test_losses.Recurrent"
-    outcome = kd(*student(teacher), network, *layers, f"--model.losses.it=kd_lightning.losses.{loss}")
+    outcome = kd(
+        *student(teacher), network, *layers, f"--model.losses.it=kd_lightning.losses.{loss}"
+    )
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "gives a tuple, not a tensor" in outcome.err

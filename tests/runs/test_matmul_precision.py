@@ -12,8 +12,22 @@ from kd_lightning.runs.launch import launch
 from kd_lightning.training import BaseModule
 
 ARGV = [
-    *("fit", "-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml", "-c", "configs/teachers/digits_mlp.yaml"),
-    *("-c", "configs/loggers/csv.yaml", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.fraction=0.1"),
+    *(
+        "fit",
+        "-c",
+        "configs/trainer.yaml",
+        "-c",
+        "configs/data/digits.yaml",
+        "-c",
+        "configs/teachers/digits_mlp.yaml",
+    ),
+    *(
+        "-c",
+        "configs/loggers/csv.yaml",
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--data.fraction=0.1",
+    ),
 ]
 
 

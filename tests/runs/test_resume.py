@@ -40,7 +40,11 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
     if isinstance(a, dict) and isinstance(b, dict) and list(a) == list(b):
         return [d for key in a for d in differences(a[key], b[key], f"{where}.{key}")]
     if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return [d for at, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{where}[{at}]")]
+        return [
+            d
+            for at, (x, y) in enumerate(zip(a, b, strict=True))
+            for d in differences(x, y, f"{where}[{at}]")
+        ]
     return [] if a == b else [f"{where}: {a!r} != {b!r}"]
 
 
@@ -71,7 +75,9 @@ def stopped(kd: Kd, argv: list[str], epoch: int, batch: int) -> Outcome:
 
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 @pytest.mark.parametrize(("role", "batch"), [("network", 0), ("student", 7)])
-def test_resumed_equals_uninterrupted(role: str, scheduler: str, batch: int, teacher: Path, kd: Kd) -> None:
+def test_resumed_equals_uninterrupted(
+    role: str, scheduler: str, batch: int, teacher: Path, kd: Kd
+) -> None:
     argv = arguments(role, scheduler, teacher)
     assert kd(*argv, "--run.name=whole").code == 0
     outcome = stopped(kd, [*argv, "--run.name=parts"], 2, batch)
@@ -119,7 +125,9 @@ def test_an_interrupt_before_the_first_checkpoint_says_so(kd: Kd) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_run_that_can_be_resumed(number: signal.Signals, place: Path, kd: Kd) -> None:
+def test_a_signal_leaves_a_run_that_can_be_resumed(
+    number: signal.Signals, place: Path, kd: Kd
+) -> None:
     run = place / "runs" / "digits-mlp"
     last = run / "checkpoints" / "last.ckpt"
     process = spawn([*TEACHER, SCHEDULERS["each epoch"], "--trainer.max_epochs=100000"], place)
@@ -130,7 +138,10 @@ def test_a_signal_leaves_a_run_that_can_be_resumed(number: signal.Signals, place
     outcome = finish(process)
     assert outcome.code != 0
     assert record(run)["status"] == "interrupted"
-    assert outcome.err == "kd: interrupted; go on with: kd fit --ckpt_path runs/digits-mlp/checkpoints/last.ckpt\n"
+    assert (
+        outcome.err
+        == "kd: interrupted; go on with: kd fit --ckpt_path runs/digits-mlp/checkpoints/last.ckpt\n"
+    )
     epochs = int(content(last)["epoch"]) + 1
     argv = shlex.split(outcome.err.partition("go on with: kd ")[2])
     assert kd(*argv, f"--trainer.max_epochs={epochs + 1}").code == 0
@@ -147,7 +158,9 @@ def failed_in_one_line(outcome: Outcome, run: Path) -> None:
 
 
 def finite(checkpoint: Path) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in content(checkpoint)["state_dict"].values())
+    return all(
+        bool(tensor.isfinite().all()) for tensor in content(checkpoint)["state_dict"].values()
+    )
 
 
 def sgd(rate: str) -> str:
@@ -169,7 +182,13 @@ def test_the_best_checkpoint_of_a_diverged_run_is_finite(kd: Kd) -> None:
 
 
 def test_weights_that_overflow_in_the_last_step_are_not_kept(kd: Kd) -> None:
-    one_step = [*TEACHER, sgd("1.0e+40"), SCHEDULERS["none"], "--data.batch_size=2000", "--trainer.max_epochs=2"]
+    one_step = [
+        *TEACHER,
+        sgd("1.0e+40"),
+        SCHEDULERS["none"],
+        "--data.batch_size=2000",
+        "--trainer.max_epochs=2",
+    ]
     failed_in_one_line(kd(*one_step), Path("runs/digits-mlp"))
     assert all(finite(path) for path in Path("runs/digits-mlp/checkpoints").glob("*.ckpt"))
 

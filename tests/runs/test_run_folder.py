@@ -61,11 +61,18 @@ def test_a_run_folder_tells_what_ran_and_how_it_ended(teacher: Path, kd: Kd) -> 
     outcome = kd(*student(teacher), "--trainer.max_epochs=2", "--seed_everything=3")
     assert (outcome.code, outcome.err) == (0, "")
     assert f"checkpoint: {STUDENT_RUN / LAST}" in outcome.out
-    found = sorted(str(path.relative_to(STUDENT_RUN)) for path in STUDENT_RUN.rglob("*") if path.is_file())
+    found = sorted(
+        str(path.relative_to(STUDENT_RUN)) for path in STUDENT_RUN.rglob("*") if path.is_file()
+    )
     assert found == ["checkpoints/best.ckpt", LAST, "config.yaml", "metrics.csv", "run.json"]
 
     said = record(STUDENT_RUN)
-    assert (said["status"], said["error"], said["seed"], said["job_type"]) == ("finished", None, 3, "distill")
+    assert (said["status"], said["error"], said["seed"], said["job_type"]) == (
+        "finished",
+        None,
+        3,
+        "distill",
+    )
     assert said["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert {"python", "kd_lightning", "lightning", "torchmetrics", "numpy"} <= set(said["versions"])
     assert "commit" in said
@@ -78,12 +85,22 @@ def test_a_run_folder_tells_what_ran_and_how_it_ended(teacher: Path, kd: Kd) -> 
 
     table = rows(STUDENT_RUN)
     assert [row["epoch"] for row in table] == ["0", "1"]
-    for name in ("train_loss", "train_loss_ce", "train_loss_kd", "val_accuracy", "val_nll", "val_teacher_kl", "learning_rate"):
+    for name in (
+        "train_loss",
+        "train_loss_ce",
+        "train_loss_kd",
+        "val_accuracy",
+        "val_nll",
+        "val_teacher_kl",
+        "learning_rate",
+    ):
         assert all(row[name] for row in table), name
         assert float(table[-1][name]) == said["metrics"][name]
     # The total is the weighted sum of the unweighted terms (0.1 and 0.9 in configs/methods/kd.yaml).
     first = {name: float(value) for name, value in table[0].items()}
-    assert first["train_loss"] == pytest.approx(0.1 * first["train_loss_ce"] + 0.9 * first["train_loss_kd"], rel=1e-5)
+    assert first["train_loss"] == pytest.approx(
+        0.1 * first["train_loss_ce"] + 0.9 * first["train_loss_kd"], rel=1e-5
+    )
 
 
 def test_a_second_run_of_a_name_gets_a_number(teacher: Path, kd: Kd) -> None:
@@ -95,14 +112,19 @@ def test_a_second_run_of_a_name_gets_a_number(teacher: Path, kd: Kd) -> None:
 
 def test_config_alone_reproduces_the_run(teacher: Path, kd: Kd) -> None:
     jitter = "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixels: 1}}]"
-    assert kd(*student(teacher), "--model.student.dropout=0.3", jitter, "--seed_everything=5").code == 0
+    assert (
+        kd(*student(teacher), "--model.student.dropout=0.3", jitter, "--seed_everything=5").code
+        == 0
+    )
     again = STUDENT_RUN.with_name("digits-mlp-distill-2")
     torch.manual_seed(99)  # nothing may depend on what was drawn before
     assert kd("fit", "-c", str(STUDENT_RUN / "config.yaml")).code == 0
     assert same_weights(STUDENT_RUN / LAST, again / LAST)
     assert (STUDENT_RUN / "metrics.csv").read_bytes() == (again / "metrics.csv").read_bytes()
     assert kd("fit", "-c", str(STUDENT_RUN / "config.yaml"), "--seed_everything=6").code == 0
-    assert not same_weights(STUDENT_RUN / LAST, STUDENT_RUN.with_name("digits-mlp-distill-3") / LAST)
+    assert not same_weights(
+        STUDENT_RUN / LAST, STUDENT_RUN.with_name("digits-mlp-distill-3") / LAST
+    )
 
 
 class NoisyDigits(DigitsDataModule):
@@ -115,22 +137,38 @@ class NoisyDigits(DigitsDataModule):
 
 def test_the_first_weights_depend_on_the_seed_alone(teacher: Path, kd: Kd) -> None:
     still = [*student(teacher), "--model.optimizer.lr=0", "--model.scheduler=null"]
-    for name, more in {"one": [], "two": [f"--data={__name__}.NoisyDigits"], "three": ["--seed_everything=1"]}.items():
+    for name, more in {
+        "one": [],
+        "two": [f"--data={__name__}.NoisyDigits"],
+        "three": ["--seed_everything=1"],
+    }.items():
         assert kd(*still, f"--run.name={name}", *more).code == 0
     assert same_weights(Path("runs/one", LAST), Path("runs/two", LAST))
     assert not same_weights(Path("runs/one", LAST), Path("runs/three", LAST))
 
 
 def test_later_configs_and_leaves_win(teacher: Path, place: Path, kd: Kd) -> None:
-    (place / "one.yaml").write_text("data: {init_args: {batch_size: 100, fraction: 0.5}}\nrun: {name: one}\n")
+    (place / "one.yaml").write_text(
+        "data: {init_args: {batch_size: 100, fraction: 0.5}}\nrun: {name: one}\n"
+    )
     (place / "two.yaml").write_text("data: {init_args: {batch_size: 200}}\nrun: {name: two}\n")
-    extra = ["-c", "one.yaml", "-c", "two.yaml", "--data.labels=0.5", "--model.losses.kd.temperature=2"]
+    extra = [
+        "-c",
+        "one.yaml",
+        "-c",
+        "two.yaml",
+        "--data.labels=0.5",
+        "--model.losses.kd.temperature=2",
+    ]
     assert kd(*student(teacher), *extra).code == 0
     config = yaml.safe_load(Path("runs/two/config.yaml").read_text())
     data, losses = config["data"]["init_args"], config["model"]["init_args"]["losses"]
     assert (data["batch_size"], data["fraction"], data["labels"]) == (200, 0.5, 0.5)
     assert losses["kd"]["init_args"]["temperature"] == 2.0
-    assert (losses["kd"]["init_args"]["weight"], losses["ce"]["init_args"]["weight"]) == (0.9, 0.1)  # the rest is kept
+    assert (losses["kd"]["init_args"]["weight"], losses["ce"]["init_args"]["weight"]) == (
+        0.9,
+        0.1,
+    )  # the rest is kept
 
 
 def test_a_checkpoint_alone_is_validated_tested_and_used(teacher: Path, kd: Kd) -> None:
@@ -165,7 +203,11 @@ def test_outputs_are_joined_in_the_order_of_the_index() -> None:
 @pytest.mark.parametrize("command", ["test", "fit"])
 def test_a_run_in_a_folder_of_its_own_is_used_as_any_other(command: str, kd: Kd) -> None:
     assert kd(*TEACHER, "--run.dir=own").code == 0
-    argv = ["test", f"--ckpt_path=own/{LAST}"] if command == "test" else ["fit", "-c", "own/config.yaml"]
+    argv = (
+        ["test", f"--ckpt_path=own/{LAST}"]
+        if command == "test"
+        else ["fit", "-c", "own/config.yaml"]
+    )
     outcome = kd(*argv)
     assert (outcome.code, outcome.err) == (0, "")
     if command == "fit":
@@ -179,7 +221,12 @@ def test_the_test_set_is_read_with_the_chosen_weights(which: str, teacher: Path,
     assert best["epoch"] == 0
     tested = load_file(STUDENT_RUN / "predictions-test.safetensors")
     assert torch.equal(tested["index"], torch.arange(602))
-    by_best = torch.allclose(tested["logits"], logits_on_test(STUDENT_RUN / "checkpoints" / "best.ckpt"), rtol=0, atol=1e-6)
+    by_best = torch.allclose(
+        tested["logits"],
+        logits_on_test(STUDENT_RUN / "checkpoints" / "best.ckpt"),
+        rtol=0,
+        atol=1e-6,
+    )
     assert by_best is (which == "best")
     wrong = int((tested["logits"].argmax(-1) != tested["target"]).sum())
     metrics = record(STUDENT_RUN)["metrics"]

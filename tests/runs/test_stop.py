@@ -56,9 +56,16 @@ def check_same(whole: Path, parts: Path) -> None:
         ("--trainer.limit_train_batches=6", 2, 0, 3),
     ],
 )
-def test_goes_on_within_an_epoch(setting: str, batch: int, epoch: int, step: int, teacher: Path, kd: Kd) -> None:
+def test_goes_on_within_an_epoch(
+    setting: str, batch: int, epoch: int, step: int, teacher: Path, kd: Kd
+) -> None:
     distilled = [*student(teacher), "--model.student.dropout=0.3", JITTER, SCHEDULERS["each step"]]
-    argv = [*distilled, "--trainer.max_epochs=4", "--data.batch_size=128", *([setting] if setting else [])]
+    argv = [
+        *distilled,
+        "--trainer.max_epochs=4",
+        "--data.batch_size=128",
+        *([setting] if setting else []),
+    ]
     assert kd(*argv, "--run.name=whole").code == 0
     outcome = signalled(kd, [*argv, "--run.name=parts"], epoch, batch)
     assert (outcome.code, record(LAST.parents[1])["status"]) == (130, "interrupted")
@@ -96,7 +103,13 @@ def test_goes_on_from_a_checkpoint_of_the_users_own(teacher: Path, kd: Kd) -> No
 @pytest.mark.parametrize("method", ["crd", "vid"])  # a memory of features; adapters
 def test_what_losses_keep_goes_on_too(method: str, teacher: Path, kd: Kd) -> None:
     layers = "{penultimate: body.1, stage1: body.1, stage2: body.1, stage3: body.1}"
-    argv = [*student(teacher), "-c", f"configs/methods/{method}.yaml", f"--model.layers={layers}", "--trainer.max_epochs=3"]
+    argv = [
+        *student(teacher),
+        "-c",
+        f"configs/methods/{method}.yaml",
+        f"--model.layers={layers}",
+        "--trainer.max_epochs=3",
+    ]
     argv += [f"--model.teacher.layers={layers}", "--run.test=last", JITTER]
     assert kd(*argv, "--run.name=whole").code == 0
     assert signalled(kd, [*argv, "--run.name=parts"], 1, 4).code == 130

@@ -73,13 +73,25 @@ def test_the_loggers_config_turns_it_on(wandb_runs: list[FakeRun], kd: Kd) -> No
     assert "val_accuracy" in {name for row in run.rows for name in row}
 
 
-def test_wandb_is_told_of_config_group_job_type_and_tags(teacher: Path, wandb_runs: list[FakeRun], kd: Kd) -> None:
-    options = ["--run.wandb=offline", "--run.group=mine", "--run.tags=[a,b]", "--run.project=p", "--run.test=last"]
+def test_wandb_is_told_of_config_group_job_type_and_tags(
+    teacher: Path, wandb_runs: list[FakeRun], kd: Kd
+) -> None:
+    options = [
+        "--run.wandb=offline",
+        "--run.group=mine",
+        "--run.tags=[a,b]",
+        "--run.project=p",
+        "--run.test=last",
+    ]
     assert kd(*student(teacher), *options).code == 0
     [run] = wandb_runs
     given = run.arguments
     assert (given["group"], given["job_type"], given["tags"]) == ("mine", "distill", ["a", "b"])
-    assert (given["project"], given["name"], given["mode"]) == ("p", "digits-mlp-distill", "offline")
+    assert (given["project"], given["name"], given["mode"]) == (
+        "p",
+        "digits-mlp-distill",
+        "offline",
+    )
     assert given["config"]["model"]["init_args"]["losses"]["kd"]["init_args"]["temperature"] == 4.0
     assert given["config"]["seed_everything"] == 0
     assert given["config"]["teacher"][0]["path"] == str(teacher)
@@ -87,7 +99,13 @@ def test_wandb_is_told_of_config_group_job_type_and_tags(teacher: Path, wandb_ru
     assert given["config"]["spec"]["samples"]["test"] == 602
     assert given["config"]["folder"] == str(Path("runs/digits-mlp-distill").resolve())
     logged = {name for row in run.rows for name in row}
-    assert {"train_loss", "val_accuracy", "test_errors", "test_confusion_matrix", "test_mistakes"} <= logged
+    assert {
+        "train_loss",
+        "val_accuracy",
+        "test_errors",
+        "test_confusion_matrix",
+        "test_mistakes",
+    } <= logged
     assert run.exit_codes == [0]
 
 
@@ -100,7 +118,12 @@ def test_a_folder_of_the_users_keeps_the_runs_name(wandb_runs: list[FakeRun], kd
 
 def test_a_failed_run_is_marked_as_failed(wandb_runs: list[FakeRun], kd: Kd) -> None:
     sgd = "{class_path: torch.optim.SGD, init_args: {lr: 1.0e+12}}"
-    assert kd(*TEACHER, "--run.wandb=offline", "--model.scheduler=null", f"--model.optimizer={sgd}").code == 2
+    assert (
+        kd(
+            *TEACHER, "--run.wandb=offline", "--model.scheduler=null", f"--model.optimizer={sgd}"
+        ).code
+        == 2
+    )
     assert [run.exit_codes for run in wandb_runs] == [[1]]
 
 
@@ -123,7 +146,9 @@ def test_a_run_goes_on_without_wandb(monkeypatch: pytest.MonkeyPatch, kd: Kd) ->
 def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     """A run with the real W&B in a process of its own, and its folder."""
     place = tmp_path_factory.mktemp("offline")
-    folders = {f"WANDB_{name}_DIR": str(place / "wandb-own") for name in ("CACHE", "CONFIG", "DATA")}
+    folders = {
+        f"WANDB_{name}_DIR": str(place / "wandb-own") for name in ("CACHE", "CONFIG", "DATA")
+    }
     # WANDB_SERVICE would lead to the service of this process, if it had one.
     unset = dict.fromkeys(("WANDB_MODE", "WANDB_API_KEY", "WANDB_SERVICE"))
     process = spawn([*WITHOUT_CSV_CONFIG, "--run.wandb=offline"], place, **folders, **unset)

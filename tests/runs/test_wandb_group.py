@@ -46,13 +46,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
         "compare": [],
     }
     write(place, content)
-    folders = {f"WANDB_{name}_DIR": str(place / "wandb-own") for name in ("CACHE", "CONFIG", "DATA")}
+    folders = {
+        f"WANDB_{name}_DIR": str(place / "wandb-own") for name in ("CACHE", "CONFIG", "DATA")
+    }
     unset = dict.fromkeys(("WANDB_MODE", "WANDB_API_KEY", "WANDB_SERVICE"))
     outcome = finish(spawn(["reproduce", "mini.yaml"], place, **folders, **unset), 240)
     assert outcome.code == 0, outcome.err
-    logs = sorted((place / "runs" / "store").glob("*/wandb/offline-run-*/*.wandb"), key=lambda path: path.parent.name)
+    logs = sorted(
+        (place / "runs" / "store").glob("*/wandb/offline-run-*/*.wandb"),
+        key=lambda path: path.parent.name,
+    )
     assert len(logs) == 2  # one a run: the first was finished before the second began
-    return [next(record.run for record in records(log) if record.WhichOneof("record_type") == "run") for log in logs]
+    return [
+        next(record.run for record in records(log) if record.WhichOneof("record_type") == "run")
+        for log in logs
+    ]
 
 
 def test_all_runs_of_an_experiment_are_one_group(runs: list[Any]) -> None:

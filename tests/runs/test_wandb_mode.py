@@ -38,7 +38,9 @@ def test_a_key_of_wandb_login_is_online(no_key: Path, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("url", [None, "http://localhost:8080"])
-def test_a_key_is_found_where_wandb_itself_writes_it(url: str | None, no_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_is_found_where_wandb_itself_writes_it(
+    url: str | None, no_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its default server has had more than one name."""
     auth = pytest.importorskip("wandb.sdk.lib.wbauth")
     if url:

@@ -14,7 +14,11 @@ from kd_lightning.weights import KEY
 
 def save(path: Path, spec: dict[str, Any], seed: int, hidden: int = 12) -> str:
     """A checkpoint as `kd fit` leaves it, of a network with random weights for data of that spec."""
-    arguments = {"hidden": [hidden], "input_shape": spec["input_shape"], "num_classes": spec["num_classes"]}
+    arguments = {
+        "hidden": [hidden],
+        "input_shape": spec["input_shape"],
+        "num_classes": spec["num_classes"],
+    }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = MLP(**arguments)
@@ -27,13 +31,21 @@ def save(path: Path, spec: dict[str, Any], seed: int, hidden: int = 12) -> str:
     return str(path)
 
 
-def specialist_spec(spec: dict[str, Any], class_ids: list[int], oversampling: float = 1.5) -> dict[str, Any]:
+def specialist_spec(
+    spec: dict[str, Any], class_ids: list[int], oversampling: float = 1.5
+) -> dict[str, Any]:
     """What a specialist's data says of itself."""
     return {
         **spec,
         "num_classes": len(class_ids) + 1,
         "classes": [*(spec["classes"][at] for at in class_ids), "other"],
-        "specialist": {"number": 0, "of": 1, "class_ids": class_ids, "oversampling": oversampling, "generalist": ""},
+        "specialist": {
+            "number": 0,
+            "of": 1,
+            "class_ids": class_ids,
+            "oversampling": oversampling,
+            "generalist": "",
+        },
     }
 
 

@@ -18,7 +18,10 @@ def confused(sure: float = 0.0, samples: int = 40) -> Tensor:
     noise = torch.randn(9 * samples, 9, generator=torch.Generator().manual_seed(0))
     target = torch.arange(9).repeat_interleave(samples)
     for group in GROUPS:
-        noise[torch.isin(target, torch.tensor(group))[:, None] & torch.isin(torch.arange(9), torch.tensor(group))] += 4.0
+        noise[
+            torch.isin(target, torch.tensor(group))[:, None]
+            & torch.isin(torch.arange(9), torch.tensor(group))
+        ] += 4.0
     noise[torch.arange(len(target)), target] += sure
     return noise
 
@@ -28,12 +31,17 @@ def test_covariance_is_the_definition() -> None:
     rows = [[float(torch.exp(z / 3)) for z in row] for row in logits.double()]
     probs = [[value / sum(row) for value in row] for row in rows]
     mean = [sum(column) / 50 for column in zip(*probs, strict=True)]
-    expected = [[sum((p[i] - mean[i]) * (p[j] - mean[j]) for p in probs) / 49 for j in range(4)] for i in range(4)]
+    expected = [
+        [sum((p[i] - mean[i]) * (p[j] - mean[j]) for p in probs) / 49 for j in range(4)]
+        for i in range(4)
+    ]
     found = prediction_covariance(logits, temperature=3.0)
     assert found == pytest.approx(np.array(expected))
     correlation = prediction_covariance(logits, temperature=3.0, correlation=True)
     assert correlation.diagonal() == pytest.approx(np.ones(4))
-    assert correlation[0, 1] == pytest.approx(expected[0][1] / np.sqrt(expected[0][0] * expected[1][1]))
+    assert correlation[0, 1] == pytest.approx(
+        expected[0][1] / np.sqrt(expected[0][0] * expected[1][1])
+    )
 
 
 def test_a_class_that_is_predicted_alike_correlates_with_none() -> None:

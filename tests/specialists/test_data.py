@@ -24,7 +24,9 @@ def generalist(tmp_path_factory: pytest.TempPathFactory) -> str:
     return files.generalist(tmp_path_factory.mktemp("generalist"))
 
 
-def made(generalist: str, specialist: int = 0, inner: Any = None, **options: Any) -> SpecialistDataModule:
+def made(
+    generalist: str, specialist: int = 0, inner: Any = None, **options: Any
+) -> SpecialistDataModule:
     data = inner or DigitsDataModule(batch_size=64)
     arguments: dict[str, Any] = {"specialists": 3, "classes_each": 4} | options
     return SpecialistDataModule(data, generalist, specialist=specialist, **arguments)
@@ -64,11 +66,17 @@ def test_labels_are_the_classes_or_the_dustbin(generalist: str, stage: str) -> N
     batches = list(data.loader(stage))
     index, target = joined(batches, "index"), joined(batches, "target")
     ids = data.class_ids
-    assert target.tolist() == [ids.index(label) if label in ids else 4 for label in raw[index].tolist()]
+    assert target.tolist() == [
+        ids.index(label) if label in ids else 4 for label in raw[index].tolist()
+    ]
     source = data.source(stage)
-    assert torch.equal(source.target[source.rows], source.batch(torch.arange(len(source)), CLEAN).target)
+    assert torch.equal(
+        source.target[source.rows], source.batch(torch.arange(len(source)), CLEAN).target
+    )
     if stage != "train":
-        assert sorted(index.tolist()) == sorted(data.data.source(stage).rows.tolist())  # all samples, each once
+        assert sorted(index.tolist()) == sorted(
+            data.data.source(stage).rows.tolist()
+        )  # all samples, each once
 
 
 def test_half_are_its_own_and_half_are_drawn_from_the_rest(generalist: str) -> None:
@@ -87,7 +95,9 @@ def test_half_are_its_own_and_half_are_drawn_from_the_rest(generalist: str) -> N
     assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
 
 
-def test_an_epoch_is_a_function_of_its_number_and_of_the_seed(generalist: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_is_a_function_of_its_number_and_of_the_seed(
+    generalist: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = joined(epoch(made(generalist), 3), "index")
     again = made(generalist)
     epoch(again, 0)  # what was served before does not matter
@@ -126,7 +136,9 @@ def test_inputs_are_those_of_the_data(generalist: str) -> None:
 
 def test_augmentation_that_the_data_cannot_do_is_refused(generalist: str, tmp_path: Path) -> None:
     spoken_digits(tmp_path, takes=11)
-    said = complaint(lambda: made(generalist, augment=[Jitter(1)], inner=SpokenDigitsDataModule(str(tmp_path))))
+    said = complaint(
+        lambda: made(generalist, augment=[Jitter(1)], inner=SpokenDigitsDataModule(str(tmp_path)))
+    )
     assert said == "data.augment: SpokenDigitsDataModule has no augmentation of images"
 
 
@@ -174,8 +186,12 @@ def test_a_loader_of_another_kind(generalist: str) -> None:
 
 
 def test_what_cannot_be(generalist: str, tmp_path: Path) -> None:
-    assert "data.specialist must be in 0 to data.specialists - 1 = 2, got 3" in complaint(lambda: made(generalist, 3))
-    assert "data.classes_each must be 1 to 8" in complaint(lambda: made(generalist, classes_each=9).spec)
+    assert "data.specialist must be in 0 to data.specialists - 1 = 2, got 3" in complaint(
+        lambda: made(generalist, 3)
+    )
+    assert "data.classes_each must be 1 to 8" in complaint(
+        lambda: made(generalist, classes_each=9).spec
+    )
     assert "there is no file" in complaint(lambda: made(str(tmp_path / "none.ckpt")).spec)
     bare = tmp_path / "bare.pt"
     torch.save({"weight": torch.zeros(2)}, bare)
@@ -186,18 +202,28 @@ def test_a_class_without_samples(generalist: str, monkeypatch: pytest.MonkeyPatc
     for keep, whose in (([5, 6], "of its own classes"), ([0, 1], "of other classes")):
         data = made(generalist, inner=DigitsDataModule(keep_classes=keep))
         monkeypatch.setitem(data.__dict__, "clusters", [[0, 1]])
-        assert f"specialist 0 has no labelled training sample {whose}" in complaint(lambda d=data: d.spec)  # type: ignore[misc]
+        message = complaint(lambda data=data: data.spec)  # type: ignore[misc]
+        assert f"specialist 0 has no labelled training sample {whose}" in message
 
 
 def test_a_name_that_is_taken(generalist: str, monkeypatch: pytest.MonkeyPatch) -> None:
     message = complaint(lambda: made(generalist, dustbin="7"))
-    assert message == "the data has a class called '7' already; name the dustbin with --data.dustbin=NAME"
+    assert (
+        message
+        == "the data has a class called '7' already; name the dustbin with --data.dustbin=NAME"
+    )
     assert made(generalist, dustbin="any other").spec["classes"][-1] == "any other"
 
 
 def test_a_generalist_of_other_classes(tmp_path: Path) -> None:
     spec = DigitsDataModule().spec
-    fewer = files.save(tmp_path / "fewer.ckpt", {**spec, "num_classes": 9, "classes": spec["classes"][:9]}, seed=0)
-    assert f"the generalist {fewer} knows 9 classes, the data digits has 10" in complaint(lambda: made(fewer).spec)
-    turned = files.save(tmp_path / "turned.ckpt", {**spec, "classes": spec["classes"][::-1]}, seed=0)
+    fewer = files.save(
+        tmp_path / "fewer.ckpt", {**spec, "num_classes": 9, "classes": spec["classes"][:9]}, seed=0
+    )
+    assert f"the generalist {fewer} knows 9 classes, the data digits has 10" in complaint(
+        lambda: made(fewer).spec
+    )
+    turned = files.save(
+        tmp_path / "turned.ckpt", {**spec, "classes": spec["classes"][::-1]}, seed=0
+    )
     assert "calls class 0 '9', the data digits '0'" in complaint(lambda: made(turned).spec)

@@ -33,14 +33,18 @@ def opinions(samples: int = 6, seed: int = 0) -> tuple[Tensor, list[Tensor], Ten
     drawn = torch.Generator().manual_seed(seed)
 
     def one(classes: int) -> Tensor:
-        return (SURE * torch.randn(samples, classes, generator=drawn, dtype=torch.float64)).log_softmax(1)
+        return (
+            SURE * torch.randn(samples, classes, generator=drawn, dtype=torch.float64)
+        ).log_softmax(1)
 
     active = torch.rand(samples, 3, generator=drawn) < 0.7
     active[0], active[1] = False, True
     return one(K), [one(len(ids) + 1) for ids in IDS], active
 
 
-def objective(z: NDArray[np.float64], generalist: list[float], said: list[list[float]], ids: list[list[int]]) -> float:
+def objective(
+    z: NDArray[np.float64], generalist: list[float], said: list[list[float]], ids: list[list[int]]
+) -> float:
     """KL(p_g, q) + sum of KL(p_m, q) for one sample, written from the paper in sums over classes."""
     largest = max(z)
     total = sum(math.exp(value - largest) for value in z)
@@ -59,7 +63,9 @@ def slow(generalist: Tensor, said: list[Tensor], active: Tensor) -> list[list[fl
     for at, row in enumerate(generalist.tolist()):
         asked = [m for m in range(3) if active[at, m]]
         p_m, ids = [said[m][at].tolist() for m in asked], [IDS[m] for m in asked]
-        result = minimize(objective, np.array(row), (row, p_m, ids), method="BFGS", options={"gtol": 1e-7})
+        result = minimize(
+            objective, np.array(row), (row, p_m, ids), method="BFGS", options={"gtol": 1e-7}
+        )
         found.append(torch.tensor(result.x).softmax(0).tolist())
     return found
 
@@ -89,9 +95,18 @@ def test_the_gradient_is_zero_there_and_the_objective_higher_around() -> None:
 def test_stops_at_the_tolerance_or_after_so_many_iterations() -> None:
     generalist, said, active = opinions(samples=20, seed=4)
     exact = agreed_log_probs(generalist, said, IDS, active, tolerance=1e-12).exp()
-    early: list[dict[str, Any]] = [{"tolerance": 1e-7}, {"tolerance": 1e-2}, {"tolerance": 1e-12, "max_iterations": 1}]
+    early: list[dict[str, Any]] = [
+        {"tolerance": 1e-7},
+        {"tolerance": 1e-2},
+        {"tolerance": 1e-12, "max_iterations": 1},
+    ]
     errors = [
-        float((agreed_log_probs(generalist, said, IDS, active, **options).exp() - exact).abs().sum(1).max())
+        float(
+            (agreed_log_probs(generalist, said, IDS, active, **options).exp() - exact)
+            .abs()
+            .sum(1)
+            .max()
+        )
         for options in early
     ]
     assert errors[0] < 1e-5 < errors[1] < errors[2]
@@ -113,7 +128,9 @@ def test_the_generalist_alone_and_specialists_of_one_mind_with_it() -> None:
     same = []
     for ids in IDS:
         others = [j for j in range(K) if j not in ids]
-        same.append(torch.cat([generalist[:, ids], generalist[:, others].logsumexp(1, keepdim=True)], 1))
+        same.append(
+            torch.cat([generalist[:, ids], generalist[:, others].logsumexp(1, keepdim=True)], 1)
+        )
     agreed = agreed_log_probs(generalist, same, IDS, torch.ones_like(active))
     assert torch.allclose(agreed, generalist, rtol=0, atol=1e-9)
 
@@ -123,8 +140,12 @@ def test_precision_is_double_whatever_the_networks_compute_in() -> None:
     exact = agreed_log_probs(generalist, said, IDS, active, tolerance=1e-9)
     before = torch.get_float32_matmul_precision()
     try:
-        torch.set_float32_matmul_precision("medium")  # products in bfloat16 would never reach the tolerance
-        single = agreed_log_probs(generalist.float(), [p.float() for p in said], IDS, active, tolerance=1e-9)
+        torch.set_float32_matmul_precision(
+            "medium"
+        )  # products in bfloat16 would never reach the tolerance
+        single = agreed_log_probs(
+            generalist.float(), [p.float() for p in said], IDS, active, tolerance=1e-9
+        )
     finally:
         torch.set_float32_matmul_precision(before)
     assert single.dtype == torch.float32
@@ -133,17 +154,30 @@ def test_precision_is_double_whatever_the_networks_compute_in() -> None:
 
 def test_impossible_classes_are_no_trouble() -> None:
     generalist = torch.tensor([[0.0, -1e4, -1e4, -1e4, -1e4, -1e4, -1e4]]).log_softmax(1)
-    said = [torch.tensor([[-1e4, 0.0, -1e4, -1e4]]), torch.tensor([[-1e4, -1e4, -1e4, 0.0]]), torch.tensor([[0.0, -1e4, -1e4]])]
+    said = [
+        torch.tensor([[-1e4, 0.0, -1e4, -1e4]]),
+        torch.tensor([[-1e4, -1e4, -1e4, 0.0]]),
+        torch.tensor([[0.0, -1e4, -1e4]]),
+    ]
     q = agreed_log_probs(generalist, said, IDS, torch.ones(1, 3, dtype=torch.bool))
     assert bool(q.isfinite().all())
     assert q.exp().sum().item() == pytest.approx(1.0)
 
 
 def test_who_is_asked() -> None:
-    logits = torch.tensor([[9.0, 0, 0, 0, 0, 8, 0], [0, 9.0, 0, 8, 0, 0, 0], [0, 0, 0, 0, 0, 0, 9.0]])
+    logits = torch.tensor(
+        [[9.0, 0, 0, 0, 0, 8, 0], [0, 9.0, 0, 8, 0, 0, 0], [0, 0, 0, 0, 0, 0, 9.0]]
+    )
     known = membership(IDS, K)
-    assert active_specialists(logits, known).tolist() == [[True, False, False], [True, True, False], [False] * 3]
-    assert active_specialists(logits, known, n=2).tolist()[:2] == [[True, True, False], [True, True, True]]
+    assert active_specialists(logits, known).tolist() == [
+        [True, False, False],
+        [True, True, False],
+        [False] * 3,
+    ]
+    assert active_specialists(logits, known, n=2).tolist()[:2] == [
+        [True, True, False],
+        [True, True, True],
+    ]
     assert active_specialists(logits, known, n=99).tolist() == [[True] * 3] * 3
 
 
@@ -153,7 +187,10 @@ def test_who_is_asked() -> None:
 @pytest.fixture
 def team(tmp_path: Path) -> dict[str, Any]:
     """Checkpoints of a generalist and two specialists."""
-    members = [files.specialist(tmp_path, [1, 4, 7], 2.0, seed=1), files.specialist(tmp_path, [0, 4, 8, 9], 0.7, seed=2)]
+    members = [
+        files.specialist(tmp_path, [1, 4, 7], 2.0, seed=1),
+        files.specialist(tmp_path, [0, 4, 8, 9], 0.7, seed=2),
+    ]
     return {"generalist": files.generalist(tmp_path), "specialists": members}
 
 
@@ -182,7 +219,13 @@ def test_specialist_teacher(team: dict[str, Any], data: DigitsDataModule) -> Non
             logits[-1] += math.log(oversampling[m])
             said.append(logits.log_softmax(0).tolist())
         row = generalist[at].tolist()
-        found = minimize(objective, np.array(row), (row, said, [ids[m] for m in asked]), method="BFGS", options={"gtol": 1e-7})
+        found = minimize(
+            objective,
+            np.array(row),
+            (row, said, [ids[m] for m in asked]),
+            method="BFGS",
+            options={"gtol": 1e-7},
+        )
         assert q[at].tolist() == pytest.approx(torch.tensor(found.x).softmax(0).tolist(), abs=1e-5)
     assert not torch.allclose(q.double(), generalist.exp(), atol=1e-2)
     assert [Path(source["path"]).name for source in teacher.sources()] == [
@@ -192,7 +235,9 @@ def test_specialist_teacher(team: dict[str, Any], data: DigitsDataModule) -> Non
     ]
 
 
-def test_students_learn_from_it_and_caches_replay_it(team: dict[str, Any], data: DigitsDataModule, tmp_path: Path) -> None:
+def test_students_learn_from_it_and_caches_replay_it(
+    team: dict[str, Any], data: DigitsDataModule, tmp_path: Path
+) -> None:
     teacher = SpecialistTeacher(**team)
     module = distillation(teacher=teacher)
     trainer(limit_train_batches=2).fit(module, datamodule=data)
@@ -207,9 +252,13 @@ def test_students_learn_from_it_and_caches_replay_it(team: dict[str, Any], data:
 def test_what_is_no_team(team: dict[str, Any], data: DigitsDataModule, tmp_path: Path) -> None:
     generalist, members = team["generalist"], team["specialists"]
     assert "has no specialists" in complaint(lambda: SpecialistTeacher(generalist, []))
-    assert "n and max_iterations must be at least 1" in complaint(lambda: SpecialistTeacher(generalist, members, n=0))
+    assert "n and max_iterations must be at least 1" in complaint(
+        lambda: SpecialistTeacher(generalist, members, n=0)
+    )
     swapped = SpecialistTeacher(generalist, [generalist])
-    assert "generalist0.ckpt is not a specialist's checkpoint" in complaint(lambda: swapped.prepare(data))
+    assert "generalist0.ckpt is not a specialist's checkpoint" in complaint(
+        lambda: swapped.prepare(data)
+    )
     spec = data.spec
     renamed = {**spec, "classes": [f"digit {name}" for name in spec["classes"]]}
     other = files.save(tmp_path / "renamed.ckpt", files.specialist_spec(renamed, [1, 2]), 5)
@@ -226,7 +275,9 @@ def test_what_is_no_team(team: dict[str, Any], data: DigitsDataModule, tmp_path:
 
 @pytest.fixture
 def share(team: dict[str, Any]) -> SpecialistDataModule:
-    return SpecialistDataModule(DigitsDataModule(batch_size=64), team["generalist"], specialists=3, classes_each=4)
+    return SpecialistDataModule(
+        DigitsDataModule(batch_size=64), team["generalist"], specialists=3, classes_each=4
+    )
 
 
 def test_subset_teacher_sums_up_the_rest(team: dict[str, Any], share: SpecialistDataModule) -> None:
@@ -245,7 +296,9 @@ def test_subset_teacher_sums_up_the_rest(team: dict[str, Any], share: Specialist
 
 def test_a_specialist_learns_from_it(team: dict[str, Any], share: SpecialistDataModule) -> None:
     student = mlp(classes=5)
-    module: DistillationModule = distillation(teacher=SubsetTeacher(checkpoint=team["generalist"]), student=student)
+    module: DistillationModule = distillation(
+        teacher=SubsetTeacher(checkpoint=team["generalist"]), student=student
+    )
     run = trainer(limit_train_batches=2)
     run.fit(module, datamodule=share)
     assert run.callback_metrics["train_loss_kd"] > 0
@@ -256,4 +309,7 @@ def test_subset_teacher_refuses(team: dict[str, Any], data: DigitsDataModule) ->
     both = complaint(lambda: SubsetTeacher(team["generalist"], ModelTeacher(network=mlp())))
     assert "SubsetTeacher: give" in both
     message = complaint(lambda: SubsetTeacher(team["generalist"]).prepare(data))
-    assert message == "SubsetTeacher is for a specialist's data; use kd_lightning.specialists.SpecialistDataModule"
+    assert (
+        message
+        == "SubsetTeacher is for a specialist's data; use kd_lightning.specialists.SpecialistDataModule"
+    )

@@ -42,13 +42,19 @@ def test_weights_of_its_own_classes_and_other_data_are_left_alone() -> None:
 
 def test_other_classes_are_named() -> None:
     turned: dict[str, Any] = {**SPEC, "classes": SPEC["classes"][::-1]}
-    message = complaint(lambda: specialist_weights(mlp(classes=4), mlp(classes=10).state_dict(), turned, SHARE, "here"))
+    message = complaint(
+        lambda: specialist_weights(
+            mlp(classes=4), mlp(classes=10).state_dict(), turned, SHARE, "here"
+        )
+    )
     assert message == "here: the weights call class 2 '7', the data '2'; are there other classes?"
 
 
 @pytest.fixture
 def share(tmp_path: Path) -> SpecialistDataModule:
-    return SpecialistDataModule(DigitsDataModule(batch_size=64), files.generalist(tmp_path), specialists=3, classes_each=4)
+    return SpecialistDataModule(
+        DigitsDataModule(batch_size=64), files.generalist(tmp_path), specialists=3, classes_each=4
+    )
 
 
 def test_a_run_starts_there(share: SpecialistDataModule) -> None:
@@ -60,10 +66,14 @@ def test_a_run_starts_there(share: SpecialistDataModule) -> None:
     whole.load_state_dict({k.removeprefix("network."): v for k, v in content["state_dict"].items()})
     batch = samples(share.data, "test", 50)
     with torch.no_grad():
-        assert torch.allclose(module.net(batch.inputs)[:, :-1], whole(batch.inputs)[:, share.class_ids], atol=1e-5)
+        assert torch.allclose(
+            module.net(batch.inputs)[:, :-1], whole(batch.inputs)[:, share.class_ids], atol=1e-5
+        )
     trainer(limit_train_batches=2).fit(module, datamodule=share)
 
 
 def test_another_network_is_refused(share: SpecialistDataModule) -> None:
-    message = complaint(lambda: ClassifierModule(mlp(13, classes=5), init_from=str(share.generalist)).attach(share))
+    message = complaint(
+        lambda: ClassifierModule(mlp(13, classes=5), init_from=str(share.generalist)).attach(share)
+    )
     assert "'body.1.weight' is (12, 64) in the weights and (13, 64) in MLP" in message

@@ -27,7 +27,9 @@ class Own(Teacher):
 
 
 def frozen(teacher: Teacher) -> bool:
-    return not any(m.training for m in teacher.modules()) and not any(p.requires_grad for p in teacher.parameters())
+    return not any(m.training for m in teacher.modules()) and not any(
+        p.requires_grad for p in teacher.parameters()
+    )
 
 
 @pytest.fixture
@@ -74,12 +76,19 @@ def test_a_fit_changes_nothing(owner: DistillationModule, data: DigitsDataModule
     trainer(max_epochs=2).fit(owner, datamodule=data)
     owner.train()
     assert frozen(owner.teacher)
-    assert same(copied(owner.teacher), teacher)  # running statistics and the count of batches among them
+    assert same(
+        copied(owner.teacher), teacher
+    )  # running statistics and the count of batches among them
     assert torch.equal(owner.teacher(batch).logits, before)
-    assert torch.equal(owner.teacher(batch).logits, before)  # dropout would give another answer each time
+    assert torch.equal(
+        owner.teacher(batch).logits, before
+    )  # dropout would give another answer each time
     # The student, the same network in train mode, did change in each of these ways: the test can fail.
     now = copied(owner.net)
-    assert not any(torch.equal(now[name], student[name]) for name in ("1.weight", "2.running_mean", "2.num_batches_tracked"))
+    assert not any(
+        torch.equal(now[name], student[name])
+        for name in ("1.weight", "2.running_mean", "2.num_batches_tracked")
+    )
     assert not torch.equal(owner(batch.inputs), owner(batch.inputs))
 
 
@@ -121,7 +130,9 @@ def test_a_users_own_teacher_is_in_eval_mode(data: DigitsDataModule) -> None:
 def test_no_features_and_no_sources_unless_a_subclass_has_them() -> None:
     teacher = Own(shaky())
     assert teacher.tap(set()) == {}
-    assert "Own has no features for penultimate, stage1" in complaint(lambda: teacher.tap({"stage1", "penultimate"}))
+    assert "Own has no features for penultimate, stage1" in complaint(
+        lambda: teacher.tap({"stage1", "penultimate"})
+    )
     assert teacher.sources() == []
     with pytest.raises(NotImplementedError):
         Teacher().outputs(Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1)))

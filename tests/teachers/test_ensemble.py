@@ -18,7 +18,9 @@ from tests.reference import kd as reference
 from tests.training.small import complaint, distillation, mlp, samples, shaky, trainer
 
 TEMPERATURES = (0.5, 1.0, 4.0, 20.0)
-MEMBERS = 3.0 * torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+MEMBERS = 3.0 * torch.randn(
+    6, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+)
 BATCH = Batch(torch.zeros(6, 1), torch.zeros(6, dtype=torch.int64), torch.arange(6))
 
 
@@ -33,8 +35,12 @@ class Fixed(Teacher):
         return Output(self.logits)
 
 
-def output_of(mean: Literal["arithmetic", "geometric"], weights: list[float] | None, members: Tensor = MEMBERS) -> Output:
-    teacher = EnsembleTeacher([Fixed(member) for member in members.unbind(1)], mean=mean, weights=weights)
+def output_of(
+    mean: Literal["arithmetic", "geometric"], weights: list[float] | None, members: Tensor = MEMBERS
+) -> Output:
+    teacher = EnsembleTeacher(
+        [Fixed(member) for member in members.unbind(1)], mean=mean, weights=weights
+    )
     teacher.prepare(None)
     output = teacher(BATCH)
     assert isinstance(output, Output)
@@ -47,8 +53,12 @@ def probs(output: Output, temperature: float) -> list[list[float]]:
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize(("given", "scaled"), [(None, [1 / 3] * 3), ([1.0, 2.0, 5.0], [0.125, 0.25, 0.625])])
-def test_arithmetic_mean_at_the_temperature_in_use(temperature: float, given: list[float] | None, scaled: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("given", "scaled"), [(None, [1 / 3] * 3), ([1.0, 2.0, 5.0], [0.125, 0.25, 0.625])]
+)
+def test_arithmetic_mean_at_the_temperature_in_use(
+    temperature: float, given: list[float] | None, scaled: list[float]
+) -> None:
     output = output_of("arithmetic", given)
     expected = reference.arithmetic_mean(MEMBERS.tolist(), scaled, temperature)
     assert probs(output, temperature) == [pytest.approx(row) for row in expected]
@@ -59,12 +69,18 @@ def test_arithmetic_mean_at_the_temperature_in_use(temperature: float, given: li
     assert (tempered == [pytest.approx(row, rel=1e-3) for row in expected]) == (temperature == 1.0)
 
 
-@pytest.mark.parametrize(("given", "scaled"), [(None, [1 / 3] * 3), ([1.0, 2.0, 5.0], [0.125, 0.25, 0.625])])
-def test_geometric_mean_is_the_mean_of_logits(given: list[float] | None, scaled: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("given", "scaled"), [(None, [1 / 3] * 3), ([1.0, 2.0, 5.0], [0.125, 0.25, 0.625])]
+)
+def test_geometric_mean_is_the_mean_of_logits(
+    given: list[float] | None, scaled: list[float]
+) -> None:
     output = output_of("geometric", given)
     for row, members in zip(output.logits.tolist(), MEMBERS.tolist(), strict=True):
         columns = zip(*members, strict=True)
-        assert row == pytest.approx([math.fsum(w * z for w, z in zip(scaled, c, strict=True)) for c in columns])
+        assert row == pytest.approx(
+            [math.fsum(w * z for w, z in zip(scaled, c, strict=True)) for c in columns]
+        )
     for temperature in TEMPERATURES:
         expected = reference.geometric_mean(MEMBERS.tolist(), scaled, temperature)
         assert probs(output, temperature) == [pytest.approx(row) for row in expected]
@@ -73,22 +89,33 @@ def test_geometric_mean_is_the_mean_of_logits(given: list[float] | None, scaled:
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
 def test_the_order_of_members_does_not_matter(mean: Literal["arithmetic", "geometric"]) -> None:
     order, weights = [2, 0, 1], [1.0, 2.0, 5.0]
-    first, second = output_of(mean, weights), output_of(mean, [weights[i] for i in order], MEMBERS[:, order])
+    first, second = (
+        output_of(mean, weights),
+        output_of(mean, [weights[i] for i in order], MEMBERS[:, order]),
+    )
     for temperature in TEMPERATURES:
-        assert torch.allclose(first.log_probs(temperature), second.log_probs(temperature), rtol=1e-12, atol=1e-12)
+        assert torch.allclose(
+            first.log_probs(temperature), second.log_probs(temperature), rtol=1e-12, atol=1e-12
+        )
     # Weights go with their members: left in place they would give another mean.
-    assert not torch.allclose(first.logits, output_of(mean, weights, MEMBERS[:, order]).logits, rtol=1e-3)
+    assert not torch.allclose(
+        first.logits, output_of(mean, weights, MEMBERS[:, order]).logits, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
 def test_members_that_agree(mean: Literal["arithmetic", "geometric"]) -> None:
     output = output_of(mean, [0.2, 0.7], MEMBERS[:, [1, 1]])
     for temperature in TEMPERATURES:
-        assert torch.allclose(output.log_probs(temperature), Output(MEMBERS[:, 1]).log_probs(temperature))
+        assert torch.allclose(
+            output.log_probs(temperature), Output(MEMBERS[:, 1]).log_probs(temperature)
+        )
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-def test_half_precision_members_are_averaged_in_single(mean: Literal["arithmetic", "geometric"]) -> None:
+def test_half_precision_members_are_averaged_in_single(
+    mean: Literal["arithmetic", "geometric"],
+) -> None:
     half = MEMBERS.to(torch.bfloat16)
     output, exact = output_of(mean, None, half), output_of(mean, None, half.double())
     assert output.logits.dtype == torch.float32
@@ -97,7 +124,12 @@ def test_half_precision_members_are_averaged_in_single(mean: Literal["arithmetic
 
 def test_of_checkpoints(teacher_run: RunResult, checkpoint: Path, data: DigitsDataModule) -> None:
     other = mlp(8)
-    teacher = EnsembleTeacher([ModelTeacher(network=other)], checkpoints=[str(checkpoint)], mean="geometric", weights=[1, 3])
+    teacher = EnsembleTeacher(
+        [ModelTeacher(network=other)],
+        checkpoints=[str(checkpoint)],
+        mean="geometric",
+        weights=[1, 3],
+    )
     teacher.prepare(data)
     batch = samples(data, "test", 16)
     trained = teacher_run.module.net.eval()
@@ -121,20 +153,34 @@ def test_teaches_and_stays_as_it_is(data: DigitsDataModule) -> None:
     assert not any("teacher" in key for key in module.state_dict())
 
 
-def test_a_member_that_is_missing_or_does_not_fit(checkpoint: Path, tmp_path: Path, data: DigitsDataModule) -> None:
+def test_a_member_that_is_missing_or_does_not_fit(
+    checkpoint: Path, tmp_path: Path, data: DigitsDataModule
+) -> None:
     missing = EnsembleTeacher(checkpoints=[str(checkpoint), str(tmp_path / "none.ckpt")])
     assert "none.ckpt" in complaint(lambda: missing.prepare(data))
     assert not missing.ready
     unfit = EnsembleTeacher([ModelTeacher(network=mlp())], checkpoints=[str(checkpoint)])
-    assert "expects inputs of shape [1, 8, 8]" in complaint(lambda: unfit.prepare(DigitsDataModule(channels=3)))
+    assert "expects inputs of shape [1, 8, 8]" in complaint(
+        lambda: unfit.prepare(DigitsDataModule(channels=3))
+    )
     assert not unfit.ready
 
 
 @pytest.mark.parametrize(
-    "weights", [[1.0], [1.0] * 4, [1.0, 0.0, 1.0], [1.0, -1.0, 1.0], [1.0, math.nan, 1.0], [1.0, math.inf, 1.0]]
+    "weights",
+    [
+        [1.0],
+        [1.0] * 4,
+        [1.0, 0.0, 1.0],
+        [1.0, -1.0, 1.0],
+        [1.0, math.nan, 1.0],
+        [1.0, math.inf, 1.0],
+    ],
 )
 def test_bad_weights(weights: list[float]) -> None:
-    assert "weights must be 3 positive numbers, one a member" in complaint(lambda: output_of("arithmetic", weights))
+    assert "weights must be 3 positive numbers, one a member" in complaint(
+        lambda: output_of("arithmetic", weights)
+    )
 
 
 @pytest.mark.parametrize("arguments", [{}, {"teachers": [], "checkpoints": []}])
@@ -144,4 +190,6 @@ def test_no_members(arguments: dict[str, Any]) -> None:
 
 def test_no_features(data: DigitsDataModule) -> None:
     teacher = EnsembleTeacher([ModelTeacher(network=mlp())])
-    assert "EnsembleTeacher has no features for hidden" in complaint(lambda: teacher.tap({"hidden"}))
+    assert "EnsembleTeacher has no features for hidden" in complaint(
+        lambda: teacher.tap({"hidden"})
+    )

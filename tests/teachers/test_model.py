@@ -42,19 +42,30 @@ def digest(path: Path) -> str:
 def imagenet() -> SimpleNamespace:
     """A stand-in for a datamodule: all that a teacher reads is what the data is."""
     classes = list(WEIGHTS.meta["categories"])
-    return SimpleNamespace(spec={"data": "imagenet", "num_classes": 1000, "classes": classes, "input_shape": [3, 224, 224]})
+    return SimpleNamespace(
+        spec={
+            "data": "imagenet",
+            "num_classes": 1000,
+            "classes": classes,
+            "input_shape": [3, 224, 224],
+        }
+    )
 
 
 @pytest.fixture
 def torchvision_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Weights that differ from a new network's, in the place of the download."""
     state = models.shufflenet_v2_x0_5().state_dict()
-    state = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    state = {
+        name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()
+    }
     monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: state)
     return state
 
 
-def test_from_a_checkpoint(teacher_run: RunResult, checkpoint: Path, data: DigitsDataModule) -> None:
+def test_from_a_checkpoint(
+    teacher_run: RunResult, checkpoint: Path, data: DigitsDataModule
+) -> None:
     teacher = prepared(data, checkpoint=str(checkpoint))
     assert isinstance(teacher.network, nn.Module)
     trained = teacher_run.module.net.eval()
@@ -64,7 +75,9 @@ def test_from_a_checkpoint(teacher_run: RunResult, checkpoint: Path, data: Digit
     assert torch.equal(logits, trained(batch.inputs))
     # The weights are those that training left: chance is a tenth.
     assert (logits.argmax(-1) == batch.target).float().mean() > 0.5
-    assert teacher.sources() == [{"path": str(checkpoint.resolve()), "sha256": digest(checkpoint), "network": "MLP"}]
+    assert teacher.sources() == [
+        {"path": str(checkpoint.resolve()), "sha256": digest(checkpoint), "network": "MLP"}
+    ]
     assert prepared(data, checkpoint=str(checkpoint), sha256=digest(checkpoint)).ready
 
 
@@ -81,7 +94,9 @@ def test_from_a_bare_file_and_a_network(kind: str, tmp_path: Path, data: DigitsD
     network.train()
     teacher = prepared(data, checkpoint=str(path), network=network)
     assert torch.equal(teacher(batch).logits, trained(batch.inputs))
-    assert teacher.sources() == [{"path": str(path), "sha256": digest(path), "network": "Sequential"}]
+    assert teacher.sources() == [
+        {"path": str(path), "sha256": digest(path), "network": "Sequential"}
+    ]
 
 
 def test_from_a_network_in_python(data: DigitsDataModule) -> None:
@@ -90,21 +105,31 @@ def test_from_a_network_in_python(data: DigitsDataModule) -> None:
     assert torch.equal(teacher(batch).logits, network.eval()(batch.inputs))
 
 
-def test_from_torchvision(torchvision_weights: dict[str, Tensor], imagenet: SimpleNamespace) -> None:
+def test_from_torchvision(
+    torchvision_weights: dict[str, Tensor], imagenet: SimpleNamespace
+) -> None:
     teacher = prepared(imagenet, weights=str(WEIGHTS))
     assert isinstance(teacher.network, models.ShuffleNetV2)
     assert same(copied(teacher.network), torchvision_weights)
-    assert teacher.sources() == [{"weights": str(WEIGHTS), "url": WEIGHTS.url, "network": "ShuffleNetV2"}]
+    assert teacher.sources() == [
+        {"weights": str(WEIGHTS), "url": WEIGHTS.url, "network": "ShuffleNetV2"}
+    ]
     imagenet.spec["classes"] = imagenet.spec["classes"][::-1]
-    assert "other classes, or another order" in complaint(lambda: ModelTeacher(weights=str(WEIGHTS)).prepare(imagenet))
+    assert "other classes, or another order" in complaint(
+        lambda: ModelTeacher(weights=str(WEIGHTS)).prepare(imagenet)
+    )
 
 
-def test_torchvision_does_not_know_the_data(torchvision_weights: dict[str, Tensor], data: DigitsDataModule) -> None:
+def test_torchvision_does_not_know_the_data(
+    torchvision_weights: dict[str, Tensor], data: DigitsDataModule
+) -> None:
     message = complaint(lambda: ModelTeacher(weights=str(WEIGHTS)).prepare(data))
     assert message == "the teacher knows 1000 classes, the data digits has 10"
 
 
-def test_torchvision_without_a_network(monkeypatch: pytest.MonkeyPatch, imagenet: SimpleNamespace) -> None:
+def test_torchvision_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, imagenet: SimpleNamespace
+) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise URLError("no route")
 
@@ -146,13 +171,17 @@ def test_prepare_draws_no_random_number(
 
 
 def test_features_by_role(checkpoint: Path, data: DigitsDataModule) -> None:
-    teacher = prepared(data, checkpoint=str(checkpoint), layers={"hidden": "body", "unused": "nowhere"})
+    teacher = prepared(
+        data, checkpoint=str(checkpoint), layers={"hidden": "body", "unused": "nowhere"}
+    )
     assert teacher.tap(set()) == {}
     assert teacher.tap({"hidden"}).keys() == {"hidden"}
     output = teacher(samples(data, "test", 4))
     assert output.features.keys() == {"hidden"}
     assert isinstance(teacher.network, nn.Module)
-    assert torch.equal(teacher.network.get_submodule("head")(output.features["hidden"]), output.logits)
+    assert torch.equal(
+        teacher.network.get_submodule("head")(output.features["hidden"]), output.logits
+    )
 
 
 def test_reads_its_own_inputs_where_there_are_some(data: DigitsDataModule) -> None:

@@ -77,7 +77,9 @@ def test_says_no_network(tmp_path: Path, data: DigitsDataModule) -> None:
     fit.save_checkpoint(python)
     for path in (bare, python):
         assert "does not say which network its weights belong to" in refusal(data, path)
-    ModelTeacher(str(python), network=mlp()).prepare(data)  # with the network named, both are teachers
+    ModelTeacher(str(python), network=mlp()).prepare(
+        data
+    )  # with the network named, both are teachers
     ModelTeacher(str(bare), network=mlp()).prepare(data)
 
 
@@ -99,7 +101,12 @@ def test_pickled_code_is_not_run(name: str, tmp_path: Path, data: DigitsDataModu
     if name in PICKLED:
         path.write_bytes(pickle.dumps({"state_dict": Marker(marker)}))
     else:
-        torch.save(Marker(marker) if name == "saved.pt" else {"state_dict": mlp().state_dict(), "x": Marker(marker)}, path)
+        torch.save(
+            Marker(marker)
+            if name == "saved.pt"
+            else {"state_dict": mlp().state_dict(), "x": Marker(marker)},
+            path,
+        )
     message = refusal(data, path, network=mlp())
     assert "cannot be read" in message
     assert not marker.exists()
@@ -123,9 +130,16 @@ def spy(command: str) -> int:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("class_path", ["os.system", "subprocess.Popen", "shutil.rmtree", "builtins.eval"])
+@pytest.mark.parametrize(
+    "class_path", ["os.system", "subprocess.Popen", "shutil.rmtree", "builtins.eval"]
+)
 def test_a_class_path_that_makes_no_network_is_not_called(
-    class_path: str, nested: bool, checkpoint: Path, tmp_path: Path, data: DigitsDataModule, monkeypatch: pytest.MonkeyPatch
+    class_path: str,
+    nested: bool,
+    checkpoint: Path,
+    tmp_path: Path,
+    data: DigitsDataModule,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(os, "system", spy)
     monkeypatch.setattr(subprocess, "Popen", Spy)
@@ -142,12 +156,16 @@ def test_a_class_path_that_makes_no_network_is_not_called(
     assert f"{class_path!r} is not an nn.Module class" in message
 
 
-def test_a_class_path_that_cannot_be_imported(checkpoint: Path, tmp_path: Path, data: DigitsDataModule) -> None:
+def test_a_class_path_that_cannot_be_imported(
+    checkpoint: Path, tmp_path: Path, data: DigitsDataModule
+) -> None:
     content = torch.load(checkpoint, weights_only=True)
     for class_path in ("no_such_package.Net", "kd_lightning.models.Nothing", "Net"):
         content[KEY]["network"]["class_path"] = class_path
         torch.save(content, tmp_path / "other.ckpt")
-        assert f"the network {class_path!r} cannot be imported" in refusal(data, tmp_path / "other.ckpt")
+        assert f"the network {class_path!r} cannot be imported" in refusal(
+            data, tmp_path / "other.ckpt"
+        )
 
 
 class Eleven(DigitsDataModule):
@@ -169,7 +187,10 @@ class OtherStd(DigitsDataModule):
 OTHER_DATA: dict[str, tuple[Callable[[], DigitsDataModule], str]] = {
     "classes": (Eleven, "knows 10 classes, the data digits has 11"),
     "order": (Reversed, "calls class 0 '0', the data digits '9'"),
-    "shape": (lambda: DigitsDataModule(channels=3), "inputs of shape [1, 8, 8], the data digits gives [3, 8, 8]"),
+    "shape": (
+        lambda: DigitsDataModule(channels=3),
+        "inputs of shape [1, 8, 8], the data digits gives [3, 8, 8]",
+    ),
     "mean": (OtherMean, "inputs normalized by mean [0.3058], the data digits gives [0.5]"),
     "std": (OtherStd, "inputs normalized by std [0.3762], the data digits gives [0.5]"),
 }
@@ -181,7 +202,9 @@ def test_trained_on_other_data(kind: str, checkpoint: Path, data: DigitsDataModu
     assert words in refusal(make(), checkpoint)
     teacher = ModelTeacher(str(checkpoint))
     teacher.prepare(data)
-    assert words in complaint(lambda: teacher.prepare(make()))  # ready for one data set is not ready for another
+    assert words in complaint(
+        lambda: teacher.prepare(make())
+    )  # ready for one data set is not ready for another
 
 
 def test_a_teacher_that_does_not_fit_is_not_ready(checkpoint: Path) -> None:

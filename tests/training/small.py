@@ -49,7 +49,14 @@ def mlp(units: int = 16, classes: int = 10, **arguments: Any) -> MLP:
 
 def shaky() -> nn.Sequential:
     """A network that says something else in train mode, and changes there even without an optimizer."""
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 10))
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.BatchNorm1d(32),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Linear(32, 10),
+    )
 
 
 def still(parameters: Iterable[Any]) -> torch.optim.Optimizer:
@@ -62,8 +69,12 @@ def distillation(
 ) -> DistillationModule:
     """A student of 16 units; both losses and a live teacher unless others are given."""
     student = arguments.pop("student", None) or mlp()
-    losses = {"ce": CrossEntropy(weight=0.5), "kd": KD(4.0, weight=2.0)} if losses is None else losses
-    return DistillationModule(student, teacher or ModelTeacher(network=mlp(32)), losses, **arguments)
+    losses = (
+        {"ce": CrossEntropy(weight=0.5), "kd": KD(4.0, weight=2.0)} if losses is None else losses
+    )
+    return DistillationModule(
+        student, teacher or ModelTeacher(network=mlp(32)), losses, **arguments
+    )
 
 
 class Drawing(DigitsDataModule):
@@ -86,7 +97,9 @@ def copied(network: nn.Module) -> dict[str, Tensor]:
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     """Whether both hold the same names and bit for bit the same tensors."""
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name], second[name]) for name in first
+    )
 
 
 def complaint(call: Callable[[], object]) -> str:
@@ -101,7 +114,11 @@ def run_fit(folder: Path, configs: list[str], *arguments: str) -> RunResult:
     """`kd fit` on digits for an epoch, into that folder."""
     files = ["trainer.yaml", "data/digits.yaml", *configs, "loggers/csv.yaml"]
     named = [word for name in files for word in ("-c", str(CONFIGS / name))]
-    quick = ["--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    quick = [
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ]
     return launch(["fit", *named, *quick, f"--run.dir={folder}", *arguments])
 
 
@@ -111,7 +128,9 @@ _teacher_runs: list[RunResult] = []
 def teacher_run(factory: pytest.TempPathFactory) -> RunResult:
     """One trained teacher for all tests of a session, those of teachers and those of modules."""
     if not _teacher_runs:
-        _teacher_runs.append(run_fit(factory.mktemp("runs") / "teacher", ["teachers/digits_mlp.yaml"], FAST))
+        _teacher_runs.append(
+            run_fit(factory.mktemp("runs") / "teacher", ["teachers/digits_mlp.yaml"], FAST)
+        )
     return _teacher_runs[0]
 
 

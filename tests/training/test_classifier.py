@@ -54,12 +54,18 @@ class Norms(pl.Callback):
     def largest(module: pl.LightningModule) -> float:
         assert isinstance(module, ClassifierModule)
         assert isinstance(module.net, MLP)
-        return max(float(m.weight.norm(dim=1).max()) for m in module.net.body if isinstance(m, nn.Linear))
+        return max(
+            float(m.weight.norm(dim=1).max()) for m in module.net.body if isinstance(m, nn.Linear)
+        )
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    ) -> None:
         self.after_step.append(self.largest(pl_module))
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step:
             self.before_next.append(self.largest(pl_module))
 
@@ -115,7 +121,10 @@ def test_starts_from_a_wrong_file(checkpoint: Path, tmp_path: Path, data: Digits
         return message
 
     assert f"init_from: there is no file {tmp_path / 'none.pt'}" in start(tmp_path / "none.pt")
-    assert f"init_from {checkpoint}: 'body.1.weight' is (256, 64) in the weights and (16, 64) in MLP" in start(checkpoint)
+    assert (
+        f"init_from {checkpoint}: 'body.1.weight' is (256, 64) in the weights and (16, 64) in MLP"
+        in start(checkpoint)
+    )
     (tmp_path / "text.pt").write_text("no weights")
     assert "cannot be read" in start(tmp_path / "text.pt")
 
@@ -138,7 +147,9 @@ def test_max_norm_holds_in_a_checkpoint_of_a_step(data: DigitsDataModule) -> Non
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_stops_the_fit(value: float, data: DigitsDataModule) -> None:
     steps = len(data.train_dataloader())
-    trainer(max_epochs=2).fit(ClassifierModule(mlp(), {"hard": Labels(2 * steps, value)}), datamodule=data)
+    trainer(max_epochs=2).fit(
+        ClassifierModule(mlp(), {"hard": Labels(2 * steps, value)}), datamodule=data
+    )
     module = ClassifierModule(mlp(), {"hard": Labels(2 * steps - 1, value)})
     message = complaint(lambda: trainer(max_epochs=2).fit(module, datamodule=data))
     assert message.startswith(f"the loss became {value} in epoch 1")
@@ -168,10 +179,22 @@ def test_a_scheduler_is_told_the_number_of_steps(teacher_run: RunResult) -> None
 
 MISTAKES: dict[str, tuple[Callable[[], BaseModule], str]] = {
     "no losses": (lambda: ClassifierModule(mlp(), {}), "model.losses is empty"),
-    "a loss without its teacher": (lambda: ClassifierModule(mlp(), {"soft": KD()}), "the loss 'soft' needs a teacher"),
-    "classes": (lambda: ClassifierModule(mlp(classes=7)), "MLP gives outputs of shape [7] a sample; the data digits has 10"),
-    "inputs": (lambda: ClassifierModule(nn.Linear(3, 10)), "Linear cannot read inputs of shape [1, 8, 8]"),
-    "no logits": (lambda: ClassifierModule(nn.LSTM(8, 10)), "LSTM cannot read inputs of shape [1, 8, 8]"),
+    "a loss without its teacher": (
+        lambda: ClassifierModule(mlp(), {"soft": KD()}),
+        "the loss 'soft' needs a teacher",
+    ),
+    "classes": (
+        lambda: ClassifierModule(mlp(classes=7)),
+        "MLP gives outputs of shape [7] a sample; the data digits has 10",
+    ),
+    "inputs": (
+        lambda: ClassifierModule(nn.Linear(3, 10)),
+        "Linear cannot read inputs of shape [1, 8, 8]",
+    ),
+    "no logits": (
+        lambda: ClassifierModule(nn.LSTM(8, 10)),
+        "LSTM cannot read inputs of shape [1, 8, 8]",
+    ),
 }
 
 

@@ -39,7 +39,9 @@ def parts(module: DistillationModule, batch: Batch) -> tuple[float, float]:
     module.eval()
     with torch.no_grad():
         student, teacher = module(batch.inputs).tolist(), module.teacher(batch).logits.tolist()
-    return hard.cross_entropy(student, batch.target.tolist()), reference.kd(student, teacher, TEMPERATURE)
+    return hard.cross_entropy(student, batch.target.tolist()), reference.kd(
+        student, teacher, TEMPERATURE
+    )
 
 
 class Losses(pl.Callback):
@@ -93,7 +95,10 @@ def test_the_total_is_the_weighted_sum(data: DigitsDataModule) -> None:
 
 
 def test_start_end_and_warmup_change_the_total(data: DigitsDataModule) -> None:
-    losses = {"ce": CrossEntropy(weight=0.5, end=2), "kd": KD(TEMPERATURE, weight=2.0, start=1, warmup=2)}
+    losses = {
+        "ce": CrossEntropy(weight=0.5, end=2),
+        "kd": KD(TEMPERATURE, weight=2.0, start=1, warmup=2),
+    }
     module, noted = distillation(dict(losses), optimizer=still), Losses()
     trainer(max_epochs=4, callbacks=[noted]).fit(module, datamodule=data)
     ce, kd = parts(module, samples(data, "train"))
@@ -123,7 +128,9 @@ def test_predictions(data: DigitsDataModule) -> None:
     batch = samples(data, "test")
     index = torch.cat([o["index"] for o in outputs])
     assert torch.equal(index, batch.index)
-    assert torch.allclose(torch.cat([o["logits"] for o in outputs]), module.eval()(batch.inputs), atol=1e-6)
+    assert torch.allclose(
+        torch.cat([o["logits"] for o in outputs]), module.eval()(batch.inputs), atol=1e-6
+    )
     assert not module.teacher.ready  # prediction does without a teacher
 
 
@@ -142,9 +149,14 @@ def test_precision(precision: str, data: DigitsDataModule) -> None:
         module, fit = distillation(teacher=Listening()), trainer(precision=precision)
         start = copied(module.net)
         fit.fit(module, datamodule=data)
-        assert not any(torch.equal(tensor.to(start[name]), start[name]) for name, tensor in module.net.state_dict().items())
+        assert not any(
+            torch.equal(tensor.to(start[name]), start[name])
+            for name, tensor in module.net.state_dict().items()
+        )
         assert isinstance(module.teacher, Listening)
-        asked = module.teacher.heard[1:]  # the first call is the probe, before the trainer converts anything
+        asked = module.teacher.heard[
+            1:
+        ]  # the first call is the probe, before the trainer converts anything
         assert asked == [PRECISION[precision]] * (len(data.train_dataloader()) + 1)
         return fit.callback_metrics["train_loss"].item()
 
@@ -153,12 +165,17 @@ def test_precision(precision: str, data: DigitsDataModule) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["none.ckpt", "text.ckpt"])
-def test_a_fit_needs_the_teacher_that_its_losses_ask_for(wrong: str, tmp_path: Path, data: DigitsDataModule) -> None:
+def test_a_fit_needs_the_teacher_that_its_losses_ask_for(
+    wrong: str, tmp_path: Path, data: DigitsDataModule
+) -> None:
     (tmp_path / "text.ckpt").write_text("no weights")
     module = distillation(teacher=ModelTeacher(str(tmp_path / wrong)))
     assert wrong in complaint(lambda: trainer().fit(module, datamodule=data))
     # The student alone, for comparison, can do without; what compares it with the teacher is left out.
-    alone, fit = distillation({"ce": CrossEntropy()}, ModelTeacher(str(tmp_path / wrong))), trainer()
+    alone, fit = (
+        distillation({"ce": CrossEntropy()}, ModelTeacher(str(tmp_path / wrong))),
+        trainer(),
+    )
     fit.fit(alone, datamodule=data)
     assert alone.teacher_note is not None
     assert wrong in alone.teacher_note
@@ -176,13 +193,20 @@ def test_compiled_networks_keep_the_names_of_their_weights(data: DigitsDataModul
 
 
 def test_the_first_weights_depend_on_the_seed_alone(tmp_path: Path, checkpoint: Path) -> None:
-    still = ["--model.optimizer.init_args.lr=0", "--model.scheduler=null", "--trainer.limit_train_batches=1"]
+    still = [
+        "--model.optimizer.init_args.lr=0",
+        "--model.scheduler=null",
+        "--trainer.limit_train_batches=1",
+    ]
 
     def first(name: str, configs: list[str], *arguments: str) -> dict[str, torch.Tensor]:
         run = run_fit(tmp_path / name, configs, *still, *arguments)
         return network_weights(torch.load(last(run), weights_only=True))
 
-    pair, teacher = ["pairs/digits_mlp256_mlp16.yaml", "methods/kd.yaml"], f"--model.teacher.checkpoint={checkpoint}"
+    pair, teacher = (
+        ["pairs/digits_mlp256_mlp16.yaml", "methods/kd.yaml"],
+        f"--model.teacher.checkpoint={checkpoint}",
+    )
     alone = ["--model.network.init_args.hidden=[16]", "--model.network.init_args.dropout=0"]
     classifier = first("classifier", ["teachers/digits_mlp.yaml"], *alone)
     distilled = first("distilled", pair, teacher)

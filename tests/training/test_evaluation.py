@@ -29,7 +29,10 @@ def calibration_error(q: Array, target: NDArray[np.int64]) -> float:
     """Sum over 15 equal bins of their share of the samples times |accuracy - confidence| (Naeini et al. 2015)."""
     confidence, right = q.max(1), q.argmax(1) == target
     bins = np.digitize(confidence, np.linspace(0, 1, 16))
-    gaps = [(bins == b).mean() * abs(right[bins == b].mean() - confidence[bins == b].mean()) for b in set(bins.tolist())]
+    gaps = [
+        (bins == b).mean() * abs(right[bins == b].mean() - confidence[bins == b].mean())
+        for b in set(bins.tolist())
+    ]
     return float(sum(gaps))
 
 
@@ -43,7 +46,11 @@ def by_hand(student: Tensor, teacher: Tensor | None, target: Tensor) -> dict[str
     log_q, label = log_q[known], target.numpy()[known]
     if len(label):
         wrong = log_q.argmax(1) != label
-        values |= {"accuracy": 1 - wrong.mean(), "errors": wrong.sum(), "nll": -log_q[np.arange(len(label)), label].mean()}
+        values |= {
+            "accuracy": 1 - wrong.mean(),
+            "errors": wrong.sum(),
+            "nll": -log_q[np.arange(len(label)), label].mean(),
+        }
         values["calibration_error"] = calibration_error(np.exp(log_q), label)
     return {name: float(value) for name, value in values.items()}
 
@@ -54,7 +61,11 @@ def random_case(rows: int = 200) -> tuple[Output, Output, Tensor]:
     sure = 3 * torch.rand(rows, 1, generator=rng)
     student, teacher = (Output(sure * torch.randn(rows, 10, generator=rng)) for _ in range(2))
     right = torch.rand(rows, generator=rng) < 0.5
-    return student, teacher, torch.where(right, student.logits.argmax(-1), torch.randint(0, 10, (rows,), generator=rng))
+    return (
+        student,
+        teacher,
+        torch.where(right, student.logits.argmax(-1), torch.randint(0, 10, (rows,), generator=rng)),
+    )
 
 
 def measured(*batches: tuple[Output, Output | None, Tensor]) -> dict[str, float]:
@@ -81,7 +92,11 @@ def test_after_a_fit(precision: str) -> None:
     data = DigitsDataModule(eval_batch_size=100)
     module, fit = distillation(), trainer(precision=precision)
     fit.fit(module, datamodule=data)
-    validation = {name: value.item() for name, value in fit.callback_metrics.items() if name.startswith("val_")}
+    validation = {
+        name: value.item()
+        for name, value in fit.callback_metrics.items()
+        if name.startswith("val_")
+    }
     for _ in range(2):  # the second test starts from nothing
         (tested,) = fit.test(module, datamodule=data, verbose=False)
     outputs: Any = fit.predict(module, datamodule=data)
@@ -89,7 +104,9 @@ def test_after_a_fit(precision: str) -> None:
     assert len(outputs) == 7
     batch = samples(data, "test")
     module.float()
-    wide = {"32-true": 1e-5, "64-true": 1e-5}.get(precision, 2e-2)  # the teacher's logits are taken again in single
+    wide = {"32-true": 1e-5, "64-true": 1e-5}.get(
+        precision, 2e-2
+    )  # the teacher's logits are taken again in single
     teacher = module.teacher(batch).logits
     expected = by_hand(logits, teacher, batch.target)
     for name, value in expected.items():
@@ -103,19 +120,29 @@ def test_validation_by_hand(data: DigitsDataModule) -> None:
     module = distillation()
     (values,) = trainer().validate(module, datamodule=data, verbose=False)
     batch = samples(data, "validation")
-    expected = by_hand(module.eval()(batch.inputs).detach(), module.teacher(batch).logits, batch.target)
-    assert values == {f"val_{name}": pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+    expected = by_hand(
+        module.eval()(batch.inputs).detach(), module.teacher(batch).logits, batch.target
+    )
+    assert values == {
+        f"val_{name}": pytest.approx(value, rel=1e-5) for name, value in expected.items()
+    }
 
 
 def test_batches_of_any_size() -> None:
     student, teacher, target = random_case()
     cuts = [(0, 7), (7, 8), (8, 200)]
-    parts = [(Output(student.logits[a:b]), Output(teacher.logits[a:b]), target[a:b]) for a, b in cuts]
+    parts = [
+        (Output(student.logits[a:b]), Output(teacher.logits[a:b]), target[a:b]) for a, b in cuts
+    ]
     expected = by_hand(student.logits, teacher.logits, target)
-    assert measured(*parts) == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+    assert measured(*parts) == {
+        name: pytest.approx(value, rel=1e-5) for name, value in expected.items()
+    }
     # By hand for one row: class 1 of (0, 0) with a half; the teacher (0, ln 3) says 1/4, 3/4.
     row = EvaluationMetrics(2)
-    row.update(Output(torch.zeros(1, 2)), Output(torch.tensor([[0.0, np.log(3)]])), torch.tensor([1]))
+    row.update(
+        Output(torch.zeros(1, 2)), Output(torch.tensor([[0.0, np.log(3)]])), torch.tensor([1])
+    )
     values = row.compute()
     assert values["nll"].item() == pytest.approx(np.log(2))
     assert values["teacher_kl"].item() == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))
@@ -125,7 +152,9 @@ def test_unlabelled_rows_count_for_the_teacher_alone() -> None:
     student, teacher, target = random_case()
     target[::3] = UNLABELLED
     expected = by_hand(student.logits, teacher.logits, target)
-    assert measured((student, teacher, target)) == {n: pytest.approx(v, rel=1e-5) for n, v in expected.items()}
+    assert measured((student, teacher, target)) == {
+        n: pytest.approx(v, rel=1e-5) for n, v in expected.items()
+    }
     none = torch.full_like(target, UNLABELLED)
     assert measured((student, teacher, none)).keys() == {"teacher_agreement", "teacher_kl"}
     assert measured((student, None, none)) == {}
@@ -149,4 +178,6 @@ def test_calibration_of_small_logits() -> None:
     student, _, target = random_case()
     student = Output(student.logits.sigmoid())
     expected = by_hand(student.logits, None, target)["calibration_error"]
-    assert measured((student, None, target))["calibration_error"] == pytest.approx(expected, rel=1e-5)
+    assert measured((student, None, target))["calibration_error"] == pytest.approx(
+        expected, rel=1e-5
+    )

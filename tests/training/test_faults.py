@@ -39,7 +39,9 @@ def teacher_in_train_mode(module: DistillationModule, data: DigitsDataModule) ->
     before = module.teacher(batch).logits
     trainer(limit_train_batches=3).fit(module, datamodule=data)
     assert torch.equal(module.teacher(batch).logits, before)
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in module.teacher.state_dict().items())
+    assert all(
+        torch.equal(tensor, weights[name]) for name, tensor in module.teacher.state_dict().items()
+    )
 
 
 def teacher_in_the_optimizer(module: DistillationModule, data: DigitsDataModule) -> None:
@@ -62,7 +64,9 @@ class Thaw(pl.Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         assert isinstance(pl_module, DistillationModule)
-        student, teacher = ([p.grad for p in m.parameters()] for m in (pl_module.net, pl_module.teacher))
+        student, teacher = (
+            [p.grad for p in m.parameters()] for m in (pl_module.net, pl_module.teacher)
+        )
         self.reached = sum(g is not None for g in student), sum(g is not None for g in teacher)
 
 
@@ -78,7 +82,10 @@ def squared_temperature_dropped(module: DistillationModule, data: DigitsDataModu
     fit.fit(module, datamodule=data)
     batch = samples(data, "train")
     with torch.no_grad():
-        student, teacher = module.eval()(batch.inputs).tolist(), module.teacher(batch).logits.tolist()
+        student, teacher = (
+            module.eval()(batch.inputs).tolist(),
+            module.teacher(batch).logits.tolist(),
+        )
     expected = reference.kd(student, teacher, 4.0)
     assert fit.callback_metrics["train_loss_kd"].item() == pytest.approx(expected, rel=1e-4)
 
@@ -171,11 +178,15 @@ def without_square(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-def made(kind: type[DistillationModule] = DistillationModule, teacher: Teacher | None = None) -> DistillationModule:
+def made(
+    kind: type[DistillationModule] = DistillationModule, teacher: Teacher | None = None
+) -> DistillationModule:
     return kind(mlp(), teacher or ModelTeacher(network=shaky()), {"kd": KD(4.0)})
 
 
-def with_adapter(kind: type[DistillationModule] = DistillationModule, loss: type[Adapted] = Adapted) -> DistillationModule:
+def with_adapter(
+    kind: type[DistillationModule] = DistillationModule, loss: type[Adapted] = Adapted
+) -> DistillationModule:
     return kind(mlp(), ModelTeacher(network=shaky()), {"adapted": loss()})
 
 

@@ -26,8 +26,12 @@ def weights(datamodule: DigitsDataModule | None = None, **settings: Any) -> dict
     return copied(module.net)
 
 
-@pytest.mark.parametrize("settings", [{}, {"gradient_clip_val": 0.05}, {"accumulate_grad_batches": 3}])
-def test_trains_what_lightning_trains(monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_clip_val": 0.05}, {"accumulate_grad_batches": 3}]
+)
+def test_trains_what_lightning_trains(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
     lean = weights(**settings)
     for name in [name for name, value in vars(LeanModule).items() if inspect.isfunction(value)]:
         monkeypatch.setattr(LeanModule, name, getattr(pl.LightningModule, name))
@@ -39,7 +43,9 @@ def test_gradients_are_clipped() -> None:
     assert not same(weights(), weights(gradient_clip_val=0.05))
 
 
-@pytest.mark.parametrize("hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"])
+@pytest.mark.parametrize(
+    "hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"]
+)
 def test_hooks_of_the_data_are_called(hook: str) -> None:
     class Dimmed(DigitsDataModule):
         """Digits that a hook makes darker."""
@@ -63,7 +69,11 @@ def test_lightning_asks_for_batch_hooks_where_we_answer(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(LeanModule, "_call_batch_hook", ask)
     weights()
-    assert asked == {"on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"}
+    assert asked == {
+        "on_before_batch_transfer",
+        "transfer_batch_to_device",
+        "on_after_batch_transfer",
+    }
 
 
 def test_the_parameters_of_a_step_are_known() -> None:

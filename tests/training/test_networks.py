@@ -75,9 +75,16 @@ def rebuilt_as_it_was(run: RunResult, data: DigitsDataModule) -> None:
 
 
 def test_a_network_of_torchvision(tmp_path: Path) -> None:
-    small = ["--data.channels=3", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
+    small = [
+        "--data.channels=3",
+        "--trainer.limit_train_batches=2",
+        "--trainer.limit_val_batches=1",
+    ]
     teacher = run_fit(tmp_path / "teacher", ["teachers/digits_mlp.yaml"], *small)
-    student = ["--model.student=torchvision.models.resnet18", f"--model.teacher.checkpoint={last(teacher)}"]
+    student = [
+        "--model.student=torchvision.models.resnet18",
+        f"--model.teacher.checkpoint={last(teacher)}",
+    ]
     run = run_fit(tmp_path / "student", PAIR, *small, *student)
     assert isinstance(run.module.net, ResNet)
     assert run.module.net.fc.out_features == 10  # told by the data
@@ -86,9 +93,15 @@ def test_a_network_of_torchvision(tmp_path: Path) -> None:
     rebuilt_as_it_was(run, DigitsDataModule(channels=3))
 
 
-def test_a_network_of_the_users(own_file: str, tmp_path: Path, checkpoint: Path, data: DigitsDataModule) -> None:
+def test_a_network_of_the_users(
+    own_file: str, tmp_path: Path, checkpoint: Path, data: DigitsDataModule
+) -> None:
     teacher = f"--model.teacher.checkpoint={checkpoint}"
-    student = [f"--model.student={own_file}.Wide", "--model.student.width=12", "--model.student.activation=torch.nn.Tanh"]
+    student = [
+        f"--model.student={own_file}.Wide",
+        "--model.student.width=12",
+        "--model.student.activation=torch.nn.Tanh",
+    ]
     run = run_fit(tmp_path / "student", PAIR, teacher, *student)
     assert type(run.module.net).__module__ == own_file
     assert isinstance(run.module.net.get_submodule("layers.2"), torch.nn.Tanh)
@@ -101,23 +114,33 @@ def test_a_network_of_the_users(own_file: str, tmp_path: Path, checkpoint: Path,
     assert f"the network '{own_file}.Wide' cannot be imported" in message
 
 
-def test_a_function_that_makes_a_network(own_file: str, tmp_path: Path, checkpoint: Path, data: DigitsDataModule) -> None:
+def test_a_function_that_makes_a_network(
+    own_file: str, tmp_path: Path, checkpoint: Path, data: DigitsDataModule
+) -> None:
     teacher = f"--model.teacher.checkpoint={checkpoint}"
     run = run_fit(tmp_path / "student", PAIR, teacher, f"--model.student={own_file}.narrow")
     assert type(run.module.net).__name__ == "Wide"
     rebuilt_as_it_was(run, data)
-    complaint(lambda: run_fit(tmp_path / "unnamed", PAIR, teacher, f"--model.student={own_file}.unnamed"))
+    complaint(
+        lambda: run_fit(tmp_path / "unnamed", PAIR, teacher, f"--model.student={own_file}.unnamed")
+    )
     assert not (tmp_path / "unnamed").exists()
 
 
-def test_a_network_with_a_list_of_modules(own_file: str, tmp_path: Path, checkpoint: Path, data: DigitsDataModule) -> None:
+def test_a_network_with_a_list_of_modules(
+    own_file: str, tmp_path: Path, checkpoint: Path, data: DigitsDataModule
+) -> None:
     teacher = f"--model.teacher.checkpoint={checkpoint}"
     more = "--model.student.more=[{'class_path': 'torch.nn.Tanh'}]"
     student = [f"--model.student={own_file}.Stack", more]
     rebuilt_as_it_was(run_fit(tmp_path / "student", PAIR, teacher, *student), data)
 
 
-def test_what_the_data_fills_in_needs_a_default(own_file: str, tmp_path: Path, checkpoint: Path) -> None:
+def test_what_the_data_fills_in_needs_a_default(
+    own_file: str, tmp_path: Path, checkpoint: Path
+) -> None:
     teacher = f"--model.teacher.checkpoint={checkpoint}"
-    said = complaint(lambda: run_fit(tmp_path / "student", PAIR, teacher, f"--model.student={own_file}.strict"))
+    said = complaint(
+        lambda: run_fit(tmp_path / "student", PAIR, teacher, f"--model.student={own_file}.strict")
+    )
     assert "num_classes" in said

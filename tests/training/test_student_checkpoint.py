@@ -18,7 +18,17 @@ from kd_lightning.runs.launch import RunResult, launch
 from kd_lightning.training import ClassifierModule, DistillationModule
 from kd_lightning.types import Batch, Output
 from kd_lightning.weights import KEY, network_weights
-from tests.training.small import complaint, copied, distillation, last, mlp, run_fit, same, samples, trainer
+from tests.training.small import (
+    complaint,
+    copied,
+    distillation,
+    last,
+    mlp,
+    run_fit,
+    same,
+    samples,
+    trainer,
+)
 
 ADAPTERS = {"losses.adapted.adapter.weight", "losses.adapted.adapter.bias"}
 
@@ -28,7 +38,9 @@ class Adapted(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         assert teacher is not None
-        self.adapter: nn.Module = nn.Linear(student.output.logits.shape[1], teacher.output.logits.shape[1])
+        self.adapter: nn.Module = nn.Linear(
+            student.output.logits.shape[1], teacher.output.logits.shape[1]
+        )
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         adapted: Tensor = self.adapter(student.logits)
@@ -86,7 +98,9 @@ def test_holds_the_student_alone(student_run: RunResult, teacher_copy: Path) -> 
     assert content[KEY]["spec"]["classes"] == list("0123456789")
 
 
-def test_loads_with_its_teacher_and_without(student_run: RunResult, teacher_copy: Path, data: DigitsDataModule) -> None:
+def test_loads_with_its_teacher_and_without(
+    student_run: RunResult, teacher_copy: Path, data: DigitsDataModule
+) -> None:
     batch = samples(data, "test")
     logits = student_run.module.eval()(batch.inputs)
     keys = set()
@@ -104,7 +118,9 @@ def test_loads_with_its_teacher_and_without(student_run: RunResult, teacher_copy
         outputs: Any = trainer().predict(loaded, datamodule=data)
         assert torch.allclose(torch.cat([o["logits"] for o in outputs]), logits, atol=1e-5)
     assert keys == {frozenset(f"student.{name}" for name in student_run.module.net.state_dict())}
-    result = launch(["test", f"--ckpt_path={last(student_run)}", f"--run.dir={student_run.folder}-test"])
+    result = launch(
+        ["test", f"--ckpt_path={last(student_run)}", f"--run.dir={student_run.folder}-test"]
+    )
     assert result.metrics["test_errors"] == metrics["test_errors"]
 
 
@@ -121,7 +137,9 @@ def test_is_strict_for_the_student(student_run: RunResult) -> None:
         arguments = ["test", f"--ckpt_path={path}", *own(student_run)]
         assert f"--ckpt_path {path}" in complaint(partial(launch, arguments))
     # A teacher's tensor that another program left in the file is no student's: it is passed over.
-    path = rewritten(student_run, lambda state: state.update({"teacher.network.head.bias": torch.zeros(3)}))
+    path = rewritten(
+        student_run, lambda state: state.update({"teacher.network.head.bias": torch.zeros(3)})
+    )
     loaded = DistillationModule.load_from_checkpoint(path)
     assert same(copied(loaded.net), copied(student_run.module.net))
 
@@ -131,21 +149,31 @@ def own(run: RunResult) -> list[str]:
 
 
 def test_only_with_the_module_that_made_it(student_run: RunResult, data: DigitsDataModule) -> None:
-    message = complaint(lambda: trainer().fit(ClassifierModule(mlp()), datamodule=data, ckpt_path=str(last(student_run))))
+    message = complaint(
+        lambda: trainer().fit(
+            ClassifierModule(mlp()), datamodule=data, ckpt_path=str(last(student_run))
+        )
+    )
     assert "the checkpoint is not one of a ClassifierModule" in message
 
 
-def test_an_adapter_is_trained_and_kept_but_not_deployed(tmp_path: Path, data: DigitsDataModule) -> None:
+def test_an_adapter_is_trained_and_kept_but_not_deployed(
+    tmp_path: Path, data: DigitsDataModule
+) -> None:
     module, fit = adapted(0, data), trainer()
     start = copied(module.losses)
     fit.fit(module, datamodule=data)
     optimized = {id(p) for group in fit.optimizers[0].param_groups for p in group["params"]}
     assert {id(p) for p in module.losses.parameters()} <= optimized
-    assert not any(torch.equal(tensor, start[name]) for name, tensor in module.losses.state_dict().items())
+    assert not any(
+        torch.equal(tensor, start[name]) for name, tensor in module.losses.state_dict().items()
+    )
     fit.save_checkpoint(tmp_path / "one.ckpt")
     content = torch.load(tmp_path / "one.ckpt", weights_only=True)
     assert {key for key in content["state_dict"] if not key.startswith("student.")} == ADAPTERS
-    assert same(network_weights(content), copied(module.net))  # what is deployed: names and tensors of the student
+    assert same(
+        network_weights(content), copied(module.net)
+    )  # what is deployed: names and tensors of the student
 
 
 def test_an_adapter_is_restored_on_resume(tmp_path: Path, data: DigitsDataModule) -> None:

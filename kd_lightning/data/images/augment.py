@@ -40,7 +40,9 @@ class Mixing(Augmentation):
         drawn = integers(index, 0, len(rows) - 1, seed, view, type(self).__name__, "partner")
         return rows.index_select(0, drawn)
 
-    def mix(self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
+    ) -> tuple[Tensor, Tensor]:
         """Mix `inputs` with `others`, both float `(B, C, H, W)`.
 
         Returns:
@@ -58,7 +60,9 @@ class Jitter(Augmentation):
 
     def __init__(self, pixels: int = 2) -> None:
         if pixels < 1:
-            raise UserError(f"Jitter: pixels must be at least 1, got {pixels}; leave the augmentation out for none")
+            raise UserError(
+                f"Jitter: pixels must be at least 1, got {pixels}; leave the augmentation out for none"
+            )
         self.pixels = pixels
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
@@ -84,14 +88,23 @@ def padded_windows(images: Tensor, window: Tensor, padding: int) -> Tensor:
     # A window is a run of the image's own length that starts earlier or later, less the pixels that come from another row,
     # channel or image: copying runs is ten times as fast as gathering pixels.
     runs = around.as_strided((around.numel() - size + 1, size), (1, 1))
-    first = start.index_select(0, window) + torch.arange(margin, margin + b * size, size, device=images.device)
-    return runs.index_select(0, first).view_as(images).bitwise_and_(inside.index_select(0, window)[:, None])
+    first = start.index_select(0, window) + torch.arange(
+        margin, margin + b * size, size, device=images.device
+    )
+    return (
+        runs.index_select(0, first)
+        .view_as(images)
+        .bitwise_and_(inside.index_select(0, window)[:, None])
+    )
 
 
 @lru_cache(maxsize=8)
 def _windows(padding: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Where each window starts, in pixels after its image's first, and 255 for each of its pixels that is the image's own."""
     shift = torch.arange(-padding, padding + 1, device=device)
-    rows, columns = (((at := shift[:, None] + torch.arange(n, device=device)) >= 0) & (at < n) for n in (height, width))
+    rows, columns = (
+        ((at := shift[:, None] + torch.arange(n, device=device)) >= 0) & (at < n)
+        for n in (height, width)
+    )
     own = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
     return (shift[:, None] * width + shift).flatten(), own.to(torch.uint8) * 255

@@ -61,20 +61,32 @@ class CIFAR10DataModule(ImageDataModule):
             target[start:stop] = torch.from_numpy(labels)
             start = stop
         if start != expected:
-            raise UserError(f"{self.title}: {where} does not hold the {expected:,} {split} images; delete it to download again")
+            raise UserError(
+                f"{self.title}: {where} does not hold the {expected:,} {split} images; delete it to download again"
+            )
         return Images(images, target)
 
-    def _read(self, path: Path) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
+    def _read(
+        self, path: Path
+    ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
         """Pixels `(n, 3072)`, channel by channel, and labels `(n,)`."""
         content = read_arrays(path, self.title)
         try:
             pixels, labels = content["data"], np.asarray(content[self.labels_key], dtype=np.int64)
-            sound = pixels.dtype == np.uint8 and pixels.shape == (len(labels), 3 * 32 * 32) and labels.ndim == 1
-            sound = sound and (not len(labels) or 0 <= labels.min() <= labels.max() < len(self.classes))
+            sound = (
+                pixels.dtype == np.uint8
+                and pixels.shape == (len(labels), 3 * 32 * 32)
+                and labels.ndim == 1
+            )
+            sound = sound and (
+                not len(labels) or 0 <= labels.min() <= labels.max() < len(self.classes)
+            )
         except (KeyError, AttributeError, TypeError, ValueError, OverflowError):
             sound = False
         if not sound:
-            raise UserError(f"{self.title}: {path} holds other things than images and labels; delete it to download it again")
+            raise UserError(
+                f"{self.title}: {path} holds other things than images and labels; delete it to download it again"
+            )
         return np.ascontiguousarray(pixels), labels
 
     def _download(self, where: Path) -> None:
@@ -85,6 +97,10 @@ class CIFAR10DataModule(ImageDataModule):
 
         source = getattr(datasets, self.title.replace("-", ""))
         try:
-            datasets.utils.download_and_extract_archive(source.url, self.root, filename=source.filename, md5=source.tgz_md5)
+            datasets.utils.download_and_extract_archive(
+                source.url, self.root, filename=source.filename, md5=source.tgz_md5
+            )
         except Exception as error:
-            raise UserError(f"{self.title}: no data in {where}, and the download failed; {how}") from error
+            raise UserError(
+                f"{self.title}: no data in {where}, and the download failed; {how}"
+            ) from error

@@ -24,20 +24,44 @@ class ColorJitter(Augmentation):
         hue: the shift is uniform in [-hue, hue], where 1 is the whole circle of colours; at most 0.5; 0: left alone.
     """
 
-    def __init__(self, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0) -> None:
-        values = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+    def __init__(
+        self,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        saturation: float = 0.0,
+        hue: float = 0.0,
+    ) -> None:
+        values = {
+            "brightness": brightness,
+            "contrast": contrast,
+            "saturation": saturation,
+            "hue": hue,
+        }
         for name, value in values.items():
             if not 0 <= value < float("inf"):
-                raise UserError(f"ColorJitter: {name} must be a finite number of at least 0, got {value}")
+                raise UserError(
+                    f"ColorJitter: {name} must be a finite number of at least 0, got {value}"
+                )
         if hue > 0.5:
-            raise UserError(f"ColorJitter: hue must be at most 0.5, half the circle of colours, got {hue}")
+            raise UserError(
+                f"ColorJitter: hue must be at most 0.5, half the circle of colours, got {hue}"
+            )
         if not any(values.values()):
-            raise UserError("ColorJitter: nothing to change: brightness, contrast, saturation and hue are all 0")
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
+            raise UserError(
+                "ColorJitter: nothing to change: brightness, contrast, saturation and hue are all 0"
+            )
+        self.brightness, self.contrast, self.saturation, self.hue = (
+            brightness,
+            contrast,
+            saturation,
+            hue,
+        )
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
         def drawn(name: str, low: float, high: float) -> Tensor:
-            return (low + (high - low) * uniform(index, seed, view, "colour", name))[:, None, None, None]
+            return (low + (high - low) * uniform(index, seed, view, "colour", name))[
+                :, None, None, None
+            ]
 
         x = images.float()
         for name, adjust in (
@@ -76,7 +100,9 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     high, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     spread = high - low
     safe = torch.where(spread > 0, spread, 1.0)
-    sixth = torch.where(high == r, (g - b) / safe, torch.where(high == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    sixth = torch.where(
+        high == r, (g - b) / safe, torch.where(high == g, (b - r) / safe + 2, (r - g) / safe + 4)
+    )
     turned = sixth.div_(6).add_(shift[:, 0])
     # Around the circle each channel is a trapezium between `low` and `high`; the three are a third of a turn apart. A whole
     # turn more keeps the places positive.

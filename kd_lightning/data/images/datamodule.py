@@ -68,20 +68,34 @@ class ImageDataModule(ServedDataModule):
         check_fraction("data.fraction", fraction)
         check_fraction("data.labels", labels, zero=True)
         if not 0 <= validation < 1:
-            raise UserError(f"data.validation must be a fraction in [0, 1), got {validation}; 0 holds nothing out")
+            raise UserError(
+                f"data.validation must be a fraction in [0, 1), got {validation}; 0 holds nothing out"
+            )
         if batch_size < 1 or eval_batch_size < 1:
             raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
         if not 0 <= part < parts:
             raise UserError(f"data.part must be in 0 to data.parts - 1 = {parts - 1}, got {part}")
         if views is not None and views < 1:
-            raise UserError(f"data.views must be at least 1, got {views}; leave it out for a new view every epoch")
-        if channels is not None and (channels < 1 or (channels != len(self.mean) and len(self.mean) != 1)):
-            raise UserError(f"data.channels: images of {len(self.mean)} channels cannot be repeated to {channels}")
+            raise UserError(
+                f"data.views must be at least 1, got {views}; leave it out for a new view every epoch"
+            )
+        if channels is not None and (
+            channels < 1 or (channels != len(self.mean) and len(self.mean) != 1)
+        ):
+            raise UserError(
+                f"data.channels: images of {len(self.mean)} channels cannot be repeated to {channels}"
+            )
         for early in (a for a in (augment or [])[:-1] if isinstance(a, Mixing)):
-            raise UserError(f"data.augment: {type(early).__name__} mixes samples that are augmented already; let it come last")
+            raise UserError(
+                f"data.augment: {type(early).__name__} mixes samples that are augmented already; let it come last"
+            )
         check_classes("data.keep_classes", keep_classes or [], len(self.classes))
         check_classes("data.drop_classes", drop_classes or [], len(self.classes))
-        self.batch_size, self.eval_batch_size, self.validation = batch_size, eval_batch_size, validation
+        self.batch_size, self.eval_batch_size, self.validation = (
+            batch_size,
+            eval_batch_size,
+            validation,
+        )
         self.augment, self.views = list(augment or []), views
         self.keep_classes, self.drop_classes = keep_classes, drop_classes
         self.fraction, self.parts, self.part, self.labels = fraction, parts, part, labels
@@ -117,16 +131,31 @@ class ImageDataModule(ServedDataModule):
         # One rank serves both: the labelled tenth of a set is the same samples as a tenth of the set.
         rank = stratified_rank(target[rows], rows, self.split_seed, "fraction")
         if not bool((rank < self.fraction).any()):
-            raise UserError("data: no training sample is left after keep_classes, drop_classes, part and fraction")
+            raise UserError(
+                "data: no training sample is left after keep_classes, drop_classes, part and fraction"
+            )
         unlabelled = rows[rank >= self.fraction * self.labels]
         return rows[rank < self.fraction], unlabelled, index[held_out]
 
-    def _source(self, split: str, rows: Tensor, target: Tensor, augment: list[Augmentation]) -> ImageSource:
+    def _source(
+        self, split: str, rows: Tensor, target: Tensor, augment: list[Augmentation]
+    ) -> ImageSource:
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
         images = self.raw(split).images
         mixing = next((a for a in augment if isinstance(a, Mixing)), None)
         alone = [a for a in augment if a is not mixing]
-        return ImageSource(images, target, rows, split, mean, std, alone, self.augmentation_seed, self.channels, mixing)
+        return ImageSource(
+            images,
+            target,
+            rows,
+            split,
+            mean,
+            std,
+            alone,
+            self.augmentation_seed,
+            self.channels,
+            mixing,
+        )
 
     def source(self, stage: str) -> ImageSource:
         """The samples of "train", "validation" or "test", as they are trained on or evaluated."""
@@ -153,7 +182,9 @@ class ImageDataModule(ServedDataModule):
             "input_shape": [self.channels, height, width],
             "num_classes": len(self.classes),
             "classes": list(self.classes),
-            "samples": {stage: len(self.source(stage)) for stage in ("train", "validation", "test")},
+            "samples": {
+                stage: len(self.source(stage)) for stage in ("train", "validation", "test")
+            },
             "source_samples": len(self.raw("train").target),
             "mean": list(self.mean),
             "std": list(self.std),
@@ -165,7 +196,9 @@ class ImageDataModule(ServedDataModule):
         mixing = any(isinstance(augment, Mixing) for augment in self.augment)
         return {
             "data": self.name,
-            "samples": {s: checksum(self.raw(s).images, self.raw(s).target) for s in ("train", "test")},
+            "samples": {
+                s: checksum(self.raw(s).images, self.raw(s).target) for s in ("train", "test")
+            },
             "mean": list(self.mean),
             "std": list(self.std),
             "channels": self.channels,

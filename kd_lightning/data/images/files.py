@@ -45,14 +45,21 @@ def open_tree(path: Path) -> Tree:
     elif path.is_file():
         tree = _archive(path)
     else:
-        raise UserError(f"there is no folder or zip {path}; set --data.path, and --data.root or KD_DATA_ROOT if it is relative")
+        raise UserError(
+            f"there is no folder or zip {path}; set --data.path, and --data.root or KD_DATA_ROOT if it is relative"
+        )
     tops = {name.partition("/")[0] for name in (*tree.files, *tree.folders)}
     if len(tops) != 1 or tops & {"train", *tree.files}:
         return tree
     [top] = tops
     start, read = len(top) + 1, tree.read
     files = {name[start:]: stamp for name, stamp in tree.files.items()}
-    return Tree(path, files, {name[start:] for name in tree.folders} - {""}, lambda name: read(f"{top}/{name}"))
+    return Tree(
+        path,
+        files,
+        {name[start:] for name in tree.folders} - {""},
+        lambda name: read(f"{top}/{name}"),
+    )
 
 
 def _folder(path: Path) -> Tree:
@@ -83,7 +90,9 @@ def _archive(path: Path) -> Tree:
         # Over an open file: closing what it opened by itself is not safe among threads.
         archive = zipfile.ZipFile(path.open("rb"))
     except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is neither a folder nor a whole zip file; is the copy complete?") from error
+        raise UserError(
+            f"{path} is neither a folder nor a whole zip file; is the copy complete?"
+        ) from error
     files: dict[str, Stamp] = {}
     folders: set[str] = set()
     for info in archive.infolist():
@@ -129,17 +138,26 @@ def list_images(tree: Tree) -> Listing:
     found = {split: _by_class(tree, folder) for split, folder in folders.items()}
     for split, other in (("test", "train"), ("train", "test")):
         if missing := sorted(found[other].keys() - found[split].keys()):
-            raise UserError(f"{tree.path}: {folders[split]} has no class {missing[0]!r}, which {folders[other]} has; {_LAYOUT}")
+            raise UserError(
+                f"{tree.path}: {folders[split]} has no class {missing[0]!r}, which {folders[other]} has; {_LAYOUT}"
+            )
     classes = tuple(sorted(found["train"]))
-    files = {split: [file for name in classes for file in sorted(found[split][name])] for split in found}
-    target = {split: [label for label, name in enumerate(classes) for _ in found[split][name]] for split in found}
+    files = {
+        split: [file for name in classes for file in sorted(found[split][name])] for split in found
+    }
+    target = {
+        split: [label for label, name in enumerate(classes) for _ in found[split][name]]
+        for split in found
+    }
     return Listing(classes, files, target)
 
 
 def _by_class(tree: Tree, split: str) -> dict[str, list[str]]:
     """The images of a split by class, at whatever depth below the class folder."""
     below = [name.split("/") for name in tree.folders]
-    found: dict[str, list[str]] = {parts[1]: [] for parts in below if parts[0] == split and len(parts) > 1}
+    found: dict[str, list[str]] = {
+        parts[1]: [] for parts in below if parts[0] == split and len(parts) > 1
+    }
     for name in tree.files:
         if name.startswith(f"{split}/") and name.lower().endswith(SUFFIXES):
             parts = name.split("/")
@@ -150,7 +168,9 @@ def _by_class(tree: Tree, split: str) -> dict[str, list[str]]:
         raise UserError(f"{tree.path}: {split} holds no class folders; {_LAYOUT}")
     if empty := sorted(name for name, files in found.items() if not files):
         kinds = ", ".join(suffix[1:] for suffix in SUFFIXES)
-        raise UserError(f"{tree.path}: the class folder {split}/{empty[0]} holds no image ({kinds}); fill it or remove it")
+        raise UserError(
+            f"{tree.path}: the class folder {split}/{empty[0]} holds no image ({kinds}); fill it or remove it"
+        )
     return found
 
 
@@ -161,7 +181,10 @@ def human_names(tree: Tree, classes: tuple[str, ...]) -> tuple[str, ...]:
     """
     words = dict(_words(tree)) if "words.txt" in tree.files else {}
     names = [words.get(name, name) for name in classes]
-    return tuple(n if names.count(n) == 1 else f"{n} ({folder})" for n, folder in zip(names, classes, strict=True))
+    return tuple(
+        n if names.count(n) == 1 else f"{n} ({folder})"
+        for n, folder in zip(names, classes, strict=True)
+    )
 
 
 def _words(tree: Tree) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,9 @@ class PadCrop(Augmentation):
 
     def __init__(self, padding: int = 4) -> None:
         if padding < 1:
-            raise UserError(f"PadCrop: padding must be at least 1, got {padding}; leave the augmentation out for none")
+            raise UserError(
+                f"PadCrop: padding must be at least 1, got {padding}; leave the augmentation out for none"
+            )
         self.padding = padding
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
@@ -36,7 +38,9 @@ class Flip(Augmentation):
 
     def __init__(self, probability: float = 0.5) -> None:
         if not 0 < probability <= 1:
-            raise UserError(f"Flip: probability must be in (0, 1], got {probability}; leave the augmentation out for none")
+            raise UserError(
+                f"Flip: probability must be in (0, 1], got {probability}; leave the augmentation out for none"
+            )
         self.probability = probability
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
@@ -57,7 +61,9 @@ class Cutout(Augmentation):
 
     def __init__(self, size: int, fill: list[int] | None = None) -> None:
         if size < 1:
-            raise UserError(f"Cutout: size must be at least 1, got {size}; leave the augmentation out for none")
+            raise UserError(
+                f"Cutout: size must be at least 1, got {size}; leave the augmentation out for none"
+            )
         if fill is not None and not all(0 <= value <= 255 for value in fill):
             raise UserError(f"Cutout: fill must be values from 0 to 255, one a channel, got {fill}")
         self.size, self.fill = size, fill
@@ -65,10 +71,17 @@ class Cutout(Augmentation):
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
         channels, height, width = images.shape[1:]
         if self.fill is not None and len(self.fill) != channels:
-            raise UserError(f"Cutout: fill has {len(self.fill)} values, and the images have {channels} channels")
+            raise UserError(
+                f"Cutout: fill has {len(self.fill)} values, and the images have {channels} channels"
+            )
         drawn = integers(index, 0, height * width - 1, seed, view, "cutout")
-        inside = self._covered(drawn // width, height)[:, None, :, None] & self._covered(drawn % width, width)[:, None, None, :]
-        return _chosen(inside, images.new_tensor(self.fill or [0] * channels)[:, None, None], images)
+        inside = (
+            self._covered(drawn // width, height)[:, None, :, None]
+            & self._covered(drawn % width, width)[:, None, None, :]
+        )
+        return _chosen(
+            inside, images.new_tensor(self.fill or [0] * channels)[:, None, None], images
+        )
 
     def _covered(self, middle: Tensor, length: int) -> Tensor:
         """Which of `length` places the square covers along one side, `(B, length)`."""

@@ -57,7 +57,9 @@ def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> s
     return hashlib.sha256(json.dumps([VERSION, size, grey, files]).encode()).hexdigest()[:32]
 
 
-def decoded(tree: Tree, listing: Listing, size: int | None, grey: bool, cache: str | None) -> Decoded:
+def decoded(
+    tree: Tree, listing: Listing, size: int | None, grey: bool, cache: str | None
+) -> Decoded:
     """The decoded images, from the cache where they are in it. Of several processes that ask at once one decodes.
 
     Args:
@@ -82,7 +84,9 @@ def decoded(tree: Tree, listing: Listing, size: int | None, grey: bool, cache: s
             _write(folder, tree, listing, lambda name: _pixels(tree, name, size, grey))
     except OSError as error:
         how = "set --data.cache or KD_CACHE to a folder with room for the decoded images"
-        raise UserError(f"the image cache {folder.parent} cannot be written ({error.strerror}); {how}") from error
+        raise UserError(
+            f"the image cache {folder.parent} cannot be written ({error.strerror}); {how}"
+        ) from error
     found = _opened(folder, listing)
     assert found is not None
     return found
@@ -93,10 +97,17 @@ def _opened(folder: Path, listing: Listing) -> Decoded | None:
     try:
         about = json.loads((folder / "about.json").read_text())
         # Copy on write, because torch has no read-only tensors; nothing is written.
-        arrays = {split: np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False) for split in _SPLITS}
+        arrays = {
+            split: np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)
+            for split in _SPLITS
+        }
         if any(len(arrays[split]) != len(listing.files[split]) for split in _SPLITS):
             return None
-        return Decoded({s: torch.from_numpy(a) for s, a in arrays.items()}, tuple(about["mean"]), tuple(about["std"]))
+        return Decoded(
+            {s: torch.from_numpy(a) for s, a in arrays.items()},
+            tuple(about["mean"]),
+            tuple(about["std"]),
+        )
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
@@ -112,14 +123,18 @@ def _write(folder: Path, tree: Tree, listing: Listing, pixels: Callable[[str], P
         found = pixels(name)
         if found.shape != shape:
             sizes = [f"{n} is {w}x{h}" for n, (_, h, w) in ((first, shape), (name, found.shape))]
-            raise UserError(f"{tree.path}: images of different sizes ({', '.join(sizes)}); set --data.size to make them alike")
+            raise UserError(
+                f"{tree.path}: images of different sizes ({', '.join(sizes)}); set --data.size to make them alike"
+            )
         return found
 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     try:
         counts = np.zeros((shape[0], 256), dtype=np.int64)
-        with _progress(sum(len(files) for files in listing.files.values()), tree.path, folder) as advance:
+        with _progress(
+            sum(len(files) for files in listing.files.values()), tree.path, folder
+        ) as advance:
             for split in _SPLITS:
                 files = listing.files[split]
                 with (temporary / f"{split}.npy").open("wb") as out:
@@ -129,7 +144,10 @@ def _write(folder: Path, tree: Tree, listing: Listing, pixels: Callable[[str], P
                         out.write(chunk.data)
                         advance(len(chunk))
                         if split == "train":
-                            counts += [np.bincount(chunk[:, c].ravel(), minlength=256) for c in range(shape[0])]
+                            counts += [
+                                np.bincount(chunk[:, c].ravel(), minlength=256)
+                                for c in range(shape[0])
+                            ]
                     _settle(out)
         with (temporary / "about.json").open("wb") as out:
             mean, std = _statistics(counts)
@@ -170,13 +188,17 @@ def _chunks(files: list[str], pixels: Callable[[str], Pixels]) -> Iterator[Pixel
 def _pixels(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
     """One image, `(C, H, W)`."""
     from PIL import Image
-    from torchvision.transforms.v2 import functional as v2  # here, because torchvision's import is slow
+    from torchvision.transforms.v2 import (
+        functional as v2,
+    )  # here, because torchvision's import is slow
 
     try:
         with Image.open(io.BytesIO(tree.read(name))) as file:
             image = file.convert("L" if grey else "RGB")
     except Exception as error:  # decoders raise whatever broken bytes lead them to
-        raise UserError(f"{tree.path}: {name} cannot be read as an image; is the copy complete?") from error
+        raise UserError(
+            f"{tree.path}: {name} cannot be read as an image; is the copy complete?"
+        ) from error
     if size is not None:
         image = v2.center_crop(v2.resize(image, [size]), [size, size])
     array: Pixels = np.asarray(image, dtype=np.uint8)
@@ -201,10 +223,19 @@ def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int]
 
     console = Console()
     if not console.is_terminal:
-        console.print(f"decoding the {total:,} images of {source} once, into {folder}", highlight=False, soft_wrap=True)
+        console.print(
+            f"decoding the {total:,} images of {source} once, into {folder}",
+            highlight=False,
+            soft_wrap=True,
+        )
         yield lambda count: None
         return
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
+    columns = (
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TextColumn("images"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(f"decoding {source.name}", total=total)
         yield lambda count: bar.advance(task, count)

@@ -53,7 +53,10 @@ class ImageFolderDataModule(ImageDataModule):
         self.name = where.name.removesuffix(".zip")
         self.folders, self.classes = listing.classes, human_names(tree, listing.classes)
         self.mean, self.std = found.mean, found.std
-        self._splits = {split: Images(found.images[split], torch.tensor(listing.target[split])) for split in found.images}
+        self._splits = {
+            split: Images(found.images[split], torch.tensor(listing.target[split]))
+            for split in found.images
+        }
         super().__init__(**base)
 
     def load(self, split: str) -> Images:

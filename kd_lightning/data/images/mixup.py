@@ -30,7 +30,9 @@ class Mixup(Mixing):
             raise UserError(f"Mixup: alpha must be a finite number greater than 0, got {alpha}")
         self.alpha = alpha
 
-    def mix(self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int) -> tuple[Tensor, Tensor]:
+    def mix(
+        self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
+    ) -> tuple[Tensor, Tensor]:
         drawn = integers(index, 0, _QUANTILES - 1, seed, view, "mixup", "share")
         share = _beta_quantiles(float(self.alpha), str(index.device)).index_select(0, drawn)
         own = share[:, None, None, None]

@@ -37,11 +37,15 @@ class MNISTDataModule(ImageDataModule):
             data = MNIST(self.root, train=split == "train", download=False)
         except Exception as error:
             if "Dataset not found" not in str(error):
-                raise UserError(f"MNIST: the files in {where} cannot be read; delete them to download them again") from error
+                raise UserError(
+                    f"MNIST: the files in {where} cannot be read; delete them to download them again"
+                ) from error
             data = self._download(MNIST, split, where)
         expected = 60_000 if split == "train" else 10_000
         if data.data.shape != (expected, 28, 28) or data.targets.shape != (expected,):
-            raise UserError(f"MNIST: {where} does not hold the {expected:,} {split} images; delete it to download again")
+            raise UserError(
+                f"MNIST: {where} does not hold the {expected:,} {split} images; delete it to download again"
+            )
         return Images(data.data[:, None], data.targets.long())
 
     def _download(self, dataset: Any, split: str, where: Path) -> Any:

@@ -49,16 +49,23 @@ class OmniglotDataModule(ImageDataModule):
         found: dict[str, list[Path]] = {}
         for folder in FOLDERS:
             for character in sorted((self.root / "omniglot" / folder).glob("*/character*")):
-                found.setdefault(f"{character.parent.name}/{character.name}", sorted(character.glob("*.png")))
+                found.setdefault(
+                    f"{character.parent.name}/{character.name}", sorted(character.glob("*.png"))
+                )
         empty = [name for name, drawings in found.items() if not drawings]
         if not found or empty:
             what = f"{empty[0]} holds no drawing" if empty else "no characters"
-            where, how = self.root / "omniglot", "put images_background_small1 and 2 there, or set --data.root or KD_DATA_ROOT"
+            where, how = (
+                self.root / "omniglot",
+                "put images_background_small1 and 2 there, or set --data.root or KD_DATA_ROOT",
+            )
             raise UserError(f"Omniglot: {what} in {where}; {how}")
         return dict(sorted(found.items()))
 
     def load(self, split: str) -> Images:
-        target = torch.tensor([label for label, drawings in enumerate(self._drawings.values()) for _ in drawings])
+        target = torch.tensor(
+            [label for label, drawings in enumerate(self._drawings.values()) for _ in drawings]
+        )
         test = stratified_rank(target, torch.arange(len(target)), "omniglot-test") < TEST_FRACTION
         chosen = test if split == "test" else ~test
         images = _decoded(tuple(path for drawings in self._drawings.values() for path in drawings))
@@ -75,6 +82,10 @@ def _drawing(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     try:
         with Image.open(path) as image:
             # The files are black ink on white in one bit: averaged over a pixel's area, ink as the bright part.
-            return 255 - np.asarray(image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.uint8)
+            return 255 - np.asarray(
+                image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.uint8
+            )
     except OSError as error:
-        raise UserError(f"Omniglot: {path} cannot be read as an image; is the copy complete?") from error
+        raise UserError(
+            f"Omniglot: {path} cannot be read as an image; is the copy complete?"
+        ) from error

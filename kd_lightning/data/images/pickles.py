@@ -44,7 +44,10 @@ def read_arrays(path: Path, what: str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             content = _ArraysOnly(file, encoding="bytes").load()
-        return {key.decode() if isinstance(key, bytes) else str(key): value for key, value in content.items()}
+        return {
+            key.decode() if isinstance(key, bytes) else str(key): value
+            for key, value in content.items()
+        }
     except _Refused as error:
         raise UserError(
             f"{what}: {path} asks for {error}, which could run code: it is not the original file; delete it"

@@ -61,7 +61,10 @@ class ImageSource:
 
     def to(self, device: torch.device) -> ImageSource:
         """The same source with its samples resident on `device`."""
-        moved = {name: getattr(self, name).to(device) for name in ("images", "target", "rows", "mean", "std")}
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("images", "target", "rows", "mean", "std")
+        }
         return replace(self, **moved)
 
     def batch(self, rows: Tensor, view: int) -> Batch:
@@ -81,7 +84,9 @@ class ImageSource:
         if view != CLEAN:
             for augment in self.augment:
                 images = augment(images, index, self.seed, view)
-        inputs = images.float().sub_(255 * self.mean[:, None, None]).div_(255 * self.std[:, None, None])
+        inputs = (
+            images.float().sub_(255 * self.mean[:, None, None]).div_(255 * self.std[:, None, None])
+        )
         if self.channels > inputs.shape[1]:
             inputs = inputs.expand(-1, self.channels, -1, -1)
         return inputs

@@ -67,17 +67,26 @@ def read_recordings(folder: Path) -> list[Recording]:
     Raises:
         UserError: where one is missing, broken, or not 8 kHz, 16 bits, one channel.
     """
-    named = {match.groups(): path for path in folder.glob("*.wav") if (match := _NAME.fullmatch(path.name))}
+    named = {
+        match.groups(): path
+        for path in folder.glob("*.wav")
+        if (match := _NAME.fullmatch(path.name))
+    }
     if not named:
         raise UserError(f"spoken digits: there is no recording like 0_george_0.wav in {folder}")
-    speakers, takes = sorted({speaker for _, speaker, _ in named}), 1 + max(int(take) for *_, take in named)
+    speakers, takes = (
+        sorted({speaker for _, speaker, _ in named}),
+        1 + max(int(take) for *_, take in named),
+    )
     found = []
     for speaker in speakers:
         for digit in range(10):
             for take in range(takes):
                 path = named.get((str(digit), speaker, str(take)))
                 if path is None:
-                    raise UserError(f"spoken digits: {folder / f'{digit}_{speaker}_{take}.wav'} is missing")
+                    raise UserError(
+                        f"spoken digits: {folder / f'{digit}_{speaker}_{take}.wav'} is missing"
+                    )
                 found.append(Recording(digit, speaker, take, _read(path)))
     return found
 
@@ -89,23 +98,31 @@ def _read(path: Path) -> NDArray[np.float32]:
             data = file.readframes(file.getnframes())
             whole = len(data) == file.getnframes() * file.getnchannels() * file.getsampwidth()
     except (OSError, EOFError, wave.Error) as error:
-        raise UserError(f"spoken digits: {path} cannot be read as a WAV file; is the copy complete?") from error
+        raise UserError(
+            f"spoken digits: {path} cannot be read as a WAV file; is the copy complete?"
+        ) from error
     if form != (1, RATE, 16):
         channels, rate, bits = form
         raise UserError(
             f"spoken digits: {path} has {channels} channel(s) at {rate} Hz and {bits} bits; convert it to 1 at {RATE} Hz and 16"
         )
     if not whole:
-        raise UserError(f"spoken digits: {path} is shorter than its heading says; is the copy complete?")
+        raise UserError(
+            f"spoken digits: {path} is shorter than its heading says; is the copy complete?"
+        )
     samples = np.frombuffer(data, dtype="<i2").astype(np.float32)
     if len(samples) < 2 * WINDOW:
-        raise UserError(f"spoken digits: {path} holds {len(samples)} samples, too few for a digit; take it away, or mend it")
+        raise UserError(
+            f"spoken digits: {path} holds {len(samples)} samples, too few for a digit; take it away, or mend it"
+        )
     return samples
 
 
 def quiet_level(recordings: Sequence[Recording]) -> float:
     """The root mean square of a speaker's quiet pieces of 10 ms."""
-    pieces = np.concatenate([r.samples[: len(r.samples) // HOP * HOP].reshape(-1, HOP) for r in recordings])
+    pieces = np.concatenate(
+        [r.samples[: len(r.samples) // HOP * HOP].reshape(-1, HOP) for r in recordings]
+    )
     return max(1.0, float(np.quantile(np.sqrt(np.square(pieces).mean(1)), QUIET)))
 
 
@@ -118,7 +135,9 @@ def lengths_of(total: int, *parts: int | str) -> list[int]:
     return found
 
 
-def strings_of(recordings: Sequence[Recording], part: str, level: float, lexicon: Lexicon, seed: int) -> list[DigitString]:
+def strings_of(
+    recordings: Sequence[Recording], part: str, level: float, lexicon: Lexicon, seed: int
+) -> list[DigitString]:
     """The recordings of one speaker and part, each once, as strings.
 
     Of any ten in a row that begin at a multiple of ten, each is another digit: the first strings are a stratified sample.
@@ -138,7 +157,9 @@ def strings_of(recordings: Sequence[Recording], part: str, level: float, lexicon
         name = (seed, part, recordings[0].speaker, done)
         share = (done + length / 2) / len(ordered)
         samples, flat = _joined(chosen, level, lexicon, *name)
-        found.append(DigitString(chosen[0].speaker, part, [r.digit for r in chosen], share, samples, flat))
+        found.append(
+            DigitString(chosen[0].speaker, part, [r.digit for r in chosen], share, samples, flat)
+        )
         done += length
     return found
 
@@ -156,7 +177,9 @@ def _joined(
     for recording, gap in zip(chosen, gaps[1:], strict=True):
         size = len(recording.samples)
         samples[at : at + size] = recording.samples
-        state[at : at + size] = recording.digit * lexicon.states + torch.arange(size) * lexicon.states // size
+        state[at : at + size] = (
+            recording.digit * lexicon.states + torch.arange(size) * lexicon.states // size
+        )
         at += size + gap
     middles = torch.arange(frames_in(len(samples))) * HOP + FFT // 2
     return samples, state[middles]
@@ -173,12 +196,23 @@ def log_mel(strings: Sequence[DigitString]) -> list[Tensor]:
         UserError: where librosa is not installed.
     """
     try:
-        from librosa.feature import melspectrogram  # here, because it costs two seconds, and the result is kept
+        from librosa.feature import (
+            melspectrogram,
+        )  # here, because it costs two seconds, and the result is kept
     except ImportError as error:
-        raise UserError("spoken digits: librosa is not installed; pip install 'kd_lightning[speech]'") from error
+        raise UserError(
+            "spoken digits: librosa is not installed; pip install 'kd_lightning[speech]'"
+        ) from error
     joined = np.concatenate([s.samples for s in strings])
     energy = melspectrogram(
-        y=joined, sr=RATE, n_fft=FFT, win_length=WINDOW, hop_length=HOP, n_mels=MELS, center=False, power=2.0
+        y=joined,
+        sr=RATE,
+        n_fft=FFT,
+        win_length=WINDOW,
+        hop_length=HOP,
+        n_mels=MELS,
+        center=False,
+        power=2.0,
     )
     # Samples are whole numbers of 16 bits: an energy of one lies below what any microphone gave.
     frames, start, found = torch.from_numpy(np.log(np.maximum(energy, 1.0)).T.copy()), 0, []
@@ -199,7 +233,9 @@ def normalized(strings: Sequence[DigitString], frames: Sequence[Tensor]) -> list
     return found
 
 
-def labelled(strings: Sequence[DigitString], frames: Sequence[Tensor], lexicon: Lexicon) -> list[Tensor]:
+def labelled(
+    strings: Sequence[DigitString], frames: Sequence[Tensor], lexicon: Lexicon
+) -> list[Tensor]:
     """The state of each frame, by forced alignment with Gaussians of the speaker's training part, or of all of a held-out one.
 
     Gaussians that all speakers share take the gaps of one with much noise for speech.
@@ -207,7 +243,9 @@ def labelled(strings: Sequence[DigitString], frames: Sequence[Tensor], lexicon: 
     chains, found = [lexicon.chain(s.digits) for s in strings], [s.flat for s in strings]
     for own, known in _speakers(strings):
         flat = torch.cat([strings[at].flat for at in known])
-        model = train_alignment([frames[at] for at in known], [chains[at] for at in known], flat, lexicon.size, ROUNDS)
+        model = train_alignment(
+            [frames[at] for at in known], [chains[at] for at in known], flat, lexicon.size, ROUNDS
+        )
         aligned = align_all(model, [frames[at] for at in own], [chains[at] for at in own])
         for at, state in zip(own, aligned.split([len(frames[at]) for at in own]), strict=True):
             found[at] = state

@@ -76,16 +76,22 @@ def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
     sizes = torch.tensor([len(chain) for chain in chains])
     if bool((lengths < sizes).any()):
         at = int((lengths < sizes).nonzero()[0])
-        raise UserError(f"utterance {at} has {int(lengths[at])} frames, too few for the {int(sizes[at])} states of its words")
+        raise UserError(
+            f"utterance {at} has {int(lengths[at])} frames, too few for the {int(sizes[at])} states of its words"
+        )
     states = pad_sequence(list(chains), batch_first=True)
     lost = scores.new_full((len(chains), 1), -torch.inf)
-    best = torch.cat([scores[:, 0].gather(1, states[:, :1]), lost.expand(-1, states.shape[1] - 1)], 1)
+    best = torch.cat(
+        [scores[:, 0].gather(1, states[:, :1]), lost.expand(-1, states.shape[1] - 1)], 1
+    )
     moved = torch.zeros(scores.shape[1], *states.shape, dtype=torch.bool)
     for t in range(1, scores.shape[1]):
         running = (t < lengths)[:, None]
         come = torch.cat([lost, best[:, :-1]], 1)
         moved[t] = (come > best) & running
-        best = torch.where(running, torch.maximum(best, come) + scores[:, t].gather(1, states), best)
+        best = torch.where(
+            running, torch.maximum(best, come) + scores[:, t].gather(1, states), best
+        )
     place, path = sizes[:, None] - 1, []
     for t in range(scores.shape[1] - 1, -1, -1):
         path.append(torch.where((t < lengths)[:, None], states.gather(1, place), -1))
@@ -113,7 +119,9 @@ class Gaussians:
         """
         count = torch.bincount(state, minlength=size).double()[:, None]
         if not bool((count > 0).all()):
-            raise UserError(f"no frame of state {int((count == 0).nonzero()[0, 0])}: does a word never occur in training?")
+            raise UserError(
+                f"no frame of state {int((count == 0).nonzero()[0, 0])}: does a word never occur in training?"
+            )
         frames, none = frames.double(), torch.zeros(size, frames.shape[1], dtype=torch.float64)
         mean = none.index_add(0, state, frames) / count
         square = none.index_add(0, state, frames.square()) / count
@@ -123,10 +131,14 @@ class Gaussians:
         """Log-likelihood of frames `(F, D)` in each state up to a constant, float32 `(F, S)`."""
         frames, weight = frames.double(), 1 / self.variance
         constant = (self.mean.square() * weight + self.variance.log()).sum(1)
-        return (-0.5 * (frames.square() @ weight.T - 2 * frames @ (self.mean * weight).T + constant)).float()
+        return (
+            -0.5 * (frames.square() @ weight.T - 2 * frames @ (self.mean * weight).T + constant)
+        ).float()
 
 
-def train_alignment(frames: Sequence[Tensor], chains: Sequence[Tensor], flat: Tensor, size: int, rounds: int) -> Gaussians:
+def train_alignment(
+    frames: Sequence[Tensor], chains: Sequence[Tensor], flat: Tensor, size: int, rounds: int
+) -> Gaussians:
     """Viterbi training: a Gaussian for each state, and the alignment that these give, in turns.
 
     Args:
@@ -150,7 +162,9 @@ def train_alignment(frames: Sequence[Tensor], chains: Sequence[Tensor], flat: Te
 def align_all(model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tensor]) -> Tensor:
     """The state of each frame of all utterances in a row, `(F,)`."""
     lengths = torch.tensor([len(f) for f in frames])
-    scores = pad_sequence(list(model.scores(torch.cat(list(frames))).split(lengths.tolist())), batch_first=True)
+    scores = pad_sequence(
+        list(model.scores(torch.cat(list(frames))).split(lengths.tolist())), batch_first=True
+    )
     path = align(scores, lengths, chains)
     return path[path >= 0]
 
@@ -187,7 +201,10 @@ class WordLoop:
         left[:-1] = (state[1:] != state[:-1]) | (utterance[1:] != utterance[:-1])
         times = torch.bincount(state[left], minlength=lexicon.size).double() + 1
         leave, ends = times / (frames + 2), times[lexicon.last]
-        word = torch.cat([(ends[:-1].sum() / lexicon.words).expand(lexicon.words), ends[-1:]]) / ends.sum()
+        word = (
+            torch.cat([(ends[:-1].sum() / lexicon.words).expand(lexicon.words), ends[-1:]])
+            / ends.sum()
+        )
         prior = frames.clamp(min=1) / frames.sum()
         return cls(lexicon, *(value.log().float() for value in (1 - leave, leave, word, prior)))
 

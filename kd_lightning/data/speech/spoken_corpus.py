@@ -49,12 +49,17 @@ def fetch(folder: Path, allowed: bool) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            with urllib.request.urlopen(URL, timeout=30) as answer, tarfile.open(fileobj=answer, mode="r|gz") as archive:
+            with (
+                urllib.request.urlopen(URL, timeout=30) as answer,
+                tarfile.open(fileobj=answer, mode="r|gz") as archive,
+            ):
                 archive.extractall(temporary, filter="data")
             [found] = Path(temporary).glob("*/recordings")
             found.rename(folder)
     except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
-        raise UserError(f"spoken digits: there is no folder {folder}, and the download failed; {how}") from error
+        raise UserError(
+            f"spoken digits: there is no folder {folder}, and the download failed; {how}"
+        ) from error
 
 
 def part_of(recording: Recording, held_out: tuple[str, ...]) -> str:
@@ -64,7 +69,9 @@ def part_of(recording: Recording, held_out: tuple[str, ...]) -> str:
     return "validation" if recording.take in VALIDATION_TAKES else "train"
 
 
-def computed(folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int) -> dict[str, Speech]:
+def computed(
+    folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int
+) -> dict[str, Speech]:
     """Features and labels of the source splits "train" and "test".
 
     They are kept under a checksum of the recordings, the arguments and the code, and in this process besides.
@@ -79,7 +86,13 @@ def computed(folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: in
         UserError: where a recording is missing or broken, or a part of the data is empty.
     """
     digest = hashlib.sha256(repr((held_out, lexicon, seed)).encode())
-    for source in (__file__, digit_strings.__file__, hmm.__file__, windows.__file__, randomness.__file__):
+    for source in (
+        __file__,
+        digit_strings.__file__,
+        hmm.__file__,
+        windows.__file__,
+        randomness.__file__,
+    ):
         digest.update(Path(source).read_bytes())
     with contextlib.suppress(PackageNotFoundError):  # what is kept can be read without it
         digest.update(version("librosa").encode())
@@ -89,7 +102,9 @@ def computed(folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: in
 
 
 @functools.lru_cache(maxsize=4)
-def _load_or_make(key: str, folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int) -> dict[str, Speech]:
+def _load_or_make(
+    key: str, folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int
+) -> dict[str, Speech]:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
@@ -97,11 +112,18 @@ def _load_or_make(key: str, folder: Path, held_out: tuple[str, ...], lexicon: Le
     path = kept / f"spoken-digits-{key}.safetensors"
     with contextlib.suppress(OSError, SafetensorError), safe_open(path, "pt") as file:
         lists = json.loads(file.metadata()["speech"])
-        return {s: Speech(**{n: file.get_tensor(f"{s}.{n}") for n in _TENSORS}, **lists[s]) for s in lists}
+        return {
+            s: Speech(**{n: file.get_tensor(f"{s}.{n}") for n in _TENSORS}, **lists[s])
+            for s in lists
+        }
     made = make(folder, held_out, lexicon, seed)
-    tensors = {f"{split}.{name}": getattr(part, name) for split, part in made.items() for name in _TENSORS}
+    tensors = {
+        f"{split}.{name}": getattr(part, name) for split, part in made.items() for name in _TENSORS
+    }
     lists = {split: {name: getattr(part, name) for name in _LISTS} for split, part in made.items()}
-    with contextlib.suppress(OSError, SafetensorError):  # a folder that cannot be written costs time, nothing else
+    with contextlib.suppress(
+        OSError, SafetensorError
+    ):  # a folder that cannot be written costs time, nothing else
         kept.mkdir(parents=True, exist_ok=True)
         own = path.with_suffix(f".{os.getpid()}")
         save_file(tensors, own, metadata={"speech": json.dumps(lists)})
@@ -114,25 +136,41 @@ def make(folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int) -
     recordings = read_recordings(folder)
     speakers = sorted({r.speaker for r in recordings})
     if unknown := [name for name in held_out if name not in speakers]:
-        raise UserError(f"data.held_out: there is no speaker {unknown[0]!r}; they are {', '.join(speakers)}")
+        raise UserError(
+            f"data.held_out: there is no speaker {unknown[0]!r}; they are {', '.join(speakers)}"
+        )
     if not set(speakers) - set(held_out):
-        raise UserError(f"data.held_out names all of the {len(speakers)} speakers; leave some to train on")
+        raise UserError(
+            f"data.held_out names all of the {len(speakers)} speakers; leave some to train on"
+        )
     shortest = min(recordings, key=lambda recording: len(recording.samples))
     if lexicon.states > (pieces := len(shortest.samples) // HOP):
         name = f"{shortest.digit}_{shortest.speaker}_{shortest.take}.wav"
-        raise UserError(f"data.states={lexicon.states}: {name} has {pieces} frames, and each state takes one; choose fewer")
+        raise UserError(
+            f"data.states={lexicon.states}: {name} has {pieces} frames, and each state takes one; choose fewer"
+        )
     groups: dict[tuple[str, str], list[Recording]] = {}
     for recording in recordings:
         groups.setdefault((recording.speaker, part_of(recording, held_out)), []).append(recording)
     for part in ("train", "validation", "test"):
         if not any(part == other for _, other in groups):
-            raise UserError(f"spoken digits: no recording in {folder} is of the {part} part; takes 0 to 10 are needed")
-    level = {name: quiet_level(groups.get((name, "train")) or groups[name, "test"]) for name in speakers}
-    strings = [s for (name, part), own in groups.items() for s in strings_of(own, part, level[name], lexicon, seed)]
+            raise UserError(
+                f"spoken digits: no recording in {folder} is of the {part} part; takes 0 to 10 are needed"
+            )
+    level = {
+        name: quiet_level(groups.get((name, "train")) or groups[name, "test"]) for name in speakers
+    }
+    strings = [
+        s
+        for (name, part), own in groups.items()
+        for s in strings_of(own, part, level[name], lexicon, seed)
+    ]
     frames = normalized(strings, log_mel(strings))
     targets = labelled(strings, frames, lexicon)
     made = {}
     for split in ("train", "test"):
         chosen = [at for at, s in enumerate(strings) if (s.part == "test") == (split == "test")]
-        made[split] = joined([strings[i] for i in chosen], [frames[i] for i in chosen], [targets[i] for i in chosen])
+        made[split] = joined(
+            [strings[i] for i in chosen], [frames[i] for i in chosen], [targets[i] for i in chosen]
+        )
     return made

@@ -66,14 +66,21 @@ class SpokenDigitsDataModule(ServedDataModule):
         super().__init__()
         check_fraction("data.fraction", fraction)
         if batch_size < 1 or eval_batch_size < 1 or states < 1:
-            raise UserError("data.batch_size, data.eval_batch_size and data.states must be at least 1")
+            raise UserError(
+                "data.batch_size, data.eval_batch_size and data.states must be at least 1"
+            )
         if (split == "speakers") != bool(held_out):
             raise UserError(
                 "data.held_out names the test set's speakers, such as [theo, yweweler]: it goes with data.split=speakers alone"
             )
         self.root, self.download = data_root(root), download
         self.batch_size, self.eval_batch_size, self.resident = batch_size, eval_batch_size, resident
-        self.validation, self.fraction, self.split, self.held_out = validation, fraction, split, sorted(held_out or [])
+        self.validation, self.fraction, self.split, self.held_out = (
+            validation,
+            fraction,
+            split,
+            sorted(held_out or []),
+        )
         self.split_seed, self.lexicon = split_seed, Lexicon(len(WORDS), states)
         steps = [f"{word}/{state}" for word in WORDS for state in range(1, states + 1)]
         self.classes = (*steps, "silence")
@@ -99,7 +106,9 @@ class SpokenDigitsDataModule(ServedDataModule):
             rows = kept[speech.string].nonzero()[:, 0]
             if stage == "train":
                 self._check_classes(speech.target[rows])
-            self._sources[stage] = SpeechSource(speech.windows, speech.first, speech.target, rows, split)
+            self._sources[stage] = SpeechSource(
+                speech.windows, speech.first, speech.target, rows, split
+            )
         return self._sources[stage]
 
     def _takes_part(self, stage: str, part: str, share: float) -> bool:
@@ -111,7 +120,9 @@ class SpokenDigitsDataModule(ServedDataModule):
         missing = torch.bincount(target, minlength=len(self.classes)) == 0
         if bool(missing.any()):
             word = self.classes[int(missing.nonzero()[0])].partition("/")[0]
-            raise UserError(f"spoken digits: data.fraction={self.fraction} leaves no recording of {word!r} to train on")
+            raise UserError(
+                f"spoken digits: data.fraction={self.fraction} leaves no recording of {word!r} to train on"
+            )
 
     def word_loop(self) -> WordLoop:
         """The decoder's transitions and the states' priors, from the alignment of the whole training part."""
@@ -127,7 +138,9 @@ class SpokenDigitsDataModule(ServedDataModule):
             "input_shape": [1, CONTEXT, MELS],
             "num_classes": len(self.classes),
             "classes": list(self.classes),
-            "samples": {stage: len(self.source(stage)) for stage in ("train", "validation", "test")},
+            "samples": {
+                stage: len(self.source(stage)) for stage in ("train", "validation", "test")
+            },
             "source_samples": len(self.raw("train").target),
         }
 
@@ -135,4 +148,9 @@ class SpokenDigitsDataModule(ServedDataModule):
         """What decides the inputs of a teacher: the features, and the order of the frames."""
         speech = {split: self.raw(split) for split in ("train", "test")}
         samples = {split: checksum(s.frames, s.first, s.target) for split, s in speech.items()}
-        return {"data": self.name, "samples": samples, "split": self.split, "held_out": self.held_out}
+        return {
+            "data": self.name,
+            "samples": samples,
+            "split": self.split,
+            "held_out": self.held_out,
+        }

@@ -83,17 +83,31 @@ class SpeechSource:
 
     def to(self, device: torch.device) -> SpeechSource:
         """The same source with its samples resident on `device`."""
-        frames = torch.cat([self.windows[:, :MELS], self.windows[-1, MELS:].view(-1, MELS)]).to(device)
+        frames = torch.cat([self.windows[:, :MELS], self.windows[-1, MELS:].view(-1, MELS)]).to(
+            device
+        )
         windows = frames.as_strided(self.windows.shape, self.windows.stride())
-        return replace(self, windows=windows, **{name: getattr(self, name).to(device) for name in ("first", "target", "rows")})
+        return replace(
+            self,
+            windows=windows,
+            **{name: getattr(self, name).to(device) for name in ("first", "target", "rows")},
+        )
 
     def batch(self, rows: Tensor, view: int) -> Batch:
         index = self.rows.index_select(0, rows.to(self.rows.device))
         inputs = self.windows.index_select(0, self.first.index_select(0, index))
-        return Batch(inputs.view(-1, 1, CONTEXT, MELS), self.target.index_select(0, index), index, CLEAN, self.split)
+        return Batch(
+            inputs.view(-1, 1, CONTEXT, MELS),
+            self.target.index_select(0, index),
+            index,
+            CLEAN,
+            self.split,
+        )
 
 
-def joined(strings: Sequence[DigitString], frames: Sequence[Tensor], targets: Sequence[Tensor]) -> Speech:
+def joined(
+    strings: Sequence[DigitString], frames: Sequence[Tensor], targets: Sequence[Tensor]
+) -> Speech:
     """Strings in a row, each padded at its edges, so that no window holds anything of another one."""
     before, after = PREDICTED, CONTEXT - 1 - PREDICTED
     padded = [torch.cat([f[:1].expand(before, -1), f, f[-1:].expand(after, -1)]) for f in frames]

@@ -81,14 +81,24 @@ class TextDataModule(_SentenceDataModule):
         check_fraction("data.fraction", fraction)
         check_fraction("data.label_fraction", label_fraction, zero=True)
         if not 0 <= validation < 1:
-            raise UserError(f"data.validation must be a fraction in [0, 1), got {validation}; 0 holds nothing out")
+            raise UserError(
+                f"data.validation must be a fraction in [0, 1), got {validation}; 0 holds nothing out"
+            )
         if min(batch_size, eval_batch_size, pool) < 1:
-            raise UserError("data.batch_size, data.eval_batch_size and data.pool must be at least 1")
+            raise UserError(
+                "data.batch_size, data.eval_batch_size and data.pool must be at least 1"
+            )
         if views is not None and not 1 <= views <= (augment.variants if augment else 1):
             most = augment.variants if augment else 1
-            raise UserError(f"data.views must be 1 to {most}, all variants of a sentence, got {views}")
+            raise UserError(
+                f"data.views must be 1 to {most}, all variants of a sentence, got {views}"
+            )
         self.root = data_root(root)
-        self.files: dict[str, str | None] = {"train": train_file, "validation": validation_file, "test": test_file}
+        self.files: dict[str, str | None] = {
+            "train": train_file,
+            "validation": validation_file,
+            "test": test_file,
+        }
         self.text, self.label, self.second = text, label, second
         self.labels, self.names = [str(label) for label in labels] if labels else None, names
         self.tokenizer, self.teacher_tokenizer = tokenizer or WordTokenizer(), teacher_tokenizer
@@ -109,8 +119,16 @@ class TextDataModule(_SentenceDataModule):
     def load(self, split: str) -> Texts:
         """All samples of a source split; raises UserError where they cannot be had."""
         if split == PREDICTS:
-            return read_sentences(Path(str(self.predict_file)).expanduser(), self.second is not None)
-        return read_table(self.root / str(self.files[split]), self.text, self.label, self.second, self.class_labels)
+            return read_sentences(
+                Path(str(self.predict_file)).expanduser(), self.second is not None
+            )
+        return read_table(
+            self.root / str(self.files[split]),
+            self.text,
+            self.label,
+            self.second,
+            self.class_labels,
+        )
 
     @property
     def class_labels(self) -> list[str]:
@@ -123,7 +141,9 @@ class TextDataModule(_SentenceDataModule):
     def classes(self) -> list[str]:
         names = self.names or self.class_labels
         if len(names) != len(self.class_labels):
-            raise UserError(f"data.names must name the {len(self.class_labels)} classes of data.labels, got {len(names)}")
+            raise UserError(
+                f"data.names must name the {len(self.class_labels)} classes of data.labels, got {len(names)}"
+            )
         return names
 
     def raw(self, split: str) -> Texts:
@@ -138,7 +158,9 @@ class TextDataModule(_SentenceDataModule):
             augment = self.augment if split == "train" else None
             if augment is not None:
                 augment.learn(self.raw(split).texts)
-            self._sentences[split] = Sentences(split, self.raw(split), augment, self.augmentation_seed)
+            self._sentences[split] = Sentences(
+                split, self.raw(split), augment, self.augmentation_seed
+            )
         return self._sentences[split]
 
     def learn(self) -> None:
@@ -156,7 +178,10 @@ class TextDataModule(_SentenceDataModule):
     def keep(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data, in builtins: what its network's inputs and outputs mean."""
         self.learn()
-        return {"labels": self.class_labels, **{name: tokenizer.keep() for name, tokenizer in self._tokenizers().items()}}
+        return {
+            "labels": self.class_labels,
+            **{name: tokenizer.keep() for name, tokenizer in self._tokenizers().items()},
+        }
 
     def restore(self, kept: dict[str, Any], spec: dict[str, Any]) -> None:
         """Read as the data did that a checkpoint was made with; its training file need not be there.
@@ -203,7 +228,9 @@ class TextDataModule(_SentenceDataModule):
         return rows[rank < self.fraction], unlabelled, index[held_out]
 
     def _source(self, split: str, rows: Tensor, target: Tensor) -> TextSource:
-        return TextSource(self.sentences(split), target, rows, self.tokenizer, self.teacher_tokenizer)
+        return TextSource(
+            self.sentences(split), target, rows, self.tokenizer, self.teacher_tokenizer
+        )
 
     def source(self, stage: str) -> TextSource:
         """The samples of "train", "validation", "test" or "predict", as they are trained on or evaluated."""
@@ -232,20 +259,29 @@ class TextDataModule(_SentenceDataModule):
             "input_shape": [BLANK_TOKENS],
             "num_classes": len(self.classes),
             "classes": list(self.classes),
-            "samples": {stage: len(self.source(stage)) for stage in ("train", "validation", "test")},
+            "samples": {
+                stage: len(self.source(stage)) for stage in ("train", "validation", "test")
+            },
             "source_samples": len(self.raw("train")),
         }
         for prefix, tokenizer in (("", self.tokenizer), ("teacher_", self.teacher_tokenizer)):
             if tokenizer is not None:
                 found[f"{prefix}vocabulary"] = tokenizer.describe()
                 found[f"{prefix}inputs"] = self._blank(tokenizer)
-                cut = {split: self.sentences(split).tokens(tokenizer, CLEAN).cut for split in ("train", "test")}
+                cut = {
+                    split: self.sentences(split).tokens(tokenizer, CLEAN).cut
+                    for split in ("train", "test")
+                }
                 found[f"{prefix}cut"] = cut
         return found
 
     def _blank(self, tokenizer: Tokenizer) -> dict[str, Any]:
         shape = [min(BLANK_TOKENS, tokenizer.max_length)]
-        values = {"input_ids": 1, "attention_mask": 1, **({"token_type_ids": 0} if tokenizer.typed else {})}
+        values = {
+            "input_ids": 1,
+            "attention_mask": 1,
+            **({"token_type_ids": 0} if tokenizer.typed else {}),
+        }
         return {name: {"shape": shape, "value": value} for name, value in values.items()}
 
     def fingerprint(self) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def read_text(path: Path) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; convert the file") from error
+        raise UserError(
+            f"{path}, line {line}: byte 0x{content[error.start]:02x} is not UTF-8; convert the file"
+        ) from error
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -82,11 +84,15 @@ def _positions(path: Path, first: list[str], columns: Sequence[Column]) -> list[
         if isinstance(column, int) and column < 0:
             raise UserError(f"{path}: columns are counted from 0, got {column}")
         if isinstance(column, str) and column not in first:
-            raise UserError(f"{path} has no column {column!r}; its first line names {', '.join(first)[:200]}")
+            raise UserError(
+                f"{path} has no column {column!r}; its first line names {', '.join(first)[:200]}"
+            )
     return [first.index(column) if isinstance(column, str) else column for column in columns]
 
 
-def read_table(path: Path, text: Column, label: Column | None, second: Column | None, labels: Sequence[str]) -> Texts:
+def read_table(
+    path: Path, text: Column, label: Column | None, second: Column | None, labels: Sequence[str]
+) -> Texts:
     """The samples of a CSV or TSV file.
 
     Args:
@@ -107,11 +113,15 @@ def read_table(path: Path, text: Column, label: Column | None, second: Column | 
     texts, target = [], []
     for line, fields in rows:
         if max(positions) >= len(fields):
-            raise UserError(f"{path}, line {line}: there is no column {max(positions)}; the line has {len(fields)} (from 0)")
+            raise UserError(
+                f"{path}, line {line}: there is no column {max(positions)}; the line has {len(fields)} (from 0)"
+            )
         values = [fields[at].strip() for at in positions]
         value = values.pop() if label is not None else ""
         if value and value not in known:
-            raise UserError(f"{path}, line {line}: the label {value!r} is none of the classes {', '.join(labels)}")
+            raise UserError(
+                f"{path}, line {line}: the label {value!r} is none of the classes {', '.join(labels)}"
+            )
         if not all(values):
             raise UserError(f"{path}, line {line}: the text is empty")
         texts.append(tuple(values))
@@ -135,17 +145,25 @@ def read_labels(path: Path, label: Column) -> list[str]:
     found = [fields[at].strip() for _, fields in rows if at < len(fields)]
     classes = sorted({*found} - {""})
     if not classes:
-        raise UserError(f"{path}: no sample has a label in column {label!r}; is it another column (data.label)?")
+        raise UserError(
+            f"{path}: no sample has a label in column {label!r}; is it another column (data.label)?"
+        )
     first, rest = found[0], [name for name in classes if name != found[0]]
     odd = len(rest) > 1 and min(map(found.count, rest)) > 1
-    odd = odd or first.lower() in _HEADINGS or (bool(rest) and not _number(first) and all(map(_number, rest)))
+    odd = (
+        odd
+        or first.lower() in _HEADINGS
+        or (bool(rest) and not _number(first) and all(map(_number, rest)))
+    )
     if isinstance(label, int) and odd and found.count(first) == 1:
         raise UserError(
             f"{path}: the first line looks like a heading, for its label {found[0]!r} stands nowhere else; name the columns "
             "(data.text and data.label), or name all classes in data.labels"
         )
     if len(classes) == 1:
-        raise UserError(f"{path}: all samples have the label {classes[0]!r}; name all classes in data.labels")
+        raise UserError(
+            f"{path}: all samples have the label {classes[0]!r}; name all classes in data.labels"
+        )
     return classes
 
 
@@ -156,8 +174,12 @@ def _number(text: str) -> bool:
 def read_sentences(path: Path, pairs: bool) -> Texts:
     """Raw sentences, one a line, blank lines left out; pairs are split at a tab."""
     lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
-    texts = [tuple(part.strip() for part in line.split("\t", 1)) if pairs else (line,) for line in lines]
+    texts = [
+        tuple(part.strip() for part in line.split("\t", 1)) if pairs else (line,) for line in lines
+    ]
     for at, sample in enumerate(texts):
         if pairs and len(sample) != 2:
-            raise UserError(f"{path}: sentence {at + 1} has no tab; each line holds two texts with a tab between them")
+            raise UserError(
+                f"{path}: sentence {at + 1} has no tab; each line holds two texts with a tab between them"
+            )
     return Texts(texts, torch.full((len(texts),), UNLABELLED))

@@ -125,7 +125,10 @@ class BucketLoader(BatchLoader):
         batches = []
         for pool in order[:whole].split(step * self.pool) if whole else ():
             batches += pool[torch.argsort(lengths[pool], stable=True)].split(step)
-        yield from (batches[at] for at in permutation(len(batches), self.seed, self.epoch, "batches").tolist())
+        yield from (
+            batches[at]
+            for at in permutation(len(batches), self.seed, self.epoch, "batches").tolist()
+        )
         if whole < n:
             yield order[whole:]
 
@@ -157,8 +160,14 @@ class _SentenceDataModule(ServedDataModule):
     def setup(self, stage: str) -> None:
         """Networks that start from word vectors are told the words before training starts, and never a teacher."""
         module = getattr(self.trainer, "lightning_module", None)
-        started = getattr(module, "init_from", None) is not None  # from weights that have learnt their vectors
-        if stage == "fit" and not started and isinstance(getattr(module, "net", None), torch.nn.Module):
+        started = (
+            getattr(module, "init_from", None) is not None
+        )  # from weights that have learnt their vectors
+        if (
+            stage == "fit"
+            and not started
+            and isinstance(getattr(module, "net", None), torch.nn.Module)
+        ):
             self.learn()
             for part in cast(Any, module).net.modules():
                 if callable(use_words := getattr(part, "use_words", None)):

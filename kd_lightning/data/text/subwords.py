@@ -42,7 +42,10 @@ class _BackendTokenizer(Tokenizer):
         return self._pad
 
     def _keep(self) -> dict[str, Any]:
-        return {"backend": self.backend.to_str(), **{name: getattr(self, name) for name in self._kept}}
+        return {
+            "backend": self.backend.to_str(),
+            **{name: getattr(self, name) for name in self._kept},
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         # Where a pretrained tokenizer lies does not matter; two of one vocabulary may still differ in how they split.
@@ -61,7 +64,9 @@ class _BackendTokenizer(Tokenizer):
 
     def pieces(self, texts: Sequence[tuple[str, ...]]) -> tuple[list[Pieces], int]:
         masked = [tuple(text.replace(MASK, self.mask_token) for text in sample) for sample in texts]
-        encoded = self.backend.encode_batch([sample[0] if len(sample) == 1 else sample for sample in masked])
+        encoded = self.backend.encode_batch(
+            [sample[0] if len(sample) == 1 else sample for sample in masked]
+        )
         return [(e.ids, e.type_ids) for e in encoded], sum(bool(e.overflowing) for e in encoded)
 
 
@@ -80,7 +85,9 @@ class SubwordTokenizer(_BackendTokenizer):
     mask_token = "[MASK]"
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
-    def __init__(self, size: int = 8000, max_length: int = 128, checkpoint: str | None = None) -> None:
+    def __init__(
+        self, size: int = 8000, max_length: int = 128, checkpoint: str | None = None
+    ) -> None:
         if size < 300:
             raise UserError(f"SubwordTokenizer: size must be at least 300, got {size}")
         self.size = size
@@ -98,7 +105,9 @@ class SubwordTokenizer(_BackendTokenizer):
         # WordPiece's ## in an order that differs from process to process.
         backend.pre_tokenizer = made.pre_tokenizers.ByteLevel(add_prefix_space=True)
         special = list(self.special)
-        tokens = [made.AddedToken(token, special=True, lstrip=token == "[MASK]") for token in special]
+        tokens = [
+            made.AddedToken(token, special=True, lstrip=token == "[MASK]") for token in special
+        ]
         trainer = made.trainers.BpeTrainer(
             vocab_size=self.size,
             min_frequency=2,
@@ -135,8 +144,13 @@ class PretrainedTokenizer(_BackendTokenizer):
         self._longest = min(tokenizer.model_max_length, self._longest)
         self.typed = "token_type_ids" in tokenizer.model_input_names
         if tokenizer.pad_token_id is None:
-            raise UserError(f"the tokenizer {self.name} has no padding token; take an encoder's, such as bert-base-uncased")
-        self.mask_token, self._pad = tokenizer.mask_token or tokenizer.unk_token, int(tokenizer.pad_token_id)
+            raise UserError(
+                f"the tokenizer {self.name} has no padding token; take an encoder's, such as bert-base-uncased"
+            )
+        self.mask_token, self._pad = (
+            tokenizer.mask_token or tokenizer.unk_token,
+            int(tokenizer.pad_token_id),
+        )
         return tokenizer.backend_tokenizer
 
     def encode(self, texts: Sequence[tuple[str, ...]]) -> Tokens:

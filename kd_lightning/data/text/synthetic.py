@@ -61,7 +61,12 @@ class SyntheticSentences:
     """
 
     def __init__(
-        self, mask: float = 0.1, replace: float = 0.1, ngram: float = 0.25, longest: int = 5, copies: int = 20
+        self,
+        mask: float = 0.1,
+        replace: float = 0.1,
+        ngram: float = 0.25,
+        longest: int = 5,
+        copies: int = 20,
     ) -> None:
         if min(mask, replace, ngram) < 0 or mask + replace > 1 or ngram > 1:
             raise UserError(
@@ -69,8 +74,16 @@ class SyntheticSentences:
                 f"got {mask}, {replace} and {ngram}"
             )
         if longest < 1 or copies < 1:
-            raise UserError(f"SyntheticSentences: longest and copies must be at least 1, got {longest} and {copies}")
-        self.mask, self.replace, self.ngram, self.longest, self.copies = mask, replace, ngram, longest, copies
+            raise UserError(
+                f"SyntheticSentences: longest and copies must be at least 1, got {longest} and {copies}"
+            )
+        self.mask, self.replace, self.ngram, self.longest, self.copies = (
+            mask,
+            replace,
+            ngram,
+            longest,
+            copies,
+        )
         self._corpus: _Corpus | None = None
 
     @property
@@ -114,9 +127,15 @@ class SyntheticSentences:
         variant = self.variant(torch.arange(len(texts)), view)
         columns = [self._column(side, variant, seed) for side in range(len(texts[0]))]
         # One synthetic sample in three keeps its first text, one its second; single texts are always changed.
-        kept = [(variant % 3 == 2 - side) & (len(columns) > 1) | (variant == 0) for side in range(len(columns))]
+        kept = [
+            (variant % 3 == 2 - side) & (len(columns) > 1) | (variant == 0)
+            for side in range(len(columns))
+        ]
         shown = [
-            [sample[side] if keep else new for sample, keep, new in zip(texts, kept[side].tolist(), column, strict=True)]
+            [
+                sample[side] if keep else new
+                for sample, keep, new in zip(texts, kept[side].tolist(), column, strict=True)
+            ]
             for side, column in enumerate(columns)
         ]
         return list(zip(*shown, strict=True))
@@ -137,12 +156,17 @@ class SyntheticSentences:
         at = torch.arange(len(text)) - (ends - lengths)[text] + starts[text]
         new = self._words(corpus, at, at * self.variants + variant[text], seed).tolist()
         spelled = [corpus.words[number] for number in new]
-        return [" ".join(spelled[end - length : end]) for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)]
+        return [
+            " ".join(spelled[end - length : end])
+            for end, length in zip(ends.tolist(), lengths.tolist(), strict=True)
+        ]
 
     def _words(self, corpus: _Corpus, at: Tensor, draw: Tensor, seed: int) -> Tensor:
         """The words at these places, some masked or replaced."""
         chance = uniform(draw, seed, "word")
-        other = corpus.ids[corpus.like[corpus.first[at] + hashed(draw, seed, "other") % corpus.count[at]]]
+        other = corpus.ids[
+            corpus.like[corpus.first[at] + hashed(draw, seed, "other") % corpus.count[at]]
+        ]
         new = torch.where(chance < self.mask + self.replace, other, corpus.ids[at])
         return torch.where(chance < self.mask, len(corpus.words) - 1, new)
 
@@ -155,7 +179,11 @@ def part_of_speech(texts: Sequence[Sequence[str]]) -> list[str]:
     for text in texts:
         tags = [kind for _, kind in tag(" ".join(text), tokenize=False)]
         # It reads a few characters as marks of its own; a text in which a tag went missing is tagged word by word.
-        found += tags if len(tags) == len(text) else [(tag(word, tokenize=False) or [(word, "NN")])[0][1] for word in text]
+        found += (
+            tags
+            if len(tags) == len(text)
+            else [(tag(word, tokenize=False) or [(word, "NN")])[0][1] for word in text]
+        )
     return found
 
 

@@ -66,8 +66,18 @@ class Tokens:
     @classmethod
     def join(cls, pieces: Sequence[Pieces], pad: int, typed: bool, cut: int) -> Tokens:
         lengths = torch.tensor([len(ids) for ids, _ in pieces])
-        ids, types = (torch.tensor([n for piece in pieces for n in piece[at]], dtype=torch.int32) for at in (0, 1))
-        return cls(ids, types.to(torch.int8) if typed else None, lengths.cumsum(0) - lengths, lengths, pad, cut)
+        ids, types = (
+            torch.tensor([n for piece in pieces for n in piece[at]], dtype=torch.int32)
+            for at in (0, 1)
+        )
+        return cls(
+            ids,
+            types.to(torch.int8) if typed else None,
+            lengths.cumsum(0) - lengths,
+            lengths,
+            pad,
+            cut,
+        )
 
     def inputs(self, index: Tensor) -> dict[str, Tensor]:
         """The samples at `index` `(B,)`, padded at the end to the longest of them: int64 `(B, L)` each.
@@ -79,7 +89,10 @@ class Tokens:
         place = torch.arange(int(lengths.max()) if len(index) else 1)
         mask = place < lengths
         at = (self.starts[index, None] + place).clamp_(max=len(self.ids) - 1)
-        found = {"input_ids": torch.where(mask, self.ids[at], self.pad).long(), "attention_mask": mask.long()}
+        found = {
+            "input_ids": torch.where(mask, self.ids[at], self.pad).long(),
+            "attention_mask": mask.long(),
+        }
         if self.types is not None:
             found["token_type_ids"] = torch.where(mask, self.types[at], 0).long()
         return found
@@ -103,9 +116,15 @@ class Tokenizer:
 
     def __init__(self, max_length: int = 128, checkpoint: str | None = None) -> None:
         if max_length < 4:
-            raise UserError(f"{type(self).__name__}: max_length must be at least 4, got {max_length}")
+            raise UserError(
+                f"{type(self).__name__}: max_length must be at least 4, got {max_length}"
+            )
         self.max_length = max_length
-        self._arguments = {n: getattr(self, n) for n in inspect.signature(type(self)).parameters if hasattr(self, n)}
+        self._arguments = {
+            n: getattr(self, n)
+            for n in inspect.signature(type(self)).parameters
+            if hasattr(self, n)
+        }
         self._checkpoint = checkpoint
 
     def learn(self, texts: Sequence[tuple[str, ...]]) -> None:
@@ -121,7 +140,9 @@ class Tokenizer:
             return
         ours = read_file(self._checkpoint, "the tokenizer's checkpoint").get(KEY) or {}
         if (kept := (ours.get("data") or {}).get("tokenizer")) is None:
-            raise UserError(f"the tokenizer's checkpoint {self._checkpoint} keeps no vocabulary; is its network one for text?")
+            raise UserError(
+                f"the tokenizer's checkpoint {self._checkpoint} keeps no vocabulary; is its network one for text?"
+            )
         self.restore(kept)
 
     def _learn(self, texts: Sequence[tuple[str, ...]]) -> None:
@@ -167,11 +188,20 @@ class Tokenizer:
     def describe(self) -> dict[str, Any]:
         """What networks need to know: how many tokens there are, which they are, and how many a sample has at most."""
         size = max(self.vocabulary.values()) + 1
-        return {"size": size, "pad": self.pad, "max_length": self.max_length, "sha256": vocabulary_sha256(self.vocabulary)}
+        return {
+            "size": size,
+            "pad": self.pad,
+            "max_length": self.max_length,
+            "sha256": vocabulary_sha256(self.vocabulary),
+        }
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides how a sentence is encoded."""
-        return {"name": type(self).__name__, **self._arguments, "vocabulary": vocabulary_sha256(self.vocabulary)}
+        return {
+            "name": type(self).__name__,
+            **self._arguments,
+            "vocabulary": vocabulary_sha256(self.vocabulary),
+        }
 
 
 class WordTokenizer(Tokenizer):
@@ -185,7 +215,9 @@ class WordTokenizer(Tokenizer):
 
     special = ("[PAD]", "[UNK]", "[SEP]")
 
-    def __init__(self, min_count: int = 1, max_length: int = 128, checkpoint: str | None = None) -> None:
+    def __init__(
+        self, min_count: int = 1, max_length: int = 128, checkpoint: str | None = None
+    ) -> None:
         if min_count < 1:
             raise UserError(f"WordTokenizer: min_count must be at least 1, got {min_count}")
         self.min_count = min_count
@@ -194,7 +226,10 @@ class WordTokenizer(Tokenizer):
 
     def _learn(self, texts: Sequence[tuple[str, ...]]) -> None:
         counts = Counter(word for sample in texts for text in sample for word in words(text))
-        kept = sorted((word for word, count in counts.items() if count >= self.min_count), key=lambda w: (-counts[w], w))
+        kept = sorted(
+            (word for word, count in counts.items() if count >= self.min_count),
+            key=lambda w: (-counts[w], w),
+        )
         self._numbers = {word: number for number, word in enumerate([*self.special, *kept])}
 
     def _keep(self) -> dict[str, Any]:
@@ -217,6 +252,8 @@ class WordTokenizer(Tokenizer):
             first, *rest = ([self._numbers.get(word, 1) for word in words(text)] for text in sample)
             second = [2, *rest[0]] if rest else []
             cut += len(first) + len(second) > self.max_length
-            ids = (first + second)[: self.max_length] or [1]  # a sample without a word is one unknown word
+            ids = (first + second)[: self.max_length] or [
+                1
+            ]  # a sample without a word is one unknown word
             found.append((ids, [int(at >= len(first)) for at in range(len(ids))]))
         return found, cut

@@ -48,7 +48,9 @@ class Codec:
         classes = output.logits.shape[-1]
         ensemble = isinstance(output, EnsembleOutput)
         if top_k is not None and not 1 <= top_k < classes:
-            raise UserError(f"--top-k must be at least 1 and less than the {classes} classes, got {top_k}")
+            raise UserError(
+                f"--top-k must be at least 1 and less than the {classes} classes, got {top_k}"
+            )
         if top_k is not None and ensemble:
             raise UserError(
                 "--top-k cannot hold an arithmetic ensemble: its mean differs at every temperature; "
@@ -68,16 +70,24 @@ class Codec:
             values, indices = logits.topk(self.top_k, dim=-1)
             rest = logits.scatter(-1, indices, float("-inf")).logsumexp(-1)
             small = torch.int16 if self.classes <= 2**15 else torch.int32
-            columns = {"values": values.to(self._float), "indices": indices.to(small), "rest": rest.float()}
+            columns = {
+                "values": values.to(self._float),
+                "indices": indices.to(small),
+                "rest": rest.float(),
+            }
         elif isinstance(output, EnsembleOutput):
             columns = {"members": output.members.to(self._float)}
         else:
             columns = {"logits": output.logits.to(self._float)}
-        columns |= {f"feature.{role}": output.features[role].to(self._float) for role in self.features}
+        columns |= {
+            f"feature.{role}": output.features[role].to(self._float) for role in self.features
+        }
         return {name: tensor.detach().cpu() for name, tensor in columns.items()}
 
     def columns(self, example: dict[str, Tensor]) -> dict[str, Column]:
-        return {name: Column(str(t.numpy().dtype), tuple(t.shape[1:])) for name, t in example.items()}
+        return {
+            name: Column(str(t.numpy().dtype), tuple(t.shape[1:])) for name, t in example.items()
+        }
 
     def decode(self, columns: dict[str, Tensor], device: torch.device) -> Output:
         """The Output that was stored."""
@@ -89,7 +99,9 @@ class Codec:
             logits = spread[:, None].expand(-1, self.classes).scatter(-1, indices, values)
             return Output(logits, features)
         if self.weights is not None:
-            weights = torch.tensor(self.weights, device=device, dtype=full(tensors["members"]).dtype)
+            weights = torch.tensor(
+                self.weights, device=device, dtype=full(tensors["members"]).dtype
+            )
             mean = mean_log_probs(tensors["members"], weights)
             return EnsembleOutput(mean, features, members=tensors["members"], weights=weights)
         return Output(tensors["logits"], features)

@@ -63,28 +63,43 @@ class Manifest:
         """Raises UserError where there is none, or none that can be understood."""
         path = folder / "manifest.json"
         if not path.is_file():
-            raise UserError(f"{folder} holds no teacher cache; make one with: kd cache ... --output {folder}")
+            raise UserError(
+                f"{folder} holds no teacher cache; make one with: kd cache ... --output {folder}"
+            )
         try:
             content = json.loads(path.read_text())
             if content["version"] != 1:
-                raise UserError(f"the teacher cache {folder} has the version {content['version']}; this is version 1")
+                raise UserError(
+                    f"the teacher cache {folder} has the version {content['version']}; this is version 1"
+                )
             return cls(folder, content)
         except UserError:
             raise
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path} is damaged; delete the folder and make the cache again") from error
+            raise UserError(
+                f"{path} is damaged; delete the folder and make the cache again"
+            ) from error
 
     def write(self) -> None:
-        write_whole(self.folder / "manifest.json", (json.dumps(self.content, indent=1) + "\n").encode())
+        write_whole(
+            self.folder / "manifest.json", (json.dumps(self.content, indent=1) + "\n").encode()
+        )
 
     @property
     def columns(self) -> dict[str, Column]:
-        return {name: Column(c["dtype"], tuple(c["shape"])) for name, c in self.content["columns"].items()}
+        return {
+            name: Column(c["dtype"], tuple(c["shape"]))
+            for name, c in self.content["columns"].items()
+        }
 
     @property
     def bytes(self) -> int:
         """The size of all shards."""
-        return sum(int(shard["bytes"]) for table in self.content["tables"].values() for shard in table["shards"])
+        return sum(
+            int(shard["bytes"])
+            for table in self.content["tables"].values()
+            for shard in table["shards"]
+        )
 
     def rows(self, table: str) -> Array:
         """The source rows of a table, in the order in which they are stored."""
@@ -92,7 +107,9 @@ class Manifest:
         try:
             rows: Array = np.load(path, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"{path} is missing or damaged; delete the folder and make the cache again") from error
+            raise UserError(
+                f"{path} is missing or damaged; delete the folder and make the cache again"
+            ) from error
         return rows
 
     def positions(self, table: str) -> tuple[Tensor, int]:
@@ -140,7 +157,9 @@ class Table:
         for shard in self._files:
             path = self.manifest.folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
-                raise UserError(f"{path} is missing or cut short; run the same kd cache command again to mend it")
+                raise UserError(
+                    f"{path} is missing or cut short; run the same kd cache command again to mend it"
+                )
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
         """Each column's values `(B, ...)` for source rows `(B,)`, int64 on the CPU.
@@ -151,7 +170,11 @@ class Table:
         try:  # index_select checks both: rows beyond the table, and positions of -1
             if self._only is not None:
                 name, column, in_order = self._only
-                return {name: column.index_select(0, rows if in_order else self._position.index_select(0, rows))}
+                return {
+                    name: column.index_select(
+                        0, rows if in_order else self._position.index_select(0, rows)
+                    )
+                }
             at = self._position.index_select(0, rows)
         except IndexError:
             self._missing(rows)
@@ -163,7 +186,10 @@ class Table:
             chosen = which == number
             take = self._map(int(number)).__getitem__ if self.mapped else self._pick(int(number))
             records[chosen] = take(inside[chosen])
-        return {name: torch.from_numpy(np.ascontiguousarray(records[name])) for name in self._record.names or ()}
+        return {
+            name: torch.from_numpy(np.ascontiguousarray(records[name]))
+            for name in self._record.names or ()
+        }
 
     def _missing(self, rows: Tensor) -> NoReturn:
         split, _, view = self.name.partition("/")
@@ -178,7 +204,9 @@ class Table:
         entry = self._files[number]
         path = self.manifest.folder / str(entry["file"])
         if number not in self._sound and _sha(path) != entry["sha256"]:
-            raise UserError(f"{path} was altered since it was written; delete it and run the same kd cache command again")
+            raise UserError(
+                f"{path} was altered since it was written; delete it and run the same kd cache command again"
+            )
         self._sound.add(number)
         return path
 
@@ -186,7 +214,9 @@ class Table:
         if number not in self._maps:
             with self._checked(number).open("rb") as file:
                 # A private copy of what is written, which is nothing: torch wants memory that could be written to.
-                self._maps[number] = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), self._record)
+                self._maps[number] = np.frombuffer(
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), self._record
+                )
         return self._maps[number]
 
     @functools.cached_property
@@ -205,7 +235,9 @@ class Table:
             # Opened each time: all views of a large cache have more shards than a process may hold open.
             with path.open("rb") as file:
                 at = file.fileno()
-                return np.frombuffer(b"".join(os.pread(at, size, row * size) for row in rows.tolist()), self._record)
+                return np.frombuffer(
+                    b"".join(os.pread(at, size, row * size) for row in rows.tolist()), self._record
+                )
 
         return pick
 
@@ -225,23 +257,42 @@ class Writer:
     """
 
     def __init__(
-        self, folder: Path, fingerprint: dict[str, Any], settings: dict[str, Any], columns: dict[str, Column], align: int
+        self,
+        folder: Path,
+        fingerprint: dict[str, Any],
+        settings: dict[str, Any],
+        columns: dict[str, Column],
+        align: int,
     ) -> None:
-        described = {name: {"dtype": c.dtype, "shape": list(c.shape)} for name, c in columns.items()}
-        fresh = {"version": 1, "fingerprint": fingerprint, "settings": settings, "columns": described, "tables": {}}
+        described = {
+            name: {"dtype": c.dtype, "shape": list(c.shape)} for name, c in columns.items()
+        }
+        fresh = {
+            "version": 1,
+            "fingerprint": fingerprint,
+            "settings": settings,
+            "columns": described,
+            "tables": {},
+        }
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"the folder {folder} cannot be written ({error.strerror}); choose another --output") from error
+            raise UserError(
+                f"the folder {folder} cannot be written ({error.strerror}); choose another --output"
+            ) from error
         if (folder / "manifest.json").is_file():
             self.manifest = Manifest.read(folder)
             for part in ("fingerprint", "settings", "columns"):
                 if self.manifest.content[part] != json.loads(json.dumps(fresh[part])):
                     what = describe_difference(self.manifest.content[part], fresh[part])
-                    raise UserError(f"{folder} holds another cache ({what}); choose another --output, or delete it")
+                    raise UserError(
+                        f"{folder} holds another cache ({what}); choose another --output, or delete it"
+                    )
         else:
             if any(folder.iterdir()):
-                raise UserError(f"{folder} is not empty and holds no cache; choose another --output")
+                raise UserError(
+                    f"{folder} is not empty and holds no cache; choose another --output"
+                )
             self.manifest = Manifest(folder, fresh)
         self.columns = columns
         self.shard_rows = max(align, SHARD_BYTES // record(columns).itemsize // align * align)
@@ -254,7 +305,9 @@ class Writer:
             tables[table] = {"rows": file, "shard_rows": self.shard_rows, "shards": []}
             self.manifest.write()
         elif not np.array_equal(self.manifest.rows(table), rows):
-            raise UserError(f"{self.manifest.folder} was made for other rows of {table}; choose another --output, or delete it")
+            raise UserError(
+                f"{self.manifest.folder} was made for other rows of {table}; choose another --output, or delete it"
+            )
         ranges = []
         size = tables[table]["shard_rows"]
         done = {shard["file"]: shard for shard in tables[table]["shards"]}
@@ -262,7 +315,10 @@ class Writer:
             entry = done.get(self._file(table, number))
             path = self.manifest.folder / self._file(table, number)
             whole = (
-                entry is not None and path.is_file() and path.stat().st_size == entry["bytes"] and _sha(path) == entry["sha256"]
+                entry is not None
+                and path.is_file()
+                and path.stat().st_size == entry["bytes"]
+                and _sha(path) == entry["sha256"]
             )
             if not whole:
                 ranges.append((number, start, min(len(rows), start + size)))
@@ -291,9 +347,20 @@ class Writer:
         data = records.tobytes()
         file = self._file(table, number)
         write_whole(self.manifest.folder / file, data)
-        entry = {"file": file, "rows": len(records), "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        shards = [shard for shard in self.manifest.content["tables"][table]["shards"] if shard["file"] != file]
-        self.manifest.content["tables"][table]["shards"] = sorted([*shards, entry], key=lambda shard: str(shard["file"]))
+        entry = {
+            "file": file,
+            "rows": len(records),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        shards = [
+            shard
+            for shard in self.manifest.content["tables"][table]["shards"]
+            if shard["file"] != file
+        ]
+        self.manifest.content["tables"][table]["shards"] = sorted(
+            [*shards, entry], key=lambda shard: str(shard["file"])
+        )
         self.manifest.write()
 
 
@@ -307,7 +374,9 @@ def describe_difference(theirs: Any, ours: Any, where: str = "") -> str:
     ours = json.loads(json.dumps(ours)) if not where else ours
     if isinstance(theirs, dict) and isinstance(ours, dict):
         for key in [*theirs, *(k for k in ours if k not in theirs)]:
-            if found := describe_difference(theirs.get(key), ours.get(key), f"{where}.{key}".lstrip(".")):
+            if found := describe_difference(
+                theirs.get(key), ours.get(key), f"{where}.{key}".lstrip(".")
+            ):
                 return found
         return ""
     return "" if theirs == ours else f"{where} is {theirs} there and {ours} here"

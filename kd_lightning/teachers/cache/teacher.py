@@ -56,10 +56,15 @@ class CachedTeacher(Teacher):
             raise UserError(f"the teacher cache {self.path} was made for other data: {difference}")
         stored = [source.get("sha256") for source in fingerprint["teacher"]]
         if self.sha256 is not None and list(self.sha256) != stored:
-            raise UserError(f"the teacher cache {self.path} is of another teacher: sha256 {stored}, not {self.sha256}")
+            raise UserError(
+                f"the teacher cache {self.path} is of another teacher: sha256 {stored}, not {self.sha256}"
+            )
         for source in fingerprint["teacher"]:
             self._check_unchanged(source)
-        self._tables = {name: Table(manifest, name, manifest.bytes <= self.budget) for name in manifest.content["tables"]}
+        self._tables = {
+            name: Table(manifest, name, manifest.bytes <= self.budget)
+            for name in manifest.content["tables"]
+        }
         self._manifest = manifest
         self._check_views(datamodule)
         super().prepare(datamodule)
@@ -67,11 +72,17 @@ class CachedTeacher(Teacher):
     def _check_unchanged(self, source: dict[str, Any]) -> None:
         path = Path(source.get("path") or "/")
         if path.is_file() and sha256_of(path) != source["sha256"]:
-            raise UserError(f"the teacher {path} has changed since the cache {self.path} was made; make the cache again")
+            raise UserError(
+                f"the teacher {path} has changed since the cache {self.path} was made; make the cache again"
+            )
 
     def _check_views(self, datamodule: Any) -> None:
         wanted = getattr(datamodule, "views", None)
-        cached = sum(1 for name in self._tables if name.startswith("train/") and name != table_name("train", CLEAN))
+        cached = sum(
+            1
+            for name in self._tables
+            if name.startswith("train/") and name != table_name("train", CLEAN)
+        )
         if getattr(datamodule, "augment", None) and (wanted is None or wanted > cached):
             raise UserError(
                 f"the teacher cache {self.path} holds {cached} views of the training data and this run asks for "
@@ -94,8 +105,13 @@ class CachedTeacher(Teacher):
     def probe(self, batch: Batch) -> Output:
         assert self._manifest is not None
         n = len(batch)
-        blank = {name: np.zeros((n, *c.shape), dtype=c.dtype) for name, c in self._manifest.columns.items()}
-        return self._codec.decode({name: torch.from_numpy(a) for name, a in blank.items()}, batch.target.device)
+        blank = {
+            name: np.zeros((n, *c.shape), dtype=c.dtype)
+            for name, c in self._manifest.columns.items()
+        }
+        return self._codec.decode(
+            {name: torch.from_numpy(a) for name, a in blank.items()}, batch.target.device
+        )
 
     def outputs(self, batch: Batch) -> Output:
         name = table_name(batch.split, batch.view)
@@ -107,7 +123,9 @@ class CachedTeacher(Teacher):
         return self._codec.decode(self._tables[name].read(batch.index.cpu()), batch.target.device)
 
     def forward(self, batch: Batch) -> Output:
-        return self.outputs(batch) if self.ready else super().forward(batch)  # what is read has no graph to keep away
+        return (
+            self.outputs(batch) if self.ready else super().forward(batch)
+        )  # what is read has no graph to keep away
 
     def sources(self) -> list[dict[str, Any]]:
         found = self._manifest.content["fingerprint"]["teacher"] if self._manifest else []
@@ -126,7 +144,9 @@ def planned(datamodule: Any, views: int) -> dict[str, tuple[list[Any], int]]:
     return tables
 
 
-def _batches(sources: list[Any], view: int, start: int, stop: int, size: int) -> Iterator[tuple[Batch, Tensor]]:
+def _batches(
+    sources: list[Any], view: int, start: int, stop: int, size: int
+) -> Iterator[tuple[Batch, Tensor]]:
     """Rows `start` to `stop` of the joined sources in batches of exactly `size`, and where those that count stand from `start`.
 
     A batch at the end of a source is filled up with that source's first samples: the kernels that a batch meets, and so the
@@ -200,7 +220,13 @@ def cache_teacher(
     example = teacher(next(_batches(*next(iter(tables.values())), 0, 1, size))[0].to(device))
     codec = Codec.for_output(example, dtype, top_k)
     fingerprint = {"teacher": teacher.sources(), "data": datamodule.fingerprint()}
-    writer = Writer(Path(output).expanduser(), fingerprint, codec.settings(), codec.columns(codec.encode(example)), size)
+    writer = Writer(
+        Path(output).expanduser(),
+        fingerprint,
+        codec.settings(),
+        codec.columns(codec.encode(example)),
+        size,
+    )
     todo = {name: writer.open(name, _rows(sources)) for name, (sources, _) in tables.items()}
     total = sum(stop - start for ranges in todo.values() for _, start, stop in ranges)
     with progress(total) as advance:
@@ -215,5 +241,9 @@ def cache_teacher(
                     places.append(place)
                     advance(len(place))
                 order = torch.argsort(torch.cat(places))
-                writer.put(name, number, {n: torch.cat([p[n] for p in parts])[order].numpy() for n in parts[0]})
+                writer.put(
+                    name,
+                    number,
+                    {n: torch.cat([p[n] for p in parts])[order].numpy() for n in parts[0]},
+                )
     return writer.manifest.folder

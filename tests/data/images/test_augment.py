@@ -39,16 +39,25 @@ def dots(index: Tensor, seed: int, view: int) -> Tensor:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_every_image_is_one_of_the_slow_shifts(pixels: int, layout: torch.memory_format) -> None:
     # No pixel is 0 and rows, columns and channels differ in number, so that no two shifts can be mistaken.
-    images = torch.randint(1, 256, (300, 3, 6, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        1, 256, (300, 3, 6, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     before = images.clone()
-    jittered = Jitter(pixels)(images.contiguous(memory_format=layout), torch.arange(300), seed=1, view=0)
+    jittered = Jitter(pixels)(
+        images.contiguous(memory_format=layout), torch.arange(300), seed=1, view=0
+    )
     assert jittered.shape == images.shape
     assert jittered.dtype == torch.uint8
     assert torch.equal(images, before)
     reach = range(-pixels, pixels + 1)
     seen: set[Shift] = set()
     for image, result in zip(images.numpy(), jittered.numpy(), strict=True):
-        fits = [(dy, dx) for dy in reach for dx in reach if np.array_equal(slow_shift(image, (dy, dx)), result)]
+        fits = [
+            (dy, dx)
+            for dy in reach
+            for dx in reach
+            if np.array_equal(slow_shift(image, (dy, dx)), result)
+        ]
         assert len(fits) == 1
         seen.update(fits)
     assert len(seen) == (2 * pixels + 1) ** 2
@@ -107,4 +116,6 @@ def test_the_fingerprint_holds_every_argument() -> None:
 
 def test_the_base_augments_nothing() -> None:
     with pytest.raises(NotImplementedError):
-        Augmentation()(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), 0, 0)
+        Augmentation()(
+            torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), 0, 0
+        )

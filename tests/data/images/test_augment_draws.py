@@ -8,17 +8,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data import Augmentation, ColorJitter, Cutout, Flip, Jitter, Mixing, Mixup, PadCrop
+from kd_lightning.data import (
+    Augmentation,
+    ColorJitter,
+    Cutout,
+    Flip,
+    Jitter,
+    Mixing,
+    Mixup,
+    PadCrop,
+)
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import permutation
 
-AUGMENTATIONS = [Jitter(2), PadCrop(4), Flip(), Cutout(5), Cutout(4, [9, 8, 7]), ColorJitter(0.4, 0.4, 0.4, 0.1)]
-each = pytest.mark.parametrize("augment", AUGMENTATIONS, ids=lambda a: f"{type(a).__name__}{list(vars(a).values())}")
+AUGMENTATIONS = [
+    Jitter(2),
+    PadCrop(4),
+    Flip(),
+    Cutout(5),
+    Cutout(4, [9, 8, 7]),
+    ColorJitter(0.4, 0.4, 0.4, 0.1),
+]
+each = pytest.mark.parametrize(
+    "augment", AUGMENTATIONS, ids=lambda a: f"{type(a).__name__}{list(vars(a).values())}"
+)
 N = 200
 
 
 def images(channels: int = 3) -> Tensor:
-    return torch.randint(0, 256, (N, channels, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (N, channels, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @each
@@ -59,7 +79,13 @@ def test_the_fingerprint_holds_every_argument(augment: Augmentation) -> None:
 
 def test_the_base_of_mixing_mixes_nothing() -> None:
     with pytest.raises(NotImplementedError):
-        Mixing().mix(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64), 0, 0)
+        Mixing().mix(
+            torch.zeros(1, 1, 2, 2),
+            torch.zeros(1, 1, 2, 2),
+            torch.zeros(1, dtype=torch.int64),
+            0,
+            0,
+        )
 
 
 MISTAKES: list[tuple[Callable[[], object], str]] = [
@@ -68,7 +94,10 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: Flip(1.5), "probability must be in"),
     (lambda: Cutout(0), "size must be at least 1"),
     (lambda: Cutout(4, [0, 0, 256]), "values from 0 to 255"),
-    (lambda: Cutout(4, [0])(images(), torch.arange(N), 0, 0), "has 1 values, and the images have 3"),
+    (
+        lambda: Cutout(4, [0])(images(), torch.arange(N), 0, 0),
+        "has 1 values, and the images have 3",
+    ),
     (lambda: ColorJitter(-0.1), "brightness must be"),
     (lambda: ColorJitter(saturation=float("nan")), "saturation must be"),
     (lambda: ColorJitter(hue=0.6), "hue must be at most 0.5"),

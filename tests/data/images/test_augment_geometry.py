@@ -16,7 +16,9 @@ N = 20_000
 
 def images(n: int, height: int = 8, width: int = 6) -> Tensor:
     """Without black, so that padding shows."""
-    return torch.randint(1, 256, (n, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        1, 256, (n, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def spread(counts: Tensor) -> float:
@@ -64,7 +66,9 @@ def test_crop_and_flip_are_drawn_independently() -> None:
     x[..., 2, 2] = 255
     index = torch.arange(N)
     down = PadCrop(2)(x.expand(N, -1, -1, -1), index, 0, 0).flatten(1).int().argmax(1) // 5
-    mirrored = Flip()(torch.tensor([[[[0, 1]]]], dtype=torch.uint8).expand(N, -1, -1, -1), index, 0, 0)[:, 0, 0, 0]
+    mirrored = Flip()(
+        torch.tensor([[[[0, 1]]]], dtype=torch.uint8).expand(N, -1, -1, -1), index, 0, 0
+    )[:, 0, 0, 0]
     assert spread(torch.bincount(down * 2 + mirrored, minlength=10).double()) < 5
 
 
@@ -83,7 +87,9 @@ def test_cutout_paints_one_square_around_any_pixel() -> None:
     middles = integers(index, 0, 47, 5, 2, "cutout").tolist()
     for size, fill in ((3, None), (4, [10, 20, 30])):
         for image, got, middle in zip(x, Cutout(size, fill)(x, index, 5, 2), middles, strict=True):
-            assert torch.equal(got, slow_cutout(image, middle // 6, middle % 6, size, fill or [0, 0, 0]))
+            assert torch.equal(
+                got, slow_cutout(image, middle // 6, middle % 6, size, fill or [0, 0, 0])
+            )
 
 
 def test_cutout_middles_are_equally_likely() -> None:

@@ -22,7 +22,12 @@ from kd_lightning.types import CLEAN, UNLABELLED, Batch
 
 def digits(**changes: Any) -> DigitsDataModule:
     augment = [PadCrop(1), Flip(), Mixup(0.7)]
-    arguments: dict[str, Any] = {"batch_size": 61, "augment": augment, "views": 2, "augmentation_seed": 3} | changes
+    arguments: dict[str, Any] = {
+        "batch_size": 61,
+        "augment": augment,
+        "views": 2,
+        "augmentation_seed": 3,
+    } | changes
     return DigitsDataModule(**arguments)
 
 
@@ -38,8 +43,13 @@ def test_shares_have_the_beta_distribution(alpha: float) -> None:
     # Between 0.01 and 0.99, where float32 tells all values apart: at alpha = 0.2 a share in 60 is 1 up to its rounding.
     points = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     found = (drawn.double()[:, None] <= points).double().mean(0).numpy()
-    assert abs(found - stats.beta(alpha, alpha).cdf(points)).max() < 1.95 / len(drawn) ** 0.5  # passes 999 times in 1,000
-    assert abs(found - stats.beta(1.5 * alpha, 1.5 * alpha).cdf(points)).max() > 1.95 / len(drawn) ** 0.5
+    assert (
+        abs(found - stats.beta(alpha, alpha).cdf(points)).max() < 1.95 / len(drawn) ** 0.5
+    )  # passes 999 times in 1,000
+    assert (
+        abs(found - stats.beta(1.5 * alpha, 1.5 * alpha).cdf(points)).max()
+        > 1.95 / len(drawn) ** 0.5
+    )
 
 
 def test_shares_are_drawn_anew_for_seeds_and_views() -> None:
@@ -70,7 +80,10 @@ def test_a_batch_is_its_samples_and_their_partners_as_they_look_in_that_view() -
     rows = data.source("train").rows
     partners = Mixup(0.7).partners(batch.index, rows, 3, 1)
     place = torch.searchsorted(rows, partners)
-    own, other = plain.source("train").batch(torch.arange(50), 1), plain.source("train").batch(place, 1)
+    own, other = (
+        plain.source("train").batch(torch.arange(50), 1),
+        plain.source("train").batch(place, 1),
+    )
     assert batch.partner is not None
     assert batch.share is not None
     assert torch.equal(batch.target, own.target)
@@ -118,7 +131,11 @@ def test_withheld_labels_stay_withheld_in_partners() -> None:
 
 def test_clean_views_are_not_mixed() -> None:
     data = digits()
-    for source, view in ((data.source("train"), CLEAN), (data.source("validation"), 1), (data.source("test"), CLEAN)):
+    for source, view in (
+        (data.source("train"), CLEAN),
+        (data.source("validation"), 1),
+        (data.source("test"), CLEAN),
+    ):
         batch = source.batch(torch.arange(10), view)
         assert (batch.partner, batch.share) == (None, None)
 
@@ -130,7 +147,13 @@ def test_mixing_comes_last_and_once() -> None:
 
 
 def test_batches_carry_partners_along() -> None:
-    batch = Batch(torch.zeros(4, 1), torch.arange(4), torch.arange(4), partner=torch.arange(4) + 5, share=torch.arange(4) / 4)
+    batch = Batch(
+        torch.zeros(4, 1),
+        torch.arange(4),
+        torch.arange(4),
+        partner=torch.arange(4) + 5,
+        share=torch.arange(4) / 4,
+    )
     part = batch.rows(1, 3)
     assert part.partner is not None
     assert part.share is not None
@@ -147,7 +170,9 @@ def teacher() -> ModelTeacher:
     return ModelTeacher(network=MLP([16], input_shape=[1, 8, 8], num_classes=10))
 
 
-@pytest.mark.parametrize("augment", [[PadCrop(1), Flip()], [PadCrop(1), Flip(), Mixup(0.7)], [Mixup(1.0)]])
+@pytest.mark.parametrize(
+    "augment", [[PadCrop(1), Flip()], [PadCrop(1), Flip(), Mixup(0.7)], [Mixup(1.0)]]
+)
 def test_a_cached_view_replays_exactly(tmp_path: Path, augment: list[Any]) -> None:
     """In batches of the shape that the cache was made with: 1,195 rows are 5 batches of 239."""
     data = digits(augment=augment, validation=0.0, batch_size=239)
@@ -165,12 +190,19 @@ def test_a_cached_view_replays_exactly(tmp_path: Path, augment: list[Any]) -> No
             assert not torch.allclose(stored(wrong).logits, live(batch).logits, atol=1e-3)
 
 
-def test_the_rows_are_in_the_fingerprint_where_samples_are_mixed_and_only_there(tmp_path: Path) -> None:
+def test_the_rows_are_in_the_fingerprint_where_samples_are_mixed_and_only_there(
+    tmp_path: Path,
+) -> None:
     mixed, plain = [Mixup()], [Flip()]
     assert "rows" not in digits(augment=plain).fingerprint()
-    prints = {json.dumps(digits(augment=mixed, **o).fingerprint()) for o in ({}, {"fraction": 0.5}, {"split_seed": 1})}
+    prints = {
+        json.dumps(digits(augment=mixed, **o).fingerprint())
+        for o in ({}, {"fraction": 0.5}, {"split_seed": 1})
+    }
     assert len(prints) == 3
-    assert json.dumps(digits(augment=mixed, labels=0.5).fingerprint()) in prints  # labels change no input
+    assert (
+        json.dumps(digits(augment=mixed, labels=0.5).fingerprint()) in prints
+    )  # labels change no input
     cache_teacher(teacher(), digits(augment=mixed), tmp_path / "cache", views=2)
     with pytest.raises(UserError, match="rows is"):
         CachedTeacher(str(tmp_path / "cache")).prepare(digits(augment=mixed, fraction=0.5))
@@ -178,7 +210,9 @@ def test_the_rows_are_in_the_fingerprint_where_samples_are_mixed_and_only_there(
 
 def test_other_ways_of_mixing_plug_in() -> None:
     class Average(Mixing):
-        def mix(self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int) -> tuple[Tensor, Tensor]:
+        def mix(
+            self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
+        ) -> tuple[Tensor, Tensor]:
             return (inputs + others) / 2, torch.full((len(index),), 0.5)
 
     batch = digits(augment=[Average()]).source("train").batch(torch.arange(8), 0)

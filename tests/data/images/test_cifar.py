@@ -43,9 +43,28 @@ def emitted(value: Any) -> bytes:
             return b"}(" + b"".join(emitted(k) + emitted(v) for k, v in value.items()) + b"u"
         case np.ndarray():
             code, order = value.dtype.str[1:].encode(), value.dtype.str[:1].encode()
-            dtype = b"cnumpy\ndtype\n" + emitted((code, 0, 1)) + b"R" + emitted((3, order, None, None, None, -1, -1, 0)) + b"b"
-            empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + emitted((0,)) + emitted(b"b") + b"tR"
-            state = b"(" + emitted(1) + emitted(value.shape) + dtype + emitted(False) + emitted(value.tobytes()) + b"t"
+            dtype = (
+                b"cnumpy\ndtype\n"
+                + emitted((code, 0, 1))
+                + b"R"
+                + emitted((3, order, None, None, None, -1, -1, 0))
+                + b"b"
+            )
+            empty = (
+                b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
+                + emitted((0,))
+                + emitted(b"b")
+                + b"tR"
+            )
+            state = (
+                b"("
+                + emitted(1)
+                + emitted(value.shape)
+                + dtype
+                + emitted(False)
+                + emitted(value.tobytes())
+                + b"t"
+            )
             return empty + state + b"b"
     raise TypeError(type(value))
 
@@ -67,11 +86,21 @@ def write_cifar(root: Path) -> Path:
     for seed, name in enumerate(names):
         files = [b"%d.png" % i for i in range(10)]
         labels = [(3 * i + seed) % 10 for i in range(10)]
-        content = {b"batch_label": name.encode(), b"labels": labels, b"data": pixels(10, seed), b"filenames": files}
+        content = {
+            b"batch_label": name.encode(),
+            b"labels": labels,
+            b"data": pixels(10, seed),
+            b"filenames": files,
+        }
         (ten / name).write_bytes(python2(content))
     for seed, (name, n) in enumerate((("train", 50), ("test", 10))):
         fine = [(7 * i + seed) % 100 for i in range(n)]
-        content = {b"data": pixels(n, seed), b"fine_labels": fine, b"coarse_labels": [0] * n, b"batch_label": name.encode()}
+        content = {
+            b"data": pixels(n, seed),
+            b"fine_labels": fine,
+            b"coarse_labels": [0] * n,
+            b"batch_label": name.encode(),
+        }
         (hundred / name).write_bytes(python2(content))
     return root
 
@@ -90,19 +119,27 @@ def complaint(act: Callable[[], object]) -> str:
 
 @pytest.mark.parametrize("encoding", ["latin1", "bytes"])
 def test_the_files_of_these_tests_are_true_to_the_format(root: Path, encoding: str) -> None:
-    content = pickle.loads((root / "cifar-10-batches-py" / "data_batch_2").read_bytes(), encoding=encoding)
+    content = pickle.loads(
+        (root / "cifar-10-batches-py" / "data_batch_2").read_bytes(), encoding=encoding
+    )
     assert np.array_equal(content["data" if encoding == "latin1" else b"data"], pixels(10, 1))
 
 
 def test_cifar10_in_the_order_of_its_files(root: Path) -> None:
     data = SmallCIFAR10(root=str(root), download=False, validation=0.0)
     train, test = data.raw("train"), data.raw("test")
-    assert (train.images.dtype, train.images.shape, test.images.shape) == (torch.uint8, (50, 3, 32, 32), (10, 3, 32, 32))
+    assert (train.images.dtype, train.images.shape, test.images.shape) == (
+        torch.uint8,
+        (50, 3, 32, 32),
+        (10, 3, 32, 32),
+    )
     assert np.array_equal(train.images[10:20].flatten(1).numpy(), pixels(10, 1))
     assert train.target[10:20].tolist() == [(3 * i + 1) % 10 for i in range(10)]
     assert test.target.tolist() == [(3 * i + 5) % 10 for i in range(10)]
     batch = data.source("train").batch(torch.arange(50), CLEAN)
-    expected = (train.images.double() / 255 - torch.tensor(data.mean)[:, None, None]) / torch.tensor(data.std)[:, None, None]
+    expected = (
+        train.images.double() / 255 - torch.tensor(data.mean)[:, None, None]
+    ) / torch.tensor(data.std)[:, None, None]
     assert isinstance(batch.inputs, torch.Tensor)
     torch.testing.assert_close(batch.inputs.double(), expected, atol=1e-5, rtol=0)
     assert data.spec["input_shape"] == [3, 32, 32]
@@ -132,10 +169,14 @@ class Calls:
 
 
 @pytest.mark.parametrize(
-    "function", [exec, eval, np.fromfile, np.frombuffer, Path], ids=["exec", "eval", "fromfile", "frombuffer", "Path"]
+    "function",
+    [exec, eval, np.fromfile, np.frombuffer, Path],
+    ids=["exec", "eval", "fromfile", "frombuffer", "Path"],
 )
 @pytest.mark.parametrize("protocol", [0, 2, 4, 5])
-def test_a_pickle_that_calls_anything_is_refused(root: Path, function: Callable[..., object], protocol: int) -> None:
+def test_a_pickle_that_calls_anything_is_refused(
+    root: Path, function: Callable[..., object], protocol: int
+) -> None:
     mark = root / "ran"
     content = {"data": Calls(function, f"open({str(mark)!r}, 'w')"), "labels": [0] * 10}
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content, protocol))
@@ -152,11 +193,27 @@ DAMAGED = [
     pytest.param(python2({b"labels": [0] * 10})[:-20], "cannot be read", id="cut short"),
     pytest.param(python2({b"labels": [0] * 10}), "other things", id="no images"),
     pytest.param(python2({b"data": b"text", b"labels": [0] * 10}), "other things", id="no array"),
-    pytest.param(python2({b"data": pixels(10, 0), b"labels": [0] * 9}), "other things", id="a label missing"),
-    pytest.param(python2({b"data": pixels(10, 0), b"labels": [10] * 10}), "other things", id="no such class"),
-    pytest.param(python2({b"data": pixels(10, 0).astype(np.int16), b"labels": [0] * 10}), "other things", id="int16"),
-    pytest.param(python2({b"data": pixels(9, 0), b"labels": [0] * 9}), "does not hold the 10 test", id="too few"),
-    pytest.param(python2({b"data": pixels(11, 0), b"labels": [0] * 11}), "does not hold the 10 test", id="too many"),
+    pytest.param(
+        python2({b"data": pixels(10, 0), b"labels": [0] * 9}), "other things", id="a label missing"
+    ),
+    pytest.param(
+        python2({b"data": pixels(10, 0), b"labels": [10] * 10}), "other things", id="no such class"
+    ),
+    pytest.param(
+        python2({b"data": pixels(10, 0).astype(np.int16), b"labels": [0] * 10}),
+        "other things",
+        id="int16",
+    ),
+    pytest.param(
+        python2({b"data": pixels(9, 0), b"labels": [0] * 9}),
+        "does not hold the 10 test",
+        id="too few",
+    ),
+    pytest.param(
+        python2({b"data": pixels(11, 0), b"labels": [0] * 11}),
+        "does not hold the 10 test",
+        id="too many",
+    ),
 ]
 
 
@@ -169,15 +226,21 @@ def test_a_damaged_file_says_so(root: Path, content: bytes, said: str) -> None:
 
 
 def test_the_real_sets_are_whole(root: Path) -> None:
-    assert "does not hold the 50,000 train" in complaint(lambda: CIFAR10DataModule(root=str(root)).load("train"))
-    assert "does not hold the 10,000 test" in complaint(lambda: CIFAR100DataModule(root=str(root)).load("test"))
+    assert "does not hold the 50,000 train" in complaint(
+        lambda: CIFAR10DataModule(root=str(root)).load("train")
+    )
+    assert "does not hold the 10,000 test" in complaint(
+        lambda: CIFAR100DataModule(root=str(root)).load("test")
+    )
 
 
 @pytest.mark.parametrize("kind", [CIFAR10DataModule, CIFAR100DataModule])
 def test_missing_files_are_downloaded_and_checked(
     kind: type[CIFAR10DataModule], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "download is off" in complaint(lambda: kind(root=str(tmp_path), download=False).load("train"))
+    assert "download is off" in complaint(
+        lambda: kind(root=str(tmp_path), download=False).load("train")
+    )
     asked: list[dict[str, Any]] = []
 
     def refuse(url: str, where: Path, **options: Any) -> NoReturn:

@@ -33,7 +33,9 @@ def whole(source: ImageSource, view: int = CLEAN) -> Tensor:
 
 def near(counts: Tensor, share: float, everything: Tensor) -> bool:
     """That every class counts its share, up to rounding, and none is lost."""
-    return bool(((counts - share * everything).abs() < 1).all()) and bool(((counts > 0) == (everything * share > 0)).all())
+    return bool(((counts - share * everything).abs() < 1).all()) and bool(
+        ((counts > 0) == (everything * share > 0)).all()
+    )
 
 
 def classes(stage: str = "train", **options: Any) -> Tensor:
@@ -50,10 +52,18 @@ def test_training_inputs_are_normalized() -> None:
     assert abs(float(inputs.std()) - 1) < 1e-3
 
 
-@pytest.mark.parametrize(("stage", "split"), [("train", "train"), ("validation", "train"), ("test", "test")])
+@pytest.mark.parametrize(
+    ("stage", "split"), [("train", "train"), ("validation", "train"), ("test", "test")]
+)
 def test_index_is_the_row_in_the_unfiltered_split(stage: str, split: str) -> None:
-    data = DigitsDataModule(batch_size=64, fraction=0.5, drop_classes=[3], augment=[Jitter(1)], views=1)
-    loaders = {"train": data.train_dataloader, "validation": data.val_dataloader, "test": data.test_dataloader}
+    data = DigitsDataModule(
+        batch_size=64, fraction=0.5, drop_classes=[3], augment=[Jitter(1)], views=1
+    )
+    loaders = {
+        "train": data.train_dataloader,
+        "validation": data.val_dataloader,
+        "test": data.test_dataloader,
+    }
     loader = loaders[stage]()
     assert isinstance(loader, BatchLoader)
     loader.views = 0  # the clean view of the training samples
@@ -61,7 +71,9 @@ def test_index_is_the_row_in_the_unfiltered_split(stage: str, split: str) -> Non
     for batch in loader:
         pixels = raw.images[batch.index].double().numpy() / 255
         assert isinstance(batch.inputs, Tensor)
-        np.testing.assert_allclose(batch.inputs.numpy(), (pixels - data.mean[0]) / data.std[0], atol=1e-5)
+        np.testing.assert_allclose(
+            batch.inputs.numpy(), (pixels - data.mean[0]) / data.std[0], atol=1e-5
+        )
         assert torch.equal(batch.target, raw.target[batch.index])
         assert (batch.split, batch.view) == (split, CLEAN)
 
@@ -75,7 +87,9 @@ def test_only_training_is_augmented_and_shuffled() -> None:
             loader.set_epoch(epoch)
             first = next(iter(loader))
             assert first.view == (epoch % 2 if loader is train else CLEAN)
-            assert (first.index.sort().values.tolist() == first.index.tolist()) == (loader is not train)
+            assert (first.index.sort().values.tolist() == first.index.tolist()) == (
+                loader is not train
+            )
     held_out = data.source("validation")
     assert torch.equal(whole(held_out, view=1), whole(held_out))
     batch = data.source("train").batch(torch.arange(100), view=1)
@@ -83,7 +97,9 @@ def test_only_training_is_augmented_and_shuffled() -> None:
     assert isinstance(batch.inputs, Tensor)
     expected = (jittered.double().numpy() / 255 - data.mean[0]) / data.std[0]
     np.testing.assert_allclose(batch.inputs.numpy(), expected, atol=1e-5)
-    assert DigitsDataModule(views=2).train_dataloader().view == CLEAN  # without augmentation every view is the clean one
+    assert (
+        DigitsDataModule(views=2).train_dataloader().view == CLEAN
+    )  # without augmentation every view is the clean one
 
 
 def test_grey_images_are_repeated_for_networks_made_for_colour() -> None:
@@ -101,7 +117,9 @@ def test_the_validation_split_is_stratified() -> None:
     assert rows("validation").isdisjoint(rows("train"))
 
 
-def test_run_seeds_share_the_split_but_neither_order_nor_augmentation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_seeds_share_the_split_but_neither_order_nor_augmentation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     splits, orders, seeds = set(), set(), set()
     for seed in ("1", "2"):
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)
@@ -127,7 +145,10 @@ def test_fractions_are_stratified_and_nested(options: dict[str, Any]) -> None:
     fractions = (0.01, 0.1, 0.5, 1.0)
     nested = [rows(fraction=fraction, **options) for fraction in fractions]
     assert nested[0] < nested[1] < nested[2] < nested[3] == rows(**options)
-    assert all(near(classes(fraction=fraction, **options), fraction, classes(**options)) for fraction in fractions)
+    assert all(
+        near(classes(fraction=fraction, **options), fraction, classes(**options))
+        for fraction in fractions
+    )
 
 
 def test_parts_are_disjoint_stratified_and_together_everything() -> None:
@@ -142,7 +163,9 @@ def test_parts_are_disjoint_stratified_and_together_everything() -> None:
 def test_classes_are_kept_and_dropped_in_training_alone(options: dict[str, Any]) -> None:
     kept = set(options.get("keep_classes", range(10))) - set(options.get("drop_classes", []))
     everything = classes()
-    assert torch.equal(classes(**options), everything * torch.tensor([float(c in kept) for c in range(10)]))
+    assert torch.equal(
+        classes(**options), everything * torch.tensor([float(c in kept) for c in range(10)])
+    )
     for stage in ("validation", "test"):
         assert rows(stage, **options) == rows(stage)
 
@@ -154,7 +177,9 @@ def test_labels_are_withheld_in_training_alone(share: float) -> None:
     labelled = target != UNLABELLED
     assert set(data.source("train").rows.tolist()) == rows()
     assert int(data.raw("train").target.min()) == 0  # the raw labels stay
-    assert torch.equal(target[labelled], data.raw("train").target[data.source("train").rows][labelled])
+    assert torch.equal(
+        target[labelled], data.raw("train").target[data.source("train").rows][labelled]
+    )
     assert near(classes(labels=share), share, classes())
     for stage in ("validation", "test"):
         assert torch.equal(classes(stage, labels=share), classes(stage))
@@ -172,7 +197,9 @@ def test_two_processes_share_the_training_batches(monkeypatch: pytest.MonkeyPatc
     for rank in (0, 1):
         data = DigitsDataModule(batch_size=64)
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
-        monkeypatch.setattr(data, "trainer", SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy))
+        monkeypatch.setattr(
+            data, "trainer", SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy)
+        )
         served.append(next(iter(data.train_dataloader())).index.tolist())
     alone = next(iter(DigitsDataModule(batch_size=128).train_dataloader())).index.tolist()
     assert [len(part) for part in served] == [64, 64]
@@ -183,7 +210,9 @@ class Darker(DigitsDataModule):
     mean = (0.5,)
 
 
-def test_the_fingerprint_changes_with_whatever_a_teacher_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fingerprint_changes_with_whatever_a_teacher_sees(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     variants = [
         DigitsDataModule(),
         Darker(),
@@ -197,7 +226,9 @@ def test_the_fingerprint_changes_with_whatever_a_teacher_sees(monkeypatch: pytes
     assert len(set(prints)) == len(prints)
     # What only chooses rows changes no teacher output: one cache serves every subset and every run seed.
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
-    subset = DigitsDataModule(fraction=0.1, labels=0.5, keep_classes=[1, 2], split_seed=3, validation=0, batch_size=7)
+    subset = DigitsDataModule(
+        fraction=0.1, labels=0.5, keep_classes=[1, 2], split_seed=3, validation=0, batch_size=7
+    )
     assert json.dumps(subset.fingerprint()) == prints[0]
     assert json.dumps(DigitsDataModule(augment=[Jitter(1)]).fingerprint()) not in prints
     subset.raw("train").images[5, 0, 0, 0] += 1
@@ -225,7 +256,9 @@ def test_the_test_split_of_the_digits_never_changes(monkeypatch: pytest.MonkeyPa
         assert contents[0].isdisjoint(contents[1])
 
 
-def test_the_digits_do_not_depend_on_where_scikit_learn_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_digits_do_not_depend_on_where_scikit_learn_keeps_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     known = digits._digits()
     monkeypatch.setattr(digits, "FILE", "sklearn/elsewhere.csv.gz")
     assert all(torch.equal(a, b) for a, b in zip(known, digits._digits.__wrapped__(), strict=True))

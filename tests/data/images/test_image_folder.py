@@ -37,7 +37,11 @@ def picture(seed: int, width: int = 6, height: int = 6) -> Image.Image:
 
 def save(path: Path, image: Image.Image) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path, quality=95) if path.suffix.lower() in (".jpg", ".jpeg", ".webp") else image.save(path)
+    image.save(path, quality=95) if path.suffix.lower() in (
+        ".jpg",
+        ".jpeg",
+        ".webp",
+    ) else image.save(path)
 
 
 @pytest.fixture(autouse=True)
@@ -133,8 +137,12 @@ def test_val_stands_in_for_test(folder: Path) -> None:
 def test_normalization_is_that_of_the_training_images(folder: Path) -> None:
     data = read(folder)
     pixels = data.raw("train").images.double() / 255
-    torch.testing.assert_close(torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)), atol=5.1e-5, rtol=0)
-    torch.testing.assert_close(torch.tensor(data.std).double(), pixels.std((0, 2, 3), correction=0), atol=5.1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)), atol=5.1e-5, rtol=0
+    )
+    torch.testing.assert_close(
+        torch.tensor(data.std).double(), pixels.std((0, 2, 3), correction=0), atol=5.1e-5, rtol=0
+    )
     assert json.loads(json.dumps(data.spec)) == data.spec
 
 
@@ -146,7 +154,9 @@ def test_a_channel_of_one_value_is_not_divided_by_zero(tmp_path: Path) -> None:
 
 def test_grey_and_transparent_images(folder: Path) -> None:
     for i, mode in enumerate(("L", "RGBA", "P", "1", "CMYK")):
-        picture(i).convert(mode).save(folder / "train" / "ant" / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}")
+        picture(i).convert(mode).save(
+            folder / "train" / "ant" / f"{mode}.{'jpg' if mode == 'CMYK' else 'png'}"
+        )
     assert read(folder).raw("train").images.shape[1:] == (3, 6, 6)
     grey = read(folder, grey=True)
     assert grey.raw("train").images.shape[1:] == (1, 6, 6)
@@ -163,7 +173,9 @@ def test_sizes_that_differ_are_named_or_made_alike(folder: Path) -> None:
     data = read(folder, size=4)
     assert data.spec["input_shape"] == [3, 4, 4]
     expected = v2.center_crop(v2.resize(picture(5, 12, 8), [4]), [4, 4])
-    wide = data.raw("test").images[[i for i, t in enumerate(data.raw("test").target.tolist()) if t == 1][-1]]
+    wide = data.raw("test").images[
+        [i for i, t in enumerate(data.raw("test").target.tolist()) if t == 1][-1]
+    ]
     assert torch.equal(wide, v2.pil_to_tensor(expected))
     assert "data.size must be at least 1" in complaint(folder, size=0)
 
@@ -173,9 +185,9 @@ def test_sizes_that_differ_are_named_or_made_alike(folder: Path) -> None:
 
 def test_images_are_decoded_once(folder: Path, cache: Path, decodings: list[str]) -> None:
     first = read(folder)
-    assert set(decodings) == {*(f"train/{c}/{i}.{s}" for c in first.folders for i, s in enumerate(SUFFIXES))} | {
-        f"test/{c}/deep/{i}.png" for c in first.folders for i in range(2)
-    }
+    assert set(decodings) == {
+        *(f"train/{c}/{i}.{s}" for c in first.folders for i, s in enumerate(SUFFIXES))
+    } | {f"test/{c}/deep/{i}.png" for c in first.folders for i in range(2)}
     decodings.clear()
     again = read(folder)
     assert (decodings, again.spec, again.fingerprint()) == ([], first.spec, first.fingerprint())
@@ -185,7 +197,9 @@ def test_images_are_decoded_once(folder: Path, cache: Path, decodings: list[str]
     assert len(caches(cache / "elsewhere")) == 1
 
 
-def test_the_cache_does_not_depend_on_where_the_source_lies(folder: Path, cache: Path, decodings: list[str]) -> None:
+def test_the_cache_does_not_depend_on_where_the_source_lies(
+    folder: Path, cache: Path, decodings: list[str]
+) -> None:
     read(folder)
     read(zipped(folder))
     decodings.clear()
@@ -214,8 +228,14 @@ CHANGES: list[tuple[str, Edit]] = [
     ("another time", lambda folder: os.utime(folder / "test/ant/deep/0.png", ns=(0, 7))),
     ("a file more", lambda folder: save(folder / "train/ant/new.png", picture(77))),
     ("a file less", lambda folder: (folder / "train/ant/0.png").unlink()),
-    ("another name", lambda folder: (folder / "train/ant/0.png").rename(folder / "train/ant/00.png")),
-    ("another class", lambda folder: (folder / "train/ant/0.png").rename(folder / "train/bee/00.png")),
+    (
+        "another name",
+        lambda folder: (folder / "train/ant/0.png").rename(folder / "train/ant/00.png"),
+    ),
+    (
+        "another class",
+        lambda folder: (folder / "train/ant/0.png").rename(folder / "train/bee/00.png"),
+    ),
 ]
 
 
@@ -247,7 +267,10 @@ def test_other_options_are_other_caches(folder: Path, cache: Path) -> None:
 
 
 DAMAGE: list[tuple[str, Edit]] = [
-    ("cut short", lambda found: (found / "train.npy").write_bytes((found / "train.npy").read_bytes()[:-1])),
+    (
+        "cut short",
+        lambda found: (found / "train.npy").write_bytes((found / "train.npy").read_bytes()[:-1]),
+    ),
     ("empty", lambda found: (found / "test.npy").write_bytes(b"")),
     ("missing", lambda found: (found / "about.json").unlink()),
     ("no JSON", lambda found: (found / "about.json").write_text("{")),
@@ -256,8 +279,12 @@ DAMAGE: list[tuple[str, Edit]] = [
 ]
 
 
-@pytest.mark.parametrize("damage", [damage for _, damage in DAMAGE], ids=[name for name, _ in DAMAGE])
-def test_a_damaged_cache_is_not_used(folder: Path, cache: Path, decodings: list[str], damage: Edit) -> None:
+@pytest.mark.parametrize(
+    "damage", [damage for _, damage in DAMAGE], ids=[name for name, _ in DAMAGE]
+)
+def test_a_damaged_cache_is_not_used(
+    folder: Path, cache: Path, decodings: list[str], damage: Edit
+) -> None:
     expected = read(folder).fingerprint()
     [name] = caches(cache)
     damage(cache / "images" / name)
@@ -267,7 +294,9 @@ def test_a_damaged_cache_is_not_used(folder: Path, cache: Path, decodings: list[
     assert caches(cache) == [name]
 
 
-def test_decoding_that_fails_or_is_killed_leaves_nothing_that_counts(folder: Path, cache: Path) -> None:
+def test_decoding_that_fails_or_is_killed_leaves_nothing_that_counts(
+    folder: Path, cache: Path
+) -> None:
     broken = folder / "test/cow/deep/1.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[: len(whole) // 2])
@@ -331,12 +360,30 @@ def without_classes(folder: Path) -> None:
 MISTAKES: list[tuple[Edit, str]] = [
     (lambda folder: shutil.rmtree(folder / "train"), "has no train folder"),
     (lambda folder: shutil.rmtree(folder / "test"), "has no test or val folder"),
-    (lambda folder: (folder / "train" / "dog").mkdir(), "the class folder train/dog holds no image (png, jpg"),
-    (lambda folder: shutil.rmtree(folder / "test" / "bee"), "test has no class 'bee', which train has"),
-    (lambda folder: shutil.rmtree(folder / "train" / "bee"), "train has no class 'bee', which test has"),
-    (lambda folder: save(folder / "train" / "x.png", picture(0)), "train/x.png lies in no class folder"),
-    (lambda folder: (folder / "train/ant/0.png").write_bytes(b"<html>"), "train/ant/0.png cannot be read as an image"),
-    (lambda folder: (folder / "train/ant/0.png").write_bytes(b""), "train/ant/0.png cannot be read as an image"),
+    (
+        lambda folder: (folder / "train" / "dog").mkdir(),
+        "the class folder train/dog holds no image (png, jpg",
+    ),
+    (
+        lambda folder: shutil.rmtree(folder / "test" / "bee"),
+        "test has no class 'bee', which train has",
+    ),
+    (
+        lambda folder: shutil.rmtree(folder / "train" / "bee"),
+        "train has no class 'bee', which test has",
+    ),
+    (
+        lambda folder: save(folder / "train" / "x.png", picture(0)),
+        "train/x.png lies in no class folder",
+    ),
+    (
+        lambda folder: (folder / "train/ant/0.png").write_bytes(b"<html>"),
+        "train/ant/0.png cannot be read as an image",
+    ),
+    (
+        lambda folder: (folder / "train/ant/0.png").write_bytes(b""),
+        "train/ant/0.png cannot be read as an image",
+    ),
     (without_classes, "train holds no class folders"),
 ]
 
@@ -351,7 +398,9 @@ def test_mistakes_are_one_line(folder: Path, edit: Edit, said: str, kind: str) -
     assert str(path) in message
 
 
-def test_neither_a_folder_nor_a_zip(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_a_folder_nor_a_zip(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("KD_DATA_ROOT", str(tmp_path))
     assert f"no folder or zip {tmp_path / 'nowhere'}" in complaint(Path("nowhere"))
     (tmp_path / "text").write_text("no zip")
@@ -384,10 +433,19 @@ def test_two_classes_of_one_name_stay_apart(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "classes", "first", "train", "test"),
-    [("cifar10-jpeg.zip", 10, "airplane", 50_000, 10_000), ("tiny-imagenet-100-32.zip", 100, "goldfish", 50_000, 5_000)],
+    [
+        ("cifar10-jpeg.zip", 10, "airplane", 50_000, 10_000),
+        ("tiny-imagenet-100-32.zip", 100, "goldfish", 50_000, 5_000),
+    ],
 )
 def test_the_real_zips(
-    data_root: Path, name: str, classes: int, first: str, train: int, test: int, monkeypatch: pytest.MonkeyPatch
+    data_root: Path,
+    name: str,
+    classes: int,
+    first: str,
+    train: int,
+    test: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from kd_lightning.data.images.files import human_names, list_images, open_tree
 
@@ -395,7 +453,10 @@ def test_the_real_zips(
         pytest.skip(f"{data_root} holds no {name}")
     tree = open_tree(data_root / name)
     listing = list_images(tree)
-    assert {split: len(files) for split, files in listing.files.items()} == {"train": train, "test": test}
+    assert {split: len(files) for split, files in listing.files.items()} == {
+        "train": train,
+        "test": test,
+    }
     assert len(listing.classes) == classes
     assert human_names(tree, listing.classes)[0] == first
     with Image.open(io.BytesIO(tree.read(listing.files["test"][-1]))) as image:

@@ -42,7 +42,9 @@ def tiny(tmp_path: Path) -> Path:
 @pytest.fixture
 def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: object) -> NoReturn:
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz:\nTried a mirror, got:\nno route to host")
+        raise RuntimeError(
+            "Error downloading train-images-idx3-ubyte.gz:\nTried a mirror, got:\nno route to host"
+        )
 
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", fail)
 
@@ -71,8 +73,14 @@ def test_the_real_splits(mnist: MNISTDataModule) -> None:
         assert (raw.target.shape, raw.target.dtype) == ((n,), torch.int64)
         assert int(raw.target.min()) == 0
         assert bool((torch.bincount(raw.target) > 0.08 * n).all())  # ten classes of about a tenth
-    held_out = sum(math.ceil(count / 10) for count in torch.bincount(mnist.raw("train").target).tolist())
-    assert mnist.spec["samples"] == {"train": 60_000 - held_out, "validation": held_out, "test": 10_000}
+    held_out = sum(
+        math.ceil(count / 10) for count in torch.bincount(mnist.raw("train").target).tolist()
+    )
+    assert mnist.spec["samples"] == {
+        "train": 60_000 - held_out,
+        "validation": held_out,
+        "test": 10_000,
+    }
     assert mnist.spec["input_shape"] == [1, 28, 28]
 
 
@@ -114,10 +122,16 @@ def test_no_data_and_no_network(tmp_path: Path) -> None:
         ("test", {}, "10,000 test"),
         ("test", {"t10k-labels-idx1-ubyte": (10_000,)}, "10,000 test"),
         ("test", {"t10k-images-idx3-ubyte": (10_000, 28, 28)}, "10,000 test"),
-        ("test", {"t10k-labels-idx1-ubyte": (10_000,), "t10k-images-idx3-ubyte": (10_000, 8, 8)}, "10,000 test"),
+        (
+            "test",
+            {"t10k-labels-idx1-ubyte": (10_000,), "t10k-images-idx3-ubyte": (10_000, 8, 8)},
+            "10,000 test",
+        ),
     ],
 )
-def test_another_number_of_images(tiny: Path, split: str, whole: dict[str, tuple[int, ...]], wanted: str) -> None:
+def test_another_number_of_images(
+    tiny: Path, split: str, whole: dict[str, tuple[int, ...]], wanted: str
+) -> None:
     for name, shape in whole.items():
         (tiny / "MNIST" / "raw" / name).write_bytes(idx(*shape))
     assert f"does not hold the {wanted} images" in complaint(tiny, split)
@@ -140,10 +154,14 @@ def test_a_corrupt_file_says_so(tiny: Path, content: bytes) -> None:
     message = complaint(tiny)
     assert "cannot be read" in message
     assert "no data" not in message
-    assert "does not hold the 10,000 test" in complaint(tiny, "test")  # the other split's files are whole
+    assert "does not hold the 10,000 test" in complaint(
+        tiny, "test"
+    )  # the other split's files are whole
 
 
-def test_the_root_is_the_argument_else_the_environment_else_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_root_is_the_argument_else_the_environment_else_data(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("KD_DATA_ROOT", "named")
     assert MNISTDataModule(root="given").root == Path("given")
     assert MNISTDataModule().root == Path("named")

@@ -23,7 +23,10 @@ def draw(path: Path, on: int) -> None:
 
 def write_omniglot(root: Path) -> Path:
     """Two alphabets in the first folder; the second repeats one of them and adds a third."""
-    for folder, alphabets in (("images_background_small1", "AB"), ("images_background_small2", "BC")):
+    for folder, alphabets in (
+        ("images_background_small1", "AB"),
+        ("images_background_small2", "BC"),
+    ):
         for alphabet in alphabets:
             for character in (1, 2):
                 for take in range(1, 9):
@@ -39,16 +42,22 @@ def small(tmp_path: Path) -> Path:
 
 def test_characters_are_classes_and_repeated_alphabets_are_read_once(small: Path) -> None:
     data = OmniglotDataModule(root=str(small), validation=0.0)
-    assert data.classes == tuple(f"{alphabet}/character{c:02d}" for alphabet in "ABC" for c in (1, 2))
+    assert data.classes == tuple(
+        f"{alphabet}/character{c:02d}" for alphabet in "ABC" for c in (1, 2)
+    )
     train, test = data.raw("train"), data.raw("test")
-    assert torch.bincount(train.target).tolist() == [6] * 6  # a quarter of eight drawings is the test set
+    assert (
+        torch.bincount(train.target).tolist() == [6] * 6
+    )  # a quarter of eight drawings is the test set
     assert torch.bincount(test.target).tolist() == [2] * 6
     assert train.images.shape == (36, 1, 28, 28)
 
 
 def test_ink_is_bright_and_averaged(small: Path) -> None:
     data = OmniglotDataModule(root=str(small))
-    drawings = [raw.images[raw.target == 0].double() for raw in (data.raw("train"), data.raw("test"))]
+    drawings = [
+        raw.images[raw.target == 0].double() for raw in (data.raw("train"), data.raw("test"))
+    ]
     shares = sorted((torch.cat(drawings).mean((1, 2, 3)) / 255).tolist())
     assert shares == pytest.approx([take / 8 for take in range(1, 9)], abs=0.01)
 

@@ -22,7 +22,11 @@ def ways(chain: list[int], frames: int) -> Iterator[list[int]]:
     """Every path that passes all states of a chain in order."""
     for cuts in itertools.combinations(range(1, frames), len(chain) - 1):
         bounds = [0, *cuts, frames]
-        yield [s for s, (a, b) in zip(chain, itertools.pairwise(bounds), strict=True) for _ in range(a, b)]
+        yield [
+            s
+            for s, (a, b) in zip(chain, itertools.pairwise(bounds), strict=True)
+            for _ in range(a, b)
+        ]
 
 
 def test_the_chain_of_a_transcript() -> None:
@@ -39,8 +43,9 @@ def test_alignment_is_the_best_of_all_ways(seed: int) -> None:
     lengths, scores = torch.tensor([6, 4, 9]), random(3, 9, lexicon.size, seed=seed)
     path = align(scores, lengths, chains)
     for b, (length, chain) in enumerate(zip(lengths.tolist(), chains, strict=True)):
-        found = ways(chain.tolist(), length)
-        best = max(found, key=lambda way, b=b: sum(float(scores[b, t, s]) for t, s in enumerate(way)))  # type: ignore[misc]
+        found = list(ways(chain.tolist(), length))
+        totals = [sum(float(scores[b, t, s]) for t, s in enumerate(way)) for way in found]
+        best = found[totals.index(max(totals))]
         assert path[b, :length].tolist() == best
         assert (path[b, length:] == -1).all()
 
@@ -62,7 +67,9 @@ def every_way(loop: WordLoop, frames: int) -> Iterator[tuple[list[int], list[int
     lexicon = loop.lexicon
     first, last = lexicon.first.tolist(), lexicon.last.tolist()
 
-    def grow(path: list[int], words: list[int], score: float) -> Iterator[tuple[list[int], list[int], float]]:
+    def grow(
+        path: list[int], words: list[int], score: float
+    ) -> Iterator[tuple[list[int], list[int], float]]:
         state = path[-1]
         if len(path) == frames:
             if state in last:
@@ -80,7 +87,9 @@ def every_way(loop: WordLoop, frames: int) -> Iterator[tuple[list[int], list[int
         yield from grow([start], [word], float(loop.word[word]))
 
 
-@pytest.mark.parametrize(("words", "states", "seed"), [(2, 2, 0), (2, 2, 1), (2, 2, 2), (3, 1, 3), (1, 3, 4), (2, 1, 5)])
+@pytest.mark.parametrize(
+    ("words", "states", "seed"), [(2, 2, 0), (2, 2, 1), (2, 2, 2), (3, 1, 3), (1, 3, 4), (2, 1, 5)]
+)
 def test_decoding_is_the_best_of_all_ways(words: int, states: int, seed: int) -> None:
     lexicon = Lexicon(words, states)
     loop, lengths = some_loop(lexicon, seed), torch.tensor([5, 3, 4])
@@ -120,7 +129,9 @@ def test_transitions_and_priors_are_counted() -> None:
     loop = WordLoop.from_alignment(lexicon, state, torch.arange(12) // 6)
     assert loop.prior.exp().tolist() == pytest.approx([4 / 12, 3 / 12, 5 / 12])
     left = [2, 2, 3]  # silence is left before the word, and where an utterance ends
-    assert loop.leave.exp().tolist() == pytest.approx([(n + 1) / (c + 2) for n, c in zip(left, [4, 3, 5], strict=True)])
+    assert loop.leave.exp().tolist() == pytest.approx(
+        [(n + 1) / (c + 2) for n, c in zip(left, [4, 3, 5], strict=True)]
+    )
     assert torch.allclose(loop.leave.exp() + loop.stay.exp(), torch.ones(3))
     assert loop.word.exp().tolist() == pytest.approx([3 / 7, 4 / 7])  # one of each added
 

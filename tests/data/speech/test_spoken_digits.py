@@ -65,7 +65,9 @@ def said(data: SpokenDigitsDataModule, split: str, part: str) -> list[tuple[str,
     """Speaker and digit of every recording of a part, in order."""
     speech = data.raw(split)
     strings = zip(speech.speakers, speech.parts, speech.transcripts, strict=True)
-    return sorted((speaker, digit) for speaker, own, digits in strings if own == part for digit in digits)
+    return sorted(
+        (speaker, digit) for speaker, own, digits in strings if own == part for digit in digits
+    )
 
 
 # -- what is served ---------------------------------------------------------------------------------------------------
@@ -75,7 +77,9 @@ def test_every_recording_is_in_one_string_of_one_part(small: Path) -> None:
     data = module(small)
     takes = {"train": 2, "validation": 5, "test": 5}
     for part, count in takes.items():
-        every = sorted((speaker, digit) for speaker in SPEAKERS for digit in range(10) for _ in range(count))
+        every = sorted(
+            (speaker, digit) for speaker in SPEAKERS for digit in range(10) for _ in range(count)
+        )
         assert said(data, "test" if part == "test" else "train", part) == every
     for split in ("train", "test"):
         assert {len(digits) for digits in data.raw(split).transcripts} <= set(range(3, 8))
@@ -90,27 +94,49 @@ def test_a_window_is_26_frames_and_ends_5_after_its_own(small: Path) -> None:
     batch = source.batch(torch.tensor([at, lengths[0], lengths[0] - 1]), 3)
     inputs: Any = batch.inputs
     assert inputs.shape == (3, 1, CONTEXT, 40)
-    assert (batch.view, batch.split, batch.index.tolist()) == (CLEAN, "test", [at, lengths[0], lengths[0] - 1])
+    assert (batch.view, batch.split, batch.index.tolist()) == (
+        CLEAN,
+        "test",
+        [at, lengths[0], lengths[0] - 1],
+    )
     second = speech.frames[lengths[0] + CONTEXT - 1 + PREDICTED :][: lengths[1]]  # unpadded
     assert torch.equal(inputs[0, 0], second[40 - PREDICTED : 40 - PREDICTED + CONTEXT])
-    assert torch.equal(inputs[1, 0, : PREDICTED + 1], second[:1].expand(PREDICTED + 1, -1))  # nothing of the string before
+    assert torch.equal(
+        inputs[1, 0, : PREDICTED + 1], second[:1].expand(PREDICTED + 1, -1)
+    )  # nothing of the string before
     first = speech.frames[PREDICTED:][: lengths[0]]
-    assert torch.equal(inputs[2, 0, PREDICTED:], first[-1:].expand(CONTEXT - PREDICTED, -1))  # nor of the next
+    assert torch.equal(
+        inputs[2, 0, PREDICTED:], first[-1:].expand(CONTEXT - PREDICTED, -1)
+    )  # nor of the next
 
 
 def test_features_are_librosas_and_normalized_by_speaker(small: Path) -> None:
     from librosa.feature import melspectrogram
 
-    recordings = [r for r in read_recordings(small / "free-spoken-digit-dataset/recordings") if r.speaker == "ann"]
+    recordings = [
+        r
+        for r in read_recordings(small / "free-spoken-digit-dataset/recordings")
+        if r.speaker == "ann"
+    ]
     strings = strings_of(recordings, "train", quiet_level(recordings), Lexicon(10, 5), 0)
     for string, frames in zip(strings, digit_strings.log_mel(strings), strict=True):
-        alone = melspectrogram(y=string.samples, sr=8000, n_fft=256, win_length=200, hop_length=80, n_mels=40, center=False)
+        alone = melspectrogram(
+            y=string.samples,
+            sr=8000,
+            n_fft=256,
+            win_length=200,
+            hop_length=80,
+            n_mels=40,
+            center=False,
+        )
         assert tuple(frames.shape) == (frames_in(len(string.samples)), 40)
         assert np.allclose(frames.numpy(), np.log(np.maximum(alone, 1)).T, atol=1e-4)
     speech = module(small).raw("train")
     for speaker in SPEAKERS:
         pairs = zip(speech.speakers, speech.parts, strict=True)
-        own = torch.tensor([(name, part) == (speaker, "train") for name, part in pairs])[speech.string]
+        own = torch.tensor([(name, part) == (speaker, "train") for name, part in pairs])[
+            speech.string
+        ]
         frames = speech.windows[speech.first[own]].view(-1, CONTEXT, 40)[:, PREDICTED]
         assert frames.mean(0).abs().max() < 1e-4
         assert (frames.std(0) - 1).abs().max() < 1e-3
@@ -135,19 +161,30 @@ def test_the_alignment_says_silence_in_the_gaps_and_the_digits_in_order(small: P
 
 def test_labels_are_those_of_several_realignments(small: Path) -> None:
     lexicon = Lexicon(10, 5)
-    strings = strings_of(read_recordings(small / "free-spoken-digit-dataset/recordings")[:120], "train", 50.0, lexicon, 0)
+    strings = strings_of(
+        read_recordings(small / "free-spoken-digit-dataset/recordings")[:120],
+        "train",
+        50.0,
+        lexicon,
+        0,
+    )
     frames = normalized(strings, log_mel(strings))
     chains, flat = [lexicon.chain(s.digits) for s in strings], torch.cat([s.flat for s in strings])
     found = {}
     for rounds in (0, 5):
-        found[rounds] = align_all(train_alignment(frames, chains, flat, lexicon.size, rounds), frames, chains)
+        found[rounds] = align_all(
+            train_alignment(frames, chains, flat, lexicon.size, rounds), frames, chains
+        )
     made = torch.cat(labelled(strings, frames, lexicon))
     assert torch.equal(made, found[5])
     assert not torch.equal(made, found[0])
 
 
 def test_more_states_than_frames_is_one_line(small: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.states=60: \d_\w+_\d+\.wav has \d+ frames, and each state takes one"):
+    with pytest.raises(
+        UserError,
+        match=r"data\.states=60: \d_\w+_\d+\.wav has \d+ frames, and each state takes one",
+    ):
         module(small, states=60).raw("test")
 
 
@@ -170,7 +207,16 @@ def test_training_knows_nothing_of_the_other_parts(small: Path, copy: Path) -> N
         speech = data.raw("train")
         rows = torch.tensor([part == "train" for part in speech.parts])[speech.string]
         loop = data.word_loop()
-        sides.append((speech.windows[speech.first[rows]], speech.target[rows], loop.prior, loop.stay, loop.leave, loop.word))
+        sides.append(
+            (
+                speech.windows[speech.first[rows]],
+                speech.target[rows],
+                loop.prior,
+                loop.stay,
+                loop.leave,
+                loop.word,
+            )
+        )
     assert all(torch.equal(a, b) for a, b in zip(*sides, strict=True))
     assert not torch.equal(ours.raw("test").frames, theirs.raw("test").frames)
 
@@ -187,7 +233,9 @@ def test_speakers_can_be_held_out(small: Path) -> None:
         module(small, held_out=["bob"])
     with pytest.raises(UserError, match="no speaker 'eve'; they are ann, bob, cat"):
         module(small, split="speakers", held_out=["eve"]).raw("test")
-    with pytest.raises(UserError, match="held_out names all of the 3 speakers; leave some to train on"):
+    with pytest.raises(
+        UserError, match="held_out names all of the 3 speakers; leave some to train on"
+    ):
         module(small, split="speakers", held_out=list(SPEAKERS)).raw("test")
 
 
@@ -211,14 +259,20 @@ def test_a_fraction_is_nested_and_stratified(small: Path) -> None:
     assert {speech.speakers[s] for s in kept} == set(SPEAKERS)
     assert {digit for s in kept for digit in speech.transcripts[s]} == set(range(10))
     assert torch.equal(half.source("test").rows, data.source("test").rows)
-    with pytest.raises(UserError, match=r"data\.fraction=0\.02 leaves no recording of 'zero' to train on"):
+    with pytest.raises(
+        UserError, match=r"data\.fraction=0\.02 leaves no recording of 'zero' to train on"
+    ):
         module(small, fraction=0.02).source("train")
 
 
 def test_the_spec_is_of_builtins_and_fits_the_loaders(small: Path) -> None:
     data = module(small, states=3, batch_size=64)
     spec = data.spec
-    assert (spec["num_classes"], spec["classes"][0], spec["classes"][-1]) == (31, "zero/1", "silence")
+    assert (spec["num_classes"], spec["classes"][0], spec["classes"][-1]) == (
+        31,
+        "zero/1",
+        "silence",
+    )
     assert spec["source_samples"] == spec["samples"]["train"] + spec["samples"]["validation"]
     for stage in ("train", "validation", "test"):
         served = torch.cat([batch.index for batch in data.loader(stage)])
@@ -227,7 +281,9 @@ def test_the_spec_is_of_builtins_and_fits_the_loaders(small: Path) -> None:
     assert data.raw("test").images.shape == (spec["samples"]["test"], 1, CONTEXT, 40)
 
 
-def test_what_was_computed_once_is_kept_and_follows_the_files(small: Path, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_computed_once_is_kept_and_follows_the_files(
+    small: Path, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from kd_lightning.data.speech import spoken_corpus as code
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(copy.parent / "cache"))
@@ -256,7 +312,11 @@ def test_strings_have_3_to_7_digits() -> None:
 
 
 def test_gaps_are_noise_as_low_as_the_speakers_own(small: Path) -> None:
-    recordings = [r for r in read_recordings(small / "free-spoken-digit-dataset/recordings") if r.speaker == "bob"]
+    recordings = [
+        r
+        for r in read_recordings(small / "free-spoken-digit-dataset/recordings")
+        if r.speaker == "bob"
+    ]
     level = quiet_level(recordings)
     assert 1 < level < 1000
     string = strings_of(recordings, "train", level, Lexicon(10, 5), 0)[0]
@@ -281,10 +341,19 @@ def test_gaps_are_noise_as_low_as_the_speakers_own(small: Path) -> None:
         (lambda path: path.unlink(), r"4_bob_7\.wav is missing"),
         (lambda path: path.write_bytes(b"no sound"), r"4_bob_7\.wav cannot be read as a WAV file"),
         (lambda path: path.write_bytes(b""), r"4_bob_7\.wav cannot be read as a WAV file"),
-        (lambda path: path.write_bytes(path.read_bytes()[:1000]), r"4_bob_7\.wav is shorter than its heading says"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:1000]),
+            r"4_bob_7\.wav is shorter than its heading says",
+        ),
         (lambda path: record(path, np.zeros(0)), r"4_bob_7\.wav holds 0 samples, too few"),
-        (lambda path: record(path, np.zeros(4000), channels=2), r"4_bob_7\.wav has 2 channel\(s\) at 8000 Hz and 16 bits"),
-        (lambda path: record(path, np.zeros(4000), rate=16000), r"4_bob_7\.wav has 1 channel\(s\) at 16000 Hz and 16 bits"),
+        (
+            lambda path: record(path, np.zeros(4000), channels=2),
+            r"4_bob_7\.wav has 2 channel\(s\) at 8000 Hz and 16 bits",
+        ),
+        (
+            lambda path: record(path, np.zeros(4000), rate=16000),
+            r"4_bob_7\.wav has 1 channel\(s\) at 16000 Hz and 16 bits",
+        ),
     ],
 )
 def test_a_spoilt_recording_is_one_line(copy: Path, spoil: Any, message: str) -> None:
@@ -328,10 +397,14 @@ def test_the_public_archive_is_fetched_where_the_folder_is_missing(
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: public)
     data = SpokenDigitsDataModule(root=str(tmp_path))
     assert data.fingerprint() == module(small).fingerprint()
-    assert [path.name for path in (tmp_path / "free-spoken-digit-dataset").iterdir()] == ["recordings"]
+    assert [path.name for path in (tmp_path / "free-spoken-digit-dataset").iterdir()] == [
+        "recordings"
+    ]
 
 
-def test_without_a_network_or_a_whole_archive_it_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_or_a_whole_archive_it_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(url: str, timeout: int) -> Any:
         raise urllib.error.URLError("no network")
 
@@ -340,7 +413,9 @@ def test_without_a_network_or_a_whole_archive_it_is_one_line(tmp_path: Path, mon
 
     for answer in (no_network, cut_off, lambda url, timeout: io.BytesIO(b"<html>")):
         monkeypatch.setattr(urllib.request, "urlopen", answer)
-        with pytest.raises(UserError, match=r"the download failed; put the recordings there, or set --data\.root"):
+        with pytest.raises(
+            UserError, match=r"the download failed; put the recordings there, or set --data\.root"
+        ):
             SpokenDigitsDataModule(root=str(tmp_path)).raw("train")
         assert not (tmp_path / "free-spoken-digit-dataset" / "recordings").exists()
     with pytest.raises(UserError, match="download is off"):
@@ -357,10 +432,19 @@ def test_the_true_set(data_root: Path, tmp_path: Path) -> None:
     recordings = read_recordings(folder)
     assert len(recordings) == 3000
     assert len({r.speaker for r in recordings}) == 6
-    strings = strings_of([r for r in recordings if r.speaker == "theo" and r.take < 5], "test", 20.0, Lexicon(10, 5), 0)
+    strings = strings_of(
+        [r for r in recordings if r.speaker == "theo" and r.take < 5],
+        "test",
+        20.0,
+        Lexicon(10, 5),
+        0,
+    )
     frames = digit_strings.log_mel(strings)
     assert sum(len(s.digits) for s in strings) == 50
-    assert all(bool(f.isfinite().all()) and len(f) == len(s.flat) for f, s in zip(frames, strings, strict=True))
+    assert all(
+        bool(f.isfinite().all()) and len(f) == len(s.flat)
+        for f, s in zip(frames, strings, strict=True)
+    )
 
 
 @pytest.mark.parametrize("speaker", ["nicolas", "jackson"])
@@ -373,7 +457,9 @@ def test_the_gaps_of_a_true_speaker_are_labelled_silence(speaker: str, data_root
     for name in (speaker, "george"):
         own = [r for r in read_recordings(folder) if r.speaker == name and r.take < 20]
         strings += strings_of(own, "train", quiet_level(own), lexicon, 0)
-    labels = digit_strings.labelled(strings, digit_strings.normalized(strings, digit_strings.log_mel(strings)), lexicon)
+    labels = digit_strings.labelled(
+        strings, digit_strings.normalized(strings, digit_strings.log_mel(strings)), lexicon
+    )
     known = [at for at, string in enumerate(strings) if string.speaker == speaker]
     gap = torch.cat([strings[at].flat for at in known]) == lexicon.silence
     silent = torch.cat([labels[at] for at in known]) == lexicon.silence

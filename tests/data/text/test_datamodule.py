@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from kd_lightning.data import BucketLoader, SST2DataModule, SubwordTokenizer, SyntheticSentences, TextDataModule, WordTokenizer
+from kd_lightning.data import (
+    BucketLoader,
+    SST2DataModule,
+    SubwordTokenizer,
+    SyntheticSentences,
+    TextDataModule,
+    WordTokenizer,
+)
 from kd_lightning.data.blank import blank_inputs
 from kd_lightning.data.text.files import Texts
 from kd_lightning.errors import UserError
@@ -47,11 +54,19 @@ def test_batches_hold_the_sentences_of_their_rows(root: Path) -> None:
         for row, index in enumerate(batch.index.tolist()):
             text, _, label = lines(60)[index].partition("\t")
             assert int(batch.target[row]) == int(label)
-            for inputs, tokenizer in ((batch.inputs, data.tokenizer), (batch.teacher_inputs, data.teacher_tokenizer)):
+            for inputs, tokenizer in (
+                (batch.inputs, data.tokenizer),
+                (batch.teacher_inputs, data.teacher_tokenizer),
+            ):
                 found = mapping(inputs)
                 count = int(found["attention_mask"][row].sum())
-                assert found["input_ids"][row, :count].tolist() == tokenizer.encode([(text,)]).ids.tolist()
-                assert found["attention_mask"][row].tolist() == [1] * count + [0] * (found["input_ids"].shape[1] - count)
+                assert (
+                    found["input_ids"][row, :count].tolist()
+                    == tokenizer.encode([(text,)]).ids.tolist()
+                )
+                assert found["attention_mask"][row].tolist() == [1] * count + [0] * (
+                    found["input_ids"].shape[1] - count
+                )
         assert (batch.view, batch.split) == (CLEAN, "train")
 
 
@@ -66,11 +81,16 @@ def test_sentences_of_a_batch_are_of_similar_length(root: Path) -> None:
     assert torch.equal(lengths, lengths.sort().values)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_is_a_function_of_seed_and_epoch(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def orders(seed: int, epochs: list[int]) -> list[list[int]]:
         monkeypatch.setenv("PL_GLOBAL_SEED", str(seed))
         loader = module(root).loader("train")
-        return [[index for batch in served(loader, epoch) for index in batch.index.tolist()] for epoch in epochs]
+        return [
+            [index for batch in served(loader, epoch) for index in batch.index.tolist()]
+            for epoch in epochs
+        ]
 
     first = orders(0, [0, 1, 2])
     assert orders(0, [2]) == first[2:]
@@ -89,9 +109,14 @@ def test_a_resumed_epoch_leaves_out_what_it_had(root: Path) -> None:
 def test_two_processes_serve_what_one_serves_with_the_double_batch(root: Path, batch: int) -> None:
     source = module(root).source("train")
     one = BucketLoader(source, 2 * batch, pool=2, shuffle=True, seed=3)
-    two = [BucketLoader(source, batch, pool=2, shuffle=True, seed=3, rank=rank, world_size=2) for rank in (0, 1)]
+    two = [
+        BucketLoader(source, batch, pool=2, shuffle=True, seed=3, rank=rank, world_size=2)
+        for rank in (0, 1)
+    ]
     for epoch in range(2):
-        together = zip(served(one, epoch), served(two[0], epoch), served(two[1], epoch), strict=True)
+        together = zip(
+            served(one, epoch), served(two[0], epoch), served(two[1], epoch), strict=True
+        )
         for whole, a, b in together:
             assert sorted(whole.index.tolist()) == sorted(a.index.tolist() + b.index.tolist())
     three = replace(source, rows=torch.arange(3))
@@ -100,7 +125,9 @@ def test_two_processes_serve_what_one_serves_with_the_double_batch(root: Path, b
 
 
 def test_synthetic_sentences_are_unlabelled_and_share_their_row(root: Path) -> None:
-    data = module(root, augment=SyntheticSentences(copies=4), teacher_tokenizer=SubwordTokenizer(300))
+    data = module(
+        root, augment=SyntheticSentences(copies=4), teacher_tokenizer=SubwordTokenizer(300)
+    )
     assert data.views == 5
     loader = data.loader("train")
     labelled, seen = torch.zeros(60), 0
@@ -120,9 +147,13 @@ def test_synthetic_sentences_are_unlabelled_and_share_their_row(root: Path) -> N
     sentence = data.sentences("train").augment
     assert sentence is not None
     text = sentence.sentences(2, 0, data.raw("train").texts)[9]
-    assert mapping(alone.inputs)["input_ids"].tolist() == [data.tokenizer.encode([text]).ids.tolist()]
+    assert mapping(alone.inputs)["input_ids"].tolist() == [
+        data.tokenizer.encode([text]).ids.tolist()
+    ]
     assert data.teacher_tokenizer is not None
-    assert mapping(alone.teacher_inputs)["input_ids"].tolist() == [data.teacher_tokenizer.encode([text]).ids.tolist()]
+    assert mapping(alone.teacher_inputs)["input_ids"].tolist() == [
+        data.teacher_tokenizer.encode([text]).ids.tolist()
+    ]
 
 
 def test_the_vocabulary_is_that_of_the_training_sentences(tmp_path: Path) -> None:
@@ -144,21 +175,32 @@ def test_spec_and_blank_inputs(root: Path) -> None:
         "source_samples": 60,
     }
     assert spec["samples"] == {"train": 60, "validation": 12, "test": 20}
-    student, teacher = (mapping(blank_inputs(spec, 3, name)) for name in ("inputs", "teacher_inputs"))
-    assert {name: tensor.shape for name, tensor in student.items()} == dict.fromkeys(("input_ids", "attention_mask"), (3, 32))
+    student, teacher = (
+        mapping(blank_inputs(spec, 3, name)) for name in ("inputs", "teacher_inputs")
+    )
+    assert {name: tensor.shape for name, tensor in student.items()} == dict.fromkeys(
+        ("input_ids", "attention_mask"), (3, 32)
+    )
     assert teacher["token_type_ids"].shape == (3, 20)
     assert teacher["input_ids"].dtype == torch.int64
     assert torch.equal(blank_inputs({"input_shape": [1, 2]}, 2), torch.zeros(2, 1, 2))  # type: ignore[arg-type]
 
 
-def test_longer_sentences_are_cut_with_a_count(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_longer_sentences_are_cut_with_a_count(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = module(root, tokenizer=WordTokenizer(max_length=10))
     spec = data.spec
     longer = [len(line.partition("\t")[0].split()) > 10 for line in lines(60)]
     assert spec["cut"] == {"train": sum(longer), "test": spec["cut"]["test"]}
     assert sum(longer) > 0
     list(data.loader("train"))
-    assert capsys.readouterr().out.count(f"data: {sum(longer)} of 60 train samples are longer than 10 tokens") == 1
+    assert (
+        capsys.readouterr().out.count(
+            f"data: {sum(longer)} of 60 train samples are longer than 10 tokens"
+        )
+        == 1
+    )
 
 
 def test_subsets_are_nested_and_keep_their_rows(root: Path) -> None:
@@ -187,11 +229,15 @@ def test_pairs_by_name_with_classes_from_the_file(tmp_path: Path) -> None:
         (tmp_path / f"{name}.csv").write_text("\n".join(["one,two,gold", *rows]))
     columns: dict[str, Any] = {"text": "one", "second": "two", "label": "gold"}
     files: dict[str, Any] = {"train_file": "train.csv", "test_file": "test.csv"}
-    data = TextDataModule(str(tmp_path), **files, **columns, tokenizer=SubwordTokenizer(300), names=["No", "Yes"])
+    data = TextDataModule(
+        str(tmp_path), **files, **columns, tokenizer=SubwordTokenizer(300), names=["No", "Yes"]
+    )
     assert data.classes == ["No", "Yes"]
     found = mapping(data.source("test").batch(torch.tensor([1]), CLEAN).inputs)
     assert int(found["token_type_ids"].max()) == 1
-    with pytest.raises(UserError, match=r"data\.names must name the 2 classes of data\.labels, got 3"):
+    with pytest.raises(
+        UserError, match=r"data\.names must name the 2 classes of data\.labels, got 3"
+    ):
         _ = TextDataModule(str(tmp_path), **files, **columns, names=["a", "b", "c"]).classes
 
 
@@ -215,7 +261,9 @@ def test_glue_layout(tmp_path: Path) -> None:
     (tmp_path / "SST-2").mkdir()
     for name, samples in (("train", 6), ("dev", 4)):
         rows = [f"{line.partition(chr(9))[0]} \t{at % 2}" for at, line in enumerate(lines(samples))]
-        (tmp_path / "SST-2" / f"{name}.tsv").write_text("\n".join(["sentence\tlabel", *rows]) + "\n")
+        (tmp_path / "SST-2" / f"{name}.tsv").write_text(
+            "\n".join(["sentence\tlabel", *rows]) + "\n"
+        )
     spec = module(tmp_path).spec
     assert spec["samples"] == {"train": 6, "validation": 4, "test": 4}
 
@@ -235,8 +283,12 @@ def test_predictions_in_words(root: Path, tmp_path: Path) -> None:
 def test_predictions_are_one_line_each(root: Path, tmp_path: Path) -> None:
     data = module(root)
     data._raw["test"] = Texts([("two\nlines and a\ttab",)], torch.tensor([0]))
-    path = data.write_predictions({"index": torch.tensor([0]), "logits": torch.zeros(1, 2)}, tmp_path)
-    assert path.read_text().splitlines()[1:] == ["negative\t0.500000\t0.500000\ttwo lines and a tab"]
+    path = data.write_predictions(
+        {"index": torch.tensor([0]), "logits": torch.zeros(1, 2)}, tmp_path
+    )
+    assert path.read_text().splitlines()[1:] == [
+        "negative\t0.500000\t0.500000\ttwo lines and a tab"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -245,7 +297,10 @@ def test_predictions_are_one_line_each(root: Path, tmp_path: Path) -> None:
         ({"fraction": 0.0}, r"data\.fraction must be a fraction in \(0, 1\], got 0"),
         ({"label_fraction": 1.5}, r"data\.label_fraction must be a fraction in \[0, 1\], got 1\.5"),
         ({"validation": 1.0}, r"data\.validation must be a fraction in \[0, 1\), got 1"),
-        ({"batch_size": 0}, "data.batch_size, data.eval_batch_size and data.pool must be at least 1"),
+        (
+            {"batch_size": 0},
+            "data.batch_size, data.eval_batch_size and data.pool must be at least 1",
+        ),
         ({"views": 2}, r"data\.views must be 1 to 1, all variants of a sentence, got 2"),
         ({"views": 22, "augment": SyntheticSentences()}, r"data\.views must be 1 to 21"),
     ],
@@ -256,7 +311,10 @@ def test_bad_arguments(root: Path, arguments: dict[str, Any], words: str) -> Non
 
 
 def test_missing_data_says_where_it_belongs(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"SST-2: there is no file .*SST2/train\.tsv; point --data\.root or KD_DATA_ROOT"):
+    with pytest.raises(
+        UserError,
+        match=r"SST-2: there is no file .*SST2/train\.tsv; point --data\.root or KD_DATA_ROOT",
+    ):
         _ = module(tmp_path).spec
 
 

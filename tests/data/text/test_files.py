@@ -52,12 +52,18 @@ def test_quoted_csv_with_two_texts_and_a_missing_label(tmp_path: Path) -> None:
         ("good\t1\nbad\n", (0, 1), "line 2: there is no column 1; the line has 1 (from 0)"),
         ("good\t1\nodd\t2\n", (0, 1), "line 2: the label '2' is none of the classes 0, 1"),
         ("good\t1\n \t0\n", (0, 1), "line 2: the text is empty"),
-        ("text\tlabel\ngood\t1\n", ("sentence", "label"), "has no column 'sentence'; its first line names text, label"),
+        (
+            "text\tlabel\ngood\t1\n",
+            ("sentence", "label"),
+            "has no column 'sentence'; its first line names text, label",
+        ),
         ("text\tlabel\n", ("text", "label"), "holds a heading and no sample"),
         (b"good\t1\n\nbl\xe9\t0\n", (0, 1), "line 3: byte 0xe9 is not UTF-8"),
     ],
 )
-def test_what_is_wrong_with_a_file(tmp_path: Path, text: str | bytes, columns: tuple[Column, Column], words: str) -> None:
+def test_what_is_wrong_with_a_file(
+    tmp_path: Path, text: str | bytes, columns: tuple[Column, Column], words: str
+) -> None:
     path = write(tmp_path, text)
     with pytest.raises(UserError) as caught:
         read_table(path, *columns, None, LABELS)
@@ -66,7 +72,9 @@ def test_what_is_wrong_with_a_file(tmp_path: Path, text: str | bytes, columns: t
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("read", [lambda p: read_table(p, 0, 1, None, LABELS), lambda p: read_sentences(p, False)])
+@pytest.mark.parametrize(
+    "read", [lambda p: read_table(p, 0, 1, None, LABELS), lambda p: read_sentences(p, False)]
+)
 def test_a_missing_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(UserError, match=r"there is no file .*none\.tsv"):
         read(tmp_path / "none.tsv")
@@ -75,7 +83,10 @@ def test_a_missing_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
 def test_a_heading_over_numbered_columns_is_no_class(tmp_path: Path) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("text\tlabel\n" + "fine\tgood\nbad\tpoor\n" * 2)
-    with pytest.raises(UserError, match="the first line looks like a heading, for its label 'label' stands nowhere else"):
+    with pytest.raises(
+        UserError,
+        match="the first line looks like a heading, for its label 'label' stands nowhere else",
+    ):
         read_labels(path, 1)
     assert read_labels(path, "label") == ["good", "poor"]
     for lines in ("fine\t0\nbad\t1\nworse\t2\n", "fine\t0\n"):  # few of each, numbers, one class
@@ -83,7 +94,9 @@ def test_a_heading_over_numbered_columns_is_no_class(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="the first line looks like a heading"):
             read_labels(path, 1)
     path.write_text("fine\tgood\nalso\tgood\n")
-    with pytest.raises(UserError, match=r"all samples have the label 'good'; name all classes in data\.labels"):
+    with pytest.raises(
+        UserError, match=r"all samples have the label 'good'; name all classes in data\.labels"
+    ):
         read_labels(path, 1)
     path.write_text("text\tlabel\nfine\t\n")
     with pytest.raises(UserError, match="no sample has a label in column 'label'"):
@@ -119,7 +132,10 @@ def test_raw_sentences(tmp_path: Path) -> None:
         ("It isn't Amélie's!", ["it", "is", "n't", "amelie", "'s", "!"]),
         ("they wo n't , they 're", ["they", "wo", "n't", ",", "they", "'re"]),
         ("DON\u2019T can't", ["do", "n't", "ca", "n't"]),
-        ("rock'n'roll '60s -- 3.5", ["rock", "'", "n", "'", "roll", "'", "60s", "-", "-", "3", ".", "5"]),
+        (
+            "rock'n'roll '60s -- 3.5",
+            ["rock", "'", "n", "'", "roll", "'", "60s", "-", "-", "3", ".", "5"],
+        ),
         (f"a {MASK} film", ["a", MASK, "film"]),
         (" \t", []),
     ],

@@ -14,7 +14,9 @@ from kd_lightning.data.text.tokenizers import MASK
 from kd_lightning.errors import UserError
 from tests.sentences import lines
 
-pytest.importorskip("textblob", reason="textblob is not installed: pip install 'kd_lightning[text]'")
+pytest.importorskip(
+    "textblob", reason="textblob is not installed: pip install 'kd_lightning[text]'"
+)
 
 TEXTS: list[tuple[str, ...]] = [(line.partition("\t")[0],) for line in lines(400)]
 
@@ -25,7 +27,9 @@ def learnt(texts: list[tuple[str, ...]] = TEXTS, **arguments: float) -> Syntheti
     return made
 
 
-def all_views(augment: SyntheticSentences, texts: list[tuple[str, ...]] = TEXTS, seed: int = 0) -> list[list[tuple[str, ...]]]:
+def all_views(
+    augment: SyntheticSentences, texts: list[tuple[str, ...]] = TEXTS, seed: int = 0
+) -> list[list[tuple[str, ...]]]:
     return [augment.sentences(view, seed, texts) for view in range(augment.variants)]
 
 
@@ -60,7 +64,9 @@ def test_masks_and_replacements_come_as_often_as_asked() -> None:
                 masked += sum(a == MASK for a, _ in pairs)
                 changed += sum(a not in (MASK, b) for a, b in pairs)
     assert near(masked / words, 0.2, words)
-    assert 0.05 < changed / words < 0.3  # of the words that are drawn anew, some are drawn as they were
+    assert (
+        0.05 < changed / words < 0.3
+    )  # of the words that are drawn anew, some are drawn as they were
 
 
 def test_replacements_are_of_the_same_part_of_speech_and_as_frequent() -> None:
@@ -74,7 +80,12 @@ def test_replacements_are_of_the_same_part_of_speech_and_as_frequent() -> None:
     assert len(by_tag) > 4
     drawn: dict[str, Counter[str]] = {tag: Counter() for tag in by_tag}
     for view, shown in enumerate(all_views(augment)):
-        keep = augment.variant(torch.arange(len(TEXTS)), view).repeat_interleave(torch.tensor([len(w) for w in split])) == 0
+        keep = (
+            augment.variant(torch.arange(len(TEXTS)), view).repeat_interleave(
+                torch.tensor([len(w) for w in split])
+            )
+            == 0
+        )
         new = [word for (text,) in shown for word in text.split()]
         for word, tag, real in zip(new, tags, keep.tolist(), strict=True):
             if not real:
@@ -82,7 +93,9 @@ def test_replacements_are_of_the_same_part_of_speech_and_as_frequent() -> None:
     for tag, counts in by_tag.items():
         assert set(drawn[tag]) <= set(counts), tag
         word, count = counts.most_common(1)[0]
-        assert near(drawn[tag][word] / drawn[tag].total(), count / counts.total(), drawn[tag].total()), (tag, word)
+        assert near(
+            drawn[tag][word] / drawn[tag].total(), count / counts.total(), drawn[tag].total()
+        ), (tag, word)
 
 
 def test_runs_of_words() -> None:
@@ -116,10 +129,14 @@ def test_a_draw_depends_on_seed_row_and_variant_alone() -> None:
 
 def test_of_a_pair_first_second_or_both_are_changed() -> None:
     pairs: list[tuple[str, ...]] = [(text, TEXTS[-1 - at][0]) for at, (text,) in enumerate(TEXTS)]
-    augment = learnt(pairs, mask=1.0, replace=0.0, ngram=0.0, copies=6)  # whatever is changed is masked throughout
+    augment = learnt(
+        pairs, mask=1.0, replace=0.0, ngram=0.0, copies=6
+    )  # whatever is changed is masked throughout
     kinds: dict[int, set[tuple[bool, bool]]] = {}
     for view, shown in enumerate(all_views(augment, pairs)):
-        for variant, new in zip(augment.variant(torch.arange(len(pairs)), view).tolist(), shown, strict=True):
+        for variant, new in zip(
+            augment.variant(torch.arange(len(pairs)), view).tolist(), shown, strict=True
+        ):
             kinds.setdefault(variant, set()).add((MASK in new[0], MASK in new[1]))
     expected = {0: (False, False), 1: (True, False), 2: (False, True), 3: (True, True)}
     assert kinds == {variant: {expected[variant and (variant - 1) % 3 + 1]} for variant in range(7)}

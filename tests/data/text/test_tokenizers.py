@@ -55,7 +55,11 @@ def test_pieces_stand_between_their_marks() -> None:
 @pytest.mark.parametrize("make", [WordTokenizer, SubwordTokenizer])
 def test_longer_samples_are_cut_and_counted(make: type[Tokenizer]) -> None:
     whole, short = learnt(make(max_length=100)), learnt(make(max_length=6))
-    texts = [("the film .",), ("the film is n't long , but dull",), ("the plot is cold and the cast is warm",)]
+    texts = [
+        ("the film .",),
+        ("the film is n't long , but dull",),
+        ("the plot is cold and the cast is warm",),
+    ]
     tokens = short.encode(texts)
     assert tokens.cut == 2
     assert whole.encode(texts).cut == 0
@@ -78,7 +82,10 @@ def test_a_batch_is_padded_to_its_longest() -> None:
     assert found["attention_mask"].sum(1).tolist() == [lengths[2], lengths[1]]
     for row, at in enumerate((2, 1)):
         alone = tokens.inputs(torch.tensor([at]))["input_ids"][0]
-        assert found["input_ids"][row].tolist() == [*alone.tolist(), *[tokenizer.pad] * (width - lengths[at])]
+        assert found["input_ids"][row].tolist() == [
+            *alone.tolist(),
+            *[tokenizer.pad] * (width - lengths[at]),
+        ]
 
 
 def test_the_same_pieces_every_time() -> None:
@@ -102,7 +109,12 @@ def test_a_pretrained_tokenizer_is_that_of_its_folder(tmp_path: Path) -> None:
 def test_fingerprints_tell_what_matters() -> None:
     same = [learnt(WordTokenizer()).fingerprint() for _ in range(2)]
     assert same[0] == same[1]
-    others = [WordTokenizer(min_count=3), WordTokenizer(max_length=9), SubwordTokenizer(300), SubwordTokenizer(320)]
+    others = [
+        WordTokenizer(min_count=3),
+        WordTokenizer(max_length=9),
+        SubwordTokenizer(300),
+        SubwordTokenizer(320),
+    ]
     found = [learnt(tokenizer).fingerprint() for tokenizer in others]
     assert all(a != b for at, a in enumerate(found) for b in [same[0], *found[:at]])
 
@@ -124,9 +136,15 @@ def test_where_a_pretrained_tokenizer_lies_does_not_matter(tmp_path: Path) -> No
     ("make", "words"),
     [
         (lambda: WordTokenizer(min_count=0), "WordTokenizer: min_count must be at least 1, got 0"),
-        (lambda: WordTokenizer(max_length=3), "WordTokenizer: max_length must be at least 4, got 3"),
+        (
+            lambda: WordTokenizer(max_length=3),
+            "WordTokenizer: max_length must be at least 4, got 3",
+        ),
         (lambda: SubwordTokenizer(10), "SubwordTokenizer: size must be at least 300, got 10"),
-        (lambda: PretrainedTokenizer("/no/such/folder").vocabulary, "there is no folder /no/such/folder"),
+        (
+            lambda: PretrainedTokenizer("/no/such/folder").vocabulary,
+            "there is no folder /no/such/folder",
+        ),
     ],
 )
 def test_bad_arguments(make: object, words: str) -> None:

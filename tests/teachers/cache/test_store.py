@@ -67,17 +67,23 @@ def test_rows_come_back_in_any_order_across_shards(tmp_path: Path, mapped: bool)
 @pytest.mark.parametrize("row", [1, 12, -1])
 def test_a_row_that_was_not_cached_is_named(tmp_path: Path, row: int) -> None:
     table = Table(fill(tmp_path), "train/0")
-    assert f"holds no output for row {row} of the train split" in complaint(lambda: read(table, np.array([7, row])))
+    assert f"holds no output for row {row} of the train split" in complaint(
+        lambda: read(table, np.array([7, row]))
+    )
 
 
-@pytest.mark.parametrize(("rows", "row"), [(ROWS, 1), (ROWS, 12), (ROWS, -1), (np.arange(12), 12), (np.arange(12), -1)])
+@pytest.mark.parametrize(
+    ("rows", "row"), [(ROWS, 1), (ROWS, 12), (ROWS, -1), (np.arange(12), 12), (np.arange(12), -1)]
+)
 def test_one_column_in_one_shard(tmp_path: Path, rows: np.ndarray, row: int) -> None:
     made = Writer(tmp_path, {}, {}, {"logits": COLUMNS["logits"]}, align=1)
     for number, start, stop in made.open("train/0", rows):
         made.put("train/0", number, {"logits": values(rows[start:stop])["logits"]})
     table, asked = Table(made.manifest, "train/0"), np.array([5, 7, 7, 0, 9])
     assert np.array_equal(read(table, asked)["logits"], values(asked)["logits"])
-    assert f"holds no output for row {row} of the train split" in complaint(lambda: read(table, np.array([7, row])))
+    assert f"holds no output for row {row} of the train split" in complaint(
+        lambda: read(table, np.array([7, row]))
+    )
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -123,7 +129,9 @@ def test_no_cache_a_damaged_one_and_another_version(tmp_path: Path) -> None:
     assert "has the version 9" in complaint(lambda: Manifest.read(tmp_path / "c"))
     path.write_text(whole)
     (tmp_path / "c" / "train.view0.rows.npy").write_bytes(b"")
-    assert "missing or damaged" in complaint(lambda: Table(Manifest.read(tmp_path / "c"), "train/0"))
+    assert "missing or damaged" in complaint(
+        lambda: Table(Manifest.read(tmp_path / "c"), "train/0")
+    )
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -157,18 +165,29 @@ print(most, len(os.listdir("/proc/self/fd")) - files)
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc, as Linux has it")
+@pytest.mark.skipif(
+    not Path("/proc/self/statm").exists(),
+    reason="resident memory is read from /proc, as Linux has it",
+)
 @pytest.mark.parametrize(("views", "classes"), [(1, 512), (60, 1)])
-def test_what_stays_resident_does_not_grow_with_the_cache(tmp_path: Path, views: int, classes: int) -> None:
+def test_what_stays_resident_does_not_grow_with_the_cache(
+    tmp_path: Path, views: int, classes: int
+) -> None:
     """A 128 MB table, too large to be mapped, and many views of 65,536 rows leave little in memory, no open file."""
     made = Writer(tmp_path, {}, {}, {"logits": Column("float32", (classes,))}, align=256)
     rows = np.arange(2**16)
     for view in range(views):
         for number, start, stop in made.open(f"train/{view}", rows):
-            made.put(f"train/{view}", number, {"logits": np.zeros((stop - start, classes), np.float32)})
+            made.put(
+                f"train/{view}", number, {"logits": np.zeros((stop - start, classes), np.float32)}
+            )
     assert len(list(tmp_path.glob("*.rows.npy"))) == 1
     run = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(tmp_path)], capture_output=True, text=True, env=os.environ, check=True
+        [sys.executable, "-c", MEASURE, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=True,
     )
     most, files = map(int, run.stdout.split())
     assert most < 8 * 2**20
@@ -177,7 +196,12 @@ def test_what_stays_resident_does_not_grow_with_the_cache(tmp_path: Path, views:
 
 def test_views_of_other_rows_keep_their_own(tmp_path: Path) -> None:
     made = writer(tmp_path)
-    for name, rows in (("train/0", ROWS), ("train/1", ROWS), ("train/clean", ROWS + 20), ("test/clean", ROWS)):
+    for name, rows in (
+        ("train/0", ROWS),
+        ("train/1", ROWS),
+        ("train/clean", ROWS + 20),
+        ("test/clean", ROWS),
+    ):
         for number, start, stop in made.open(name, rows):
             made.put(name, number, values(rows[start:stop]))
     assert len(list(tmp_path.glob("*.rows.npy"))) == 3
@@ -185,4 +209,6 @@ def test_views_of_other_rows_keep_their_own(tmp_path: Path) -> None:
     for name, row in (("train/1", 11), ("train/clean", 31), ("test/clean", 3)):
         asked = np.array([row])
         assert np.array_equal(read(Table(manifest, name), asked)["code"], values(asked)["code"])
-    assert "holds no output for row 11" in complaint(lambda: read(Table(manifest, "train/clean"), np.array([11])))
+    assert "holds no output for row 11" in complaint(
+        lambda: read(Table(manifest, "train/clean"), np.array([11]))
+    )

@@ -17,13 +17,24 @@ from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.kd import KD
 from kd_lightning.losses.logitmse import LogitMSE
 from kd_lightning.models import MLP
-from kd_lightning.teachers import CachedTeacher, EnsembleTeacher, ModelTeacher, Teacher, cache_teacher
+from kd_lightning.teachers import (
+    CachedTeacher,
+    EnsembleTeacher,
+    ModelTeacher,
+    Teacher,
+    cache_teacher,
+)
 from kd_lightning.teachers.cache import store
 from kd_lightning.training import DistillationModule
 
 
 def digits(**changes: Any) -> DigitsDataModule:
-    arguments: dict[str, Any] = {"batch_size": 61, "augment": [Jitter(1)], "views": 2, "augmentation_seed": 3} | changes
+    arguments: dict[str, Any] = {
+        "batch_size": 61,
+        "augment": [Jitter(1)],
+        "views": 2,
+        "augmentation_seed": 3,
+    } | changes
     return DigitsDataModule(**arguments)
 
 
@@ -36,7 +47,9 @@ def live(seed: int = 0) -> ModelTeacher:
     return ModelTeacher(network=network(seed), layers={"penultimate": "body.2"})
 
 
-def cached(folder: Path, data: DigitsDataModule, teacher: Teacher | None = None, **options: Any) -> CachedTeacher:
+def cached(
+    folder: Path, data: DigitsDataModule, teacher: Teacher | None = None, **options: Any
+) -> CachedTeacher:
     cache_teacher(teacher or live(), data, folder, views=2, **options)
     ready = CachedTeacher(str(folder))
     ready.prepare(data)
@@ -54,8 +67,18 @@ def train(teacher: Teacher, data: DigitsDataModule, epochs: int = 3) -> dict[str
     pl.seed_everything(5)
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=3.0)}
     module = DistillationModule(network(9, 8), teacher, losses)
-    off: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", enable_model_summary=False, use_distributed_sampler=False, **off)
+    off: dict[str, Any] = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+    }
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **off,
+    )
     trainer.fit(module, datamodule=data)
     trainer.test(module, datamodule=data, verbose=False)
     return module.net.state_dict()
@@ -80,13 +103,18 @@ def test_outputs_are_the_live_teachers_at_every_temperature(tmp_path: Path, mean
         loader.set_epoch(epoch)
         for batch in loader:
             for temperature in (1.0, 4.0):
-                expected, got = ensemble(batch).log_probs(temperature), stored(batch).log_probs(temperature)
+                expected, got = (
+                    ensemble(batch).log_probs(temperature),
+                    stored(batch).log_probs(temperature),
+                )
                 assert torch.allclose(expected, got, atol=1e-5, rtol=0)
     for batch in [next(iter(data.loader("validation"))), next(iter(data.test_dataloader()))]:
         assert torch.allclose(ensemble(batch).logits, stored(batch).logits, atol=1e-5, rtol=0)
 
 
-def test_shards_that_end_within_a_split_or_beyond_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_end_within_a_split_or_beyond_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without augmentation training and validation rows are one table: a shard may hold some of both, or of one alone."""
     monkeypatch.setattr(store, "SHARD_BYTES", 1)  # as few rows as there may be: a batch
     data = digits(augment=[], views=None)
@@ -109,7 +137,10 @@ def test_another_view_is_another_target(tmp_path: Path) -> None:
 
 def test_half_precision_states_its_error(tmp_path: Path) -> None:
     data = digits()
-    stored, batch = cached(tmp_path / "cache", data, dtype="fp16"), next(iter(data.train_dataloader()))
+    stored, batch = (
+        cached(tmp_path / "cache", data, dtype="fp16"),
+        next(iter(data.train_dataloader())),
+    )
     expected = live()
     expected.prepare(data)
     logits = expected(batch).logits
@@ -131,13 +162,17 @@ def test_top_k_is_exact_on_its_classes_and_a_distribution_everywhere(tmp_path: P
         values = got[row][rest[row]].exp()
         assert torch.allclose(values, expected[row][rest[row]].exp().mean().expand(7), atol=1e-6)
     for temperature in (0.5, 1.0, 7.0):
-        assert torch.allclose(stored(batch).log_probs(temperature).exp().sum(1), torch.ones(len(batch)), atol=1e-5)
+        assert torch.allclose(
+            stored(batch).log_probs(temperature).exp().sum(1), torch.ones(len(batch)), atol=1e-5
+        )
 
 
 def test_a_loss_that_needs_every_logit_refuses_top_k(tmp_path: Path) -> None:
     data = digits()
     cache_teacher(live(), data, tmp_path / "cache", views=2, top_k=3)
-    module = DistillationModule(network(1), CachedTeacher(str(tmp_path / "cache")), {"logitmse": LogitMSE()})
+    module = DistillationModule(
+        network(1), CachedTeacher(str(tmp_path / "cache")), {"logitmse": LogitMSE()}
+    )
     assert "needs every logit" in complaint(lambda: module.attach(data))
 
 
@@ -149,7 +184,9 @@ def test_features_are_cached_on_request(tmp_path: Path) -> None:
     teacher.prepare(data)
     teacher.tap({"penultimate"})
     batch = next(iter(data.train_dataloader()))
-    assert torch.allclose(stored(batch).features["penultimate"], teacher(batch).features["penultimate"], atol=1e-5)
+    assert torch.allclose(
+        stored(batch).features["penultimate"], teacher(batch).features["penultimate"], atol=1e-5
+    )
     assert "'stage1'" in complaint(lambda: stored.tap({"stage1"}))
 
 
@@ -165,21 +202,31 @@ def test_features_are_cached_on_request(tmp_path: Path) -> None:
 )
 def test_other_data_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
     cache_teacher(live(), digits(), tmp_path / "cache", views=2)
-    assert named in complaint(lambda: CachedTeacher(str(tmp_path / "cache")).prepare(digits(**changes)))
+    assert named in complaint(
+        lambda: CachedTeacher(str(tmp_path / "cache")).prepare(digits(**changes))
+    )
 
 
 def test_another_teacher_is_refused(tmp_path: Path) -> None:
     cache_teacher(live(), digits(), tmp_path / "cache", views=2)
-    assert "another teacher" in complaint(lambda: CachedTeacher(str(tmp_path / "cache"), sha256=["0"]).prepare(digits()))
-    assert "holds another cache" in complaint(lambda: cache_teacher(live(7), digits(), tmp_path / "cache", views=2))
+    assert "another teacher" in complaint(
+        lambda: CachedTeacher(str(tmp_path / "cache"), sha256=["0"]).prepare(digits())
+    )
+    assert "holds another cache" in complaint(
+        lambda: cache_teacher(live(7), digits(), tmp_path / "cache", views=2)
+    )
 
 
 def test_a_changed_teacher_file_is_found(tmp_path: Path) -> None:
     path = tmp_path / "teacher.pt"
     torch.save(network(0).state_dict(), path)
-    cache_teacher(ModelTeacher(str(path), network=network(1)), digits(), tmp_path / "cache", views=2)
+    cache_teacher(
+        ModelTeacher(str(path), network=network(1)), digits(), tmp_path / "cache", views=2
+    )
     torch.save(network(2).state_dict(), path)
-    assert "has changed" in complaint(lambda: CachedTeacher(str(tmp_path / "cache")).prepare(digits()))
+    assert "has changed" in complaint(
+        lambda: CachedTeacher(str(tmp_path / "cache")).prepare(digits())
+    )
 
 
 def test_validation_rows_never_meet_training_targets(tmp_path: Path) -> None:
@@ -202,14 +249,19 @@ def test_one_cache_serves_every_subset(tmp_path: Path) -> None:
     batch = next(iter(subset.train_dataloader()))
     assert torch.allclose(stored(batch).logits, teacher(batch).logits, atol=1e-5)
     everything = digits(validation=0.0)
-    assert any("holds no output for row" in m for m in [complaint(lambda: [stored(b) for b in everything.train_dataloader()])])
+    assert any(
+        "holds no output for row" in m
+        for m in [complaint(lambda: [stored(b) for b in everything.train_dataloader()])]
+    )
 
 
 def test_an_ensemble_in_top_k_is_refused(tmp_path: Path) -> None:
     assert "--top-k cannot hold" in complaint(
         lambda: cache_teacher(EnsembleTeacher([live()]), digits(), tmp_path / "c", top_k=2)
     )
-    assert "--top-k must be" in complaint(lambda: cache_teacher(live(), digits(), tmp_path / "d", top_k=10))
+    assert "--top-k must be" in complaint(
+        lambda: cache_teacher(live(), digits(), tmp_path / "d", top_k=10)
+    )
 
 
 def test_the_manifest_holds_builtins_and_no_weights(tmp_path: Path) -> None:
