@@ -1,9 +1,10 @@
-"""What is measured at evaluation, with torchmetrics; nothing here runs in a training step."""
+"""Evaluation metrics, built on torchmetrics; nothing here runs in a training step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Self, cast
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Self
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +12,82 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from kd_lightning.types import UNLABELLED, Output, full
+from kd_lightning.types import UNLABELLED, Batch, Output, full
 
 
-class EvaluationMetrics(nn.Module):
-    """Accuracy, error count, NLL (nats) and calibration error (15 bins, L1).
+def mean_metric() -> MeanMetric:
+    """A running mean that reports NaN values instead of warning about them."""
+    return MeanMetric(nan_strategy="disable")
 
-    For students also agreement with the teacher and KL from it. Unlabelled rows count for these two alone.
+
+def sum_metric() -> SumMetric:
+    """A running sum that reports NaN values instead of warning about them."""
+    return SumMetric(nan_strategy="disable")
+
+
+class TaskMetrics(nn.Module, ABC):
+    """The metrics of one task. A subclass implements `update` and `named`."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Keep the sums in single precision, whatever the networks are cast to."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.set_dtype(torch.float32)
+        return self
+
+    @abstractmethod
+    def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
+        """Add one batch. Unlabelled positions count only in comparisons with the teacher."""
+
+    @abstractmethod
+    def named(self) -> Mapping[str, Metric]:
+        """All metrics by name, in the order in which they are reported."""
+
+    def compute(self) -> dict[str, Tensor]:
+        """The value of each metric that has seen data, over all processes."""
+        values = {}
+        for name, metric in self.named().items():
+            if metric.update_called:
+                values[name] = torch.as_tensor(metric.compute())
+        return values
+
+    def reset(self) -> None:
+        """Start again, in the inference mode that is active now.
+
+        Sums made within inference mode cannot be added to outside of it.
+        """
+        for metric in self.modules():
+            if isinstance(metric, Metric):
+                metric.reset()
+
+
+class TeacherComparison(nn.Module):
+    """Agreement of the student's and the teacher's predicted class, and KL from the teacher in nats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.agreement = mean_metric()
+        self.kl = mean_metric()
+
+    def update(self, student: Output, teacher: Output) -> None:
+        """Add the rows of two outputs, `(N, K)` logits each."""
+        same_class = full(student.logits).argmax(-1) == teacher.logits.argmax(-1)
+        self.agreement.update(same_class.float())
+        divergence = F.kl_div(
+            student.log_probs(), teacher.log_probs(), reduction="none", log_target=True
+        )
+        self.kl.update(divergence.sum(-1))
+
+    def named(self) -> dict[str, Metric]:
+        """Both metrics by name."""
+        return {"teacher_agreement": self.agreement, "teacher_kl": self.kl}
+
+
+class ClassificationMetrics(TaskMetrics):
+    """Accuracy, error count, NLL (nats) and calibration error (15 bins, L1) over labelled rows.
+
+    For students also the agreement with the teacher and the KL from it, over all rows.
 
     Args:
         num_classes: K.
@@ -25,66 +95,36 @@ class EvaluationMetrics(nn.Module):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.labelled = nn.ModuleDict(
-            {
-                "accuracy": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
-                "calibration_error": MulticlassCalibrationError(
-                    num_classes, n_bins=15, validate_args=False
-                ),
-            }
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.calibration_error = MulticlassCalibrationError(
+            num_classes, n_bins=15, validate_args=False
         )
-        self.errors, self.nll = (
-            SumMetric(nan_strategy="disable"),
-            MeanMetric(nan_strategy="disable"),
-        )
-        self.agreement, self.kl = (
-            MeanMetric(nan_strategy="disable"),
-            MeanMetric(nan_strategy="disable"),
-        )
+        self.errors = sum_metric()
+        self.nll = mean_metric()
+        self.comparison = TeacherComparison()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Sums stay in single precision, whatever the networks are cast to."""
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for metric in self.modules():
-            if isinstance(metric, Metric):
-                metric.set_dtype(torch.float32)
-        return self
-
-    def update(self, student: Output, teacher: Output | None, target: Tensor) -> None:
-        logits = full(student.logits)
+    def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
         if teacher is not None:
-            self.agreement.update((logits.argmax(-1) == teacher.logits.argmax(-1)).float())
-            self.kl.update(
-                F.kl_div(
-                    student.log_probs(), teacher.log_probs(), reduction="none", log_target=True
-                ).sum(-1)
-            )
-        known = target != UNLABELLED
-        if not bool(known.all()):
-            logits, target = logits[known], target[known]
-        if len(target):
-            probs = logits.softmax(-1)
-            for metric in cast(list[Metric], self.labelled.values()):
-                metric.update(probs, target)
-            self.errors.update((logits.argmax(-1) != target).float())
-            self.nll.update(F.cross_entropy(logits, target, reduction="none"))
+            self.comparison.update(student, teacher)
+        logits = full(student.logits)
+        labels = batch.labels
+        labelled = labels != UNLABELLED
+        if not bool(labelled.all()):
+            logits = logits[labelled]
+            labels = labels[labelled]
+        if len(labels) == 0:
+            return
+        probs = logits.softmax(-1)
+        self.accuracy.update(probs, labels)
+        self.calibration_error.update(probs, labels)
+        self.errors.update((logits.argmax(-1) != labels).float())
+        self.nll.update(F.cross_entropy(logits, labels, reduction="none"))
 
-    def items(self) -> dict[str, Metric]:
-        """The metrics that have seen data, by name."""
-        named: dict[str, Any] = {
-            **dict(self.labelled.items()),
+    def named(self) -> Mapping[str, Metric]:
+        return {
+            "accuracy": self.accuracy,
+            "calibration_error": self.calibration_error,
             "errors": self.errors,
             "nll": self.nll,
+            **self.comparison.named(),
         }
-        named |= {"teacher_agreement": self.agreement, "teacher_kl": self.kl}
-        return {name: metric for name, metric in named.items() if metric.update_called}
-
-    def compute(self) -> dict[str, Tensor]:
-        """The values, over all processes."""
-        return {name: torch.as_tensor(metric.compute()) for name, metric in self.items().items()}
-
-    def reset(self) -> None:
-        """Start anew, in the inference mode that is on: sums made within it cannot be added to outside."""
-        for metric in self.modules():
-            if isinstance(metric, Metric):
-                metric.reset()

@@ -1,53 +1,219 @@
-"""Whether what a network was trained on fits the data that it is given."""
+"""What networks, teachers and checkpoints need to know about the data, and whether two such specs fit."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field, fields, replace
+from typing import TypedDict, cast
 
 from kd_lightning.errors import UserError
 
 
-def _vocabulary(described: Mapping[str, Any] | None) -> str:
-    if not described:
-        return "no tokens"
-    return f"{described['size']:,} tokens, vocabulary {described['sha256'][:8]}, at most {described['max_length']} a sample"
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor of a mapping of inputs, such as `input_ids`.
+
+    Attributes:
+        shape: of one sample, without the batch dimension.
+        value: the integer that fills a blank sample.
+    """
+
+    shape: tuple[int, ...]
+    value: int
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens that a network reads.
+
+    Attributes:
+        size: number of token ids.
+        pad: id of the padding token.
+        max_length: tokens per sample; longer samples are cut.
+        sha256: checksum of the tokens and their ids.
+    """
+
+    size: int
+    pad: int
+    max_length: int
+    sha256: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.size:,} tokens, vocabulary {self.sha256[:8]}, "
+            f"at most {self.max_length} per sample"
+        )
+
+
+class SpecialistInfo(TypedDict):
+    """The share of a data set that a specialist is trained on (Hinton et al. 2015, section 5)."""
+
+    number: int
+    of: int
+    class_ids: list[int]
+    oversampling: float
+    generalist: str
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A description of a data set in plain values; every checkpoint stores one.
+
+    Users never type shapes: networks receive `num_classes`, `input_shape` and `spec` from here.
+
+    Attributes:
+        data: name of the data set.
+        task: name of the task; see `kd_lightning.tasks`.
+        input_shape: of one sample, `(C, H, W)` for images.
+        num_classes: K, the width of a network's output.
+        classes: names of the classes, class 0 first.
+        samples: number of samples in "train", "validation" and "test".
+        source_samples: rows of the training split before any subset; the range of `Batch.index`.
+        target_shape: S, the shape of one sample's target; `()` for one label per sample.
+        mean, std: per channel, of pixel values in [0, 1]; inputs are normalized with them.
+        inputs, teacher_inputs: the tensors of a sample, if inputs are a mapping.
+        vocabulary, teacher_vocabulary: the tokens that the student and the teacher read.
+        cut, teacher_cut: per split, how many samples were longer than the vocabulary's maximum.
+        specialist: set if the data is a specialist's share of another data set.
+    """
+
+    data: str
+    task: str = "classification"
+    input_shape: tuple[int, ...] | None = None
+    num_classes: int = 0
+    classes: tuple[str, ...] = ()
+    samples: Mapping[str, int] = field(default_factory=dict)
+    source_samples: int = 0
+    target_shape: tuple[int, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    inputs: Mapping[str, InputSpec] | None = None
+    teacher_inputs: Mapping[str, InputSpec] | None = None
+    vocabulary: Vocabulary | None = None
+    teacher_vocabulary: Vocabulary | None = None
+    cut: Mapping[str, int] | None = None
+    teacher_cut: Mapping[str, int] | None = None
+    specialist: SpecialistInfo | None = None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for a checkpoint, without the fields that are not set."""
+        plain: dict[str, object] = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None:
+                plain[item.name] = _to_plain(value)
+        return plain
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, object]) -> Spec:
+        """The spec that `to_dict` described; fields of other versions are ignored."""
+        known = {item.name for item in fields(cls)}
+        values = {name: value for name, value in plain.items() if name in known}
+        for name in ("input_shape", "classes", "target_shape", "mean", "std"):
+            if values.get(name) is not None:
+                values[name] = tuple(cast(list[object], values[name]))
+        for name in ("inputs", "teacher_inputs"):
+            if values.get(name) is not None:
+                tensors = cast(Mapping[str, Mapping[str, object]], values[name])
+                values[name] = {key: _input_spec(described) for key, described in tensors.items()}
+        for name in ("vocabulary", "teacher_vocabulary"):
+            if values.get(name) is not None:
+                values[name] = Vocabulary(**cast(dict[str, object], values[name]))  # type: ignore[arg-type]
+        return cls(**values)  # type: ignore[arg-type]
+
+    def for_teacher(self) -> Spec:
+        """The same data in the encoding that the teacher reads, which may differ from the student's."""
+        return replace(
+            self,
+            inputs=self.teacher_inputs or self.inputs,
+            vocabulary=self.teacher_vocabulary or self.vocabulary,
+            cut=self.teacher_cut or self.cut,
+        )
+
+
+def _input_spec(described: Mapping[str, object]) -> InputSpec:
+    shape = cast(list[int], described["shape"])
+    return InputSpec(tuple(shape), int(cast(int, described["value"])))
+
+
+def _to_plain(value: object) -> object:
+    """Builtins alone, so that a checkpoint loads without running code."""
+    if isinstance(value, InputSpec):
+        return {"shape": list(value.shape), "value": value.value}
+    if isinstance(value, Vocabulary):
+        return dict(vars(value))
+    if isinstance(value, Mapping):
+        return {str(name): _to_plain(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_to_plain(item) for item in value]
+    return value
 
 
 def check_vocabulary(
-    owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, Any], tokens: Any
+    owner: str, trained_on: Spec | None, data: Spec, tokens: Vocabulary | None
 ) -> None:
-    """One line where a network was trained on other tokens than the data gives it."""
-    if theirs and theirs.get("vocabulary", tokens) != tokens:
-        raise UserError(
-            f"{owner} reads {_vocabulary(theirs['vocabulary'])}, the data {data['data']} gives it {_vocabulary(tokens)}; "
-            "set data.teacher_tokenizer (or data.tokenizer) to the one that it was trained with, "
-            "its checkpoint as that one's argument `checkpoint` where the training sentences are others"
-        )
+    """Refuse a network that was trained on other tokens than the data provides.
 
+    Args:
+        owner: what the message calls the network.
+        trained_on: the spec of the data that the network was trained on, if it is known.
+        data: the spec of the data that the network will read.
+        tokens: the tokens that this data provides to the network.
 
-def check_spec(owner: str, theirs: Mapping[str, Any] | None, data: Mapping[str, Any]) -> None:
-    """One line where what a network was trained on does not fit the data: classes, their order, input shape, scaling."""
-    if not theirs:
+    Raises:
+        UserError: if the vocabularies differ.
+    """
+    if trained_on is None or trained_on.vocabulary is None or trained_on.vocabulary == tokens:
         return
-    if theirs.get("num_classes", data["num_classes"]) != data["num_classes"]:
+    raise UserError(
+        f"{owner} reads {trained_on.vocabulary}; the data {data.data} provides "
+        f"{tokens or 'no tokens'}. Set data.teacher_tokenizer (or data.tokenizer) to the tokenizer "
+        "that the network was trained with; if the training sentences differ, pass the network's "
+        "checkpoint as the tokenizer's argument `checkpoint`"
+    )
+
+
+def check_spec(owner: str, trained_on: Spec | None, data: Spec) -> None:
+    """Refuse a network that was trained on data of another kind: task, classes, inputs or scaling.
+
+    Args:
+        owner: what the message calls the network.
+        trained_on: the spec of the data that the network was trained on, if it is known.
+        data: the spec of the data that the network will read.
+
+    Raises:
+        UserError: one line that names the first difference.
+    """
+    if trained_on is None:
+        return
+    if trained_on.task != data.task:
         raise UserError(
-            f"{owner} knows {theirs['num_classes']} classes, the data {data['data']} has {data['num_classes']}"
+            f"{owner} was trained for {trained_on.task}, the data {data.data} is for {data.task}"
         )
-    for at, (a, b) in enumerate(
-        zip(theirs.get("classes") or [], data.get("classes") or [], strict=False)
-    ):
-        if a != b:
+    if trained_on.num_classes != data.num_classes:
+        raise UserError(
+            f"{owner} knows {trained_on.num_classes} classes, "
+            f"the data {data.data} has {data.num_classes}"
+        )
+    for class_id, (known, given) in enumerate(zip(trained_on.classes, data.classes, strict=False)):
+        if known != given:
             raise UserError(
-                f"{owner} calls class {at} {a!r}, the data {data['data']} {b!r}: other classes, or another order"
+                f"{owner} calls class {class_id} {known!r}, the data {data.data} calls it "
+                f"{given!r}: the classes or their order differ"
             )
-    check_vocabulary(owner, theirs, data, data.get("teacher_vocabulary", data.get("vocabulary")))
-    for name, words in (
-        ("input_shape", "inputs of shape"),
-        ("mean", "inputs normalized by mean"),
-        ("std", "inputs normalized by std"),
-    ):
-        if theirs.get(name, data.get(name)) != data.get(name):
-            raise UserError(
-                f"{owner} expects {words} {theirs[name]}, the data {data['data']} gives {data[name]}"
-            )
+    check_vocabulary(owner, trained_on, data, data.for_teacher().vocabulary)
+    _check_same(owner, "inputs of shape", trained_on.input_shape, data.input_shape, data.data)
+    _check_same(owner, "inputs normalized by mean", trained_on.mean, data.mean, data.data)
+    _check_same(owner, "inputs normalized by std", trained_on.std, data.std, data.data)
+
+
+def _check_same(
+    owner: str,
+    what: str,
+    expected: tuple[float, ...] | None,
+    given: tuple[float, ...] | None,
+    data: str,
+) -> None:
+    if expected is not None and expected != given:
+        shown = None if given is None else list(given)
+        raise UserError(f"{owner} expects {what} {list(expected)}, the data {data} gives {shown}")

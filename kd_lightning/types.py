@@ -1,144 +1,213 @@
-"""Batch and Output: what every dataset yields and every network returns."""
+"""Batch and Output: what every dataset yields, and what every network returns."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Self, overload
 
 import torch
 from torch import Tensor
 
 CLEAN = -1
-"""The view of a sample on which no augmentation was drawn: validation, test, and training without augmentation."""
+"""The view without augmentation: validation, test, and training without augmentation."""
 
 UNLABELLED = -100
-"""The target of a sample whose label is unknown or withheld."""
+"""The target of a position whose label is unknown or withheld."""
 
 Inputs = Tensor | Mapping[str, Tensor]
 
+TensorMap = Callable[[Tensor], Tensor]
 
-def _map_inputs(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Every tensor of a field changed; whatever else it is left as it is."""
+
+@overload
+def map_tensors(value: Inputs, change: TensorMap) -> Inputs: ...
+@overload
+def map_tensors(value: None, change: TensorMap) -> None: ...
+def map_tensors(value: Inputs | None, change: TensorMap) -> Inputs | None:
+    """Apply `change` to a tensor, or to every tensor of a mapping; `None` stays `None`."""
+    if value is None:
+        return None
     if isinstance(value, Tensor):
         return change(value)
-    return (
-        {name: change(tensor) for name, tensor in value.items()}
-        if isinstance(value, Mapping)
-        else value
-    )
+    return {name: change(tensor) for name, tensor in value.items()}
 
 
 @dataclass(slots=True)
 class Batch:
-    """One batch of samples, the same shape for every dataset and every method.
+    """One batch of samples, in the same form for every dataset and every method.
+
+    A sample has one or more *positions* that are predicted: one for an image with one label, one
+    per pixel for segmentation, one per token for a language model. A network's `Output` has one
+    row of logits per position.
 
     Attributes:
         inputs: what the student reads: a tensor `(B, ...)` or a mapping of such tensors.
-        target: int64 `(B,)`, `UNLABELLED` (-100) where there is no label.
-        index: int64 `(B,)`, the sample's row in the unfiltered source split, so that one cache serves every subset.
-        view: which draw of the augmentation this is, `CLEAN` (-1) where none was applied.
-        split: the source split in which `index` counts, `"train"` or `"test"` (validation rows are rows of a source split).
-        teacher_inputs: what the teacher reads, where it reads another encoding of the same samples.
-        ghost: these samples stand in for none: a process that has nothing in a step must take part in it all the same.
-        partner: int64 `(B,)`, where samples are mixed: the target of the sample mixed into each, -100 where it has none.
-        share: float32 `(B,)` in [0, 1], where samples are mixed: how much of a sample is its own; the rest is its partner's.
+        target: `(B, *S)`, int64 class ids or floats. `S` is `()` for one label per sample, `(H, W)`
+            for pixels and `(L,)` for tokens. `UNLABELLED` (-100; NaN for floats) marks a position
+            that exists but has no label: soft losses count it, hard losses do not.
+        index: int64 `(B,)`, the sample's row in the unfiltered source split, so that one teacher
+            cache serves every subset.
+        view: which draw of the augmentation this is; `CLEAN` (-1) without augmentation. An int64
+            tensor `(B,)` if the batch holds several views.
+        split: the source split that `index` refers to, `"train"` or `"test"`. Validation rows are
+            rows of a source split.
+        teacher_inputs: what the teacher reads, if it reads another encoding of the same samples.
+        placeholder: True for a batch that only keeps a process in step with the others. Under DDP
+            a process that has no samples left must still join the collective calls; losses and
+            metrics ignore its samples.
+        partner: for mixed samples, the target of the sample mixed into each, shaped like `target`.
+        share: for mixed samples, float32 `(B,)` in [0, 1]: the fraction of each sample that is its
+            own. The rest is its partner's.
+        positions: int64 `(N,)`, the entries of `target.flatten()` that exist, in ascending order;
+            `None` if all of them do. Padding and void pixels have no position: nothing counts them.
+        teacher: the teacher's output for this batch, if a cache supplied it with the data.
     """
 
     inputs: Inputs
     target: Tensor
     index: Tensor
-    view: int = CLEAN
+    view: int | Tensor = CLEAN
     split: str = "train"
     teacher_inputs: Inputs | None = None
-    ghost: bool = False
+    placeholder: bool = False
     partner: Tensor | None = None
     share: Tensor | None = None
+    positions: Tensor | None = None
+    teacher: Output | None = None
 
     def __len__(self) -> int:
-        return self.target.shape[0]
+        """The number of samples; each view of an image is a sample of its own."""
+        return self.index.shape[0]
 
-    def rows(self, start: int, stop: int) -> Batch:
-        """Samples `start` to `stop`, without copying; itself when those are all."""
+    @property
+    def num_rows(self) -> int:
+        """The number of predicted positions N: the rows of an Output's logits."""
+        return self.target.numel() if self.positions is None else self.positions.shape[0]
+
+    @property
+    def labels(self) -> Tensor:
+        """The target of each predicted position, `(N,)`."""
+        return self._rows_of(self.target)
+
+    @property
+    def partner_labels(self) -> Tensor | None:
+        """The partner's target at each predicted position, `(N,)`; `None` if samples are not mixed."""
+        return None if self.partner is None else self._rows_of(self.partner)
+
+    @property
+    def row_share(self) -> Tensor | None:
+        """The share of its own sample at each predicted position, `(N,)`; `None` if not mixed."""
+        if self.share is None or self.target.ndim == 1:
+            return self.share
+        ones = [1] * (self.target.ndim - 1)
+        return self._rows_of(self.share.view(-1, *ones).expand(self.target.shape))
+
+    def _rows_of(self, values: Tensor) -> Tensor:
+        """Select the predicted positions of a tensor shaped like `target`; a view if it can be."""
+        flat = values if values.ndim == 1 else values.flatten()
+        return flat if self.positions is None else flat.index_select(0, self.positions)
+
+    def slice(self, start: int, stop: int) -> Batch:
+        """Samples `start` to `stop`, without copying; the batch itself if those are all.
+
+        Only for batches without `positions`: their rows are not aligned with the samples.
+        """
         if (start, stop) == (0, len(self)):
             return self
-        inputs, teacher = self.inputs, self.teacher_inputs
+        assert self.positions is None, "a batch with positions cannot be sliced"
+        assert self.teacher is None, "slice before the teacher's outputs are joined"
+        return replace(
+            self,
+            inputs=map_tensors(self.inputs, lambda tensor: tensor[start:stop]),
+            target=self.target[start:stop],
+            index=self.index[start:stop],
+            view=self.view if isinstance(self.view, int) else self.view[start:stop],
+            teacher_inputs=map_tensors(self.teacher_inputs, lambda tensor: tensor[start:stop]),
+            partner=None if self.partner is None else self.partner[start:stop],
+            share=None if self.share is None else self.share[start:stop],
+        )
+
+    def _map(self, change: TensorMap) -> Batch:
+        """The same batch with `change` applied to every tensor."""
+        view = self.view
         return Batch(
-            inputs[start:stop]
-            if isinstance(inputs, Tensor)
-            else _map_inputs(inputs, lambda tensor: tensor[start:stop]),
-            self.target[start:stop],
-            self.index[start:stop],
-            self.view,
-            self.split,
-            None if teacher is None else _map_inputs(teacher, lambda tensor: tensor[start:stop]),
-            self.ghost,
-            None if self.partner is None else self.partner[start:stop],
-            None if self.share is None else self.share[start:stop],
+            inputs=map_tensors(self.inputs, change),
+            target=change(self.target),
+            index=change(self.index),
+            view=view if isinstance(view, int) else change(view),
+            split=self.split,
+            teacher_inputs=map_tensors(self.teacher_inputs, change),
+            placeholder=self.placeholder,
+            partner=None if self.partner is None else change(self.partner),
+            share=None if self.share is None else change(self.share),
+            positions=None if self.positions is None else change(self.positions),
+            teacher=None if self.teacher is None else self.teacher.map(change),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on `device`; itself when it is there already."""
+        """The same batch on `device`; the batch itself if it is there already."""
         device = torch.device(device)
         if self.target.device == device:
             return self
-        values = (getattr(self, f.name) for f in fields(self))
-        return Batch(
-            *(
-                _map_inputs(value, lambda tensor: tensor.to(device, non_blocking=non_blocking))
-                for value in values
-            )
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU do not block."""
+        return self._map(lambda tensor: tensor.pin_memory())
 
-def _map(output: Output, change: Callable[[Tensor], Tensor]) -> Output:
-    """An output of the same kind with every tensor changed."""
-    changed: dict[str, Any] = {}
-    for name in (f.name for f in fields(output)):
-        value = getattr(output, name)
-        changed[name] = (
-            {k: change(t) for k, t in value.items()} if isinstance(value, dict) else change(value)
-        )
-    return type(output)(**changed)
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the batch is in page-locked memory."""
+        return self.target.is_pinned()
 
 
 def full(x: Tensor) -> Tensor:
-    """At least single precision: half-precision tensors become float32, float32 and float64 stay as they are."""
+    """At least single precision: half-precision tensors become float32, others stay as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 @dataclass(slots=True)
 class Output:
-    """What a network says of a batch.
+    """A network's predictions for a batch.
 
     Attributes:
-        logits: `(B, K)`, before any softmax.
-        features: tensors captured from named layers, by role.
+        logits: `(N, K)`, before any softmax, one row per predicted position. For one label per
+            sample, N is the batch size.
+        features: tensors captured from named layers, by role, in the shape the layer gave them.
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
     def log_probs(self, temperature: float = 1.0) -> Tensor:
-        """Log of the predicted distribution at a temperature, `(B, K)`, in at least single precision."""
+        """Log of the predicted distribution at a temperature, `(N, K)`, at least single precision."""
         return torch.log_softmax(full(self.logits) / temperature, dim=-1)
 
+    def map(self, change: TensorMap) -> Self:
+        """An output of the same kind with `change` applied to every tensor."""
+        return replace(self, logits=change(self.logits), features=self._map_features(change))
+
+    def _map_features(self, change: TensorMap) -> dict[str, Tensor]:
+        return {role: change(feature) for role, feature in self.features.items()}
+
     def detached(self) -> Output:
-        """The same values without their graph: no loss sends a gradient into what it learns from."""
+        """The same values without their graph: no loss sends a gradient into the teacher."""
         if type(self) is Output and not self.features and not self.logits.requires_grad:
             return self
-        return _map(self, lambda tensor: tensor.detach())
+        return self.map(lambda tensor: tensor.detach())
 
 
 @dataclass(slots=True)
 class EnsembleOutput(Output):
-    """The arithmetic mean of several networks' distributions, taken at whatever temperature is in use.
+    """The arithmetic mean of several networks' distributions, at whatever temperature is in use.
 
-    `logits` is the log of that mean at temperature 1. At another temperature the mean of the tempered distributions is
-    not the tempered mean, so the members' logits are kept.
+    `logits` is the log of that mean at temperature 1. At another temperature the mean of the
+    tempered distributions is not the tempered mean, so the members' logits are stored.
 
     Attributes:
-        members: `(B, M, K)`, the members' logits.
+        members: `(N, M, K)`, the members' logits.
         weights: `(M,)`, positive, summing to one.
     """
 
@@ -148,17 +217,74 @@ class EnsembleOutput(Output):
     def log_probs(self, temperature: float = 1.0) -> Tensor:
         return mean_log_probs(self.members, self.weights, temperature)
 
+    def map(self, change: TensorMap) -> Self:
+        return replace(
+            self,
+            logits=change(self.logits),
+            features=self._map_features(change),
+            members=change(self.members),
+            weights=change(self.weights),
+        )
+
+
+class TopKOutput(Output):
+    """The largest logits of each row; the remaining probability is spread evenly.
+
+    The values stay sparse until a loss asks for a dense distribution: `logits` and `log_probs`
+    build `(N, K)` when they are called. At every temperature the result is a distribution over all
+    K classes; at temperature 1 it is exact on the stored classes.
+
+    Attributes:
+        values: `(N, k)`, the largest logits.
+        indices: integers `(N, k)`, their classes.
+        rest: `(N,)`, the log-sum-exp of all other logits.
+        num_classes: K.
+    """
+
+    __slots__ = ("indices", "num_classes", "rest", "values")
+
+    def __init__(
+        self,
+        values: Tensor,
+        indices: Tensor,
+        rest: Tensor,
+        num_classes: int,
+        features: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.values = values
+        self.indices = indices
+        self.rest = rest
+        self.num_classes = num_classes
+        self.features = features or {}
+
+    @property
+    def logits(self) -> Tensor:  # type: ignore[override]
+        """The dense logits, `(N, K)`."""
+        other_classes = self.num_classes - self.values.shape[-1]
+        spread = self.rest - math.log(other_classes)
+        dense = spread[..., None].expand(*spread.shape, self.num_classes)
+        return dense.scatter(-1, self.indices.long(), self.values.float())
+
+    def map(self, change: TensorMap) -> Self:
+        return type(self)(
+            change(self.values),
+            change(self.indices),
+            change(self.rest),
+            self.num_classes,
+            self._map_features(change),
+        )
+
 
 def mean_log_probs(members: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
     """Log of the weighted arithmetic mean of tempered distributions (Hinton et al. 2015, section 5.1).
 
     Args:
-        members: `(B, M, K)` logits.
+        members: `(N, M, K)` logits.
         weights: `(M,)`, summing to one.
         temperature: divides the logits.
 
     Returns:
-        `(B, K)` log-probabilities.
+        `(N, K)` log-probabilities.
     """
     log_probs = torch.log_softmax(full(members) / temperature, dim=-1)
     return torch.logsumexp(log_probs + weights.to(log_probs).log()[:, None], dim=-2)

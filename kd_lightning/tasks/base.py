@@ -1,0 +1,141 @@
+"""The interface of a task, and how a network's raw output becomes one row per predicted position."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from kd_lightning.errors import UserError
+from kd_lightning.metrics import TaskMetrics
+from kd_lightning.spec import Spec
+from kd_lightning.types import Batch, Output
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One wrong prediction of a test, to be shown to a person.
+
+    Attributes:
+        index: the sample's row in the test split.
+        caption: the guess, its confidence, and what would have been right.
+    """
+
+    index: int
+    caption: str
+
+
+class Task(ABC):
+    """What is predicted, and everything that depends on it outside the losses.
+
+    The datamodule owns its task; modules, runs and experiments ask the task instead of assuming
+    classification.
+
+    Attributes:
+        name: identifies the task in specs and checkpoints.
+        monitor: the metric that selects `best.ckpt` on the validation split.
+        mode: whether a larger ("max") or a smaller ("min") value of `monitor` is better.
+        count: the metric that experiments compare over seeds and test samples; smaller is better.
+    """
+
+    name: ClassVar[str]
+    monitor: ClassVar[str]
+    mode: ClassVar[Literal["max", "min"]]
+    count: ClassVar[str]
+
+    @abstractmethod
+    def metrics(self, spec: Spec) -> TaskMetrics:
+        """Fresh metrics for data of this kind."""
+
+    def rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Turn a network's output for a batch into one row per predicted position.
+
+        Args:
+            logits: as the network returned them, `(B, *S, K)` or `(B, K, *S)`.
+            batch: its `target` has the shape `(B, *S)`.
+
+        Returns:
+            `(N, K)`; the tensor itself if there is one position per sample.
+        """
+        return rows_of_positions(logits, batch)
+
+    def row_width(self, spec: Spec) -> int:
+        """K, the width of a row."""
+        return spec.num_classes
+
+    def blank_target(self, spec: Spec, samples: int) -> Tensor:
+        """A target `(samples, *S)` that fits the spec and carries no information."""
+        return torch.zeros(samples, *spec.target_shape, dtype=torch.int64)
+
+    def output_problem(self, network: str, logits: Tensor, spec: Spec) -> str | None:
+        """Describe why rows of logits do not fit the data; `None` if they do.
+
+        Args:
+            network: what the message calls the network.
+            logits: `(N, K')`, the rows of a blank batch.
+            spec: of the data.
+        """
+        if logits.ndim == 2 and logits.shape[1] == self.row_width(spec):
+            return None
+        return (
+            f"{network} gives outputs of shape {list(logits.shape[1:])} per sample; "
+            f"the data {spec.data} has {spec.num_classes} classes"
+        )
+
+    @abstractmethod
+    def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """What a test stores of each sample; every tensor has the batch's B samples first.
+
+        `index` `(B,)` is always among them, so that the samples can be put in order.
+        """
+
+    def predictions(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """What `kd predict` stores of each sample: `test_outputs` without the target."""
+        stored = self.test_outputs(output, batch)
+        return {name: tensor for name, tensor in stored.items() if name != "target"}
+
+    @abstractmethod
+    def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
+        """The contribution of each test sample to `count`, float64 `(n,)`; NaN if unlabelled.
+
+        Experiments resample these values in their bootstrap tests.
+
+        Args:
+            stored: the `test_outputs` of all samples.
+        """
+
+    def mistakes(self, stored: dict[str, Tensor], spec: Spec, most: int) -> Sequence[Mistake]:
+        """The most confident mistakes of a test, at most `most`; none if the task has no notion."""
+        return []
+
+    def confusion(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+        """Labels and predicted classes `(n,)` for a confusion matrix; `None` if there is none."""
+        return None
+
+
+def rows_of_positions(logits: Tensor, batch: Batch) -> Tensor:
+    """Logits `(N, K)`, one row per predicted position.
+
+    Args:
+        logits: `(B, *S, K)`, or torch's layout of maps `(B, K, *S)`.
+        batch: with `target` `(B, *S)` and `positions`.
+
+    Raises:
+        UserError: if the logits do not have the target's positions.
+    """
+    shape = batch.target.shape
+    if logits.shape[:-1] == shape:
+        grid = logits
+    elif logits.ndim > 2 and (logits.shape[0], *logits.shape[2:]) == tuple(shape):
+        grid = logits.movedim(1, -1)
+    else:
+        raise UserError(
+            f"the network returned logits of shape {list(logits.shape)} for targets of shape "
+            f"{list(shape)}; the targets need {[*shape, 'K']}, or K in second place"
+        )
+    flat = grid if grid.ndim == 2 else grid.flatten(0, -2)
+    return flat if batch.positions is None else flat.index_select(0, batch.positions)

@@ -1,0 +1,100 @@
+"""Several labels per sample: each pair of a sample and a class is a binary decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
+
+from kd_lightning.metrics import TaskMetrics, TeacherComparison, mean_metric, sum_metric
+from kd_lightning.spec import Spec
+from kd_lightning.tasks.base import Task
+from kd_lightning.types import UNLABELLED, Batch, Output, full
+
+
+class MultilabelMetrics(TaskMetrics):
+    """Mean average precision, macro F1, binary errors and NLL (nats per sample and class).
+
+    Args:
+        num_classes: C, the number of labels that a sample may have.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        options = {"ignore_index": UNLABELLED, "validate_args": False}
+        self.mean_average_precision = MultilabelAveragePrecision(num_classes, **options)
+        self.f1 = MultilabelF1Score(num_classes, **options)
+        self.errors = sum_metric()
+        self.nll = mean_metric()
+        self.comparison = TeacherComparison()
+
+    def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
+        if teacher is not None:
+            self.comparison.update(student, teacher)
+        rows = full(student.logits)
+        # Back from binary rows [0, z] to one score per sample and class.
+        scores = (rows[:, 1] - rows[:, 0]).view(-1, self.num_classes)
+        self.mean_average_precision.update(scores.sigmoid(), batch.target)
+        self.f1.update(scores.sigmoid(), batch.target)
+        labels = batch.labels
+        labelled = labels != UNLABELLED
+        rows = rows[labelled]
+        labels = labels[labelled]
+        if len(labels) > 0:
+            self.errors.update((rows.argmax(-1) != labels).float())
+            self.nll.update(F.cross_entropy(rows, labels, reduction="none"))
+
+    def named(self) -> Mapping[str, Metric]:
+        return {
+            "map": self.mean_average_precision,
+            "f1": self.f1,
+            "errors": self.errors,
+            "nll": self.nll,
+            **self.comparison.named(),
+        }
+
+
+class MultilabelClassification(Task):
+    """Predict for each sample which of C labels apply.
+
+    The network returns one logit z per label, `(B, C)`. Each pair of a sample and a label is one
+    binary row with the logits `[0, z]`, so that every loss on distributions works unchanged: KD
+    compares Bernoulli distributions at a temperature, cross-entropy is binary cross-entropy.
+    """
+
+    name: ClassVar[str] = "multi-label classification"
+    monitor: ClassVar[str] = "map"
+    mode: ClassVar[Literal["max", "min"]] = "max"
+    count: ClassVar[str] = "errors"
+
+    def metrics(self, spec: Spec) -> MultilabelMetrics:
+        return MultilabelMetrics(spec.num_classes)
+
+    def rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        scores = logits.flatten()
+        if scores.shape != batch.target.flatten().shape:
+            return logits  # reported by `output_problem` before training
+        rows = torch.stack([torch.zeros_like(scores), scores], dim=-1)
+        return rows if batch.positions is None else rows.index_select(0, batch.positions)
+
+    def row_width(self, spec: Spec) -> int:
+        return 2
+
+    def blank_target(self, spec: Spec, samples: int) -> Tensor:
+        return torch.zeros(samples, spec.num_classes, dtype=torch.int64)
+
+    def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        scores = (output.logits[:, 1] - output.logits[:, 0]).view(batch.target.shape)
+        return {"logits": scores, "index": batch.index, "target": batch.target}
+
+    def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
+        target = stored["target"]
+        wrong = (stored["logits"] > 0).long() != target
+        wrong &= target != UNLABELLED
+        return wrong.sum(-1).double()

@@ -1,0 +1,101 @@
+"""One label per pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
+
+from kd_lightning.metrics import TaskMetrics, TeacherComparison, mean_metric, sum_metric
+from kd_lightning.spec import Spec
+from kd_lightning.tasks.base import Task
+from kd_lightning.types import UNLABELLED, Batch, Output, full
+
+
+class SegmentationMetrics(TaskMetrics):
+    """Mean IoU over classes, pixel accuracy, pixel errors and NLL (nats per pixel).
+
+    Void pixels have no position and count nowhere; unlabelled ones count only in the comparison
+    with the teacher.
+
+    Args:
+        num_classes: K.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.miou = MulticlassJaccardIndex(num_classes, average="macro", validate_args=False)
+        self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.errors = sum_metric()
+        self.nll = mean_metric()
+        self.comparison = TeacherComparison()
+
+    def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
+        if teacher is not None:
+            self.comparison.update(student, teacher)
+        labels = batch.labels
+        labelled = labels != UNLABELLED
+        logits = full(student.logits)[labelled]
+        labels = labels[labelled]
+        if len(labels) > 0:
+            classes = logits.argmax(-1)
+            self.miou.update(classes, labels)
+            self.accuracy.update(classes, labels)
+            self.errors.update((classes != labels).float())
+            self.nll.update(F.cross_entropy(logits, labels, reduction="none"))
+
+    def named(self) -> Mapping[str, Metric]:
+        return {
+            "miou": self.miou,
+            "accuracy": self.accuracy,
+            "errors": self.errors,
+            "nll": self.nll,
+            **self.comparison.named(),
+        }
+
+
+class Segmentation(Task):
+    """Predict one of K classes for each pixel. Logits are `(B, K, H, W)`, targets `(B, H, W)`."""
+
+    name: ClassVar[str] = "segmentation"
+    monitor: ClassVar[str] = "miou"
+    mode: ClassVar[Literal["max", "min"]] = "max"
+    count: ClassVar[str] = "errors"
+
+    def metrics(self, spec: Spec) -> SegmentationMetrics:
+        return SegmentationMetrics(spec.num_classes)
+
+    def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The predicted class of each pixel, and per sample the wrong and the labelled pixels."""
+        classes = output.logits.argmax(-1)
+        labels = batch.labels
+        labelled = labels != UNLABELLED
+        wrong = (classes != labels) & labelled
+        return {
+            "classes": _per_sample(classes.to(torch.int16), batch, fill=UNLABELLED),
+            "wrong_pixels": _per_sample(wrong.long(), batch, fill=0).flatten(1).sum(1),
+            "labelled_pixels": _per_sample(labelled.long(), batch, fill=0).flatten(1).sum(1),
+            "index": batch.index,
+        }
+
+    def predictions(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        classes = _per_sample(output.logits.argmax(-1).to(torch.int16), batch, fill=UNLABELLED)
+        return {"classes": classes, "index": batch.index}
+
+    def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
+        unknown = stored["labelled_pixels"] == 0
+        return stored["wrong_pixels"].double().masked_fill(unknown, torch.nan)
+
+
+def _per_sample(rows: Tensor, batch: Batch, fill: int) -> Tensor:
+    """Put one value per predicted position back into the target's shape `(B, *S)`."""
+    if batch.positions is None:
+        return rows.view(batch.target.shape)
+    values = rows.new_full((batch.target.numel(),), fill)
+    values[batch.positions] = rows
+    return values.view(batch.target.shape)
