@@ -5,12 +5,28 @@ from __future__ import annotations
 import typing
 from collections.abc import Mapping
 from importlib import import_module
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from kd_lightning.errors import UserError
+
+
+@runtime_checkable
+class SelfContained(Protocol):
+    """A network that can be built again without the files it was first built from."""
+
+    def without_files(self) -> dict[str, Any]:
+        """Arguments that replace those which name files."""
+
+
+@runtime_checkable
+class UsesVocabulary(Protocol):
+    """A module that learns before training which token has which id, such as an embedding."""
+
+    def use_words(self, vocabulary: Mapping[str, int]) -> None:
+        """Receive the id of each token."""
 
 
 def _is_network_factory(factory: Any) -> bool:

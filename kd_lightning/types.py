@@ -62,7 +62,7 @@ class Batch:
             own. The rest is its partner's.
         positions: int64 `(N,)`, the entries of `target.flatten()` that exist, in ascending order;
             `None` if all of them do. Padding and void pixels have no position: nothing counts them.
-        teacher: the teacher's output for this batch, if a cache supplied it with the data.
+        joined: the teacher's output for this batch, if a cache supplied it with the data.
     """
 
     inputs: Inputs
@@ -75,7 +75,7 @@ class Batch:
     partner: Tensor | None = None
     share: Tensor | None = None
     positions: Tensor | None = None
-    teacher: Output | None = None
+    joined: JoinedOutput | None = None
 
     def __len__(self) -> int:
         """The number of samples; each view of an image is a sample of its own."""
@@ -117,7 +117,7 @@ class Batch:
         if (start, stop) == (0, len(self)):
             return self
         assert self.positions is None, "a batch with positions cannot be sliced"
-        assert self.teacher is None, "slice before the teacher's outputs are joined"
+        assert self.joined is None, "slice before the teacher's outputs are joined"
         return replace(
             self,
             inputs=map_tensors(self.inputs, lambda tensor: tensor[start:stop]),
@@ -143,7 +143,7 @@ class Batch:
             partner=None if self.partner is None else change(self.partner),
             share=None if self.share is None else change(self.share),
             positions=None if self.positions is None else change(self.positions),
-            teacher=None if self.teacher is None else self.teacher.map(change),
+            joined=None if self.joined is None else self.joined.map(change),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -273,6 +273,23 @@ class TopKOutput(Output):
             self.num_classes,
             self._map_features(change),
         )
+
+
+class JoinedOutput:
+    """A teacher's output that travels with a batch.
+
+    Lightning's precision plugins convert the fields of dataclasses. This plain class protects
+    cached outputs from that, so that they keep the precision in which they were stored.
+    """
+
+    __slots__ = ("output",)
+
+    def __init__(self, output: Output) -> None:
+        self.output = output
+
+    def map(self, change: TensorMap) -> JoinedOutput:
+        """The same output with `change` applied to every tensor."""
+        return JoinedOutput(self.output.map(change))
 
 
 def mean_log_probs(members: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:

@@ -1,5 +1,6 @@
-"""Datamodules. Each serves Batch by whole batches, in an order and with an augmentation that are functions of seeds."""
+"""Datamodules and augmentations. Batches are functions of seeds, rows and views."""
 
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.images.augment import Augmentation, Jitter, Mixing
 from kd_lightning.data.images.cifar10 import CIFAR10DataModule
 from kd_lightning.data.images.cifar100 import CIFAR100DataModule
@@ -12,11 +13,10 @@ from kd_lightning.data.images.mixup import Mixup
 from kd_lightning.data.images.mnist import MNISTDataModule
 from kd_lightning.data.images.omniglot import OmniglotDataModule
 from kd_lightning.data.images.source import Images, ImageSource
-from kd_lightning.data.loader import BatchLoader
+from kd_lightning.data.loader import BatchLoader, BucketLoader
 from kd_lightning.data.source import Source
 from kd_lightning.data.speech.spoken_digits import SpokenDigitsDataModule
 from kd_lightning.data.text.datamodule import TextDataModule
-from kd_lightning.data.text.sentences import BucketLoader
 from kd_lightning.data.text.sst2 import SST2DataModule
 from kd_lightning.data.text.subwords import PretrainedTokenizer, SubwordTokenizer
 from kd_lightning.data.text.synthetic import SyntheticSentences
@@ -30,6 +30,7 @@ __all__ = [
     "CIFAR100DataModule",
     "ColorJitter",
     "Cutout",
+    "DataModule",
     "DigitsDataModule",
     "Flip",
     "ImageDataModule",

@@ -1,87 +1,203 @@
-"""The base of all datamodules whose sources answer by index: which loader a stage has, in each process."""
+"""The base of all datamodules: tasks, specs, sources, and which loader a stage has in each process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 
+from kd_lightning.data.fetch import Join
 from kd_lightning.data.loader import BatchLoader
+from kd_lightning.data.source import Source
 from kd_lightning.randomness import run_seed, seed_from
+from kd_lightning.spec import Spec
+from kd_lightning.tasks.base import Task
+from kd_lightning.tasks.classification import Classification
 
 FETCH_BYTES = 2**21
-"""Small batches are made several at once, up to this many bytes of inputs: about what stays in a core's cache."""
+"""Small batches are fetched several at once, up to this many bytes: about a core's cache."""
+
+RESIDENT_SHARE = 0.5
+"""The largest share of a GPU's free memory that samples may take; the rest is for training."""
+
+STAGES = ("train", "validation", "test")
 
 
-class ServedDataModule(pl.LightningDataModule):
-    """Serves the sources of "train", "validation" and "test".
+class DataModule(pl.LightningDataModule, ABC):
+    """Serves the samples of "train", "validation" and "test" as whole batches.
 
-    A subclass answers `source(stage)`: samples that `BatchLoader` reads, with `to(device)` and `sample_bytes`.
+    A subclass implements `source`, `spec` and `fingerprint`. The other methods are hooks with a
+    default that suits most data.
+
+    Attributes:
+        task: what is predicted.
+        batch_size: samples per training batch, on each device.
+        eval_batch_size: samples per batch in validation, test and prediction.
+        views: number of different augmentation draws: epoch e trains on view `e mod views`.
+            `None`: a new one in every epoch.
+        copies: how many views of each sample a training batch holds.
+        resident: keep the samples on the accelerator if there is one and they fit.
+        prefetch: batches to make ahead of time, in a thread.
     """
 
+    task: Task = Classification()
     batch_size: int
     eval_batch_size: int
-    resident: bool = False
-    augment: Any = None
     views: int | None = None
+    copies: int = 1
+    resident: bool = False
+    prefetch: int = 0
 
-    def source(self, stage: str) -> Any:
-        raise NotImplementedError
+    def __init__(self) -> None:
+        super().__init__()
+        self.joins: dict[str, Join] = {}
+        """By stage, what adds a teacher's cached outputs to each batch; set by the module."""
+
+    # -- to be implemented ------------------------------------------------------------------------
+
+    @abstractmethod
+    def source(self, stage: str) -> Source:
+        """The samples of "train", "validation" or "test".
+
+        Raises:
+            UserError: if they are not available.
+        """
+
+    @property
+    @abstractmethod
+    def spec(self) -> Spec:
+        """What networks, teachers and checkpoints need to know about the data."""
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, object]:
+        """What decides the inputs of a teacher, in plain values; caches and run keys compare it.
+
+        Its entry `samples` is a checksum of the samples.
+        """
+
+    # -- hooks ------------------------------------------------------------------------------------
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training samples are augmented, so that there is more than the clean view."""
+        return False
+
+    def checkpoint_state(self) -> dict[str, object] | None:
+        """What a checkpoint stores besides the spec, in plain values, to read data the same way."""
+        return None
+
+    def restore(self, state: Mapping[str, object], spec: Spec) -> None:
+        """Read data as a checkpoint's data did.
+
+        Args:
+            state: what `checkpoint_state` returned when the checkpoint was made.
+            spec: the spec of that data.
+
+        Raises:
+            UserError: if this data cannot be read that way.
+        """
 
     def adapt_weights(
         self,
         network: nn.Module,
         weights: Mapping[str, Tensor],
-        trained_on: Mapping[str, Any] | None,
+        trained_on: Spec | None,
         owner: str,
     ) -> dict[str, Tensor]:
-        """Change weights from `init_from` before they are loaded; a specialist's data cuts the head to its classes.
+        """Change weights from `init_from` before they are loaded.
 
         Args:
             network: the network that will load the weights.
             weights: its new tensors, by name.
             trained_on: the spec of the data that the weights were trained on, if it is known.
-            owner: what the error message calls the weights.
+            owner: what an error message calls the weights.
         """
         return dict(weights)
 
+    def write_predictions(self, predictions: Mapping[str, Tensor], folder: Path) -> Path | None:
+        """Write the outputs of `kd predict` in a form for people; returns the file, if any.
+
+        Args:
+            predictions: what the task's `predictions` returned for all samples.
+            folder: of the run.
+        """
+        return None
+
+    def images_for_display(self, index: Tensor) -> Tensor | None:
+        """Test samples as uint8 images `(n, C, H, W)`; `None` if they are no images.
+
+        Args:
+            index: int64 `(n,)`, rows of the test split.
+        """
+        return None
+
+    def texts_for_display(self, index: Tensor) -> Sequence[str] | None:
+        """Test samples as texts; `None` if they are no texts.
+
+        Args:
+            index: int64 `(n,)`, rows of the test split.
+        """
+        return None
+
+    # -- serving ----------------------------------------------------------------------------------
+
     @property
-    def place(self) -> tuple[int, int]:
-        """This process among all of the run: its rank, and their number."""
-        return (
-            (self.trainer.global_rank, self.trainer.world_size)
-            if self.trainer is not None
-            else (0, 1)
-        )
+    def rank_and_world_size(self) -> tuple[int, int]:
+        """The rank of this process, and the number of processes."""
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _device(self) -> torch.device:
+        if self.trainer is None:
+            return torch.device("cpu")
+        return self.trainer.strategy.root_device
+
+    def _placed(self, source: Source) -> Source:
+        """The source, moved to the accelerator if that is asked for and it fits."""
+        device = self._device()
+        size = source.resident_bytes
+        if not self.resident or device.type != "cuda" or size is None:
+            return source
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return source.to(device) if size <= RESIDENT_SHARE * free_bytes else source
 
     def loader(self, stage: str) -> BatchLoader:
-        """Batches of a stage, for the process that asks."""
-        source, train = self.source(stage), stage == "train"
-        if self.trainer is not None and self.resident:
-            device = self.trainer.strategy.root_device
-            source = source.to(device) if device.type == "cuda" else source
-        rank, world_size = self.place
-        return BatchLoader(
+        """The batches of a stage, for the process that asks."""
+        train = stage == "train"
+        own_source = self.source(stage)
+        source = self._placed(own_source)
+        moved = source is not own_source
+        rank, world_size = self.rank_and_world_size
+        sample_bytes = source.sample_bytes
+        loader = BatchLoader(
             source,
             self.batch_size if train else self.eval_batch_size,
             shuffle=train,
             seed=seed_from(run_seed(), "train"),
-            views=self.views if train and self.augment else 0,
+            views=self.views if train and self.augmented else 0,
+            copies=self.copies if train else 1,
             rank=rank,
             world_size=world_size,
-            fetch=FETCH_BYTES // source.sample_bytes,
+            fetch=FETCH_BYTES // sample_bytes if sample_bytes > 0 else 0,
+            prefetch=self.prefetch,
+            pin=self._device().type == "cuda" and not moved,
         )
+        loader.join = self.joins.get(stage)
+        return loader
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> BatchLoader:
         return self.loader("train")
 
-    def val_dataloader(self) -> Any:
-        return self.loader("validation") if len(self.source("validation")) else []
+    def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
+        return self.loader("validation") if len(self.source("validation")) > 0 else []
 
-    def test_dataloader(self) -> Any:
+    def test_dataloader(self) -> BatchLoader:
         return self.loader("test")
 
-    def predict_dataloader(self) -> Any:
+    def predict_dataloader(self) -> BatchLoader:
         return self.loader("test")

@@ -1,32 +1,31 @@
-"""Serves a source in whole batches, in an order that is a function of the seed and the epoch."""
+"""The loader that Lightning iterates over: a schedule of steps and the fetch of their batches."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
 
-import torch
+from torch import Tensor
 
+from kd_lightning.data.fetch import Fetch, Join, prefetched
+from kd_lightning.data.schedule import BucketSchedule, Schedule
 from kd_lightning.data.source import Source
-from kd_lightning.randomness import permutation
-from kd_lightning.types import CLEAN, Batch
+from kd_lightning.types import Batch
 
 
 class BatchLoader:
-    """Serves a source in whole batches; the order is a function of (seed, epoch), the view of the epoch.
+    """Serves a source in whole batches; the order is a function of (seed, epoch).
 
-    Lightning calls `batch_sampler.sampler.set_epoch` before each epoch; the loader is its own sampler.
+    Lightning calls `batch_sampler.sampler.set_epoch` before each epoch; the loader is its own
+    sampler.
 
     Args:
         source: the samples.
-        batch_size: samples a batch, on each device.
-        shuffle: a new order every epoch; otherwise the source's own.
-        seed: of the order.
-        views: number of different augmentation draws: epoch e shows view `e mod views`. `None`: a new view every epoch;
-            0: no augmentation, the clean view.
-        rank: this process, of `world_size`; the batches of all processes together are the batches of one process
-            with `world_size * batch_size`.
-        fetch: ask the source for up to this many samples at once, where a batch is smaller: fewer, larger operations.
+        batch_size: samples per batch, on each device.
+        shuffle, seed, views, copies, rank, world_size: see Schedule.
+        fetch: ask the source for up to this many samples at once if batches are smaller.
+        prefetch: make this many batches ahead of time, in a thread; 0: in the training loop.
+        pin: put batches in page-locked memory, for copies to a GPU that do not block.
     """
 
     def __init__(
@@ -37,62 +36,118 @@ class BatchLoader:
         shuffle: bool = False,
         seed: int = 0,
         views: int | None = 0,
+        copies: int = 1,
         rank: int = 0,
         world_size: int = 1,
         fetch: int = 0,
+        prefetch: int = 0,
+        pin: bool = False,
     ) -> None:
-        self.source, self.batch_size, self.shuffle, self.seed = source, batch_size, shuffle, seed
-        self.views, self.rank, self.world_size, self.fetch, self.epoch = (
-            views,
-            rank,
-            world_size,
-            fetch,
-            0,
-        )
-        self.batch_sampler = SimpleNamespace(sampler=self)
+        self.source = source
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.views = views
+        self.copies = copies
+        self.rank = rank
+        self.world_size = world_size
+        self.fetch = fetch
+        self.prefetch = prefetch
+        self.pin = pin
+        self.epoch = 0
+        self.join: Join | None = None
+        """Adds cached teacher outputs to each batch; set by the module that trains."""
         self.skip = 0
-        """Batches to leave out, once: those of the epoch that a resumed run has had already."""
+        """Batches to leave out once: those of the epoch that a resumed run has done already."""
+        self.batch_sampler = SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose batches the next iteration serves."""
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, int]:
-        """By which Lightning knows a loader that can go on within an epoch."""
+        """Marks the loader as one that can resume within an epoch; Lightning asks for it."""
         return {"epoch": self.epoch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Restore the epoch."""
         self.epoch = state["epoch"]
 
-    @property
-    def view(self) -> int:
-        """The view that this epoch shows."""
-        if self.views == 0:
-            return CLEAN
-        return self.epoch if self.views is None else self.epoch % self.views
+    def schedule(self) -> Schedule:
+        """The steps that the next iteration serves."""
+        return Schedule(
+            num_samples=len(self.source),
+            batch_size=self.batch_size,
+            shuffle=self.shuffle,
+            seed=self.seed,
+            views=self.views,
+            copies=self.copies,
+            rank=self.rank,
+            world_size=self.world_size,
+        )
 
     def __len__(self) -> int:
-        return -(-len(self.source) // (self.batch_size * self.world_size))
-
-    def skipped(self) -> int:
-        """How many batches this epoch leaves out; the next one leaves out none."""
-        skipped, self.skip = self.skip, 0
-        return skipped
+        return len(self.schedule())
 
     def __iter__(self) -> Iterator[Batch]:
-        n, step = len(self.source), self.batch_size * self.world_size
-        rows = permutation(n, self.seed, self.epoch) if self.shuffle else torch.arange(n)
-        view = self.view
-        ahead = max(1, self.fetch // self.batch_size)
-        for first in range(self.skipped() * step, n, step * ahead):
-            starts = range(first, min(n, first + step * ahead), step)
-            shares = [rows[start : start + step][self.rank :: self.world_size] for start in starts]
-            together = self.source.batch(torch.cat(shares) if len(shares) > 1 else shares[0], view)
-            at = 0
-            for share in shares:
-                if len(share):
-                    yield together.rows(at, at + len(share))
-                else:  # this process has no sample in the last, short step
-                    ghost = self.source.batch(rows[:1], view)
-                    ghost.ghost = True
-                    yield ghost
-                at += len(share)
+        self.source.begin_epoch(self.epoch)
+        first = self.skip
+        self.skip = 0
+        steps = self.schedule().steps(self.epoch, first)
+        fetch = Fetch(self.source, self.fetch, self.join, self.pin)
+        batches = fetch.batches(steps, self.batch_size)
+        if self.prefetch > 0:
+            return prefetched(batches, self.prefetch)
+        return batches
+
+
+class BucketLoader(BatchLoader):
+    """Serves samples of similar length together; see BucketSchedule.
+
+    Args:
+        source: its `lengths` are not `None`.
+        batch_size: samples per batch, on each device.
+        pool: how many batches are sorted by length together; 1 gives random batches.
+        options: see BatchLoader.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        batch_size: int,
+        *,
+        pool: int = 32,
+        shuffle: bool = False,
+        seed: int = 0,
+        views: int | None = 0,
+        copies: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        prefetch: int = 0,
+        pin: bool = False,
+    ) -> None:
+        super().__init__(
+            source,
+            batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            views=views,
+            copies=copies,
+            rank=rank,
+            world_size=world_size,
+            prefetch=prefetch,
+            pin=pin,
+        )
+        self.pool = pool
+
+    def _lengths(self, view: int) -> Tensor:
+        lengths = self.source.lengths(view)
+        assert lengths is not None, "BucketLoader needs a source with lengths"
+        return lengths
+
+    def schedule(self) -> BucketSchedule:
+        return BucketSchedule(
+            **vars(super().schedule()),
+            lengths=self._lengths,
+            pool=self.pool,
+        )

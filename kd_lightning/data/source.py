@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Protocol, Self
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from kd_lightning.types import Batch
+from kd_lightning.types import CLEAN, Batch, Inputs
 
 
-class Source(Protocol):
+class Source(ABC):
     """Samples of one stage, fetched one batch at a time.
 
     Attributes:
         rows: int64 `(n,)`, the rows of the source split that take part; position i of this source
             is row `rows[i]`.
         target: `(N, *S)`, of the whole source split.
-        split: the name of the source split.
-        sample_bytes: bytes of one sample's inputs.
+        split: the name of the source split, "train" or "test".
     """
 
-    @property
-    def rows(self) -> Tensor: ...
+    rows: Tensor
+    target: Tensor
+    split: str
 
-    @property
-    def target(self) -> Tensor: ...
+    def __len__(self) -> int:
+        """The number of samples n."""
+        return len(self.rows)
 
-    @property
-    def split(self) -> str: ...
-
-    @property
-    def sample_bytes(self) -> int: ...
-
-    def __len__(self) -> int: ...
-
+    @abstractmethod
     def batch(self, rows: Tensor, view: int) -> Batch:
         """Return the samples at some positions, under one draw of the augmentation.
 
@@ -42,19 +38,99 @@ class Source(Protocol):
             rows: int64 `(B,)`, positions in this source.
             view: which draw; `CLEAN` for none.
         """
-        ...
 
-    def lengths(self, view: int) -> Tensor | None:
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's inputs; 0 if samples differ in size."""
+        return 0
+
+    def lengths(self, view: int = CLEAN) -> Tensor | None:
         """The length of each sample, int64 `(n,)`; `None` if all samples have the same shape."""
-        ...
+        return None
 
     def begin_epoch(self, epoch: int) -> None:
         """Called before each epoch of training; most sources serve the same rows in all of them."""
 
-    def resident_bytes(self) -> int:
-        """Bytes that `to` would copy to a device."""
-        ...
+    @property
+    def resident_bytes(self) -> int | None:
+        """Bytes that `to` copies to a device; `None` if the source cannot move."""
+        return None
 
     def to(self, device: torch.device) -> Self:
         """The same source with its samples resident on `device`."""
-        ...
+        return self
+
+
+def batch_of_views(source: Source, rows: Tensor, views: tuple[int, ...]) -> Batch:
+    """Every sample under each of several augmentation draws, as one batch.
+
+    The samples of the first view come first, then those of the second, and so on: row `v * B + i`
+    shows sample `i` in view `views[v]`, so that `(V * B, K)` logits reshape to `(V, B, K)`.
+
+    Args:
+        source: the samples.
+        rows: int64 `(B,)`, positions in the source.
+        views: the draws.
+    """
+    if len(views) == 1:
+        return source.batch(rows, views[0])
+    batches = [source.batch(rows, view) for view in views]
+    return join_batches(batches, views)
+
+
+def join_batches(batches: list[Batch], views: tuple[int, ...]) -> Batch:
+    """Concatenate batches of the same split; `view` becomes a tensor.
+
+    Args:
+        batches: with tensors of equal shapes; their rows follow each other.
+        views: the view of each batch.
+    """
+    first = batches[0]
+    view_of_rows = [
+        torch.full((len(batch),), view) for batch, view in zip(batches, views, strict=True)
+    ]
+    return Batch(
+        inputs=_join_inputs([batch.inputs for batch in batches]),
+        target=torch.cat([batch.target for batch in batches]),
+        index=torch.cat([batch.index for batch in batches]),
+        view=torch.cat(view_of_rows),
+        split=first.split,
+        teacher_inputs=_join_optional_inputs([batch.teacher_inputs for batch in batches]),
+        partner=_join_optional([batch.partner for batch in batches]),
+        share=_join_optional([batch.share for batch in batches]),
+        positions=_join_positions(batches),
+    )
+
+
+def _join_optional(tensors: list[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if present else None
+
+
+def _join_inputs(inputs: Sequence[Inputs]) -> Inputs:
+    first = inputs[0]
+    if isinstance(first, Tensor):
+        return torch.cat([item for item in inputs if isinstance(item, Tensor)])
+    joined = {}
+    for name in first:
+        joined[name] = torch.cat([item[name] for item in inputs if isinstance(item, Mapping)])
+    return joined
+
+
+def _join_optional_inputs(inputs: Sequence[Inputs | None]) -> Inputs | None:
+    present = [item for item in inputs if item is not None]
+    return _join_inputs(present) if present else None
+
+
+def _join_positions(batches: list[Batch]) -> Tensor | None:
+    if all(batch.positions is None for batch in batches):
+        return None
+    shifted = []
+    offset = 0
+    for batch in batches:
+        positions = batch.positions
+        if positions is None:
+            positions = torch.arange(batch.target.numel())
+        shifted.append(positions + offset)
+        offset += batch.target.numel()
+    return torch.cat(shifted)

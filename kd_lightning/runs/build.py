@@ -15,13 +15,15 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.filled import fill_from_spec
 from kd_lightning.runs.messages import config_errors
 from kd_lightning.runs.options import RunOptions
-from kd_lightning.training.base import BaseModule
+from kd_lightning.spec import Spec
 from kd_lightning.training.distillation import DistillationModule
+from kd_lightning.training.module import TrainingModule
 from kd_lightning.weights import KEY, check_weights, network_weights, read_file
 
 
@@ -32,7 +34,7 @@ class Builder(LightningCLI):
         self.command = argv[0]
         keep_going = {"exit_on_error": False, "allow_abbrev": False}
         super().__init__(
-            BaseModule,
+            TrainingModule,
             pl.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -72,7 +74,13 @@ class Builder(LightningCLI):
         config, parser = self.config[self.command], self._parser(self.command)
         torch.set_float32_matmul_precision(config.matmul_precision)
         build = getattr(parser, "instantiate", parser.instantiate_classes)
-        self.datamodule = build(Namespace(data=config.data)).data
+        datamodule = build(Namespace(data=config.data)).data
+        if not isinstance(datamodule, DataModule):
+            raise UserError(
+                f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
+                "from kd_lightning.data.DataModule"
+            )
+        self.datamodule: DataModule = datamodule
         self.content = read_file(self.checkpoint, "--ckpt_path") if self.checkpoint else {}
         self._take_from(self.content.get(KEY) or {}, config.model)
         fill_from_spec(config.model, self.datamodule.spec)
@@ -97,8 +105,8 @@ class Builder(LightningCLI):
                 network["init_args"][name] = value
         if ours and "init_from" in model.init_args:
             model.init_args["init_from"] = None
-        if ours.get("data") and callable(restore := getattr(self.datamodule, "restore", None)):
-            restore(ours["data"], ours["spec"])
+        if ours.get("data"):
+            self.datamodule.restore(ours["data"], Spec.from_dict(ours["spec"]))
 
     def dump(self) -> dict[str, Any]:
         """The resolved config in builtins."""
@@ -119,7 +127,7 @@ class Builder(LightningCLI):
 
     @property
     def has_validation(self) -> bool:
-        return int(self.datamodule.spec["samples"].get("validation", 0)) > 0
+        return self.datamodule.spec.samples.get("validation", 0) > 0
 
     def check(self) -> dict[str, Any]:
         """Everything that can be wrong and can be known before a folder is made; returns the checkpoint's content."""

@@ -121,7 +121,7 @@ def main(argv: list[str]) -> None:
     console.print(f"{folder}: {size / 1e6:,.1f} MB", highlight=False)
     console.print(
         f"train with: --model.teacher=kd_lightning.teachers.CachedTeacher --model.teacher.path={folder}"
-        + (f" --data.views={options.views}" if getattr(built.datamodule, "augment", None) else ""),
+        + (f" --data.views={options.views}" if built.datamodule.augmented else ""),
         highlight=False,
         soft_wrap=True,
     )

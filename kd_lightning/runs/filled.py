@@ -1,4 +1,4 @@
-"""Arguments of a config that come from the data."""
+"""Fills in the arguments of a config that come from the data."""
 
 from __future__ import annotations
 
@@ -7,31 +7,35 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from kd_lightning.spec import Spec
+
 FILLED = ("num_classes", "input_shape", "spec")
 """Arguments that nobody types: they come from the data."""
 
 
-def teacher_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """The data as its teacher sees it, which may read other tokens than its student."""
-    own = {
-        name.removeprefix("teacher_"): value
-        for name, value in spec.items()
-        if name.startswith("teacher_")
-    }
-    return {**spec, **own}
+def fill_from_spec(node: Any, spec: Spec) -> None:
+    """Set class counts, input shapes and specs in a config, wherever a class takes them.
 
-
-def fill_from_spec(node: Any, spec: Mapping[str, Any]) -> None:
-    """Set class counts and input shapes, wherever a class in the config takes them, to those of the data."""
+    Args:
+        node: a part of a parsed config, changed in place.
+        spec: of the data.
+    """
     if isinstance(node, Namespace | dict):
         items = vars(node) if isinstance(node, Namespace) else node
-        arguments = items.get("init_args") if "class_path" in items else None
-        for name in FILLED:
-            if arguments is not None and name in arguments:
-                arguments[name] = dict(spec) if name == "spec" else spec[name]
+        _fill_arguments(items, spec)
         for key, value in items.items():
             if key != "spec":
-                fill_from_spec(value, teacher_spec(spec) if key == "teacher" else spec)
+                fill_from_spec(value, spec.for_teacher() if key == "teacher" else spec)
     elif isinstance(node, list):
         for item in node:
             fill_from_spec(item, spec)
+
+
+def _fill_arguments(items: Mapping[str, Any], spec: Spec) -> None:
+    arguments = items.get("init_args") if "class_path" in items else None
+    if arguments is None:
+        return
+    plain = spec.to_dict()
+    for name in FILLED:
+        if name in arguments:
+            arguments[name] = plain if name == "spec" else plain.get(name)

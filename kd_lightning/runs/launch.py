@@ -25,7 +25,7 @@ from kd_lightning.runs.messages import config_errors, one_line
 from kd_lightning.runs.predictions import SavePredictions, gathered, joined
 from kd_lightning.runs.progress import RunProgress
 from kd_lightning.runs.wandb import log_test, wandb_logger
-from kd_lightning.training.base import BaseModule
+from kd_lightning.training.module import TrainingModule
 
 
 @dataclass
@@ -34,7 +34,7 @@ class RunResult:
 
     folder: Path
     metrics: dict[str, float]
-    module: BaseModule
+    module: TrainingModule
 
 
 class Interrupted(KeyboardInterrupt):
@@ -58,7 +58,7 @@ class Launcher(Builder):
             if wanted.exists():
                 return wanted
         else:
-            data = self.datamodule.spec["data"]
+            data = self.datamodule.spec.data
             name = (
                 self.options.name
                 or f"{data}-{type(self.model.net).__name__.lower()}-{self.job_type()}"
@@ -75,7 +75,13 @@ class Launcher(Builder):
         if not self.has_validation:
             return last
         return [
-            RunCheckpoint(folder, filename="best", monitor="val_accuracy", mode="max", **every),
+            RunCheckpoint(
+                folder,
+                filename="best",
+                monitor=f"val_{self.datamodule.task.monitor}",
+                mode=self.datamodule.task.mode,
+                **every,
+            ),
             *last,
         ]
 
@@ -84,7 +90,7 @@ class Launcher(Builder):
         own = settings.get("callbacks") or []
         callbacks = [*(own if isinstance(own, list) else [own]), SavePredictions(folder)]
         if settings.get("enable_progress_bar") is not False:
-            callbacks.append(RunProgress(f"{folder.name}"))
+            callbacks.append(RunProgress(folder.name, f"val_{self.datamodule.task.monitor}"))
         if self.command == "fit" and settings.get("enable_checkpointing") is not False:
             callbacks += self._checkpoints(folder / "checkpoints")
         extra = settings.get("logger")
@@ -165,8 +171,7 @@ class Launcher(Builder):
             if trainer.is_global_zero:
                 said = joined(outputs)
                 save_file(said, folder / "predictions.safetensors")
-                if callable(write := getattr(self.datamodule, "write_predictions", None)):
-                    write(said, folder)  # in words, where the data can be read by people
+                self.datamodule.write_predictions(said, folder)
             return {}
         getattr(trainer, self.command)(
             self.model,
@@ -202,7 +207,8 @@ class Launcher(Builder):
                 "name": folder.name,
                 "job_type": self.job_type(),
                 "seed": self.config[self.command].seed_everything,
-                "data": self.datamodule.spec,
+                "data": self.datamodule.spec.to_dict(),
+                "task": self.datamodule.task.describe(),
                 "teacher": self.model.provenance(),
                 "resumed_from": str(self.checkpoint)
                 if self.checkpoint and self.command == "fit"

@@ -17,19 +17,21 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-_SHOWN = ("train_loss", "val_accuracy")
-
 
 class RunProgress(ProgressBar):
     """Shows epochs done, the latest metrics and the time left. Costs a clock reading a step.
 
     Args:
         label: stands before the bar.
+        monitor: the metric that is shown beside the loss.
         every_s: least seconds between two redraws.
     """
 
-    def __init__(self, label: str = "training", every_s: float = 0.25) -> None:
+    def __init__(
+        self, label: str = "training", monitor: str = "val_accuracy", every_s: float = 0.25
+    ) -> None:
         super().__init__()
+        self._shown = ("train_loss", monitor)
         self.label, self.every_s = label, every_s
         self.console = Console()
         self._bar: Progress | None = None
@@ -46,7 +48,9 @@ class RunProgress(ProgressBar):
 
     def _metrics(self, trainer: pl.Trainer) -> str:
         values = trainer.callback_metrics
-        return "  ".join(f"{name} {float(values[name]):.4f}" for name in _SHOWN if name in values)
+        return "  ".join(
+            f"{name} {float(values[name]):.4f}" for name in self._shown if name in values
+        )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._enabled:

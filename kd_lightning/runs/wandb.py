@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.runs.options import RunOptions
 
 if TYPE_CHECKING:
@@ -99,38 +100,40 @@ def wandb_logger(
     return WandbLogger(experiment=run)
 
 
-def log_test(logger: Any, tested: dict[str, Tensor], datamodule: Any) -> None:
-    """The confusion matrix, and the most confident mistakes as images or as texts, where the data has them."""
+def log_test(logger: Any, stored: dict[str, Tensor], datamodule: DataModule) -> None:
+    """Log the confusion matrix, and the most confident mistakes as images or texts.
+
+    Args:
+        logger: a WandbLogger.
+        stored: what the task's `test_outputs` returned for all samples.
+        datamodule: of the run.
+    """
     import torch
     import wandb
 
-    known = tested["target"] >= 0
-    probs = tested["logits"][known].float().softmax(-1)
-    target, index, classes = (
-        tested["target"][known],
-        tested["index"][known],
-        datamodule.spec["classes"],
-    )
-    matrix = wandb.plot.confusion_matrix(
-        y_true=target.tolist(), preds=probs.argmax(-1).tolist(), class_names=list(classes)
-    )
-    confidence, guess = probs.max(-1)
-    wrong = torch.nonzero(guess != target).flatten()
-    worst = wrong[confidence[wrong].argsort(descending=True)][:MISTAKES]
-    captions = [
-        f"{classes[int(guess[i])]} ({confidence[i]:.2f}), is {classes[int(target[i])]}"
-        for i in worst
-    ]
-    raw: Any = datamodule.raw("test") if hasattr(datamodule, "raw") else None
-    found: dict[str, Any] = {"test_confusion_matrix": matrix}
-    if hasattr(raw, "images"):
-        images = (image.permute(1, 2, 0).squeeze(-1).numpy() for image in raw.images[index[worst]])
-        found["test_mistakes"] = [
-            wandb.Image(image, caption=text) for image, text in zip(images, captions, strict=True)
-        ]
-    elif hasattr(raw, "texts"):
-        texts = [" | ".join(raw.texts[i]) for i in index[worst].tolist()]
-        found["test_mistakes"] = wandb.Table(
-            ["guess", "text"], [list(pair) for pair in zip(captions, texts, strict=True)]
+    task = datamodule.task
+    spec = datamodule.spec
+    logged: dict[str, Any] = {}
+    confusion = task.confusion(stored)
+    if confusion is not None:
+        labels, guesses = confusion
+        logged["test_confusion_matrix"] = wandb.plot.confusion_matrix(
+            y_true=labels.tolist(), preds=guesses.tolist(), class_names=list(spec.classes)
         )
-    logger.experiment.log(found)
+    mistakes = task.mistakes(stored, spec, MISTAKES)
+    index = torch.tensor([mistake.index for mistake in mistakes], dtype=torch.int64)
+    images = datamodule.images_for_display(index)
+    texts = datamodule.texts_for_display(index)
+    if images is not None:
+        shown = []
+        for image, mistake in zip(images, mistakes, strict=True):
+            pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
+            shown.append(wandb.Image(pixels, caption=mistake.caption))
+        logged["test_mistakes"] = shown
+    elif texts is not None:
+        rows = []
+        for text, mistake in zip(texts, mistakes, strict=True):
+            rows.append([mistake.caption, text])
+        logged["test_mistakes"] = wandb.Table(["guess", "text"], rows)
+    if logged:
+        logger.experiment.log(logged)

@@ -47,6 +47,15 @@ class Task(ABC):
     mode: ClassVar[Literal["max", "min"]]
     count: ClassVar[str]
 
+    def describe(self) -> dict[str, str]:
+        """What a run's record says about its task, for experiments and comparisons."""
+        return {
+            "name": self.name,
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "count": self.count,
+        }
+
     @abstractmethod
     def metrics(self, spec: Spec) -> TaskMetrics:
         """Fresh metrics for data of this kind."""

@@ -2,47 +2,55 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
-from kd_lightning.types import Batch, Output
+from kd_lightning.types import Batch, Inputs, Output
 
 
-class Teacher(nn.Module):
+class Teacher(nn.Module, ABC):
     """A frozen source of outputs to learn from.
 
-    Always in eval mode, never requiring gradients, run without a graph; moved and cast with the module that holds it, and
-    absent from that module's checkpoint. A subclass writes `prepare` and `outputs`.
+    Always in eval mode and never requiring gradients; moved and cast with the module that holds
+    it, and absent from that module's checkpoint. A subclass implements `prepare` and `outputs`.
+
+    Attributes:
+        ready: whether `prepare` has been called. A student can be loaded, tested and used without
+            its teacher.
     """
 
     ready: bool = False
-    """Whether `prepare` has been called: a student can be loaded, tested and used without its teacher."""
 
     def __init__(self) -> None:
         super().__init__()
         self.train(False)
 
-    def prepare(self, datamodule: Any) -> None:
-        """Load whatever the outputs come from, and check it against the data.
-
-        Args:
-            datamodule: offers `spec` and, for caches, `fingerprint()`.
+    def prepare(self, datamodule: DataModule) -> None:
+        """Load what the outputs come from, and check it against the data.
 
         Raises:
-            UserError: one line, where the teacher cannot be had or does not fit.
+            UserError: one line, if the teacher is not available or does not fit.
         """
         self.requires_grad_(False)
         self.train(False)
         self.ready = True
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
-        """Capture these roles' features from now on; returns the tapped modules by role."""
+        """Capture the features of these roles from now on; returns the tapped modules by role.
+
+        Raises:
+            UserError: if this teacher has no features.
+        """
         if roles:
             raise UserError(
-                f"{type(self).__name__} has no features for {', '.join(sorted(roles))}; use a single ModelTeacher"
+                f"{type(self).__name__} has no features for {', '.join(sorted(roles))}; "
+                "use a single ModelTeacher"
             )
         return {}
 
@@ -51,23 +59,54 @@ class Teacher(nn.Module):
         """Whether every class's logit is the network's own, not an approximation."""
         return True
 
-    def probe(self, batch: Batch) -> Output:
-        """An output of the right shapes for a batch of blank samples."""
-        return self.forward(batch)
+    @property
+    def joins(self) -> bool:
+        """Whether outputs come with the data: the loader calls `join` for each batch."""
+        return False
 
+    def join(self, batch: Batch, index: Tensor) -> Batch:
+        """Add this teacher's output to a batch, on the CPU, before the batch moves to the device.
+
+        Args:
+            batch: on the CPU or, if its samples are resident, on the device.
+            index: `batch.index` on the CPU, int64 `(B,)`.
+        """
+        return batch
+
+    def probe(self, batch: Batch) -> Output:
+        """An output of the right shapes for a blank batch.
+
+        Raises:
+            UserError: if the teacher cannot read such inputs.
+        """
+        try:
+            return self.forward(batch)
+        except UserError:
+            raise
+        except Exception as error:
+            shape = list(next(iter(_tensors(batch.inputs))).shape[1:])
+            raise UserError(f"the teacher cannot read inputs of shape {shape}: {error}") from error
+
+    @abstractmethod
     def outputs(self, batch: Batch) -> Output:
-        raise NotImplementedError
+        """The outputs for a batch; called without gradients unless the inputs require them."""
 
     def forward(self, batch: Batch) -> Output:
+        """The outputs for a batch, `(N, K)` logits.
+
+        Gradients flow to inputs that require them (from a generator), never to the weights.
+        """
         if not self.ready:
             raise UserError(
                 f"{type(self).__name__} is not prepared; call prepare(datamodule) first"
             )
+        if torch.is_grad_enabled() and _require_grad(batch.inputs):
+            return self.outputs(batch)
         with torch.no_grad():
             return self.outputs(batch)
 
-    def sources(self) -> list[dict[str, Any]]:
-        """Where the knowledge comes from, in builtins: path and sha256 of each file."""
+    def sources(self) -> list[dict[str, object]]:
+        """Where the knowledge comes from, in plain values: path and sha256 of each file."""
         return []
 
     def train(self, mode: bool = True) -> Self:
@@ -75,5 +114,13 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """A teacher stays frozen, whatever its owner asks for."""
+        """A teacher stays frozen, whatever its owner requests."""
         return super().requires_grad_(False)
+
+
+def _tensors(inputs: Inputs) -> list[Tensor]:
+    return list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+
+
+def _require_grad(inputs: Inputs) -> bool:
+    return any(tensor.requires_grad for tensor in _tensors(inputs))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.model import ModelTeacher
@@ -20,12 +21,13 @@ class EnsembleTeacher(Teacher):
     Args:
         teachers: the members.
         checkpoints: paths of `kd` checkpoints, each one more member.
-        mean: "arithmetic", of the members' distributions at the temperature in use; or "geometric", of their logits,
-            which is the geometric mean of the distributions up to a constant.
-        weights: one positive number a member; equal where left out. Scaled to sum to one.
+        mean: "arithmetic", of the members' distributions at the temperature in use; or
+            "geometric", of their logits, which is the geometric mean of the distributions up to a
+            constant.
+        weights: one positive number per member, scaled to sum to one; equal if left out.
 
     Raises:
-        UserError: where there is no member, or weights do not fit them.
+        UserError: if there is no member, or weights do not fit them.
     """
 
     weights: Tensor
@@ -38,24 +40,25 @@ class EnsembleTeacher(Teacher):
         weights: list[float] | None = None,
     ) -> None:
         super().__init__()
-        members = [
-            *(teachers or []),
-            *(ModelTeacher(checkpoint=path) for path in checkpoints or []),
-        ]
+        members = list(teachers or [])
+        for path in checkpoints or []:
+            members.append(ModelTeacher(checkpoint=path))
         if not members:
             raise UserError("EnsembleTeacher has no members; give teachers or checkpoints")
         values = weights or [1.0] * len(members)
-        if len(values) != len(members) or not all(w > 0 and math.isfinite(w) for w in values):
+        positive = all(weight > 0 and math.isfinite(weight) for weight in values)
+        if len(values) != len(members) or not positive:
             raise UserError(
-                f"EnsembleTeacher: weights must be {len(members)} positive numbers, one a member, got {values}"
+                f"EnsembleTeacher: weights must be {len(members)} positive numbers, one per "
+                f"member, got {values}"
             )
         self.members = nn.ModuleList(members)
         self._teachers = tuple(members)  # the same, with their type
         self.mean = mean
-        # Kept in double precision until used, and out of the state: they are arguments, not weights of a network.
+        # Double precision until they are used, and no buffer: weights are arguments, not state.
         self.weights = torch.tensor(values, dtype=torch.float64) / math.fsum(values)
 
-    def prepare(self, datamodule: Any) -> None:
+    def prepare(self, datamodule: DataModule) -> None:
         for member in self._teachers:
             member.prepare(datamodule)
         super().prepare(datamodule)
@@ -65,7 +68,8 @@ class EnsembleTeacher(Teacher):
         weights = self.weights.to(members.device, full(members).dtype)
         if self.mean == "geometric":
             return Output(torch.einsum("bmk,m->bk", full(members), weights))
-        return EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)
+        mean = mean_log_probs(members, weights)
+        return EnsembleOutput(mean, members=members, weights=weights)
 
-    def sources(self) -> list[dict[str, Any]]:
+    def sources(self) -> list[dict[str, object]]:
         return [source for member in self._teachers for source in member.sources()]

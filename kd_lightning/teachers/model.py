@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
-from kd_lightning.features import Taps, run_network
+from kd_lightning.features import Taps, run_teacher_on_batch
 from kd_lightning.networks import build_network
-from kd_lightning.spec import check_spec
+from kd_lightning.spec import Spec, check_spec
+from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.types import Batch, Output
 from kd_lightning.weights import (
@@ -28,8 +28,9 @@ from kd_lightning.weights import (
 class ModelTeacher(Teacher):
     """A trained network.
 
-    Give one of: `checkpoint` of a `kd` run; `network` and `checkpoint` (any state_dict or safetensors file); `weights`, a
-    torchvision weights enum such as `ResNet18_Weights.IMAGENET1K_V1`; in Python also `network` alone, trained already.
+    Give one of: `checkpoint` of a `kd` run; `network` and `checkpoint` (any state_dict or
+    safetensors file); `weights`, a torchvision weights enum such as
+    `ResNet18_Weights.IMAGENET1K_V1`; in Python also a trained `network` alone.
 
     Args:
         checkpoint: path of a checkpoint, a state_dict or a safetensors file.
@@ -39,7 +40,8 @@ class ModelTeacher(Teacher):
         sha256: refuse a checkpoint file with another checksum.
 
     Raises:
-        UserError: from `prepare`, where files are missing, corrupt, changed or do not fit the network or the data.
+        UserError: from `prepare`, if files are missing, corrupt or changed, or do not fit the
+            network or the data.
     """
 
     def __init__(
@@ -52,33 +54,45 @@ class ModelTeacher(Teacher):
     ) -> None:
         super().__init__()
         self.network = network
-        self.checkpoint, self.weights, self.layers, self.sha256 = (
-            checkpoint,
-            weights,
-            dict(layers or {}),
-            sha256,
-        )
-        self.spec: Mapping[str, Any] | None = None
+        self.checkpoint = checkpoint
+        self.weights = weights
+        self.layers = dict(layers or {})
+        self.sha256 = sha256
+        self.spec: Spec | None = None
         self.taps: Taps | None = None
-        self._source: dict[str, Any] = {}
+        self._task: Task | None = None
+        self._source: dict[str, object] = {}
 
-    def prepare(self, datamodule: Any) -> None:
+    def prepare(self, datamodule: DataModule) -> None:
+        self.prepare_for(datamodule.spec, datamodule.task)
+
+    def prepare_for(self, spec: Spec, task: Task) -> None:
+        """Load the network, and check it against a spec and a task instead of a datamodule.
+
+        Raises:
+            UserError: one line, if the teacher is not available or does not fit.
+        """
         if not self.ready:
-            if self.checkpoint is None and self.network is None and self.weights is None:
-                raise UserError(
-                    "the teacher has no weights; give --model.teacher.checkpoint=PATH of a trained teacher"
-                )
-            if self.weights is not None:
-                self._load_torchvision(self.weights)
-            elif self.checkpoint is not None:
-                self._load_file(Path(self.checkpoint).expanduser())
-            elif self.network is not None:
-                self._source = {
-                    "sha256": weights_sha256(self.network),
-                    "network": type(self.network).__name__,
-                }
-        check_spec("the teacher", self.spec, datamodule.spec)
-        super().prepare(datamodule)
+            self._load()
+        check_spec("the teacher", self.spec, spec)
+        self._task = task
+        self.requires_grad_(False)
+        self.train(False)
+        self.ready = True
+
+    def _load(self) -> None:
+        if self.weights is not None:
+            self._load_torchvision(self.weights)
+        elif self.checkpoint is not None:
+            self._load_file(Path(self.checkpoint).expanduser())
+        elif self.network is not None:
+            digest = weights_sha256(self.network)
+            self._source = {"sha256": digest, "network": type(self.network).__name__}
+        else:
+            raise UserError(
+                "the teacher has no weights; give --model.teacher.checkpoint=PATH of a trained "
+                "teacher"
+            )
 
     def _load_file(self, path: Path) -> None:
         content = read_file(path, "the teacher")
@@ -87,15 +101,17 @@ class ModelTeacher(Teacher):
             raise UserError(
                 f"the teacher {path} has sha256 {digest}, not {self.sha256}: the file is another one"
             )
-        ours = content.get(KEY)
+        described = content.get(KEY)
         if self.network is None:
-            if not ours or not ours.get("network"):
+            if not described or not described.get("network"):
                 raise UserError(
-                    f"{path} does not say which network its weights belong to; name it as model.teacher.network"
+                    f"{path} does not name the network its weights belong to; set "
+                    "model.teacher.network"
                 )
-            self.network = build_network(ours["network"])
+            self.network = build_network(described["network"])
         load_weights(self.network, network_weights(content), f"the teacher {path}")
-        self.spec = ours["spec"] if ours else None
+        if described and described.get("spec"):
+            self.spec = Spec.from_dict(described["spec"])
         self._source = {
             "path": str(path.resolve()),
             "sha256": digest,
@@ -108,36 +124,40 @@ class ModelTeacher(Teacher):
         try:
             weights = models.get_weight(name)
             builder = next(
-                b for b in models.list_models() if models.get_model_weights(b) is type(weights)
+                builder
+                for builder in models.list_models()
+                if models.get_model_weights(builder) is type(weights)
             )
         except (ValueError, KeyError, AttributeError, StopIteration) as error:
             raise UserError(
-                f"torchvision has no weights {name!r}; they are written like ResNet18_Weights.IMAGENET1K_V1"
+                f"torchvision has no weights {name!r}; a valid name looks like "
+                "ResNet18_Weights.IMAGENET1K_V1"
             ) from error
         try:
             with torch.random.fork_rng():
                 self.network = models.get_model(builder, weights=weights)
         except Exception as error:
             raise UserError(
-                f"the weights {name} are not in torchvision's cache and cannot be downloaded: {weights.url}"
+                f"the weights {name} are not in torchvision's cache and cannot be downloaded: "
+                f"{weights.url}"
             ) from error
-        self.spec = {
-            "num_classes": len(weights.meta["categories"]),
-            "classes": list(weights.meta["categories"]),
-        }
+        classes = tuple(weights.meta["categories"])
+        self.spec = Spec(data=name, num_classes=len(classes), classes=classes)
         self._source = {"weights": name, "url": weights.url, "network": type(self.network).__name__}
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
+        assert self.network is not None, "prepare() comes first"
+        if self.taps is not None:
+            self.taps.close()
+            self.taps = None
         if not roles:
             return {}
-        assert self.network is not None, "prepare() comes first"
         self.taps = Taps(self.network, self.layers, roles)
         return self.taps.modules
 
     def outputs(self, batch: Batch) -> Output:
-        assert self.network is not None
-        inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
-        return run_network(self.network, inputs, self.taps)
+        assert self.network is not None and self._task is not None, "prepare() comes first"
+        return run_teacher_on_batch(self.network, batch, self._task.rows, self.taps)
 
-    def sources(self) -> list[dict[str, Any]]:
+    def sources(self) -> list[dict[str, object]]:
         return [self._source] if self._source else []

@@ -1,7 +1,16 @@
-"""LightningModules: one trains on labels, the other against a teacher."""
+"""Training: plain-torch Learner and Objective, and the Lightning modules around them."""
 
-from kd_lightning.training.base import BaseModule
 from kd_lightning.training.classifier import ClassifierModule
 from kd_lightning.training.distillation import DistillationModule
+from kd_lightning.training.learner import Learner
+from kd_lightning.training.module import TrainingModule
+from kd_lightning.training.objective import Objective, ObjectiveValue
 
-__all__ = ["BaseModule", "ClassifierModule", "DistillationModule"]
+__all__ = [
+    "ClassifierModule",
+    "DistillationModule",
+    "Learner",
+    "Objective",
+    "ObjectiveValue",
+    "TrainingModule",
+]

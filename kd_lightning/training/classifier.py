@@ -8,23 +8,27 @@ from torch import nn
 
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
-from kd_lightning.training.base import BaseModule
+from kd_lightning.training.module import TrainingModule, Trains
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
 
 
-class ClassifierModule(BaseModule):
+class ClassifierModule(TrainingModule):
     """Trains a network on labels: a teacher, or the student alone.
 
     Args:
-        network: any nn.Module that returns logits `(B, K)`.
-        losses: by name; cross-entropy with the labels where left out.
+        network: any nn.Module that returns logits.
+        losses: by name; cross-entropy with the labels if left out.
         optimizer: from the trainable parameters to an optimizer.
-        scheduler: from an optimizer to a learning-rate scheduler. One that takes `total_steps` (one-cycle) is told them and
-            moves every step, any other every epoch.
-        layers: module name for each role, where a loss taps layers.
-        init_from: checkpoint or weights file to start from.
+        scheduler: from an optimizer to a learning-rate scheduler. A scheduler that takes
+            `total_steps` (one-cycle) receives the number of steps and moves after every step, any
+            other after every epoch.
+        layers: module name for each role, if a loss reads layers.
+        init_from: checkpoint or weights file to start from. Adapters of losses of the same name
+            continue from a kd checkpoint, too.
         spec: what the data is; filled in from the datamodule.
-        channels_last: keep images and convolutions in that memory format, which is faster for most convolutional networks.
+        channels_last: keep images and convolutions in that memory format, which is faster for most
+            convolutional networks.
+        train: what the optimizer updates: the network, the losses' adapters, or both.
     """
 
     role: ClassVar[str] = "network"
@@ -39,9 +43,22 @@ class ClassifierModule(BaseModule):
         init_from: str | None = None,
         spec: dict[str, Any] | None = None,
         channels_last: bool = False,
+        train: Trains = "both",
     ) -> None:
-        losses = {"ce": CrossEntropy()} if losses is None else losses
         super().__init__(
-            network, losses, optimizer, scheduler, layers, init_from, spec, channels_last
+            network=network,
+            losses={"ce": CrossEntropy()} if losses is None else losses,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            layers=layers,
+            init_from=init_from,
+            spec=spec,
+            channels_last=channels_last,
+            train=train,
         )
         self.keep_hyperparameters()
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+        return self.net

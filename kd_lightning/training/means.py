@@ -1,4 +1,4 @@
-"""The epoch's mean of each loss, summed up once a window of steps, so that no step waits for the device."""
+"""The mean of each loss over an epoch, without waiting for the device in any step."""
 
 from __future__ import annotations
 
@@ -7,36 +7,48 @@ from torch import Tensor
 
 
 class EpochMeans:
-    """Means over samples of the total loss and of each of its terms."""
+    """Means over samples of the total loss and of each of its terms.
+
+    Steps are collected in a window, which `close` adds to the epoch's sums: the only moment at
+    which the device must finish its work.
+
+    Args:
+        sums: of the steps that a resumed run has done already, see `share`.
+    """
 
     def __init__(self, sums: Tensor | None = None) -> None:
         self._window: list[tuple[Tensor | float, list[Tensor]]] = []
         self._sums = sums
 
     def __len__(self) -> int:
-        """Steps of the open window."""
+        """The number of steps in the open window."""
         return len(self._window)
 
     def add(self, samples: Tensor | float, total: Tensor, terms: list[Tensor]) -> None:
-        """Keep references to a step's values, which are means over its samples."""
+        """Hold references to the values of a step, which are means over its samples."""
         self._window.append((samples, [total.detach(), *(term.detach() for term in terms)]))
 
     def close(self) -> float | None:
-        """Add the window to the sums; returns the first total in it that is not finite."""
+        """Add the window to the sums; returns the first total that is not finite, if any."""
         if not self._window:
             return None
-        samples = torch.tensor([float(size) for size, _ in self._window], dtype=torch.float64)
-        values = torch.stack([torch.stack(values) for _, values in self._window]).double().cpu()
+        sizes = [float(size) for size, _ in self._window]
+        samples = torch.tensor(sizes, dtype=torch.float64)
+        steps = torch.stack([torch.stack(values) for _, values in self._window])
+        values = steps.double().cpu()
         self._window = []
-        wrong = values[~values[:, 0].isfinite(), 0]
-        if len(wrong):
-            return float(wrong[0])
+        not_finite = values[~values[:, 0].isfinite(), 0]
+        if len(not_finite) > 0:
+            return float(not_finite[0])
         sums = torch.cat([samples @ values, samples.sum()[None]])
         self._sums = sums if self._sums is None else self._sums + sums
         return None
 
     def share(self, device: torch.device, world_size: int) -> Tensor | None:
-        """An equal share of all processes' closed sums, from which each of them goes on; None where there was no step."""
+        """An equal share of all processes' sums, for a checkpoint; `None` before the first window.
+
+        Each process of a resumed run continues from one share.
+        """
         if self._sums is None or world_size == 1:
             return self._sums
         sums = self._sums.to(device, copy=True)
@@ -44,7 +56,12 @@ class EpochMeans:
         return sums.cpu() / world_size
 
     def compute(self, device: torch.device, joined: bool) -> Tensor | None:
-        """The means of total and terms, `(1 + terms,)`, over all processes where `joined`; None where there was no step."""
+        """The means of total and terms, `(1 + terms,)`; `None` before the first window.
+
+        Args:
+            device: of the training.
+            joined: whether to take the means over all processes.
+        """
         if self._sums is None:
             return None
         sums = self._sums.to(device, torch.float32)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.images.augment import Augmentation, Mixing
+from kd_lightning.data.source import Source
 from kd_lightning.types import CLEAN, Batch
 
 
@@ -25,19 +26,19 @@ class Images:
 
 
 @dataclass
-class ImageSource:
-    """Some rows of a source split, normalized (and augmented, where the view asks for it) a batch at a time.
+class ImageSource(Source):
+    """Some rows of a source split, normalized (and augmented) one batch at a time.
 
     Attributes:
         images: uint8 `(N, C, H, W)`, the whole source split; subsets share it.
         target: int64 `(N,)`, of the whole source split.
-        rows: int64 `(n,)`, the rows of the source split that take part: position i of this source is `rows[i]`.
+        rows: int64 `(n,)`, the rows of the source split that take part.
         split: the name of the source split.
         mean, std: `(C,)`, of pixel values in [0, 1].
-        augment: applied in order, where the view is not `CLEAN`.
+        augment: applied in this order to every view except `CLEAN`.
         seed: of the augmentation.
-        channels: repeat a single channel this many times.
-        mixing: mixes each sample with another of `rows`, where the view is not `CLEAN`.
+        channels: a single channel is repeated this many times.
+        mixing: mixes each sample with another of `rows`, in every view except `CLEAN`.
     """
 
     images: Tensor
@@ -51,26 +52,29 @@ class ImageSource:
     channels: int
     mixing: Mixing | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample's inputs."""
         return 4 * self.channels * self.images[0, 0].numel()
 
+    @property
+    def resident_bytes(self) -> int:
+        return self.images.nbytes + self.target.nbytes + self.rows.nbytes
+
     def to(self, device: torch.device) -> ImageSource:
-        """The same source with its samples resident on `device`."""
-        moved = {
-            name: getattr(self, name).to(device)
-            for name in ("images", "target", "rows", "mean", "std")
-        }
-        return replace(self, **moved)
+        return replace(
+            self,
+            images=self.images.to(device),
+            target=self.target.to(device),
+            rows=self.rows.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
 
     def batch(self, rows: Tensor, view: int) -> Batch:
         # index_select copies whole rows, ten times as fast here as indexing.
         index = self.rows.index_select(0, rows.to(self.rows.device))
-        inputs, target = self._inputs(index, view), self.target.index_select(0, index)
+        inputs = self._inputs(index, view)
+        target = self.target.index_select(0, index)
         if self.mixing is None or view == CLEAN:
             return Batch(inputs, target, index, view, self.split)
         other = self.mixing.partners(index, self.rows, self.seed, view)
@@ -79,14 +83,13 @@ class ImageSource:
         return Batch(inputs, target, index, view, self.split, partner=partner, share=share)
 
     def _inputs(self, index: Tensor, view: int) -> Tensor:
-        """Rows of the source split, augmented and normalized."""
+        """Rows of the source split, augmented and normalized: float32 `(B, channels, H, W)`."""
         images = self.images.index_select(0, index)
         if view != CLEAN:
             for augment in self.augment:
                 images = augment(images, index, self.seed, view)
-        inputs = (
-            images.float().sub_(255 * self.mean[:, None, None]).div_(255 * self.std[:, None, None])
-        )
+        inputs = images.float().sub_(255 * self.mean[:, None, None])
+        inputs = inputs.div_(255 * self.std[:, None, None])
         if self.channels > inputs.shape[1]:
             inputs = inputs.expand(-1, self.channels, -1, -1)
         return inputs

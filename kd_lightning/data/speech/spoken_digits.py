@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import ServedDataModule
+from kd_lightning.data.datamodule import STAGES, DataModule
 from kd_lightning.data.files import checksum, data_root
 from kd_lightning.data.speech.digit_strings import MELS
 from kd_lightning.data.speech.hmm import Lexicon, WordLoop
@@ -15,11 +15,12 @@ from kd_lightning.data.speech.spoken_corpus import computed, fetch
 from kd_lightning.data.speech.windows import CONTEXT, Speech, SpeechSource
 from kd_lightning.data.subsets import check_fraction
 from kd_lightning.errors import UserError
+from kd_lightning.spec import Spec
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
-class SpokenDigitsDataModule(ServedDataModule):
+class SpokenDigitsDataModule(DataModule):
     """Acoustic modelling of spoken digits (Free Spoken Digit Dataset, Jakobovski et al.; six speakers, 3,000 recordings).
 
     The recordings of a speaker are joined to strings of 3 to 7 digits with gaps of low noise (100 to 300 ms, seeded). A sample
@@ -131,18 +132,19 @@ class SpokenDigitsDataModule(ServedDataModule):
         return WordLoop.from_alignment(self.lexicon, speech.target[rows], speech.string[rows])
 
     @property
-    def spec(self) -> dict[str, Any]:
-        """What networks, teachers and checkpoints need to know of the data, in builtins."""
-        return {
-            "data": self.name,
-            "input_shape": [1, CONTEXT, MELS],
-            "num_classes": len(self.classes),
-            "classes": list(self.classes),
-            "samples": {
-                stage: len(self.source(stage)) for stage in ("train", "validation", "test")
-            },
-            "source_samples": len(self.raw("train").target),
-        }
+    def spec(self) -> Spec:
+        return Spec(
+            data=self.name,
+            task=self.task.name,
+            input_shape=(1, CONTEXT, MELS),
+            num_classes=len(self.classes),
+            classes=tuple(self.classes),
+            samples={stage: len(self.source(stage)) for stage in STAGES},
+            source_samples=len(self.raw("train").target),
+        )
+
+    def images_for_display(self, index: Tensor) -> Tensor | None:
+        return self.raw("test").images[index]
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the inputs of a teacher: the features, and the order of the frames."""

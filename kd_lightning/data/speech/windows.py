@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kd_lightning.data.source import Source
 from kd_lightning.data.speech.digit_strings import MELS, DigitString
 from kd_lightning.types import CLEAN, Batch
 
@@ -57,7 +58,7 @@ class Speech:
 
 
 @dataclass
-class SpeechSource:
+class SpeechSource(Source):
     """Some frames of a source split, each with its context.
 
     Attributes:
@@ -73,13 +74,14 @@ class SpeechSource:
     rows: Tensor
     split: str
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample's inputs."""
         return 4 * CONTEXT * MELS
+
+    @property
+    def resident_bytes(self) -> int:
+        frames = self.windows.shape[0] + CONTEXT - 1
+        return 4 * frames * MELS + self.first.nbytes + self.target.nbytes + self.rows.nbytes
 
     def to(self, device: torch.device) -> SpeechSource:
         """The same source with its samples resident on `device`."""

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import ServedDataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.data.text.files import Texts
 from kd_lightning.data.text.synthetic import SyntheticSentences
@@ -143,7 +143,7 @@ class BucketLoader(BatchLoader):
             yield batch
 
 
-class _SentenceDataModule(ServedDataModule):
+class _SentenceDataModule(DataModule):
     """What a text datamodule does beside reading: its loaders, and word vectors. As a base it is part of a run's key."""
 
     tokenizer: Tokenizer

@@ -1,107 +1,166 @@
-"""How a teacher's outputs are stored: in full, or the K largest logits of each sample."""
+"""How a teacher's outputs are stored: in full, or the K largest logits of each row."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.cache.store import Column
-from kd_lightning.types import EnsembleOutput, Output, full, mean_log_probs
+from kd_lightning.types import EnsembleOutput, Output, TopKOutput, full, mean_log_probs
+
+FEATURE = "feature."
+"""Prefix of the columns that hold features."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Codec:
-    """Turns Outputs into columns and back.
+    """Turns Outputs into columns, one entry per sample, and back.
 
-    With `top_k` only the K largest logits of a sample are kept, and the log-sum-exp of all others, which is spread evenly
-    over them when read: at every temperature the result is a distribution over all classes, exact on the K classes at T = 1.
+    With `top_k` only the largest logits of a row are stored, and the log-sum-exp of all others,
+    which is spread evenly over them when it is read; see TopKOutput.
 
     Attributes:
-        dtype: "fp32", exact; or "fp16", half the size, a relative error of up to 2**-11 a logit.
-        top_k: how many logits of each sample are kept; None: all.
+        dtype: "fp32", exact; or "fp16", half the size, with a relative error of up to 2**-11.
+        top_k: how many logits of each row are stored; `None`: all.
         classes: K of the data.
-        weights: of an arithmetic ensemble's members, whose logits are then kept apart.
-        features: roles of the features that are kept besides.
+        weights: of an arithmetic ensemble's members, whose logits are then stored separately.
+        features: roles of the features that are stored besides.
+        positions: rows per sample; 1 for one label per sample, H * W for pixels.
     """
 
     dtype: str = "fp32"
     top_k: int | None = None
     classes: int = 0
-    weights: list[float] | None = None
+    weights: tuple[float, ...] | None = None
     features: tuple[str, ...] = ()
+    positions: int = 1
 
-    def settings(self) -> dict[str, Any]:
-        return {**asdict(self), "features": list(self.features)}
+    def settings(self) -> dict[str, object]:
+        """The codec in plain values, for the cache's manifest."""
+        settings: dict[str, object] = {
+            "dtype": self.dtype,
+            "top_k": self.top_k,
+            "classes": self.classes,
+            "weights": None if self.weights is None else list(self.weights),
+            "features": list(self.features),
+        }
+        if self.positions != 1:
+            settings["positions"] = self.positions
+        return settings
 
     @classmethod
-    def for_output(cls, output: Output, dtype: str, top_k: int | None) -> Codec:
+    def from_settings(cls, settings: Mapping[str, object]) -> Codec:
+        """The codec that `settings` described."""
+        weights = cast(list[float] | None, settings["weights"])
+        return cls(
+            dtype=str(settings["dtype"]),
+            top_k=cast(int | None, settings["top_k"]),
+            classes=cast(int, settings["classes"]),
+            weights=None if weights is None else tuple(weights),
+            features=tuple(cast(list[str], settings["features"])),
+            positions=cast(int, settings.get("positions", 1)),
+        )
+
+    @classmethod
+    def for_output(cls, output: Output, dtype: str, top_k: int | None, samples: int) -> Codec:
         """The codec for outputs like this one.
 
+        Args:
+            output: of a batch in which every position is predicted.
+            dtype, top_k: see the attributes.
+            samples: of the batch.
+
         Raises:
-            UserError: for a K that is no part of the classes, or top-k of an arithmetic ensemble.
+            UserError: if `top_k` is not smaller than the number of classes, or if it is combined
+                with an arithmetic ensemble.
         """
-        classes = output.logits.shape[-1]
-        ensemble = isinstance(output, EnsembleOutput)
+        rows, classes = output.logits.shape
         if top_k is not None and not 1 <= top_k < classes:
             raise UserError(
                 f"--top-k must be at least 1 and less than the {classes} classes, got {top_k}"
             )
-        if top_k is not None and ensemble:
-            raise UserError(
-                "--top-k cannot hold an arithmetic ensemble: its mean differs at every temperature; "
-                "cache it in full, or use --model.teacher.mean=geometric"
-            )
-        weights = output.weights.double().tolist() if isinstance(output, EnsembleOutput) else None
-        return cls(dtype, top_k, classes, weights, tuple(sorted(output.features)))
+        weights = None
+        if isinstance(output, EnsembleOutput):
+            if top_k is not None:
+                raise UserError(
+                    "--top-k cannot hold an arithmetic ensemble: its mean differs at every "
+                    "temperature; cache it in full, or use --model.teacher.mean=geometric"
+                )
+            weights = tuple(output.weights.double().tolist())
+        return cls(
+            dtype=dtype,
+            top_k=top_k,
+            classes=classes,
+            weights=weights,
+            features=tuple(sorted(output.features)),
+            positions=rows // samples,
+        )
 
     @property
     def _float(self) -> torch.dtype:
         return torch.float16 if self.dtype == "fp16" else torch.float32
 
     def encode(self, output: Output) -> dict[str, Tensor]:
-        """The columns of a batch, on the CPU."""
+        """The columns of a batch, `(B, ...)` each, on the CPU.
+
+        Args:
+            output: of a batch in which every position is predicted.
+        """
+        columns = {}
         if self.top_k is not None:
             logits = full(output.logits)
             values, indices = logits.topk(self.top_k, dim=-1)
+            columns["values"] = values.to(self._float)
+            columns["indices"] = indices.to(torch.int16 if self.classes <= 2**15 else torch.int32)
             rest = logits.scatter(-1, indices, float("-inf")).logsumexp(-1)
-            small = torch.int16 if self.classes <= 2**15 else torch.int32
-            columns = {
-                "values": values.to(self._float),
-                "indices": indices.to(small),
-                "rest": rest.float(),
-            }
+            columns["rest"] = rest.float()
         elif isinstance(output, EnsembleOutput):
-            columns = {"members": output.members.to(self._float)}
+            columns["members"] = output.members.to(self._float)
         else:
-            columns = {"logits": output.logits.to(self._float)}
-        columns |= {
-            f"feature.{role}": output.features[role].to(self._float) for role in self.features
-        }
+            columns["logits"] = output.logits.to(self._float)
+        if self.positions > 1:
+            # One entry per sample holds the rows of all its positions.
+            for name, column in columns.items():
+                columns[name] = column.unflatten(0, (-1, self.positions))
+        for role in self.features:
+            columns[FEATURE + role] = output.features[role].to(self._float)
         return {name: tensor.detach().cpu() for name, tensor in columns.items()}
 
     def columns(self, example: dict[str, Tensor]) -> dict[str, Column]:
-        return {
-            name: Column(str(t.numpy().dtype), tuple(t.shape[1:])) for name, t in example.items()
-        }
+        """The description of columns like these."""
+        described = {}
+        for name, tensor in example.items():
+            described[name] = Column(str(tensor.numpy().dtype), tuple(tensor.shape[1:]))
+        return described
 
-    def decode(self, columns: dict[str, Tensor], device: torch.device) -> Output:
-        """The Output that was stored."""
-        tensors = {name: column.to(device) for name, column in columns.items()}
-        features = {role: tensors[f"feature.{role}"] for role in self.features}
+    def decode(self, columns: dict[str, Tensor], positions: Tensor | None = None) -> Output:
+        """The Output that was stored, on the columns' device; top-k outputs stay sparse.
+
+        Args:
+            columns: `(B, ...)` each.
+            positions: `Batch.positions`, if not all positions are predicted.
+        """
+        features = {role: columns[FEATURE + role] for role in self.features}
+        rows = {}
+        for name, column in columns.items():
+            if not name.startswith(FEATURE):
+                rows[name] = self._rows(column, positions)
         if self.top_k is not None:
-            values, indices = tensors["values"].float(), tensors["indices"].long()
-            spread = tensors["rest"] - float(np.log(self.classes - self.top_k))
-            logits = spread[:, None].expand(-1, self.classes).scatter(-1, indices, values)
-            return Output(logits, features)
+            return TopKOutput(rows["values"], rows["indices"], rows["rest"], self.classes, features)
         if self.weights is not None:
-            weights = torch.tensor(
-                self.weights, device=device, dtype=full(tensors["members"]).dtype
-            )
-            mean = mean_log_probs(tensors["members"], weights)
-            return EnsembleOutput(mean, features, members=tensors["members"], weights=weights)
-        return Output(tensors["logits"], features)
+            members = rows["members"]
+            dtype = full(members).dtype
+            weights = torch.tensor(self.weights, device=members.device, dtype=dtype)
+            mean = mean_log_probs(members, weights)
+            return EnsembleOutput(mean, features, members=members, weights=weights)
+        return Output(rows["logits"], features)
+
+    def _rows(self, column: Tensor, positions: Tensor | None) -> Tensor:
+        """One row per predicted position from one entry per sample."""
+        rows = column if self.positions == 1 else column.flatten(0, 1)
+        return rows if positions is None else rows.index_select(0, positions)

@@ -1,0 +1,136 @@
+"""Which rows, in which view, in which step: a pure function of seed, epoch and process."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kd_lightning.randomness import permutation
+from kd_lightning.types import CLEAN
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one process fetches for one step.
+
+    Attributes:
+        rows: int64 `(B,)`, positions in the source.
+        views: the augmentation draws in which each of these rows is shown.
+        placeholder: True if this process has no sample left in the step. It fetches one anyway, to
+            take part in the collective calls; losses and metrics ignore it.
+    """
+
+    rows: Tensor
+    views: tuple[int, ...]
+    placeholder: bool = False
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Whole batches in an order that is a function of (seed, epoch).
+
+    The batches of all processes together are the batches of one process with
+    `world_size * batch_size`.
+
+    Attributes:
+        num_samples: of the source.
+        batch_size: samples per batch, on each device.
+        shuffle: a new order in every epoch; otherwise the source's own.
+        seed: of the order.
+        views: number of different augmentation draws; epoch e shows view `e mod views`. `None`: a
+            new view in every epoch; 0: no augmentation, the clean view.
+        copies: views of each sample in one batch.
+        rank: this process, of `world_size`.
+        world_size: number of processes.
+    """
+
+    num_samples: int
+    batch_size: int
+    shuffle: bool = False
+    seed: int = 0
+    views: int | None = 0
+    copies: int = 1
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def joint_batch_size(self) -> int:
+        """Samples that all processes together take in one step."""
+        return self.batch_size * self.world_size
+
+    def __len__(self) -> int:
+        """The number of steps of an epoch."""
+        return -(-self.num_samples // self.joint_batch_size)
+
+    def views_of(self, epoch: int) -> tuple[int, ...]:
+        """The views that an epoch shows: consecutive draws, `copies` of them per epoch."""
+        if self.views == 0:
+            return (CLEAN,) * self.copies
+        first = epoch * self.copies
+        draws = range(first, first + self.copies)
+        return tuple(draw if self.views is None else draw % self.views for draw in draws)
+
+    def joint_batches(self, epoch: int) -> Iterator[Tensor]:
+        """The rows of each batch of all processes together."""
+        if self.num_samples == 0:
+            return
+        order = torch.arange(self.num_samples)
+        if self.shuffle:
+            order = permutation(self.num_samples, self.seed, epoch)
+        yield from order.split(self.joint_batch_size)
+
+    def steps(self, epoch: int, first: int = 0) -> Iterator[Step]:
+        """This process's steps of an epoch.
+
+        Args:
+            epoch: from 0.
+            first: the step to begin with; a resumed run skips those that it has done.
+        """
+        views = self.views_of(epoch)
+        for rows in itertools.islice(self.joint_batches(epoch), first, None):
+            own = rows[self.rank :: self.world_size]
+            if len(own) > 0:
+                yield Step(own, views)
+            else:
+                yield Step(rows[:1], views, placeholder=True)
+
+
+@dataclass(frozen=True)
+class BucketSchedule(Schedule):
+    """Puts samples of similar length into one batch, so that little is spent on padding.
+
+    Each epoch's permutation is cut into pools of `pool` batches. Each pool is sorted by length and
+    cut into batches, and the batches of all pools are shuffled. Without shuffling the whole source
+    is one pool. A short batch comes last.
+
+    Attributes:
+        lengths: the length of each sample, int64 `(n,)`, in a view.
+        pool: how many batches are sorted together; 1 gives random batches.
+    """
+
+    lengths: Callable[[int], Tensor] = lambda view: torch.empty(0, dtype=torch.int64)
+    pool: int = 32
+
+    def joint_batches(self, epoch: int) -> Iterator[Tensor]:
+        if self.num_samples == 0:
+            return
+        size = self.joint_batch_size
+        lengths = self.lengths(self.views_of(epoch)[0])
+        if not self.shuffle:
+            yield from torch.argsort(lengths, stable=True).split(size)
+            return
+        order = permutation(self.num_samples, self.seed, epoch)
+        in_whole_batches = self.num_samples // size * size
+        batches: list[Tensor] = []
+        if in_whole_batches > 0:
+            for pool in order[:in_whole_batches].split(size * self.pool):
+                by_length = torch.argsort(lengths[pool], stable=True)
+                batches.extend(pool[by_length].split(size))
+        for position in permutation(len(batches), self.seed, epoch, "batches").tolist():
+            yield batches[position]
+        if in_whole_batches < self.num_samples:
+            yield order[in_whole_batches:]

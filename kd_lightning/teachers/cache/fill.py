@@ -1,0 +1,176 @@
+"""Computes a teacher's outputs once, for `CachedTeacher` to replay."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kd_lightning.data.datamodule import STAGES, DataModule
+from kd_lightning.data.source import Source
+from kd_lightning.errors import UserError
+from kd_lightning.teachers.base import Teacher
+from kd_lightning.teachers.cache.codec import Codec
+from kd_lightning.teachers.cache.store import Column, Writer
+from kd_lightning.teachers.cache.teacher import table_name
+from kd_lightning.types import CLEAN, Batch
+
+Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
+"""Given the number of samples to compute, a context whose value is called with each count done."""
+
+
+def planned_tables(datamodule: DataModule, views: int) -> dict[str, tuple[list[Source], int]]:
+    """The tables of a cache: for each name the sources whose samples it holds, and the view."""
+    tables: dict[str, tuple[list[Source], int]] = {}
+    for stage in STAGES:
+        source = datamodule.source(stage)
+        if len(source) == 0:
+            continue
+        augmented = datamodule.augmented and stage == "train"
+        for view in range(views) if augmented else [CLEAN]:
+            sources, _ = tables.setdefault(table_name(source.split, view), ([], view))
+            sources.append(source)
+    return tables
+
+
+def _batches(
+    sources: list[Source], view: int, start: int, stop: int, size: int
+) -> Iterator[tuple[Batch, Tensor]]:
+    """Rows `start` to `stop` of the joined sources, in batches of exactly `size` samples.
+
+    A batch at the end of a source is filled up with that source's first samples: the kernels that a
+    batch meets, and so the last bits of its outputs, depend on its shape. Samples that have lengths
+    come in that order, so that little is spent on padding.
+
+    Yields:
+        A batch, and where its samples stand, counted from `start`. Samples beyond those are filling.
+    """
+    first = 0
+    for source in sources:
+        low = max(start - first, 0)
+        high = min(stop - first, len(source))
+        rows = torch.arange(low, max(low, high))
+        lengths = source.lengths(view)
+        if lengths is not None and len(rows) > 0:
+            rows = rows[torch.argsort(lengths[rows], stable=True)]
+        for own in rows.split(size) if len(rows) > 0 else ():
+            filling = torch.arange(size - len(own)) % len(source)
+            batch = source.batch(torch.cat([own, filling]), view)
+            # Void positions are stored, too: which ones are void may differ between tasks.
+            batch.positions = None
+            yield batch, own + (first - start)
+        first += len(source)
+
+
+def _check_shapes(values: dict[str, Tensor], columns: dict[str, Column]) -> None:
+    for name, tensor in values.items():
+        if tuple(tensor.shape[1:]) != columns[name].shape:
+            raise UserError(
+                f"the teacher's {name} are {list(columns[name].shape)} in one batch and "
+                f"{list(tensor.shape[1:])} in another; a cache holds outputs of one shape: use the "
+                "live teacher for them"
+            )
+
+
+def _rows_of(sources: list[Source]) -> NDArray[np.int64]:
+    """The rows of the source split that a table holds, in order."""
+    return np.concatenate([source.rows.cpu().numpy() for source in sources])
+
+
+@contextlib.contextmanager
+def _no_progress(total: int) -> Iterator[Callable[[int], None]]:
+    yield lambda done: None
+
+
+def cache_teacher(
+    teacher: Teacher,
+    datamodule: DataModule,
+    output: str | Path,
+    views: int = 1,
+    top_k: int | None = None,
+    dtype: str = "fp32",
+    features: tuple[str, ...] = (),
+    device: torch.device | None = None,
+    progress: Progress = _no_progress,
+) -> Path:
+    """Compute a teacher's outputs for every sample and view, and store them in a folder.
+
+    What is there already stays: an interrupted call continues, a damaged shard is computed again.
+
+    Args:
+        teacher: a live teacher.
+        datamodule: its train, validation and test samples are cached, in batches of its
+            `batch_size`.
+        output: folder of the cache.
+        views: draws of the augmentation, if there is one: epoch e trains on view `e mod views`.
+        top_k, dtype: see Codec.
+        features: roles of the teacher's layers to cache besides the logits.
+        device: where the teacher runs; the CPU if left out.
+        progress: shows how many samples are done.
+
+    Raises:
+        UserError: see Writer and Codec.
+    """
+    if views < 1:
+        raise UserError(f"--views must be at least 1, got {views}")
+    device = device or torch.device("cpu")
+    teacher.prepare(datamodule)
+    teacher.to(device)
+    teacher.tap(set(features))
+    size = datamodule.batch_size
+    tables = planned_tables(datamodule, views)
+
+    # One batch tells the shape of a row, and with it the columns of the cache.
+    first_sources, first_view = next(iter(tables.values()))
+    first_batch, _ = next(_batches(first_sources, first_view, 0, 1, size))
+    example = teacher(first_batch.to(device))
+    codec = Codec.for_output(example, dtype, top_k, len(first_batch))
+    writer = Writer(
+        Path(output).expanduser(),
+        {"teacher": teacher.sources(), "data": datamodule.fingerprint()},
+        codec.settings(),
+        codec.columns(codec.encode(example)),
+        size,
+    )
+    todo = {}
+    for name, (sources, _) in tables.items():
+        todo[name] = writer.open(name, _rows_of(sources))
+    total = sum(stop - start for ranges in todo.values() for _, start, stop in ranges)
+    with progress(total) as advance:
+        for name, ranges in todo.items():
+            sources, view = tables[name]
+            for shard, start, stop in ranges:
+                batches = _batches(sources, view, start, stop, size)
+                columns = _compute(teacher, codec, batches, writer.columns, device, advance)
+                writer.put(name, shard, {key: tensor.numpy() for key, tensor in columns.items()})
+    return writer.manifest.folder
+
+
+def _compute(
+    teacher: Teacher,
+    codec: Codec,
+    batches: Iterator[tuple[Batch, Tensor]],
+    columns: dict[str, Column],
+    device: torch.device,
+    advance: Callable[[int], None],
+) -> dict[str, Tensor]:
+    """The columns of one shard, in the order of the table's rows."""
+    parts: list[dict[str, Tensor]] = []
+    places: list[Tensor] = []
+    for batch, place in batches:
+        values = codec.encode(teacher(batch.to(device)))
+        _check_shapes(values, columns)
+        parts.append({name: tensor[: len(place)] for name, tensor in values.items()})
+        places.append(place)
+        advance(len(place))
+    order = torch.argsort(torch.cat(places))
+    joined = {}
+    for name in parts[0]:
+        joined[name] = torch.cat([part[name] for part in parts])[order]
+    return joined

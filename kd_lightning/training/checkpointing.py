@@ -1,0 +1,122 @@
+"""The content of a training checkpoint, in the same format since version 0.1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TypedDict, cast
+
+from torch import Tensor, nn
+
+from kd_lightning.errors import UserError
+from kd_lightning.networks import SelfContained
+from kd_lightning.training.optimizers import SchedulerFactory, takes_total_steps
+from kd_lightning.weights import plain
+
+EPOCH_SUMS = "kd_epoch_sums"
+"""The checkpoint's entry for the loss sums of an epoch that is not finished."""
+
+
+class Described(TypedDict):
+    """The checkpoint's entry `kd_lightning`: what it takes to build the network again.
+
+    Attributes:
+        role: prefix of the network's weights in `state_dict`.
+        network: the network's `class_path` and `init_args`; `None` if it was built in Python.
+        without_files: arguments that replace those that name files.
+        spec: of the data.
+        data: what the datamodule needs to read data the same way; `None` if nothing.
+        teacher: where the teacher's knowledge comes from.
+    """
+
+    role: str
+    network: dict[str, object] | None
+    without_files: dict[str, object]
+    spec: dict[str, object] | None
+    data: dict[str, object] | None
+    teacher: list[dict[str, object]]
+
+
+def self_contained_arguments(network: nn.Module) -> dict[str, object]:
+    """Arguments that rebuild the network without the files it was first built from."""
+    if isinstance(network, SelfContained):
+        return cast(dict[str, object], plain(network.without_files()))
+    return {}
+
+
+def with_arguments(
+    described: object | None, arguments: Mapping[str, object]
+) -> dict[str, object] | None:
+    """A network's `class_path` and `init_args` with some arguments replaced."""
+    if described is None:
+        return None
+    config = dict(cast(Mapping[str, object], plain(described)))
+    if arguments:
+        own = cast(Mapping[str, object], config.get("init_args") or {})
+        config["init_args"] = {**own, **arguments}
+    return config
+
+
+def rename_prefixes(state: dict[str, Tensor], prefixes: Mapping[str, str]) -> None:
+    """Rename the keys of a state dict in place, keeping their order.
+
+    Args:
+        state: parameters and buffers by name.
+        prefixes: new prefix for each old one.
+    """
+    renamed = {}
+    for key, value in state.items():
+        for old, new in prefixes.items():
+            if key.startswith(old):
+                key = new + key.removeprefix(old)
+                break
+        renamed[key] = value
+    state.clear()
+    state.update(renamed)
+
+
+def check_loss_state(saved: Mapping[str, Tensor], losses: nn.ModuleDict) -> None:
+    """Refuse to resume with other losses than the checkpoint's.
+
+    Args:
+        saved: the checkpoint's `state_dict`.
+        losses: of the run that resumes.
+
+    Raises:
+        UserError: if the adapters or memories of the losses differ.
+    """
+    theirs = {}
+    for key, value in saved.items():
+        if key.startswith("losses."):
+            theirs[key.removeprefix("losses.")] = value.shape
+    own = {key: value.shape for key, value in losses.state_dict().items()}
+    for key in sorted({*own, *theirs}):
+        if own.get(key) != theirs.get(key):
+            raise UserError(
+                f"the checkpoint was trained with other losses ({key} differs): resume with the "
+                "config that made it, or start a new run from its weights with --model.init_from"
+            )
+
+
+def check_schedule(
+    states: list[dict[str, object]], scheduler: SchedulerFactory | None, total_steps: int
+) -> None:
+    """Refuse to resume a schedule over a fixed number of steps with another number.
+
+    Args:
+        states: the checkpoint's `lr_schedulers`.
+        scheduler: of the run that resumes.
+        total_steps: of the run that resumes.
+
+    Raises:
+        UserError: if the number of steps changed.
+    """
+    if scheduler is None or not takes_total_steps(scheduler):
+        return
+    for state in states:
+        planned = state.get("total_steps", total_steps)
+        if planned != total_steps:
+            raise UserError(
+                f"the checkpoint's learning rates were planned for {planned} steps, this run has "
+                f"{total_steps}: resume with the same --trainer.max_epochs, batches and devices, "
+                "or start a new run from its weights with --model.init_from"
+            )

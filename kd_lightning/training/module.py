@@ -1,0 +1,420 @@
+"""The Lightning hooks that all training schemes with one student share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Literal, cast
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from kd_lightning.data.blank import blank_batch
+from kd_lightning.data.datamodule import DataModule
+from kd_lightning.data.loader import BatchLoader
+from kd_lightning.errors import UserError
+from kd_lightning.losses.base import DistillLoss
+from kd_lightning.metrics import TaskMetrics
+from kd_lightning.randomness import reseed, run_seed
+from kd_lightning.spec import Spec, check_vocabulary
+from kd_lightning.tasks.base import Task
+from kd_lightning.teachers.base import Teacher
+from kd_lightning.training import checkpointing, lightning_compat
+from kd_lightning.training.learner import Learner
+from kd_lightning.training.means import EpochMeans
+from kd_lightning.training.objective import Objective
+from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, optimize
+from kd_lightning.types import Batch, Inputs, Output
+from kd_lightning.weights import KEY, load_weights, network_weights, read_file
+
+Trains = Literal["both", "network", "losses"]
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains one network with a dict of losses. Contains Lightning hooks only.
+
+    The `Learner` holds the network, the `Objective` the losses. In checkpoints the network's
+    weights have the prefix `role`, the losses' adapters the prefix `losses`.
+
+    Args:
+        network: any nn.Module that returns logits.
+        losses: by name.
+        optimizer: from the trainable parameters to an optimizer.
+        scheduler: from an optimizer to a learning-rate scheduler.
+        layers: module name for each role that a loss reads.
+        init_from: checkpoint or weights file to start from.
+        spec: of the data; filled in from the datamodule.
+        channels_last: keep images and convolutions in that memory format.
+        train: what the optimizer updates.
+    """
+
+    role: ClassVar[str]
+
+    def __init__(
+        self,
+        network: nn.Module,
+        losses: Mapping[str, DistillLoss],
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        layers: Mapping[str, str] | None,
+        init_from: str | None,
+        spec: Mapping[str, object] | None,
+        channels_last: bool,
+        train: Trains,
+    ) -> None:
+        super().__init__()
+        self.learner = Learner(network, layers)
+        self.objective = Objective(losses)
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.init_from = init_from
+        self.spec = Spec.from_dict(spec) if spec else None
+        self.channels_last = channels_last
+        self.trains = train
+        self.task: Task | None = None
+        self.metrics: TaskMetrics | None = None
+        self._uses_teacher = False
+        self._means = EpochMeans()
+        self._resumed_sums: Tensor | None = None
+        self._epoch_seed: tuple[int | str, ...] = ()
+        self.register_state_dict_post_hook(self._rename_saved)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(self._rename_loaded)  # type: ignore[no-untyped-call]
+
+    # -- what users and other rooms read ----------------------------------------------------------
+
+    @property
+    def net(self) -> nn.Module:
+        """The network that is trained."""
+        return self.learner.network
+
+    @property
+    def losses(self) -> nn.ModuleDict:
+        """The losses by name."""
+        return self.objective.losses
+
+    @property
+    def active_teacher(self) -> Teacher | None:
+        """The prepared teacher; `None` if there is none."""
+        return None
+
+    def provenance(self) -> list[dict[str, object]]:
+        """Where the teacher's knowledge comes from, in plain values."""
+        return []
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """The network's logits at temperature 1, as in deployment."""
+        return self.learner.logits(inputs)
+
+    def keep_hyperparameters(self) -> None:
+        """Store the config that LightningCLI built this module from, to build it again."""
+        if lightning_compat.built_from_config():
+            self.save_hyperparameters(logger=False)
+
+    # -- before training --------------------------------------------------------------------------
+
+    def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
+        """Prepare for this data: check it, load initial weights, tap layers, build adapters.
+
+        Calling it again changes nothing.
+
+        Args:
+            datamodule: the data.
+            stage: "fit", "validate", "test" or "predict".
+
+        Raises:
+            UserError: one line, before anything is trained, if something does not fit.
+        """
+        first = self.task is None
+        if first:
+            self.task = datamodule.task
+            self.spec = datamodule.spec
+            self.metrics = datamodule.task.metrics(self.spec)
+            self.learner.set_task(datamodule.task)
+        assert self.task is not None and self.spec is not None
+        blank = blank_batch(self.spec, self.task)
+        if stage == "fit" and not self.objective.built:
+            losses_state = self._load_initial_weights(datamodule)
+            self._build_objective(blank)
+            self.objective.restore(losses_state)
+        elif self.objective.predicts and not self.objective.built:
+            self._build_objective(blank)
+        if first:
+            self.learner.check_output(blank, self.task, self.spec)
+            if self.channels_last:
+                self.to(memory_format=torch.channels_last)
+
+    def _load_initial_weights(self, datamodule: DataModule) -> dict[str, Tensor]:
+        """Load the network from `init_from`; returns the losses' state found there."""
+        assert self.spec is not None
+        if self.init_from is None:
+            return {}
+        owner = f"init_from {self.init_from}"
+        content = read_file(self.init_from, "init_from")
+        described = content.get(KEY) or {}
+        trained_on = Spec.from_dict(described["spec"]) if described.get("spec") else None
+        check_vocabulary(owner, trained_on, self.spec, self.spec.vocabulary)
+        weights = datamodule.adapt_weights(self.net, network_weights(content), trained_on, owner)
+        load_weights(self.net, weights, owner)
+        state: dict[str, Tensor] = {}
+        if described:
+            for key, value in content["state_dict"].items():
+                if key.startswith("losses."):
+                    state[key.removeprefix("losses.")] = value
+        return state
+
+    def _build_objective(self, blank: Batch) -> None:
+        assert self.spec is not None and self.task is not None
+        teacher = self.active_teacher if self.objective.uses_teacher else None
+        self._uses_teacher = teacher is not None
+        self.objective.build(self.learner, teacher, blank, self.spec, self.task)
+
+    def setup(self, stage: str) -> None:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, DataModule):
+            raise UserError(
+                "give the Trainer a datamodule of kd_lightning: trainer.fit(module, datamodule=...)"
+            )
+        self.attach(datamodule, stage)
+        self._join_cached_outputs(datamodule)
+
+    def _join_cached_outputs(self, datamodule: DataModule) -> None:
+        """Let the loaders add the teacher's cached outputs to the batches that need them."""
+        teacher = self.active_teacher
+        join = teacher.join if teacher is not None and teacher.joins else None
+        for name in ("train", "validation", "test"):
+            needed = self._uses_teacher or name != "train"
+            if join is not None and needed:
+                datamodule.joins[name] = join
+            else:
+                datamodule.joins.pop(name, None)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        modules: dict[Trains, list[nn.Module]] = {
+            "both": [self.net, self.losses],
+            "network": [self.net],
+            "losses": [self.losses],
+        }
+        parameters = []
+        for module in modules[self.trains]:
+            parameters.extend(p for p in module.parameters() if p.requires_grad)
+        return optimize(
+            self.optimizer,
+            self.scheduler,
+            parameters,
+            lambda: int(self.trainer.estimated_stepping_batches),
+        )
+
+    def check_optimizer(self) -> None:
+        """Refuse an optimizer or scheduler with wrong arguments before anything is trained.
+
+        Raises:
+            UserError: if one of them does not accept its arguments.
+        """
+        placeholder = nn.Parameter(torch.zeros(1))
+        optimize(self.optimizer, self.scheduler, [placeholder], lambda: 100)
+
+    # -- batches ----------------------------------------------------------------------------------
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
+            batch.inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
+        return batch
+
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        # Copies from page-locked memory run beside the kernels that are queued already.
+        return batch.to(device, non_blocking=True)
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def on_train_start(self) -> None:
+        if not lightning_compat.resumes_within_epoch(self.trainer):
+            return
+        # Lightning announces no epoch that has begun already.
+        self._begin_epoch()
+        self._means = EpochMeans(self._resumed_sums)
+        loader = self.trainer.train_dataloader
+        if isinstance(loader, BatchLoader):
+            loader.skip = lightning_compat.batches_done_in_epoch(self.trainer)
+
+    def on_train_epoch_start(self) -> None:
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
+        self._means = EpochMeans()
+        self.objective.begin_epoch(self.current_epoch, self.trainer.world_size)
+        self._epoch_seed = (run_seed(), "step", self.current_epoch)
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what
+        # the uninterrupted run drew.
+        reseed(self.device, *self._epoch_seed, batch_idx, self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # The teacher runs first: its activations are free again before the student's fill memory.
+        teacher = self._teacher_output(batch) if self._uses_teacher else None
+        student = self.learner(batch)
+        total, terms, samples = self.objective(student, teacher, batch)
+        self._means.add(samples, total, terms)
+        return cast(Tensor, total)
+
+    def _teacher_output(self, batch: Batch) -> Output | None:
+        """The teacher's output for a batch; `None` if there is no teacher."""
+        teacher = self.active_teacher
+        return None if teacher is None else cast(Output, teacher(batch))
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+        # Equal to optimizer.zero_grad() without its profiler entry, which takes longer than this.
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
+    def optimizer_step(self, *args: object, **kwargs: object) -> None:
+        super().optimizer_step(*args, **kwargs)  # type: ignore[arg-type]
+        self.learner.after_step()
+        self.objective.after_step()
+
+    def on_train_batch_end(self, outputs: object, batch: Batch, batch_idx: int) -> None:
+        window = lightning_compat.log_every_n_steps(self.trainer)
+        if len(self._means) >= window or self.trainer.is_last_batch:
+            self._close_window()
+
+    def _close_window(self) -> None:
+        """Add the window's losses to the epoch's sums; stop if the loss is not finite."""
+        not_finite = self._means.close()
+        if not_finite is not None:
+            raise UserError(
+                f"the loss became {not_finite} in epoch {self.current_epoch}, at or before step "
+                f"{self.global_step}; lower the learning rate, or clip gradients with "
+                "--trainer.gradient_clip_val=1"
+            )
+
+    def on_train_epoch_end(self) -> None:
+        self._close_window()  # max_steps may have cut the epoch short
+        if not all(bool(p.isfinite().all()) for p in self.net.parameters()):
+            raise UserError(
+                f"weights became infinite or NaN in epoch {self.current_epoch}; "
+                "lower the learning rate"
+            )
+        means = self._means.compute(self.device, self.trainer.world_size > 1)
+        if means is not None:
+            names = ["train_loss", *(f"train_loss_{name}" for name in self.losses)]
+            self.log_dict(dict(zip(names, means, strict=True)))
+        self._means = EpochMeans()
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    # -- evaluation -------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        if self.metrics is not None:
+            self.metrics.reset()
+
+    def on_test_epoch_start(self) -> None:
+        self.on_validation_epoch_start()
+
+    def _evaluate(self, batch: Batch) -> Output:
+        """The student's output; the batch is added to the metrics."""
+        assert self.metrics is not None
+        student = self.objective.predict(self.learner(batch), batch)
+        if not batch.placeholder:
+            self.metrics.update(student, self._teacher_output(batch), batch)
+        return student
+
+    def _log_metrics(self, stage: str) -> None:
+        assert self.metrics is not None
+        values = {}
+        for name, value in self.metrics.compute().items():
+            values[f"{stage}_{name}"] = value.float()
+        self.log_dict(values)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        assert self.task is not None
+        return _without_placeholder(self.task.test_outputs(self._evaluate(batch), batch), batch)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        assert self.task is not None
+        student = self.objective.predict(self.learner(batch), batch)
+        return _without_placeholder(self.task.predictions(student, batch), batch)
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        datamodule = getattr(self._trainer, "datamodule", None)
+        arguments = checkpointing.self_contained_arguments(self.net)
+        network = checkpointing.with_arguments(self.hparams.get(self.role), arguments)
+        if network is not None and arguments:
+            parameters = cast(dict[str, object], checkpoint["hyper_parameters"])
+            checkpoint["hyper_parameters"] = {**parameters, self.role: network}
+        self._close_window()
+        world_size = self._trainer.world_size if self._trainer is not None else 1
+        sums = self._means.share(self.device, world_size)
+        if sums is not None:
+            checkpoint[checkpointing.EPOCH_SUMS] = sums  # of an unfinished epoch
+        checkpoint[KEY] = checkpointing.Described(
+            role=self.role,
+            network=network,
+            without_files=arguments,
+            spec=self.spec.to_dict() if self.spec is not None else None,
+            data=datamodule.checkpoint_state() if isinstance(datamodule, DataModule) else None,
+            teacher=self.provenance(),
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+        described = cast(checkpointing.Described | None, checkpoint.get(KEY))
+        if not described or described["role"] != self.role:
+            raise UserError(
+                f"the checkpoint is not one of a {type(self).__name__}; resume with the config "
+                "that made it"
+            )
+        self._resumed_sums = cast(Tensor | None, checkpoint.get(checkpointing.EPOCH_SUMS))
+        if self.objective.built:
+            # Training resumes: it must continue with what it began with.
+            state = cast(dict[str, Tensor], checkpoint.get("state_dict") or {})
+            checkpointing.check_loss_state(state, self.losses)
+            schedules = cast(list[dict[str, object]], checkpoint.get("lr_schedulers") or [])
+            steps = int(self.trainer.estimated_stepping_batches) if schedules else 0
+            checkpointing.check_schedule(schedules, self.scheduler, steps)
+        if self.task is None and described["spec"]:
+            # The copy in the hyperparameters went through YAML, which reads some names as numbers.
+            self.spec = Spec.from_dict(described["spec"])
+
+    def _checkpoint_prefixes(self) -> dict[str, str]:
+        """Prefixes of parameters in this module, and in its checkpoints."""
+        return {"learner.network.": f"{self.role}.", "objective.losses.": "losses."}
+
+    @staticmethod
+    def _rename_saved(
+        module: TrainingModule, state: dict[str, Tensor], prefix: str, metadata: object
+    ) -> None:
+        renamed = {
+            prefix + own: prefix + saved for own, saved in module._checkpoint_prefixes().items()
+        }
+        checkpointing.rename_prefixes(state, renamed)
+
+    @staticmethod
+    def _rename_loaded(
+        module: TrainingModule, state: dict[str, Tensor], prefix: str, *_: object
+    ) -> None:
+        renamed = {
+            prefix + saved: prefix + own for own, saved in module._checkpoint_prefixes().items()
+        }
+        checkpointing.rename_prefixes(state, renamed)
+
+
+def _without_placeholder(outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+    """No rows for a batch that stands for no samples."""
+    if not batch.placeholder:
+        return outputs
+    return {name: tensor[:0] for name, tensor in outputs.items()}
