@@ -45,7 +45,8 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
             f"{type(network).__name__} has no layer {name!r}; the nearest names are "
             f"{', '.join(near)}"
         )
-    return modules[name]
+    found: nn.Module = modules[name]
+    return found
 
 
 class Taps:
@@ -149,8 +150,9 @@ def as_logits(output: object) -> Tensor:
         return as_logits(output[0])
     if isinstance(output, Mapping):
         for name in LOGIT_NAMES:
-            if isinstance(output.get(name), Tensor):
-                return output[name]
+            logits = output.get(name)
+            if isinstance(logits, Tensor):
+                return logits
     elif isinstance(output, HasLogits) and isinstance(output.logits, Tensor):
         return output.logits
     raise UserError(f"the network returned {type(output).__name__}, which holds no logits")

@@ -27,9 +27,10 @@ class MultilabelMetrics(TaskMetrics):
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         self.num_classes = num_classes
-        options = {"ignore_index": UNLABELLED, "validate_args": False}
-        self.mean_average_precision = MultilabelAveragePrecision(num_classes, **options)
-        self.f1 = MultilabelF1Score(num_classes, **options)
+        self.mean_average_precision = MultilabelAveragePrecision(
+            num_classes, ignore_index=UNLABELLED, validate_args=False
+        )
+        self.f1 = MultilabelF1Score(num_classes, ignore_index=UNLABELLED, validate_args=False)
         self.errors = sum_metric()
         self.nll = mean_metric()
         self.comparison = TeacherComparison()

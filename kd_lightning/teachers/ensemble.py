@@ -41,8 +41,7 @@ class EnsembleTeacher(Teacher):
     ) -> None:
         super().__init__()
         members = list(teachers or [])
-        for path in checkpoints or []:
-            members.append(ModelTeacher(checkpoint=path))
+        members += [ModelTeacher(checkpoint=path) for path in checkpoints or []]
         if not members:
             raise UserError("EnsembleTeacher has no members; give teachers or checkpoints")
         values = weights or [1.0] * len(members)

@@ -156,7 +156,8 @@ class ModelTeacher(Teacher):
         return self.taps.modules
 
     def outputs(self, batch: Batch) -> Output:
-        assert self.network is not None and self._task is not None, "prepare() comes first"
+        assert self.network is not None, "prepare() comes first"
+        assert self._task is not None, "prepare() comes first"
         return run_teacher_on_batch(self.network, batch, self._task.rows, self.taps)
 
     def sources(self) -> list[dict[str, object]]:

@@ -132,7 +132,8 @@ class TrainingModule(pl.LightningModule):
             self.spec = datamodule.spec
             self.metrics = datamodule.task.metrics(self.spec)
             self.learner.set_task(datamodule.task)
-        assert self.task is not None and self.spec is not None
+        assert self.task is not None
+        assert self.spec is not None
         blank = blank_batch(self.spec, self.task)
         if stage == "fit" and not self.objective.built:
             losses_state = self._load_initial_weights(datamodule)
@@ -165,7 +166,8 @@ class TrainingModule(pl.LightningModule):
         return state
 
     def _build_objective(self, blank: Batch) -> None:
-        assert self.spec is not None and self.task is not None
+        assert self.spec is not None
+        assert self.task is not None
         teacher = self.active_teacher if self.objective.uses_teacher else None
         self._uses_teacher = teacher is not None
         self.objective.build(self.learner, teacher, blank, self.spec, self.task)
@@ -196,7 +198,7 @@ class TrainingModule(pl.LightningModule):
             "network": [self.net],
             "losses": [self.losses],
         }
-        parameters = []
+        parameters: list[nn.Parameter] = []
         for module in modules[self.trains]:
             parameters.extend(p for p in module.parameters() if p.requires_grad)
         return optimize(

@@ -57,18 +57,18 @@ class Objective(nn.Module):
         self._early_state: dict[str, Tensor] = {}
         self._weighted: list[tuple[DistillLoss, float]] = []
         self._world_size = 1
-        self._after_step = _overriding(self.items(), "after_step")
-        self._predicting = _overriding(self.items(), "predict")
+        self._after_step = _overriding(self.named_losses(), "after_step")
+        self._predicting = _overriding(self.named_losses(), "predict")
         self.register_load_state_dict_pre_hook(self._hold_early_state)  # type: ignore[no-untyped-call]
 
-    def items(self) -> list[tuple[str, DistillLoss]]:
+    def named_losses(self) -> list[tuple[str, DistillLoss]]:
         """The losses with their names, in order."""
         return [(name, cast(DistillLoss, loss)) for name, loss in self.losses.items()]
 
     @property
     def uses_teacher(self) -> bool:
         """Whether any loss needs a teacher."""
-        return any(loss.uses_teacher for _, loss in self.items())
+        return any(loss.uses_teacher for _, loss in self.named_losses())
 
     @property
     def predicts(self) -> bool:
@@ -101,11 +101,11 @@ class Objective(nn.Module):
         if teacher is not None:
             teacher_probe = self._probe_teacher(teacher, blank, spec, task)
         student_roles: set[str] = set()
-        for _, loss in self.items():
+        for _, loss in self.named_losses():
             student_roles |= loss.student_roles
         learner.tap(student_roles)
         student_probe = Probe(learner.probe(blank), spec=spec)
-        for name, loss in self.items():
+        for name, loss in self.named_losses():
             if loss.uses_teacher and teacher_probe is None:
                 raise UserError(
                     f"the loss {name!r} needs a teacher; use DistillationModule with model.teacher"
@@ -118,7 +118,7 @@ class Objective(nn.Module):
 
     def _probe_teacher(self, teacher: Teacher, blank: Batch, spec: Spec, task: Task) -> Probe:
         roles: set[str] = set()
-        for name, loss in self.items():
+        for name, loss in self.named_losses():
             roles |= loss.teacher_roles
             if loss.exact_logits and not teacher.exact_logits:
                 raise UserError(
@@ -139,7 +139,7 @@ class Objective(nn.Module):
             state: of an earlier stage's losses, as `losses.state_dict()` returned it.
         """
         own = self.losses.state_dict()
-        for name, _ in self.items():
+        for name, _ in self.named_losses():
             keys = [key for key in own if key.startswith(f"{name}.")]
             fits = all(key in state and state[key].shape == own[key].shape for key in keys)
             if keys and fits:
@@ -164,7 +164,7 @@ class Objective(nn.Module):
         """Set the weights of an epoch (from 0), and the number of processes that train together."""
         self._world_size = world_size
         self._weighted = []
-        for _, loss in self.items():
+        for _, loss in self.named_losses():
             loss.on_epoch_start(epoch)
             self._weighted.append((loss, loss.weight_at(epoch)))
 

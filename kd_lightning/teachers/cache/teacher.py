@@ -179,7 +179,6 @@ class CachedTeacher(Teacher):
     def sources(self) -> list[dict[str, object]]:
         if self._manifest is None:
             return []
-        sources = []
-        for source in self._manifest.content["fingerprint"]["teacher"]:
-            sources.append({**source, "cache": str(self.path.resolve())})
-        return sources
+        cache = str(self.path.resolve())
+        live_sources = self._manifest.content["fingerprint"]["teacher"]
+        return [{**source, "cache": cache} for source in live_sources]
