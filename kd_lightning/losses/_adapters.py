@@ -119,10 +119,9 @@ def feature_pairs(
     """The student's and the teacher's feature of each of the loss's roles; see `feature_of`."""
     name = type(owner).__name__
     target = teacher_of(owner, teacher)
-    pairs = []
-    for role in owner.roles:
-        pairs.append((feature_of(name, student, role), feature_of(name, target, role)))
-    return pairs
+    return [
+        (feature_of(name, student, role), feature_of(name, target, role)) for role in owner.roles
+    ]
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
