@@ -16,6 +16,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 lint: .venv/.installed
+	$(BIN)/python -m tests.losses.exports
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -1,9 +1,9 @@
-"""What the losses between features share: arguments, shapes seen before training, maps of one size, precision of adapters."""
+"""Tools for losses between features: argument checks, shapes, maps of equal size, adapters."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
@@ -13,18 +13,21 @@ from kd_lightning.losses.base import DistillLoss, Probe, teacher_of
 from kd_lightning.types import Output, full
 
 Convention = Literal["paper", "benchmark"]
-"""Whose formula: the paper's, or that of the CIFAR-100 benchmark's code (Tian et al. 2020, arXiv 1910.10699)."""
+"""Which formula: the paper's, or that of the CIFAR-100 benchmark (Tian et al. 2020,
+arXiv 1910.10699)."""
 
 _KINDS = {2: "vectors (B, C)", 4: "maps (B, C, H, W)"}
 
 
-def check_convention(owner: str, convention: Any) -> Convention:
+def check_convention(owner: str, convention: str) -> Convention:
+    """Return `convention` if it is valid; UserError otherwise."""
     if convention not in get_args(Convention):
         raise UserError(f"{owner}: convention must be 'paper' or 'benchmark', got {convention!r}")
-    return convention  # type: ignore[no-any-return]
+    return cast(Convention, convention)
 
 
-def check_role(owner: str, name: str, role: Any) -> str:
+def check_role(owner: str, name: str, role: str) -> str:
+    """Return `role`, the argument `name`, if it is a non-empty string; UserError otherwise."""
     if not isinstance(role, str) or not role:
         raise UserError(
             f"{owner}: {name} must be the role of a layer, such as 'stage2', got {role!r}"
@@ -33,11 +36,12 @@ def check_role(owner: str, name: str, role: Any) -> str:
 
 
 def check_layers(owner: str, layers: Sequence[str]) -> list[str]:
-    """The roles as a list; UserError for a single string, none at all, or one named twice."""
+    """Return the roles as a list; UserError for a single string, an empty list or duplicates."""
     roles = [] if isinstance(layers, str) else list(layers)
     if not roles or len(set(roles)) < len(roles):
         raise UserError(
-            f"{owner}: layers must list different roles, such as [stage1, stage2, stage3], got {layers!r}"
+            f"{owner}: layers must list different roles, such as [stage1, stage2, stage3], "
+            f"got {layers!r}"
         )
     return [check_role(owner, "each of layers", role) for role in roles]
 
@@ -49,44 +53,62 @@ def shapes_of(
     roles: tuple[str, str],
     ranks: tuple[int, ...] = (2, 4),
 ) -> tuple[Size, Size]:
-    """The shapes of the student's and the teacher's feature, the batch of the probe included.
+    """The shapes of the student's and the teacher's feature, including the batch dimension.
+
+    Args:
+        owner: name of the loss.
+        student, teacher: their probes.
+        roles: the student's and the teacher's role.
+        ranks: numbers of dimensions that the loss can read.
 
     Raises:
-        UserError: where a layer gives no tensor, or features of a rank that the loss cannot read, or both differ in rank.
+        UserError: if there is no teacher, a layer does not return a tensor, the loss cannot read
+            its rank, or the two ranks differ.
     """
     if teacher is None:
         raise UserError(f"{owner} needs a teacher; use DistillationModule with model.teacher")
-    shapes = []
-    for whose, probe, role in (("student", student, roles[0]), ("teacher", teacher, roles[1])):
-        feature: Any = probe.output.features.get(role)
-        if not isinstance(feature, Tensor):
-            raise UserError(
-                f"{owner}: the {whose}'s layer {role!r} gives a {type(feature).__name__}, not a tensor"
-            )
-        if feature.ndim not in ranks:
-            kinds = " or ".join(_KINDS[rank] for rank in ranks)
-            raise UserError(
-                f"{owner} reads {kinds}; the {whose}'s layer {role!r} gives {list(feature.shape[1:])} a sample"
-            )
-        shapes.append(feature.shape)
-    if len(shapes[0]) != len(shapes[1]):
-        a, b = (list(shape[1:]) for shape in shapes)
+    student_shape = _shape_of(owner, "student", student, roles[0], ranks)
+    teacher_shape = _shape_of(owner, "teacher", teacher, roles[1], ranks)
+    if len(student_shape) != len(teacher_shape):
         raise UserError(
-            f"{owner}: student and teacher give features of shape {a} and {b} a sample; name two maps or two vectors"
+            f"{owner}: student and teacher give features of shape {list(student_shape[1:])} and "
+            f"{list(teacher_shape[1:])} per sample; name two maps or two vectors"
         )
-    return shapes[0], shapes[1]
+    return student_shape, teacher_shape
+
+
+def _shape_of(owner: str, network: str, probe: Probe, role: str, ranks: tuple[int, ...]) -> Size:
+    feature: object = probe.output.features.get(role)
+    if not isinstance(feature, Tensor):
+        raise UserError(
+            f"{owner}: the {network}'s layer {role!r} gives a {type(feature).__name__}, "
+            "not a tensor"
+        )
+    if feature.ndim not in ranks:
+        kinds = " or ".join(_KINDS[rank] for rank in ranks)
+        raise UserError(
+            f"{owner} reads {kinds}; the {network}'s layer {role!r} gives "
+            f"{list(feature.shape[1:])} per sample"
+        )
+    return feature.shape
 
 
 def feature_of(owner: str, output: Output, role: str) -> Tensor:
-    """The feature of a role, in at least single precision."""
+    """The feature of a role, `(B, ...)`, in at least single precision.
+
+    Raises:
+        UserError: if the output does not contain the role, or the layer does not return a tensor.
+    """
     if role not in output.features:
         raise UserError(
-            f"{owner}: the output holds no feature {role!r}; name its layer in model.layers and teacher.layers"
+            f"{owner}: the output holds no feature {role!r}; "
+            "name its layer in model.layers and teacher.layers"
         )
-    feature: Any = output.features[role]
+    feature: object = output.features[role]
     if not isinstance(feature, Tensor):
         raise UserError(
-            f"{owner}: the layer of the role {role!r} gives a {type(feature).__name__}, not a tensor; name another"
+            f"{owner}: the layer of the role {role!r} gives a {type(feature).__name__}, "
+            "not a tensor; name another layer"
         )
     return full(feature)
 
@@ -94,23 +116,31 @@ def feature_of(owner: str, output: Output, role: str) -> Tensor:
 def feature_pairs(
     owner: DistillLoss, student: Output, teacher: Output | None
 ) -> list[tuple[Tensor, Tensor]]:
-    """The student's and the teacher's feature of each of the loss's roles, in at least single precision."""
-    name, known = type(owner).__name__, teacher_of(owner, teacher)
+    """The student's and the teacher's feature of each of the loss's roles; see `feature_of`."""
+    name = type(owner).__name__
+    target = teacher_of(owner, teacher)
     return [
-        (feature_of(name, student, role), feature_of(name, known, role)) for role in owner.roles
+        (feature_of(name, student, role), feature_of(name, target, role)) for role in owner.roles
     ]
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps `(B, C, H, W)`, in each direction averaged down to the smaller size; vectors as they are."""
+    """Bring two maps `(B, C, H, W)` to one size; vectors `(B, C)` are returned unchanged.
+
+    In each direction the larger map is averaged down to the size of the smaller one.
+    """
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
-    height, width = (min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True))
-    return F.adaptive_avg_pool2d(student, (height, width)), F.adaptive_avg_pool2d(
-        teacher, (height, width)
-    )
+    height = min(student.shape[2], teacher.shape[2])
+    width = min(student.shape[3], teacher.shape[3])
+    student = F.adaptive_avg_pool2d(student, (height, width))
+    teacher = F.adaptive_avg_pool2d(teacher, (height, width))
+    return student, teacher
 
 
 def adapted(adapter: nn.Module, feature: Tensor) -> Tensor:
-    """What an adapter makes of a feature, in at least single precision; the adapter runs in its own, or under autocast."""
+    """Apply an adapter to a feature `(B, ...)`; the result is in at least single precision.
+
+    The adapter itself runs in the precision of its parameters, or in that of autocast.
+    """
     return full(adapter(feature.to(next(adapter.parameters()).dtype)))

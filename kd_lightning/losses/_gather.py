@@ -1,76 +1,84 @@
-"""What the losses that relate samples share: the samples of all processes, and unit vectors that are safe at zero.
+"""Tools for losses that relate samples: the joint batch of all processes, and safe unit vectors.
 
-A mean over samples can be taken by each process over its own: the module weighs each by `counted` (see BaseModule). A loss
-between samples cannot. There every process gathers the joined batch and computes the same joined loss, so that:
+Most losses average over samples, so each process can average over its own: the module weights the
+results by `weight_of`. A loss between samples cannot be split like that. Instead, every process
+gathers the joint batch and computes the same joint loss. Two things make this exact:
 
-- `counted` is 1 on every process, also on one without a sample: the loss is not scaled, and the mean over processes is it;
-- the gather's backward pass adds up what all processes say of a row, which is W times that row's gradient, and the mean over
-  the gradients of W processes, which DDP takes, makes it the joined batch's.
+- The weight is 1 in every process (`mean_over = "joint"`), even without a sample. The mean over
+  processes is then the joint loss itself.
+- The backward pass of the gather sums the gradients from all W processes, which is W times the
+  gradient of a row. DDP averages gradients over W processes, which gives the joint batch's gradient.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from kd_lightning.types import Batch
 
 
 class _AllGather(torch.autograd.Function):
-    """`(n, ...)` of each of W processes to `(W, n, ...)` on all. Its gradient is the sum of theirs."""
+    """Gather `(n, ...)` from each of W processes into `(W, n, ...)`; gradients are summed."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor) -> Tensor:
+    def forward(ctx: FunctionCtx, own: Tensor) -> Tensor:
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(parts, own)
         return torch.stack(parts)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[dist.get_rank()]
 
 
 class JoinedBatch:
-    """The batch of all processes together: `JoinedBatch(batch)(feature)` are its rows, in its order.
+    """The joint batch of all processes: `JoinedBatch(batch)(feature)` returns its rows in order.
 
-    The loader gives process r of W the rows r, r + W, r + 2 W, ... of each joined batch, fewer or none of a short last one.
-    Outside `torch.distributed` it returns what it is given.
+    The loader gives process r of W the rows r, r + W, r + 2 W, ... of each joint batch; a short
+    last batch may leave some processes with fewer rows, or with none. Without
+    `torch.distributed`, tensors are returned unchanged.
 
     Args:
-        batch: this process's; a ghost has no row in the joined batch.
+        batch: this process's batch. A placeholder has no row in the joint batch.
     """
 
     def __init__(self, batch: Batch) -> None:
-        self.own = 0 if batch.ghost else len(batch)
-        self.held: Tensor | None = None
+        self.rows = 0 if batch.placeholder else len(batch)
+        self.exists: Tensor | None = None
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            sizes = batch.target.new_empty(dist.get_world_size())
-            dist.all_gather(list(sizes.unbind()), batch.target.new_tensor(self.own))
-            # Row i of process r is row i W + r of the joined batch, where process r has so many.
-            self.held = torch.arange(int(sizes.max()), device=sizes.device)[:, None] < sizes
+            sizes = batch.index.new_empty(dist.get_world_size())
+            dist.all_gather(list(sizes.unbind()), batch.index.new_tensor(self.rows))
+            # Row i of process r is row i W + r of the joint batch, if process r has that many rows.
+            rows = torch.arange(int(sizes.max()), device=sizes.device)
+            self.exists = rows[:, None] < sizes
 
     def __call__(self, own: Tensor) -> Tensor:
-        """`(B, ...)` of this process to the joined batch's `(sum of B, ...)`; every process must call it, with the same kind.
+        """Gather `(B, ...)` of each process into `(sum of B, ...)`; gradients reach all processes.
 
-        A gradient reaches the rows of every process.
+        Every process must call it with tensors of the same type and shape per row.
         """
-        if self.held is None:
+        if self.exists is None:
             return own
-        # All processes must send as many rows: pad here, cut there.
-        padded = torch.cat(
-            [own[: self.own], own.new_zeros(len(self.held) - self.own, *own.shape[1:])]
-        )
-        gathered: Tensor = _AllGather.apply(padded)
-        return gathered.transpose(0, 1)[self.held]
+        # All processes must send equally many rows: pad before the gather, select after it.
+        missing = len(self.exists) - self.rows
+        padded = torch.cat([own[: self.rows], own.new_zeros(missing, *own.shape[1:])])
+        gathered = cast(Tensor, _AllGather.apply(padded))
+        return gathered.transpose(0, 1)[self.exists]
 
 
 def unit(x: Tensor) -> Tensor:
-    """Rows `(..., D)` at length one; a row of zeros stays one, and gets no gradient instead of an unbounded one."""
+    """Scale the rows of `(..., D)` to length one.
+
+    A row of zeros stays zero and gets no gradient, instead of an unbounded one.
+    """
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    there = norm > 0
-    return x * torch.where(there, 1 / torch.where(there, norm, 1), 0)
+    nonzero = norm > 0
+    # The inner `where` keeps 1 / 0 out of the backward pass, where it would become NaN.
+    return x * torch.where(nonzero, 1 / torch.where(nonzero, norm, 1), 0)

@@ -1,59 +1,75 @@
-"""The base of all distillation losses, and what they share."""
+"""The contract of a distillation loss, and what all losses share."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar, Literal, TypedDict
 
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.types import Batch, Output
+from kd_lightning.spec import Spec
+from kd_lightning.types import UNLABELLED, Batch, Output
+
+MeanOver = Literal["rows", "labelled", "samples", "joint"]
+"""What `DistillLoss.forward` averages over; `weight_of` turns it into a number.
+
+- "rows": all predicted positions, labelled or not (KD).
+- "labelled": the predicted positions with a label (cross-entropy).
+- "samples": the samples of the batch (losses on features).
+- "joint": the samples of all processes together, gathered by the loss itself (SP, RKD).
+"""
 
 
-def is_number(value: object) -> bool:
-    """Whether it is a finite number (True and False are none)."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+class BaseOptions(TypedDict, total=False):
+    """The constructor arguments that every loss inherits; see `DistillLoss`."""
 
-
-def positive(owner: str, name: str, value: float) -> float:
-    """`value`, if it is a finite number above zero; UserError otherwise."""
-    if not is_number(value) or value <= 0:
-        raise UserError(f"{owner}: {name} must be a finite number greater than 0, got {value}")
-    return float(value)
+    weight: float
+    start: int
+    end: int | None
+    warmup: int
 
 
 @dataclass
 class Probe:
-    """One network seen by a loss before training: the output of a small batch, and the tapped modules.
+    """One network as a loss sees it before training.
 
     Attributes:
-        output: logits and features of a batch of two blank samples.
-        modules: the tapped modules by role, for losses that read weights (a classifier to reuse, say).
-        spec: what the datamodule says of the data; `source_samples` is the range of `batch.index`, for losses that remember.
+        output: logits and features of a blank batch of two samples.
+        spec: describes the data.
     """
 
     output: Output
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-    spec: Mapping[str, Any] = field(default_factory=dict)
+    spec: Spec = field(default_factory=lambda: Spec(data="unknown"))
 
 
 class DistillLoss(nn.Module):
-    """A loss between a student's and a teacher's output: one unweighted scalar, the mean over the batch.
+    """A loss between a student's and a teacher's output: one unweighted scalar.
 
-    A subclass writes `forward`, and, where it has adapters, `build`. Its parameters train with the student and are in the
-    training checkpoint. The class attributes describe it to `kd list methods`.
+    A subclass implements `forward`, and `build` if it has adapters. Its parameters train together
+    with the student and are stored in the training checkpoint, never in the exported student. All
+    state must be in parameters or buffers, so that a run can be resumed.
 
     Args:
         weight: multiplies the loss in the total; at least 0.
-        start: first epoch in which the loss counts.
-        end: first epoch in which it no longer counts; `None`: to the end.
-        warmup: epochs over which the weight rises linearly from `weight / warmup` to `weight`, counted from `start`.
+        start: first epoch in which the loss is active.
+        end: first epoch in which it is no longer active; `None` for no end.
+        warmup: number of epochs, counted from `start`, over which the weight rises linearly from
+            `weight / warmup` to `weight`.
 
     Raises:
         UserError: for a negative or non-finite weight, or an empty span of epochs.
+
+    Class attributes:
+        paper, year, family, needs: documentation, shown by `kd list methods`.
+        uses_teacher: whether `forward` reads the teacher's output.
+        mean_over: what `forward` averages over; a constructor may set it on the instance.
+        exact_logits: whether the loss needs every teacher logit exactly. Such a loss refuses a
+            cache that stores only the largest logits.
+        minimum_at_teacher: whether a student that equals its teacher is a minimum of the loss,
+            with the value 0 and no gradient. `tests/losses/properties.py` checks it.
     """
 
     paper: ClassVar[str] = ""
@@ -61,6 +77,9 @@ class DistillLoss(nn.Module):
     family: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ("teacher logits",)
     uses_teacher: ClassVar[bool] = True
+    exact_logits: ClassVar[bool] = False
+    minimum_at_teacher: ClassVar[bool] = False
+    mean_over: MeanOver = "rows"
 
     def __init__(
         self, weight: float = 1.0, start: int = 0, end: int | None = None, warmup: int = 0
@@ -69,17 +88,24 @@ class DistillLoss(nn.Module):
         name = type(self).__name__
         if not is_number(weight) or weight < 0:
             raise UserError(f"{name}: weight must be a finite number of at least 0, got {weight}")
-        if not all(isinstance(epoch, int) for epoch in (start, warmup, 0 if end is None else end)):
+        epochs = [start, warmup] if end is None else [start, warmup, end]
+        if not all(isinstance(epoch, int) for epoch in epochs):
             raise UserError(
-                f"{name}: start, end and warmup are whole epochs, got {start}, {end} and {warmup}"
+                f"{name}: start, end and warmup must be whole epochs, "
+                f"got {start}, {end} and {warmup}"
             )
         if start < 0 or warmup < 0 or (end is not None and end <= start):
             raise UserError(
-                f"{name}: start and warmup must be at least 0 and end after start, got {start}, {warmup}, {end}"
+                f"{name}: start and warmup must be at least 0 and end after start, "
+                f"got {start}, {warmup}, {end}"
             )
-        self.weight, self.start, self.end, self.warmup = weight, start, end, warmup
+        self.weight = weight
+        self.start = start
+        self.end = end
+        self.warmup = warmup
+        # The roles that the loss reads from both networks. A loss that reads different roles from
+        # student and teacher overrides the two properties below.
         self.roles: Sequence[str] = ()
-        """Roles of the layers that are read of both networks; where they differ, override the two properties instead."""
 
     @property
     def student_roles(self) -> set[str]:
@@ -92,29 +118,117 @@ class DistillLoss(nn.Module):
         return set(self.roles)
 
     def weight_at(self, epoch: int) -> float:
-        """The weight in an epoch (from 0)."""
+        """The weight in an epoch; the first epoch is 0."""
         if epoch < self.start or (self.end is not None and epoch >= self.end):
             return 0.0
         if self.warmup:
             return self.weight * min(1.0, (epoch - self.start + 1) / self.warmup)
         return self.weight
 
-    def counted(self, batch: Batch) -> Tensor:
-        """How many samples `forward` took the mean over: what its value weighs beside that of another process."""
-        return batch.target.new_tensor(0 if batch.ghost else len(batch))
-
     def build(self, student: Probe, teacher: Probe | None) -> None:
-        """Make adapters from the shapes of both networks. Called once, before the optimizer exists."""
+        """Create adapters from the shapes of both networks.
+
+        Called once, before the optimizer exists.
+
+        Raises:
+            UserError: if the networks or the data do not fit the loss.
+        """
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        """The unweighted loss, a scalar."""
+        """The unweighted loss, a scalar.
+
+        Args:
+            student: logits `(N, K)`, one row per predicted position, and features by role.
+            teacher: the same of the teacher; `None` if there is no teacher.
+            batch: `labels` `(N,)` belong to the rows; `index` `(B,)` identifies the samples.
+        """
         raise NotImplementedError
+
+    def predict(self, student: Output, batch: Batch) -> Output:
+        """The output that is evaluated: the student's own, unless an adapter replaces it.
+
+        SimKD, for example, predicts with the teacher's classifier on adapted features.
+        """
+        return student
+
+    def on_epoch_start(self, epoch: int) -> None:
+        """Hook: an epoch of training begins; the first epoch is 0."""
+
+    def after_step(self) -> None:
+        """Hook: the optimizer has just updated the weights."""
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a finite number; booleans are not numbers here."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def positive(owner: str, name: str, value: float) -> float:
+    """Return `value` as a float if it is a finite number above zero.
+
+    Raises:
+        UserError: otherwise; the message names the loss `owner` and its argument `name`.
+    """
+    if not is_number(value) or value <= 0:
+        raise UserError(f"{owner}: {name} must be a finite number greater than 0, got {value}")
+    return float(value)
 
 
 def teacher_of(owner: DistillLoss, teacher: Output | None) -> Output:
-    """The teacher's output without its graph, or one line that says that the loss needs one."""
+    """The teacher's output without its graph.
+
+    Raises:
+        UserError: if there is no teacher.
+    """
     if teacher is None:
         raise UserError(
             f"{type(owner).__name__} needs a teacher; use DistillationModule with model.teacher"
         )
     return teacher.detached()
+
+
+def is_labelled(labels: Tensor) -> Tensor:
+    """Whether each label is known: bool, shaped like `labels`.
+
+    An unknown label is `UNLABELLED` among class ids and NaN among real values.
+    """
+    return ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
+
+
+def count_labelled(labels: Tensor, partner: Tensor | None = None) -> Tensor:
+    """The number of rows with a label, of their own or of their partner: an int64 scalar.
+
+    Args:
+        labels: `(N,)`.
+        partner: `(N,)`, the labels of the samples mixed into these; `None` if not mixed.
+    """
+    known = is_labelled(labels)
+    if partner is not None:
+        known = known | is_labelled(partner)
+    return known.sum()
+
+
+def weight_of(mean_over: MeanOver, batch: Batch) -> Tensor:
+    """The number of terms in a loss's mean: an int64 scalar on the batch's device.
+
+    Processes train on different numbers of rows. The module multiplies each process's loss by this
+    weight before it averages over processes, so that the result is the mean over the joint batch.
+
+    Args:
+        mean_over: what the loss averages over.
+        batch: this process's batch. A placeholder has no terms.
+
+    Returns:
+        The number of rows, labelled rows or samples; 1 for a joint loss, which has the same value
+        in every process.
+    """
+    if mean_over == "labelled" and not batch.placeholder:
+        return count_labelled(batch.labels, batch.partner_labels)
+    if mean_over == "joint":
+        terms = 1
+    elif batch.placeholder:
+        terms = 0
+    else:
+        terms = batch.num_rows if mean_over == "rows" else len(batch)
+    # A fill kernel: unlike a copy of a host scalar, it does not wait for the device.
+    return batch.index.new_full((), terms)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 from torch import Size, Tensor, nn
 
@@ -16,15 +16,17 @@ from kd_lightning.losses._adapters import (
     same_size,
     shapes_of,
 )
-from kd_lightning.losses.base import DistillLoss, Probe, teacher_of
+from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
 from kd_lightning.types import Batch, Output, full
 
 
 def hint_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
     r"""The squared distance between the regressed feature $r$ and the hint $u$.
 
-    - "paper": $\frac{1}{2} \|u - r\|_2^2$, summed over the feature, mean over the batch (Romero et al. 2015, equation 3).
-    - "benchmark": the mean of $(u - r)^2$ over everything, smaller by half the number of elements of a sample's feature.
+    - "paper": $\frac{1}{2} \|u - r\|_2^2$, summed over the feature, mean over samples (Romero et
+      al. 2015, equation 3).
+    - "benchmark": the mean of $(u - r)^2$ over all elements, which is smaller by half the number of
+      elements of a sample's feature.
 
     Args:
         student: `(B, ...)`, the regressor's output.
@@ -32,30 +34,38 @@ def hint_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper"
         convention: see above.
 
     Returns:
-        A scalar; zero where both agree.
+        A scalar; zero if both agree.
     """
     squares = (full(student) - full(teacher)).square()
-    return 0.5 * squares.flatten(1).sum(1).mean() if convention == "paper" else squares.mean()
+    if convention == "paper":
+        return 0.5 * squares.flatten(1).sum(1).mean()
+    return squares.mean()
 
 
 def convolution(student: Size, teacher: Size, convention: Convention) -> nn.Module:
-    """A convolution from the student's map `(B, C, H, W)` to the teacher's channels and, where it can, to its size.
+    """A convolution from the student's map `(B, C, H, W)` to the teacher's channels and size.
 
-    In a direction in which the student's map is larger by d, the kernel is d + 1 without padding. The benchmark takes a
-    strided convolution where the map is twice as large, and a transposed one where it is half as large. A student's map
-    that is smaller otherwise keeps its size. The benchmark's have no bias here: batch normalization takes it off again.
+    If the student's map is larger by d in a direction, the kernel is d + 1 without padding; if it
+    is smaller, its size stays. The benchmark instead uses a strided convolution if the map is twice
+    as large, and a transposed one if it is half as large. Its convolutions have no bias, because
+    batch normalization follows and would remove it.
     """
-    channels, sizes = (student[1], teacher[1]), list(zip(student[2:], teacher[2:], strict=True))
-    if convention == "benchmark" and all(s == 2 * t for s, t in sizes):
+    channels = (student[1], teacher[1])
+    sizes = list(zip(student[2:], teacher[2:], strict=True))
+    if convention == "benchmark" and all(own == 2 * target for own, target in sizes):
         return nn.Conv2d(*channels, kernel_size=3, stride=2, padding=1, bias=False)
-    if convention == "benchmark" and all(2 * s == t for s, t in sizes):
+    if convention == "benchmark" and all(2 * own == target for own, target in sizes):
         return nn.ConvTranspose2d(*channels, kernel_size=4, stride=2, padding=1, bias=False)
-    height, width = (max(s - t, 0) + 1 for s, t in sizes)
+    height, width = (max(own - target, 0) + 1 for own, target in sizes)
     return nn.Conv2d(*channels, kernel_size=(height, width), bias=convention == "paper")
 
 
 def regressor(student: Size, teacher: Size, convention: Convention, relu: bool) -> nn.Sequential:
-    """Convolution, batch normalization (the benchmark's alone) and ReLU; between vectors `(B, C)` a linear layer and ReLU."""
+    """The adapter between two features.
+
+    Between maps: a convolution, batch normalization (benchmark only) and ReLU. Between vectors
+    `(B, C)`: a linear layer and ReLU.
+    """
     layers: list[nn.Module] = []
     if len(student) == 2:
         layers.append(nn.Linear(student[1], teacher[1]))
@@ -63,44 +73,52 @@ def regressor(student: Size, teacher: Size, convention: Convention, relu: bool) 
         layers.append(convolution(student, teacher, convention))
         if convention == "benchmark":
             layers.append(nn.BatchNorm2d(teacher[1]))
-    return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
+    if relu:
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
 
 
 class FitNets(DistillLoss):
-    """A regressor on the student's guided layer is to give what the teacher's hint layer gives.
+    """A regressor on the student's guided layer predicts the teacher's hint layer.
 
-    | convention | regressor | distance | in use |
-    | --- | --- | --- | --- |
-    | "paper" | convolution, ReLU | half the squared norm, mean over samples | alone, in a first stage; then KD from there |
-    | "benchmark" | convolution, batch normalization, ReLU | mean over all elements | beside cross-entropy, weight 100 |
+    - "paper": a convolution and ReLU; half the squared norm, mean over samples. Used alone in a
+      first stage; a KD run starts from its result.
+    - "benchmark": a convolution, batch normalization and ReLU; mean over all elements. Used next to
+      cross-entropy, with weight 100.
 
-    Two stages are two runs: `configs/methods/fitnets_hint.yaml`, then any KD run with `--model.init_from` its `last.ckpt`.
-    In the first, layers behind the guided one get no gradient: on several devices it needs
-    `--trainer.strategy=ddp_find_unused_parameters_true`. The paper's distance is a sum over the feature's elements, often
-    thousands of times the mean; choose weight and learning rate by it. The benchmark's batch normalization ties the samples
-    of a batch together: several processes give what one does on the joined batch with `--trainer.sync_batchnorm=true` alone
-    (on GPUs), and not in an epoch's last step where it has fewer samples than there are processes.
+    Two stages are two runs: `configs/methods/fitnets_hint.yaml`, then any KD run with
+    `--model.init_from` set to the first run's `last.ckpt`. In the first stage, layers behind the
+    guided one get no gradient; on several devices it needs
+    `--trainer.strategy=ddp_find_unused_parameters_true`.
+
+    The paper's distance is a sum over the feature's elements, often thousands of times the mean;
+    choose the weight and the learning rate accordingly.
+
+    The benchmark's batch normalization couples the samples of a batch. Several processes match one
+    process on the joint batch only with `--trainer.sync_batchnorm=true` (on GPUs), and not in an
+    epoch's last step if it has fewer samples than there are processes.
 
     Args:
         student_layer: role of the student's guided layer.
         teacher_layer: role of the teacher's hint layer.
         convention: "paper" or "benchmark".
-        relu: end the regressor with ReLU: what it is compared with must come from the same non-linearity (section 2.2). False
-            where the hint is taken before its ReLU, or has none.
-        base: weight, start, end, warmup; see DistillLoss.
+        relu: end the regressor with ReLU, so that both features come from the same non-linearity
+            (section 2.2). Set it to false if the hint is taken before its ReLU, or has none.
+        base: weight, start, end, warmup; see `DistillLoss`.
 
     Shapes:
-        maps `(B, C, H, W)` or vectors `(B, C)`, both sides alike. Where the teacher's map stays larger than the regressed
-        one, it is averaged down to its size.
+        maps `(B, C, H, W)` or vectors `(B, C)`, the same kind on both sides. If the teacher's map
+        is larger than the regressed one, it is averaged down to that size.
 
     Raises:
-        UserError: from `build`, where features are neither maps nor vectors, or not the same of both.
+        UserError: from `build`, if features are neither maps nor vectors, or of different kinds.
     """
 
     paper: ClassVar[str] = "Romero et al. 2015, arXiv 1412.6550"
     year: ClassVar[int] = 2015
     family: ClassVar[str] = "feature"
     needs: ClassVar[tuple[str, ...]] = ("teacher features",)
+    mean_over: MeanOver = "samples"
 
     def __init__(
         self,
@@ -108,23 +126,27 @@ class FitNets(DistillLoss):
         teacher_layer: str = "stage2",
         convention: Convention = "paper",
         relu: bool = True,
-        **base: Any,
+        **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(**base)
         self.student_layer = check_role("FitNets", "student_layer", student_layer)
         self.teacher_layer = check_role("FitNets", "teacher_layer", teacher_layer)
-        self.convention, self.relu = check_convention("FitNets", convention), relu
+        self.convention = check_convention("FitNets", convention)
+        self.relu = relu
         self.regressor: nn.Module | None = None
 
     @property
     def student_roles(self) -> set[str]:
+        """The guided layer."""
         return {self.student_layer}
 
     @property
     def teacher_roles(self) -> set[str]:
+        """The hint layer."""
         return {self.teacher_layer}
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
+        """Create the regressor."""
         shapes = shapes_of("FitNets", student, teacher, (self.student_layer, self.teacher_layer))
         self.regressor = regressor(*shapes, self.convention, self.relu)
 

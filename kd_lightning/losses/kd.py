@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.losses.base import DistillLoss, positive, teacher_of
+from kd_lightning.losses.base import BaseOptions, DistillLoss, positive, teacher_of
 from kd_lightning.types import Batch, Output
 
 
 def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    r"""$T^2 \, \mathrm{KL}(p \,\|\, q)$, summed over classes, mean over the batch, in nats.
+    r"""$T^2 \, \mathrm{KL}(p \,\|\, q)$, summed over classes, mean over rows, in nats.
 
-    Hinton et al. 2015, section 2: $p = \mathrm{softmax}(v/T)$ of the teacher, $q = \mathrm{softmax}(z/T)$ of the student.
-    The gradient is that of the cross-entropy with soft targets, from which KL differs by the teacher's entropy; it scales
-    as $1/T^2$, which the factor $T^2$ undoes.
+    Hinton et al. 2015, section 2: $p = \mathrm{softmax}(v/T)$ of the teacher,
+    $q = \mathrm{softmax}(z/T)$ of the student. KL differs from the cross-entropy with soft targets
+    only by the teacher's entropy, so both have the same gradient. It scales as $1/T^2$; the factor
+    $T^2$ cancels that.
 
     Args:
-        student: log-probabilities at the temperature, `(B, K)`.
-        teacher: log-probabilities at the temperature, `(B, K)`.
+        student: log-probabilities at the temperature, `(N, K)`.
+        teacher: log-probabilities at the temperature, `(N, K)`.
         temperature: T.
 
     Returns:
-        A scalar; zero where both agree.
+        A scalar; zero if both agree.
     """
     return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
 
 
 class KD(DistillLoss):
-    r"""Soft targets at a temperature: $T^2\,\mathrm{KL}(\mathrm{softmax}(v/T) \,\|\, \mathrm{softmax}(z/T))$.
+    r"""Soft targets: $T^2\,\mathrm{KL}(\mathrm{softmax}(v/T) \,\|\, \mathrm{softmax}(z/T))$.
 
-    The weights here are those of the total `w_ce * CE + w_kd * T^2 * KL`: `CrossEntropy(weight=w_ce)`, `KD(weight=w_kd)`.
-    What others call alpha maps so:
+    The weights belong to the total `w_ce * CE + w_kd * T^2 * KL`: `CrossEntropy(weight=w_ce)` and
+    `KD(weight=w_kd)`. Other conventions translate as follows:
 
-    | written elsewhere | means | here |
-    | --- | --- | --- |
-    | Hinton et al. 2015: weighted average of both, soft term times T^2, "considerably lower" weight on the hard one | soft with T^2 | `w_ce` small, `w_kd = 1` (or `1 - w_ce`) |
-    | `alpha * CE + (1 - alpha) * T^2 * KL` | alpha is the hard weight | `w_ce = alpha, w_kd = 1 - alpha` |
-    | `(1 - alpha) * CE + alpha * T^2 * KL` | alpha is the soft weight | `w_ce = 1 - alpha, w_kd = alpha` |
-    | CRD benchmark: `gamma * CE + alpha * T^2 * KL` (0.1, 0.9, T = 4) | two free weights | `w_ce = gamma, w_kd = alpha` |
-    | `CE(y, p) + a * CE(q, p)`, no T^2 | soft term T^2 times weaker | `w_ce = 1, w_kd = a / T**2` |
-    | `lambda * soft + (1 - lambda) * T^2 * hard` (a slip: T^2 on the wrong term) | `w_ce = (1 - lambda) * T**2, w_kd = lambda / T**2` | the same numbers, if you must |
-    | T^2 dropped when alpha is 0 or None (a slip) | the loss changes its scale in silence | never happens: T^2 is in the loss |
-    | `KLDivLoss(reduction="mean")` (a slip) | K times too small | `w_kd = a / K` |
-    | MSE between probabilities, called KD (a slip) | another loss | not this one; between logits it is `LogitMSE` |
+    - Hinton et al. 2015, a weighted average of both, with T^2 on the soft term and a "considerably
+      lower" weight on the hard one: a small `w_ce`, and `w_kd = 1` or `1 - w_ce`.
+    - `alpha * CE + (1 - alpha) * T^2 * KL`: `w_ce = alpha`, `w_kd = 1 - alpha`.
+    - `(1 - alpha) * CE + alpha * T^2 * KL`: `w_ce = 1 - alpha`, `w_kd = alpha`.
+    - CRD benchmark, `gamma * CE + alpha * T^2 * KL` (0.1, 0.9, T = 4): `w_ce = gamma`,
+      `w_kd = alpha`.
+    - `CE(y, p) + a * CE(q, p)` without T^2, a soft term T^2 times weaker: `w_ce = 1`,
+      `w_kd = a / T**2`.
 
-    Cross-entropy with soft targets instead of KL: the same gradients, the same weights.
+    Cross-entropy with soft targets instead of KL has the same gradients and the same weights.
+
+    Common mistakes in other code, and the weights that reproduce them:
+
+    - `lambda * soft + (1 - lambda) * T^2 * hard` has T^2 on the wrong term:
+      `w_ce = (1 - lambda) * T**2`, `w_kd = lambda / T**2`.
+    - `KLDivLoss(reduction="mean")` is K times too small: `w_kd = a / K`.
+    - T^2 dropped if alpha is 0 or None changes the scale silently; here T^2 is in the loss.
+    - MSE between probabilities is another loss; for MSE between logits see `LogitMSE`.
 
     Args:
-        temperature: T, greater than 0. Testing and deployment are at T = 1, whatever it was.
-        base: weight, start, end, warmup; see DistillLoss.
+        temperature: T, greater than 0. Testing and deployment always use T = 1.
+        base: weight, start, end, warmup; see `DistillLoss`.
 
     Raises:
         UserError: for a temperature that is not a finite number greater than 0.
@@ -60,8 +66,9 @@ class KD(DistillLoss):
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
     year: ClassVar[int] = 2015
     family: ClassVar[str] = "response"
+    minimum_at_teacher: ClassVar[bool] = True
 
-    def __init__(self, temperature: float = 4.0, **base: Any) -> None:
+    def __init__(self, temperature: float = 4.0, **base: Unpack[BaseOptions]) -> None:
         super().__init__(**base)
         self.temperature = positive("KD", "temperature", temperature)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -11,55 +11,62 @@ from torch import Tensor
 
 from kd_lightning.losses._adapters import check_layers, feature_pairs
 from kd_lightning.losses._tokens import check_tokens
-from kd_lightning.losses.base import DistillLoss, Probe
+from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe
 from kd_lightning.types import Batch, Output
 
 
 def patient_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    r"""$\left\| \frac{h^S}{\|h^S\|_2} - \frac{h^T}{\|h^T\|_2} \right\|_2^2$, mean over the batch (Sun et al. 2019).
+    r"""$\left\| \frac{h^S}{\|h^S\|_2} - \frac{h^T}{\|h^T\|_2} \right\|_2^2$, mean over samples.
+
+    Sun et al. 2019.
 
     Args:
         student: states of the first token, `(B, H)`.
-        teacher: the same.
+        teacher: the same, `(B, H)`.
 
     Returns:
-        A scalar in [0, 4]; zero where the directions agree.
+        A scalar in [0, 4]; zero if the directions agree.
     """
     return (F.normalize(student) - F.normalize(teacher)).square().sum(1).mean()
 
 
 class PKD(DistillLoss):
-    """The first token's state, of unit length, is to be the teacher's in several layers, summed over them.
+    """The first token's state, scaled to unit length, matches the teacher's in several layers.
 
-    Which layers are compared is what the roles name: the paper's PKD-Skip takes every k-th layer of the teacher, PKD-Last its
-    last ones; neither takes the student's last layer, which the soft targets teach. The weight is the paper's beta, of 10 to
-    1,000. There is nothing to train.
+    The terms of the layers are summed. The mapping of roles decides which layers are compared: the
+    paper's PKD-Skip takes every k-th layer of the teacher, PKD-Last its last ones. Neither uses the
+    student's last layer, which learns from the soft targets. The weight is the paper's beta,
+    between 10 and 1,000. There are no trainable parts.
 
     Args:
         layers: roles of hidden states, the same for student and teacher.
-        base: weight, start, end, warmup; see DistillLoss.
+        base: weight, start, end, warmup; see `DistillLoss`.
 
     Shapes:
         states `(B, L, H)`, H the same on both sides; L may differ.
 
     Raises:
-        UserError: from `build`, where a layer gives no states, or both sides differ in width.
+        UserError: from `build`, if a layer does not return states, or the widths differ.
     """
 
     paper: ClassVar[str] = "Sun et al. 2019, arXiv 1908.09355"
     year: ClassVar[int] = 2019
     family: ClassVar[str] = "feature"
     needs: ClassVar[tuple[str, ...]] = ("teacher features",)
+    minimum_at_teacher: ClassVar[bool] = True
+    mean_over: MeanOver = "samples"
 
-    def __init__(self, layers: Sequence[str] = ("states1",), **base: Any) -> None:
+    def __init__(self, layers: Sequence[str] = ("states1",), **base: Unpack[BaseOptions]) -> None:
         super().__init__(**base)
         self.roles = check_layers("PKD", layers)
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
-        """Nothing to make; layers that do not fit are refused before training."""
+        """Refuse layers that do not fit, before training; there is nothing to create."""
         for role in self.roles:
-            check_tokens("PKD", student, teacher, role, 3, (2,))
+            check_tokens("PKD", student, teacher, role, rank=3, same=(2,))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        pairs = feature_pairs(self, student, teacher)
-        return torch.stack([patient_loss(own[:, 0], known[:, 0]) for own, known in pairs]).sum()
+        terms = []
+        for own, target in feature_pairs(self, student, teacher):
+            terms.append(patient_loss(own[:, 0], target[:, 0]))
+        return torch.stack(terms).sum()

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.losses._adapters import adapted, check_layers, feature_of
-from kd_lightning.losses._tokens import check_one_tokenizer, check_tokens, mean_over, token_mask
-from kd_lightning.losses.base import DistillLoss, Probe, teacher_of
+from kd_lightning.losses._tokens import check_one_tokenizer, check_tokens, masked_mean, token_mask
+from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
 from kd_lightning.types import Batch, Output
 
 
 def states_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    r"""$\mathrm{MSE}(H^S W, H^T)$ over a sentence's tokens, mean over the batch (Jiao et al. 2020, equations 8 and 9).
+    r"""$\mathrm{MSE}(H^S W, H^T)$ over a sentence's tokens, mean over sentences.
+
+    Jiao et al. 2020, equations 8 and 9.
 
     Args:
         student: the mapped states $H^S W$, `(B, L, H)`.
@@ -24,57 +26,64 @@ def states_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         mask: `(B, L)`, 1 on tokens and 0 on padding.
 
     Returns:
-        A scalar; zero where both agree on all tokens.
+        A scalar; zero if both agree on all tokens.
     """
-    return mean_over((student - teacher).square(), mask[..., None])
+    return masked_mean((student - teacher).square(), mask[..., None])
 
 
 def scores_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    r"""$\frac{1}{h} \sum_i \mathrm{MSE}(A_i^S, A_i^T)$ over pairs of a sentence's tokens, mean over the batch (equation 7).
+    r"""$\frac{1}{h} \sum_i \mathrm{MSE}(A_i^S, A_i^T)$ over pairs of tokens, mean over sentences.
+
+    Jiao et al. 2020, equation 7.
 
     Args:
         student: attention before the softmax, `(B, h, L, L)`.
-        teacher: the same.
+        teacher: the same, `(B, h, L, L)`.
         mask: `(B, L)`, 1 on tokens and 0 on padding.
 
     Returns:
-        A scalar; zero where both agree on all pairs of tokens.
+        A scalar; zero if both agree on all pairs of tokens.
     """
-    return mean_over((student - teacher).square(), mask[:, None, :, None] * mask[:, None, None, :])
+    pairs = mask[:, None, :, None] * mask[:, None, None, :]
+    return masked_mean((student - teacher).square(), pairs)
 
 
 class TinyBERT(DistillLoss):
-    r"""The student's hidden states, mapped to the teacher's width, and its attention scores are to be the teacher's.
+    r"""The student's mapped hidden states and its attention scores match the teacher's.
 
     The sum over `states` of $\mathrm{MSE}(H^S W, H^T)$, and over `scores` of the mean over heads of
-    $\mathrm{MSE}(A^S, A^T)$, where A is the attention before its softmax. Which layers are compared is what the roles name:
-    the paper takes every k-th layer of the teacher, and the embeddings as layer 0. Padding is left out, and every sentence
-    counts alike. The prediction layer is another entry (`KD`).
+    $\mathrm{MSE}(A^S, A^T)$, where A is the attention before its softmax. The mapping of roles
+    decides which layers are compared: the paper takes every k-th layer of the teacher, and the
+    embeddings as layer 0. Padding is ignored, and every sentence has the same weight. The
+    prediction layer is a separate entry (`KD`).
 
     Args:
-        states: roles of hidden states, the same for student and teacher, such as [states0, states1]; none: leave them out.
-        scores: roles of attention scores, such as [scores1]; none: leave them out.
-        shared: one map W for all states, as in the authors' code, instead of one each.
-        base: weight, start, end, warmup; see DistillLoss.
+        states: roles of hidden states, the same for student and teacher, such as
+            [states0, states1]; empty to leave this term out.
+        scores: roles of attention scores, such as [scores1]; empty to leave this term out.
+        shared: use one map W for all states, as in the authors' code, instead of one per layer.
+        base: weight, start, end, warmup; see `DistillLoss`.
 
     Shapes:
-        states `(B, L, H)`, whose H may differ; scores `(B, heads, L, L)`, whose heads must agree.
+        states `(B, L, H)`, H may differ; scores `(B, heads, L, L)`, heads must agree.
 
     Raises:
-        UserError: where nothing is named; from `build`, where layers do not fit, or the teacher reads other tokens.
+        UserError: if both lists are empty; from `build`, if layers do not fit or the teacher reads
+            other tokens.
     """
 
     paper: ClassVar[str] = "Jiao et al. 2020, arXiv 1909.10351"
     year: ClassVar[int] = 2020
     family: ClassVar[str] = "feature"
     needs: ClassVar[tuple[str, ...]] = ("teacher features",)
+    mean_over: MeanOver = "samples"
 
     def __init__(
         self,
         states: Sequence[str] = ("states0", "states1", "states2"),
         scores: Sequence[str] = ("scores1", "scores2"),
         shared: bool = False,
-        **base: Any,
+        **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(**base)
         self.states = check_layers("TinyBERT", states) if states else []
@@ -86,40 +95,41 @@ class TinyBERT(DistillLoss):
         self.maps = nn.ModuleList()
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
+        """Check the layers and create the maps W."""
         check_one_tokenizer("TinyBERT", student)
         for role in self.states:
-            check_tokens("TinyBERT", student, teacher, role, 3, (1,))
+            check_tokens("TinyBERT", student, teacher, role, rank=3, same=(1,))
         for role in self.scores:
-            check_tokens("TinyBERT", student, teacher, role, 4, (1, 2))
+            check_tokens("TinyBERT", student, teacher, role, rank=4, same=(1, 2))
         assert teacher is not None
-        widths = [
-            [probe.output.features[role].shape[-1] for probe in (student, teacher)]
-            for role in self.states
-        ]
-        if self.shared and any(pair != widths[0] for pair in widths):
+        widths = []
+        for role in self.states:
+            student_width = student.output.features[role].shape[-1]
+            teacher_width = teacher.output.features[role].shape[-1]
+            widths.append([student_width, teacher_width])
+        if not self.shared:
+            self.maps = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in widths)
+            return
+        if any(pair != widths[0] for pair in widths):
             raise UserError(
-                f"TinyBERT: a shared map needs states of one width, got {widths}; set shared to false"
+                f"TinyBERT: a shared map needs states of one width, got {widths}; "
+                "set shared to false"
             )
-        made = [
-            nn.Linear(ours, theirs, bias=False)
-            for ours, theirs in (widths[:1] if self.shared else widths)
-        ]
-        self.maps = nn.ModuleList(made * len(widths) if self.shared else made)
+        # One module under several indices: its weight is trained and stored as one parameter.
+        shared = [nn.Linear(*pair, bias=False) for pair in widths[:1]]
+        self.maps = nn.ModuleList(shared * len(widths))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        known = teacher_of(self, teacher)
+        targets = teacher_of(self, teacher)
         if len(self.maps) != len(self.states):
             raise UserError("TinyBERT has no maps yet; call build() with a probe of both networks")
         terms = []
         for role, mapping in zip(self.states, self.maps, strict=True):
-            theirs = feature_of("TinyBERT", known, role)
-            ours = adapted(mapping, feature_of("TinyBERT", student, role))
-            terms.append(states_loss(ours, theirs, token_mask(batch, theirs)))
+            target = feature_of("TinyBERT", targets, role)
+            own = adapted(mapping, feature_of("TinyBERT", student, role))
+            terms.append(states_loss(own, target, token_mask(batch, target)))
         for role in self.scores:
-            theirs = feature_of("TinyBERT", known, role)
-            terms.append(
-                scores_loss(
-                    feature_of("TinyBERT", student, role), theirs, token_mask(batch, theirs)
-                )
-            )
+            target = feature_of("TinyBERT", targets, role)
+            own = feature_of("TinyBERT", student, role)
+            terms.append(scores_loss(own, target, token_mask(batch, target)))
         return torch.stack(terms).sum()

@@ -1,7 +1,8 @@
 """Checks that hold for any distillation loss. A loss's test file calls those that apply to it.
 
-`make` returns a fresh loss, built if it has adapters. `ALL` holds the checks that every loss passes; `batch_size` is
-for losses that are a mean over samples; `minimum` and `agrees` need to be told what to expect.
+`make` returns a fresh loss, built if it has adapters. `ALL` contains the checks that every loss
+passes; `batch_size` is for losses that are a mean over samples; `minimum` and `agrees` take the
+expected result as an argument.
 """
 
 from __future__ import annotations
@@ -189,4 +190,17 @@ def agrees(make: Make, reference: Callable[[Case], float], rtol: float = 1e-9) -
         assert_close(value_of(make, case).item(), reference(case), rtol=rtol, atol=0)
 
 
-ALL: tuple[Check, ...] = (batch_order, saturated, half_precision, double_gradients, gradient_reach)
+def minimum_at_teacher(make: Make, case: Case) -> None:
+    """A loss that declares it is 0, without a gradient, only where student and teacher agree."""
+    if make().minimum_at_teacher:
+        minimum(make, replace(case, student=case.teacher))
+
+
+ALL: tuple[Check, ...] = (
+    batch_order,
+    saturated,
+    half_precision,
+    double_gradients,
+    gradient_reach,
+    minimum_at_teacher,
+)

@@ -143,11 +143,15 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [
-        ((3,), (3,), r"AT reads maps \(B, C, H, W\); the student's layer 'a' gives \[3\] a sample"),
+        (
+            (3,),
+            (3,),
+            r"AT reads maps \(B, C, H, W\); the student's layer 'a' gives \[3\] per sample",
+        ),
         (
             (3, 2, 2),
             (3, 4),
-            r"AT reads maps \(B, C, H, W\); the teacher's layer 'a' gives \[3, 4\] a sample",
+            r"AT reads maps \(B, C, H, W\); the teacher's layer 'a' gives \[3, 4\] per sample",
         ),
         (
             (3, 2, 2),

@@ -3,14 +3,19 @@ from __future__ import annotations
 import math
 import pkgutil
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_type, get_args
 
 import pytest
+import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from torch import Tensor
 
 from kd_lightning import losses
 from kd_lightning.errors import UserError
 from kd_lightning.losses import DistillLoss
-from kd_lightning.losses.base import positive
+from kd_lightning.losses.base import MeanOver, positive, weight_of
+from kd_lightning.types import UNLABELLED, Batch
+from tests.losses import exports
 from tests.losses.properties import random_case
 
 HERE = Path(__file__).parent
@@ -33,8 +38,40 @@ def test_losses_are_found() -> None:
     assert {"ce", "kd", "logitmse"} <= set(STEMS)
     assert {"CrossEntropy", "KD", "LogitMSE"} <= set(CLASSES)
     assert len(losses.__all__) == len(set(losses.__all__))
-    with pytest.raises(AttributeError, match="NoSuchLoss"):
-        losses.NoSuchLoss  # noqa: B018
+    assert not hasattr(losses, "NoSuchLoss")
+
+
+def test_the_stub_lists_every_loss() -> None:
+    assert exports.STUB.read_text() == exports.stub(), (
+        "kd_lightning/losses/__init__.pyi does not list the losses of this folder; run `make lint`"
+    )
+
+
+def test_losses_are_typed() -> None:
+    """mypy checks these lines: were `losses.KD` of type Any, it would accept them differently."""
+    assert_type(losses.KD(temperature=2.0), losses.KD)
+    assert_type(losses.KD().temperature, float)
+    with pytest.raises(TypeError):
+        losses.KD(wieght=2.0)  # type: ignore[call-arg]
+    with pytest.raises(UserError):
+        losses.KD(weight="2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_the_command_line_sees_inherited_options(name: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--losses", type=dict[str, DistillLoss])
+    config = parser.parse_args(
+        [
+            f'--losses={{"own": {{"class_path": "kd_lightning.losses.{name}"}}}}',
+            "--losses.own.weight=3.0",
+            "--losses.own.end=7",
+        ]
+    )
+    arguments = config.losses["own"].init_args
+    assert (arguments.weight, arguments.start, arguments.end, arguments.warmup) == (3.0, 0, 7, 0)
+    with pytest.raises(ArgumentError, match="wieght"):
+        parser.parse_args([f"--losses.own={name}", "--losses.own.wieght=3.0"])
 
 
 @pytest.mark.parametrize("stem", STEMS)
@@ -58,6 +95,61 @@ def test_every_loss_describes_itself(name: str) -> None:
     assert isinstance(loss.needs, tuple)  # ("labels") is a string
     assert loss.needs
     assert all(loss.needs)
+    assert loss.mean_over in get_args(MeanOver)
+    assert loss.exact_logits == ("all teacher logits" in loss.needs)
+    if "labels" in loss.needs and not loss.uses_teacher:
+        assert loss.mean_over == "labelled"
+
+
+def batch_of(target: Tensor, **fields: Any) -> Batch:
+    return Batch(torch.zeros(len(target), 1), target, torch.arange(len(target)), **fields)
+
+
+U = UNLABELLED
+WEIGHTS: dict[str, tuple[Batch, dict[MeanOver, int]]] = {
+    "one label per sample": (
+        batch_of(torch.tensor([1, U, 0])),
+        {"rows": 3, "labelled": 2, "samples": 3, "joint": 1},
+    ),
+    "mixed": (
+        batch_of(
+            torch.tensor([1, U, U, 0]), partner=torch.tensor([U, 2, U, 1]), share=torch.ones(4)
+        ),
+        {"rows": 4, "labelled": 3, "samples": 4, "joint": 1},
+    ),
+    "tokens with padding": (
+        batch_of(torch.tensor([[1, U, 0], [2, 9, 9]]), positions=torch.tensor([0, 1, 2, 3])),
+        {"rows": 4, "labelled": 3, "samples": 2, "joint": 1},
+    ),
+    "several values": (
+        batch_of(torch.tensor([[0.5, math.nan], [1.0, 2.0], [math.nan, math.nan]])),
+        {"rows": 6, "labelled": 3, "samples": 3, "joint": 1},
+    ),
+    "placeholder": (
+        batch_of(torch.tensor([1, 0]), placeholder=True),
+        {"rows": 0, "labelled": 0, "samples": 0, "joint": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("mean_over", get_args(MeanOver))
+def test_weight_of(name: str, mean_over: MeanOver) -> None:
+    batch, expected = WEIGHTS[name]
+    weight = weight_of(mean_over, batch)
+    assert weight.dtype == torch.int64
+    assert weight.shape == ()
+    assert weight.item() == expected[mean_over]
+
+
+def test_hooks_do_nothing_by_default() -> None:
+    case = random_case()
+    loss = losses.KD()
+    assert loss.predict(case.student, case.batch) is case.student
+    loss.on_epoch_start(0)
+    loss.after_step()
+    assert not list(loss.parameters())
+    assert not list(loss.buffers())
 
 
 # Each row by hand: the weights of epochs 0, 1, 2, ...

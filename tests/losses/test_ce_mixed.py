@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from kd_lightning.losses.base import weight_of
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.types import UNLABELLED, Batch, Output
 from tests.losses.properties import Case, random_case
@@ -100,16 +101,19 @@ def test_processes_count_the_samples_of_the_mean() -> None:
     for case in CASES.values():
         parts = []
         for rows in (torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5])):
-            batch = case.batch.rows(int(rows[0]), int(rows[-1]) + 1)
+            batch = case.batch.slice(int(rows[0]), int(rows[-1]) + 1)
             loss = CrossEntropy()
             parts.append(
-                (loss(Output(case.student.logits[rows]), None, batch), loss.counted(batch))
+                (
+                    loss(Output(case.student.logits[rows]), None, batch),
+                    weight_of(loss.mean_over, batch),
+                )
             )
         together = sum(v * n for v, n in parts) / sum(n for _, n in parts)
         torch.testing.assert_close(together, value(case))
-    ghost = CASES["all labelled"].batch.rows(0, 1)
-    ghost.ghost = True
-    assert int(CrossEntropy().counted(ghost)) == 0
+    placeholder = CASES["all labelled"].batch.slice(0, 1)
+    placeholder.placeholder = True
+    assert int(weight_of(CrossEntropy.mean_over, placeholder)) == 0
 
 
 def test_half_precision_is_finite() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -14,8 +15,11 @@ from torch.testing import assert_close
 from kd_lightning.errors import UserError
 from kd_lightning.losses import Probe
 from kd_lightning.losses._adapters import Convention
-from kd_lightning.losses.crd import CRD, UNSEEN, Negatives, draw_negatives, nce
-from kd_lightning.types import UNLABELLED, Batch, Output
+from kd_lightning.losses._negatives import UNSEEN, Negatives, draw_negatives
+from kd_lightning.losses.base import weight_of
+from kd_lightning.losses.crd import CRD, nce
+from kd_lightning.spec import Spec
+from kd_lightning.types import UNLABELLED, Output
 from tests.losses import properties
 from tests.losses.properties import Case
 from tests.losses.relations import (
@@ -57,9 +61,9 @@ def built(
             **arguments,
         }
     )
-    spec = {"source_samples": rows, "samples": {"train": trained or rows}}
+    spec = Spec("features", source_samples=rows, samples={"train": trained or rows})
     probes = (
-        Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, width)}), {}, spec)
+        Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, width)}), spec)
         for width in (student, teacher)
     )
     with torch.random.fork_rng(devices=[]):
@@ -459,9 +463,19 @@ def test_needs_what_it_is_built_from() -> None:
 
 def test_counts_its_own_samples_with_banks_and_once_without() -> None:
     batch = CASE().batch
-    assert [int(loss.counted(batch)) for loss in (built(), built(in_batch=True))] == [6, 1]
-    ghost = Batch(batch.inputs, batch.target, batch.index, ghost=True)
-    assert [int(loss.counted(ghost)) for loss in (built(), built(in_batch=True))] == [0, 1]
+    placeholder = replace(batch, placeholder=True)
+    with_banks, in_batch = built(), built(in_batch=True)
+    assert int(weight_of(with_banks.mean_over, batch)) == 6
+    assert int(weight_of(with_banks.mean_over, placeholder)) == 0
+    assert int(weight_of(in_batch.mean_over, batch)) == 1
+    assert int(weight_of(in_batch.mean_over, placeholder)) == 1
+
+
+def test_one_label_per_sample() -> None:
+    pixels = Spec("pixels", source_samples=20, target_shape=(4, 4))
+    probe = Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, 4)}), pixels)
+    with pytest.raises(UserError, match=r"CRD needs one label per sample; .* shape \[4, 4\]"):
+        CRD().build(probe, probe)
 
 
 def test_the_temperature_is_that_of_the_convention() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from kd_lightning.errors import UserError
 from kd_lightning.losses import Probe
 from kd_lightning.losses.distilbert import DistilBERT
+from kd_lightning.spec import Spec, Vocabulary
 from tests.losses import features, properties
 from tests.losses.features import made, probe
 from tests.losses.properties import Case
@@ -56,7 +58,7 @@ def test_by_hand() -> None:
         (
             (4, 3),
             (4, 5),
-            "student's layer 'states2' has 3 numbers a token, the teacher's 5; they must agree",
+            "student's layer 'states2' has 3 numbers per token, the teacher's 5; they must agree",
         ),
         (
             (4, 3),
@@ -86,11 +88,13 @@ def test_needs_a_teacher_and_one_tokenizer() -> None:
         DistilBERT().build(probe(case.student), None)
     with pytest.raises(UserError, match="DistilBERT needs a teacher"):
         DistilBERT()(case.student, None, case.batch)
-    spec = {"vocabulary": {"size": 1}, "teacher_vocabulary": {"size": 2}}
+    tokens = Vocabulary(1, pad=0, max_length=4, sha256="first")
+    other = Vocabulary(2, pad=0, max_length=4, sha256="second")
+    spec = Spec("sentences", vocabulary=tokens, teacher_vocabulary=other)
     apart = Probe(probe(case.student).output, spec=spec)
     with pytest.raises(UserError, match="DistilBERT compares tokens one by one"):
         DistilBERT().build(apart, probe(case.teacher))
-    same = Probe(apart.output, spec={**spec, "teacher_vocabulary": {"size": 1}})
+    same = Probe(apart.output, spec=replace(spec, teacher_vocabulary=tokens))
     DistilBERT().build(same, probe(case.teacher))
 
 

@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 
 from kd_lightning.errors import UserError
+from kd_lightning.losses.base import weight_of
 from kd_lightning.losses.dkd import DKD, decoupled_kl
 from kd_lightning.losses.kd import KD
 from kd_lightning.types import UNLABELLED, Batch, EnsembleOutput, Output, mean_log_probs
@@ -189,10 +190,12 @@ def test_unlabelled_batch_costs_nothing() -> None:
 def test_counts_the_labelled() -> None:
     """What a mean over several processes is weighted by, so that it is the mean over all labelled samples."""
     case = unlabelled(random_case(), [1, 4])
-    assert DKD().counted(case.batch) == 4
-    assert DKD().counted(replace(case.batch, ghost=True)) == 0
+    assert weight_of("labelled", case.batch) == 4
+    assert weight_of("labelled", replace(case.batch, placeholder=True)) == 0
     parts = [properties.select(case, rows) for rows in torch.arange(6).split([2, 4])]
-    total = sum(properties.value_of(DKD, part) * DKD().counted(part.batch) for part in parts)
+    total = sum(
+        properties.value_of(DKD, part) * weight_of(DKD.mean_over, part.batch) for part in parts
+    )
     torch.testing.assert_close(total / 4, properties.value_of(DKD, case))
 
 
@@ -212,7 +215,9 @@ def test_mixed_samples_cost_what_either_label_costs_by_its_share() -> None:
         [alone(row, target) for row in range(6)] for target in (case.batch.target, partner)
     )
     mixed = [s * a + (1 - s) * b for s, a, b in zip(share.tolist(), own, other, strict=True)]
-    assert DKD().counted(case.batch) == 5  # all but the fifth, neither part of which has a label
+    assert (
+        weight_of(DKD.mean_over, case.batch) == 5
+    )  # all but the fifth, neither part of which has a label
     assert properties.value_of(DKD, case).item() == pytest.approx(math.fsum(mixed) / 5)
 
 
@@ -244,8 +249,7 @@ def test_the_shipped_method_is_the_papers() -> None:
 
 
 def test_top_k_caches_are_refused() -> None:
-    """`DistillationModule` looks for these words before it trains from a cache that holds a part of the logits."""
-    assert "all teacher logits" in DKD.needs
+    assert DKD.exact_logits
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "2", True])

@@ -299,7 +299,7 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
             (3, 4),
             r"FitNets reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'stage2' gives \[3, 4\]",
         ),
-        ((3, 2, 2), (4,), r"shape \[3, 2, 2\] and \[4\] a sample; name two maps or two vectors"),
+        ((3, 2, 2), (4,), r"shape \[3, 2, 2\] and \[4\] per sample; name two maps or two vectors"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(

@@ -62,7 +62,7 @@ def test_scale_does_not_matter() -> None:
         (
             (4, 3),
             (4, 5),
-            "student's layer 'states1' has 3 numbers a token, the teacher's 5; they must agree",
+            "student's layer 'states1' has 3 numbers per token, the teacher's 5; they must agree",
         ),
         (
             (3,),

@@ -193,10 +193,8 @@ def test_trains_a_residual_network(tmp_path: Path) -> None:
     assert not any(key.startswith("losses.") for key in content["state_dict"])
 
 
-def test_counts_once_whatever_the_batch_holds() -> None:
-    batch = CASE().batch
-    batch.ghost = True
-    assert RKD().counted(batch) == 1
+def test_all_processes_compute_the_joint_loss() -> None:
+    assert RKD.mean_over == "joint"
 
 
 @pytest.mark.parametrize(

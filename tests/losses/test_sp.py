@@ -77,11 +77,8 @@ def test_rows_have_length_one() -> None:
     assert_close(norms[[0, 1, 3, 4, 5]], torch.ones(5, dtype=torch.float64))
 
 
-def test_counts_once_whatever_the_batch_holds() -> None:
-    batch = MAPS().batch
-    assert SP().counted(batch) == 1
-    batch.ghost = True
-    assert SP().counted(batch) == 1
+def test_all_processes_compute_the_joint_loss() -> None:
+    assert SP.mean_over == "joint"
 
 
 def test_trains_a_residual_network(tmp_path: Path) -> None:

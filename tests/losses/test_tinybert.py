@@ -11,6 +11,7 @@ from torch import nn
 from kd_lightning.errors import UserError
 from kd_lightning.losses import Probe
 from kd_lightning.losses.tinybert import TinyBERT
+from kd_lightning.spec import Spec, Vocabulary
 from tests.losses import features, properties
 from tests.losses.features import made, probe
 from tests.losses.properties import Case
@@ -172,9 +173,9 @@ def test_needs_a_teacher_build_and_one_tokenizer() -> None:
     with pytest.raises(UserError, match="TinyBERT has no maps yet"):
         one()(case.student, case.teacher, case.batch)
     student = probe(case.student)
-    apart = Probe(
-        student.output, spec={"vocabulary": {"size": 1}, "teacher_vocabulary": {"size": 2}}
-    )
+    tokens = Vocabulary(1, pad=0, max_length=4, sha256="first")
+    other = Vocabulary(2, pad=0, max_length=4, sha256="second")
+    apart = Probe(student.output, Spec("sentences", vocabulary=tokens, teacher_vocabulary=other))
     with pytest.raises(UserError, match="TinyBERT compares tokens one by one"):
         one().build(apart, probe(case.teacher))
 

@@ -250,9 +250,9 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
         (
             (3, 4),
             (3, 4),
-            r"VID reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'a' gives \[3, 4\] a sample",
+            r"VID reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'a' gives \[3, 4\] per sample",
         ),
-        ((3,), (4, 2, 2), r"shape \[3\] and \[4, 2, 2\] a sample; name two maps or two vectors"),
+        ((3,), (4, 2, 2), r"shape \[3\] and \[4, 2, 2\] per sample; name two maps or two vectors"),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(

@@ -1,4 +1,4 @@
-"""Cross-entropy with (smoothed) labels, written from its definition."""
+"""The hard losses, written from their definitions."""
 
 from __future__ import annotations
 
@@ -18,3 +18,12 @@ def cross_entropy(logits: list[list[float]], target: list[int], smoothing: float
             loss -= y * math.log(math.exp(z) / total)
         rows.append(loss)
     return math.fsum(rows) / len(rows) if rows else 0.0
+
+
+def mean_squared_error(values: list[float], targets: list[float]) -> float:
+    """Mean over the known targets of (z - y)^2; NaN is unknown; 0 without known targets."""
+    squares = []
+    for value, target in zip(values, targets, strict=True):
+        if not math.isnan(target):
+            squares.append((value - target) ** 2)
+    return math.fsum(squares) / len(squares) if squares else 0.0

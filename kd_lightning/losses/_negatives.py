@@ -1,0 +1,76 @@
+"""The negatives of contrastive losses with memory banks, drawn as a function of named numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kd_lightning.randomness import hashed, run_seed
+from kd_lightning.types import UNLABELLED
+
+Negatives = Literal["class", "instance"]
+"""The negatives of a sample: samples of other classes, or all other samples."""
+
+UNSEEN = UNLABELLED - 1
+"""The label of a row that no batch has contained yet.
+
+It sorts first; unlabelled rows come next, then the classes.
+"""
+
+
+def draw_negatives(
+    labels: Tensor,
+    index: Tensor,
+    count: int,
+    step: Tensor,
+    negatives: Negatives = "class",
+    trained: int = 0,
+) -> Tensor:
+    """Draw negatives with replacement, as a function of (run's seed, step, the sample's row).
+
+    The draw is uniform over all rows except the sample's own and, for "class", the rows known to be
+    of its class. A row with an unknown label is treated as another class. Once `trained` rows have
+    been seen, unseen rows are no longer drawn. If that leaves no row for a sample (all are of one
+    class), all other rows are candidates.
+
+    Args:
+        labels: int64 `(M,)`, M at least 2, of all rows: a class, `UNLABELLED` or `UNSEEN`; never
+            `UNSEEN` where `index` points.
+        index: int64 `(B,)`, the samples' rows.
+        count: negatives per sample.
+        step: int64 scalar.
+        negatives: "class" or "instance".
+        trained: the number of rows that training will see.
+
+    Returns:
+        int64 `(B, count)`.
+    """
+    rows = len(labels)
+    ordered, order = labels.sort(stable=True)
+    place_of_row = torch.empty_like(order)
+    place_of_row.scatter_(0, order, torch.arange(rows, device=order.device))
+    place = place_of_row[index]
+    # In sorted order a sample excludes two spans: the places before `skipped` (unseen rows), and
+    # those from `first` to before `last` (its own row or class).
+    first = place
+    last = place + 1
+    if negatives == "class":
+        label = labels[index]
+        first = torch.where(label >= 0, torch.searchsorted(ordered, label), first)
+        last = torch.where(label >= 0, torch.searchsorted(ordered, label, right=True), last)
+    unseen = (labels == UNSEEN).sum()
+    skipped = torch.where(rows - unseen >= trained, unseen, 0)
+    # Fall back to all other rows if no candidate is left.
+    alone = rows - skipped - (last - first) < 1
+    first = torch.where(alone, place, first)
+    last = torch.where(alone, place + 1, last)
+    skipped = torch.where(alone, 0, skipped)
+    candidates = rows - skipped - (last - first)
+    # Draw the n-th candidate, then step over the second span.
+    counter = (step * rows + index)[:, None] * count + torch.arange(count, device=index.device)
+    number = hashed(counter, run_seed(), "crd", "negatives") % candidates[:, None]
+    drawn = skipped[:, None] + number
+    span = torch.where(drawn >= first[:, None], (last - first)[:, None], 0)
+    return order[drawn + span]
