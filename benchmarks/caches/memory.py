@@ -18,7 +18,9 @@ import numpy as np
 import torch
 
 from kd_lightning.runs.folder import commit, hardware, write_json
-from kd_lightning.teachers.cache.store import Column, Manifest, Table, Writer
+from kd_lightning.teachers.cache.manifest import Column, Manifest
+from kd_lightning.teachers.cache.table import Table
+from kd_lightning.teachers.cache.writer import Writer
 
 BATCH = 256
 

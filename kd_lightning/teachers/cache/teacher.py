@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
-from kd_lightning.teachers.cache.store import Column, Manifest, Table, Writer, describe_difference
+from kd_lightning.teachers.cache.manifest import Column, Manifest, describe_difference
+from kd_lightning.teachers.cache.table import Table
+from kd_lightning.teachers.cache.writer import Writer
 from kd_lightning.types import CLEAN, Batch, Output
 from kd_lightning.weights import sha256_of
 
