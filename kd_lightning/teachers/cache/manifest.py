@@ -74,7 +74,7 @@ class RowPositions(NamedTuple):
     """Where each source row is stored in a table.
 
     Attributes:
-        position: int32 `(rows,)`, the position in the table of each source row; -1 if it is not stored.
+        position: int32 `(rows,)`, the position of each source row; -1 for rows not stored.
         num_rows: number of stored rows.
     """
 
@@ -83,7 +83,7 @@ class RowPositions(NamedTuple):
 
 
 def record_dtype(columns: dict[str, Column]) -> np.dtype[Any]:
-    """The dtype of one stored sample: all its columns side by side, so that one read fetches it."""
+    """The dtype of one stored sample: its columns side by side, so that one read fetches all."""
     return np.dtype([(name, column.dtype, column.shape) for name, column in columns.items()])
 
 

@@ -34,10 +34,10 @@ class _SingleColumn(NamedTuple):
 class Table:
     """The stored outputs of one (split, view), read by source row.
 
-    A shard is opened and verified when it is first read, and processes share it through the system's page
-    cache. Pages of a mapped file stay resident once they are read, together with up to 2 MB of neighboring
-    pages. For caches beyond a memory budget, pass `mapped=False`: each batch then reads its rows one by one
-    from the file, and nothing stays resident.
+    A shard is opened and verified when it is first read, and processes share it through the
+    system's page cache. Pages of a mapped file stay resident once they are read, together with up
+    to 2 MB of neighboring pages. For caches beyond a memory budget, pass `mapped=False`: each batch
+    then reads its rows one by one from the file, and nothing stays resident.
 
     Args:
         manifest: manifest of the cache.
@@ -74,7 +74,8 @@ class Table:
             path = self.manifest.folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise UserError(
-                    f"{path} is missing or truncated; run the same kd cache command again to repair it"
+                    f"{path} is missing or truncated; run the same kd cache command again to "
+                    "repair it"
                 )
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
@@ -127,9 +128,9 @@ class Table:
         stored &= self._position[rows * stored] >= 0
         missing = int(rows[~stored][0])
         raise UserError(
-            f"the teacher cache {self.manifest.folder} holds no output for row {missing} of the {split} "
-            f"split in view {view}; it was created for other rows: create it with the data options of "
-            "this run"
+            f"the teacher cache {self.manifest.folder} holds no output for row {missing} of the "
+            f"{split} split in view {view}; it was created for other rows: create it with the data "
+            "options of this run"
         )
 
     def _verify(self, number: int) -> Path:
@@ -138,7 +139,8 @@ class Table:
         path = self.manifest.folder / shard["file"]
         if number not in self._verified and sha256_of(path) != shard["sha256"]:
             raise UserError(
-                f"{path} was altered after it was written; delete it and run the same kd cache command again"
+                f"{path} was altered after it was written; delete it and run the same kd cache "
+                "command again"
             )
         self._verified.add(number)
         return path

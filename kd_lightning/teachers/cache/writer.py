@@ -98,8 +98,8 @@ class Writer:
             self.manifest.write()
         elif not np.array_equal(self.manifest.rows(table), rows):
             raise UserError(
-                f"{self.manifest.folder} was created for other rows of {table}; choose another --output, "
-                "or delete it"
+                f"{self.manifest.folder} was created for other rows of {table}; choose another "
+                "--output, or delete it"
             )
         size = tables[table]["shard_rows"]
         written = {shard["file"]: shard for shard in tables[table]["shards"]}
@@ -139,7 +139,10 @@ class Writer:
         self.manifest.write()
 
     def _store_rows(self, table: str, rows: Array) -> str:
-        """Name of the file that holds these rows; views of a split that have the same rows share one."""
+        """Store the row numbers of a table; returns the file's name.
+
+        Views of a split that have the same rows share one file.
+        """
         tables = self.manifest.content["tables"]
         split = table.partition("/")[0]
         for other, entry in tables.items():
@@ -178,7 +181,8 @@ def _open_manifest(folder: Path, content: ManifestContent) -> Manifest:
         if stored != json.loads(json.dumps(content[part])):
             difference = describe_difference(stored, content[part])
             raise UserError(
-                f"{folder} holds another cache ({difference}); choose another --output, or delete it"
+                f"{folder} holds another cache ({difference}); choose another --output, or delete "
+                "the folder"
             )
     return manifest
 
