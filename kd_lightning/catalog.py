@@ -177,7 +177,9 @@ def _table(rows: list[Row]) -> str:
     """The rows as text in aligned columns, below a line of column names."""
     names = list(rows[0]) if rows else []
     lines = [names]
-    lines += [[_cell(row[name]) for name in names] for row in rows]
+    for row in rows:
+        cells = [_cell(row[name]) for name in names]
+        lines.append(cells)
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     padded = []
     for line in lines:

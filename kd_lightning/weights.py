@@ -125,14 +125,14 @@ def check_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) 
     for key, tensor in state.items():
         if key not in weights:
             raise UserError(
-                f"{what}: the weights hold no {key!r} for {network_name}; do they belong to another "
-                "network?"
+                f"{what}: the weights hold no {key!r} for {network_name}; "
+                "do they belong to another network?"
             )
         if weights[key].shape != tensor.shape:
             raise UserError(
                 f"{what}: {key!r} is {tuple(weights[key].shape)} in the weights and "
-                f"{tuple(tensor.shape)} in {network_name}; do they belong to another network, or to "
-                "other classes?"
+                f"{tuple(tensor.shape)} in {network_name}; "
+                "do they belong to another network, or to other classes?"
             )
     for key in weights:
         if key not in state:
