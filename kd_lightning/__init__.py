@@ -1,6 +1,6 @@
 """Knowledge distillation research on PyTorch Lightning.
 
-The public names are loaded on first use, so that `import kd_lightning` alone needs neither torch nor lightning.
+Public names load on first use, so that `import kd_lightning` imports neither torch nor lightning.
 """
 
 from importlib import import_module
@@ -22,7 +22,8 @@ _PUBLIC = {
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    module = import_module(f"{__name__}.{_PUBLIC[name]}")
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

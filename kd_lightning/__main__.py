@@ -1,4 +1,4 @@
-"""`python -m kd_lightning` is `kd`."""
+"""Runs the `kd` command for `python -m kd_lightning`."""
 
 from kd_lightning.cli import entry
 

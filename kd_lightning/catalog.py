@@ -1,4 +1,7 @@
-"""`kd list`: what there is, read from the source without importing it, so that it answers at once."""
+"""Lists the shipped methods, models, data sets and experiments for `kd list`.
+
+The lists are read from source files without importing them, so that the command answers at once.
+"""
 
 from __future__ import annotations
 
@@ -11,153 +14,181 @@ from typing import Any
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped_root
 
+Row = dict[str, Any]
+
 _PACKAGE = Path(__file__).parent
 _SKIPPED = ("__init__", "base")
+_METHOD_ATTRIBUTES = ("paper", "year", "family", "needs")
 
 
 def _classes(folder: str) -> Iterator[tuple[Path, ast.ClassDef]]:
-    """The first public class of each file that has one: the one the file is about."""
-    for path in sorted((_PACKAGE / folder).rglob("*.py"), key=lambda path: path.name):
-        if path.stem not in _SKIPPED:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-            yield from (
-                (path, n)
-                for n in tree.body
-                if isinstance(n, ast.ClassDef) and not n.name.startswith("_")
-            )
+    """The public classes of each file below a folder of the package, by file name."""
+    files = sorted((_PACKAGE / folder).rglob("*.py"), key=lambda path: path.name)
+    for path in files:
+        if path.stem in _SKIPPED:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                yield path, node
 
 
 def _summary(node: ast.ClassDef) -> str:
-    return (
-        (ast.get_docstring(node) or "").strip().splitlines()[0] if ast.get_docstring(node) else ""
-    )
+    """The first line of a class's docstring."""
+    docstring = (ast.get_docstring(node) or "").strip()
+    return docstring.partition("\n")[0]
 
 
 def _literals(node: ast.ClassDef) -> dict[str, Any]:
-    """Class attributes that are plain values."""
+    """The annotated class attributes whose values are literals."""
     values: dict[str, Any] = {}
     for item in node.body:
-        if (
-            isinstance(item, ast.AnnAssign)
-            and isinstance(item.target, ast.Name)
-            and item.value is not None
-        ):
+        if not isinstance(item, ast.AnnAssign) or item.value is None:
+            continue
+        if isinstance(item.target, ast.Name):
             try:
                 values[item.target.id] = ast.literal_eval(item.value)
-            except ValueError:
+            except ValueError:  # computed, hence no literal
                 continue
     return values
 
 
 def _derives(node: ast.ClassDef, suffix: str) -> bool:
-    return any(
-        isinstance(base, ast.Name | ast.Attribute) and ast.unparse(base).endswith(suffix)
-        for base in node.bases
-    )
+    """Whether the name of a direct base class ends with `suffix`."""
+    for base in node.bases:
+        if isinstance(base, ast.Name | ast.Attribute) and ast.unparse(base).endswith(suffix):
+            return True
+    return False
 
 
 def _variants(method: str) -> list[str]:
-    """Further YAML files of a method: `METHOD_VARIANT.yaml`."""
-    return sorted(
-        path.stem for path in (shipped_root() / "configs" / "methods").glob(f"{method}_*.yaml")
-    )
+    """Names of a method's additional configs, `METHOD_VARIANT.yaml`."""
+    folder = shipped_root() / "configs" / "methods"
+    return sorted(path.stem for path in folder.glob(f"{method}_*.yaml"))
 
 
-def methods() -> list[dict[str, Any]]:
-    found = []
+def methods() -> list[Row]:
+    """One row per config of a distillation method: its loss class, paper and requirements."""
+    rows = []
     for path, node in _classes("losses"):
-        if _derives(node, "DistillLoss"):
-            about = {
-                name: _literals(node).get(name) for name in ("paper", "year", "family", "needs")
+        if not _derives(node, "DistillLoss"):
+            continue
+        literals = _literals(node)
+        attributes = {name: literals.get(name) for name in _METHOD_ATTRIBUTES}
+        attributes["needs"] = list(attributes["needs"] or ("teacher logits",))
+        for name in (path.stem, *_variants(path.stem)):
+            row = {
+                "name": name,
+                "class_path": f"kd_lightning.losses.{node.name}",
+                **attributes,
+                "config": f"configs/methods/{name}.yaml",
             }
-            about["needs"] = list(about["needs"] or ("teacher logits",))
-            where = {"class_path": f"kd_lightning.losses.{node.name}", **about}
-            names = (path.stem, *_variants(path.stem))
-            found += [
-                {"name": name, **where, "config": f"configs/methods/{name}.yaml"} for name in names
-            ]
-    return found
+            rows.append(row)
+    return rows
 
 
-def models() -> list[dict[str, Any]]:
-    return [
-        {
-            "name": node.name.lower(),
-            "class_path": f"kd_lightning.models.{node.name}",
-            "about": _summary(node),
-        }
-        for _, node in _classes("models")
-        if _derives(node, "Module")
-    ]
+def models() -> list[Row]:
+    """One row per network class."""
+    rows = []
+    for _, node in _classes("models"):
+        if _derives(node, "Module"):
+            row = {
+                "name": node.name.lower(),
+                "class_path": f"kd_lightning.models.{node.name}",
+                "about": _summary(node),
+            }
+            rows.append(row)
+    return rows
 
 
-def data() -> list[dict[str, Any]]:
-    """Every datamodule that a shipped config names, with the first of those configs."""
+def data() -> list[Row]:
+    """One row per datamodule that a shipped config names, with one of its configs."""
+    # Imported here, because importing the package must be fast.
     import yaml
 
     nodes = {}
     for folder in ("data", "specialists"):
         for _, node in _classes(folder):
             nodes[node.name] = node
-    found: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for path in sorted((shipped_root() / "configs" / "data").glob("*.yaml")):
         class_path = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["class_path"]
         class_name = class_path.rpartition(".")[2]
         name = class_name.removesuffix("DataModule").lower()
-        if class_name not in found or path.stem.replace("_", "") == name:
-            found[class_name] = {
+        # The config named after the datamodule takes precedence over the first one.
+        if class_name not in rows or path.stem.replace("_", "") == name:
+            rows[class_name] = {
                 "name": name,
                 "class_path": class_path,
                 "about": _summary(nodes[class_name]),
                 "config": f"configs/data/{path.name}",
             }
-    return list(found.values())
+    return list(rows.values())
 
 
-def experiments() -> list[dict[str, Any]]:
+def experiments() -> list[Row]:
+    """One row per shipped experiment: its claim, and the time it takes."""
     import yaml
 
     root = shipped_root() / "experiments"
-    found = []
+    rows = []
     for path in sorted(root.rglob("*.yaml")):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and "runs" in content:
-            name = path.relative_to(root).with_suffix("").as_posix()
-            found.append(
-                {"name": name, "claim": content.get("claim", ""), "time": content.get("time", "")}
-            )
-    return found
+        if not isinstance(content, dict) or "runs" not in content:
+            continue
+        row = {
+            "name": path.relative_to(root).with_suffix("").as_posix(),
+            "claim": content.get("claim", ""),
+            "time": content.get("time", ""),
+        }
+        rows.append(row)
+    return rows
 
 
 KINDS = {"methods": methods, "models": models, "data": data, "experiments": experiments}
 
 
 def main(argv: list[str]) -> None:
-    """`kd list KIND [--json]`."""
-    words = [word for word in argv if not word.startswith("-")]
-    options = [word for word in argv if word.startswith("-")]
+    """Run `kd list KIND [--json]`.
+
+    Args:
+        argv: the arguments after `list`.
+
+    Raises:
+        UserError: if the kind or an option is unknown.
+    """
+    kinds = [argument for argument in argv if not argument.startswith("-")]
+    options = [argument for argument in argv if argument.startswith("-")]
     if "-h" in options or "--help" in options or not argv:
         print(f"usage: kd list {'|'.join(KINDS)} [--json]")
         return
-    if unknown := [o for o in options if o != "--json"]:
-        raise UserError(f"kd list: there is no option {unknown[0]}; there is --json")
-    if len(words) != 1 or words[0] not in KINDS:
+    for option in options:
+        if option != "--json":
+            raise UserError(f"kd list: unknown option {option}; valid options: --json")
+    if len(kinds) != 1 or kinds[0] not in KINDS:
         raise UserError(
-            f"kd list: there is no kind {' '.join(words)!r}; name one of {', '.join(KINDS)}"
+            f"kd list: unknown kind {' '.join(kinds)!r}; valid kinds: {', '.join(KINDS)}"
         )
-    rows = KINDS[words[0]]()
+    rows = KINDS[kinds[0]]()
     print(json.dumps(rows, indent=2) if options else _table(rows))
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    cells = [
-        {k: ", ".join(v) if isinstance(v, list) else str(v or "") for k, v in row.items()}
-        for row in rows
-    ]
+def _table(rows: list[Row]) -> str:
+    """The rows as text in aligned columns, below a line of column names."""
     names = list(rows[0]) if rows else []
-    width = {name: max(len(name), *(len(row[name]) for row in cells)) for name in names}
-    lines = [names, *([row[name] for name in names] for row in cells)]
-    return "\n".join(
-        "  ".join(f"{v:<{width[n]}}" for n, v in zip(names, line, strict=True)).rstrip()
-        for line in lines
-    )
+    lines = [names]
+    for row in rows:
+        cells = [_cell(row[name]) for name in names]
+        lines.append(cells)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = []
+    for line in lines:
+        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+        padded.append("  ".join(cells).rstrip())
+    return "\n".join(padded)
+
+
+def _cell(value: list[str] | str | int | None) -> str:
+    if isinstance(value, list):
+        return ", ".join(value)
+    return str(value or "")

@@ -1,4 +1,4 @@
-"""The `kd` command. It imports nothing slow until a command needs it."""
+"""The `kd` command. Slow modules are imported only once a command needs them."""
 
 from __future__ import annotations
 
@@ -14,27 +14,46 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test set",
     "predict": "write a checkpoint's logits on the test set",
-    "cache": "compute a teacher's outputs once and train from them: kd cache -c FILE.yaml ... --output DIR",
-    "reproduce": "run a published experiment and print its table: kd reproduce EXPERIMENT; --list shows all",
-    "compare": "one table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
-    "list": "what there is: kd list methods|models|data|experiments [--json]",
+    "cache": "compute a teacher's outputs once: kd cache -c FILE.yaml ... --output DIR",
+    "reproduce": "run a published experiment and print its table: kd reproduce EXPERIMENT | --list",
+    "compare": "print a table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
+    "list": "list what is available: kd list methods|models|data|experiments [--json]",
 }
 RUNS = ("fit", "validate", "test", "predict")
 
+_FIRST_STEPS = """\
+first steps:
+  kd reproduce demo
+  kd fit -c configs/trainer.yaml -c configs/data/digits.yaml -c configs/teachers/digits_mlp.yaml
+"""
+
 
 def usage() -> str:
+    """The text of `kd --help`."""
     width = max(map(len, COMMANDS))
-    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return (
-        f"kd {__version__}: knowledge distillation on PyTorch Lightning\n\nusage: kd COMMAND ...\n\n{commands}\n\n"
-        "kd COMMAND --help tells more; kd --version prints the version.\n\n"
-        "first steps:\n"
-        "  kd reproduce demo\n"
-        "  kd fit -c configs/trainer.yaml -c configs/data/digits.yaml -c configs/teachers/digits_mlp.yaml\n"
-    )
+    lines = [
+        f"kd {__version__}: knowledge distillation on PyTorch Lightning",
+        "",
+        "usage: kd COMMAND ...",
+        "",
+    ]
+    for name, text in COMMANDS.items():
+        lines.append(f"  {name:<{width}}  {text}")
+    lines.append("")
+    lines.append("kd COMMAND --help describes a command; kd --version prints the version.")
+    lines.append("")
+    return "\n".join(lines) + "\n" + _FIRST_STEPS
 
 
 def dispatch(argv: list[str]) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the command's name and its arguments.
+
+    Raises:
+        UserError: if the command is unknown, or the user made a mistake in its arguments.
+    """
     command = argv[0] if argv else "--help"
     if command in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -61,29 +80,45 @@ def dispatch(argv: list[str]) -> int:
 
         run(argv)
     else:
-        near = difflib.get_close_matches(command, COMMANDS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; kd --help lists them"
-        raise UserError(f"there is no command {command!r}{hint}")
+        raise UserError(_unknown_command(command))
     return 0
 
 
+def _unknown_command(command: str) -> str:
+    close = difflib.get_close_matches(command, COMMANDS, n=1)
+    if close:
+        return f"unknown command {command!r}; did you mean {close[0]!r}?"
+    return f"unknown command {command!r}; valid commands: {', '.join(COMMANDS)}"
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run `kd` and return its exit code: 2 for a user's mistake, 130 when interrupted."""
+    """Run `kd`.
+
+    Args:
+        argv: the arguments; by default those of this process.
+
+    Returns:
+        The exit code: 2 for a user's mistake, 130 if interrupted, else that of the command.
+    """
     try:
         code = dispatch(sys.argv[1:] if argv is None else argv)
+        # Flushed here, so that a closed pipe is handled below instead of at interpreter exit.
         sys.stdout.flush()
         return code
     except UserError as error:
-        print(f"kd: {' '.join(str(error).split())}", file=sys.stderr)
+        message = " ".join(str(error).split())
+        print(f"kd: {message}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt as stop:
-        print(f"kd: {stop or 'interrupted'}", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"kd: {interrupt or 'interrupted'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone, as in `kd list | head`.
+        # The reader of our output has exited, as in `kd list | head`. Python flushes standard
+        # output once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def entry() -> None:
+    """The entry point of the `kd` script."""
     sys.exit(main())

@@ -1,10 +1,10 @@
-"""The one exception for a user's mistake. It imports nothing, so that `kd --help` stays quick."""
+"""The exception for users' mistakes. Imports nothing, so that `kd --help` starts fast."""
 
 
 class UserError(ValueError):
-    """Something a user can mend. Its message is one line: what is wrong, and what to do.
+    """A mistake that the user can fix. The message is one line: what is wrong, and what to do.
 
-    The command line prints it alone on standard error and ends with exit code 2.
+    The command line prints only this message on standard error and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from kd_lightning.errors import UserError
 
+NetworkFactory = Callable[..., nn.Module]
 
 @runtime_checkable
 class SelfContained(Protocol):
@@ -29,49 +30,68 @@ class UsesVocabulary(Protocol):
         """Receive the id of each token."""
 
 
-def _is_network_factory(factory: Any) -> bool:
-    if isinstance(factory, type):
-        return issubclass(factory, nn.Module)
-    returns = typing.get_type_hints(factory).get("return") if callable(factory) else None
-    return isinstance(returns, type) and issubclass(returns, nn.Module)
 
 
-def resolve_network(class_path: str) -> Any:
-    """The class or function of that path, if it makes an nn.Module; nothing else is ever called from a checkpoint."""
+def _is_network_factory(candidate: object) -> bool:
+    if isinstance(candidate, type):
+        return issubclass(candidate, nn.Module)
+    if not callable(candidate):
+        return False
+    returned = typing.get_type_hints(candidate).get("return")
+    return isinstance(returned, type) and issubclass(returned, nn.Module)
+
+
+def resolve_network(class_path: str) -> NetworkFactory:
+    """Import the nn.Module class, or the function annotated to return one, at a class path.
+
+    A checkpoint names the class path, so this check ensures that loading one calls nothing else.
+
+    Raises:
+        UserError: if the path cannot be imported, or names anything else.
+    """
     module, _, name = class_path.rpartition(".")
     try:
-        factory = getattr(import_module(module), name)
-        fits = _is_network_factory(factory)
+        factory: NetworkFactory = getattr(import_module(module), name)
+        is_factory = _is_network_factory(factory)
     except Exception as error:
         raise UserError(
-            f"the network {class_path!r} cannot be imported ({error}); is its package on the path?"
+            f"the network {class_path!r} cannot be imported ({error}); is its package installed?"
         ) from error
-    if not fits:
+    if not is_factory:
         raise UserError(
-            f"{class_path!r} is not an nn.Module class, nor a function annotated to return one"
+            f"{class_path!r} is not an nn.Module class or a function annotated to return one"
         )
     return factory
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
-    """The network that a checkpoint describes as `class_path` and `init_args`; the global random state is left as it was."""
+    """Build the network described by `class_path` and `init_args`.
 
-    def built(value: Any) -> Any:
-        if isinstance(value, list):
-            return [built(item) for item in value]
-        return (
-            build_network(value) if isinstance(value, Mapping) and "class_path" in value else value
-        )
+    Arguments with a `class_path` of their own are built first. The global random state is left
+    unchanged.
 
-    arguments = {name: built(value) for name, value in (config.get("init_args") or {}).items()}
+    Raises:
+        UserError: if the network cannot be imported, or rejects its arguments.
+    """
+    arguments = {}
+    for name, value in (config.get("init_args") or {}).items():
+        arguments[name] = _build_argument(value)
     factory = resolve_network(str(config.get("class_path")))
     try:
         with torch.random.fork_rng():
-            network: nn.Module = factory(**arguments)
+            return factory(**arguments)
     except UserError:
         raise
     except Exception as error:
         raise UserError(
-            f"the network {config['class_path']} cannot be made from {arguments}: {error}"
+            f"the network {config['class_path']} cannot be built from {arguments}: {error}"
         ) from error
-    return network
+
+
+def _build_argument(value: Any) -> Any:
+    """A plain argument as it is, and the networks that it describes, at any depth of lists."""
+    if isinstance(value, list):
+        return [_build_argument(item) for item in value]
+    if isinstance(value, Mapping) and "class_path" in value:
+        return build_network(value)
+    return value

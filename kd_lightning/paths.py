@@ -1,4 +1,7 @@
-"""Where the shipped configs and experiments lie: beside the package in a checkout, inside it in a wheel."""
+"""Locates the shipped configs and experiments.
+
+In a checkout they lie beside the package, in an installed wheel inside it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,20 @@ _PACKAGE = Path(__file__).parent
 
 
 def shipped_root() -> Path:
-    inside = _PACKAGE / "_shipped"
-    return inside if inside.is_dir() else _PACKAGE.parent
+    """The folder that holds `configs/` and `experiments/`."""
+    in_wheel = _PACKAGE / "_shipped"
+    if in_wheel.is_dir():
+        return in_wheel
+    return _PACKAGE.parent
 
 
 def shipped(name: str) -> Path | None:
-    """The shipped file of that relative path, such as `configs/data/mnist.yaml`; None where there is none."""
+    """The shipped file with this relative path, or None if there is no such file.
+
+    Args:
+        name: relative path such as `configs/data/mnist.yaml`.
+    """
+    if Path(name).is_absolute():
+        return None
     path = shipped_root() / name
-    return path if not Path(name).is_absolute() and path.is_file() else None
+    return path if path.is_file() else None

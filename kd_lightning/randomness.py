@@ -1,7 +1,7 @@
-"""Randomness as a function, not a state: what is drawn depends on named numbers alone, never on what was drawn before.
+"""Randomness as a function, not a state: a draw depends only on named numbers, not on past draws.
 
-From this follow resumed runs that equal uninterrupted ones, data that does not depend on workers or devices, and teacher
-outputs that can be computed once for a view and replayed exactly.
+This makes a resumed run equal to an uninterrupted one, makes data independent of workers and
+devices, and allows teacher outputs to be computed once per view and replayed exactly.
 """
 
 from __future__ import annotations
@@ -12,30 +12,31 @@ import os
 import torch
 from torch import Tensor
 
-_GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
 
 
 def run_seed() -> int:
-    """The seed that `--seed_everything` (or `lightning.seed_everything`) set, 0 where none was set."""
+    """The seed set by `--seed_everything` or `lightning.seed_everything`; 0 if none was set."""
     return int(os.environ.get("PL_GLOBAL_SEED", "0"))
 
 
 def seed_from(*parts: int | str) -> int:
-    """A 63-bit seed that is a function of all parts and shares nothing with that of other parts."""
+    """A 63-bit seed that is a function of all parts and unrelated to the seed of other parts."""
     digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:
-    """An order of `n` samples, `(n,)` int64, as a function of the parts (seed, epoch, ...)."""
-    return torch.randperm(n, generator=torch.Generator().manual_seed(seed_from("order", *parts)))
+    """A random order of `n` samples, int64 `(n,)`, as a function of the parts (seed, epoch)."""
+    generator = torch.Generator().manual_seed(seed_from("order", *parts))
+    return torch.randperm(n, generator=generator)
 
 
 def reseed(device: torch.device, *parts: int | str) -> None:
-    """Set the global generators of the CPU and of `device`, from which dropout draws, to a function of the parts.
+    """Set the global generators of the CPU and of `device` to a function of the parts.
 
-    `torch.manual_seed` does the same for all devices, but takes half a millisecond, once a step.
+    Dropout draws from these generators. `torch.manual_seed` would seed those of all devices, but
+    takes half a millisecond, and this function runs once per training step.
     """
     seed = seed_from(*parts)
     torch.default_generator.manual_seed(seed)
@@ -44,40 +45,65 @@ def reseed(device: torch.device, *parts: int | str) -> None:
 
 
 def _signed(value: int) -> int:
-    """The same 64 bits as torch's int64 holds them."""
+    """The value, taken modulo 2**64, as the int64 with the same bits."""
     value &= _MASK
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+# The constants of splitmix64 (Steele, Lea and Flood 2014).
+_INCREMENT = _signed(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = _signed(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = _signed(0x94D049BB133111EB)
+
+
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's own keeps the sign."""
-    return (x >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+    """Logical right shift of an int64 tensor of any shape; torch's own keeps the sign bit."""
+    mask = (1 << (64 - bits)) - 1
+    return (x >> bits).bitwise_and_(mask)
 
 
 def hashed(index: Tensor, *parts: int | str) -> Tensor:
-    """63 random bits for each index as a function of (parts, index): splitmix64 over a counter.
+    """Draw 63 random bits per index as a function of (parts, index): splitmix64 with a counter.
+
+    Integer arithmetic gives the same bits on every device.
 
     Args:
-        index: int64, any shape, on any device (integer arithmetic gives the same bits everywhere).
-        parts: whatever else the draw depends on: seed, view, the name of the quantity drawn.
+        index: int64 of any shape, on any device.
+        parts: everything else the draw depends on: seed, view, name of the quantity.
 
     Returns:
-        int64 tensor of `index`'s shape, values in [0, 2**63).
+        int64 of `index`'s shape, values in [0, 2**63).
     """
-    x = (index * _signed(_GOLDEN)).add_(_signed(seed_from(*parts)))
-    x.bitwise_xor_(_shift(x, 30)).mul_(_signed(0xBF58476D1CE4E5B9))
-    x.bitwise_xor_(_shift(x, 27)).mul_(_signed(0x94D049BB133111EB))
-    return _shift(x.bitwise_xor_(_shift(x, 31)), 1)
+    stream = _signed(seed_from(*parts))
+    x = index * _INCREMENT
+    x.add_(stream)
+    x.bitwise_xor_(_shift(x, 30))
+    x.mul_(_MULTIPLIER_1)
+    x.bitwise_xor_(_shift(x, 27))
+    x.mul_(_MULTIPLIER_2)
+    x.bitwise_xor_(_shift(x, 31))
+    return _shift(x, 1)
 
 
 def integers(index: Tensor, low: int, high: int, *parts: int | str) -> Tensor:
-    """An integer in [low, high] for each index, as a function of (parts, index).
+    """Draw an integer in [low, high] per index as a function of (parts, index).
 
-    The remainder of a 63-bit number is uniform up to a bias of (high - low + 1) / 2**63.
+    The draw is uniform up to a bias of (high - low + 1) / 2**63.
+
+    Args:
+        index: int64 of any shape.
+        low: smallest integer.
+        high: largest integer.
+        parts: see `hashed`.
+
+    Returns:
+        int64 of `index`'s shape.
     """
     return hashed(index, *parts).remainder_(high - low + 1).add_(low)
 
 
 def uniform(index: Tensor, *parts: int | str) -> Tensor:
-    """A float32 in [0, 1) for each index, as a function of (parts, index): the upper 24 bits of the hash."""
-    return _shift(hashed(index, *parts), 39).to(torch.float32) * 2.0**-24
+    """Draw a float32 in [0, 1) per index, of `index`'s shape, as a function of (parts, index)."""
+    # A float32 represents 24 bits exactly.
+    upper_bits = _shift(hashed(index, *parts), 39)
+    return upper_bits.to(torch.float32) * 2.0**-24

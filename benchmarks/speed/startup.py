@@ -1,7 +1,11 @@
-"""Where the time of `kd fit` goes, from the start of the interpreter to the first step: medians of several starts."""
+"""Measure where the time of `kd fit` goes from the interpreter's start to the first step.
+
+Run `python benchmarks/speed/startup.py`. The results are medians over several starts.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -14,76 +18,115 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent / "configs"
 CONFIGS = ("trainer", "data/digits", "teachers/digits_mlp", "loggers/csv")
+SETTINGS = (
+    "--trainer.max_steps=1",
+    "--trainer.limit_val_batches=0",
+    "--trainer.enable_progress_bar=false",
+)
 
 
-def child(started: float, folder: str) -> None:
-    """One start, each part timed from the end of the one before; prints the parts as JSON."""
-    parts: dict[str, float] = {}
-    last = started
+class Stopwatch:
+    """Attributes the time since the previous call to named parts.
 
-    def done(name: str) -> None:
-        nonlocal last
+    Args:
+        started: start of the first part, as `time.time` gives it.
+    """
+
+    def __init__(self, started: float) -> None:
+        self.parts: dict[str, float] = {}
+        self._last = started
+
+    def finish(self, part: str) -> None:
+        """Add the time since the previous call to a part."""
         now = time.time()
-        parts[name], last = parts.get(name, 0.0) + now - last, now
+        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        self._last = now
 
-    done("start of the interpreter")
+    def wrap(self, owner: type, method: str, before: str, during: str) -> None:
+        """Time a method of a class.
+
+        Args:
+            owner: the class.
+            method: name of the method.
+            before: part that ends when the method is called.
+            during: part that ends when the method returns.
+        """
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            self.finish(before)
+            result = original(*args, **kwargs)
+            self.finish(during)
+            return result
+
+        setattr(owner, method, timed)
+
+
+def run_child(started: float, folder: str) -> None:
+    """Run `kd fit` once in this process, and print the seconds of its parts as JSON.
+
+    Args:
+        started: start of the interpreter, as `time.time` gives it.
+        folder: a temporary folder for the run.
+    """
+    watch = Stopwatch(started)
+    watch.finish("start of the interpreter")
     import torch  # noqa: F401
 
-    done("import torch")
+    watch.finish("import torch")
     import lightning  # noqa: F401
 
-    done("import lightning, without torch")
+    watch.finish("import lightning, without torch")
     from kd_lightning.runs import launch
     from kd_lightning.training.base import BaseModule
 
-    done("other imports")
-
-    def timed(owner: Any, method: str, before: str, name: str) -> None:
-        original: Callable[..., Any] = getattr(owner, method)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            done(before)
-            result = original(*args, **kwargs)
-            done(name)
-            return result
-
-        setattr(owner, method, wrapped)
-
-    timed(launch.Launcher, "parse_arguments", "parser", "arguments and YAML")
-    timed(launch.Launcher, "instantiate_classes", "arguments and YAML", "data and networks")
-    timed(launch.Launcher, "_trainer", "run folder and checks", "Trainer")
-    timed(
-        BaseModule,
-        "on_train_batch_end",
-        "Trainer to the end of the first step",
-        "Trainer to the end of the first step",
-    )
-    argv = ["fit", *(word for name in CONFIGS for word in ("-c", str(ROOT / f"{name}.yaml")))]
-    settings = (
-        "--trainer.max_steps=1",
-        "--trainer.limit_val_batches=0",
-        "--trainer.enable_progress_bar=false",
-    )
-    launch.launch([*argv, *settings, f"--run.dir={folder}/run"])
-    done("end of the run")
-    print(json.dumps(parts))
+    watch.finish("other imports")
+    launcher = launch.Launcher
+    watch.wrap(launcher, "parse_arguments", "parser", "arguments and YAML")
+    watch.wrap(launcher, "instantiate_classes", "arguments and YAML", "data and networks")
+    watch.wrap(launcher, "_trainer", "run folder and checks", "Trainer")
+    first_step = "Trainer to the end of the first step"
+    watch.wrap(BaseModule, "on_train_batch_end", first_step, first_step)
+    argv = ["fit"]
+    for name in CONFIGS:
+        argv += ["-c", str(ROOT / f"{name}.yaml")]
+    launch.launch([*argv, *SETTINGS, f"--run.dir={folder}/run"])
+    watch.finish("end of the run")
+    print(json.dumps(watch.parts))
 
 
-def main(starts: int = 7) -> None:
-    found: list[dict[str, float]] = []
-    for _ in range(starts + 1):  # the first fills the disk's cache
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, __file__, str(time.time()), folder]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        found.append(json.loads(said.splitlines()[-1]))
-    table = {name: statistics.median(parts[name] for parts in found[1:]) for name in found[0]}
-    Path(__file__).with_name("startup.json").write_text(
-        json.dumps({"seconds": table, "starts": starts}, indent=2) + "\n"
-    )
-    for name, seconds in table.items():
-        print(f"| {name} | {seconds:.2f} s |")
-    print(f"| all | {sum(table.values()):.2f} s |")
+def measure_start() -> dict[str, float]:
+    """The seconds of each part of one start in a new process."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--child", str(time.time()), folder]
+        process = subprocess.run(command, capture_output=True, text=True, check=True)
+    parts: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    return parts
+
+
+def main() -> None:
+    """Measure all starts, write the medians and print them as a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--starts", type=int, default=7, help="starts to measure")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("startup.json"))
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        started, folder = options.child
+        run_child(float(started), folder)
+        return
+    # The first start fills the disk cache and is not counted.
+    measure_start()
+    starts = [measure_start() for _ in range(options.starts)]
+    medians = {}
+    for part in starts[0]:
+        medians[part] = statistics.median(parts[part] for parts in starts)
+    content = {"seconds": medians, "starts": options.starts}
+    options.output.write_text(json.dumps(content, indent=2) + "\n")
+    for part, seconds in medians.items():
+        print(f"| {part} | {seconds:.2f} s |")
+    print(f"| all | {sum(medians.values()):.2f} s |")
 
 
 if __name__ == "__main__":
-    child(float(sys.argv[1]), sys.argv[2]) if len(sys.argv) > 2 else main()
+    main()

@@ -1,7 +1,8 @@
-"""What a training step costs: `python benchmarks/speed/step.py --data-root DIR`.
+"""Measure the cost of a training step: `python benchmarks/speed/step.py --data-root DIR`.
 
-MNIST, teacher 784-1200-1200-10, student 784-800-800-10, batch 128, T = 20, live teacher: (a) a loop written by hand, (b) the
-Trainer with DistillationModule, (c) the student alone through the Trainer.
+MNIST, teacher 784-1200-1200-10, student 784-800-800-10, batch size 128, T = 20, live teacher:
+(a) a manual loop, (b) the Trainer with DistillationModule, (c) the student alone through the
+Trainer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from measure import interleave
+from timings import interleave
 from workloads import by_hand, distilled, plain
 
 from kd_lightning.data import MNISTDataModule
@@ -23,15 +24,23 @@ from kd_lightning.models import MLP
 from kd_lightning.runs.build import quiet
 from kd_lightning.runs.folder import commit, hardware, write_json
 
+RATIOS = (("distilled", "by hand"), ("student alone", "distilled"))
+
+
+def parse_options() -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-root", help="folder of the data sets")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds to measure")
+    parser.add_argument("--steps", type=int, default=469, help="training steps per round")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "step.json")
+    return parser.parse_args()
+
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root")
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps", type=int, default=469)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "step.json")
-    options = parser.parse_args()
+    """Measure the three workloads, print and write the results."""
+    options = parse_options()
     quiet()
     torch.set_num_threads(options.threads)
     data = MNISTDataModule(root=options.data_root, batch_size=128, validation=0.0)
@@ -43,30 +52,25 @@ def main() -> None:
         "student alone": partial(plain, student, data, options.steps),
     }
     timings = interleave(workloads, options.rounds)
-    ratios = {
-        f"{a} / {b}": timings.ratio(a, b)
-        for a, b in (("distilled", "by hand"), ("student alone", "distilled"))
+    milliseconds = {name: 1000 * timings.median(name) for name in workloads}
+    for name, value in milliseconds.items():
+        print(f"{name}: {value:.2f} ms per step (median of {options.rounds})")
+    ratios = {}
+    for a, b in RATIOS:
+        median, low, high = timings.ratio(a, b)
+        ratios[f"{a} / {b}"] = {"median": median, "low": low, "high": high}
+        print(f"{a} / {b}: {median:.3f} [{low:.3f}, {high:.3f}]")
+    content = {
+        "ms_a_step": milliseconds,
+        "ratios": ratios,
+        "rounds": options.rounds,
+        "dropped_rounds": timings.dropped,
+        "steps": options.steps,
+        "threads": options.threads,
+        "commit": commit(),
+        "hardware": hardware(),
     }
-    for name in workloads:
-        print(f"{name}: {1000 * timings.median(name):.2f} ms a step (median of {options.rounds})")
-    for name, (middle, low, high) in ratios.items():
-        print(f"{name}: {middle:.3f} [{low:.3f}, {high:.3f}]")
-    write_json(
-        options.output,
-        {
-            "ms_a_step": {name: 1000 * timings.median(name) for name in workloads},
-            "ratios": {
-                name: {"median": m, "low": low, "high": high}
-                for name, (m, low, high) in ratios.items()
-            },
-            "rounds": options.rounds,
-            "dropped_rounds": timings.dropped,
-            "steps": options.steps,
-            "threads": options.threads,
-            "commit": commit(),
-            "hardware": hardware(),
-        },
-    )
+    write_json(options.output, content)
 
 
 if __name__ == "__main__":

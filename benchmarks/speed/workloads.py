@@ -1,4 +1,4 @@
-"""The two sides of each comparison: loops written by hand, and the same training through the Trainer."""
+"""The workloads to compare: manual training loops, and the same training through the Trainer."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lightning import ClassifierModule, DistillationModule
+from kd_lightning.data import ImageDataModule, Images
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.kd import KD
 from kd_lightning.runs.compile import CompileNetworks
@@ -25,52 +26,96 @@ from kd_lightning.runs.progress import RunProgress
 from kd_lightning.teachers import ModelTeacher, Teacher
 
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True)
-"""As PyTorch makes it: what a loop written by hand takes."""
+"""PyTorch's own default implementation, which the manual loops use."""
 FUSED = partial(SGD, fused=True)
-"""As our default and all shipped configs have it."""
+"""The default of kd_lightning and of all shipped configs."""
 TEMPERATURE = 20.0
+WARM_UP_STEPS = 3
+
+Precision = Literal["32-true", "bf16-mixed"]
+
+
+class Noise(ImageDataModule):
+    """Random images of CIFAR's shape: the cost of a step does not depend on the pixels."""
+
+    name = "noise"
+    classes = tuple("0123456789")
+    mean = (0.5, 0.5, 0.5)
+    std = (0.25, 0.25, 0.25)
+
+    def load(self, split: str) -> Images:
+        """4,096 random samples for either split."""
+        images = torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8)
+        target = torch.randint(0, 10, (4096,))
+        return Images(images, target)
 
 
 class Clock(pl.Callback):
-    """Seconds from the first batch, or from the one after `warm` batches, to the end of the epoch, its hooks included."""
+    """Measures the seconds from the first batch to the end of training, including hooks.
 
-    def __init__(self, warm: int = 0) -> None:
-        self.warm = warm
+    Args:
+        warm_up: number of first batches that are not measured.
+    """
+
+    def __init__(self, warm_up: int = 0) -> None:
+        self.warm_up = warm_up
+        self.started = 0.0
+        self.seconds = 0.0
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock."""
         self.started = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, module: pl.LightningModule, out: Any, batch: Any, at: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
-        if at + 1 == self.warm:
+        """Restart the clock after the last batch that is not measured."""
+        if batch_idx + 1 == self.warm_up:
             self.started = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop the clock."""
         self.seconds = time.perf_counter() - self.started
 
 
 def fit(
     module: pl.LightningModule,
-    datamodule: Any,
+    datamodule: pl.LightningDataModule,
     steps: int,
-    precision: Any = "32-true",
+    precision: Precision = "32-true",
     switch: pl.Callback | None = None,
 ) -> float:
-    """Seconds a step through the Trainer, with the metrics, the metrics.csv and the progress of `kd fit`.
+    """Train through the Trainer with the metrics, the metrics.csv and the progress of `kd fit`.
 
-    Where the switch is CompileNetworks, the first steps, which wait for the compiler, do not count.
+    Args:
+        module: the module to train.
+        datamodule: its data.
+        steps: number of steps to measure.
+        precision: see `lightning.pytorch.Trainer`.
+        switch: an additional callback. If it is CompileNetworks, the first steps, which wait for
+            the compiler, are not measured.
+
+    Returns:
+        Seconds per step.
     """
-    warm = 3 if isinstance(switch, CompileNetworks) else 0
-    clock = Clock(warm)
+    warm_up = WARM_UP_STEPS if isinstance(switch, CompileNetworks) else 0
+    clock = Clock(warm_up)
+    callbacks: list[pl.Callback] = [clock, RunProgress()]
+    if switch is not None:
+        callbacks.append(switch)
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_epochs=1,
-            limit_train_batches=steps + warm,
+            limit_train_batches=steps + warm_up,
             accelerator="cpu",
             precision=precision,
             logger=EpochCSVLogger(Path(folder)),
-            callbacks=[clock, RunProgress(), *([switch] if switch else [])],
+            callbacks=callbacks,
             profiler=NoProfiler(),
             enable_checkpointing=False,
             enable_model_summary=False,
@@ -82,25 +127,38 @@ def fit(
 
 def distilled(
     make_student: Callable[[], nn.Module],
-    teacher: Any,
-    datamodule: Any,
+    teacher: nn.Module | Teacher,
+    datamodule: pl.LightningDataModule,
     steps: int,
-    precision: Any = "32-true",
+    precision: Precision = "32-true",
     switch: pl.Callback | None = None,
     **options: Any,
 ) -> float:
-    """Through DistillationModule; the teacher is a network, or a Teacher such as a cache."""
-    # A copy: the switches change a network in place, and the other side must not train with what they made of it.
-    source = (
-        teacher if isinstance(teacher, Teacher) else ModelTeacher(network=copy.deepcopy(teacher))
-    )
+    """Distill through the Trainer.
+
+    Args:
+        make_student: builds a new student.
+        teacher: a network, or a Teacher such as a cache.
+        datamodule: the data.
+        steps: number of steps to measure.
+        precision: see `fit`.
+        switch: see `fit`.
+        options: further arguments of DistillationModule.
+
+    Returns:
+        Seconds per step.
+    """
+    if not isinstance(teacher, Teacher):
+        # A copy, because some switches change the network in place, which must not affect others.
+        teacher = ModelTeacher(network=copy.deepcopy(teacher))
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
-    module = DistillationModule(make_student(), source, losses, **{"optimizer": FUSED, **options})
+    options = {"optimizer": FUSED, **options}
+    module = DistillationModule(make_student(), teacher, losses, **options)
     return fit(module, datamodule, steps, precision, switch)
 
 
 def at_precision(matmul: str, workload: Callable[[], float]) -> float:
-    """A workload under `--matmul_precision`."""
+    """Run a workload under `--matmul_precision`."""
     torch.set_float32_matmul_precision(matmul)
     try:
         return workload()
@@ -108,13 +166,17 @@ def at_precision(matmul: str, workload: Callable[[], float]) -> float:
         torch.set_float32_matmul_precision("highest")
 
 
-def plain(make_student: Callable[[], nn.Module], datamodule: Any, steps: int) -> float:
+def plain(
+    make_student: Callable[[], nn.Module], datamodule: pl.LightningDataModule, steps: int
+) -> float:
+    """Train the student alone through the Trainer; returns seconds per step."""
     return fit(ClassifierModule(make_student(), optimizer=FUSED), datamodule, steps)
 
 
-def epoch_seconds(datamodule: Any, epochs: Iterable[int]) -> list[float]:
-    """Seconds in which the batches of each epoch reach the module; nothing is trained."""
-    loader, seconds = datamodule.train_dataloader(), []
+def epoch_seconds(datamodule: ImageDataModule, epochs: Iterable[int]) -> list[float]:
+    """Seconds to serve all training batches of each epoch; nothing is trained."""
+    loader = datamodule.train_dataloader()
+    seconds = []
     for epoch in epochs:
         loader.set_epoch(epoch)
         started = time.perf_counter()
@@ -127,41 +189,55 @@ def epoch_seconds(datamodule: Any, epochs: Iterable[int]) -> list[float]:
 def by_hand(
     make_student: Callable[[], nn.Module],
     teacher: nn.Module,
-    datamodule: Any,
+    datamodule: ImageDataModule,
     steps: int,
     cached: bool = False,
 ) -> float:
-    """Seconds a step of a loop that does nothing but the training: in-memory tensors, no logging, no metrics.
+    """Distill in a manual loop over tensors in memory, without logging and metrics.
 
-    With `cached`, the teacher's soft targets are computed before the clock starts.
+    Args:
+        make_student: builds a new student.
+        teacher: the teacher.
+        datamodule: the data.
+        steps: number of steps.
+        cached: whether to compute the teacher's soft targets before the clock starts.
+
+    Returns:
+        Seconds per step.
     """
     source = datamodule.source("train")
-    images, target = source.images, source.target
-    mean, std = 255 * source.mean[:, None, None], 255 * source.std[:, None, None]
-    student, size = make_student().train(), datamodule.batch_size
+    images = source.images
+    target = source.target
+    mean = 255 * source.mean[:, None, None]
+    std = 255 * source.std[:, None, None]
+    batch_size = datamodule.batch_size
+    student = make_student().train()
     teacher = teacher.eval()
     optimizer = SGD(student.parameters())
     order = source.rows[torch.randperm(len(source))]
-    table: dict[int, torch.Tensor] = {}
-    for step in range(steps if cached else 0):
-        rows = order[step * size : (step + 1) * size]
+
+    def rows_of(step: int) -> Tensor:
+        return order[step * batch_size : (step + 1) * batch_size]
+
+    def soft_targets(x: Tensor) -> Tensor:
         with torch.no_grad():
-            table[step] = torch.log_softmax(
-                teacher((images[rows].float() - mean) / std) / TEMPERATURE, dim=-1
-            )
+            return torch.log_softmax(teacher(x) / TEMPERATURE, dim=-1)
+
+    table: list[Tensor] = []
+    for step in range(steps if cached else 0):
+        x = (images[rows_of(step)].float() - mean) / std
+        table.append(soft_targets(x))
     started = time.perf_counter()
     for step in range(steps):
-        rows = order[step * size : (step + 1) * size]
-        x, y = (images[rows].float() - mean) / std, target[rows]
-        with torch.no_grad():
-            soft = table[step] if cached else torch.log_softmax(teacher(x) / TEMPERATURE, dim=-1)
+        rows = rows_of(step)
+        x = (images[rows].float() - mean) / std
+        y = target[rows]
+        # The teacher runs before the student: the other order costs new memory pages per step.
+        soft = table[step] if cached else soft_targets(x)
         logits = student(x)
-        loss = 0.1 * F.cross_entropy(logits, y) + 0.9 * TEMPERATURE**2 * F.kl_div(
-            torch.log_softmax(logits / TEMPERATURE, dim=-1),
-            soft,
-            reduction="batchmean",
-            log_target=True,
-        )
+        log_probs = torch.log_softmax(logits / TEMPERATURE, dim=-1)
+        kl = F.kl_div(log_probs, soft, reduction="batchmean", log_target=True)
+        loss = 0.1 * F.cross_entropy(logits, y) + 0.9 * TEMPERATURE**2 * kl
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

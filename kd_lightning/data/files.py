@@ -1,4 +1,4 @@
-"""Where data sets lie, and checksums of what they hold."""
+"""The folder of the data sets, and checksums of their content."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from torch import Tensor
 
 
 def checksum(*tensors: Tensor) -> str:
-    """sha256 over shapes and bytes."""
+    """The sha256 over the shapes, dtypes and bytes of CPU tensors of any shape."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        digest.update(repr((tuple(tensor.shape), str(tensor.dtype))).encode())
+        header = (tuple(tensor.shape), str(tensor.dtype))
+        digest.update(repr(header).encode())
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 
 def data_root(root: str | None) -> Path:
-    """Where data sets lie: the argument, else `KD_DATA_ROOT`, else `./data`."""
+    """The folder of the data sets: `root` if given, else `KD_DATA_ROOT`, else `./data`."""
     return Path(root or os.environ.get("KD_DATA_ROOT") or "data").expanduser()

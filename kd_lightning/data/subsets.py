@@ -1,4 +1,7 @@
-"""Which rows of a training set take part: stratified, seeded, and nested (1% of the rows lie within the 10%)."""
+"""Stratified subsets of a training set.
+
+Subsets are nested: the samples of a 1% subset are part of the 10% subset with the same seed.
+"""
 
 from __future__ import annotations
 
@@ -10,29 +13,64 @@ from kd_lightning.randomness import hashed
 
 
 def stratified_rank(target: Tensor, index: Tensor, *parts: int | str) -> Tensor:
-    """For each sample its place in [0, 1) within its class, in an order that is a function of (parts, index).
+    """Rank each sample within its class, in a random order that is a function of (parts, index).
 
-    Keeping the samples whose rank is below f keeps the fraction f of every class.
+    The samples with a rank below f are the fraction f of every class.
+
+    Args:
+        target: int64 `(n,)`, class of each sample.
+        index: int64 `(n,)`, row of each sample in its source split.
+        parts: seed and purpose of the order.
+
+    Returns:
+        float64 `(n,)` in [0, 1): place within the class, divided by the size of the class.
     """
     key = hashed(index, *parts)
+    # Two stable sorts give the samples by class, and by key within each class.
     by_key = torch.argsort(key, stable=True)
-    order = by_key[torch.argsort(target[by_key], stable=True)]
+    by_class = torch.argsort(target[by_key], stable=True)
+    order = by_key[by_class]
+
+    # torch.bincount would return an empty tensor for no samples.
     counts = torch.bincount(target) if len(target) else torch.zeros(1, dtype=torch.int64)
     starts = torch.cumsum(counts, 0) - counts
     sorted_target = target[order]
+    place = torch.arange(len(target)) - starts[sorted_target]
     rank = torch.empty(len(target), dtype=torch.float64)
-    rank[order] = (torch.arange(len(target)) - starts[sorted_target]).double() / counts[
-        sorted_target
-    ].double()
+    rank[order] = place.double() / counts[sorted_target].double()
     return rank
 
 
 def check_fraction(name: str, value: float, *, zero: bool = False) -> None:
-    if not (0 < value <= 1 or (zero and value == 0)):
-        raise UserError(f"{name} must be a fraction in {'[0' if zero else '(0'}, 1], got {value}")
+    """Check that an option is a fraction.
+
+    Args:
+        name: name of the option.
+        value: its value.
+        zero: whether 0 is allowed.
+
+    Raises:
+        UserError: if the value is not in (0, 1], or in [0, 1] if `zero` is set.
+    """
+    if 0 < value <= 1 or (zero and value == 0):
+        return
+    interval = "[0, 1]" if zero else "(0, 1]"
+    raise UserError(f"{name} must be a fraction in {interval}, got {value}")
 
 
-def check_classes(name: str, wanted: list[int], num_classes: int) -> None:
-    wrong = [c for c in wanted if not 0 <= c < num_classes]
-    if wrong:
-        raise UserError(f"{name}: no such class {wrong[0]}; the classes are 0 to {num_classes - 1}")
+def check_classes(name: str, classes: list[int], num_classes: int) -> None:
+    """Check that an option names existing classes.
+
+    Args:
+        name: name of the option.
+        classes: class ids that the option names.
+        num_classes: number of classes of the data.
+
+    Raises:
+        UserError: if a class id does not exist.
+    """
+    for class_id in classes:
+        if not 0 <= class_id < num_classes:
+            raise UserError(
+                f"{name}: no such class {class_id}; the classes are 0 to {num_classes - 1}"
+            )

@@ -1,1 +1,1 @@
-"""Images: sources, datamodules and augmentations."""
+"""Image data: sources, datamodules and augmentations."""

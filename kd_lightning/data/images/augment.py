@@ -1,6 +1,7 @@
-"""Augmentation of whole batches, on the batch's device, as a function of (seed, view, index).
+"""Augmentation of whole batches on their device, as a function of (seed, view, index).
 
-Libraries draw their parameters from a global generator; here they must come from outside, or no cache could replay them.
+Augmentations of common libraries draw their parameters from a global generator, so a cache of
+teacher outputs could not replay them. Here the parameters are a function of named numbers.
 """
 
 from __future__ import annotations
@@ -15,96 +16,141 @@ from kd_lightning.randomness import integers
 
 
 class Augmentation:
-    """Base of all augmentations: a function of images and of the draw that belongs to each.
+    """Base class of augmentations.
 
-    Subclasses keep every argument as a plain attribute: `fingerprint` is what a cache compares.
+    Subclasses store every argument as a plain attribute, because `fingerprint` reads them.
     """
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
-        """Augment `images` uint8 `(B, C, H, W)`; sample `i`'s parameters depend on `(seed, view, index[i])` alone."""
+        """Augment a batch.
+
+        Args:
+            images: uint8 `(B, C, H, W)`, pixel values in [0, 255].
+            index: int64 `(B,)`, row of each image in its source split.
+            seed: seed of the augmentation.
+            view: number of the draw.
+
+        Returns:
+            uint8 `(B, C, H, W)`. Result `i` depends only on `images[i]` and (seed, view, index[i]).
+        """
         raise NotImplementedError
 
     def fingerprint(self) -> dict[str, object]:
+        """The class name and all arguments, which a cache of teacher outputs compares."""
         return {"name": type(self).__name__, **vars(self)}
 
 
 class Mixing(Augmentation):
-    """Base of the augmentations that mix each sample with another one, its partner, and both their labels.
+    """Base class of augmentations that mix each sample, and its label, with a partner.
 
-    A partner is one of the rows that the source serves, so that no held-out sample is ever trained on, and looks as it does
-    itself in the same view. Mixing comes last: it is given inputs that are augmented and normalized already.
+    Partners are drawn from the rows that the source serves, so held-out samples are never mixed in.
+    A partner is augmented as in its own place of the same view. Mixing comes last: its inputs are
+    already augmented and normalized.
     """
 
     def partners(self, index: Tensor, rows: Tensor, seed: int, view: int) -> Tensor:
-        """The partner of each sample, int64 `(B,)`: any of `rows` `(n,)`, equally likely (itself too)."""
-        drawn = integers(index, 0, len(rows) - 1, seed, view, type(self).__name__, "partner")
-        return rows.index_select(0, drawn)
+        """Draw the partner of each sample.
+
+        Args:
+            index: int64 `(B,)`, row of each sample in its source split.
+            rows: int64 `(n,)`, the possible partners. All are equally likely, the sample included.
+            seed: seed of the augmentation.
+            view: number of the draw.
+
+        Returns:
+            int64 `(B,)`, row of each partner in the source split.
+        """
+        place = integers(index, 0, len(rows) - 1, seed, view, type(self).__name__, "partner")
+        return rows.index_select(0, place)
 
     def mix(
         self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
     ) -> tuple[Tensor, Tensor]:
-        """Mix `inputs` with `others`, both float `(B, C, H, W)`.
+        """Mix each sample with its partner.
+
+        Args:
+            inputs: float32 `(B, C, H, W)`, the samples.
+            others: float32 `(B, C, H, W)`, their partners.
+            index: int64 `(B,)`, row of each sample in its source split.
+            seed: seed of the augmentation.
+            view: number of the draw.
 
         Returns:
-            The mixed inputs, and the share `(B,)` that is each sample's own, a function of `(seed, view, index)`.
+            The mixed inputs `(B, C, H, W)`, and the share `(B,)` of each sample in them, in [0, 1].
         """
         raise NotImplementedError
 
 
 class Jitter(Augmentation):
-    """Shift each image by a whole number of pixels in both directions, filling with black (Hinton et al. 2015, section 3).
+    """Shift each image by whole pixels in both directions and fill with black.
+
+    Source: Hinton et al. 2015, section 3.
 
     Args:
-        pixels: the largest shift; every shift in [-pixels, pixels]^2 is equally likely.
+        pixels: largest shift; every shift in [-pixels, pixels]^2 is equally likely.
     """
 
     def __init__(self, pixels: int = 2) -> None:
         if pixels < 1:
             raise UserError(
-                f"Jitter: pixels must be at least 1, got {pixels}; leave the augmentation out for none"
+                f"Jitter: pixels must be at least 1, got {pixels}; "
+                "remove the augmentation for no shift"
             )
         self.pixels = pixels
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
-        window = integers(index, 0, (2 * self.pixels + 1) ** 2 - 1, seed, view, "jitter")
+        num_windows = (2 * self.pixels + 1) ** 2
+        window = integers(index, 0, num_windows - 1, seed, view, "jitter")
         return padded_windows(images, window, self.pixels)
 
 
 def padded_windows(images: Tensor, window: Tensor, padding: int) -> Tensor:
-    """Of each image, padded with black on all sides, a window of its own size.
+    """Pad each image with black on all sides, and cut out a window of the image's size.
 
     Args:
         images: uint8 `(B, C, H, W)`.
-        window: int64 `(B,)`, top * (2 * padding + 1) + left, both in [0, 2 * padding].
-        padding: in pixels.
+        window: int64 `(B,)`, `top * (2 * padding + 1) + left` with both in [0, 2 * padding].
+        padding: width of the border in pixels.
+
+    Returns:
+        uint8 `(B, C, H, W)`.
     """
-    b, c, h, w = images.shape
-    if b == 0:
+    batch, channels, height, width = images.shape
+    if batch == 0:
         return images
-    start, inside = _windows(padding, h, w, images.device)
-    size, margin = c * h * w, padding * (w + 1)
-    around = images.new_empty(b * size + 2 * margin)
-    around[margin : margin + b * size] = images.reshape(-1)
-    # A window is a run of the image's own length that starts earlier or later, less the pixels that come from another row,
-    # channel or image: copying runs is ten times as fast as gathering pixels.
-    runs = around.as_strided((around.numel() - size + 1, size), (1, 1))
-    first = start.index_select(0, window) + torch.arange(
-        margin, margin + b * size, size, device=images.device
-    )
-    return (
-        runs.index_select(0, first)
-        .view_as(images)
-        .bitwise_and_(inside.index_select(0, window)[:, None])
-    )
+    starts, masks = _windows(padding, height, width, images.device)
+    size = channels * height * width
+    margin = padding * (width + 1)
+    padded = images.new_empty(batch * size + 2 * margin)
+    padded[margin : margin + batch * size] = images.reshape(-1)
+
+    # A window is a run of as many bytes as the image that starts earlier or later in memory, except
+    # for pixels that belong to another row, channel or image, which the mask blackens. Copying runs
+    # is ten times as fast as gathering pixels.
+    runs = padded.as_strided((padded.numel() - size + 1, size), (1, 1))
+    image_starts = torch.arange(margin, margin + batch * size, size, device=images.device)
+    first = starts.index_select(0, window) + image_starts
+    windows = runs.index_select(0, first).view_as(images)
+    return windows.bitwise_and_(masks.index_select(0, window)[:, None])
 
 
 @lru_cache(maxsize=8)
 def _windows(padding: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Where each window starts, in pixels after its image's first, and 255 for each of its pixels that is the image's own."""
+    """Offsets and masks of all `W = (2 * padding + 1)^2` windows.
+
+    Returns:
+        The start of each window relative to its image, int64 `(W,)` in pixels, and masks uint8
+        `(W, height, width)`: 255 for the pixels that lie inside the image, else 0.
+    """
     shift = torch.arange(-padding, padding + 1, device=device)
-    rows, columns = (
-        ((at := shift[:, None] + torch.arange(n, device=device)) >= 0) & (at < n)
-        for n in (height, width)
-    )
-    own = (rows[:, None, :, None] & columns[None, :, None, :]).flatten(0, 1)
-    return (shift[:, None] * width + shift).flatten(), own.to(torch.uint8) * 255
+    row_inside = _inside(shift, height)
+    column_inside = _inside(shift, width)
+    inside = (row_inside[:, None, :, None] & column_inside[None, :, None, :]).flatten(0, 1)
+    starts = (shift[:, None] * width + shift).flatten()
+    return starts, inside.to(torch.uint8) * 255
+
+
+def _inside(shift: Tensor, length: int) -> Tensor:
+    """Whether each place of a side, shifted by `shift` `(S,)`, lies inside; bool `(S, length)`."""
+    place = shift[:, None] + torch.arange(length, device=shift.device)
+    return (place >= 0) & (place < length)

@@ -1,4 +1,4 @@
-"""CIFAR-10 in the layout of its authors, which is torchvision's too."""
+"""CIFAR-10 in the authors' file layout, which torchvision also uses."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from kd_lightning.data.files import data_root
 from kd_lightning.data.images.datamodule import ImageDataModule
@@ -19,8 +20,9 @@ class CIFAR10DataModule(ImageDataModule):
     """CIFAR-10 (Krizhevsky 2009): 50,000 + 10,000 photographs in ten classes, 32x32.
 
     Args:
-        root: folder that holds `cifar-10-batches-py/` (torchvision's layout); else `KD_DATA_ROOT`, else `./data`.
-        download: fetch missing files.
+        root: folder that holds `cifar-10-batches-py/` (torchvision's layout); by default
+            `KD_DATA_ROOT`, else `./data`.
+        download: whether to download missing files.
         base: see ImageDataModule.
     """
 
@@ -43,17 +45,24 @@ class CIFAR10DataModule(ImageDataModule):
 
     def __init__(self, root: str | None = None, download: bool = True, **base: Any) -> None:
         super().__init__(**base)
-        self.root, self.download = data_root(root), download
+        self.root = data_root(root)
+        self.download = download
 
     def load(self, split: str) -> Images:
-        where = self.root / self.folder
-        if not all((where / name).is_file() for name in self.files[split]):
-            self._download(where)
-        expected, start = self.samples[split], 0
+        """Read all samples of "train" or "test", after downloading missing files.
+
+        Raises:
+            UserError: if the files are missing and cannot be downloaded, or are damaged.
+        """
+        folder = self.root / self.folder
+        if not all((folder / name).is_file() for name in self.files[split]):
+            self._download(folder)
+        expected = self.samples[split]
         images = torch.empty(expected, 3, 32, 32, dtype=torch.uint8)
         target = torch.empty(expected, dtype=torch.int64)
+        start = 0
         for name in self.files[split]:
-            pixels, labels = self._read(where / name)
+            pixels, labels = self._read(folder / name)
             stop = start + len(pixels)
             if stop > expected:
                 break
@@ -62,45 +71,51 @@ class CIFAR10DataModule(ImageDataModule):
             start = stop
         if start != expected:
             raise UserError(
-                f"{self.title}: {where} does not hold the {expected:,} {split} images; delete it to download again"
+                f"{self.title}: {folder} does not hold the {expected:,} {split} images; "
+                "delete it to download it again"
             )
         return Images(images, target)
 
-    def _read(
-        self, path: Path
-    ) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], np.ndarray[Any, np.dtype[np.int64]]]:
-        """Pixels `(n, 3072)`, channel by channel, and labels `(n,)`."""
+    def _read(self, path: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Read one file: pixels `(n, 3072)`, channel by channel, and labels `(n,)`."""
         content = read_arrays(path, self.title)
         try:
-            pixels, labels = content["data"], np.asarray(content[self.labels_key], dtype=np.int64)
-            sound = (
-                pixels.dtype == np.uint8
-                and pixels.shape == (len(labels), 3 * 32 * 32)
-                and labels.ndim == 1
-            )
-            sound = sound and (
-                not len(labels) or 0 <= labels.min() <= labels.max() < len(self.classes)
-            )
+            pixels = content["data"]
+            labels = np.asarray(content[self.labels_key], dtype=np.int64)
+            valid = self._is_valid(pixels, labels)
         except (KeyError, AttributeError, TypeError, ValueError, OverflowError):
-            sound = False
-        if not sound:
+            valid = False
+        if not valid:
             raise UserError(
-                f"{self.title}: {path} holds other things than images and labels; delete it to download it again"
+                f"{self.title}: {path} does not hold images and labels; "
+                "delete it to download it again"
             )
         return np.ascontiguousarray(pixels), labels
 
-    def _download(self, where: Path) -> None:
-        how = f"put torchvision's files there, or point --data.root or KD_DATA_ROOT to the folder that holds {self.folder}/"
-        if not self.download:
-            raise UserError(f"{self.title}: no data in {where} and download is off; {how}")
-        from torchvision import datasets  # here, because torchvision's import is slow
+    def _is_valid(self, pixels: NDArray[np.uint8], labels: NDArray[np.int64]) -> bool:
+        """Whether the arrays are 32x32 color images and class ids of the same number."""
+        if labels.ndim != 1 or pixels.dtype != np.uint8:
+            return False
+        if pixels.shape != (len(labels), 3 * 32 * 32):
+            return False
+        return len(labels) == 0 or bool(0 <= labels.min() <= labels.max() < len(self.classes))
 
-        source = getattr(datasets, self.title.replace("-", ""))
+    def _download(self, folder: Path) -> None:
+        remedy = (
+            "put torchvision's files there, or set --data.root or KD_DATA_ROOT to the folder that "
+            f"holds {self.folder}/"
+        )
+        if not self.download:
+            raise UserError(f"{self.title}: no data in {folder} and download is off; {remedy}")
+        # Imported here, because importing torchvision is slow.
+        from torchvision import datasets
+
+        dataset = getattr(datasets, self.title.replace("-", ""))
         try:
             datasets.utils.download_and_extract_archive(
-                source.url, self.root, filename=source.filename, md5=source.tgz_md5
+                dataset.url, self.root, filename=dataset.filename, md5=dataset.tgz_md5
             )
         except Exception as error:
             raise UserError(
-                f"{self.title}: no data in {where}, and the download failed; {how}"
+                f"{self.title}: no data in {folder}, and the download failed; {remedy}"
             ) from error

@@ -1,4 +1,4 @@
-"""CIFAR-100 in the layout of its authors, which is torchvision's too."""
+"""CIFAR-100 in the authors' file layout, which torchvision also uses."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from typing import ClassVar
 from kd_lightning.data.images.cifar10 import CIFAR10DataModule
 
 _NAMES = """
-    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant flatfish
-    forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle
-    mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
-    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
-    sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle wardrobe whale
-    willow_tree wolf woman worm
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch
+    crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo
+    keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse
+    mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy
+    porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper
+    snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television
+    tiger tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm
 """
 
 
 class CIFAR100DataModule(CIFAR10DataModule):
-    """CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 photographs in a hundred classes, 32x32, with the fine labels.
+    """CIFAR-100 (Krizhevsky 2009): 50,000 + 10,000 photographs in 100 classes, 32x32, fine labels.
 
     Args:
-        root: folder that holds `cifar-100-python/` (torchvision's layout); else `KD_DATA_ROOT`, else `./data`.
-        download: fetch missing files.
+        root: folder that holds `cifar-100-python/` (torchvision's layout); by default
+            `KD_DATA_ROOT`, else `./data`.
+        download: whether to download missing files.
         base: see ImageDataModule.
     """
 

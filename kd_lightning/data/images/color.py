@@ -1,7 +1,8 @@
-"""Changes of colour. Values follow torchvision's v2 functionals on uint8, whatever else is in the batch.
+"""Color augmentations, with the values of torchvision's v2 functionals on uint8 images.
 
-Between steps images are whole numbers from 0 to 255 in float32. No step takes a sum of products, which some kernels round
-once and others twice: a pixel's value must not depend on where in a batch it lies.
+Between the steps, images are float32 tensors of whole numbers from 0 to 255. No step uses a fused
+sum of products, because some kernels round it once and others twice: the value of a pixel must not
+depend on its place in the batch.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from kd_lightning.randomness import uniform
 
 
 class ColorJitter(Augmentation):
-    """Change brightness, contrast, saturation and hue of each image by factors of its own, in this order.
+    """Change brightness, contrast, saturation and hue of each image, in this order.
 
-    Saturation and hue leave images alone that have other than three channels.
+    Every image draws its own factors. Saturation and hue only change images of three channels.
 
     Args:
-        brightness, contrast, saturation: the factor is uniform in [max(0, 1 - value), 1 + value]; 0: left alone.
-        hue: the shift is uniform in [-hue, hue], where 1 is the whole circle of colours; at most 0.5; 0: left alone.
+        brightness: the factor is uniform in [max(0, 1 - value), 1 + value]; 0: unchanged.
+        contrast: see brightness.
+        saturation: see brightness.
+        hue: the shift is uniform in [-hue, hue], at most 0.5, where 1 is a full turn of the color
+            wheel; 0: unchanged.
     """
 
     def __init__(
@@ -31,95 +35,147 @@ class ColorJitter(Augmentation):
         saturation: float = 0.0,
         hue: float = 0.0,
     ) -> None:
-        values = {
-            "brightness": brightness,
-            "contrast": contrast,
-            "saturation": saturation,
-            "hue": hue,
-        }
-        for name, value in values.items():
+        self.brightness = brightness
+        self.contrast = contrast
+        self.saturation = saturation
+        self.hue = hue
+        for name, value in vars(self).items():
             if not 0 <= value < float("inf"):
                 raise UserError(
                     f"ColorJitter: {name} must be a finite number of at least 0, got {value}"
                 )
         if hue > 0.5:
             raise UserError(
-                f"ColorJitter: hue must be at most 0.5, half the circle of colours, got {hue}"
+                f"ColorJitter: hue must be at most 0.5, half a turn of the color wheel, got {hue}"
             )
-        if not any(values.values()):
+        if not (brightness or contrast or saturation or hue):
             raise UserError(
-                "ColorJitter: nothing to change: brightness, contrast, saturation and hue are all 0"
+                "ColorJitter: nothing to change, because brightness, contrast, saturation and hue "
+                "are all 0; set one of them, or remove the augmentation"
             )
-        self.brightness, self.contrast, self.saturation, self.hue = (
-            brightness,
-            contrast,
-            saturation,
-            hue,
-        )
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
-        def drawn(name: str, low: float, high: float) -> Tensor:
-            return (low + (high - low) * uniform(index, seed, view, "colour", name))[
-                :, None, None, None
-            ]
-
         x = images.float()
-        for name, adjust in (
-            ("brightness", adjust_brightness),
-            ("contrast", adjust_contrast),
-            ("saturation", adjust_saturation),
-        ):
-            if value := getattr(self, name):
-                x = adjust(x, drawn(name, max(0.0, 1 - value), 1 + value))
+        if self.brightness:
+            factor = _factor("brightness", self.brightness, index, seed, view)
+            x = adjust_brightness(x, factor)
+        if self.contrast:
+            factor = _factor("contrast", self.contrast, index, seed, view)
+            x = adjust_contrast(x, factor)
+        if self.saturation:
+            factor = _factor("saturation", self.saturation, index, seed, view)
+            x = adjust_saturation(x, factor)
         if self.hue:
-            x = adjust_hue(x, drawn("hue", -self.hue, self.hue))
+            shift = _draw("hue", -self.hue, self.hue, index, seed, view)
+            x = adjust_hue(x, shift)
         return x.to(torch.uint8)
 
 
+def _factor(name: str, strength: float, index: Tensor, seed: int, view: int) -> Tensor:
+    """A factor per image, `(B, 1, 1, 1)`, uniform in [max(0, 1 - strength), 1 + strength]."""
+    return _draw(name, max(0.0, 1 - strength), 1 + strength, index, seed, view)
+
+
+def _draw(name: str, low: float, high: float, index: Tensor, seed: int, view: int) -> Tensor:
+    """A number per image, `(B, 1, 1, 1)`, uniform in [low, high]."""
+    # The British spelling is part of the random stream: existing caches replay these draws.
+    share = uniform(index, seed, view, "colour", name)
+    return (low + (high - low) * share)[:, None, None, None]
+
+
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Brighter by `factor` `(B, 1, 1, 1)`; `x` `(B, C, H, W)` whole numbers from 0 to 255, and so is the result."""
+    """Multiply the brightness of each image by a factor.
+
+    Args:
+        x: float32 `(B, C, H, W)`, whole numbers from 0 to 255.
+        factor: float32 `(B, 1, 1, 1)`.
+
+    Returns:
+        float32 `(B, C, H, W)`, whole numbers from 0 to 255.
+    """
     return (x * factor).clamp_(0, 255).floor_()
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, the image's mean grey."""
-    mean = _grey(x).double().mean((1, 2, 3), keepdim=True).float()
+    """Scale the distance of each pixel to the mean gray of its image.
+
+    Args:
+        x: float32 `(B, C, H, W)`, whole numbers from 0 to 255.
+        factor: float32 `(B, 1, 1, 1)`.
+
+    Returns:
+        float32 `(B, C, H, W)`, whole numbers from 0 to 255.
+    """
+    # In float64, the sum of the pixels is exact in any order.
+    mean = _gray(x).double().mean((1, 2, 3), keepdim=True).float()
     return _blend(x, mean, factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Away from, or towards, each pixel's grey."""
-    return _blend(x, _grey(x), factor) if x.shape[1] == 3 else x
+    """Scale the distance of each pixel to its own gray.
+
+    Args:
+        x: float32 `(B, C, H, W)`, whole numbers from 0 to 255.
+        factor: float32 `(B, 1, 1, 1)`.
+
+    Returns:
+        float32 `(B, C, H, W)`, whole numbers from 0 to 255; `x` itself if C is not 3.
+    """
+    if x.shape[1] != 3:
+        return x
+    return _blend(x, _gray(x), factor)
 
 
 def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Around the circle of colours by `shift` `(B, 1, 1, 1)`, at the same saturation and value in the sense of HSV."""
+    """Turn the hue of each pixel, keeping saturation and value in the sense of HSV.
+
+    Args:
+        x: float32 `(B, C, H, W)`, whole numbers from 0 to 255.
+        shift: float32 `(B, 1, 1, 1)`; 1 is a full turn of the color wheel.
+
+    Returns:
+        float32 `(B, C, H, W)`, whole numbers from 0 to 255; `x` itself if C is not 3.
+    """
     if x.shape[1] != 3:
         return x
-    r, g, b = (x / 255).unbind(1)
-    high, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
+    red, green, blue = (x / 255).unbind(1)
+    high = torch.maximum(torch.maximum(red, green), blue)
+    low = torch.minimum(torch.minimum(red, green), blue)
     spread = high - low
+
+    # The hue as a number of sixths of a turn from red. Gray pixels have none; any value serves.
     safe = torch.where(spread > 0, spread, 1.0)
-    sixth = torch.where(
-        high == r, (g - b) / safe, torch.where(high == g, (b - r) / safe + 2, (r - g) / safe + 4)
-    )
-    turned = sixth.div_(6).add_(shift[:, 0])
-    # Around the circle each channel is a trapezium between `low` and `high`; the three are a third of a turn apart. A whole
-    # turn more keeps the places positive.
-    starts = torch.tensor([11 / 6, 9 / 6, 7 / 6], device=x.device)[:, None, None]
-    place = (turned[:, None] + starts).frac_().mul_(6)
-    dip = torch.minimum(place, 4 - place).clamp_(0, 1).mul_(spread[:, None])
+    from_green = (blue - red) / safe + 2
+    from_blue = (red - green) / safe + 4
+    sixths = torch.where(high == green, from_green, from_blue)
+    sixths = torch.where(high == red, (green - blue) / safe, sixths)
+    hue = sixths.div_(6).add_(shift[:, 0])
+
+    # Over a turn, each channel is a trapezoid between `low` and `high`; the three are a third of a
+    # turn apart. One added turn keeps the phases positive.
+    offsets = torch.tensor([11 / 6, 9 / 6, 7 / 6], device=x.device)
+    phase = (hue[:, None] + offsets[:, None, None]).frac_().mul_(6)
+    dip = torch.minimum(phase, 4 - phase).clamp_(0, 1).mul_(spread[:, None])
     return dip.neg_().add_(high[:, None]).mul_(255.999).floor_()
 
 
-def _grey(x: Tensor) -> Tensor:
-    """Luma by ITU-R BT.601, in whole numbers `(B, 1, H, W)`; images of other than three channels as they are."""
+def _gray(x: Tensor) -> Tensor:
+    """Luma by ITU-R BT.601.
+
+    Args:
+        x: float32 `(B, C, H, W)`, whole numbers from 0 to 255.
+
+    Returns:
+        float32 `(B, 1, H, W)`, whole numbers from 0 to 255; `x` itself if C is not 3.
+    """
     if x.shape[1] != 3:
         return x
-    # Multiples of 1/10000 are whole numbers below 2^24 here, so that their sum is exact in any order.
-    r, g, b = x.unbind(1)
-    return (r * 2989).add_(g * 5870).add_(b * 1140).div_(10_000).floor_()[:, None]
+    # Multiples of 1/10000 are whole numbers below 2^24 here, so their sum is exact in any order.
+    red, green, blue = x.unbind(1)
+    weighted = (red * 2989).add_(green * 5870).add_(blue * 1140)
+    return weighted.div_(10_000).floor_()[:, None]
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    """`factor * x + (1 - factor) * other` in whole numbers from 0 to 255."""
     return (x * factor).add_(other * (1 - factor)).clamp_(0, 255).floor_()

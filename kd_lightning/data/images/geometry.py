@@ -1,4 +1,4 @@
-"""Where an image is seen from: padded crops, flips and cut-out squares."""
+"""Geometric augmentations: padded crops, flips and cutout."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from kd_lightning.randomness import integers, uniform
 
 
 class PadCrop(Augmentation):
-    """Pad each image with black on all sides, and cut a window of its own size out of that (He et al. 2016, section 4.2).
+    """Pad each image with black on all sides, and crop a random window of the image's size.
+
+    Source: He et al. 2016, section 4.2.
 
     Args:
-        padding: in pixels; all (2 * padding + 1)^2 windows are equally likely.
+        padding: width of the border in pixels; all (2 * padding + 1)^2 windows are equally likely.
     """
 
     def __init__(self, padding: int = 4) -> None:
         if padding < 1:
             raise UserError(
-                f"PadCrop: padding must be at least 1, got {padding}; leave the augmentation out for none"
+                f"PadCrop: padding must be at least 1, got {padding}; "
+                "remove the augmentation for no crop"
             )
         self.padding = padding
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
-        window = integers(index, 0, (2 * self.padding + 1) ** 2 - 1, seed, view, "pad_crop")
+        num_windows = (2 * self.padding + 1) ** 2
+        window = integers(index, 0, num_windows - 1, seed, view, "pad_crop")
         return padded_windows(images, window, self.padding)
 
 
@@ -33,62 +37,70 @@ class Flip(Augmentation):
     """Mirror images left to right.
 
     Args:
-        probability: of each image, in (0, 1].
+        probability: probability of each image to be mirrored, in (0, 1].
     """
 
     def __init__(self, probability: float = 0.5) -> None:
         if not 0 < probability <= 1:
             raise UserError(
-                f"Flip: probability must be in (0, 1], got {probability}; leave the augmentation out for none"
+                f"Flip: probability must be in (0, 1], got {probability}; "
+                "remove the augmentation for no flips"
             )
         self.probability = probability
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
-        mirrored = (uniform(index, seed, view, "flip") < self.probability)[:, None, None, None]
-        return _chosen(mirrored, images.flip(-1), images)
+        mirrored = uniform(index, seed, view, "flip") < self.probability
+        return _where(mirrored[:, None, None, None], images.flip(-1), images)
 
 
 class Cutout(Augmentation):
-    """Paint one square over each image (DeVries and Taylor 2017, arXiv 1708.04552).
+    """Paint one square over each image.
 
-    The middle of the square is any pixel, equally likely; what of it lies outside the image is lost.
+    The center is any pixel, all equally likely. The part of the square outside the image is cut
+    off.
+
+    Source: DeVries and Taylor 2017, arXiv 1708.04552.
 
     Args:
-        size: side of the square, in pixels (the paper: 16 for CIFAR-10, 8 for CIFAR-100).
-        fill: value of the square in each channel, 0 to 255; `None`: black. The paper cuts out after normalization, which
-            paints the mean of the training images.
+        size: side of the square in pixels (the paper: 16 for CIFAR-10, 8 for CIFAR-100).
+        fill: value of the square per channel, 0 to 255; `None`: black. The paper cuts out after
+            normalization, which corresponds to the mean of the training images.
     """
 
     def __init__(self, size: int, fill: list[int] | None = None) -> None:
         if size < 1:
             raise UserError(
-                f"Cutout: size must be at least 1, got {size}; leave the augmentation out for none"
+                f"Cutout: size must be at least 1, got {size}; "
+                "remove the augmentation for no square"
             )
         if fill is not None and not all(0 <= value <= 255 for value in fill):
-            raise UserError(f"Cutout: fill must be values from 0 to 255, one a channel, got {fill}")
-        self.size, self.fill = size, fill
+            raise UserError(
+                f"Cutout: fill must be values from 0 to 255, one per channel, got {fill}"
+            )
+        self.size = size
+        self.fill = fill
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
         channels, height, width = images.shape[1:]
         if self.fill is not None and len(self.fill) != channels:
             raise UserError(
-                f"Cutout: fill has {len(self.fill)} values, and the images have {channels} channels"
+                f"Cutout: fill has {len(self.fill)} values, but the images have {channels} "
+                "channels; give one value per channel"
             )
-        drawn = integers(index, 0, height * width - 1, seed, view, "cutout")
-        inside = (
-            self._covered(drawn // width, height)[:, None, :, None]
-            & self._covered(drawn % width, width)[:, None, None, :]
-        )
-        return _chosen(
-            inside, images.new_tensor(self.fill or [0] * channels)[:, None, None], images
-        )
+        center = integers(index, 0, height * width - 1, seed, view, "cutout")
+        rows = self._covered(center // width, height)
+        columns = self._covered(center % width, width)
+        square = rows[:, None, :, None] & columns[:, None, None, :]
+        fill = images.new_tensor(self.fill or [0] * channels)
+        return _where(square, fill[:, None, None], images)
 
-    def _covered(self, middle: Tensor, length: int) -> Tensor:
-        """Which of `length` places the square covers along one side, `(B, length)`."""
-        place = torch.arange(length, device=middle.device) - (middle - self.size // 2)[:, None]
+    def _covered(self, center: Tensor, length: int) -> Tensor:
+        """Which places of a side the square covers, bool `(B, length)`, for centers `(B,)`."""
+        start = center - self.size // 2
+        place = torch.arange(length, device=center.device) - start[:, None]
         return (place >= 0) & (place < self.size)
 
 
-def _chosen(mask: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """`torch.where` on bytes, four times as fast on a CPU."""
-    return (other * ~mask).add_(one * mask)
+def _where(mask: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """`torch.where` for uint8 `(B, C, H, W)` and a bool mask; four times as fast on a CPU."""
+    return (others * ~mask).add_(images * mask)

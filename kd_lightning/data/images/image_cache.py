@@ -1,44 +1,45 @@
-"""Images decoded once into memory-mapped uint8 files, shared by all processes and runs."""
+"""Caches decoded images in memory-mapped uint8 files that all processes and runs share."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import shutil
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from kd_lightning.data.images.files import Listing, Tree
+from kd_lightning.data.images.decoding import (
+    ChannelStatistics,
+    Pixels,
+    decode_chunks,
+    decode_image,
+)
+from kd_lightning.data.images.listing import Listing
+from kd_lightning.data.images.tree import Tree
 from kd_lightning.errors import UserError
 
 VERSION = 1
-"""Of what a cache holds: part of its name, so that what other versions wrote is not read."""
+"""Version of the format. It is part of a cache's name, so other versions are never read."""
 
-_CHUNK = 256
 _SPLITS = ("train", "test")
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass
 class Decoded:
-    """What a cache holds.
+    """The content of a cache.
 
     Attributes:
-        images: of "train" and "test": uint8 `(N, C, H, W)`, memory-mapped.
-        mean, std: of the training images' pixels in [0, 1], a number a channel.
+        images: uint8 `(N, C, H, W)`, memory-mapped, for "train" and "test".
+        mean: mean of the training images' pixels in [0, 1], per channel.
+        std: standard deviation of the training images' pixels in [0, 1], per channel.
     """
 
     images: dict[str, Tensor]
@@ -47,187 +48,164 @@ class Decoded:
 
 
 def cache_root(cache: str | None) -> Path:
-    """Where caches lie: the argument, else `KD_CACHE`, else `~/.cache/kd_lightning`."""
+    """The folder of all caches: `cache` if given, else `KD_CACHE`, else `~/.cache/kd_lightning`."""
     return Path(cache or os.environ.get("KD_CACHE") or "~/.cache/kd_lightning").expanduser()
 
 
 def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> str:
-    """A name for what decoding gives: a function of the files' names, sizes and stamps, wherever they lie."""
-    files = [(name, *tree.files[name]) for split in _SPLITS for name in listing.files[split]]
-    return hashlib.sha256(json.dumps([VERSION, size, grey, files]).encode()).hexdigest()[:32]
+    """The name of a cache: a function of the options and of the files' names and stamps.
+
+    It does not depend on the path of the tree.
+    """
+    files: list[tuple[str, int, int]] = []
+    for split in _SPLITS:
+        files += [(name, *tree.files[name]) for name in listing.files[split]]
+    content = json.dumps([VERSION, size, grey, files])
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def decoded(
     tree: Tree, listing: Listing, size: int | None, grey: bool, cache: str | None
 ) -> Decoded:
-    """The decoded images, from the cache where they are in it. Of several processes that ask at once one decodes.
+    """The decoded images, read from the cache if they are in it.
+
+    If several processes call this at once, one of them decodes and the others wait.
 
     Args:
-        tree, listing: the images.
-        size: resize the shorter side to this, and cut out the square in the middle; `None`: all have one size.
+        tree: the tree that holds the images.
+        listing: the images.
+        size: resize the shorter side to this and crop the central square; `None`: all images have
+            one size.
         grey: decode to one channel instead of three.
-        cache: see cache_root.
+        cache: folder of all caches, see `cache_root`.
 
     Raises:
-        UserError: for an image that cannot be read or has another size, and a cache that cannot be written.
+        UserError: if an image cannot be read or differs in size, or the cache cannot be written.
     """
     from filelock import FileLock
 
     folder = cache_root(cache) / "images" / fingerprint(tree, listing, size, grey)
-    if (found := _opened(folder, listing)) is not None:
-        return found
+    content = _open(folder, listing)
+    if content is not None:
+        return content
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if (found := _opened(folder, listing)) is not None:  # another process was quicker
-                return found
-            _write(folder, tree, listing, lambda name: _pixels(tree, name, size, grey))
+            # Another process may have written the cache while this one waited for the lock.
+            content = _open(folder, listing)
+            if content is not None:
+                return content
+            _write(folder, tree, listing, lambda name: decode_image(tree, name, size, grey))
     except OSError as error:
-        how = "set --data.cache or KD_CACHE to a folder with room for the decoded images"
         raise UserError(
-            f"the image cache {folder.parent} cannot be written ({error.strerror}); {how}"
+            f"the image cache {folder.parent} cannot be written ({error.strerror}); "
+            "set --data.cache or KD_CACHE to a folder with room for the decoded images"
         ) from error
-    found = _opened(folder, listing)
-    assert found is not None
-    return found
+    content = _open(folder, listing)
+    assert content is not None
+    return content
 
 
-def _opened(folder: Path, listing: Listing) -> Decoded | None:
-    """The cache in a folder; None where there is none, or none that is whole."""
+def _open(folder: Path, listing: Listing) -> Decoded | None:
+    """The cache in a folder, or None if it is missing or incomplete."""
     try:
         about = json.loads((folder / "about.json").read_text())
-        # Copy on write, because torch has no read-only tensors; nothing is written.
-        arrays = {
-            split: np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)
-            for split in _SPLITS
-        }
-        if any(len(arrays[split]) != len(listing.files[split]) for split in _SPLITS):
-            return None
-        return Decoded(
-            {s: torch.from_numpy(a) for s, a in arrays.items()},
-            tuple(about["mean"]),
-            tuple(about["std"]),
-        )
+        images = {}
+        for split in _SPLITS:
+            # Copy on write, because torch has no read-only tensors. Nothing is ever written.
+            array = np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)
+            if len(array) != len(listing.files[split]):
+                return None
+            images[split] = torch.from_numpy(array)
+        return Decoded(images, tuple(about["mean"]), tuple(about["std"]))
     except (OSError, ValueError, KeyError, EOFError):
         return None
 
 
-def _write(folder: Path, tree: Tree, listing: Listing, pixels: Callable[[str], Pixels]) -> None:
-    """Decode into a folder of another name, which gets its own when it is whole. The caller holds the lock."""
-    for left in folder.parent.glob(f".{folder.name}.*"):  # by a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    first = listing.files["train"][0]
-    shape = pixels(first).shape
+def _write(folder: Path, tree: Tree, listing: Listing, decode: Callable[[str], Pixels]) -> None:
+    """Decode all images into a temporary folder, and rename it once it is complete.
 
-    def checked(name: str) -> Pixels:
-        found = pixels(name)
-        if found.shape != shape:
-            sizes = [f"{n} is {w}x{h}" for n, (_, h, w) in ((first, shape), (name, found.shape))]
+    The caller holds the lock.
+    """
+    # Leftovers of processes that were killed.
+    for leftover in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    first = listing.files["train"][0]
+    shape = decode(first).shape
+
+    def decode_checked(name: str) -> Pixels:
+        pixels = decode(name)
+        if pixels.shape != shape:
             raise UserError(
-                f"{tree.path}: images of different sizes ({', '.join(sizes)}); set --data.size to make them alike"
+                f"{tree.path}: images of different sizes ({first} is {_size(shape)}, "
+                f"{name} is {_size(pixels.shape)}); set --data.size to resize them"
             )
-        return found
+        return pixels
 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     try:
-        counts = np.zeros((shape[0], 256), dtype=np.int64)
-        with _progress(
-            sum(len(files) for files in listing.files.values()), tree.path, folder
-        ) as advance:
+        statistics = ChannelStatistics(shape[0])
+        total = sum(len(files) for files in listing.files.values())
+        with _progress(total, tree.path, folder) as advance:
             for split in _SPLITS:
                 files = listing.files[split]
-                with (temporary / f"{split}.npy").open("wb") as out:
-                    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), *shape)}
-                    np.lib.format.write_array_header_1_0(out, header)
-                    for chunk in _chunks(files, checked):
-                        out.write(chunk.data)
-                        advance(len(chunk))
-                        if split == "train":
-                            counts += [
-                                np.bincount(chunk[:, c].ravel(), minlength=256)
-                                for c in range(shape[0])
-                            ]
-                    _settle(out)
-        with (temporary / "about.json").open("wb") as out:
-            mean, std = _statistics(counts)
-            out.write(json.dumps({"source": tree.path.name, "mean": mean, "std": std}).encode())
-            _settle(out)
-        if folder.exists():  # a cache that is not whole
+                path = temporary / f"{split}.npy"
+                for chunk in _write_images(path, shape, files, decode_checked):
+                    advance(len(chunk))
+                    if split == "train":
+                        statistics.update(chunk)
+        mean, std = statistics.compute()
+        about = {"source": tree.path.name, "mean": mean, "std": std}
+        with (temporary / "about.json").open("wb") as file:
+            file.write(json.dumps(about).encode())
+            _sync(file)
+        # `_open` found an existing folder to be incomplete.
+        if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _settle(file: BinaryIO) -> None:
-    """On the disk before the name is: no crash leaves the name of a file without its content."""
+def _size(shape: tuple[int, ...]) -> str:
+    _, height, width = shape
+    return f"{width}x{height}"
+
+
+def _write_images(
+    path: Path, shape: tuple[int, ...], names: list[str], decode: Callable[[str], Pixels]
+) -> Iterator[Pixels]:
+    """Write images of one shape to an npy file chunk by chunk; yields each chunk once written."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in decode_chunks(names, decode):
+            file.write(chunk.data)
+            yield chunk
+        _sync(file)
+
+
+def _sync(file: BinaryIO) -> None:
+    """Force the content to disk, so that a crash cannot leave a renamed file without content."""
     file.flush()
     os.fsync(file.fileno())
 
 
-def _chunks(files: list[str], pixels: Callable[[str], Pixels]) -> Iterator[Pixels]:
-    """The files' images in order, `(n, C, H, W)` at a time, decoded by several threads a few chunks ahead."""
-
-    def stacked(names: list[str]) -> Pixels:
-        return np.stack([pixels(name) for name in names])
-
-    workers = min(8, os.cpu_count() or 1)
-    pool, ahead = ThreadPoolExecutor(workers), deque[Future[Pixels]]()
-    try:
-        for start in range(0, len(files), _CHUNK):
-            ahead.append(pool.submit(stacked, files[start : start + _CHUNK]))
-            if len(ahead) > 2 * workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _pixels(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
-    """One image, `(C, H, W)`."""
-    from PIL import Image
-    from torchvision.transforms.v2 import (
-        functional as v2,
-    )  # here, because torchvision's import is slow
-
-    try:
-        with Image.open(io.BytesIO(tree.read(name))) as file:
-            image = file.convert("L" if grey else "RGB")
-    except Exception as error:  # decoders raise whatever broken bytes lead them to
-        raise UserError(
-            f"{tree.path}: {name} cannot be read as an image; is the copy complete?"
-        ) from error
-    if size is not None:
-        image = v2.center_crop(v2.resize(image, [size]), [size, size])
-    array: Pixels = np.asarray(image, dtype=np.uint8)
-    return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def _statistics(counts: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, of how often it has each value `(C, 256)`, to four decimals."""
-    values = np.arange(256) / 255
-    share = counts / counts.sum(1, keepdims=True)
-    mean = share @ values
-    std = np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
-    # A channel of a single value has no deviation to divide by.
-    return [round(float(m), 4) for m in mean], [round(float(s), 4) or 1.0 for s in std]
-
-
 @contextlib.contextmanager
-def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int], Any]]:
-    """A bar with time left; in a log file, one line."""
+def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar in a terminal, and print one line elsewhere.
+
+    Yields:
+        A function to call with the number of images done since the last call.
+    """
     from rich.console import Console
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console()
     if not console.is_terminal:
-        console.print(
-            f"decoding the {total:,} images of {source} once, into {folder}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        message = f"decoding the {total:,} images of {source} once, into {folder}"
+        console.print(message, highlight=False, soft_wrap=True)
         yield lambda count: None
         return
     columns = (

@@ -1,4 +1,4 @@
-"""Mixed samples."""
+"""Mixup."""
 
 from __future__ import annotations
 
@@ -12,17 +12,21 @@ from kd_lightning.data.images.augment import Mixing
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import integers
 
-_QUANTILES = 2**16
+_NUM_QUANTILES = 2**16
 
 
 class Mixup(Mixing):
-    """Replace each sample by `share * itself + (1 - share) * another` (Zhang et al. 2018, arXiv 1710.09412).
+    """Replace each sample by `share * sample + (1 - share) * partner`.
 
-    `CrossEntropy` mixes the labels alike; losses between networks see what both networks see. Every sample draws a share and
-    a partner of its own, where the authors' code draws one share for a batch and a permutation of it.
+    `CrossEntropy` mixes the labels by the same shares; losses between networks compare the outputs
+    for the mixed inputs. Each sample draws its own share and partner, while the authors' code draws
+    one share and one permutation per batch.
+
+    Source: Zhang et al. 2018, arXiv 1710.09412.
 
     Args:
-        alpha: the share has the distribution Beta(alpha, alpha) (the paper: 0.1 to 0.4 on ImageNet, 1 on CIFAR).
+        alpha: the share has the distribution Beta(alpha, alpha) (the paper: 0.1 to 0.4 on ImageNet,
+            1 on CIFAR).
     """
 
     def __init__(self, alpha: float = 1.0) -> None:
@@ -33,20 +37,25 @@ class Mixup(Mixing):
     def mix(
         self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
     ) -> tuple[Tensor, Tensor]:
-        drawn = integers(index, 0, _QUANTILES - 1, seed, view, "mixup", "share")
-        share = _beta_quantiles(float(self.alpha), str(index.device)).index_select(0, drawn)
-        own = share[:, None, None, None]
-        # Not torch.lerp: its rounding depends on where in the batch a pixel lies.
-        return (inputs * own).add_(others * (1 - own)), share
+        """Mix `inputs` with `others`, both float32 `(B, C, H, W)`; see `Mixing.mix`."""
+        quantile = integers(index, 0, _NUM_QUANTILES - 1, seed, view, "mixup", "share")
+        quantiles = _beta_quantiles(float(self.alpha), str(index.device))
+        share = quantiles.index_select(0, quantile)
+        weight = share[:, None, None, None]
+        # Not torch.lerp: its rounding depends on the place of a pixel in the batch.
+        mixed = (inputs * weight).add_(others * (1 - weight))
+        return mixed, share
 
 
 @functools.lru_cache(maxsize=8)
 def _beta_quantiles(alpha: float, device: str) -> Tensor:
-    """The middles of 2^16 equally likely intervals of Beta(alpha, alpha), float32: one of them is drawn by whole numbers.
+    """Quantiles of Beta(alpha, alpha) at the middles of 2^16 equal intervals, float32 `(2^16,)`.
 
-    Made on the CPU whatever the device, so that all devices draw the same shares.
+    A draw of whole numbers selects one of them. They are computed on the CPU for every device, so
+    that all devices draw the same shares.
     """
     from scipy.special import betaincinv
 
-    middles = (np.arange(_QUANTILES) + 0.5) / _QUANTILES
-    return torch.from_numpy(betaincinv(alpha, alpha, middles).astype(np.float32)).to(device)
+    middles = (np.arange(_NUM_QUANTILES) + 0.5) / _NUM_QUANTILES
+    quantiles = betaincinv(alpha, alpha, middles).astype(np.float32)
+    return torch.from_numpy(quantiles).to(device)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kd_lightning.data.files import data_root
 from kd_lightning.data.images.datamodule import ImageDataModule
 from kd_lightning.data.images.source import Images
 from kd_lightning.errors import UserError
 
+if TYPE_CHECKING:
+    from torchvision.datasets import MNIST
+
 
 class MNISTDataModule(ImageDataModule):
-    """MNIST (LeCun, Cortes and Burges): 60,000 + 10,000 digits, 28x28.
+    """MNIST (LeCun, Cortes and Burges): 60,000 + 10,000 handwritten digits, 28x28.
 
     Args:
-        root: folder that holds `MNIST/raw/*-ubyte` (torchvision's layout); else `KD_DATA_ROOT`, else `./data`.
-        download: fetch missing files.
+        root: folder that holds `MNIST/raw/*-ubyte` (torchvision's layout); by default
+            `KD_DATA_ROOT`, else `./data`.
+        download: whether to download missing files.
         base: see ImageDataModule.
     """
 
@@ -27,32 +31,50 @@ class MNISTDataModule(ImageDataModule):
 
     def __init__(self, root: str | None = None, download: bool = True, **base: Any) -> None:
         super().__init__(**base)
-        self.root, self.download = data_root(root), download
+        self.root = data_root(root)
+        self.download = download
 
     def load(self, split: str) -> Images:
-        from torchvision.datasets import MNIST  # here, because torchvision's import is slow
+        """Read all samples of "train" or "test", after downloading missing files.
 
-        where = self.root / "MNIST" / "raw"
+        Raises:
+            UserError: if the files are missing and cannot be downloaded, or are damaged.
+        """
+        # Imported here, because importing torchvision is slow.
+        from torchvision.datasets import MNIST
+
+        folder = self.root / "MNIST" / "raw"
         try:
-            data = MNIST(self.root, train=split == "train", download=False)
+            dataset = MNIST(self.root, train=split == "train", download=False)
         except Exception as error:
             if "Dataset not found" not in str(error):
                 raise UserError(
-                    f"MNIST: the files in {where} cannot be read; delete them to download them again"
+                    f"MNIST: the files in {folder} cannot be read; "
+                    "delete them to download them again"
                 ) from error
-            data = self._download(MNIST, split, where)
+            dataset = self._download(split, folder)
         expected = 60_000 if split == "train" else 10_000
-        if data.data.shape != (expected, 28, 28) or data.targets.shape != (expected,):
+        images = dataset.data
+        target = dataset.targets
+        if images.shape != (expected, 28, 28) or target.shape != (expected,):
             raise UserError(
-                f"MNIST: {where} does not hold the {expected:,} {split} images; delete it to download again"
+                f"MNIST: {folder} does not hold the {expected:,} {split} images; "
+                "delete it to download it again"
             )
-        return Images(data.data[:, None], data.targets.long())
+        return Images(images[:, None], target.long())
 
-    def _download(self, dataset: Any, split: str, where: Path) -> Any:
-        how = "put torchvision's MNIST files there, or point --data.root or KD_DATA_ROOT to the folder that holds MNIST/"
+    def _download(self, split: str, folder: Path) -> MNIST:
+        from torchvision.datasets import MNIST
+
+        remedy = (
+            "put torchvision's MNIST files there, or set --data.root or KD_DATA_ROOT to the folder "
+            "that holds MNIST/"
+        )
         if not self.download:
-            raise UserError(f"MNIST: no data in {where} and download is off; {how}")
+            raise UserError(f"MNIST: no data in {folder} and download is off; {remedy}")
         try:
-            return dataset(self.root, train=split == "train", download=True)
+            return MNIST(self.root, train=split == "train", download=True)
         except Exception as error:
-            raise UserError(f"MNIST: no data in {where}, and the download failed; {how}") from error
+            raise UserError(
+                f"MNIST: no data in {folder}, and the download failed; {remedy}"
+            ) from error

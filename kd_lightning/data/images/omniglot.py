@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -23,14 +24,15 @@ SIDE = 28
 
 
 class OmniglotDataModule(ImageDataModule):
-    """Omniglot (Lake et al. 2015): 242 handwritten characters, 20 drawings each, as one classification task.
+    """Omniglot (Lake et al. 2015): 242 handwritten characters, 20 drawings each, as classes.
 
-    The characters of `omniglot/images_background_small1` and `2` below the root; alphabets that stand in both are read once.
-    Drawings are ink on black, averaged down from 105x105 to 28x28. Of each character's 20 drawings 5 are the test set,
-    chosen by a fixed hash, whatever the seeds.
+    The characters come from `omniglot/images_background_small1` and `2` below the root; alphabets
+    that are in both are read once. Drawings are black ink on white; they are inverted and averaged
+    down from 105x105 to 28x28. Of each character's 20 drawings, 5 are the test set, selected by a
+    fixed hash that does not depend on any seed.
 
     Args:
-        root: folder that holds `omniglot/`; else `KD_DATA_ROOT`, else `./data`.
+        root: folder that holds `omniglot/`; by default `KD_DATA_ROOT`, else `./data`.
         base: see ImageDataModule.
     """
 
@@ -40,51 +42,61 @@ class OmniglotDataModule(ImageDataModule):
 
     def __init__(self, root: str | None = None, **base: Any) -> None:
         self.root = data_root(root)
-        self._drawings = self._find()
+        self._drawings = _list_drawings(self.root / "omniglot")
+        # The base class checks options against the classes, so they are set first.
         self.classes = tuple(self._drawings)
         super().__init__(**base)
 
-    def _find(self) -> dict[str, list[Path]]:
-        """The drawings of each character, `Alphabet/characterNN`, in the order of names."""
-        found: dict[str, list[Path]] = {}
-        for folder in FOLDERS:
-            for character in sorted((self.root / "omniglot" / folder).glob("*/character*")):
-                found.setdefault(
-                    f"{character.parent.name}/{character.name}", sorted(character.glob("*.png"))
-                )
-        empty = [name for name, drawings in found.items() if not drawings]
-        if not found or empty:
-            what = f"{empty[0]} holds no drawing" if empty else "no characters"
-            where, how = (
-                self.root / "omniglot",
-                "put images_background_small1 and 2 there, or set --data.root or KD_DATA_ROOT",
-            )
-            raise UserError(f"Omniglot: {what} in {where}; {how}")
-        return dict(sorted(found.items()))
-
     def load(self, split: str) -> Images:
-        target = torch.tensor(
-            [label for label, drawings in enumerate(self._drawings.values()) for _ in drawings]
-        )
-        test = stratified_rank(target, torch.arange(len(target)), "omniglot-test") < TEST_FRACTION
-        chosen = test if split == "test" else ~test
-        images = _decoded(tuple(path for drawings in self._drawings.values() for path in drawings))
-        return Images(images[chosen], target[chosen])
+        """Read all samples of "train" or "test".
+
+        Raises:
+            UserError: if a drawing cannot be read.
+        """
+        paths: list[Path] = []
+        labels: list[int] = []
+        for label, drawings in enumerate(self._drawings.values()):
+            paths += drawings
+            labels += [label] * len(drawings)
+        target = torch.tensor(labels)
+        rank = stratified_rank(target, torch.arange(len(target)), "omniglot-test")
+        in_test = rank < TEST_FRACTION
+        rows = in_test if split == "test" else ~in_test
+        images = _decode_all(tuple(paths))
+        return Images(images[rows], target[rows])
+
+
+def _list_drawings(folder: Path) -> dict[str, list[Path]]:
+    """The drawings of each character, `Alphabet/characterNN`, both sorted by name."""
+    drawings: dict[str, list[Path]] = {}
+    for background in FOLDERS:
+        for character in sorted((folder / background).glob("*/character*")):
+            name = f"{character.parent.name}/{character.name}"
+            drawings.setdefault(name, sorted(character.glob("*.png")))
+    remedy = "put images_background_small1 and 2 there, or set --data.root or KD_DATA_ROOT"
+    if not drawings:
+        raise UserError(f"Omniglot: no characters in {folder}; {remedy}")
+    for name, paths in drawings.items():
+        if not paths:
+            raise UserError(f"Omniglot: {name} holds no drawing in {folder}; {remedy}")
+    return dict(sorted(drawings.items()))
 
 
 @functools.cache
-def _decoded(paths: tuple[Path, ...]) -> Tensor:
-    """All drawings, uint8 `(N, 1, 28, 28)`; decoding takes four seconds, so a process does it once."""
-    return torch.from_numpy(np.stack([_drawing(path) for path in paths]))[:, None]
+def _decode_all(paths: tuple[Path, ...]) -> Tensor:
+    """All drawings, uint8 `(N, 1, 28, 28)`. Decoding takes four seconds, so it is done once."""
+    drawings = [_decode(path) for path in paths]
+    return torch.from_numpy(np.stack(drawings))[:, None]
 
 
-def _drawing(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _decode(path: Path) -> NDArray[np.uint8]:
+    """One drawing, uint8 `(28, 28)`, with bright ink on black."""
     try:
         with Image.open(path) as image:
-            # The files are black ink on white in one bit: averaged over a pixel's area, ink as the bright part.
-            return 255 - np.asarray(
-                image.convert("L").resize((SIDE, SIDE), Image.Resampling.BOX), dtype=np.uint8
-            )
+            # Grayscale, because one-bit images cannot be averaged over the area of a pixel.
+            gray = image.convert("L")
+            small = gray.resize((SIDE, SIDE), Image.Resampling.BOX)
+            return 255 - np.asarray(small, dtype=np.uint8)
     except OSError as error:
         raise UserError(
             f"Omniglot: {path} cannot be read as an image; is the copy complete?"

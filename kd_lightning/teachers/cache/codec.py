@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.teachers.cache.store import Column
+from kd_lightning.teachers.cache.manifest import Column
 from kd_lightning.types import EnsembleOutput, Output, TopKOutput, full, mean_log_probs
 
 FEATURE = "feature."

@@ -17,8 +17,9 @@ from kd_lightning.data.source import Source
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
-from kd_lightning.teachers.cache.store import Column, Writer
+from kd_lightning.teachers.cache.manifest import Column
 from kd_lightning.teachers.cache.teacher import table_name
+from kd_lightning.teachers.cache.writer import Writer
 from kd_lightning.types import CLEAN, Batch
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]

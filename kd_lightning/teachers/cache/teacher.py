@@ -12,7 +12,8 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
-from kd_lightning.teachers.cache.store import Manifest, Table, describe_difference
+from kd_lightning.teachers.cache.manifest import Manifest, describe_difference
+from kd_lightning.teachers.cache.table import Table
 from kd_lightning.types import CLEAN, Batch, JoinedOutput, Output
 from kd_lightning.weights import sha256_of
 

@@ -96,7 +96,7 @@ MISTAKES: list[tuple[Callable[[], object], str]] = [
     (lambda: Cutout(4, [0, 0, 256]), "values from 0 to 255"),
     (
         lambda: Cutout(4, [0])(images(), torch.arange(N), 0, 0),
-        "has 1 values, and the images have 3",
+        "has 1 values, but the images have 3",
     ),
     (lambda: ColorJitter(-0.1), "brightness must be"),
     (lambda: ColorJitter(saturation=float("nan")), "saturation must be"),

@@ -191,17 +191,25 @@ DAMAGED = [
     pytest.param(b"", "cannot be read", id="empty"),
     pytest.param(b"<html>404 Not Found</html>", "cannot be read", id="no pickle"),
     pytest.param(python2({b"labels": [0] * 10})[:-20], "cannot be read", id="cut short"),
-    pytest.param(python2({b"labels": [0] * 10}), "other things", id="no images"),
-    pytest.param(python2({b"data": b"text", b"labels": [0] * 10}), "other things", id="no array"),
+    pytest.param(python2({b"labels": [0] * 10}), "does not hold images and labels", id="no images"),
     pytest.param(
-        python2({b"data": pixels(10, 0), b"labels": [0] * 9}), "other things", id="a label missing"
+        python2({b"data": b"text", b"labels": [0] * 10}),
+        "does not hold images and labels",
+        id="no array",
     ),
     pytest.param(
-        python2({b"data": pixels(10, 0), b"labels": [10] * 10}), "other things", id="no such class"
+        python2({b"data": pixels(10, 0), b"labels": [0] * 9}),
+        "does not hold images and labels",
+        id="a label missing",
+    ),
+    pytest.param(
+        python2({b"data": pixels(10, 0), b"labels": [10] * 10}),
+        "does not hold images and labels",
+        id="no such class",
     ),
     pytest.param(
         python2({b"data": pixels(10, 0).astype(np.int16), b"labels": [0] * 10}),
-        "other things",
+        "does not hold images and labels",
         id="int16",
     ),
     pytest.param(

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as v2
 
 from kd_lightning.data import ImageFolderDataModule
-from kd_lightning.data.images import image_cache
+from kd_lightning.data.images import decoding, image_cache
 from kd_lightning.errors import UserError
 
 Edit = Callable[[Path], object]
@@ -93,13 +93,13 @@ def caches(cache: Path) -> list[str]:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of all images that are decoded, in the end."""
     names: list[str] = []
-    original = image_cache._pixels
+    original = decoding.decode_image
 
     def counted(tree: Any, name: str, *options: Any) -> Any:
         names.append(name)
         return original(tree, name, *options)
 
-    monkeypatch.setattr(image_cache, "_pixels", counted)
+    monkeypatch.setattr(image_cache, "decode_image", counted)
     return names
 
 
@@ -316,7 +316,7 @@ def test_decoding_that_fails_or_is_killed_leaves_nothing_that_counts(
 def test_two_processes_that_ask_at_once_decode_once(
     folder: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = image_cache._pixels
+    original = decoding.decode_image
 
     def slow(tree: Any, name: str, *options: Any) -> Any:
         time.sleep(0.01)
@@ -324,7 +324,7 @@ def test_two_processes_that_ask_at_once_decode_once(
             log.write(f"{os.getpid()} {name}\n")
         return original(tree, name, *options)
 
-    monkeypatch.setattr(image_cache, "_pixels", slow)
+    monkeypatch.setattr(image_cache, "decode_image", slow)
 
     def ask(number: int) -> None:
         (tmp_path / f"said{number}").write_text(str(read(folder).mean))
@@ -404,10 +404,10 @@ def test_neither_a_folder_nor_a_zip(
     monkeypatch.setenv("KD_DATA_ROOT", str(tmp_path))
     assert f"no folder or zip {tmp_path / 'nowhere'}" in complaint(Path("nowhere"))
     (tmp_path / "text").write_text("no zip")
-    assert "neither a folder nor a whole zip file" in complaint(Path("text"))
+    assert "neither a folder nor a complete zip file" in complaint(Path("text"))
     path = zipped(folder)
     path.write_bytes(path.read_bytes()[:-100])
-    assert "neither a folder nor a whole zip file" in complaint(path)
+    assert "neither a folder nor a complete zip file" in complaint(path)
     assert read(Path("set")).name == "set"
 
 
@@ -447,7 +447,8 @@ def test_the_real_zips(
     test: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from kd_lightning.data.images.files import human_names, list_images, open_tree
+    from kd_lightning.data.images.listing import human_names, list_images
+    from kd_lightning.data.images.tree import open_tree
 
     if not (data_root / name).is_file():
         pytest.skip(f"{data_root} holds no {name}")

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from kd_lightning.errors import UserError
-from kd_lightning.teachers.cache import store
-from kd_lightning.teachers.cache.store import Column, Manifest, Table, Writer
+from kd_lightning.teachers.cache.manifest import Column, Manifest
+from kd_lightning.teachers.cache.table import Table
+from kd_lightning.teachers.cache.writer import Writer
 
 COLUMNS = {"logits": Column("float32", (3,)), "code": Column("int16", (2,))}
 ROWS = np.array([7, 2, 9, 4, 0, 11, 3, 5])
@@ -32,7 +33,8 @@ def read(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "SHARD_BYTES", 3 * 16)  # three rows of 16 bytes
+    # Three rows of 16 bytes.
+    monkeypatch.setattr("kd_lightning.teachers.cache.writer.SHARD_BYTES", 3 * 16)
 
 
 def writer(folder: Path, fingerprint: str = "a") -> Writer:
@@ -91,7 +93,7 @@ def test_a_killed_writer_goes_on_where_it_was(tmp_path: Path) -> None:
     made = writer(tmp_path)
     number, start, stop = made.open("train/0", ROWS)[0]
     made.put("train/0", number, values(ROWS[start:stop]))
-    assert "is not finished (3 of 8 rows" in complaint(lambda: Table(made.manifest, "train/0"))
+    assert "is not complete (3 of 8 rows" in complaint(lambda: Table(made.manifest, "train/0"))
     again = writer(tmp_path)
     assert [r[0] for r in again.open("train/0", ROWS)] == [1, 2]
 
@@ -101,7 +103,7 @@ def test_a_truncated_shard_is_found_and_mended(tmp_path: Path) -> None:
     manifest = fill(tmp_path)
     shard = sorted(tmp_path.glob("*.bin"))[1]
     shard.write_bytes(shard.read_bytes()[:-1])
-    assert "missing or cut short" in complaint(lambda: Table(manifest, "train/0"))
+    assert "missing or truncated" in complaint(lambda: Table(manifest, "train/0"))
     assert [r[0] for r in writer(tmp_path).open("train/0", ROWS)] == [1]
 
 
@@ -126,7 +128,7 @@ def test_no_cache_a_damaged_one_and_another_version(tmp_path: Path) -> None:
     path.write_text(whole[:50])
     assert "is damaged" in complaint(lambda: Manifest.read(tmp_path / "c"))
     path.write_text(json.dumps(json.loads(whole) | {"version": 9}))
-    assert "has the version 9" in complaint(lambda: Manifest.read(tmp_path / "c"))
+    assert "has version 9" in complaint(lambda: Manifest.read(tmp_path / "c"))
     path.write_text(whole)
     (tmp_path / "c" / "train.view0.rows.npy").write_bytes(b"")
     assert "missing or damaged" in complaint(
@@ -138,7 +140,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert "is not empty" in complaint(lambda: writer(tmp_path))
     fill(tmp_path / "c")
-    assert "of is a there and b here" in complaint(lambda: writer(tmp_path / "c", "b"))
+    assert "of is a in the cache and b in this run" in complaint(
+        lambda: writer(tmp_path / "c", "b")
+    )
     assert "other rows" in complaint(lambda: writer(tmp_path / "c").open("train/0", ROWS[::-1]))
     assert "cannot be written" in complaint(lambda: writer(tmp_path / "mine.txt" / "c"))
 
@@ -148,7 +152,8 @@ import os, sys
 from pathlib import Path
 import numpy as np
 import torch
-from kd_lightning.teachers.cache.store import Manifest, Table
+from kd_lightning.teachers.cache.manifest import Manifest
+from kd_lightning.teachers.cache.table import Table
 
 def resident():  # anonymous and file-backed pages, in bytes
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

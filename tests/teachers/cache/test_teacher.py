@@ -24,7 +24,6 @@ from kd_lightning.teachers import (
     Teacher,
     cache_teacher,
 )
-from kd_lightning.teachers.cache import store
 from kd_lightning.training import DistillationModule
 
 
@@ -116,7 +115,8 @@ def test_shards_that_end_within_a_split_or_beyond_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without augmentation training and validation rows are one table: a shard may hold some of both, or of one alone."""
-    monkeypatch.setattr(store, "SHARD_BYTES", 1)  # as few rows as there may be: a batch
+    # Shards become as small as possible: one batch.
+    monkeypatch.setattr("kd_lightning.teachers.cache.writer.SHARD_BYTES", 1)
     data = digits(augment=[], views=None)
     teacher = live()
     stored = cached(tmp_path / "cache", data, teacher)

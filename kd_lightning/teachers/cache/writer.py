@@ -1,0 +1,191 @@
+"""Writes teacher outputs to a cache shard by shard, so that an interrupted run can be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from kd_lightning.errors import UserError
+from kd_lightning.teachers.cache.manifest import (
+    MANIFEST_NAME,
+    VERSION,
+    Array,
+    Column,
+    ColumnEntry,
+    Manifest,
+    ManifestContent,
+    ShardEntry,
+    describe_difference,
+    record_dtype,
+    write_atomically,
+)
+from kd_lightning.weights import sha256_of
+
+SHARD_BYTES = 64 * 2**20
+"""Target size of one shard file."""
+
+_Part = Literal["fingerprint", "settings", "columns"]
+_IDENTITY: tuple[_Part, ...] = ("fingerprint", "settings", "columns")
+"""What must be equal for a run to continue an existing cache."""
+
+
+class RowRange(NamedTuple):
+    """The rows `start` to `stop` of a table, which shard `shard` holds."""
+
+    shard: int
+    start: int
+    stop: int
+
+
+class Writer:
+    """Appends shards to the tables of a cache. Complete shards are not written again.
+
+    Args:
+        folder: folder of the cache.
+        fingerprint: everything that decides the outputs.
+        settings: settings of the codec, which a reader needs to decode.
+        columns: stored quantities of one sample.
+        align: every shard but a table's last holds a multiple of this many rows.
+
+    Raises:
+        UserError: if the folder cannot be written, or holds another cache.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        fingerprint: dict[str, Any],
+        settings: dict[str, Any],
+        columns: dict[str, Column],
+        align: int,
+    ) -> None:
+        column_entries: dict[str, ColumnEntry] = {}
+        for name, column in columns.items():
+            column_entries[name] = {"dtype": column.dtype, "shape": list(column.shape)}
+        content: ManifestContent = {
+            "version": VERSION,
+            "fingerprint": fingerprint,
+            "settings": settings,
+            "columns": column_entries,
+            "tables": {},
+        }
+        self.manifest = _open_manifest(folder, content)
+        self.columns = columns
+        rows_per_shard = SHARD_BYTES // record_dtype(columns).itemsize
+        self.shard_rows = max(align, rows_per_shard // align * align)
+
+    def open(self, table: str, rows: Array) -> list[RowRange]:
+        """Start or continue a table.
+
+        Args:
+            table: name of the table: `split/view`.
+            rows: int64 `(n,)`, source rows in the order in which they will be stored.
+
+        Returns:
+            The row ranges that must still be computed, one per shard.
+
+        Raises:
+            UserError: if the table was started with other rows.
+        """
+        tables = self.manifest.content["tables"]
+        if table not in tables:
+            file = self._store_rows(table, rows)
+            tables[table] = {"rows": file, "shard_rows": self.shard_rows, "shards": []}
+            self.manifest.write()
+        elif not np.array_equal(self.manifest.rows(table), rows):
+            raise UserError(
+                f"{self.manifest.folder} was created for other rows of {table}; choose another "
+                "--output, or delete it"
+            )
+        size = tables[table]["shard_rows"]
+        written = {shard["file"]: shard for shard in tables[table]["shards"]}
+        missing = []
+        for number, start in enumerate(range(0, len(rows), size)):
+            entry = written.get(_shard_file(table, number))
+            if entry is None or not self._is_intact(entry):
+                missing.append(RowRange(number, start, min(len(rows), start + size)))
+        return missing
+
+    def put(self, table: str, number: int, values: dict[str, Array]) -> None:
+        """Write one shard and list it in the manifest.
+
+        Args:
+            table: name of the table.
+            number: number of the shard, as `open` returned it.
+            values: values of each column, `(n, ...)`, for the rows of the shard.
+        """
+        first_column = next(iter(values.values()))
+        records = np.empty(len(first_column), dtype=record_dtype(self.columns))
+        for name in self.columns:
+            records[name] = values[name]
+        data = records.tobytes()
+        file = _shard_file(table, number)
+        write_atomically(self.manifest.folder / file, data)
+        entry: ShardEntry = {
+            "file": file,
+            "rows": len(records),
+            "bytes": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        # The new entry replaces that of a damaged shard of the same name.
+        table_entry = self.manifest.content["tables"][table]
+        shards = [shard for shard in table_entry["shards"] if shard["file"] != file]
+        shards.append(entry)
+        table_entry["shards"] = sorted(shards, key=lambda shard: shard["file"])
+        self.manifest.write()
+
+    def _store_rows(self, table: str, rows: Array) -> str:
+        """Store the row numbers of a table; returns the file's name.
+
+        Views of a split that have the same rows share one file.
+        """
+        tables = self.manifest.content["tables"]
+        split = table.partition("/")[0]
+        for other, entry in tables.items():
+            same_split = other.partition("/")[0] == split
+            if same_split and np.array_equal(self.manifest.rows(other), rows):
+                return entry["rows"]
+        name = table.replace("/", ".view") + ".rows.npy"
+        with (self.manifest.folder / name).open("wb") as file:
+            np.save(file, rows)
+        return name
+
+    def _is_intact(self, entry: ShardEntry) -> bool:
+        """Whether a shard still has the content that the manifest lists."""
+        path = self.manifest.folder / entry["file"]
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            return False
+        return sha256_of(path) == entry["sha256"]
+
+
+def _open_manifest(folder: Path, content: ManifestContent) -> Manifest:
+    """The manifest in `folder` if it describes the same cache; a new one if the folder is empty."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"the folder {folder} cannot be written ({error.strerror}); choose another --output"
+        ) from error
+    if not (folder / MANIFEST_NAME).is_file():
+        if any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no cache; choose another --output")
+        return Manifest(folder, content)
+    manifest = Manifest.read(folder)
+    for part in _IDENTITY:
+        stored = manifest.content[part]
+        # The stored part went through JSON, which turns tuples into lists.
+        if stored != json.loads(json.dumps(content[part])):
+            difference = describe_difference(stored, content[part])
+            raise UserError(
+                f"{folder} holds another cache ({difference}); choose another --output, or delete "
+                "the folder"
+            )
+    return manifest
+
+
+def _shard_file(table: str, number: int) -> str:
+    return f"{table.replace('/', '.view')}.{number:05d}.bin"
