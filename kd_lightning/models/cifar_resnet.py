@@ -17,9 +17,9 @@ class _Block(nn.Module):
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
@@ -65,7 +65,7 @@ class CIFARResNet(nn.Module):
         # The benchmark's wide networks (8x4, 32x4) have 32 channels in the first layer, not 64.
         first = 16 if width == 1 else 32
         channels = [16 * width, 32 * width, 64 * width]
-        self.conv = nn.Conv2d(channels_in, first, 3, 1, 1, bias=False)
+        self.conv = nn.Conv2d(channels_in, first, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(first)
         blocks = (depth - 2) // 6
         self.stage1 = self._stage(first, channels[0], blocks, 1)

@@ -16,7 +16,7 @@ class _Dropout(nn.Dropout):
     The probability is rounded to a multiple of 2**-16.
     """
 
-    # Why not nn.Dropout: it makes one draw per element, which takes 2.5 to 7 times as long on a
+    # Why not nn.Dropout: it makes one draw per element, which takes 2 to 7 times as long on a
     # CPU (4.2 ms instead of 0.7 ms for 128 x 1200 elements), and in an MLP dropout is a large part
     # of a training step. Published results were computed with these masks; those of nn.Dropout
     # differ for the same seed.

@@ -19,10 +19,10 @@ class _Block(nn.Module):
         super().__init__()
         self.bn1 = nn.BatchNorm2d(channels_in)
         self.relu1 = nn.ReLU()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.relu2 = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.shortcut: nn.Module | None = None
         if channels_in != channels:
             self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
@@ -73,10 +73,11 @@ class WideResNet(nn.Module):
         if width < 1:
             raise UserError(f"WideResNet: width must be at least 1, got {width}")
         blocks = (depth - 4) // 6
-        self.stem = nn.Conv2d(channels_in, 16, 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(channels_in, 16, 3, padding=1, bias=False)
         self.stage1 = self._stage(16, 16 * width, blocks, 1)
         self.stage2 = self._stage(16 * width, 32 * width, blocks, 2)
         self.stage3 = self._stage(32 * width, 64 * width, blocks, 2)
+        # The last sum has not passed through a batch norm and ReLU yet.
         self.final = nn.Sequential(nn.BatchNorm2d(64 * width), nn.ReLU())
         self.pool = global_pool()
         self.head = nn.Linear(64 * width, classes)

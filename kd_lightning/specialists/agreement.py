@@ -56,19 +56,18 @@ def agreed_log_probs(
       - \sum_{m: j \notin S_m} p_m(\mathrm{dustbin}) q_j / Q_m = (1 + |A|) (q_j - t_j).$$
 
     Here t is the mean of all opinions, with each dustbin spread over its classes in proportion to
-    q; at the minimum, q equals t. The search is gradient descent on z from $\log p_g$ with a step
-    size of $1 / ((1 + |A|) \max(q_j, t_j))$ per logit. The update $(t_j - q_j) / \max(q_j, t_j)$
-    lies between 0 and $\log (t_j / q_j)$, a range in which the objective cannot rise. The objective
-    is convex in q, so the result is the global minimum. All computations are in double precision.
+    q; at the minimum, q equals t. The search is gradient descent on z from $\log p_g$ with step size
+    $1 / ((1 + |A|) \max(q_j, t_j))$ per logit. The objective cannot rise, because each update
+    $(t_j - q_j) / \max(q_j, t_j)$ lies between 0 and $\log (t_j / q_j)$; it is convex in q, so the
+    result is the global minimum. All computations are in double precision.
 
     Args:
         generalist: log-probabilities, `(B, K)`.
-        specialists: log-probabilities of each of M specialists, `(B, m + 1)`, the dustbin last.
-            Rows for which a specialist is not active can hold any finite values.
+        specialists: log-probabilities of each of M specialists, `(B, m + 1)`, the dustbin last;
+            rows for which a specialist is not active can hold any finite values.
         class_ids: the m classes of each specialist.
         active: the specialists that count per sample, bool `(B, M)`.
-        tolerance: a sample is done if $\sum_j |q_j - t_j|$, the L1 norm of the gradient divided by
-            the number of opinions, is at most this.
+        tolerance: a sample is done if $\sum_j |q_j - t_j|$ is at most this.
         max_iterations: largest number of iterations.
 
     Returns:
@@ -81,9 +80,10 @@ def agreed_log_probs(
     tiny = torch.finfo(z.dtype).tiny
 
     result = z.clone()
-    rows = torch.arange(len(z), device=z.device)  # the samples that are not done
+    rows = torch.arange(len(z), device=z.device)  # samples that are not done
     for _ in range(max_iterations):
         q = z.softmax(1)
+        # p_m(dustbin) / Q_m of each specialist, (B, M); t is `target`, (B, K).
         spread = dustbins / (q @ outside.T).clamp(min=tiny)
         target = (fixed + q * (spread @ outside)) / opinions
         z = z + (target - q) / torch.maximum(q, target).clamp(min=tiny)

@@ -23,6 +23,7 @@ def prediction_covariance(
         correlation: divide by both standard deviations. A class whose prediction never varies has
             a correlation of 0 with all classes.
     """
+    # Softened probabilities are tiny: double precision keeps their covariance accurate.
     probs = torch.softmax(full(logits).double() / temperature, dim=-1).numpy()
     covariance = np.cov(probs, rowvar=False)
     if correlation:
@@ -64,7 +65,7 @@ def confusable_classes(
         Per specialist its class ids, ascending; a function of the arguments.
 
     Raises:
-        UserError: if a number does not fit the number of classes or the temperature is not positive.
+        UserError: if a number does not fit the data or the temperature is not positive.
     """
     _check_numbers(logits.shape[-1], specialists, classes_each, temperature)
     columns = prediction_covariance(logits, temperature, correlation).T
@@ -75,6 +76,7 @@ def confusable_classes(
         specialists, random_state=seed_from("clusters", seed) % 2**32, n_init=10, batch_size=1024
     )
     centroids = kmeans.fit(columns).cluster_centers_
+    # Unlike the labels of K-means, the nearest columns of two centroids can overlap.
     distances = np.stack([((columns - centroid) ** 2).sum(1) for centroid in centroids])
     nearest = distances.argsort(1, kind="stable")[:, :classes_each]
     return [sorted(ids) for ids in nearest.tolist()]

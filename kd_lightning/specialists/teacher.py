@@ -69,6 +69,7 @@ class SpecialistTeacher(Teacher):
         self.max_iterations = max_iterations
         self._generalist = ModelTeacher(checkpoint=generalist)
         self._specialists = tuple(ModelTeacher(checkpoint=path) for path in specialists)
+        # A tuple registers no modules; this list moves all members with the teacher.
         self.members = nn.ModuleList([self._generalist, *self._specialists])
         self.class_ids: list[list[int]] = []
         self.corrections: list[float] = []
@@ -81,6 +82,7 @@ class SpecialistTeacher(Teacher):
         for member in self._specialists:
             specialist = _prepare_specialist(member, datamodule.spec)
             self.class_ids.append(list(specialist["class_ids"]))
+            # Sampling a class more often adds the log of that factor to its trained logit.
             self.corrections.append(math.log(specialist["oversampling"]))
         super().prepare(datamodule)
 
@@ -113,6 +115,7 @@ class SpecialistTeacher(Teacher):
         classes = len(self.class_ids[number]) + 1
         log_probs = generalist.new_zeros(len(generalist), classes)
         rows = active.nonzero()[:, 0]
+        # A network with batch norm or convolutions may reject an empty batch.
         if len(rows):
             logits = self._specialists[number](_select(batch, rows)).logits
             log_probs[rows] = corrected(logits, self.corrections[number]).to(log_probs)

@@ -1,4 +1,4 @@
-"""Initial weights of a specialist: the generalist's, with the head cut to the specialist's classes."""
+"""Initial weights of a specialist: those of the generalist, its head cut to fewer classes."""
 
 from __future__ import annotations
 
@@ -43,6 +43,7 @@ def specialist_weights(
     rows = len(class_ids) + 1
     targets = network.state_dict()
     for key, tensor in weights.items():
+        # Tensors whose shapes differ in another way are left for load_state_dict to report.
         if key not in targets or targets[key].shape == tensor.shape:
             continue
         has_all_classes = len(tensor) > max(class_ids)

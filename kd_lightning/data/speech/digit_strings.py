@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ LONGEST = 7
 """Largest number of digits per string."""
 GAP = (800, 2400)
 """Shortest and longest gap before, between and after digits, in samples: 100 to 300 ms."""
+
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -62,6 +66,7 @@ def make_strings(
         seed: seed of the order, the lengths, the gaps and the noise.
     """
     speaker = recordings[0].speaker
+    # The key of a recording depends on its take and digit alone, not on the other recordings.
     numbers = torch.tensor([10 * recording.take + recording.digit for recording in recordings])
     sort_keys = hashed(numbers, seed, part, speaker, "order").tolist()
     ordered = _stratified_order(recordings, sort_keys)
@@ -134,6 +139,7 @@ def _concatenate(
         states[start:stop] = recording.digit * lexicon.states + state_in_digit
         start = stop + gap
 
+    # The state of a frame is that of the sample in the middle of its transform.
     frame_centers = torch.arange(frames_in(whole_hops)) * HOP + FFT // 2
     return samples, states[frame_centers]
 
@@ -149,3 +155,8 @@ def by_speaker(strings: Sequence[DigitString]) -> Iterator[tuple[list[int], list
         rows = [row for row, string in enumerate(strings) if string.speaker == speaker]
         training_rows = [row for row in rows if strings[row].part == "train"]
         yield rows, training_rows or rows
+
+
+def select(items: Sequence[_T], rows: Sequence[int]) -> list[_T]:
+    """The items at the given positions."""
+    return [items[row] for row in rows]

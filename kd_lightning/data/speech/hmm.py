@@ -96,6 +96,7 @@ def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
             f"utterance {row} has {int(lengths[row])} frames, "
             f"too few for the {int(sizes[row])} states of its words"
         )
+    # Places beyond the end of a chain are never on a path that is traced back.
     states = pad_sequence(list(chains), batch_first=True)
     advanced = _best_advances(scores, lengths, states)
 
@@ -125,9 +126,11 @@ def _best_advances(scores: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
     frames = scores.shape[1]
     unreachable = scores.new_full((utterances, 1), -torch.inf)
     start = scores[:, 0].gather(1, states[:, :1])
+    # A path starts in the first state of its chain.
     best = torch.cat([start, unreachable.expand(-1, places - 1)], 1)
     advanced = torch.zeros(frames, utterances, places, dtype=torch.bool)
     for t in range(1, frames):
+        # The score at place j of advancing from place j - 1.
         advance = torch.cat([unreachable, best[:, :-1]], 1)
         in_utterance = (t < lengths)[:, None]
         advanced[t] = (advance > best) & in_utterance
@@ -166,6 +169,7 @@ class Gaussians:
                 f"state {int(empty.nonzero()[0, 0])} has no frame; "
                 "check that each word occurs in the training data"
             )
+        # Sums over many frames, and the difference below, would lose digits in single precision.
         frames = frames.double()
         zeros = torch.zeros(size, frames.shape[1], dtype=torch.float64)
         mean = zeros.index_add(0, state, frames) / counts
@@ -224,5 +228,6 @@ def align_all(model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tenso
     """
     lengths = torch.tensor([len(utterance) for utterance in frames])
     scores = model.scores(torch.cat(list(frames))).split(lengths.tolist())
+    # Padding has the state -1, so that selecting the others puts all utterances in a row.
     path = align(pad_sequence(list(scores), batch_first=True), lengths, chains)
     return path[path >= 0]

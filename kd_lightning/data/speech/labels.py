@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kd_lightning.data.speech.digit_strings import DigitString, by_speaker
+from kd_lightning.data.speech.digit_strings import DigitString, by_speaker, select
 from kd_lightning.data.speech.hmm import Lexicon, align_all, train_alignment
 
 ROUNDS = 5
@@ -33,15 +33,17 @@ def label_frames(
     chains = [lexicon.chain(string.digits) for string in strings]
     labels = [string.flat for string in strings]
     for rows, training_rows in by_speaker(strings):
+        # So far, the labels of this speaker are those of the flat start.
         model = train_alignment(
-            [frames[row] for row in training_rows],
-            [chains[row] for row in training_rows],
-            torch.cat([strings[row].flat for row in training_rows]),
+            select(frames, training_rows),
+            select(chains, training_rows),
+            torch.cat(select(labels, training_rows)),
             lexicon.size,
             ROUNDS,
         )
-        aligned = align_all(model, [frames[row] for row in rows], [chains[row] for row in rows])
-        lengths = [len(frames[row]) for row in rows]
+        speaker_frames = select(frames, rows)
+        aligned = align_all(model, speaker_frames, select(chains, rows))
+        lengths = [len(string_frames) for string_frames in speaker_frames]
         for row, states in zip(rows, aligned.split(lengths), strict=True):
             labels[row] = states
     return labels

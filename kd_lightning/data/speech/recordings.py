@@ -49,6 +49,7 @@ def read_recordings(folder: Path) -> list[Recording]:
     speakers = sorted({speaker for _, speaker, _ in paths})
     takes = 1 + max(int(take) for _, _, take in paths)
 
+    # Every speaker must have every take of every digit.
     recordings = []
     for speaker in speakers:
         for digit in range(10):
@@ -80,6 +81,7 @@ def _read_wav(path: Path) -> NDArray[np.float32]:
             rate = file.getframerate()
             sample_bytes = file.getsampwidth()
             expected_bytes = file.getnframes() * channels * sample_bytes
+            # A truncated file yields fewer bytes than its header states, without an error.
             data = file.readframes(file.getnframes())
     except (OSError, EOFError, wave.Error) as error:
         raise UserError(

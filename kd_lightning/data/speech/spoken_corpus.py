@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from kd_lightning.data.speech.digit_strings import DigitString, make_strings
+from kd_lightning.data.speech.digit_strings import DigitString, make_strings, select
 from kd_lightning.data.speech.features import log_mel, normalize
 from kd_lightning.data.speech.framing import HOP
 from kd_lightning.data.speech.hmm import Lexicon
@@ -98,14 +98,13 @@ def build_corpus(
     frames = normalize(strings, log_mel(strings))
     targets = label_frames(strings, frames, lexicon)
 
+    # Validation strings belong to the source split "train".
     test_rows = [row for row, string in enumerate(strings) if string.part == "test"]
     train_rows = [row for row, string in enumerate(strings) if string.part != "test"]
     corpus = {}
     for split, rows in (("train", train_rows), ("test", test_rows)):
         corpus[split] = concatenate(
-            [strings[row] for row in rows],
-            [frames[row] for row in rows],
-            [targets[row] for row in rows],
+            select(strings, rows), select(frames, rows), select(targets, rows)
         )
     return corpus
 

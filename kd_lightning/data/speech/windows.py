@@ -141,17 +141,24 @@ def concatenate(
 
     sizes = torch.tensor([len(string_frames) for string_frames in frames])
     padded_sizes = sizes + before + after
+    # Frame i of a string has its window at row i of the padded string.
     padded_starts = torch.cumsum(padded_sizes, 0) - padded_sizes
     starts = torch.cumsum(sizes, 0) - sizes
     string = torch.arange(len(strings)).repeat_interleave(sizes)
     frame_in_string = torch.arange(len(string)) - starts[string]
-    return Speech(
+    speech = Speech(
         frames=torch.cat(padded),
         first=padded_starts[string] + frame_in_string,
         target=torch.cat(list(targets)),
         string=string,
-        transcripts=[item.digits for item in strings],
-        speakers=[item.speaker for item in strings],
-        parts=[item.part for item in strings],
-        shares=[item.share for item in strings],
+        transcripts=[],
+        speakers=[],
+        parts=[],
+        shares=[],
     )
+    for digit_string in strings:
+        speech.transcripts.append(digit_string.digits)
+        speech.speakers.append(digit_string.speaker)
+        speech.parts.append(digit_string.part)
+        speech.shares.append(digit_string.share)
+    return speech
