@@ -1,4 +1,4 @@
-"""Networks of our own. Any other nn.Module works as well, by its class path."""
+"""The networks of this package. Any other `nn.Module` can be used by its class path."""
 
 from kd_lightning.models.bilstm import BiLSTMClassifier
 from kd_lightning.models.cifar_resnet import CIFARResNet

@@ -1,4 +1,7 @@
-"""The residual networks for 32x32 images of the CIFAR-100 benchmark (Tian et al. 2020; He et al. 2016, section 4.2)."""
+"""Residual networks for 32x32 images, as in the CIFAR-100 benchmark.
+
+He et al. 2016 (arXiv 1512.03385), section 4.2; benchmark: Tian et al. 2020 (arXiv 1910.10699).
+"""
 
 from __future__ import annotations
 
@@ -6,16 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.models.base import check_image_shapes, global_pool, he_normal
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, which a 1x1 convolution fits where the shape changes."""
+    """Two 3x3 convolutions and a shortcut; a 1x1 convolution adapts the shortcut to a new shape."""
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
@@ -29,16 +33,22 @@ class _Block(nn.Module):
 
 
 class CIFARResNet(nn.Module):
-    """A residual network of three stages for small images: depth 8, 14, 20, 32, 44, 56, 110, ... = 6 n + 2.
+    """A residual network of three stages for small images.
+
+    The depth is 6 n + 2: 8, 14, 20, 32, 44, 56, 110, ...
 
     Args:
         depth: number of weighted layers.
-        width: multiplies the channels of the stages; `resnet8x4` and `resnet32x4` have width 4.
-        input_shape: `[channels, height, width]`, filled in from the data under `kd`.
-        num_classes: filled in from the data under `kd`.
+        width: factor of the stages' channels; `resnet8x4` and `resnet32x4` have width 4.
+        input_shape: `[channels, height, width]`; `kd` takes it from the data.
+        num_classes: number of classes; `kd` takes it from the data.
 
     Shapes:
-        input `(B, C, H, W)`, output logits `(B, num_classes)`; layers `stage1`, `stage2`, `stage3` and `pool` for tapping.
+        Input `(B, C, H, W)`, output logits `(B, num_classes)`. Layers to tap: `stage1`, `stage2`,
+        `stage3` and `pool`.
+
+    Raises:
+        UserError: if the depth is impossible, a shape is missing or the inputs are not images.
     """
 
     def __init__(
@@ -49,26 +59,21 @@ class CIFARResNet(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        if input_shape is None or num_classes is None:
-            raise UserError(
-                "CIFARResNet: input_shape and num_classes are needed; under kd they come from the data"
-            )
+        channels_in, classes = check_image_shapes("CIFARResNet", input_shape, num_classes)
         if depth < 8 or (depth - 2) % 6:
             raise UserError(f"CIFARResNet: depth must be 6 n + 2 (8, 14, 20, 32, ...), got {depth}")
-        # The benchmark's wide networks (8x4, 32x4) widen the first convolution to 32 channels, not to 64.
+        # The benchmark's wide networks (8x4, 32x4) have 32 channels in the first layer, not 64.
         first = 16 if width == 1 else 32
         channels = [16 * width, 32 * width, 64 * width]
-        self.conv = nn.Conv2d(input_shape[0], first, 3, 1, 1, bias=False)
+        self.conv = nn.Conv2d(channels_in, first, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(first)
         blocks = (depth - 2) // 6
         self.stage1 = self._stage(first, channels[0], blocks, 1)
         self.stage2 = self._stage(channels[0], channels[1], blocks, 2)
         self.stage3 = self._stage(channels[1], channels[2], blocks, 2)
-        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.head = nn.Linear(channels[2], num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.pool = global_pool()
+        self.head = nn.Linear(channels[2], classes)
+        he_normal(self)
 
     @staticmethod
     def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
@@ -76,6 +81,8 @@ class CIFARResNet(nn.Module):
         return nn.Sequential(_Block(channels_in, channels, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
         y = F.relu(self.bn(self.conv(x)))
-        logits: Tensor = self.head(self.pool(self.stage3(self.stage2(self.stage1(y)))))
+        y = self.stage3(self.stage2(self.stage1(y)))
+        logits: Tensor = self.head(self.pool(y))
         return logits

@@ -1,27 +1,45 @@
-"""MobileNetV2 for 32x32 images: Sandler et al. 2018 (arXiv 1801.04381), in the form of the CIFAR-100 benchmark."""
+"""MobileNetV2 (Sandler et al. 2018, arXiv 1801.04381) for 32x32 images.
+
+The network is that of the CIFAR-100 benchmark (Tian et al. 2020, arXiv 1910.10699).
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from kd_lightning.errors import UserError
-from kd_lightning.models.base import global_pool, he_normal, known_shapes
+from kd_lightning.models.base import check_image_shapes, global_pool, he_normal
+
+
+class _Group(NamedTuple):
+    """Consecutive blocks with the same number of output channels; a row of the paper's table 2."""
+
+    expansion: int
+    channels: int
+    blocks: int
+    stride: int  # of the first block; the others have stride 1
+
 
 GROUPS = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 1),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
+    _Group(expansion=1, channels=16, blocks=1, stride=1),
+    _Group(expansion=6, channels=24, blocks=2, stride=1),  # stride 2 in the paper
+    _Group(expansion=6, channels=32, blocks=3, stride=2),
+    _Group(expansion=6, channels=64, blocks=4, stride=2),
+    _Group(expansion=6, channels=96, blocks=3, stride=1),
+    _Group(expansion=6, channels=160, blocks=3, stride=2),
+    _Group(expansion=6, channels=320, blocks=1, stride=1),
 )
-"""The paper's table 2: expansion, channels, blocks and stride of the first; the second group has stride 1 here, not 2."""
+"""The paper's table 2; the second group has stride 1, because the images are small."""
 
 
 class _InvertedResidual(nn.Module):
-    """1x1 convolution to more channels, 3x3 depthwise, 1x1 to fewer without ReLU; added to the input where shapes agree."""
+    """1x1 convolution to more channels, 3x3 depthwise, 1x1 to fewer channels without ReLU.
+
+    The input is added if it has the shape of the output.
+    """
 
     def __init__(self, channels_in: int, channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -38,25 +56,38 @@ class _InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-class CIFARMobileNetV2(nn.Module):
-    """MobileNetV2 for small images; the benchmark's is half as wide as the paper's.
+def _blocks(channels_in: int, channels: int, group: _Group) -> list[_InvertedResidual]:
+    """The blocks of a group."""
+    first = _InvertedResidual(channels_in, channels, group.stride, group.expansion)
+    later = [
+        _InvertedResidual(channels, channels, 1, group.expansion) for _ in range(group.blocks - 1)
+    ]
+    return [first, *later]
 
-    It differs from torchvision's in what the benchmark changed: strides for 32x32 images, ReLU in place of ReLU6, an
-    expanding convolution in the first block too, and channels that are not rounded to multiples of 8.
+
+class CIFARMobileNetV2(nn.Module):
+    """MobileNetV2 for small images; the benchmark uses half of the paper's width.
+
+    It differs from torchvision's network as the benchmark's does: strides for 32x32 images, ReLU
+    instead of ReLU6, an expanding convolution in the first block too, and numbers of channels that
+    are not rounded to multiples of 8.
 
     Args:
-        width: multiplies the channels of all layers but the last, which has 1,280 (more where width is above 1).
-        input_shape: `[channels, height, width]`, filled in from the data under `kd`.
-        num_classes: filled in from the data under `kd`.
+        width: factor of the channels of all layers except the last one, which has 1,280 channels
+            (more if the width is above 1).
+        input_shape: `[channels, height, width]`; `kd` takes it from the data.
+        num_classes: number of classes; `kd` takes it from the data.
 
     Shapes:
-        input `(B, C, H, W)`, output logits `(B, num_classes)`. Layers for tapping, of a 32x32 image at half width: `stem`
-        `(16, 16, 16)`, `stage1` `(12, 16, 16)`, `stage2` `(16, 8, 8)`, `stage3` `(48, 4, 4)`, `stage4` `(160, 2, 2)`, `last`
-        `(1280, 2, 2)`, `pool` `(1280)` and `head`. The stages end without ReLU (the paper's linear bottlenecks), and so the
-        benchmark taps them; `stem` and `last` are after theirs.
+        Input `(B, C, H, W)`, output logits `(B, num_classes)`. Layers to tap, with the shapes for a
+        32x32 image at half width: `stem` `(16, 16, 16)`, `stage1` `(12, 16, 16)`, `stage2`
+        `(16, 8, 8)`, `stage3` `(48, 4, 4)`, `stage4` `(160, 2, 2)`, `last` `(1280, 2, 2)`, `pool`
+        `(1280)`, `head`. The stages end without ReLU (the paper's linear bottlenecks), and the
+        benchmark taps them there; `stem` and `last` are tapped after their ReLU.
 
     Raises:
-        UserError: for a width that leaves a layer without channels, or where a shape is missing.
+        UserError: if the width leaves a layer without channels, a shape is missing or the inputs
+            are not images.
     """
 
     def __init__(
@@ -66,24 +97,20 @@ class CIFARMobileNetV2(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels_in, classes = known_shapes("CIFARMobileNetV2", input_shape, num_classes)
+        channels_in, classes = check_image_shapes("CIFARMobileNetV2", input_shape, num_classes)
         if not 1 / 16 <= width < float("inf"):
             raise UserError(
-                f"CIFARMobileNetV2: width must be at least 1/16, so that no layer is without channels, got {width}"
+                "CIFARMobileNetV2: width must be at least 1/16, or a layer would have no channels; "
+                f"got {width}"
             )
         channels = int(32 * width)
         self.stem = Conv2dNormActivation(channels_in, channels, 3, 2, inplace=False)
         groups = []
-        for expansion, wide, blocks, first_stride in GROUPS:
-            strides = [first_stride] + [1] * (blocks - 1)
-            inputs = [channels] + [int(wide * width)] * (blocks - 1)
-            channels = int(wide * width)
-            groups.append(
-                [
-                    _InvertedResidual(c, channels, s, expansion)
-                    for c, s in zip(inputs, strides, strict=True)
-                ]
-            )
+        for group in GROUPS:
+            wide = int(group.channels * width)
+            groups.append(_blocks(channels, wide, group))
+            channels = wide
+        # Each stage after the first starts with a group of stride 2, which halves the resolution.
         self.stage1 = nn.Sequential(*groups[0], *groups[1])
         self.stage2 = nn.Sequential(*groups[2])
         self.stage3 = nn.Sequential(*groups[3], *groups[4])
@@ -93,10 +120,12 @@ class CIFARMobileNetV2(nn.Module):
         self.pool = global_pool()
         self.head = nn.Linear(last, classes)
         he_normal(self)
+        # The benchmark starts the classifier from small weights.
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
         y = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(x)))))
         logits: Tensor = self.head(self.pool(self.last(y)))
         return logits

@@ -1,55 +1,60 @@
-"""Wide residual networks for 32x32 images: Zagoruyko and Komodakis 2016 (arXiv 1605.07146)."""
+"""Wide residual networks for 32x32 images (Zagoruyko and Komodakis 2016, arXiv 1605.07146)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.models.base import global_pool, he_normal, known_shapes
+from kd_lightning.models.base import check_image_shapes, global_pool, he_normal
 
 
 class _Block(nn.Module):
-    """Batch norm, ReLU and a 3x3 convolution, twice, added to the input.
+    """Batch norm, ReLU and a 3x3 convolution, twice, added to the shortcut.
 
-    Where the number of channels changes, a 1x1 convolution of the first ReLU's output is added to instead.
+    The shortcut is the input or, if the number of channels changes, a 1x1 convolution of the first
+    ReLU's output.
     """
 
     def __init__(self, channels_in: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.bn1, self.relu1 = nn.BatchNorm2d(channels_in), nn.ReLU()
-        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False)
-        self.bn2, self.relu2 = nn.BatchNorm2d(channels), nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.shortcut = (
-            None
-            if channels_in == channels
-            else nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-        )
+        self.bn1 = nn.BatchNorm2d(channels_in)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if channels_in != channels:
+            self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))
         y: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active))))
-        return y + (x if self.shortcut is None else self.shortcut(active))
+        shortcut = x if self.shortcut is None else self.shortcut(active)
+        return y + shortcut
 
 
 class WideResNet(nn.Module):
-    """A wide residual network of three stages for small images: depth 16, 22, 28, 40, ... = 6 n + 4.
+    """A wide residual network of three stages for small images.
+
+    The depth is 6 n + 4: 10, 16, 22, 28, 40, ...
 
     Args:
         depth: number of convolutions along the network.
-        width: multiplies the channels of the stages; `wrn_40_2` is depth 40, width 2.
-        input_shape: `[channels, height, width]`, filled in from the data under `kd`.
-        num_classes: filled in from the data under `kd`.
+        width: factor of the stages' channels; `wrn_40_2` has depth 40 and width 2.
+        input_shape: `[channels, height, width]`; `kd` takes it from the data.
+        num_classes: number of classes; `kd` takes it from the data.
 
     Shapes:
-        input `(B, C, H, W)`, output logits `(B, num_classes)`. Layers for tapping, of a 32x32 image and width w: `stem`
-        `(16, 32, 32)`, `stage1` `(16 w, 32, 32)`, `stage2` `(32 w, 16, 16)`, `stage3` `(64 w, 8, 8)`, `pool` `(64 w)` and
-        `head`. Batch norm and ReLU come before each convolution here, so that a stage gives a sum which may be negative; the
-        benchmark (Tian et al. 2020) taps these sums too. What the ReLU makes of them is to be had at `stage2.0.relu1`,
-        `stage3.0.relu1` and `final.1`.
+        Input `(B, C, H, W)`, output logits `(B, num_classes)`. Layers to tap, with the shapes for a
+        32x32 image and width w: `stem` `(16, 32, 32)`, `stage1` `(16 w, 32, 32)`, `stage2`
+        `(32 w, 16, 16)`, `stage3` `(64 w, 8, 8)`, `pool` `(64 w)`, `head`. Batch norm and ReLU come
+        before each convolution, so the output of a stage is a sum that can be negative; the
+        benchmark (Tian et al. 2020) taps these sums too. The values after the next ReLU are at
+        `stage2.0.relu1`, `stage3.0.relu1` and `final.1`.
 
     Raises:
-        UserError: where depth or width is impossible or a shape is missing.
+        UserError: if depth or width is impossible, a shape is missing or the inputs are not images.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class WideResNet(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels_in, classes = known_shapes("WideResNet", input_shape, num_classes)
+        channels_in, classes = check_image_shapes("WideResNet", input_shape, num_classes)
         if depth < 10 or (depth - 4) % 6:
             raise UserError(
                 f"WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, 40, ...), got {depth}"
@@ -68,10 +73,11 @@ class WideResNet(nn.Module):
         if width < 1:
             raise UserError(f"WideResNet: width must be at least 1, got {width}")
         blocks = (depth - 4) // 6
-        self.stem = nn.Conv2d(channels_in, 16, 3, 1, 1, bias=False)
+        self.stem = nn.Conv2d(channels_in, 16, 3, padding=1, bias=False)
         self.stage1 = self._stage(16, 16 * width, blocks, 1)
         self.stage2 = self._stage(16 * width, 32 * width, blocks, 2)
         self.stage3 = self._stage(32 * width, 64 * width, blocks, 2)
+        # The last sum has not passed through a batch norm and ReLU yet.
         self.final = nn.Sequential(nn.BatchNorm2d(64 * width), nn.ReLU())
         self.pool = global_pool()
         self.head = nn.Linear(64 * width, classes)
@@ -84,6 +90,7 @@ class WideResNet(nn.Module):
         return nn.Sequential(_Block(channels_in, channels, stride), *rest)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
         y = self.final(self.stage3(self.stage2(self.stage1(self.stem(x)))))
         logits: Tensor = self.head(self.pool(y))
         return logits

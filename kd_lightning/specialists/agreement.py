@@ -1,4 +1,7 @@
-"""The distribution that a generalist and its specialists agree on best (Hinton et al. 2015, section 5.5)."""
+"""The distribution that a generalist and its specialists agree on best.
+
+Hinton et al. 2015 (arXiv 1503.02531), section 5.5.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import torch
 from torch import Tensor
 
 TOLERANCE = 1e-6
+"""Default distance to the minimum at which the search stops, see `agreed_log_probs`."""
 MAX_ITERATIONS = 10_000
+"""Default limit of the number of iterations."""
 
 
 def membership(class_ids: Sequence[Sequence[int]], classes: int) -> Tensor:
-    """Which classes each specialist knows, bool `(M, K)`."""
+    """Which of K classes each of M specialists knows, bool `(M, K)`."""
     known = torch.zeros(len(class_ids), classes, dtype=torch.bool)
     for row, ids in zip(known, class_ids, strict=True):
         row[list(ids)] = True
@@ -20,18 +25,18 @@ def membership(class_ids: Sequence[Sequence[int]], classes: int) -> Tensor:
 
 
 def active_specialists(generalist: Tensor, known: Tensor, n: int = 1) -> Tensor:
-    """Which specialists are asked about each sample: those that know any of its n most probable classes.
+    """The specialists to query per sample: those that know any of its n most probable classes.
 
     Args:
-        generalist: `(B, K)` log-probabilities (or logits).
-        known: bool `(M, K)`, see membership.
-        n: how many classes of the generalist's count.
+        generalist: log-probabilities or logits, `(B, K)`.
+        known: bool `(M, K)`, see `membership`.
+        n: number of the generalist's classes to consider.
 
     Returns:
         bool `(B, M)`.
     """
-    likely = generalist.topk(min(n, generalist.shape[-1]), dim=-1).indices
-    return known.to(generalist.device).T[likely].any(1)
+    top_classes = generalist.topk(min(n, generalist.shape[-1]), dim=-1).indices
+    return known.to(generalist.device).T[top_classes].any(1)
 
 
 def agreed_log_probs(
@@ -42,55 +47,84 @@ def agreed_log_probs(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
 ) -> Tensor:
-    r"""The full distribution q that minimizes $KL(p_g \| q) + \sum_{m \in A} KL(p_m \| q)$ for each sample.
+    r"""The distribution q that minimizes $KL(p_g \| q) + \sum_{m \in A} KL(p_m \| q)$ per sample.
 
-    A specialist's $p_m$ is over its classes S and a dustbin, beside which stands the sum of q over all classes outside S. With
-    $q = \mathrm{softmax}(z)$ and $Q_m = \sum_{j \notin S_m} q_j$ the gradient by $z_j$ is
+    The distribution $p_m$ of a specialist covers its classes $S_m$ and a dustbin, which is compared
+    with $Q_m = \sum_{j \notin S_m} q_j$. With $q = \mathrm{softmax}(z)$, the gradient is
 
-    $$(1 + |A|) q_j - p_g(j) - \sum_{m: j \in S_m} p_m(j) - \sum_{m: j \notin S_m} p_m(\mathrm{dustbin}) q_j / Q_m
-      = (1 + |A|) (q_j - t_j),$$
+    $$(1 + |A|) q_j - p_g(j) - \sum_{m: j \in S_m} p_m(j)
+      - \sum_{m: j \notin S_m} p_m(\mathrm{dustbin}) q_j / Q_m = (1 + |A|) (q_j - t_j).$$
 
-    that is, q is to be the mean t of all opinions, each dustbin spread in the proportions of q. This is gradient descent on z
-    from $\log p_g$ with a step for each logit of $1 / ((1 + |A|) \max(q_j, t_j))$: an update $(t_j - q_j) / \max(q_j, t_j)$
-    lies between 0 and $\log (t_j / q_j)$, within which the objective cannot rise. A sample is done when the sum over j of
-    $|q_j - t_j|$, the gradient's L1 norm divided by the number of opinions, is at most `tolerance`. The objective is convex in
-    q, so what is found is the minimum. In double precision, whatever the networks computed in.
+    Here t is the mean of all opinions, with each dustbin spread over its classes in proportion to
+    q; at the minimum, q equals t. The search is gradient descent on z from $\log p_g$ with step size
+    $1 / ((1 + |A|) \max(q_j, t_j))$ per logit. The objective cannot rise, because each update
+    $(t_j - q_j) / \max(q_j, t_j)$ lies between 0 and $\log (t_j / q_j)$; it is convex in q, so the
+    result is the global minimum. All computations are in double precision.
 
     Args:
-        generalist: log-probabilities `(B, K)`.
-        specialists: for each of M specialists log-probabilities `(B, m + 1)`, the dustbin last; rows in which it is not active
-            may hold anything finite.
-        class_ids: for each specialist its m classes.
-        active: bool `(B, M)`, the specialists that count.
-        tolerance: of the stopping rule.
-        max_iterations: an upper bound.
+        generalist: log-probabilities, `(B, K)`.
+        specialists: log-probabilities of each of M specialists, `(B, m + 1)`, the dustbin last;
+            rows for which a specialist is not active can hold any finite values.
+        class_ids: the m classes of each specialist.
+        active: the specialists that count per sample, bool `(B, M)`.
+        tolerance: a sample is done if $\sum_j |q_j - t_j|$ is at most this.
+        max_iterations: largest number of iterations.
 
     Returns:
-        log q, `(B, K)`, in the type of `generalist`.
+        log q, `(B, K)`, in the dtype of `generalist`.
     """
     z = generalist.double()
-    counts = active.double()
     outside = (~membership(class_ids, z.shape[-1])).to(z)
-    fixed, dustbins = z.exp(), torch.empty_like(counts)
-    for at, (said, ids) in enumerate(zip(specialists, class_ids, strict=True)):
-        probs = said.double().exp() * counts[:, at, None]
-        fixed[:, torch.tensor(ids, device=z.device)] += probs[:, :-1]
-        dustbins[:, at] = probs[:, -1]
-    opinions = 1 + counts.sum(1, keepdim=True)
-    found, rows, tiny = z.clone(), torch.arange(len(z), device=z.device), torch.finfo(z.dtype).tiny
+    fixed, dustbins = _sum_opinions(z, specialists, class_ids, active.double())
+    opinions = 1 + active.double().sum(1, keepdim=True)
+    tiny = torch.finfo(z.dtype).tiny
+
+    result = z.clone()
+    rows = torch.arange(len(z), device=z.device)  # samples that are not done
     for _ in range(max_iterations):
         q = z.softmax(1)
+        # p_m(dustbin) / Q_m of each specialist, (B, M); t is `target`, (B, K).
         spread = dustbins / (q @ outside.T).clamp(min=tiny)
         target = (fixed + q * (spread @ outside)) / opinions
         z = z + (target - q) / torch.maximum(q, target).clamp(min=tiny)
-        going = (target - q).abs().sum(1) > tolerance
-        if bool(going.all()):
+        unfinished = (target - q).abs().sum(1) > tolerance
+        if bool(unfinished.all()):
             continue
-        found[rows[~going]] = z[~going]
-        rows, z, fixed, dustbins, opinions = (
-            x[going] for x in (rows, z, fixed, dustbins, opinions)
-        )
+        # Samples that are done leave the batch, so that a few slow ones cost little.
+        result[rows[~unfinished]] = z[~unfinished]
+        rows = rows[unfinished]
+        z = z[unfinished]
+        fixed = fixed[unfinished]
+        dustbins = dustbins[unfinished]
+        opinions = opinions[unfinished]
         if not len(rows):
             break
-    found[rows] = z
-    return found.log_softmax(1).to(generalist.dtype)
+    result[rows] = z
+    return result.log_softmax(1).to(generalist.dtype)
+
+
+def _sum_opinions(
+    generalist: Tensor,
+    specialists: Sequence[Tensor],
+    class_ids: Sequence[Sequence[int]],
+    weights: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The parts of the sum of all opinions that do not depend on q.
+
+    Args:
+        generalist: log-probabilities, `(B, K)`.
+        specialists: log-probabilities of each specialist, `(B, m + 1)`.
+        class_ids: the m classes of each specialist.
+        weights: 1 if a specialist is active and 0 if not, `(B, M)`.
+
+    Returns:
+        Sum of the probabilities of each class, `(B, K)`, and each specialist's probability of its
+        dustbin, `(B, M)`.
+    """
+    fixed = generalist.exp()
+    dustbins = torch.empty_like(weights)
+    for column, (log_probs, ids) in enumerate(zip(specialists, class_ids, strict=True)):
+        probs = log_probs.double().exp() * weights[:, column, None]
+        fixed[:, torch.tensor(ids, device=fixed.device)] += probs[:, :-1]
+        dustbins[:, column] = probs[:, -1]
+    return fixed, dustbins

@@ -1,4 +1,4 @@
-"""Classes that a network confuses, in sets that overlap (Hinton et al. 2015, section 5.3)."""
+"""Overlapping sets of classes that a network confuses (Hinton et al. 2015, section 5.3)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from kd_lightning.types import full
 def prediction_covariance(
     logits: Tensor, temperature: float = 1.0, correlation: bool = False
 ) -> NDArray[np.float64]:
-    """How the predictions of a class go together with those of another, `(K, K)`.
+    """Covariance of the predicted probabilities of each pair of classes, `(K, K)`.
 
     Args:
-        logits: `(N, K)`, of N samples.
+        logits: logits of N samples, `(N, K)`.
         temperature: the predictions are `softmax(logits / temperature)`.
-        correlation: divide by both standard deviations; a class that is always predicted alike correlates with none.
+        correlation: divide by both standard deviations. A class whose prediction never varies has
+            a correlation of 0 with all classes.
     """
+    # Softened probabilities are tiny: double precision keeps their covariance accurate.
     probs = torch.softmax(full(logits).double() / temperature, dim=-1).numpy()
     covariance = np.cov(probs, rowvar=False)
     if correlation:
-        deviation = np.sqrt(covariance.diagonal())
-        scale = np.divide(1.0, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+        std = np.sqrt(covariance.diagonal())
+        scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
         covariance = covariance * scale[:, None] * scale
     return np.asarray(covariance, dtype=np.float64)
 
@@ -39,47 +41,57 @@ def confusable_classes(
     correlation: bool = True,
     seed: int = 0,
 ) -> list[list[int]]:
-    """The classes of each specialist: K-means on the columns of the covariance of a generalist's predictions.
+    """Choose the classes of each specialist.
 
-    A partition cannot give a class several specialists, as the paper's table of coverage has them. So each centroid takes the
-    `classes_each` columns that are nearest to it, whichever cluster they fell into: sets overlap, and a class may be in none.
+    K-means clusters the columns of the covariance of a generalist's predictions. In the paper's
+    table of coverage a class can have several specialists, which a partition does not allow.
+    Therefore each centroid gets the `classes_each` columns nearest to it, in whichever cluster
+    they are: sets overlap, and a class can be in no set.
 
-    The paper clusters the plain covariance (`temperature=1, correlation=False`) of a network that is right about a quarter of
-    the time. One that is sure of nearly every training sample gives columns that differ in their diagonal alone, and K-means
-    then finds single classes; softened predictions and correlations have the small numbers count.
+    The paper clusters the plain covariance (`temperature=1, correlation=False`) of a network that
+    is right about a quarter of the time. A network that is sure of nearly every training sample
+    gives columns that differ mainly in their diagonal, so that K-means finds single classes.
+    Softened predictions and correlations give small probabilities more influence.
 
     Args:
-        logits: `(N, K)`, the generalist's, on training samples.
-        specialists: how many sets.
-        classes_each: the size of each.
-        temperature, correlation: see prediction_covariance.
-        seed: of K-means.
+        logits: the generalist's logits of training samples, `(N, K)`.
+        specialists: number of sets.
+        classes_each: number of classes per set.
+        temperature: see `prediction_covariance`.
+        correlation: see `prediction_covariance`.
+        seed: seed of K-means.
 
     Returns:
-        For each specialist its class ids, ascending. The same for the same arguments.
+        Per specialist its class ids, ascending; a function of the arguments.
 
     Raises:
-        UserError: where the numbers do not fit the classes.
+        UserError: if a number does not fit the data or the temperature is not positive.
     """
-    classes = logits.shape[-1]
+    _check_numbers(logits.shape[-1], specialists, classes_each, temperature)
+    columns = prediction_covariance(logits, temperature, correlation).T
+    # Importing scikit-learn takes 0.8 s.
+    from sklearn.cluster import MiniBatchKMeans
+
+    kmeans = MiniBatchKMeans(
+        specialists, random_state=seed_from("clusters", seed) % 2**32, n_init=10, batch_size=1024
+    )
+    centroids = kmeans.fit(columns).cluster_centers_
+    # Unlike the labels of K-means, the nearest columns of two centroids can overlap.
+    distances = np.stack([((columns - centroid) ** 2).sum(1) for centroid in centroids])
+    nearest = distances.argsort(1, kind="stable")[:, :classes_each]
+    return [sorted(ids) for ids in nearest.tolist()]
+
+
+def _check_numbers(classes: int, specialists: int, classes_each: int, temperature: float) -> None:
     if not 1 <= specialists <= classes:
         raise UserError(
             f"data.specialists must be 1 to the number of classes, {classes}, got {specialists}"
         )
-    # With a single class left outside there would be no dustbin, but another class.
+    # If only one class were outside, the dustbin would be just that class.
     if not 1 <= classes_each <= classes - 2:
         raise UserError(
-            f"data.classes_each must be 1 to {classes - 2}, two less than the classes, got {classes_each}"
+            f"data.classes_each must be 1 to {classes - 2}, "
+            f"the number of classes minus 2, got {classes_each}"
         )
     if not temperature > 0:
         raise UserError(f"data.cluster_temperature must be greater than 0, got {temperature}")
-    columns = prediction_covariance(logits, temperature, correlation).T
-    from sklearn.cluster import MiniBatchKMeans  # here, because it costs 0.8 s
-
-    means = MiniBatchKMeans(
-        specialists, random_state=seed_from("clusters", seed) % 2**32, n_init=10, batch_size=1024
-    )
-    centroids = means.fit(columns).cluster_centers_
-    distance = np.stack([((columns - centroid) ** 2).sum(1) for centroid in centroids])
-    nearest = distance.argsort(1, kind="stable")[:, :classes_each]
-    return [sorted(row) for row in nearest.tolist()]

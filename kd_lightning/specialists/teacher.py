@@ -1,9 +1,12 @@
-"""A generalist and its specialists as one teacher (Hinton et al. 2015, section 5)."""
+"""Teachers with specialists: a generalist's team, and soft targets for training a specialist.
+
+Hinton et al. 2015 (arXiv 1503.02531), section 5.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -26,18 +29,21 @@ from kd_lightning.weights import KEY, read_file
 
 
 class SpecialistTeacher(Teacher):
-    """A generalist and the specialists that know its most probable classes, in the full distribution that they agree on.
+    """A generalist and its specialists as one teacher over all classes.
 
-    Its logits are log-probabilities. Each specialist sees only the samples for which it is asked.
+    Per sample, the specialists that know its most probable classes are queried, and the output is
+    the distribution on which they and the generalist agree best. The logits are log-probabilities.
 
     Args:
         generalist: path of the `kd` checkpoint of a network that knows all classes.
         specialists: paths of checkpoints trained on a `SpecialistDataModule`.
-        n: specialists are asked that know any of the generalist's n most probable classes.
-        tolerance, max_iterations: when the search for the distribution ends, see `agreed_log_probs`.
+        n: specialists are queried that know any of the generalist's n most probable classes.
+        tolerance: accuracy of the search for the distribution, see `agreed_log_probs`.
+        max_iterations: largest number of iterations of the search.
 
     Raises:
-        UserError: for numbers out of range; from `prepare`, where a checkpoint is no specialist's or knows other classes.
+        UserError: if an argument is out of range; from `prepare`, if a checkpoint is not a
+            specialist's or was trained on other classes.
     """
 
     def __init__(
@@ -55,158 +61,207 @@ class SpecialistTeacher(Teacher):
             )
         if n < 1 or max_iterations < 1 or not tolerance > 0:
             raise UserError(
-                "SpecialistTeacher: n and max_iterations must be at least 1 and tolerance greater than 0, "
-                f"got {n}, {max_iterations} and {tolerance}"
+                "SpecialistTeacher: n and max_iterations must be at least 1 and tolerance greater "
+                f"than 0, got {n}, {max_iterations} and {tolerance}"
             )
-        self.n, self.tolerance, self.max_iterations = n, tolerance, max_iterations
+        self.n = n
+        self.tolerance = tolerance
+        self.max_iterations = max_iterations
         self._generalist = ModelTeacher(checkpoint=generalist)
         self._specialists = tuple(ModelTeacher(checkpoint=path) for path in specialists)
+        # A tuple registers no modules; this list moves all members with the teacher.
         self.members = nn.ModuleList([self._generalist, *self._specialists])
         self.class_ids: list[list[int]] = []
         self.corrections: list[float] = []
 
     def prepare(self, datamodule: Any) -> None:
+        """Load all checkpoints and check them against the data."""
         self._generalist.prepare(datamodule)
-        about = [self._prepare(member, datamodule.spec) for member in self._specialists]
-        self.class_ids = [list(one["class_ids"]) for one in about]
-        self.corrections = [math.log(one["oversampling"]) for one in about]
+        self.class_ids = []
+        self.corrections = []
+        for member in self._specialists:
+            specialist = _prepare_specialist(member, datamodule.spec)
+            self.class_ids.append(list(specialist["class_ids"]))
+            # Sampling a class more often adds the log of that factor to its trained logit.
+            self.corrections.append(math.log(specialist["oversampling"]))
         super().prepare(datamodule)
 
-    @staticmethod
-    def _prepare(member: ModelTeacher, spec: Mapping[str, Any]) -> dict[str, Any]:
-        """Load a specialist; returns what its data says of it."""
-        path = str(member.checkpoint)
-        theirs = (read_file(path, "the specialist").get(KEY) or {}).get("spec") or {}
-        about: dict[str, Any] | None = theirs.get("specialist")
-        if about is None:
-            raise UserError(
-                f"{path} is not a specialist's checkpoint; train one on a SpecialistDataModule"
-            )
-        ids = about["class_ids"]
-        if max(ids) >= spec["num_classes"]:
-            raise UserError(
-                f"the specialist {path} knows a class {max(ids)}; the data has {spec['num_classes']} classes"
-            )
-        names = [*(spec["classes"][at] for at in ids), theirs["classes"][-1]]
-        member.prepare(SimpleNamespace(spec={**spec, "num_classes": len(names), "classes": names}))
-        return about
-
     def outputs(self, batch: Batch) -> Output:
+        """The agreed log-probabilities, `(B, K)`."""
         generalist = full(self._generalist(batch).logits).log_softmax(-1)
-        active = active_specialists(
-            generalist, membership(self.class_ids, generalist.shape[-1]), self.n
+        known = membership(self.class_ids, generalist.shape[-1])
+        active = active_specialists(generalist, known, self.n)
+        opinions = [
+            self._opinion(number, batch, generalist, active[:, number])
+            for number in range(len(self._specialists))
+        ]
+        agreed = agreed_log_probs(
+            generalist, opinions, self.class_ids, active, self.tolerance, self.max_iterations
         )
-        said = []
-        for at, (member, ids, correction) in enumerate(
-            zip(self._specialists, self.class_ids, self.corrections, strict=True)
-        ):
-            log_probs = generalist.new_zeros(len(generalist), len(ids) + 1)
-            rows = active[:, at].nonzero()[:, 0]
-            if len(rows):
-                log_probs[rows] = corrected(member(_chosen(batch, rows)).logits, correction).to(
-                    log_probs
-                )
-            said.append(log_probs)
-        return Output(
-            agreed_log_probs(
-                generalist, said, self.class_ids, active, self.tolerance, self.max_iterations
-            )
-        )
+        return Output(agreed)
+
+    def _opinion(self, number: int, batch: Batch, generalist: Tensor, active: Tensor) -> Tensor:
+        """Log-probabilities of a specialist, which computes only the samples it is queried for.
+
+        Args:
+            number: number of the specialist.
+            batch: B samples.
+            generalist: log-probabilities, `(B, K)`, which give dtype and device.
+            active: the samples that the specialist is queried for, bool `(B,)`.
+
+        Returns:
+            `(B, m + 1)`, zero for other samples.
+        """
+        classes = len(self.class_ids[number]) + 1
+        log_probs = generalist.new_zeros(len(generalist), classes)
+        rows = active.nonzero()[:, 0]
+        # A network with batch norm or convolutions may reject an empty batch.
+        if len(rows):
+            logits = self._specialists[number](_select(batch, rows)).logits
+            log_probs[rows] = corrected(logits, self.corrections[number]).to(log_probs)
+        return log_probs
 
     def sources(self) -> list[dict[str, Any]]:
-        return [
-            source
-            for member in (self._generalist, *self._specialists)
-            for source in member.sources()
-        ]
+        """Path and checksum of each checkpoint."""
+        sources = self._generalist.sources()
+        for member in self._specialists:
+            sources = sources + member.sources()
+        return sources
+
+
+def _prepare_specialist(member: ModelTeacher, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Load a specialist and check its classes.
+
+    Args:
+        member: the specialist.
+        spec: the spec of the data with all classes.
+
+    Returns:
+        The entry "specialist" of the spec that it was trained on.
+    """
+    path = str(member.checkpoint)
+    metadata = read_file(path, "the specialist").get(KEY) or {}
+    trained_on = metadata.get("spec") or {}
+    specialist: dict[str, Any] | None = trained_on.get("specialist")
+    if specialist is None:
+        raise UserError(
+            f"{path} is not a specialist's checkpoint; train one on a SpecialistDataModule"
+        )
+    class_ids: Sequence[int] = specialist["class_ids"]
+    if max(class_ids) >= spec["num_classes"]:
+        raise UserError(
+            f"the specialist {path} knows a class {max(class_ids)}; "
+            f"the data has {spec['num_classes']} classes"
+        )
+    # The names that the specialist must have for its classes to be those of this data.
+    names = [spec["classes"][class_id] for class_id in class_ids]
+    dustbin = trained_on["classes"][-1]
+    names.append(dustbin)
+    member.prepare(SimpleNamespace(spec={**spec, "num_classes": len(names), "classes": names}))
+    return specialist
 
 
 def corrected(logits: Tensor, correction: float) -> Tensor:
-    """A specialist's log-probabilities `(B, m + 1)` in the data's own mix of classes.
+    """A specialist's log-probabilities under the class frequencies of the data, `(B, m + 1)`.
 
     Args:
-        logits: `(B, m + 1)`, the dustbin last, of a specialist that was trained on too many samples of its own classes.
-        correction: added to the dustbin's logit: log of the proportion by which they were oversampled.
+        logits: `(B, m + 1)`, the dustbin last, of a specialist whose own classes were oversampled
+            in training.
+        correction: added to the dustbin's logit: the logarithm of the oversampling factor.
     """
     logits = full(logits).clone()
     logits[:, -1] += correction
     return logits.log_softmax(-1)
 
 
-def _chosen(batch: Batch, rows: Tensor) -> Batch:
-    """Some samples of a batch, as far as a network reads it."""
-
-    def pick(inputs: Inputs) -> Inputs:
-        return (
-            inputs[rows]
-            if isinstance(inputs, Tensor)
-            else {name: tensor[rows] for name, tensor in inputs.items()}
-        )
-
-    teacher = None if batch.teacher_inputs is None else pick(batch.teacher_inputs)
+def _select(batch: Batch, rows: Tensor) -> Batch:
+    """Some samples of a batch, with all fields that a network reads."""
+    teacher_inputs = None
+    if batch.teacher_inputs is not None:
+        teacher_inputs = _select_inputs(batch.teacher_inputs, rows)
     return replace(
         batch,
-        inputs=pick(batch.inputs),
+        inputs=_select_inputs(batch.inputs, rows),
         target=batch.target[rows],
         index=batch.index[rows],
-        teacher_inputs=teacher,
+        teacher_inputs=teacher_inputs,
         partner=None,
         share=None,
     )
 
 
-class SubsetTeacher(Teacher):
-    """What a teacher of all classes says of a specialist's classes, the rest summed up: soft targets against overfitting.
+def _select_inputs(inputs: Inputs, rows: Tensor) -> Inputs:
+    if isinstance(inputs, Tensor):
+        return inputs[rows]
+    return {name: tensor[rows] for name, tensor in inputs.items()}
 
-    A specialist is trained on too many samples of its own classes, of which the teacher knows nothing. Its probability of
-    the dustbin is therefore divided by the proportion of the oversampling, which inference multiplies back. Losses at a
-    temperature temper this distribution, as they temper the specialist's.
+
+class SubsetTeacher(Teacher):
+    """A teacher of all classes, reduced to a specialist's classes and a dustbin.
+
+    Its soft targets protect a specialist from overfitting. The dustbin has the total probability
+    of all other classes. In the specialist's training data its own classes are oversampled, which
+    the teacher does not know, so the probability of the dustbin is divided by the oversampling
+    factor; inference multiplies by it again. The logits are log-probabilities, which losses soften
+    by their temperature as they soften those of the specialist.
 
     Args:
-        checkpoint: path of the generalist's `kd` checkpoint ...
-        teacher: ... or any teacher of all classes.
+        checkpoint: path of the generalist's `kd` checkpoint.
+        teacher: any teacher of all classes, instead of a checkpoint.
 
     Raises:
-        UserError: where none or both are given; from `prepare`, where the data is not a specialist's.
+        UserError: unless exactly one of both is given; from `prepare`, if the data is not a
+            specialist's.
     """
 
     def __init__(self, checkpoint: str | None = None, teacher: Teacher | None = None) -> None:
         super().__init__()
         if (checkpoint is None) == (teacher is None):
             raise UserError(
-                "SubsetTeacher: give model.teacher.checkpoint, the generalist's, or a teacher of all classes"
+                "SubsetTeacher: give either model.teacher.checkpoint, the generalist's, "
+                "or model.teacher.teacher, a teacher of all classes"
             )
         self.teacher = teacher or ModelTeacher(checkpoint=checkpoint)
-        self._inside = self._outside = torch.empty(0, dtype=torch.int64)
+        self._inside = torch.empty(0, dtype=torch.int64)
+        self._outside = torch.empty(0, dtype=torch.int64)
         self._correction = 0.0
 
     def prepare(self, datamodule: Any) -> None:
-        about = datamodule.spec.get("specialist")
-        if about is None:
+        """Prepare the teacher of all classes and look up the specialist's classes."""
+        specialist = datamodule.spec.get("specialist")
+        if specialist is None:
             raise UserError(
-                "SubsetTeacher is for a specialist's data; use kd_lightning.specialists.SpecialistDataModule"
+                "SubsetTeacher needs a specialist's data; "
+                "use kd_lightning.specialists.SpecialistDataModule"
             )
         self.teacher.prepare(datamodule.data)
-        known = membership([about["class_ids"]], datamodule.data.spec["num_classes"])[0]
-        self._inside, self._outside = torch.tensor(about["class_ids"]), (~known).nonzero()[:, 0]
-        self._correction = -math.log(about["oversampling"])
+        class_ids = specialist["class_ids"]
+        known = membership([class_ids], datamodule.data.spec["num_classes"])[0]
+        self._inside = torch.tensor(class_ids)
+        self._outside = (~known).nonzero()[:, 0]
+        self._correction = -math.log(specialist["oversampling"])
         super().prepare(datamodule)
 
     @property
     def exact_logits(self) -> bool:
+        """Whether the logits of the teacher of all classes are exact."""
         return self.teacher.exact_logits
 
     def probe(self, batch: Batch) -> Output:
-        return self._mapped(self.teacher.probe(batch))
+        """An output `(B, m + 1)` for a batch of blank samples."""
+        return self._reduce(self.teacher.probe(batch))
 
     def outputs(self, batch: Batch) -> Output:
-        return self._mapped(self.teacher(batch))
+        """Log-probabilities of the specialist's classes and the dustbin, `(B, m + 1)`."""
+        return self._reduce(self.teacher(batch))
 
-    def _mapped(self, output: Output) -> Output:
-        said = output.log_probs()
-        inside, outside = self._inside.to(said.device), self._outside.to(said.device)
-        both = torch.cat([said[:, inside], said[:, outside].logsumexp(-1, keepdim=True)], dim=-1)
-        return Output(corrected(both, self._correction))
+    def _reduce(self, output: Output) -> Output:
+        log_probs = output.log_probs()
+        inside = log_probs[:, self._inside.to(log_probs.device)]
+        outside = log_probs[:, self._outside.to(log_probs.device)]
+        dustbin = outside.logsumexp(-1, keepdim=True)
+        return Output(corrected(torch.cat([inside, dustbin], dim=-1), self._correction))
 
     def sources(self) -> list[dict[str, Any]]:
+        """The sources of the teacher of all classes."""
         return self.teacher.sources()

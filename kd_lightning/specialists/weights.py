@@ -1,9 +1,9 @@
-"""Weights that a specialist starts from: the generalist's, with the head cut to the specialist's classes."""
+"""Initial weights of a specialist: those of the generalist, its head cut to fewer classes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,47 +15,78 @@ from kd_lightning.errors import UserError
 def specialist_weights(
     network: nn.Module,
     weights: Mapping[str, Tensor],
-    theirs: Mapping[str, Any] | None,
+    trained_on: Mapping[str, Any] | None,
     data: Mapping[str, Any],
-    what: str,
+    owner: str,
 ) -> dict[str, Tensor]:
-    """Weights that a specialist can start from: of a network of all classes, with the head's rows for its own classes.
+    """Convert a generalist's weights to those that a specialist starts from.
 
-    Where the weights are for other classes in number, the rows of the specialist's classes are taken over, and the dustbin
-    gets the mean row of all others and, for a bias, the log of their number besides: the log of the sum of the others'
-    exponentials, were all of them alike. Weights of as many classes as the data has, and other data, are left as they are.
+    Tensors of the head, which have one row per class of the generalist, are cut to the rows of the
+    specialist's classes and a row for the dustbin, see `_cut_head`. All other tensors, and weights
+    that already have the specialist's number of classes, are returned unchanged.
 
     Args:
         network: the specialist.
-        weights: of the generalist, a network that differs in its number of classes alone.
-        theirs: the spec of what the weights were trained on, where it is known.
+        weights: weights of a network that differs from it only in the number of classes.
+        trained_on: the spec of the data that the weights were trained on, if it is known.
         data: the spec of the specialist's data.
-        what: who asks, for the message.
+        owner: what the error message calls the weights.
 
     Raises:
-        UserError: where the weights are for other classes than those of which the specialist knows a part.
+        UserError: if the weights were trained on other classes.
     """
-    about, own = data.get("specialist"), network.state_dict()
-    if about is None:
-        return dict(weights)
-    ids, classes, found = about["class_ids"], len(about["class_ids"]) + 1, dict(weights)
+    converted = dict(weights)
+    specialist = data.get("specialist")
+    if specialist is None:
+        return converted
+    class_ids = specialist["class_ids"]
+    rows = len(class_ids) + 1
+    targets = network.state_dict()
     for key, tensor in weights.items():
-        shape = own[key].shape if key in own else tensor.shape
-        if (
-            shape == tensor.shape
-            or len(tensor) <= max(ids)
-            or shape != (classes, *tensor.shape[1:])
-        ):
+        # Tensors whose shapes differ in another way are left for load_state_dict to report.
+        if key not in targets or targets[key].shape == tensor.shape:
             continue
-        names = (theirs or {}).get("classes") or []
-        for at, name in zip(ids, data["classes"], strict=False):
-            if names and names[at] != name:
-                raise UserError(
-                    f"{what}: the weights call class {at} {names[at]!r}, the data {name!r}; are there other classes?"
-                )
-        others = [at for at in range(len(tensor)) if at not in set(ids)]
-        dustbin = tensor[others].mean(0, keepdim=True) + (
-            math.log(len(others)) if tensor.ndim == 1 else 0.0
-        )
-        found[key] = torch.cat([tensor[ids], dustbin])
-    return found
+        has_all_classes = len(tensor) > max(class_ids)
+        if has_all_classes and targets[key].shape == (rows, *tensor.shape[1:]):
+            _check_class_names(class_ids, trained_on, data, owner)
+            converted[key] = _cut_head(tensor, class_ids)
+    return converted
+
+
+def _check_class_names(
+    class_ids: Sequence[int],
+    trained_on: Mapping[str, Any] | None,
+    data: Mapping[str, Any],
+    owner: str,
+) -> None:
+    names = (trained_on or {}).get("classes")
+    if not names:
+        return
+    # The data also names the dustbin, which is its last class and has no class id.
+    for class_id, name in zip(class_ids, data["classes"], strict=False):
+        if names[class_id] != name:
+            raise UserError(
+                f"{owner}: the weights call class {class_id} {names[class_id]!r}, "
+                f"the data {name!r}; use weights trained on the same classes"
+            )
+
+
+def _cut_head(tensor: Tensor, class_ids: Sequence[int]) -> Tensor:
+    """The rows of a specialist's classes, followed by a row for the dustbin.
+
+    The row of the dustbin is the mean of the n other rows. Its bias also gets log(n), so that the
+    logit equals the logsumexp of the other logits if those are equal.
+
+    Args:
+        tensor: weight `(K, ...)` or bias `(K,)` of the head.
+        class_ids: the m classes of the specialist.
+
+    Returns:
+        `(m + 1, ...)`.
+    """
+    known = set(class_ids)
+    others = [row for row in range(len(tensor)) if row not in known]
+    dustbin = tensor[others].mean(0, keepdim=True)
+    if tensor.ndim == 1:
+        dustbin = dustbin + math.log(len(others))
+    return torch.cat([tensor[class_ids], dustbin])

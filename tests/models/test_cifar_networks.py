@@ -1,4 +1,4 @@
-"""The networks of the CIFAR-100 benchmark: their published sizes, what their layers give, and that all of them trains."""
+"""The networks of the CIFAR-100 benchmark: published sizes, shapes of layers, gradients."""
 
 from __future__ import annotations
 
@@ -45,10 +45,10 @@ NETWORKS: dict[str, tuple[Build, int]] = {
     "shufflenetv1": (CIFARShuffleNetV1, 949_258),
     "shufflenetv2": (CIFARShuffleNetV2, 1_355_528),
 }
-"""Parameters at 100 classes, as the benchmark's own code has them (Tian et al. 2020)."""
+"""Number of parameters for 100 classes, as in the benchmark's code (Tian et al. 2020)."""
 
 SMALL = ("resnet8", "resnet50", "wrn16-1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2")
-"""One of each class, to be run for real."""
+"""One network of each class, for tests that compute with real weights."""
 
 FIXED = (CIFARResNet50, CIFARShuffleNetV1, CIFARShuffleNetV2)
 
@@ -60,7 +60,7 @@ def build(name: str, device: str = "cpu", channels: int = 3, classes: int = 100)
 
 
 def run(network: nn.Module, x: Tensor) -> Output:
-    """Logits, and the features of all layers that the docstring names."""
+    """Logits and the features of all layers that the docstring names."""
     names = [
         name
         for name, _ in network.named_children()
@@ -80,12 +80,12 @@ def test_the_published_number_of_parameters(name: str) -> None:
     assert network(torch.zeros(2, 3, 32, 32, device="meta")).shape == (2, 100)
 
 
-def test_every_network_is_counted() -> None:
+def test_every_network_has_a_published_size() -> None:
     counted = {getattr(make, "func", make).__name__ for make, _ in NETWORKS.values()}
     assert {name for name in models.__all__ if name.startswith(("CIFAR", "Wide"))} == counted
 
 
-# What the docstrings say, of a 32x32 image.
+# As documented in the docstrings, for a 32x32 image.
 SHAPES: dict[str, list[tuple[int, ...]]] = {
     "resnet20": [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)],
     "resnet32x4": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (256,)],
@@ -108,7 +108,7 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_layers_give_what_the_docstrings_say(name: str) -> None:
+def test_layers_have_the_documented_shapes(name: str) -> None:
     features = run(build(name, "meta"), torch.zeros(2, 3, 32, 32, device="meta")).features
     assert [tuple(feature.shape[1:]) for feature in features.values()] == SHAPES[name]
 
@@ -117,17 +117,17 @@ LINEAR = {
     "wrn16-1": {"stem", "stage1", "stage2", "stage3"},
     "mobilenetv2": {"stage1", "stage2", "stage3", "stage4"},
 }
-"""Layers that are no ReLU's output, as in the benchmark."""
+"""Layers that are not the output of a ReLU, as in the benchmark."""
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_all_of_it_trains_and_layers_are_after_their_relu(name: str) -> None:
+def test_all_parameters_train_and_layers_follow_their_relu(name: str) -> None:
     network = build(name)
     output = run(network, images())
     below_zero = {role for role, feature in output.features.items() if (feature < 0).any()}
     assert below_zero == LINEAR.get(name, set())
     assert output.logits.shape == (2, 100)
-    # The head reads what `pool` gives: losses on the penultimate feature mean the classifier's input.
+    # `pool` is the input of the head: losses on penultimate features read the classifier's input.
     torch.testing.assert_close(
         network.get_submodule("head")(output.features["pool"]), output.logits
     )
@@ -139,35 +139,35 @@ def test_all_of_it_trains_and_layers_are_after_their_relu(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "resnet50"])
-def test_other_images(name: str) -> None:
+def test_other_image_sizes_and_channels(name: str) -> None:
     network = build(name, channels=1, classes=7)
     assert network(images(8, 1)).shape == (2, 7)
 
 
-def assert_alike(ours: nn.Module, theirs: nn.Module) -> None:
-    """The same function of the same weights, in the order in which both were made."""
-    weights = list(theirs.state_dict().values())
-    ours.load_state_dict(dict(zip(ours.state_dict(), weights, strict=True)))
+def assert_equivalent(network: nn.Module, reference: nn.Module) -> None:
+    """Both compute the same function if the network loads the weights of the reference."""
+    weights = list(reference.state_dict().values())
+    network.load_state_dict(dict(zip(network.state_dict(), weights, strict=True)))
     with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(images()), theirs.eval()(images()))
+        torch.testing.assert_close(network.eval()(images()), reference.eval()(images()))
 
 
 def test_shufflenet_v2_is_torchvisions_behind_the_stem() -> None:
-    theirs = shufflenet_v2_x1_0(num_classes=100)
-    theirs.conv1[0] = nn.Conv2d(3, 24, 1, bias=False)
-    theirs.maxpool = nn.Identity()
-    assert_alike(build("shufflenetv2"), theirs)
+    reference = shufflenet_v2_x1_0(num_classes=100)
+    reference.conv1[0] = nn.Conv2d(3, 24, 1, bias=False)
+    reference.maxpool = nn.Identity()
+    assert_equivalent(build("shufflenetv2"), reference)
 
 
 def test_resnet50_is_torchvisions_behind_the_stem() -> None:
-    theirs: ResNet = resnet50(num_classes=100)
-    theirs.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
-    theirs.maxpool = nn.Identity()
-    assert_alike(build("resnet50"), theirs)
+    reference: ResNet = resnet50(num_classes=100)
+    reference.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    reference.maxpool = nn.Identity()
+    assert_equivalent(build("resnet50"), reference)
 
 
 def test_he_normal_weights() -> None:
-    """sqrt(2 / (channels out * kernel area)); depthwise convolutions as if they were not."""
+    """sqrt(2 / (channels out * kernel area)); depthwise convolutions count all output channels."""
     for name in ("wrn16-1", "vgg8", "mobilenetv2"):
         for module in build(name).modules():
             if isinstance(module, nn.Conv2d) and module.weight.numel() > 5000:
@@ -177,7 +177,7 @@ def test_he_normal_weights() -> None:
                 assert module.bias is None or not module.bias.any()
 
 
-def test_a_pre_activation_network_ends_with_its_relu() -> None:
+def test_pre_activation_features_are_available_after_their_relu() -> None:
     network = build("wrn16-1").eval()
     roles = {"sum": "stage2", "active": "stage3.0.relu1", "last": "stage3", "final": "final.1"}
     with torch.no_grad():
@@ -217,18 +217,25 @@ def test_impossible_sizes(make: Build, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "make", [partial(WideResNet, 16), partial(CIFARVGG, 8), CIFARMobileNetV2, *FIXED]
+    "make",
+    [
+        partial(CIFARResNet, 8),
+        partial(WideResNet, 16),
+        partial(CIFARVGG, 8),
+        CIFARMobileNetV2,
+        *FIXED,
+    ],
 )
-def test_shapes_come_from_the_data(make: Build) -> None:
+def test_shapes_are_required(make: Build) -> None:
     known: dict[str, Any] = {"input_shape": [3, 32, 32], "num_classes": 10}
     for missing in known:
         with pytest.raises(
             UserError,
-            match="input_shape and num_classes are needed; under kd they come from the data",
+            match="input_shape or num_classes is missing; kd takes both from the data",
         ):
             make(**{**known, missing: None})
     with pytest.raises(
         UserError,
-        match=r"reads images, \[channels, height, width\]; the data has inputs of shape \[784\]",
+        match=r"needs images, \[channels, height, width\]; the data has inputs of shape \[784\]",
     ):
         make(**{**known, "input_shape": [784]})

@@ -1,4 +1,4 @@
-"""The MLP against numpy and against its parts counted by hand."""
+"""The MLP against numpy and against sizes computed by hand."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def array(x: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("options", [{}, {"dropout": 0.5, "input_dropout": 0.2, "max_norm": 1.0}])
 @pytest.mark.parametrize("hidden", [[7], [7, 6], [8, 8, 8]])
-def test_it_is_the_network_of_the_docstring(hidden: list[int], options: dict[str, float]) -> None:
+def test_the_network_matches_its_docstring(hidden: list[int], options: dict[str, float]) -> None:
     network = mlp(hidden, **options).eval()
     x = torch.randn(9, 1, 4, 5)
     expected = array(x).reshape(9, 20)
@@ -43,7 +43,7 @@ def test_it_is_the_network_of_the_docstring(hidden: list[int], options: dict[str
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_the_papers_teacher_counted_by_hand(dropout: float) -> None:
+def test_number_of_parameters_of_the_papers_teacher(dropout: float) -> None:
     network = MLP([1200, 1200], dropout=dropout, input_shape=[1, 28, 28], num_classes=10)
     expected = (784 * 1200 + 1200) + (1200 * 1200 + 1200) + (1200 * 10 + 10)
     assert sum(p.numel() for p in network.parameters()) == expected
@@ -58,7 +58,7 @@ def test_dropout_only_in_training() -> None:
     assert torch.equal(plain(x), plain(x))
 
 
-def test_dropout_has_the_rates_asked_for() -> None:
+def test_dropout_has_its_rates() -> None:
     network = mlp([40, 40], dropout=0.5, input_dropout=0.2)
     inputs: list[Tensor] = []
     for layer in linears(network):
@@ -67,12 +67,12 @@ def test_dropout_has_the_rates_asked_for() -> None:
         nn.init.ones_(layer.bias)  # every hidden unit is 1 before dropout
     network(torch.ones(2000, 1, 4, 5))
     for seen, rate in zip(inputs, (0.2, 0.5, 0.5), strict=True):
-        # What is not dropped is scaled up, so that the expectation stays. 40,000 draws or more: deviation below 0.0025.
+        # Other elements are scaled up to preserve the mean. At least 40,000 draws: deviation < 0.0025.
         assert torch.allclose(seen[seen != 0], torch.tensor(1 / (1 - rate)))
         assert abs(float((seen == 0).double().mean()) - rate) < 0.0125
 
 
-def test_after_step_scales_long_rows_to_the_norm_and_nothing_else() -> None:
+def test_after_step_only_scales_long_rows_to_the_norm() -> None:
     network = mlp([6, 6], max_norm=2.0)
     lengths = torch.tensor([0.0, 0.5, 1.99, 2.01, 5.0, 100.0])
     before: list[Tensor] = []
@@ -122,11 +122,11 @@ def test_without_max_norm_after_step_changes_nothing() -> None:
         ({"dropout": math.nan}, r"must be in \[0, 1\)"),
         ({"max_norm": 0.0}, "max_norm must be greater than 0"),
         ({"max_norm": -1.0}, "max_norm must be greater than 0"),
-        ({"input_shape": None}, "input_shape and num_classes are needed"),
-        ({"num_classes": None}, "input_shape and num_classes are needed"),
+        ({"input_shape": None}, "input_shape or num_classes is missing"),
+        ({"num_classes": None}, "input_shape or num_classes is missing"),
     ],
 )
-def test_mistakes_get_one_line(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_one_line_errors(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         MLP(**{"hidden": [5], "input_shape": [4], "num_classes": 3, **options})
     assert "\n" not in str(caught.value)

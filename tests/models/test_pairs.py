@@ -1,4 +1,4 @@
-"""The pairs of the CIFAR-100 benchmark: each config is the networks and recipe that it is named for, and its roles exist."""
+"""The pairs of the CIFAR-100 benchmark: networks, recipes and roles of each config."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ BENCHMARK = {
     "resnet32x4_shufflenetv2": 0.01,
     "wrn40-2_shufflenetv1": 0.01,
 }
-"""The thirteen pairs, and the learning rate that each student starts with (Tian et al. 2020)."""
+"""The thirteen pairs and the initial learning rate of each student (Tian et al. 2020)."""
 
 PAIRS = [*BENCHMARK, "resnet20_resnet8"]
 TEACHERS = sorted({name.partition("_")[0] for name in PAIRS})
 
 ROLES = {"stem", "stage1", "stage2", "stage3", "penultimate", "head"}
 FOUR = ("vgg", "mobilenet", "resnet50")
-"""Networks of four stages."""
+"""Networks with four stages."""
 
 _networks: dict[str, nn.Module] = {}
 _configs: dict[str, dict[str, Any]] = {}
 
 
 def parsed(name: str) -> dict[str, Any]:
-    """The resolved config of a pair with soft targets, once a pair."""
+    """The resolved config of a pair with the KD loss, cached per pair."""
     if name not in _configs:
         files = ["trainer.yaml", "data/digits.yaml", f"pairs/{name}.yaml", "methods/kd.yaml"]
         _configs[name] = parse_config(
@@ -68,7 +68,7 @@ def teacher_config(name: str) -> dict[str, Any]:
 
 
 def built(name: str, config: dict[str, Any]) -> nn.Module:
-    """The network of a config for CIFAR-100, without storage: no weight is drawn, and shapes are all that is computed."""
+    """The network of a config for CIFAR-100 on the meta device: it computes shapes only."""
     if name not in _networks:
         shapes = {"input_shape": [3, 32, 32], "num_classes": 100}
         with torch.device("meta"):
@@ -79,12 +79,12 @@ def built(name: str, config: dict[str, Any]) -> nn.Module:
 
 
 def assert_is(network: nn.Module, name: str) -> None:
-    """Built from its config it is the network of that name: the size tells them all apart."""
+    """The number of parameters identifies the network."""
     assert sum(p.numel() for p in network.parameters()) == NETWORKS[name][1]
 
 
 def assert_mapped(name: str, network: nn.Module, layers: dict[str, str]) -> None:
-    """Every role is there, and gives what its name says."""
+    """Every role exists, and its features have the expected kind of shape."""
     assert set(layers) == ROLES | ({"stage4"} if name.startswith(FOUR) else set())
     blank = torch.zeros(2, 3, 32, 32, device="meta")
     features = run_network(network, blank, Taps(network, layers, set(layers))).features
@@ -99,8 +99,8 @@ def assert_mapped(name: str, network: nn.Module, layers: dict[str, str]) -> None
     assert features["head"].shape == (2, 100)
 
 
-def test_the_pairs_that_are_tested_are_those_there_are() -> None:
-    """A pair or a teacher without its line above would go untested."""
+def test_every_pair_and_teacher_is_tested() -> None:
+    """A config that is missing in the lists above would not be tested."""
     contents = {
         path.stem: yaml.safe_load(path.read_text()) for path in (CONFIGS / "pairs").glob("*.yaml")
     }
@@ -130,7 +130,7 @@ def test_networks_and_roles_of_a_pair(name: str) -> None:
     assert_is(teacher, teacher_name)
     assert_mapped(student_name, student, arguments["layers"])
     assert arguments["teacher"]["class_path"] == "kd_lightning.teachers.ModelTeacher"
-    # A network without weights would pass for a trained one: the checkpoint says which it is.
+    # The checkpoint defines the network: a configured network could be used without its weights.
     assert arguments["teacher"]["init_args"]["network"] is None
     assert_mapped(teacher_name, teacher, arguments["teacher"]["init_args"]["layers"])
 
@@ -142,7 +142,7 @@ def assert_recipe(arguments: dict[str, Any], rate: float, epochs: int) -> None:
     assert {name: optimizer["init_args"][name] for name in expected} == expected
     assert not optimizer["init_args"].get("nesterov")
     assert epochs == 240
-    # The rates by epoch, by torch's own schedule: a tenth after 150, 180 and 210 epochs.
+    # Learning rate per epoch: divided by ten after 150, 180 and 210 epochs.
     module, _, factory = scheduler["class_path"].rpartition(".")
     assert module == "torch.optim.lr_scheduler"
     parameters = [nn.Parameter(torch.zeros(1))]
@@ -171,7 +171,7 @@ def test_recipe_of_a_teacher(name: str) -> None:
 
 
 class Reader(DistillLoss):
-    """Reads every role of both sides; keeps the shapes it is built from."""
+    """Reads every role of both networks and records the shapes from `build`."""
 
     seen: tuple[dict[str, torch.Size], ...] = ()
 
@@ -212,7 +212,7 @@ def test_a_pair_trains_from_its_teachers_checkpoint(tmp_path: Path) -> None:
         run.metrics["train_loss_ce"] + run.metrics["train_loss_dkd"] / 20, rel=1e-5
     )
     assert isinstance(run.module, DistillationModule)
-    # A loss that reads layers finds every role, on both sides, and its gradient reaches the student.
+    # A loss can read every role of both networks, and its gradient reaches the student.
     arguments = parsed("resnet20_resnet8")["model"]["init_args"]
     source = ModelTeacher(str(last(teacher)), layers=arguments["teacher"]["init_args"]["layers"])
     reader, student = Reader(), run.module.net
@@ -220,7 +220,7 @@ def test_a_pair_trains_from_its_teachers_checkpoint(tmp_path: Path) -> None:
     data = DigitsDataModule(channels=3)
     module.attach(data)
     assert [set(shapes) for shapes in reader.seen] == [ROLES, ROLES]
-    assert reader.seen[0] == reader.seen[1]  # the same channels and sizes: the depth alone differs
+    assert reader.seen[0] == reader.seen[1]  # same channels and sizes; only the depth differs
     batch = samples(data, "train", 4)
     output = run_network(student, batch.inputs, module.taps)
     torch.autograd.backward(reader(output, module.teach(batch), batch))

@@ -1,4 +1,4 @@
-"""A network of timm's, mapped to roles like any other; torchvision's is in tests/test_features.py."""
+"""A timm network with layers mapped to roles; for torchvision see tests/test_features.py."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ def test_roles_of_a_timm_network() -> None:
     assert torch.equal(last, output.logits)
 
 
-def test_a_timm_network_is_trained_by_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_timm_network_trains_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     files = ["trainer.yaml", "data/digits.yaml", "teachers/digits_mlp.yaml", "loggers/csv.yaml"]
     argv = ["fit", *(word for name in files for word in ("-c", str(CONFIGS / name)))]

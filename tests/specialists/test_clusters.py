@@ -1,4 +1,4 @@
-"""Which classes go together, where it is known beforehand; and that sets overlap."""
+"""Clusters of classes with known confusions, and overlapping sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GROUPS = [[0, 4, 7], [1, 3, 8], [2, 5, 6]]
 
 
 def confused(sure: float = 0.0, samples: int = 40) -> Tensor:
-    """Logits of a network that cannot tell the classes of a group apart, `(9 * samples, 9)`."""
+    """Logits of a network that confuses the classes of each group, `(9 * samples, 9)`."""
     noise = torch.randn(9 * samples, 9, generator=torch.Generator().manual_seed(0))
     target = torch.arange(9).repeat_interleave(samples)
     for group in GROUPS:
@@ -35,8 +35,8 @@ def test_covariance_is_the_definition() -> None:
         [sum((p[i] - mean[i]) * (p[j] - mean[j]) for p in probs) / 49 for j in range(4)]
         for i in range(4)
     ]
-    found = prediction_covariance(logits, temperature=3.0)
-    assert found == pytest.approx(np.array(expected))
+    covariance = prediction_covariance(logits, temperature=3.0)
+    assert covariance == pytest.approx(np.array(expected))
     correlation = prediction_covariance(logits, temperature=3.0, correlation=True)
     assert correlation.diagonal() == pytest.approx(np.ones(4))
     assert correlation[0, 1] == pytest.approx(
@@ -44,19 +44,19 @@ def test_covariance_is_the_definition() -> None:
     )
 
 
-def test_a_class_that_is_predicted_alike_correlates_with_none() -> None:
+def test_a_constant_prediction_has_no_correlation() -> None:
     logits = torch.tensor([[5.0, 0.0, -1e9], [0.0, 5.0, -1e9]])
     assert prediction_covariance(logits, correlation=True)[2].tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(("temperature", "correlation"), [(1.0, False), (4.0, True)])
-def test_finds_what_is_confused(temperature: float, correlation: bool) -> None:
-    found = confusable_classes(confused(), 3, 3, temperature, correlation)
-    assert sorted(found) == GROUPS
+def test_finds_the_confused_classes(temperature: float, correlation: bool) -> None:
+    clusters = confusable_classes(confused(), 3, 3, temperature, correlation)
+    assert sorted(clusters) == GROUPS
 
 
-def test_softened_correlations_find_it_where_the_network_is_nearly_sure() -> None:
-    """Why they are the default: on samples that it was trained on, a network hardly errs."""
+def test_softened_correlations_find_them_if_the_network_is_nearly_sure() -> None:
+    """They are the default, because a network hardly errs on its training samples."""
     logits = confused(sure=9.0)
     assert (logits.argmax(1) == torch.arange(9).repeat_interleave(40)).double().mean() > 0.98
     assert sorted(confusable_classes(logits, 3, 3)) == GROUPS
@@ -65,16 +65,16 @@ def test_softened_correlations_find_it_where_the_network_is_nearly_sure() -> Non
 
 @pytest.mark.parametrize("each", [1, 5, 7])
 def test_sets_have_their_size_and_overlap(each: int) -> None:
-    found = confusable_classes(confused(), 3, each)
-    assert [len(set(ids)) for ids in found] == [each] * 3
-    assert all(ids == sorted(ids) and set(ids) <= set(range(9)) for ids in found)
+    clusters = confusable_classes(confused(), 3, each)
+    assert [len(set(ids)) for ids in clusters] == [each] * 3
+    assert all(ids == sorted(ids) and set(ids) <= set(range(9)) for ids in clusters)
     if each > 3:
-        assert len(set().union(*found)) < 3 * each
-        # Those who are confused still come first.
-        assert all(any(set(group) <= set(ids) for ids in found) for group in GROUPS)
+        assert len(set().union(*clusters)) < 3 * each
+        # Confused classes are still in one set.
+        assert all(any(set(group) <= set(ids) for ids in clusters) for group in GROUPS)
 
 
-def test_the_same_again() -> None:
+def test_a_seed_decides_the_clusters() -> None:
     logits = torch.randn(200, 30, generator=torch.Generator().manual_seed(2))
     first = confusable_classes(logits, 6, 8, seed=3)
     torch.manual_seed(7)
@@ -88,10 +88,10 @@ def test_the_same_again() -> None:
     [
         ((0, 3), "data.specialists must be 1 to the number of classes, 9, got 0"),
         ((10, 3), "data.specialists must be 1 to the number of classes, 9, got 10"),
-        ((3, 0), "data.classes_each must be 1 to 7, two less than the classes, got 0"),
-        ((3, 8), "data.classes_each must be 1 to 7, two less than the classes, got 8"),
+        ((3, 0), "data.classes_each must be 1 to 7, the number of classes minus 2, got 0"),
+        ((3, 8), "data.classes_each must be 1 to 7, the number of classes minus 2, got 8"),
         ((3, 3, 0.0), "data.cluster_temperature must be greater than 0"),
     ],
 )
-def test_numbers_that_do_not_fit(arguments: tuple[int, int], message: str) -> None:
+def test_impossible_numbers_are_errors(arguments: tuple[int, int], message: str) -> None:
     assert message in complaint(lambda: confusable_classes(confused(samples=2), *arguments))

@@ -1,4 +1,4 @@
-"""A generalist with specialists: the distribution they agree on, against a slow solver, and the teachers made of it."""
+"""Specialists: the agreed distribution against a general solver, and the teachers that use it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SURE = 2.0
 
 
 def opinions(samples: int = 6, seed: int = 0) -> tuple[Tensor, list[Tensor], Tensor]:
-    """Log-probabilities of a generalist and three specialists who do not agree, and who of them is asked."""
+    """Log-probabilities of a generalist and three disagreeing specialists, and who is active."""
     drawn = torch.Generator().manual_seed(seed)
 
     def one(classes: int) -> Tensor:
@@ -45,7 +45,7 @@ def opinions(samples: int = 6, seed: int = 0) -> tuple[Tensor, list[Tensor], Ten
 def objective(
     z: NDArray[np.float64], generalist: list[float], said: list[list[float]], ids: list[list[int]]
 ) -> float:
-    """KL(p_g, q) + sum of KL(p_m, q) for one sample, written from the paper in sums over classes."""
+    """KL(p_g, q) + sum of KL(p_m, q) for one sample, as in the paper, in sums over classes."""
     largest = max(z)
     total = sum(math.exp(value - largest) for value in z)
     q = [math.exp(value - largest) / total for value in z]
@@ -58,7 +58,7 @@ def objective(
 
 
 def slow(generalist: Tensor, said: list[Tensor], active: Tensor) -> list[list[float]]:
-    """q of each sample by a general solver that knows no gradient."""
+    """q of each sample by a general solver without analytic gradients."""
     found = []
     for at, row in enumerate(generalist.tolist()):
         asked = [m for m in range(3) if active[at, m]]
@@ -79,7 +79,7 @@ def test_agrees_with_a_slow_solver(seed: int) -> None:
 
 
 def test_the_gradient_is_zero_there_and_the_objective_higher_around() -> None:
-    """The closed form's stationary point is one for autograd as well."""
+    """The result is a stationary point for autograd as well."""
     generalist, said, active = opinions(samples=20, seed=3)
     z = agreed_log_probs(generalist, said, IDS, active, tolerance=1e-10).requires_grad_()
     q = z.log_softmax(1)
@@ -92,7 +92,7 @@ def test_the_gradient_is_zero_there_and_the_objective_higher_around() -> None:
     assert gradient.abs().max() < 1e-9
 
 
-def test_stops_at_the_tolerance_or_after_so_many_iterations() -> None:
+def test_stops_at_the_tolerance_or_the_iteration_limit() -> None:
     generalist, said, active = opinions(samples=20, seed=4)
     exact = agreed_log_probs(generalist, said, IDS, active, tolerance=1e-12).exp()
     early: list[dict[str, Any]] = [
@@ -121,7 +121,7 @@ def test_a_sample_does_not_depend_on_the_others() -> None:
         assert torch.allclose(alone, together[rows], rtol=0, atol=1e-12)
 
 
-def test_the_generalist_alone_and_specialists_of_one_mind_with_it() -> None:
+def test_no_specialists_or_agreeing_ones_give_the_generalist() -> None:
     generalist, said, active = opinions()
     nobody = agreed_log_probs(generalist, said, IDS, torch.zeros_like(active))
     assert torch.allclose(nobody, generalist, rtol=0, atol=1e-12)
@@ -135,7 +135,7 @@ def test_the_generalist_alone_and_specialists_of_one_mind_with_it() -> None:
     assert torch.allclose(agreed, generalist, rtol=0, atol=1e-9)
 
 
-def test_precision_is_double_whatever_the_networks_compute_in() -> None:
+def test_precision_is_double_for_all_dtypes() -> None:
     generalist, said, active = opinions(samples=30, seed=6)
     exact = agreed_log_probs(generalist, said, IDS, active, tolerance=1e-9)
     before = torch.get_float32_matmul_precision()
@@ -152,7 +152,7 @@ def test_precision_is_double_whatever_the_networks_compute_in() -> None:
     assert torch.allclose(single.double().exp(), exact.exp(), atol=1e-5)
 
 
-def test_impossible_classes_are_no_trouble() -> None:
+def test_zero_probabilities_give_a_finite_result() -> None:
     generalist = torch.tensor([[0.0, -1e4, -1e4, -1e4, -1e4, -1e4, -1e4]]).log_softmax(1)
     said = [
         torch.tensor([[-1e4, 0.0, -1e4, -1e4]]),
@@ -164,7 +164,7 @@ def test_impossible_classes_are_no_trouble() -> None:
     assert q.exp().sum().item() == pytest.approx(1.0)
 
 
-def test_who_is_asked() -> None:
+def test_active_specialists() -> None:
     logits = torch.tensor(
         [[9.0, 0, 0, 0, 0, 8, 0], [0, 9.0, 0, 8, 0, 0, 0], [0, 0, 0, 0, 0, 0, 9.0]]
     )
@@ -186,7 +186,7 @@ def test_who_is_asked() -> None:
 
 @pytest.fixture
 def team(tmp_path: Path) -> dict[str, Any]:
-    """Checkpoints of a generalist and two specialists."""
+    """Arguments of SpecialistTeacher: a generalist and two specialists."""
     members = [
         files.specialist(tmp_path, [1, 4, 7], 2.0, seed=1),
         files.specialist(tmp_path, [0, 4, 8, 9], 0.7, seed=2),
@@ -235,7 +235,7 @@ def test_specialist_teacher(team: dict[str, Any], data: DigitsDataModule) -> Non
     ]
 
 
-def test_students_learn_from_it_and_caches_replay_it(
+def test_students_learn_from_the_team_and_caches_replay_it(
     team: dict[str, Any], data: DigitsDataModule, tmp_path: Path
 ) -> None:
     teacher = SpecialistTeacher(**team)
@@ -249,7 +249,9 @@ def test_students_learn_from_it_and_caches_replay_it(
     assert torch.allclose(replay(batch).log_probs(), teacher(batch).log_probs(), atol=1e-5)
 
 
-def test_what_is_no_team(team: dict[str, Any], data: DigitsDataModule, tmp_path: Path) -> None:
+def test_invalid_teams_are_errors(
+    team: dict[str, Any], data: DigitsDataModule, tmp_path: Path
+) -> None:
     generalist, members = team["generalist"], team["specialists"]
     assert "has no specialists" in complaint(lambda: SpecialistTeacher(generalist, []))
     assert "n and max_iterations must be at least 1" in complaint(
@@ -280,7 +282,9 @@ def share(team: dict[str, Any]) -> SpecialistDataModule:
     )
 
 
-def test_subset_teacher_sums_up_the_rest(team: dict[str, Any], share: SpecialistDataModule) -> None:
+def test_subset_teacher_sums_other_classes(
+    team: dict[str, Any], share: SpecialistDataModule
+) -> None:
     teacher = SubsetTeacher(checkpoint=team["generalist"])
     teacher.prepare(share)
     source = share.source("test")
@@ -294,7 +298,9 @@ def test_subset_teacher_sums_up_the_rest(team: dict[str, Any], share: Specialist
     assert teacher.sources()[0]["path"] == str(Path(team["generalist"]).resolve())
 
 
-def test_a_specialist_learns_from_it(team: dict[str, Any], share: SpecialistDataModule) -> None:
+def test_a_specialist_learns_from_a_subset_teacher(
+    team: dict[str, Any], share: SpecialistDataModule
+) -> None:
     student = mlp(classes=5)
     module: DistillationModule = distillation(
         teacher=SubsetTeacher(checkpoint=team["generalist"]), student=student
@@ -304,12 +310,12 @@ def test_a_specialist_learns_from_it(team: dict[str, Any], share: SpecialistData
     assert run.callback_metrics["train_loss_kd"] > 0
 
 
-def test_subset_teacher_refuses(team: dict[str, Any], data: DigitsDataModule) -> None:
-    assert "SubsetTeacher: give model.teacher.checkpoint" in complaint(SubsetTeacher)
+def test_invalid_subset_teachers_are_errors(team: dict[str, Any], data: DigitsDataModule) -> None:
+    assert "SubsetTeacher: give either model.teacher.checkpoint" in complaint(SubsetTeacher)
     both = complaint(lambda: SubsetTeacher(team["generalist"], ModelTeacher(network=mlp())))
     assert "SubsetTeacher: give" in both
     message = complaint(lambda: SubsetTeacher(team["generalist"]).prepare(data))
     assert (
         message
-        == "SubsetTeacher is for a specialist's data; use kd_lightning.specialists.SpecialistDataModule"
+        == "SubsetTeacher needs a specialist's data; use kd_lightning.specialists.SpecialistDataModule"
     )

@@ -1,4 +1,4 @@
-"""How a specialist starts from a generalist's weights."""
+"""Initial weights of a specialist from those of a generalist."""
 
 from __future__ import annotations
 
@@ -20,34 +20,36 @@ SPEC = DigitsDataModule().spec
 SHARE = files.specialist_spec(SPEC, IDS)
 
 
-def test_the_body_as_it_is_and_the_head_by_class() -> None:
+def test_the_body_is_copied_and_the_head_is_cut_by_class() -> None:
     generalist, specialist = mlp(classes=10), mlp(classes=4)
-    found = specialist_weights(specialist, generalist.state_dict(), SPEC, SHARE, "here")
-    specialist.load_state_dict(found)
-    assert torch.equal(found["body.1.weight"], generalist.state_dict()["body.1.weight"])
+    weights = specialist_weights(specialist, generalist.state_dict(), SPEC, SHARE, "here")
+    specialist.load_state_dict(weights)
+    assert torch.equal(weights["body.1.weight"], generalist.state_dict()["body.1.weight"])
     x = torch.randn(20, 1, 8, 8)
     logits, all_logits = specialist(x), generalist(x)
     assert torch.allclose(logits[:, :3], all_logits[:, IDS], atol=1e-6)
     others = all_logits[:, [at for at in range(10) if at not in IDS]]
-    # The log of the sum of their exponentials where they are alike, and never more than that.
+    # Equal to the logsumexp of the others if those are equal, and never larger.
     assert torch.allclose(logits[:, 3], others.mean(1) + torch.tensor(7.0).log(), atol=1e-5)
     assert bool((logits[:, 3] <= others.logsumexp(1) + 1e-5).all())
 
 
-def test_weights_of_its_own_classes_and_other_data_are_left_alone() -> None:
+def test_weights_with_the_right_classes_are_unchanged() -> None:
     four, ten = mlp(classes=4), mlp(classes=10)
     assert same(specialist_weights(four, four.state_dict(), SHARE, SHARE, "here"), copied(four))
     assert same(specialist_weights(ten, ten.state_dict(), SPEC, SPEC, "here"), copied(ten))
 
 
-def test_other_classes_are_named() -> None:
-    turned: dict[str, Any] = {**SPEC, "classes": SPEC["classes"][::-1]}
+def test_other_classes_are_an_error() -> None:
+    reversed_spec: dict[str, Any] = {**SPEC, "classes": SPEC["classes"][::-1]}
     message = complaint(
         lambda: specialist_weights(
-            mlp(classes=4), mlp(classes=10).state_dict(), turned, SHARE, "here"
+            mlp(classes=4), mlp(classes=10).state_dict(), reversed_spec, SHARE, "here"
         )
     )
-    assert message == "here: the weights call class 2 '7', the data '2'; are there other classes?"
+    assert message == (
+        "here: the weights call class 2 '7', the data '2'; use weights trained on the same classes"
+    )
 
 
 @pytest.fixture
@@ -57,8 +59,8 @@ def share(tmp_path: Path) -> SpecialistDataModule:
     )
 
 
-def test_a_run_starts_there(share: SpecialistDataModule) -> None:
-    """`init_from` in a module: before training, a specialist ranks its classes as the generalist does."""
+def test_init_from_starts_a_specialist(share: SpecialistDataModule) -> None:
+    """Before training, a specialist ranks its classes as the generalist does."""
     module = ClassifierModule(mlp(12, classes=5), init_from=str(share.generalist))
     module.attach(share)
     whole = mlp(12)
@@ -72,7 +74,7 @@ def test_a_run_starts_there(share: SpecialistDataModule) -> None:
     trainer(limit_train_batches=2).fit(module, datamodule=share)
 
 
-def test_another_network_is_refused(share: SpecialistDataModule) -> None:
+def test_another_network_is_an_error(share: SpecialistDataModule) -> None:
     message = complaint(
         lambda: ClassifierModule(mlp(13, classes=5), init_from=str(share.generalist)).attach(share)
     )

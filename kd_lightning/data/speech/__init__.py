@@ -1,1 +1,1 @@
-"""Speech: features, alignments and datamodules."""
+"""Acoustic modeling of speech: features, forced alignment, decoding and datamodules."""

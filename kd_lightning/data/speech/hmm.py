@@ -1,7 +1,8 @@
-"""Hidden Markov models of words: labels by forced alignment, and decoding by a loop over all words.
+"""Hidden Markov models of words: the lexicon, Gaussian emissions and forced alignment.
 
-Every word is a chain of states from left to right, and silence is one more word of a single state. All functions take a batch
-of utterances, padded to the longest, and walk through time once: states and utterances are tensor dimensions.
+Each word is a chain of states from left to right; silence is one more word, with a single state.
+All functions take a batch of utterances, padded to the longest, and loop over time once:
+utterances and states are tensor dimensions.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ from torch.nn.utils.rnn import pad_sequence
 from kd_lightning.errors import UserError
 
 VARIANCE_FLOOR = 0.01
-"""Of features that have variance one: a state that saw a few alike frames stays able to see others."""
+"""Smallest variance of a feature (features have variance 1). Without a floor, a state that was
+fitted to a few nearly equal frames would reject all others."""
 
 
 @dataclass(frozen=True)
 class Lexicon:
-    """Which state belongs to which word: word w has states `w * states` to `(w + 1) * states - 1`; the last one is silence.
+    """The states of each word.
+
+    Word w has the states `w * states` to `(w + 1) * states - 1`. The last state is silence.
 
     Attributes:
         words: number of words.
-        states: states of each word.
+        states: number of states per word.
     """
 
     words: int
@@ -33,6 +37,7 @@ class Lexicon:
 
     @property
     def silence(self) -> int:
+        """The state of silence."""
         return self.words * self.states
 
     @property
@@ -42,69 +47,104 @@ class Lexicon:
 
     @property
     def first(self) -> Tensor:
-        """The state in which each word begins, silence last, `(words + 1,)`."""
+        """First state of each word, then silence, int64 `(words + 1,)`."""
         return torch.arange(self.words + 1) * self.states
 
     @property
     def last(self) -> Tensor:
-        """The state in which each word ends, silence last, `(words + 1,)`."""
+        """Last state of each word, then silence, int64 `(words + 1,)`."""
         return (self.first + self.states - 1).clamp(max=self.silence)
 
     def chain(self, transcript: Sequence[int]) -> Tensor:
-        """The states of a transcript in order, with silence before, between and after the words."""
-        words = [[self.silence, *range(w * self.states, (w + 1) * self.states)] for w in transcript]
-        return torch.tensor([*(state for word in words for state in word), self.silence])
+        """States of a transcript in order, with silence before, between and after the words."""
+        states = [self.silence]
+        for word in transcript:
+            states.extend(range(word * self.states, (word + 1) * self.states))
+            states.append(self.silence)
+        return torch.tensor(states)
 
 
 def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
-    """Forced alignment: the best way through each utterance's chain of states, all of which are passed in order (Viterbi).
+    r"""Forced alignment: the best path through each utterance's chain of states (Viterbi).
 
-    Staying and moving on are equally likely, so that transitions do not change which way is best; of two equal ways, the one
-    that moves on later.
+    A path starts in the first state of the chain, visits all states in order and ends in the last
+    one. With $c_j$ the $j$-th state of the chain and $s_t(c)$ the score of frame $t$ in state $c$,
+    the best score of a path that is in $c_j$ at frame $t$ is
+
+    $$d_0(0) = s_0(c_0), \qquad d_0(j) = -\infty \text{ for } j > 0,$$
+    $$d_t(j) = s_t(c_j) + \max\{d_{t-1}(j),\ d_{t-1}(j - 1)\}.$$
+
+    Staying and advancing are taken as equally likely, so transitions add the same constant to all
+    paths and are left out. If both terms of the maximum are equal, the path stays.
 
     Args:
         scores: log-likelihood of each frame in each state, `(B, T, S)`.
-        lengths: frames of each utterance, int64 `(B,)`; later frames do not count.
-        chains: the states of each utterance in order, int64, of any length.
+        lengths: number of frames of each utterance, int64 `(B,)`; later frames are ignored.
+        chains: per utterance, its states in order, int64 `(J_i,)`.
 
     Returns:
-        The state of each frame, int64 `(B, T)`; -1 beyond an utterance's end.
+        The state of each frame, int64 `(B, T)`; -1 beyond the end of an utterance.
 
     Raises:
-        UserError: where an utterance has fewer frames than its chain has states.
+        UserError: if an utterance has fewer frames than its chain has states.
     """
     sizes = torch.tensor([len(chain) for chain in chains])
-    if bool((lengths < sizes).any()):
-        at = int((lengths < sizes).nonzero()[0])
+    too_short = lengths < sizes
+    if bool(too_short.any()):
+        row = int(too_short.nonzero()[0])
         raise UserError(
-            f"utterance {at} has {int(lengths[at])} frames, too few for the {int(sizes[at])} states of its words"
+            f"utterance {row} has {int(lengths[row])} frames, "
+            f"too few for the {int(sizes[row])} states of its words"
         )
+    # Places beyond the end of a chain are never on a path that is traced back.
     states = pad_sequence(list(chains), batch_first=True)
-    lost = scores.new_full((len(chains), 1), -torch.inf)
-    best = torch.cat(
-        [scores[:, 0].gather(1, states[:, :1]), lost.expand(-1, states.shape[1] - 1)], 1
-    )
-    moved = torch.zeros(scores.shape[1], *states.shape, dtype=torch.bool)
-    for t in range(1, scores.shape[1]):
-        running = (t < lengths)[:, None]
-        come = torch.cat([lost, best[:, :-1]], 1)
-        moved[t] = (come > best) & running
-        best = torch.where(
-            running, torch.maximum(best, come) + scores[:, t].gather(1, states), best
-        )
-    place, path = sizes[:, None] - 1, []
-    for t in range(scores.shape[1] - 1, -1, -1):
-        path.append(torch.where((t < lengths)[:, None], states.gather(1, place), -1))
-        place = place - moved[t].gather(1, place).long()
-    return torch.cat(path[::-1], 1)
+    advanced = _best_advances(scores, lengths, states)
+
+    # Follow the best path back from the last state of each chain, in which it must end.
+    place = sizes[:, None] - 1
+    reversed_path = []
+    for t in reversed(range(scores.shape[1])):
+        in_utterance = (t < lengths)[:, None]
+        reversed_path.append(torch.where(in_utterance, states.gather(1, place), -1))
+        place = place - advanced[t].gather(1, place).long()
+    return torch.cat(reversed_path[::-1], 1)
+
+
+def _best_advances(scores: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
+    """The forward pass of `align`.
+
+    Args:
+        scores: `(B, T, S)`.
+        lengths: int64 `(B,)`.
+        states: the padded chains, int64 `(B, J)`.
+
+    Returns:
+        Whether the best path that is at place j of the chain at frame t was at place j - 1 one
+        frame before, bool `(T, B, J)`; false at frame 0 and beyond the end of an utterance.
+    """
+    utterances, places = states.shape
+    frames = scores.shape[1]
+    unreachable = scores.new_full((utterances, 1), -torch.inf)
+    start = scores[:, 0].gather(1, states[:, :1])
+    # A path starts in the first state of its chain.
+    best = torch.cat([start, unreachable.expand(-1, places - 1)], 1)
+    advanced = torch.zeros(frames, utterances, places, dtype=torch.bool)
+    for t in range(1, frames):
+        # The score at place j of advancing from place j - 1.
+        advance = torch.cat([unreachable, best[:, :-1]], 1)
+        in_utterance = (t < lengths)[:, None]
+        advanced[t] = (advance > best) & in_utterance
+        best = torch.maximum(best, advance) + scores[:, t].gather(1, states)
+    return advanced
 
 
 @dataclass
 class Gaussians:
-    """A normal distribution of independent features for each state.
+    """The emission model: per state, a normal distribution with a diagonal covariance.
 
     Attributes:
-        mean, variance: `(S, D)`, float64.
+        mean: float64 `(S, D)`.
+        variance: float64 `(S, D)`.
     """
 
     mean: Tensor
@@ -112,134 +152,82 @@ class Gaussians:
 
     @classmethod
     def fit(cls, frames: Tensor, state: Tensor, size: int) -> Gaussians:
-        """From frames `(F, D)` and the state of each `(F,)`.
+        """Maximum-likelihood estimate from labeled frames.
+
+        Args:
+            frames: `(F, D)`.
+            state: the state of each frame, int64 `(F,)`.
+            size: number of states S.
 
         Raises:
-            UserError: where a state has no frame.
+            UserError: if a state has no frame.
         """
-        count = torch.bincount(state, minlength=size).double()[:, None]
-        if not bool((count > 0).all()):
+        counts = torch.bincount(state, minlength=size).double()[:, None]
+        empty = counts == 0
+        if bool(empty.any()):
             raise UserError(
-                f"no frame of state {int((count == 0).nonzero()[0, 0])}: does a word never occur in training?"
+                f"state {int(empty.nonzero()[0, 0])} has no frame; "
+                "check that each word occurs in the training data"
             )
-        frames, none = frames.double(), torch.zeros(size, frames.shape[1], dtype=torch.float64)
-        mean = none.index_add(0, state, frames) / count
-        square = none.index_add(0, state, frames.square()) / count
-        return cls(mean, (square - mean.square()).clamp(min=VARIANCE_FLOOR))
+        # Sums over many frames, and the difference below, would lose digits in single precision.
+        frames = frames.double()
+        zeros = torch.zeros(size, frames.shape[1], dtype=torch.float64)
+        mean = zeros.index_add(0, state, frames) / counts
+        mean_square = zeros.index_add(0, state, frames.square()) / counts
+        variance = mean_square - mean.square()
+        return cls(mean, variance.clamp(min=VARIANCE_FLOOR))
 
     def scores(self, frames: Tensor) -> Tensor:
-        """Log-likelihood of frames `(F, D)` in each state up to a constant, float32 `(F, S)`."""
-        frames, weight = frames.double(), 1 / self.variance
-        constant = (self.mean.square() * weight + self.variance.log()).sum(1)
-        return (
-            -0.5 * (frames.square() @ weight.T - 2 * frames @ (self.mean * weight).T + constant)
-        ).float()
+        r"""Log-likelihood of frames `(F, D)` in each state up to a constant, float32 `(F, S)`.
+
+        $$-\tfrac{1}{2} \sum_d \left[(x_d - \mu_d)^2 / \sigma_d^2 + \log \sigma_d^2\right]$$
+        with the square expanded, so that matrix products compute it.
+        """
+        frames = frames.double()
+        precision = 1 / self.variance
+        quadratic = frames.square() @ precision.T
+        linear = 2 * frames @ (self.mean * precision).T
+        constant = (self.mean.square() * precision + self.variance.log()).sum(1)
+        return (-0.5 * (quadratic - linear + constant)).float()
 
 
 def train_alignment(
     frames: Sequence[Tensor], chains: Sequence[Tensor], flat: Tensor, size: int, rounds: int
 ) -> Gaussians:
-    """Viterbi training: a Gaussian for each state, and the alignment that these give, in turns.
+    """Viterbi training: alternate between alignment and the estimation of the Gaussians.
 
     Args:
-        frames: of each utterance, `(T_i, D)`.
-        chains: the states of each utterance in order.
-        flat: the state of each frame to start from, all utterances in a row, `(F,)`: words cut into equal parts.
+        frames: features of each utterance, `(T_i, D)`.
+        chains: states of each utterance in order, int64 `(J_i,)`.
+        flat: initial state of each frame, all utterances in a row, int64 `(F,)`.
         size: number of states.
-        rounds: at most this many realignments; fewer where nothing changes any more.
+        rounds: largest number of realignments; training ends earlier if the alignment is stable.
     """
-    joined, state = torch.cat(list(frames)), flat
-    model = Gaussians.fit(joined, state, size)
+    all_frames = torch.cat(list(frames))
+    states = flat
+    model = Gaussians.fit(all_frames, states, size)
     for _ in range(rounds):
         aligned = align_all(model, frames, chains)
-        model = Gaussians.fit(joined, aligned, size)
-        if torch.equal(aligned, state):
+        model = Gaussians.fit(all_frames, aligned, size)
+        if torch.equal(aligned, states):
             break
-        state = aligned
+        states = aligned
     return model
 
 
 def align_all(model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tensor]) -> Tensor:
-    """The state of each frame of all utterances in a row, `(F,)`."""
-    lengths = torch.tensor([len(f) for f in frames])
-    scores = pad_sequence(
-        list(model.scores(torch.cat(list(frames))).split(lengths.tolist())), batch_first=True
-    )
-    path = align(scores, lengths, chains)
-    return path[path >= 0]
+    """Forced alignment of utterances with a trained model.
 
+    Args:
+        model: the emission model.
+        frames: features of each utterance, `(T_i, D)`.
+        chains: states of each utterance in order, int64 `(J_i,)`.
 
-@dataclass
-class WordLoop:
-    """Any sequence of words, wherever one may begin as likely as it is alone (unigram); silence is a word that is not written.
-
-    Attributes:
-        lexicon: the words.
-        stay: log-probability of staying in each state, `(S,)`.
-        leave: log-probability of leaving it, `(S,)`.
-        word: log-probability of each word, silence last, `(words + 1,)`.
-        prior: log-probability of each state, `(S,)`, by which a network's posterior is divided to be a likelihood.
+    Returns:
+        The state of each frame, all utterances in a row, int64 `(F,)`.
     """
-
-    lexicon: Lexicon
-    stay: Tensor
-    leave: Tensor
-    word: Tensor
-    prior: Tensor
-
-    @classmethod
-    def from_alignment(cls, lexicon: Lexicon, state: Tensor, utterance: Tensor) -> WordLoop:
-        """By counting, one added to each count of a transition; words are equally likely, silence is as frequent as it is.
-
-        Args:
-            lexicon: the words.
-            state: of each frame in training, int64 `(F,)`.
-            utterance: to which each frame belongs, `(F,)`, in order.
-        """
-        frames = torch.bincount(state, minlength=lexicon.size).double()
-        left = torch.ones(len(state), dtype=torch.bool)
-        left[:-1] = (state[1:] != state[:-1]) | (utterance[1:] != utterance[:-1])
-        times = torch.bincount(state[left], minlength=lexicon.size).double() + 1
-        leave, ends = times / (frames + 2), times[lexicon.last]
-        word = (
-            torch.cat([(ends[:-1].sum() / lexicon.words).expand(lexicon.words), ends[-1:]])
-            / ends.sum()
-        )
-        prior = frames.clamp(min=1) / frames.sum()
-        return cls(lexicon, *(value.log().float() for value in (1 - leave, leave, word, prior)))
-
-    def decode(self, scores: Tensor, lengths: Tensor) -> list[list[int]]:
-        """The words of the best way through all states (Viterbi), which ends where a word ends.
-
-        Args:
-            scores: log-likelihood of each frame in each state, `(B, T, S)`, up to a constant of the frame.
-            lengths: frames of each utterance, int64 `(B,)`.
-
-        Returns:
-            The words of each utterance, without silence.
-        """
-        first, last = self.lexicon.first, self.lexicon.last
-        best = torch.full_like(scores[:, 0], -torch.inf)
-        best[:, first] = self.word + scores[:, 0, first]
-        before = torch.arange(-1, self.lexicon.size - 1)
-        before[first] = 0  # never read: a word is entered from the end of another, see below
-        origins, entries = [], []
-        for t in range(1, scores.shape[1]):
-            running = (t < lengths)[:, None]
-            leaving = best + self.leave
-            end, which = leaving[:, last].max(1, keepdim=True)
-            come, origin = leaving[:, before], before.expand_as(best).clone()
-            come[:, first], origin[:, first] = end + self.word, last[which].expand(-1, len(first))
-            moved = (come > best + self.stay) & running
-            own = torch.arange(self.lexicon.size).expand_as(best)
-            origins.append(torch.where(moved, origin, own))
-            entries.append(moved & torch.zeros_like(moved).index_fill(1, first, True))
-            best = torch.where(running, torch.maximum(best + self.stay, come) + scores[:, t], best)
-        at = last[(best + self.leave)[:, last].argmax(1)][:, None]
-        begun = []  # at each frame the word that begins there, or -1
-        for origin, entry in zip(reversed(origins), reversed(entries), strict=True):
-            begun.append(torch.where(entry.gather(1, at), at // self.lexicon.states, -1))
-            at = origin.gather(1, at)
-        begun.append(at // self.lexicon.states)
-        words = torch.cat(begun[::-1], 1)
-        return [row[(row >= 0) & (row < self.lexicon.words)].tolist() for row in words]
+    lengths = torch.tensor([len(utterance) for utterance in frames])
+    scores = model.scores(torch.cat(list(frames))).split(lengths.tolist())
+    # Padding has the state -1, so that selecting the others puts all utterances in a row.
+    path = align(pad_sequence(list(scores), batch_first=True), lengths, chains)
+    return path[path >= 0]

@@ -1,4 +1,4 @@
-"""The Free Spoken Digit Dataset as acoustic modelling: windows of log Mel energies, and the HMM state of one frame of each."""
+"""The Free Spoken Digit Dataset as acoustic modeling: from log Mel windows to HMM states."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from torch import Tensor
 
 from kd_lightning.data.datamodule import STAGES, DataModule
 from kd_lightning.data.files import checksum, data_root
-from kd_lightning.data.speech.digit_strings import MELS
-from kd_lightning.data.speech.hmm import Lexicon, WordLoop
-from kd_lightning.data.speech.spoken_corpus import computed, fetch
+from kd_lightning.data.speech.corpus_cache import load_corpus
+from kd_lightning.data.speech.framing import MELS
+from kd_lightning.data.speech.hmm import Lexicon
+from kd_lightning.data.speech.spoken_corpus import fetch
 from kd_lightning.data.speech.windows import CONTEXT, Speech, SpeechSource
+from kd_lightning.data.speech.word_loop import WordLoop
 from kd_lightning.data.subsets import check_fraction
 from kd_lightning.errors import UserError
 from kd_lightning.spec import Spec
@@ -21,31 +23,39 @@ WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 class SpokenDigitsDataModule(DataModule):
-    """Acoustic modelling of spoken digits (Free Spoken Digit Dataset, Jakobovski et al.; six speakers, 3,000 recordings).
+    """Acoustic modeling of spoken digits.
 
-    The recordings of a speaker are joined to strings of 3 to 7 digits with gaps of low noise (100 to 300 ms, seeded). A sample
-    is a frame (10 ms): its input 26 frames of 40 log Mel filterbank energies, 20 before it and 5 after it, its class one
-    of `10 * states + 1` HMM states, by forced alignment from a flat start. Features have mean 0 and variance 1 over the
-    speaker's training part; a speaker who is held out has none: all that this speaker says, without labels, takes its place.
-    What is computed once is kept in `kd_lightning/` under `XDG_CACHE_HOME`, else `~/.cache`.
+    The Free Spoken Digit Dataset (Jakobovski et al.) has 3,000 recordings of six speakers. The
+    recordings of a speaker are joined to strings of 3 to 7 digits with gaps of low noise (100 to
+    300 ms, seeded). A sample is a frame of 10 ms. Its input consists of 26 frames of 40 log Mel
+    filterbank energies: 20 frames before it, itself and 5 frames after it. Its class is one of
+    `10 * states + 1` HMM states, labeled by forced alignment from a flat start.
+
+    Features have mean 0 and variance 1 over the speaker's training part. A held-out speaker has no
+    training part, so all its strings are used instead, without their labels. Features and labels
+    are computed once and cached in `kd_lightning/` below `XDG_CACHE_HOME` (default `~/.cache`).
 
     Args:
-        root: folder that holds `free-spoken-digit-dataset/recordings/*.wav`; else `KD_DATA_ROOT`, else `./data`.
-        download: fetch the public archive where the folder is missing.
-        batch_size: frames a training batch, on each device.
-        eval_batch_size: frames a batch in validation, test and prediction.
-        validation: hold takes 5 to 9 of the training part out for validation; false: train on them too.
-        split: "takes", the official one, takes 0 to 4 of every speaker are the test set; or "speakers": the test set is
-            all that the speakers of `held_out` say.
-        held_out: speakers of the test set where the split is "speakers".
-        fraction: of the training recordings kept, in whole strings, stratified by speaker and digit. The alignment and the
-            speakers' means and variances remain those of the whole training part.
-        states: HMM states of each digit, from left to right; silence has one.
-        split_seed: of the order of recordings in strings, and of the gaps; the same for all seeds of a run.
-        resident: keep the samples on the accelerator, where there is one.
+        root: folder that contains `free-spoken-digit-dataset/recordings/*.wav`; default
+            `KD_DATA_ROOT`, then `./data`.
+        download: whether to download the public archive if the folder is missing.
+        batch_size: frames per training batch, on each device.
+        eval_batch_size: frames per batch in validation, test and prediction.
+        validation: whether to hold out takes 5 to 9 of the training part for validation; if
+            false, they are trained on too.
+        split: "takes", the official split, puts takes 0 to 4 of every speaker into the test set;
+            "speakers" puts all recordings of the `held_out` speakers into it.
+        held_out: speakers of the test set if the split is "speakers".
+        fraction: fraction of the training recordings to train on, in whole strings, stratified by
+            speaker and digit. Alignment, means and variances still use the whole training part.
+        states: HMM states per digit, from left to right; silence has one.
+        split_seed: seed of the order of recordings in strings, and of the gaps. It does not depend
+            on the seed of a run.
+        resident: whether to store the samples on the accelerator, if there is one.
 
     Raises:
-        UserError: one line, for a missing, broken or differently coded recording, or a class that is left empty.
+        UserError: if a recording is missing, damaged or in another format, or if a class has no
+            training sample.
     """
 
     name = "spoken-digits"
@@ -72,49 +82,62 @@ class SpokenDigitsDataModule(DataModule):
             )
         if (split == "speakers") != bool(held_out):
             raise UserError(
-                "data.held_out names the test set's speakers, such as [theo, yweweler]: it goes with data.split=speakers alone"
+                "data.held_out names the test set's speakers, such as [theo, yweweler]; "
+                "set it if data.split=speakers, and only then"
             )
-        self.root, self.download = data_root(root), download
-        self.batch_size, self.eval_batch_size, self.resident = batch_size, eval_batch_size, resident
-        self.validation, self.fraction, self.split, self.held_out = (
-            validation,
-            fraction,
-            split,
-            sorted(held_out or []),
-        )
-        self.split_seed, self.lexicon = split_seed, Lexicon(len(WORDS), states)
-        steps = [f"{word}/{state}" for word in WORDS for state in range(1, states + 1)]
-        self.classes = (*steps, "silence")
+        self.root = data_root(root)
+        self.download = download
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.validation = validation
+        self.split = split
+        self.held_out = sorted(held_out or [])
+        self.fraction = fraction
+        self.split_seed = split_seed
+        self.resident = resident
+        self.lexicon = Lexicon(len(WORDS), states)
+        digit_states = [f"{word}/{state}" for word in WORDS for state in range(1, states + 1)]
+        self.classes = (*digit_states, "silence")
         self._raw: dict[str, Speech] = {}
         self._sources: dict[str, SpeechSource] = {}
 
     def raw(self, split: str) -> Speech:
-        """All frames of "train" (those held out for validation among them) or "test"."""
+        """All frames of a source split.
+
+        Args:
+            split: "train", which includes the frames held out for validation, or "test".
+        """
         if not self._raw:
             folder = self.root / "free-spoken-digit-dataset" / "recordings"
             if not folder.is_dir():
                 fetch(folder, self.download)
-            self._raw = computed(folder, tuple(self.held_out), self.lexicon, self.split_seed)
+            self._raw = load_corpus(folder, tuple(self.held_out), self.lexicon, self.split_seed)
         return self._raw[split]
 
     def source(self, stage: str) -> SpeechSource:
         """The frames of "train", "validation" or "test"."""
         if stage not in self._sources:
-            split = "test" if stage == "test" else "train"
-            speech = self.raw(split)
-            pairs = zip(speech.parts, speech.shares, strict=True)
-            kept = torch.tensor([self._takes_part(stage, part, share) for part, share in pairs])
-            rows = kept[speech.string].nonzero()[:, 0]
-            if stage == "train":
-                self._check_classes(speech.target[rows])
-            self._sources[stage] = SpeechSource(
-                speech.windows, speech.first, speech.target, rows, split
-            )
+            self._sources[stage] = self._make_source(stage)
         return self._sources[stage]
 
-    def _takes_part(self, stage: str, part: str, share: float) -> bool:
-        if stage != "train":
-            return part == stage and (stage == "test" or self.validation)
+    def _make_source(self, stage: str) -> SpeechSource:
+        split = "test" if stage == "test" else "train"
+        speech = self.raw(split)
+        # Whole strings are selected: a fraction of the data consists of the first ones.
+        selected = []
+        for part, share in zip(speech.parts, speech.shares, strict=True):
+            selected.append(self._is_selected(stage, part, share))
+        rows = torch.tensor(selected)[speech.string].nonzero()[:, 0]
+        if stage == "train":
+            self._check_classes(speech.target[rows])
+        return SpeechSource(speech.windows, speech.first, speech.target, rows, split)
+
+    def _is_selected(self, stage: str, part: str, share: float) -> bool:
+        """Whether a stage uses a string of this part, at this position within its part."""
+        if stage == "test":
+            return part == "test"
+        if stage == "validation":
+            return part == "validation" and self.validation
         return (part == "train" or not self.validation) and share < self.fraction
 
     def _check_classes(self, target: Tensor) -> None:
@@ -122,13 +145,18 @@ class SpokenDigitsDataModule(DataModule):
         if bool(missing.any()):
             word = self.classes[int(missing.nonzero()[0])].partition("/")[0]
             raise UserError(
-                f"spoken digits: data.fraction={self.fraction} leaves no recording of {word!r} to train on"
+                f"spoken digits: data.fraction={self.fraction} leaves no recording of {word!r} "
+                "to train on; increase it"
             )
 
     def word_loop(self) -> WordLoop:
-        """The decoder's transitions and the states' priors, from the alignment of the whole training part."""
+        """Transitions of the decoder and priors of the states.
+
+        They are counted in the alignment of the whole training part, without validation.
+        """
         speech = self.raw("train")
-        rows = torch.tensor([part == "train" for part in speech.parts])[speech.string]
+        in_training = torch.tensor([part == "train" for part in speech.parts])
+        rows = in_training[speech.string]
         return WordLoop.from_alignment(self.lexicon, speech.target[rows], speech.string[rows])
 
     @property
@@ -147,9 +175,11 @@ class SpokenDigitsDataModule(DataModule):
         return self.raw("test").images[index]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the inputs of a teacher: the features, and the order of the frames."""
-        speech = {split: self.raw(split) for split in ("train", "test")}
-        samples = {split: checksum(s.frames, s.first, s.target) for split, s in speech.items()}
+        """All that decides a teacher's inputs: the features and the order of the frames."""
+        samples = {}
+        for split in ("train", "test"):
+            speech = self.raw(split)
+            samples[split] = checksum(speech.frames, speech.first, speech.target)
         return {
             "data": self.name,
             "samples": samples,

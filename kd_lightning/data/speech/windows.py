@@ -9,26 +9,30 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.source import Source
-from kd_lightning.data.speech.digit_strings import MELS, DigitString
+from kd_lightning.data.speech.digit_strings import DigitString
+from kd_lightning.data.speech.framing import MELS
 from kd_lightning.types import CLEAN, Batch
 
-CONTEXT, PREDICTED = 26, 20
-"""Frames of a window, and the one (from 0) whose state is predicted: Hinton et al. 2015, section 4."""
+CONTEXT = 26
+"""Frames per window (Hinton et al. 2015, section 4)."""
+PREDICTED = 20
+"""Position, from 0, of the frame in its window whose state is predicted: the 21st of 26."""
 
 
 @dataclass
 class Speech:
-    """The frames of a source split, utterance by utterance.
+    """The frames of a source split, string by string: F frames in total.
 
     Attributes:
-        frames: float32 `(P, 40)`, of each string, its first and last frame repeated before and after it.
-        first: int64 `(F,)`, where the window of each frame begins in `frames`.
-        target: int64 `(F,)`, the state of each frame.
-        string: int64 `(F,)`, the string to which each frame belongs.
-        transcripts: the digits of each string.
-        speakers: of each string.
-        parts: "train", "validation" or "test", of each string.
-        shares: see DigitString.
+        frames: features, float32 `(P, 40)`. The first and the last frame of each string are
+            repeated before and after it, so P is larger than F.
+        first: row of `frames` where the window of each frame begins, int64 `(F,)`.
+        target: state of each frame, int64 `(F,)`.
+        string: string to which each frame belongs, int64 `(F,)`.
+        transcripts: digits of each string.
+        speakers: speaker of each string.
+        parts: part of each string: "train", "validation" or "test".
+        shares: position of each string within its part, see `DigitString`.
     """
 
     frames: Tensor
@@ -42,18 +46,18 @@ class Speech:
 
     @property
     def windows(self) -> Tensor:
-        """Every run of 26 frames, `(P - 25, 1040)`, without copying."""
+        """All runs of 26 frames, `(P - 25, 1040)`: overlapping views of `frames`, not copies."""
         rows = max(0, len(self.frames) - CONTEXT + 1)
         return self.frames.as_strided((rows, CONTEXT * MELS), (MELS, 1))
 
     @property
     def images(self) -> Tensor:
-        """The window of each frame as W&B shows mistakes, `(F, 1, 26, 40)`."""
+        """The window of each frame as an image that W&B can show, `(F, 1, 26, 40)`."""
         return self.windows.index_select(0, self.first).view(-1, 1, CONTEXT, MELS)
 
     @property
     def lengths(self) -> Tensor:
-        """Frames of each string, int64."""
+        """Number of frames of each string, int64."""
         return torch.bincount(self.string, minlength=len(self.transcripts))
 
 
@@ -62,10 +66,11 @@ class SpeechSource(Source):
     """Some frames of a source split, each with its context.
 
     Attributes:
-        windows: `(P - 25, 1040)`, see Speech.
-        first, target: of the whole source split.
-        rows: int64 `(n,)`, the frames that take part: position i of this source is `rows[i]`.
-        split: the name of the source split.
+        windows: windows of the whole source split, `(P - 25, 1040)`, see `Speech`.
+        first: row of `windows` for each frame of the source split, int64 `(F,)`.
+        target: state of each frame of the source split, int64 `(F,)`.
+        rows: frames of the source split that this source serves, int64 `(n,)`.
+        split: name of the source split.
     """
 
     windows: Tensor
@@ -84,46 +89,78 @@ class SpeechSource(Source):
         return 4 * frames * MELS + self.first.nbytes + self.target.nbytes + self.rows.nbytes
 
     def to(self, device: torch.device) -> SpeechSource:
-        """The same source with its samples resident on `device`."""
-        frames = torch.cat([self.windows[:, :MELS], self.windows[-1, MELS:].view(-1, MELS)]).to(
-            device
-        )
-        windows = frames.as_strided(self.windows.shape, self.windows.stride())
+        """The same source with its samples on `device`."""
+        # The windows overlap: copy the frames below them, then rebuild the overlapping views.
+        frames_before_last_window = self.windows[:, :MELS]
+        rest_of_last_window = self.windows[-1, MELS:].view(-1, MELS)
+        frames = torch.cat([frames_before_last_window, rest_of_last_window]).to(device)
         return replace(
             self,
-            windows=windows,
-            **{name: getattr(self, name).to(device) for name in ("first", "target", "rows")},
+            windows=frames.as_strided(self.windows.shape, self.windows.stride()),
+            first=self.first.to(device),
+            target=self.target.to(device),
+            rows=self.rows.to(device),
         )
 
     def batch(self, rows: Tensor, view: int) -> Batch:
+        """Samples by their positions in this source.
+
+        Args:
+            rows: positions in this source, int64 `(B,)`.
+            view: ignored, because speech is not augmented.
+
+        Returns:
+            A batch with inputs `(B, 1, 26, 40)` and targets `(B,)`.
+        """
         index = self.rows.index_select(0, rows.to(self.rows.device))
         inputs = self.windows.index_select(0, self.first.index_select(0, index))
         return Batch(
-            inputs.view(-1, 1, CONTEXT, MELS),
-            self.target.index_select(0, index),
-            index,
-            CLEAN,
-            self.split,
+            inputs=inputs.view(-1, 1, CONTEXT, MELS),
+            target=self.target.index_select(0, index),
+            index=index,
+            view=CLEAN,
+            split=self.split,
         )
 
 
-def joined(
+def concatenate(
     strings: Sequence[DigitString], frames: Sequence[Tensor], targets: Sequence[Tensor]
 ) -> Speech:
-    """Strings in a row, each padded at its edges, so that no window holds anything of another one."""
-    before, after = PREDICTED, CONTEXT - 1 - PREDICTED
-    padded = [torch.cat([f[:1].expand(before, -1), f, f[-1:].expand(after, -1)]) for f in frames]
-    sizes = torch.tensor([len(f) for f in frames])
-    starts = torch.cumsum(sizes + before + after, 0) - (sizes + before + after)
+    """Put strings in a row, each padded at its edges, so that no window spans two strings.
+
+    Args:
+        strings: the strings.
+        frames: features of each string, `(T_i, 40)`.
+        targets: states of each string, int64 `(T_i,)`.
+    """
+    before = PREDICTED
+    after = CONTEXT - 1 - PREDICTED
+    padded = []
+    for string_frames in frames:
+        first_repeated = string_frames[:1].expand(before, -1)
+        last_repeated = string_frames[-1:].expand(after, -1)
+        padded.append(torch.cat([first_repeated, string_frames, last_repeated]))
+
+    sizes = torch.tensor([len(string_frames) for string_frames in frames])
+    padded_sizes = sizes + before + after
+    # Frame i of a string has its window at row i of the padded string.
+    padded_starts = torch.cumsum(padded_sizes, 0) - padded_sizes
+    starts = torch.cumsum(sizes, 0) - sizes
     string = torch.arange(len(strings)).repeat_interleave(sizes)
-    within = torch.arange(len(string)) - (torch.cumsum(sizes, 0) - sizes)[string]
-    return Speech(
-        torch.cat(padded),
-        starts[string] + within,
-        torch.cat(list(targets)),
-        string,
-        [s.digits for s in strings],
-        [s.speaker for s in strings],
-        [s.part for s in strings],
-        [s.share for s in strings],
+    frame_in_string = torch.arange(len(string)) - starts[string]
+    speech = Speech(
+        frames=torch.cat(padded),
+        first=padded_starts[string] + frame_in_string,
+        target=torch.cat(list(targets)),
+        string=string,
+        transcripts=[],
+        speakers=[],
+        parts=[],
+        shares=[],
     )
+    for digit_string in strings:
+        speech.transcripts.append(digit_string.digits)
+        speech.speakers.append(digit_string.speaker)
+        speech.parts.append(digit_string.part)
+        speech.shares.append(digit_string.share)
+    return speech

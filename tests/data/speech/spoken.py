@@ -1,4 +1,4 @@
-"""Recordings in the true format: each digit two tones, each speaker a pitch, a loudness and a little noise."""
+"""Generated recordings: a digit is two tones, a speaker has a pitch, a loudness and some noise."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def record(
     rate: int = RATE,
     channels: int = 1,
 ) -> None:
-    """A WAV file of 16 bits."""
+    """Write a WAV file with 16 bits per sample."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(str(path), "wb") as file:
         file.setnchannels(channels)
@@ -29,7 +29,7 @@ def record(
 def spoken_digits(
     root: Path, speakers: Sequence[str] = ("ann", "bob"), takes: int = 12, digits: int = 10
 ) -> Path:
-    """A small data set below `root`; returns the folder of its recordings."""
+    """Write a small data set below `root`; return the folder of its recordings."""
     folder, drawn = root / "free-spoken-digit-dataset" / "recordings", np.random.default_rng(0)
     for number, speaker in enumerate(speakers):
         for digit in range(digits):

@@ -1,4 +1,4 @@
-"""Alignment and decoding against every way there is, counted one by one."""
+"""Alignment and decoding against an exhaustive search over all paths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data.speech.hmm import Gaussians, Lexicon, WordLoop, align, train_alignment
+from kd_lightning.data.speech.hmm import Gaussians, Lexicon, align, train_alignment
+from kd_lightning.data.speech.word_loop import WordLoop
 from kd_lightning.errors import UserError
 
 
@@ -18,8 +19,8 @@ def random(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def ways(chain: list[int], frames: int) -> Iterator[list[int]]:
-    """Every path that passes all states of a chain in order."""
+def all_paths(chain: list[int], frames: int) -> Iterator[list[int]]:
+    """All paths that visit the states of a chain in order."""
     for cuts in itertools.combinations(range(1, frames), len(chain) - 1):
         bounds = [0, *cuts, frames]
         yield [
@@ -37,20 +38,26 @@ def test_the_chain_of_a_transcript() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_alignment_is_the_best_of_all_ways(seed: int) -> None:
+def test_alignment_is_the_best_of_all_paths(seed: int) -> None:
     lexicon = Lexicon(words=2, states=2)
     chains = [lexicon.chain(t) for t in ([0], [1], [1, 0])]
     lengths, scores = torch.tensor([6, 4, 9]), random(3, 9, lexicon.size, seed=seed)
-    path = align(scores, lengths, chains)
+    aligned = align(scores, lengths, chains)
     for b, (length, chain) in enumerate(zip(lengths.tolist(), chains, strict=True)):
-        found = list(ways(chain.tolist(), length))
-        totals = [sum(float(scores[b, t, s]) for t, s in enumerate(way)) for way in found]
-        best = found[totals.index(max(totals))]
-        assert path[b, :length].tolist() == best
-        assert (path[b, length:] == -1).all()
+        paths = list(all_paths(chain.tolist(), length))
+        totals = [sum(float(scores[b, t, s]) for t, s in enumerate(path)) for path in paths]
+        best = paths[totals.index(max(totals))]
+        assert aligned[b, :length].tolist() == best
+        assert (aligned[b, length:] == -1).all()
 
 
-def test_too_few_frames_are_one_line() -> None:
+def test_ties_are_decided_for_the_path_that_advances_earlier() -> None:
+    chain = torch.tensor([0, 1, 2])
+    path = align(torch.zeros(1, 5, 3), torch.tensor([5]), [chain])
+    assert path.tolist() == [[0, 1, 2, 2, 2]]
+
+
+def test_too_few_frames_are_an_error() -> None:
     lexicon = Lexicon(words=1, states=3)
     with pytest.raises(UserError, match="utterance 1 has 4 frames, too few for the 5 states"):
         align(torch.zeros(2, 6, lexicon.size), torch.tensor([6, 4]), [lexicon.chain([0])] * 2)
@@ -62,8 +69,8 @@ def some_loop(lexicon: Lexicon, seed: int) -> WordLoop:
     return WordLoop(lexicon, (1 - leave).log(), leave.log(), word, torch.zeros(lexicon.size))
 
 
-def every_way(loop: WordLoop, frames: int) -> Iterator[tuple[list[int], list[int], float]]:
-    """Every path of the loop: its states, its words and the log-probability of its transitions."""
+def all_scored_paths(loop: WordLoop, frames: int) -> Iterator[tuple[list[int], list[int], float]]:
+    """All paths of the loop: states, words and the log-probability of the transitions."""
     lexicon = loop.lexicon
     first, last = lexicon.first.tolist(), lexicon.last.tolist()
 
@@ -90,21 +97,21 @@ def every_way(loop: WordLoop, frames: int) -> Iterator[tuple[list[int], list[int
 @pytest.mark.parametrize(
     ("words", "states", "seed"), [(2, 2, 0), (2, 2, 1), (2, 2, 2), (3, 1, 3), (1, 3, 4), (2, 1, 5)]
 )
-def test_decoding_is_the_best_of_all_ways(words: int, states: int, seed: int) -> None:
+def test_decoding_is_the_best_of_all_paths(words: int, states: int, seed: int) -> None:
     lexicon = Lexicon(words, states)
     loop, lengths = some_loop(lexicon, seed), torch.tensor([5, 3, 4])
     scores = 2 * random(3, 5, lexicon.size, seed=seed + 10)
     decoded = loop.decode(scores, lengths)
     for b, length in enumerate(lengths.tolist()):
-        said = [
+        candidates = [
             (score + sum(float(scores[b, t, s]) for t, s in enumerate(path)), spoken)
-            for path, spoken, score in every_way(loop, length)
+            for path, spoken, score in all_scored_paths(loop, length)
         ]
-        best = max(said, key=lambda pair: pair[0])[1]
+        best = max(candidates, key=lambda pair: pair[0])[1]
         assert decoded[b] == [word for word in best if word < words]
 
 
-def test_what_lies_beyond_an_end_counts_for_nothing() -> None:
+def test_frames_beyond_the_end_are_ignored() -> None:
     lexicon = Lexicon(3, 2)
     loop, scores = some_loop(lexicon, 0), random(1, 8, lexicon.size, seed=1)
     louder = scores.clone()
@@ -116,7 +123,7 @@ def test_what_lies_beyond_an_end_counts_for_nothing() -> None:
     )
 
 
-def test_a_word_said_twice_is_two_words() -> None:
+def test_a_repeated_word_is_two_words() -> None:
     lexicon = Lexicon(2, 2)
     states = torch.tensor([4, 2, 3, 2, 3, 3, 4, 0, 1])
     scores = torch.full((1, 9, 5), -20.0).scatter(2, states[None, :, None], 0.0)
@@ -133,7 +140,7 @@ def test_transitions_and_priors_are_counted() -> None:
         [(n + 1) / (c + 2) for n, c in zip(left, [4, 3, 5], strict=True)]
     )
     assert torch.allclose(loop.leave.exp() + loop.stay.exp(), torch.ones(3))
-    assert loop.word.exp().tolist() == pytest.approx([3 / 7, 4 / 7])  # one of each added
+    assert loop.word.exp().tolist() == pytest.approx([3 / 7, 4 / 7])  # add-one smoothing
 
 
 def test_gaussians_have_the_density_of_torch() -> None:
@@ -142,12 +149,12 @@ def test_gaussians_have_the_density_of_torch() -> None:
     normal = torch.distributions.Normal(model.mean, model.variance.sqrt())
     dense = normal.log_prob(frames.double()[:, None]).sum(-1) + 1.5 * math.log(2 * math.pi)
     assert torch.allclose(model.scores(frames).double(), dense, atol=1e-4)
-    with pytest.raises(UserError, match="no frame of state 4"):
+    with pytest.raises(UserError, match="state 4 has no frame"):
         Gaussians.fit(frames, state, 5)
 
 
-def test_training_finds_states_that_last_unequally_long() -> None:
-    """Each word is a short and a long state; the flat start cuts it in the middle."""
+def test_training_finds_states_of_unequal_duration() -> None:
+    """Each word has a short and a long state; the flat start cuts it in the middle."""
     lexicon, generator = Lexicon(2, 2), torch.Generator().manual_seed(0)
     means = 3 * random(lexicon.size, 4, seed=7)
     frames, chains, true, flat = [], [], [], []
@@ -160,8 +167,8 @@ def test_training_finds_states_that_last_unequally_long() -> None:
         flat.append(torch.tensor([4] * 5 + [2 * word] * 5 + [2 * word + 1] * 5 + [4] * 5))
     model = train_alignment(frames, chains, torch.cat(flat), lexicon.size, rounds=5)
     lengths = torch.tensor([len(f) for f in frames])
-    found = align(torch.stack([model.scores(f) for f in frames]), lengths, chains)
+    aligned = align(torch.stack([model.scores(f) for f in frames]), lengths, chains)
     assert float((torch.cat(flat) == torch.cat(true)).double().mean()) == pytest.approx(17 / 20)
-    assert float((found.flatten() == torch.cat(true)).double().mean()) > 0.99
-    one = train_alignment(frames, chains, torch.cat(flat), lexicon.size, rounds=5)
-    assert torch.equal(one.mean, model.mean)
+    assert float((aligned.flatten() == torch.cat(true)).double().mean()) > 0.99
+    again = train_alignment(frames, chains, torch.cat(flat), lexicon.size, rounds=5)
+    assert torch.equal(again.mean, model.mean)

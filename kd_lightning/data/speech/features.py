@@ -1,0 +1,76 @@
+"""Log Mel filterbank energies, normalized per speaker."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kd_lightning.data.speech.digit_strings import DigitString, by_speaker
+from kd_lightning.data.speech.framing import FFT, HOP, MELS, RATE, WINDOW, frames_in
+from kd_lightning.errors import UserError
+
+ENERGY_FLOOR = 1.0
+"""Samples are 16-bit integers, so no microphone signal has an energy as low as this."""
+
+
+def log_mel(strings: Sequence[DigitString]) -> list[Tensor]:
+    """Natural logarithm of the 40 Mel filterbank energies of each string, not normalized.
+
+    Returns:
+        Per string, float32 `(T, 40)`.
+
+    Raises:
+        UserError: if librosa is not installed.
+    """
+    try:
+        # Importing librosa takes two seconds, and cached features do not need it.
+        from librosa.feature import melspectrogram
+    except ImportError as error:
+        raise UserError(
+            "spoken digits: librosa is not installed; pip install 'kd_lightning[speech]'"
+        ) from error
+    # One transform of all strings in a row is faster than one per string.
+    energies = melspectrogram(
+        y=np.concatenate([string.samples for string in strings]),
+        sr=RATE,
+        n_fft=FFT,
+        win_length=WINDOW,
+        hop_length=HOP,
+        n_mels=MELS,
+        center=False,
+        power=2.0,
+    )
+    all_frames = torch.from_numpy(np.log(np.maximum(energies, ENERGY_FLOOR)).T.copy())
+
+    frames = []
+    start = 0
+    for string in strings:
+        # The windows that reach into the next string are skipped.
+        frames.append(all_frames[start : start + frames_in(len(string.samples))])
+        start += len(string.samples) // HOP
+    return frames
+
+
+def normalize(strings: Sequence[DigitString], frames: Sequence[Tensor]) -> list[Tensor]:
+    """Scale features to mean 0 and variance 1 over each speaker's training part.
+
+    The statistics of a held-out speaker, who has no training part, come from all its strings.
+
+    Args:
+        strings: the strings.
+        frames: features of each string, `(T, D)`.
+
+    Returns:
+        Per string, float32 `(T, D)`.
+    """
+    normalized = list(frames)
+    for rows, statistics_rows in by_speaker(strings):
+        joined = torch.cat([frames[row] for row in statistics_rows]).double()
+        mean = joined.mean(0).float()
+        std = joined.std(0).clamp(min=1e-3).float()
+        for row in rows:
+            normalized[row] = (frames[row] - mean) / std
+    return normalized
