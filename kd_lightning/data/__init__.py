@@ -15,8 +15,8 @@ from kd_lightning.data.images.source import Images, ImageSource
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.data.source import Source
 from kd_lightning.data.speech.spoken_digits import SpokenDigitsDataModule
+from kd_lightning.data.text.bucket_loader import BucketLoader
 from kd_lightning.data.text.datamodule import TextDataModule
-from kd_lightning.data.text.sentences import BucketLoader
 from kd_lightning.data.text.sst2 import SST2DataModule
 from kd_lightning.data.text.subwords import PretrainedTokenizer, SubwordTokenizer
 from kd_lightning.data.text.synthetic import SyntheticSentences
