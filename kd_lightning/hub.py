@@ -1,4 +1,8 @@
-"""What is taken from the transformers library, imported only when it is asked for, its many errors in one line."""
+"""Access to the transformers library, which is optional and slow to import.
+
+`library` imports such packages on first use only. The protocols describe the parts of their
+objects that this package uses, and every failure becomes a one-line UserError.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,98 @@ import hashlib
 import logging
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 from urllib.parse import urlparse
+
+import torch
+from torch import nn
 
 from kd_lightning.errors import UserError
 
+HubOption = bool | torch.dtype
+"""An option of `from_pretrained`."""
 
-def library(name: str) -> Any:
-    """The package of that name.
+
+class Encoding(Protocol):
+    """The part of `tokenizers.Encoding` in use: one tokenized sample."""
+
+    ids: list[int]
+    type_ids: list[int]
+    overflowing: Sequence[Encoding]
+
+
+class BackendTokenizer(Protocol):
+    """The part of `tokenizers.Tokenizer` in use."""
+
+    def no_padding(self) -> None:
+        """Return each sample at its own length."""
+
+    def enable_truncation(self, max_length: int) -> None:
+        """Truncate samples, special tokens included."""
+
+    def encode_batch(self, input: Sequence[str | tuple[str, ...]]) -> list[Encoding]:
+        """Tokenize texts or pairs of texts."""
+
+    def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
+        """The id of each token."""
+
+    def to_str(self) -> str:
+        """The tokenizer as JSON."""
+
+
+class HubTokenizer(Protocol):
+    """The part of `transformers.PreTrainedTokenizerFast` in use."""
+
+    backend_tokenizer: BackendTokenizer
+    model_max_length: int
+    model_input_names: Sequence[str]
+    pad_token_id: int | None
+    mask_token: str | None
+    unk_token: str
+    all_special_tokens: Sequence[str]
+
+    def get_vocab(self) -> dict[str, int]:
+        """The id of each token."""
+
+
+class EncoderConfig(Protocol):
+    """The part of `transformers.PreTrainedConfig` in use."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    max_position_embeddings: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of the configuration, as a copy."""
+
+
+class Encoder(nn.Module):
+    """The part of `transformers.PreTrainedModel` in use: a static type, of which nothing is made."""
+
+    config: EncoderConfig
+    pooler: nn.Module | None
+
+    def set_attn_implementation(self, implementation: str) -> None:
+        """Select a registered attention function by name."""
+
+
+class _Factory(Protocol):
+    """An Auto class of transformers."""
+
+    def from_pretrained(self, name: str, **options: HubOption) -> Any:
+        """Load what the class makes from a folder or the hub."""
+
+
+def library(name: str) -> ModuleType:
+    """Import an optional package.
 
     Raises:
-        UserError: where it is not installed.
+        UserError: if the package is not installed.
     """
     try:
         module = import_module(name)
@@ -28,6 +110,7 @@ def library(name: str) -> Any:
             f"this needs the package {name}; pip install 'kd_lightning[text]'"
         ) from error
     if name == "transformers":
+        # Its progress bars and advice would bury our own output.
         module.logging.set_verbosity_error()
         module.logging.disable_progress_bar()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -35,11 +118,65 @@ def library(name: str) -> Any:
 
 
 def vocabulary_sha256(vocabulary: Mapping[str, int]) -> str:
-    """One checksum over all tokens and their numbers."""
+    """One checksum over all tokens and their ids."""
     ordered = sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(
-        "\n".join(f"{number} {token}" for token, number in ordered).encode()
-    ).hexdigest()
+    lines = [f"{number} {token}" for token, number in ordered]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def pretrained_tokenizer(name: str) -> HubTokenizer:
+    """Load the tokenizer of a model on the hub or of a folder; see `from_pretrained`.
+
+    Raises:
+        UserError: if it cannot be loaded, or if it has no vocabulary.
+    """
+    tokenizer: HubTokenizer = from_pretrained("AutoTokenizer", name)
+    # Without a vocabulary file, the library returns a tokenizer of special tokens only.
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
+        raise UserError(f"{name} has no vocabulary; give a folder with tokenizer.json or vocab.txt")
+    return tokenizer
+
+
+def from_pretrained(kind: str, name: str, **options: HubOption) -> Any:
+    """Call `transformers.KIND.from_pretrained(name)`.
+
+    The sources are a folder, the local cache of the hub, and the hub, in this order. Code that comes
+    with a model is never run.
+
+    Args:
+        kind: a class of transformers, such as `AutoTokenizer` or `AutoModel`.
+        name: name of a model on the hub, or path of a folder.
+        options: passed to `from_pretrained`.
+
+    Raises:
+        UserError: if no source has the model, or if it cannot be read.
+    """
+    factory: _Factory = getattr(library("transformers"), kind)
+    what = kind.removeprefix("Auto").lower()
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _load(factory, str(folder), f"{folder} has no readable {what}", options)
+    if _looks_like_path(name):
+        raise UserError(
+            f"there is no folder {name} with a transformers model; "
+            "give an existing folder, or a name on the hub"
+        )
+    try:
+        return factory.from_pretrained(name, local_files_only=True, **options)
+    except Exception:
+        # The cache may lack any of the files. If the hub can be reached, its answer counts.
+        if not _reachable():
+            raise UserError(
+                f"the model {name} is not in the cache of the hub and there is no network; "
+                "give the path of its folder (config.json, model.safetensors, tokenizer.json)"
+            ) from None
+    return _load(factory, name, f"the hub has no readable {what} of {name}", options)
+
+
+def _looks_like_path(name: str) -> bool:
+    """Whether a name cannot be one on the hub, where names are `model` or `owner/model`."""
+    is_absolute = Path(name).expanduser().is_absolute()
+    return is_absolute or name.startswith((".", "~")) or name.count("/") > 1
 
 
 def _reachable() -> bool:
@@ -50,57 +187,11 @@ def _reachable() -> bool:
         return False
 
 
-def pretrained_tokenizer(name: str) -> Any:
-    """The tokenizer of a model on the hub, or of a folder; see `from_pretrained`.
-
-    Raises:
-        UserError: also where there are no files of a tokenizer: the library then makes one that knows no word.
-    """
-    tokenizer = from_pretrained("AutoTokenizer", name)
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
-        raise UserError(f"{name} holds no vocabulary of a tokenizer (tokenizer.json or vocab.txt)")
-    return tokenizer
-
-
-def from_pretrained(kind: str, name: str, **options: Any) -> Any:
-    """`transformers.KIND.from_pretrained(name)`: from a folder, from the hub's cache, or from the hub itself.
-
-    No code of the model's own is run, and weights are read from safetensors alone.
-
-    Args:
-        kind: such as `AutoTokenizer` or `AutoModel`.
-        name: of a model on the hub, or the path of a folder.
-        options: of `from_pretrained`.
-
-    Raises:
-        UserError: where neither has it, or what is there cannot be read.
-    """
-    factory = getattr(library("transformers"), kind)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return _read(
-            factory, str(folder), f"{folder} holds no {kind.removeprefix('Auto').lower()}", options
-        )
-    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        raise UserError(
-            f"there is no folder {name} with a transformers model; give a folder, or a name on the hub"
-        )
-    try:
-        return factory.from_pretrained(name, local_files_only=True, **options)
-    except Exception:  # whatever is missing in the cache; the hub itself is asked next, and its answer is what counts
-        if not _reachable():
-            raise UserError(
-                f"the model {name} is not in the cache of the hub and there is no network; give the path of its folder "
-                "(config.json, model.safetensors, tokenizer.json)"
-            ) from None
-    return _read(
-        factory, name, f"the hub has no {kind.removeprefix('Auto').lower()} of {name}", options
-    )
-
-
-def _read(factory: Any, name: str, problem: str, options: dict[str, Any]) -> Any:
+def _load(factory: _Factory, name: str, problem: str, options: Mapping[str, HubOption]) -> Any:
     try:
         return factory.from_pretrained(name, **options)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{problem} that can be read: {reason}") from error
+        # The library's messages run over many lines; the first one names the cause.
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        raise UserError(f"{problem}: {reason}") from error

@@ -14,6 +14,7 @@ from kd_lightning.errors import UserError
 
 NetworkFactory = Callable[..., nn.Module]
 
+
 @runtime_checkable
 class SelfContained(Protocol):
     """A network that can be built again without the files it was first built from."""
@@ -28,8 +29,6 @@ class UsesVocabulary(Protocol):
 
     def use_words(self, vocabulary: Mapping[str, int]) -> None:
         """Receive the id of each token."""
-
-
 
 
 def _is_network_factory(candidate: object) -> bool:

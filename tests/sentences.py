@@ -1,4 +1,4 @@
-"""Small data in SST-2's format, and a small BERT with its tokenizer in a folder, as the transformers library saves one."""
+"""Small data in SST-2's format, and the saved folder of a small BERT with its tokenizer."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ THINGS = ("film", "story", "plot", "cast", "director 's debut")
 
 
 def lines(count: int, start: int = 0) -> list[str]:
-    """`sentence<TAB>label`, of different lengths, the words telling the class."""
-    made = []
+    """Lines `sentence<TAB>label` of different lengths, whose words reveal the class."""
+    samples = []
     for at in range(start, start + count):
         label = at % 2
         word = (BAD, GOOD)[label][at % 5]
         more = ("and " + (BAD, GOOD)[label][(at + 1) % 5] + " ") * (at % 3)
-        made.append(f"the {THINGS[at // 2 % 5]} is n't long , but {word} {more}.\t{label}")
-    return made
+        samples.append(f"the {THINGS[at // 2 % 5]} is n't long , but {word} {more}.\t{label}")
+    return samples
 
 
 def write_sst2(root: Path, train: int = 60, dev: int = 12, test: int = 20) -> Path:
-    """`SST2/{train,dev,test}.tsv` below `root`, which is returned."""
+    """Write `SST2/{train,dev,test}.tsv` below `root`; returns `root`."""
     (root / "SST2").mkdir(parents=True)
     for name, count, start in (("train", train, 0), ("dev", dev, 100), ("test", test, 200)):
         (root / "SST2" / f"{name}.tsv").write_text("\n".join(lines(count, start)) + "\n")
@@ -35,7 +35,7 @@ def write_sst2(root: Path, train: int = 60, dev: int = 12, test: int = 20) -> Pa
 
 
 def save_bert(folder: Path, root: Path, tokenizer: bool = True, **changes: Any) -> Path:
-    """A BERT with random weights, and the tokenizer whose pieces are those of the training sentences."""
+    """Save a BERT with random weights, and a tokenizer learned from the training sentences."""
     transformers = pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
     transformers.logging.disable_progress_bar()
     data = SST2DataModule(str(root), tokenizer=SubwordTokenizer(300))
@@ -46,10 +46,10 @@ def save_bert(folder: Path, root: Path, tokenizer: bool = True, **changes: Any) 
         }
         backend = data.tokenizer.backend  # type: ignore[attr-defined]
         read = ["input_ids", "token_type_ids", "attention_mask"]
-        kept = transformers.PreTrainedTokenizerFast(
+        saved = transformers.PreTrainedTokenizerFast(
             tokenizer_object=backend, model_max_length=64, model_input_names=read, **names
         )
-        kept.save_pretrained(folder)
+        saved.save_pretrained(folder)
     small: dict[str, Any] = {
         "vocab_size": size,
         "hidden_size": 16,

@@ -1,4 +1,4 @@
-"""What is taken from the transformers library: from where, and what is said where it cannot be had."""
+"""Loading from the transformers library: the order of sources, and the messages for failures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def test_a_missing_package_is_named() -> None:
         hub.library("no_such_package")
 
 
-def test_a_vocabulary_s_checksum_sees_tokens_and_numbers() -> None:
+def test_the_checksum_of_a_vocabulary_covers_tokens_and_ids() -> None:
     base = hub.vocabulary_sha256({"a": 0, "b": 1})
     assert hub.vocabulary_sha256({"b": 1, "a": 0}) == base
     assert (
@@ -31,15 +31,15 @@ def test_a_vocabulary_s_checksum_sees_tokens_and_numbers() -> None:
     )
 
 
-class Asked:
-    """A class of the library that notes where it looks, and has nothing until it is asked over the network."""
+class FakeFactory:
+    """A stand-in for an Auto class: it records its calls, and its cache is empty."""
 
     def __init__(self, answer: bool) -> None:
         self.answer = answer
-        self.asked: list[dict[str, Any]] = []
+        self.calls: list[dict[str, Any]] = []
 
     def from_pretrained(self, name: str, **options: Any) -> str:
-        self.asked.append(options)
+        self.calls.append(options)
         if self.answer and not options.get("local_files_only"):
             return name
         raise OSError("it is not\nthere")
@@ -53,15 +53,15 @@ class Asked:
             True,
             "the model some/model is not in the cache of the hub and there is no network; give the path of its folder",
         ),
-        (True, False, "the hub has no model of some/model that can be read: it is not"),
+        (True, False, "the hub has no readable model of some/model: it is not"),
         (True, True, None),
     ],
 )
 def test_the_cache_first_then_the_hub(
     reachable: bool, answer: bool, words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Asked(answer)
-    monkeypatch.setattr(hub, "library", lambda name: type("Library", (), {"AutoModel": asked}))
+    factory = FakeFactory(answer)
+    monkeypatch.setattr(hub, "library", lambda name: type("Library", (), {"AutoModel": factory}))
     monkeypatch.setattr(hub, "_reachable", lambda: reachable)
     if words is None:
         assert hub.from_pretrained("AutoModel", "some/model", use_safetensors=True) == "some/model"
@@ -69,26 +69,26 @@ def test_the_cache_first_then_the_hub(
         with pytest.raises(UserError) as caught:
             hub.from_pretrained("AutoModel", "some/model", use_safetensors=True)
         assert words in str(caught.value)
-    assert asked.asked[0] == {"local_files_only": True, "use_safetensors": True}
-    assert len(asked.asked) == 1 + reachable
+    assert factory.calls[0] == {"local_files_only": True, "use_safetensors": True}
+    assert len(factory.calls) == 1 + reachable
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./folder", "~/no/such", "a/b/c"])
-def test_a_path_is_not_looked_for_on_the_hub(name: str) -> None:
+def test_the_hub_is_not_searched_for_paths(name: str) -> None:
     pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
     with pytest.raises(UserError, match=r"there is no folder .* with a transformers model"):
         hub.from_pretrained("AutoTokenizer", name)
 
 
-def test_a_folder_without_what_is_asked_for(tmp_path: Path) -> None:
+def test_a_folder_without_tokenizer_or_model(tmp_path: Path) -> None:
     folder = save_bert(tmp_path / "bert", write_sst2(tmp_path / "data"), tokenizer=False)
-    with pytest.raises(UserError, match="bert holds no vocabulary of a tokenizer"):
+    with pytest.raises(UserError, match="bert has no vocabulary; give a folder"):
         hub.pretrained_tokenizer(str(folder))
     (tmp_path / "empty").mkdir()
     for get, what in (
         (hub.pretrained_tokenizer, "tokenizer"),
         (partial(hub.from_pretrained, "AutoModel"), "model"),
     ):
-        with pytest.raises(UserError, match=f"empty holds no {what} that can be read"):
+        with pytest.raises(UserError, match=f"empty has no readable {what}"):
             get(str(tmp_path / "empty"))
     assert hub.from_pretrained("AutoModel", str(folder)).config.hidden_size == 16

@@ -77,8 +77,9 @@ def run_child(started: float, folder: str) -> None:
     import lightning  # noqa: F401
 
     watch.finish("import lightning, without torch")
-    from kd_lightning.runs import launch
     from kd_lightning.training.base import BaseModule
+
+    from kd_lightning.runs import launch
 
     watch.finish("other imports")
     launcher = launch.Launcher

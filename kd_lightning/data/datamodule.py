@@ -101,6 +101,12 @@ class DataModule(pl.LightningDataModule, ABC):
             UserError: if this data cannot be read that way.
         """
 
+    def prepare_network(self, network: nn.Module) -> None:
+        """Give a network that starts without `init_from` what it needs of the data, before training.
+
+        Text datamodules pass their vocabulary to embeddings that start from word vectors.
+        """
+
     def adapt_weights(
         self,
         network: nn.Module,

@@ -1,4 +1,7 @@
-"""Attention scores before the softmax, for losses that match them; computed apart only where they are tapped."""
+"""Attention scores before the softmax, for losses that match them.
+
+Fused attention does not return its scores, so they are computed separately, if a hook waits.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kd_lightning.hub import library
+from kd_lightning.hub import Encoder, library
 
 NAME = "kd_scores"
-"""Under which the function below is known to the transformers library."""
+"""The name under which `attention` is registered with the transformers library."""
 
 _TAP = "kd_scores_tap"
 
@@ -26,33 +29,39 @@ def attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention (Vaswani et al. 2017), as the transformers library asks for it.
+    """Scaled dot-product attention (Vaswani et al. 2017), in the interface of transformers.
 
     Args:
-        module: that asks; where its layer's scores are tapped, they pass through the tap.
-        query, key, value: `(B, heads, L, d)`.
-        attention_mask: bool, true where a key counts, or a number added to the scores; `(B, 1, L, L)` or broadcast to it.
-        scaling: multiplies the scores; 1 / sqrt(d) where left out.
-        dropout: on the attention weights.
+        module: the calling module; if its layer's scores have a hook, they pass through the tap.
+        query: `(B, heads, L, d)`.
+        key: `(B, heads, L, d)`.
+        value: `(B, heads, L, d)`.
+        attention_mask: bool, true at the keys that count, or numbers to add to the scores;
+            `(B, 1, L, L)` or broadcastable to it.
+        scaling: factor of the scores; default: 1 / sqrt(d).
+        dropout: dropout of the attention weights.
 
     Returns:
-        `(B, L, heads, d)`.
+        `(B, L, heads, d)`, and no attention weights.
     """
     tap = module.__dict__.get(_TAP)
     if tap is not None and tap._forward_hooks:
-        tap(
-            query
-            @ key.transpose(-1, -2)
-            * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        )
+        factor = query.shape[-1] ** -0.5 if scaling is None else scaling
+        tap(query @ key.transpose(-1, -2) * factor)
     mixed = F.scaled_dot_product_attention(
         query, key, value, attention_mask, dropout, scale=scaling
     )
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def tap_scores(encoder: Any, layers: nn.ModuleList, taps: Iterable[nn.Module]) -> None:
-    """Let each layer's attention scores pass through its tap, where hooks wait there."""
+def tap_scores(encoder: Encoder, layers: nn.ModuleList, taps: Iterable[nn.Module]) -> None:
+    """Route the attention scores of each layer through its tap.
+
+    Args:
+        encoder: an encoder of the transformers library.
+        layers: its layers.
+        taps: one module per layer, on which losses register hooks.
+    """
     transformers = library("transformers")
     transformers.AttentionInterface.register(NAME, attention)
     masks = library("transformers.masking_utils")
@@ -60,4 +69,5 @@ def tap_scores(encoder: Any, layers: nn.ModuleList, taps: Iterable[nn.Module]) -
     encoder.set_attn_implementation(NAME)
     for layer, tap in zip(layers, taps, strict=True):
         for module in layer.modules():
-            module.__dict__[_TAP] = tap  # past nn.Module, which would take it for a part of each
+            # Not by attribute: nn.Module would register the tap as a submodule of every module.
+            module.__dict__[_TAP] = tap

@@ -18,27 +18,29 @@ from kd_lightning.models.embedding import (
 
 
 class BiLSTMClassifier(nn.Module):
-    """Word vectors, one bidirectional LSTM layer, a hidden layer with ReLU, classes (Tang et al. 2019, section 3.1).
+    """A bidirectional LSTM over word vectors, and a hidden layer (Tang et al. 2019, section 3.1).
 
-    A sentence's logits do not depend on how far its batch is padded: each direction starts at its own first word, and only
-    words are pooled.
+    The logits of a sentence do not depend on the padding of its batch: each direction starts at its
+    own first word, and the pooling skips padding.
 
     Args:
-        embedding: numbers a word.
-        hidden: units of each direction.
-        head: units of the hidden layer.
-        pooling: "max" of each unit over all words, or the "last" state of each direction.
-        dropout: on word vectors and on both sides of the hidden layer.
-        vectors: file of word vectors to start from, in the text format of GloVe or fastText; random where left out.
-        vocabulary: how many tokens there are, filled in from the data under `kd`.
-        num_classes: K, filled in from the data under `kd`.
-        spec: filled in from the data under `kd`.
+        embedding: size of a word vector.
+        hidden: units per direction.
+        head: units of the hidden layer, which has a ReLU.
+        pooling: "max": the maximum of each unit over all words; "last": the last state of each
+            direction.
+        dropout: dropout of the word vectors, and before and after the hidden layer.
+        vectors: file of initial word vectors in the text format of GloVe or fastText; default:
+            random vectors.
+        vocabulary: number of tokens; `kd` fills it in from the data.
+        num_classes: K; `kd` fills it in from the data.
+        spec: description of the data; `kd` fills it in.
 
     Shapes:
         `input_ids` and `attention_mask` int64 `(B, L)`, padded at the end; output logits `(B, K)`.
 
     Raises:
-        UserError: where an argument is out of range, or the data is not text.
+        UserError: if an argument is out of range, or if the data is not text.
     """
 
     def __init__(
@@ -56,7 +58,7 @@ class BiLSTMClassifier(nn.Module):
         super().__init__()
         if num_classes is None:
             raise UserError(
-                "BiLSTMClassifier: num_classes is needed; under kd it comes from the data"
+                "BiLSTMClassifier: num_classes is missing; under kd it comes from the data"
             )
         if pooling not in ("max", "last"):
             raise UserError(f"BiLSTMClassifier: pooling must be 'max' or 'last', got {pooling!r}")
@@ -65,35 +67,55 @@ class BiLSTMClassifier(nn.Module):
         size, pad = vocabulary_of("BiLSTMClassifier", spec, vocabulary)
         self.pooling = pooling
         self.embedding = WordEmbedding(size, embedding, pad, vectors)
-        self.onward, self.backward_ = (
-            nn.LSTM(embedding, hidden, batch_first=True) for _ in range(2)
-        )
+        self.onward = nn.LSTM(embedding, hidden, batch_first=True)
+        self.backward_ = nn.LSTM(embedding, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.hidden = nn.Sequential(nn.Linear(2 * hidden, head), nn.ReLU(), nn.Dropout(dropout))
         self.head = nn.Linear(head, num_classes)
 
     def without_files(self) -> dict[str, Any]:
-        """Arguments that make this network, but for its weights, where the file that it started from is not at hand."""
+        """Arguments that rebuild this network, except its weights, without the vector file."""
         return {"vectors": None}
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
+        """Classify sentences.
+
+        Args:
+            input_ids: int64 `(B, L)`.
+            attention_mask: int64 `(B, L)`, 1 for tokens and 0 for padding.
+            token_type_ids: ignored.
+
+        Returns:
+            Logits `(B, K)`.
+        """
         mask = attention_mask.bool()
         last = attention_mask.sum(1, keepdim=True) - 1
-        # Reading backwards is reading the words in reverse order, padding left where it is.
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)
-        reverse = torch.where(mask, last - place, place)
-        both = []
-        for lstm, ids in ((self.onward, input_ids), (self.backward_, input_ids.gather(1, reverse))):
-            states, _ = lstm(self.dropout(self.embedding(ids)))
-            both.append(
-                masked_max(states, mask) if self.pooling == "max" else self._at(states, last)
-            )
-        logits: Tensor = self.head(self.hidden(self.dropout(torch.cat(both, 1))))
+        # The backward direction reads the words in reverse order; padding stays at the end.
+        position = torch.arange(input_ids.shape[1], device=input_ids.device)
+        reversed_ids = input_ids.gather(1, torch.where(mask, last - position, position))
+        onward = self._direction(self.onward, input_ids, mask, last)
+        backward = self._direction(self.backward_, reversed_ids, mask, last)
+        hidden = self.hidden(self.dropout(torch.cat([onward, backward], 1)))
+        logits: Tensor = self.head(hidden)
         return logits
 
-    @staticmethod
-    def _at(states: Tensor, place: Tensor) -> Tensor:
-        """Each sentence's state at its place `(B, 1)`."""
-        return states.gather(1, place[..., None].expand(-1, -1, states.shape[2])).squeeze(1)
+    def _direction(self, lstm: nn.Module, ids: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+        """The pooled states of one direction.
+
+        Args:
+            lstm: the direction.
+            ids: int64 `(B, L)`, in the order of the direction.
+            mask: bool `(B, L)`, true for words.
+            last: int64 `(B, 1)`, position of each sentence's last word.
+
+        Returns:
+            `(B, hidden)`.
+        """
+        states, _ = lstm(self.dropout(self.embedding(ids)))
+        if self.pooling == "max":
+            return masked_max(states, mask)
+        index = last[..., None].expand(-1, -1, states.shape[2])
+        last_states: Tensor = states.gather(1, index).squeeze(1)
+        return last_states

@@ -1,4 +1,4 @@
-"""Word embeddings, random or from a file of word vectors, and pooling over a sentence's own words alone."""
+"""Word embeddings, random or from a file of word vectors, and helpers of the networks for text."""
 
 from __future__ import annotations
 
@@ -11,19 +11,25 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 
+INITIAL_RANGE = 0.25
+"""Bound of the initial weights: random vectors are then about as long as word2vec's (Kim 2014)."""
+
 
 class WordEmbedding(nn.Embedding):
-    """A vector for each word: uniform in [-0.25, 0.25], about as long as word2vec's (Kim 2014), or read from a file.
+    """A vector per word: uniform in [-0.25, 0.25] (Kim 2014), or read from a file.
 
     Args:
-        words: how many.
-        width: numbers a word.
-        pad: the number that fills up; its vector stays zero.
-        vectors: text file in the format of GloVe or fastText, a word and its numbers a line. It is read when training starts
-            (`use_words`).
+        words: number of words.
+        width: size of a vector.
+        pad: id of the padding token, whose vector stays zero.
+        vectors: text file in the format of GloVe or fastText, with a word and its numbers per line.
+            It is read when training starts (`use_words`).
+
+    Shapes:
+        Input int64 of any shape `(*)`; output `(*, width)`.
 
     Raises:
-        UserError: where there is no such file.
+        UserError: if the file is missing.
     """
 
     def __init__(self, words: int, width: int, pad: int = 0, vectors: str | None = None) -> None:
@@ -32,86 +38,136 @@ class WordEmbedding(nn.Embedding):
             raise UserError(f"there is no file {vectors} with word vectors")
         self.vectors = vectors
         with torch.no_grad():
-            self.weight.uniform_(-0.25, 0.25)
+            self.weight.uniform_(-INITIAL_RANGE, INITIAL_RANGE)
             self.weight[pad] = 0
 
     def use_words(self, vocabulary: Mapping[str, int]) -> None:
-        """Take the vectors of these words from the file, where there is one; the others keep their random start."""
+        """Load the vectors of these words from the file; other words stay random.
+
+        Without a file, this does nothing.
+
+        Args:
+            vocabulary: the id of each word.
+
+        Raises:
+            UserError: if the file cannot be read, or if it has none of the words.
+        """
         if self.vectors is None:
             return
-        found = 0
+        path = Path(self.vectors).expanduser()
+        count = 0
         with torch.no_grad():
-            for word, vector in read_vectors(
-                Path(self.vectors).expanduser(), vocabulary, self.embedding_dim
-            ):
+            for word, vector in read_vectors(path, vocabulary, self.embedding_dim):
                 self.weight[vocabulary[word]] = torch.tensor(vector)
-                found += 1
-        if not found:
+                count += 1
+        if not count:
             raise UserError(
-                f"{self.vectors} has a vector for none of the {len(vocabulary):,} words; it is of another language, or its "
-                f"width is not {self.embedding_dim} numbers a word"
+                f"{self.vectors} has none of the {len(vocabulary):,} words of the vocabulary; "
+                f"use a file of the same language with {self.embedding_dim} numbers per word"
             )
-        print(f"vectors: {found:,} of {len(vocabulary):,} words are in {self.vectors}")
+        print(f"vectors: {count:,} of {len(vocabulary):,} words are in {self.vectors}")
 
 
 def read_vectors(
     path: Path, vocabulary: Mapping[str, int], width: int
 ) -> Iterator[tuple[str, list[float]]]:
-    """The vectors of known words in a GloVe or fastText text file; of a word that stands there twice, the first.
+    """Yield the known words of a GloVe or fastText file with their vectors.
+
+    If the file lists a word twice, the first vector counts.
+
+    Args:
+        path: the file.
+        vocabulary: the known words.
+        width: numbers per word.
 
     Raises:
-        UserError: where the file is missing, is not UTF-8, or its vectors are not `width` numbers.
+        UserError: if the file is missing or not UTF-8, or if a vector is not `width` numbers.
     """
     if not path.is_file():
         raise UserError(f"there is no file {path} with word vectors")
-    seen = set()
+    seen: set[str] = set()
+    # Bytes: most words of such a file are unknown, and decoding all of it would take longer.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             fields = line.rstrip().split(b" ")
-            if (number == 1 and len(fields) == 2) or not line.strip():
-                continue  # fastText's first line: how many words, how many numbers; or a blank one
-            if len(fields) <= width:
-                raise UserError(
-                    f"{path}, line {number}: {len(fields) - 1} numbers, and the embedding has {width}"
-                )
-            try:
-                word = b" ".join(fields[:-width]).decode()  # a few of GloVe's words have spaces
-                if word in vocabulary and word not in seen:
-                    seen.add(word)
-                    yield word, [float(field) for field in fields[-width:]]
-            except ValueError as error:
-                what = (
-                    "the word is not UTF-8"
-                    if isinstance(error, UnicodeDecodeError)
-                    else f"not {width} numbers"
-                )
-                raise UserError(f"{path}, line {number}: {what}") from error
+            is_header = number == 1 and len(fields) == 2  # fastText: number of words, and width
+            if is_header or not line.strip():
+                continue
+            place = f"{path}, line {number}"
+            word = _word(place, fields, width)
+            if word in vocabulary and word not in seen:
+                seen.add(word)
+                yield word, _vector(place, fields, width)
+
+
+def _word(place: str, fields: list[bytes], width: int) -> str:
+    if len(fields) <= width:
+        raise UserError(
+            f"{place}: {len(fields) - 1} numbers instead of {width}, the width of the embedding"
+        )
+    try:
+        # A few words of GloVe contain spaces.
+        return b" ".join(fields[:-width]).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place}: the word is not UTF-8; convert the file to UTF-8") from error
+
+
+def _vector(place: str, fields: list[bytes], width: int) -> list[float]:
+    try:
+        return [float(field) for field in fields[-width:]]
+    except ValueError as error:
+        raise UserError(f"{place}: the last {width} fields are not numbers") from error
 
 
 def vocabulary_of(owner: str, spec: Mapping[str, Any] | None, size: int | None) -> tuple[int, int]:
-    """How many tokens there are and which fills up: as given, or as the data says.
+    """The number of tokens and the id of the padding token.
+
+    Args:
+        owner: name of the network, for messages.
+        spec: spec of the data, if there is data.
+        size: number of tokens; `None`: that of the data.
 
     Raises:
-        UserError: where neither says so.
+        UserError: if neither gives the number of tokens.
     """
-    described = (spec or {}).get("vocabulary", {})
-    if size is None and "size" not in described:
-        raise UserError(f"{owner} reads tokens: give vocabulary, or train it under kd on text data")
-    return int(described.get("size", 0) if size is None else size), int(described.get("pad", 0))
+    vocabulary = (spec or {}).get("vocabulary", {})
+    if size is None:
+        size = vocabulary.get("size")
+    if size is None:
+        raise UserError(f"{owner} reads tokens: set vocabulary, or train it under kd on text data")
+    return int(size), int(vocabulary.get("pad", 0))
 
 
 def check_shares(owner: str, **values: float) -> None:
+    """Check that arguments are in [0, 1).
+
+    Raises:
+        UserError: if one is not.
+    """
     for name, value in values.items():
         if not 0 <= value < 1:
             raise UserError(f"{owner}: {name} must be in [0, 1), got {value}")
 
 
 def check_counts(owner: str, **values: int) -> None:
+    """Check that arguments are at least 1.
+
+    Raises:
+        UserError: if one is not.
+    """
     for name, value in values.items():
         if value < 1:
             raise UserError(f"{owner}: {name} must be at least 1, got {value}")
 
 
 def masked_max(states: Tensor, mask: Tensor) -> Tensor:
-    """The largest value of each feature over the places that count: `(B, L, F)` and bool `(B, L)` to `(B, F)`."""
+    """The maximum of each feature over the positions that count.
+
+    Args:
+        states: `(B, L, F)`.
+        mask: bool `(B, L)`, true at the positions that count.
+
+    Returns:
+        `(B, F)`.
+    """
     return states.masked_fill(~mask[..., None], float("-inf")).amax(1)

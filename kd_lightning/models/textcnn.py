@@ -19,26 +19,28 @@ from kd_lightning.models.embedding import (
 
 
 class TextCNN(nn.Module):
-    """Word vectors, convolutions of several widths, the largest value of each filter, classes (Kim 2014, arXiv 1408.5882).
+    """Word vectors, convolutions of several widths and max pooling (Kim 2014, arXiv 1408.5882).
 
-    Sentences are padded with zero vectors by a filter's width less one at both ends, so that the shortest has a place for
-    each filter; a sentence's logits do not depend on how far its batch is padded.
+    Both ends of a sentence are padded with zero vectors by the width of a filter minus one, so that
+    every filter fits the shortest sentence. The logits of a sentence do not depend on the padding
+    of its batch.
 
     Args:
-        embedding: numbers a word.
-        widths: words that a filter sees.
-        filters: of each width.
-        dropout: on the pooled values.
-        vectors: file of word vectors to start from, in the text format of GloVe or fastText; random where left out.
-        vocabulary: how many tokens there are, filled in from the data under `kd`.
-        num_classes: K, filled in from the data under `kd`.
-        spec: filled in from the data under `kd`.
+        embedding: size of a word vector.
+        widths: number of words that a filter spans, per group of filters; default: 3, 4 and 5.
+        filters: number of filters per width.
+        dropout: dropout of the pooled values.
+        vectors: file of initial word vectors in the text format of GloVe or fastText; default:
+            random vectors.
+        vocabulary: number of tokens; `kd` fills it in from the data.
+        num_classes: K; `kd` fills it in from the data.
+        spec: description of the data; `kd` fills it in.
 
     Shapes:
         `input_ids` and `attention_mask` int64 `(B, L)`, padded at the end; output logits `(B, K)`.
 
     Raises:
-        UserError: where an argument is out of range, or the data is not text.
+        UserError: if an argument is out of range, or if the data is not text.
     """
 
     def __init__(
@@ -53,38 +55,50 @@ class TextCNN(nn.Module):
         spec: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        widths = [3, 4, 5] if widths is None else widths
+        if widths is None:
+            widths = [3, 4, 5]
         if num_classes is None:
-            raise UserError("TextCNN: num_classes is needed; under kd it comes from the data")
+            raise UserError("TextCNN: num_classes is missing; under kd it comes from the data")
         if not widths or min(widths) < 1:
             raise UserError(
-                f"TextCNN: widths must list at least one width of at least 1, got {widths}"
+                f"TextCNN: widths must be one or more numbers of at least 1, got {widths}"
             )
         check_counts("TextCNN", embedding=embedding, filters=filters)
         check_shares("TextCNN", dropout=dropout)
         size, pad = vocabulary_of("TextCNN", spec, vocabulary)
         self.embedding = WordEmbedding(size, embedding, pad, vectors)
-        self.filters = nn.ModuleList(
-            nn.Conv1d(embedding, filters, width, padding=width - 1) for width in widths
-        )
+        self.filters = nn.ModuleList()
+        for width in widths:
+            self.filters.append(nn.Conv1d(embedding, filters, width, padding=width - 1))
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(filters * len(widths), num_classes)
 
     def without_files(self) -> dict[str, Any]:
-        """Arguments that make this network, but for its weights, where the file that it started from is not at hand."""
+        """Arguments that rebuild this network, except its weights, without the vector file."""
         return {"vectors": None}
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
+        """Classify sentences.
+
+        Args:
+            input_ids: int64 `(B, L)`.
+            attention_mask: int64 `(B, L)`, 1 for tokens and 0 for padding.
+            token_type_ids: ignored.
+
+        Returns:
+            Logits `(B, K)`.
+        """
+        # Zero vectors at the padding of the batch, as at the padding of the convolutions.
         words = (self.embedding(input_ids) * attention_mask[..., None]).transpose(1, 2)
-        pooled = []
+        pooled: list[Tensor] = []
         for convolution in self.filters:
-            found = F.relu(convolution(words)).transpose(1, 2)
-            # A filter of width w has a place for each word and w - 1 more.
-            mask = F.pad(
-                attention_mask, (found.shape[1] - attention_mask.shape[1], 0), value=1
-            ).bool()
-            pooled.append(masked_max(found, mask))
+            activations = F.relu(convolution(words)).transpose(1, 2)
+            # A filter of width w has w - 1 more positions than the sentence has words, and all of
+            # the first w - 1 positions see a word.
+            extra = activations.shape[1] - attention_mask.shape[1]
+            mask = F.pad(attention_mask, (extra, 0), value=1).bool()
+            pooled.append(masked_max(activations, mask))
         logits: Tensor = self.head(self.dropout(torch.cat(pooled, 1)))
         return logits

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -10,41 +9,48 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.hub import from_pretrained, library, pretrained_tokenizer, vocabulary_sha256
+from kd_lightning.hub import Encoder
 from kd_lightning.models.attention import tap_scores
 from kd_lightning.models.embedding import check_shares
-from kd_lightning.spec import check_vocabulary
-from kd_lightning.weights import KEY, network_weights, read_file
+from kd_lightning.models.encoders import check_tokens, encoder_layers, load_encoder, make_encoder
+from kd_lightning.models.layer_copy import copy_encoder_layers
+
+_NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype")
+"""Entries of a configuration that are not arguments of a network."""
 
 
 class TransformerClassifier(nn.Module):
-    """An encoder of the transformers library, the state of its first token, and a head.
+    """An encoder of the transformers library, and a head on the state of its first token.
 
-    Give one of: `pretrained`, the name of a model on the hub or the path of a folder (safetensors alone are read, and no code
-    of the model's own is run); or `architecture`, for random weights.
+    Give either `pretrained` or `architecture`. Pretrained weights are read from safetensors files
+    only, and code that comes with a model is never run.
 
-    Layers to tap: `states.0` (embeddings) to `states.N` are each layer's output `(B, L, H)`; `scores.1` to `scores.N` each
-    layer's attention before the softmax `(B, heads, L, L)`. Padding is part of both: a loss leaves it out.
+    Layers to tap: `states.0` (the embeddings) to `states.N` are the outputs of the layers,
+    `(B, L, H)`; `scores.1` to `scores.N` are their attention scores before the softmax,
+    `(B, heads, L, L)`. Both include padding, which losses have to mask.
 
     Args:
-        pretrained: a model of the hub, such as `bert-base-uncased`, or a folder of one.
-        architecture: arguments of a configuration of the transformers library, `model_type` among them, such as
-            `{model_type: bert, hidden_size: 128, num_hidden_layers: 4, num_attention_heads: 4, intermediate_size: 512}`; the
-            size of the vocabulary comes from the data.
-        trainable_layers: train the last so many layers, and the head; `None`: all, the embeddings too.
-        head: units of a hidden layer with ReLU between the encoder and the classes; `None`: none.
-        dropout: before each layer of the head.
-        copy_from: checkpoint of a TransformerClassifier of the same width with more layers, whose embeddings and every
-            k-th layer are where this one starts (Sanh et al. 2019, section 3).
-        copy_layers: which layers to copy, from 0; evenly spread, the last among them, where left out.
-        num_classes: K, filled in from the data under `kd`.
-        spec: filled in from the data under `kd`.
+        pretrained: name of a model on the hub, such as `bert-base-uncased`, or path of a folder.
+        architecture: for random weights: arguments of a configuration of transformers, such as
+            `{model_type: bert, hidden_size: 128, num_hidden_layers: 4, num_attention_heads: 4,
+            intermediate_size: 512}`; the size of the vocabulary comes from the data.
+        trainable_layers: train this many of the last layers, and the head; `None`: train
+            everything, including the embeddings.
+        head: units of a hidden layer with ReLU before the classes; `None`: no hidden layer.
+        dropout: dropout before each layer of the head.
+        copy_from: checkpoint of a TransformerClassifier of the same width with more layers, to
+            start from its embeddings and every k-th layer (Sanh et al. 2019, section 3).
+        copy_layers: layers to copy, from 0; default: evenly spaced layers, including the last one.
+        num_classes: K; `kd` fills it in from the data.
+        spec: description of the data; `kd` fills it in.
 
     Shapes:
-        `input_ids`, `attention_mask` (and `token_type_ids`) int64 `(B, L)`, padded at the end; output logits `(B, K)`.
+        `input_ids`, `attention_mask` (and `token_type_ids`) int64 `(B, L)`, padded at the end;
+        output logits `(B, K)`.
 
     Raises:
-        UserError: where the model cannot be had, or does not fit the tokenizer or the arguments.
+        UserError: if the model cannot be loaded, or if it does not fit the tokenizer or the
+            arguments.
     """
 
     def __init__(
@@ -62,48 +68,37 @@ class TransformerClassifier(nn.Module):
         super().__init__()
         if num_classes is None:
             raise UserError(
-                "TransformerClassifier: num_classes is needed; under kd it comes from the data"
+                "TransformerClassifier: num_classes is missing; under kd it comes from the data"
             )
-        if (pretrained is None) == (architecture is None):
-            raise UserError("TransformerClassifier: give either pretrained or architecture")
         check_shares("TransformerClassifier", dropout=dropout)
         tokens = (spec or {}).get("vocabulary", {})
-        self.encoder = (
-            _load(pretrained) if pretrained is not None else _make(architecture or {}, tokens)
-        )
-        if getattr(self.encoder, "pooler", None) is not None:
-            self.encoder.pooler = (
-                None  # weights without a use, which several processes would wait for
-            )
+        self.encoder = _encoder(pretrained, architecture, tokens)
         config = self.encoder.config
-        _check_tokens(pretrained, self.encoder, tokens)
+        check_tokens(pretrained, self.encoder, tokens)
         self.typed = int(getattr(config, "type_vocab_size", 0)) > 1
-        width, layers = int(config.hidden_size), encoder_layers(self.encoder)
-        inner = [nn.Dropout(dropout), nn.Linear(width, head), nn.ReLU()] if head is not None else []
-        self.head = nn.Sequential(
-            *inner, nn.Dropout(dropout), nn.Linear(width if head is None else head, num_classes)
-        )
-        self.states = nn.ModuleList(nn.Identity() for _ in range(int(config.num_hidden_layers) + 1))
-        self.scores = nn.ModuleList(nn.Identity() for _ in range(len(layers) + 1))
+        self.head = _head(int(config.hidden_size), head, dropout, num_classes)
+        layers = encoder_layers(self.encoder)
+        # The taps pass their input through: they exist for the hooks of losses.
+        self.states = _taps(int(config.num_hidden_layers) + 1)
+        self.scores = _taps(len(layers) + 1)
         tap_scores(self.encoder, layers, self.scores[1:])
         if not len(layers) and (trainable_layers is not None or copy_from is not None):
             raise UserError(
-                f"{type(self.encoder).__name__} has no list of its layers; it cannot be frozen or copied by layer"
+                f"{type(self.encoder).__name__} has no list of its layers; "
+                "remove trainable_layers and copy_from"
             )
         self._check_padding()
         if trainable_layers is not None:
-            self._freeze_but(layers, trainable_layers)
+            self._freeze_all_but(layers, trainable_layers)
         if copy_from is not None:
-            self._copy(Path(copy_from).expanduser(), copy_layers, layers, spec)
+            path = Path(copy_from).expanduser()
+            copy_encoder_layers(path, copy_layers, self.encoder, layers, spec)
 
     def without_files(self) -> dict[str, Any]:
-        """Arguments that make this network, but for its weights, where the files that it started from are not at hand."""
-        told = self.encoder.config.to_dict()
-        architecture = {
-            k: v
-            for k, v in told.items()
-            if k not in ("transformers_version", "architectures", "dtype")
-        }
+        """Arguments that rebuild this network, except its weights, without the files it read."""
+        architecture = self.encoder.config.to_dict()
+        for name in _NOT_ARCHITECTURE:
+            architecture.pop(name, None)
         return {
             "pretrained": None,
             "architecture": architecture,
@@ -112,29 +107,39 @@ class TransformerClassifier(nn.Module):
         }
 
     def _check_padding(self) -> None:
-        """UserError where what a sentence's first token says depends on how far its batch is padded, as in decoders."""
-        config, name = self.encoder.config, type(self.encoder).__name__
+        """Check that the logits of a sentence do not depend on the padding of its batch.
+
+        Raises:
+            UserError: if they do, as in decoders, or if the encoder cannot read a sentence.
+        """
+        config = self.encoder.config
+        name = type(self.encoder).__name__
         ids = (torch.arange(5, 10) % config.vocab_size)[None]
-        padded = nn.functional.pad(ids, (0, 3), value=getattr(config, "pad_token_id", None) or 0)
+        pad = getattr(config, "pad_token_id", None) or 0
+        padded = nn.functional.pad(ids, (0, 3), value=pad)
+        mask = torch.ones_like(ids)
+        padded_mask = nn.functional.pad(mask, (0, 3))
+        self.eval()
         try:
             with torch.no_grad():
-                self.eval()
-                alone, wider = (
-                    self(each, (torch.arange(each.shape[1]) < 5).long()[None])
-                    for each in (ids, padded)
-                )
+                expected = self(ids, mask)
+                logits = self(padded, padded_mask)
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            # Encoders of other kinds fail in many ways.
+            lines = str(error).splitlines()
+            reason = lines[0] if lines else type(error).__name__
             raise UserError(
-                f"{name} cannot read a sentence; take an encoder, such as BERT's: {reason}"
+                f"{name} cannot read a sentence; use an encoder for text, such as bert: {reason}"
             ) from error
         self.train()
-        if not torch.allclose(alone, wider, atol=1e-4):
+        if not torch.allclose(expected, logits, atol=1e-4):
             raise UserError(
-                f"{name} cannot leave padding out: logits would depend on the batch; take BERT's kin"
+                f"{name} does not ignore padding, so logits would depend on the batch; "
+                "use an encoder with an attention mask, such as bert"
             )
 
-    def _freeze_but(self, layers: nn.ModuleList, count: int) -> None:
+    def _freeze_all_but(self, layers: nn.ModuleList, count: int) -> None:
+        """Freeze the encoder except its last `count` layers."""
         if not 0 <= count <= len(layers):
             raise UserError(
                 f"TransformerClassifier: trainable_layers must be 0 to {len(layers)}, got {count}"
@@ -142,139 +147,61 @@ class TransformerClassifier(nn.Module):
         self.encoder.requires_grad_(False)
         layers[len(layers) - count :].requires_grad_(True)
 
-    def _copy(
-        self,
-        path: Path,
-        chosen: list[int] | None,
-        layers: nn.ModuleList,
-        spec: dict[str, Any] | None,
-    ) -> None:
-        content = read_file(path, "copy_from")
-        check_vocabulary(
-            f"copy_from {path}",
-            (content.get(KEY) or {}).get("spec"),
-            spec or {},
-            (spec or {}).get("vocabulary"),
-        )
-        own: dict[str, Tensor] = self.encoder.state_dict()
-        theirs = {k.removeprefix("encoder."): v for k, v in network_weights(content).items()}
-        prefix = next(name for name, module in self.encoder.named_modules() if module is layers)
-        there = {
-            int(k.removeprefix(f"{prefix}.").partition(".")[0])
-            for k in theirs
-            if k.startswith(f"{prefix}.")
-        }
-        count = len(layers)
-        from_layers = (
-            [round((at + 1) * len(there) / count) - 1 for at in range(count)]
-            if chosen is None
-            else chosen
-        )
-        if len(from_layers) != count or not set(from_layers) <= there:
-            raise UserError(
-                f"copy_from: {path} has {len(there)} layers; {count} of them are needed, not {from_layers}"
-            )
-        for name, tensor in own.items():
-            source = name
-            if name.startswith(f"{prefix}."):
-                number, _, rest = name.removeprefix(f"{prefix}.").partition(".")
-                source = f"{prefix}.{from_layers[int(number)]}.{rest}"
-            if source not in theirs or theirs[source].shape != tensor.shape:
-                raise UserError(
-                    f"copy_from: {path} has no {source!r} of shape {tuple(tensor.shape)}; is it of another width?"
-                )
-            tensor.copy_(theirs[source])
-
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
     ) -> Tensor:
-        typed = (
-            {"token_type_ids": token_type_ids} if self.typed and token_type_ids is not None else {}
+        """Classify sentences.
+
+        Args:
+            input_ids: int64 `(B, L)`.
+            attention_mask: int64 `(B, L)`, 1 for tokens and 0 for padding.
+            token_type_ids: int64 `(B, L)`, the number of the text (0 or 1) of each token; ignored
+                if the encoder does not read it.
+
+        Returns:
+            Logits `(B, K)`.
+        """
+        types: dict[str, Tensor] = {}
+        if self.typed and token_type_ids is not None:
+            types["token_type_ids"] = token_type_ids
+        # Hidden states cost memory: request them only if a hook waits for them.
+        is_tapped = any(tap._forward_hooks for tap in self.states)
+        outputs = self.encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            output_hidden_states=is_tapped,
+            **types,
         )
-        wanted = any(tap._forward_hooks for tap in self.states)
-        found = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=wanted, **typed
-        )
-        for tap, state in zip(self.states, found.hidden_states or (), strict=False):
+        for tap, state in zip(self.states, outputs.hidden_states or (), strict=False):
             tap(state)
-        logits: Tensor = self.head(found.last_hidden_state[:, 0])
+        logits: Tensor = self.head(outputs.last_hidden_state[:, 0])
         return logits
 
 
-def _make(architecture: dict[str, Any], tokens: dict[str, Any]) -> Any:
-    """An encoder with random weights, for the vocabulary of the data."""
-    transformers = library("transformers")
-    settings = {
-        "vocab_size": tokens.get("size"),
-        "pad_token_id": tokens.get("pad", 0),
-        **architecture,
-    }
-    if settings["vocab_size"] is None:
-        raise UserError(
-            "TransformerClassifier: architecture needs vocab_size; under kd it comes from the data"
-        )
-    if "model_type" not in settings:
-        raise UserError(
-            "TransformerClassifier: architecture needs a model_type, such as bert or distilbert"
-        )
-    try:
-        config = transformers.AutoConfig.for_model(**settings)
-        return transformers.AutoModel.from_config(config)
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        raise UserError(
-            f"TransformerClassifier: architecture: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def _load(name: str) -> Any:
-    """An encoder with the weights of a folder or the hub; UserError where some of its weights are not there."""
-    # Weights that are kept in half precision are trained in single precision all the same.
-    options = {"use_safetensors": True, "output_loading_info": True, "dtype": torch.float32}
-    encoder, loaded = from_pretrained("AutoModel", name, **options)
-    # A pooler is not used: models that were trained without one lack it.
-    if missing := sorted(key for key in loaded["missing_keys"] if not key.startswith("pooler.")):
-        raise UserError(
-            f"{name} holds no {missing[0]!r} for {type(encoder).__name__}; is it an encoder's folder?"
-        )
+def _encoder(
+    pretrained: str | None, architecture: dict[str, Any] | None, tokens: dict[str, Any]
+) -> Encoder:
+    """The encoder without its pooler."""
+    if pretrained is not None and architecture is None:
+        encoder = load_encoder(pretrained)
+    elif architecture is not None and pretrained is None:
+        encoder = make_encoder(architecture, tokens)
+    else:
+        raise UserError("TransformerClassifier: give either pretrained or architecture")
+    if getattr(encoder, "pooler", None) is not None:
+        # Its weights would have no gradient, and distributed training would wait for them.
+        encoder.pooler = None
     return encoder
 
 
-def _check_tokens(pretrained: str | None, encoder: Any, tokens: dict[str, Any]) -> None:
-    """Whether the tokenizer's numbers are those that the encoder was trained with, as far as that can be known."""
-    if not tokens:
-        return
-    config = encoder.config
-    if tokens["size"] > config.vocab_size:
-        raise UserError(
-            f"the tokenizer knows {tokens['size']:,} tokens and the encoder {pretrained or 'of the architecture'} "
-            f"{config.vocab_size:,}: they are of different vocabularies; use the encoder's own, "
-            "kd_lightning.data.PretrainedTokenizer with the same name"
-        )
-    if pretrained is not None:
-        own = tokens["sha256"]
-        with contextlib.suppress(
-            UserError
-        ):  # a folder without a tokenizer: its vocabulary is not known
-            own = vocabulary_sha256(pretrained_tokenizer(pretrained).get_vocab())
-        if tokens["sha256"] != own:
-            raise UserError(
-                f"the tokenizer has another vocabulary than the encoder {pretrained}; use the encoder's own, "
-                "kd_lightning.data.PretrainedTokenizer with the same name"
-            )
-    places = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
-    # RoBERTa and its kin count places from behind their padding's number.
-    padding: int | None = getattr(places, "padding_idx", None)
-    first, limit = 0 if padding is None else padding + 1, 0
-    with contextlib.suppress(AttributeError, NotImplementedError):  # encoders without a limit
-        limit = int(config.max_position_embeddings) - first
-    if 0 < limit < tokens["max_length"]:
-        raise UserError(
-            f"the encoder reads up to {limit} tokens, the tokenizer gives up to {tokens['max_length']}; set its max_length"
-        )
+def _head(width: int, hidden: int | None, dropout: float, num_classes: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    if hidden is not None:
+        layers += [nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU()]
+        width = hidden
+    layers += [nn.Dropout(dropout), nn.Linear(width, num_classes)]
+    return nn.Sequential(*layers)
 
 
-def encoder_layers(encoder: nn.Module) -> nn.ModuleList:
-    """The list of an encoder's layers; an empty one where there is none, as in ALBERT, whose layers are one."""
-    count = int(getattr(encoder.config, "num_hidden_layers", 0))
-    lists = (module for module in encoder.modules() if isinstance(module, nn.ModuleList))
-    return next((module for module in lists if len(module) == count), nn.ModuleList())
+def _taps(count: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Identity() for _ in range(count))

@@ -6,15 +6,14 @@ Hinton et al. 2015 (arXiv 1503.02531), section 5.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
+from kd_lightning.spec import Spec, SpecialistInfo
 from kd_lightning.specialists.agreement import (
     MAX_ITERATIONS,
     TOLERANCE,
@@ -22,6 +21,8 @@ from kd_lightning.specialists.agreement import (
     agreed_log_probs,
     membership,
 )
+from kd_lightning.specialists.data import SpecialistDataModule
+from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.model import ModelTeacher
 from kd_lightning.types import Batch, Inputs, Output, full
@@ -74,13 +75,13 @@ class SpecialistTeacher(Teacher):
         self.class_ids: list[list[int]] = []
         self.corrections: list[float] = []
 
-    def prepare(self, datamodule: Any) -> None:
+    def prepare(self, datamodule: DataModule) -> None:
         """Load all checkpoints and check them against the data."""
         self._generalist.prepare(datamodule)
         self.class_ids = []
         self.corrections = []
         for member in self._specialists:
-            specialist = _prepare_specialist(member, datamodule.spec)
+            specialist = _prepare_specialist(member, datamodule.spec, datamodule.task)
             self.class_ids.append(list(specialist["class_ids"]))
             # Sampling a class more often adds the log of that factor to its trained logit.
             self.corrections.append(math.log(specialist["oversampling"]))
@@ -121,7 +122,7 @@ class SpecialistTeacher(Teacher):
             log_probs[rows] = corrected(logits, self.corrections[number]).to(log_probs)
         return log_probs
 
-    def sources(self) -> list[dict[str, Any]]:
+    def sources(self) -> list[dict[str, object]]:
         """Path and checksum of each checkpoint."""
         sources = self._generalist.sources()
         for member in self._specialists:
@@ -129,35 +130,36 @@ class SpecialistTeacher(Teacher):
         return sources
 
 
-def _prepare_specialist(member: ModelTeacher, spec: Mapping[str, Any]) -> dict[str, Any]:
+def _prepare_specialist(member: ModelTeacher, spec: Spec, task: Task) -> SpecialistInfo:
     """Load a specialist and check its classes.
 
     Args:
         member: the specialist.
         spec: the spec of the data with all classes.
+        task: what is predicted.
 
     Returns:
         The entry "specialist" of the spec that it was trained on.
     """
     path = str(member.checkpoint)
     metadata = read_file(path, "the specialist").get(KEY) or {}
-    trained_on = metadata.get("spec") or {}
-    specialist: dict[str, Any] | None = trained_on.get("specialist")
-    if specialist is None:
+    trained_on = Spec.from_dict(metadata["spec"]) if metadata.get("spec") else None
+    if trained_on is None or trained_on.specialist is None:
         raise UserError(
             f"{path} is not a specialist's checkpoint; train one on a SpecialistDataModule"
         )
-    class_ids: Sequence[int] = specialist["class_ids"]
-    if max(class_ids) >= spec["num_classes"]:
+    specialist = trained_on.specialist
+    class_ids = specialist["class_ids"]
+    if max(class_ids) >= spec.num_classes:
         raise UserError(
             f"the specialist {path} knows a class {max(class_ids)}; "
-            f"the data has {spec['num_classes']} classes"
+            f"the data has {spec.num_classes} classes"
         )
     # The names that the specialist must have for its classes to be those of this data.
-    names = [spec["classes"][class_id] for class_id in class_ids]
-    dustbin = trained_on["classes"][-1]
+    names = [spec.classes[class_id] for class_id in class_ids]
+    dustbin = trained_on.classes[-1]
     names.append(dustbin)
-    member.prepare(SimpleNamespace(spec={**spec, "num_classes": len(names), "classes": names}))
+    member.prepare_for(replace(spec, num_classes=len(names), classes=tuple(names)), task)
     return specialist
 
 
@@ -226,17 +228,18 @@ class SubsetTeacher(Teacher):
         self._outside = torch.empty(0, dtype=torch.int64)
         self._correction = 0.0
 
-    def prepare(self, datamodule: Any) -> None:
+    def prepare(self, datamodule: DataModule) -> None:
         """Prepare the teacher of all classes and look up the specialist's classes."""
-        specialist = datamodule.spec.get("specialist")
+        specialist = datamodule.spec.specialist
         if specialist is None:
             raise UserError(
                 "SubsetTeacher needs a specialist's data; "
                 "use kd_lightning.specialists.SpecialistDataModule"
             )
+        assert isinstance(datamodule, SpecialistDataModule)
         self.teacher.prepare(datamodule.data)
         class_ids = specialist["class_ids"]
-        known = membership([class_ids], datamodule.data.spec["num_classes"])[0]
+        known = membership([class_ids], datamodule.data.spec.num_classes)[0]
         self._inside = torch.tensor(class_ids)
         self._outside = (~known).nonzero()[:, 0]
         self._correction = -math.log(specialist["oversampling"])
@@ -246,6 +249,13 @@ class SubsetTeacher(Teacher):
     def exact_logits(self) -> bool:
         """Whether the logits of the teacher of all classes are exact."""
         return self.teacher.exact_logits
+
+    @property
+    def joins(self) -> bool:
+        return self.teacher.joins
+
+    def join(self, batch: Batch, index: Tensor) -> Batch:
+        return self.teacher.join(batch, index)
 
     def probe(self, batch: Batch) -> Output:
         """An output `(B, m + 1)` for a batch of blank samples."""
@@ -262,6 +272,6 @@ class SubsetTeacher(Teacher):
         dustbin = outside.logsumexp(-1, keepdim=True)
         return Output(corrected(torch.cat([inside, dustbin], dim=-1), self._correction))
 
-    def sources(self) -> list[dict[str, Any]]:
+    def sources(self) -> list[dict[str, object]]:
         """The sources of the teacher of all classes."""
         return self.teacher.sources()

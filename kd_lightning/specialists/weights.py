@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.spec import Spec
 
 
 def specialist_weights(
     network: nn.Module,
     weights: Mapping[str, Tensor],
-    trained_on: Mapping[str, Any] | None,
-    data: Mapping[str, Any],
+    trained_on: Spec | None,
+    data: Spec,
     owner: str,
 ) -> dict[str, Tensor]:
     """Convert a generalist's weights to those that a specialist starts from.
@@ -36,7 +36,7 @@ def specialist_weights(
         UserError: if the weights were trained on other classes.
     """
     converted = dict(weights)
-    specialist = data.get("specialist")
+    specialist = data.specialist
     if specialist is None:
         return converted
     class_ids = specialist["class_ids"]
@@ -55,15 +55,15 @@ def specialist_weights(
 
 def _check_class_names(
     class_ids: Sequence[int],
-    trained_on: Mapping[str, Any] | None,
-    data: Mapping[str, Any],
+    trained_on: Spec | None,
+    data: Spec,
     owner: str,
 ) -> None:
-    names = (trained_on or {}).get("classes")
-    if not names:
+    if trained_on is None or not trained_on.classes:
         return
+    names = trained_on.classes
     # The data also names the dustbin, which is its last class and has no class id.
-    for class_id, name in zip(class_ids, data["classes"], strict=False):
+    for class_id, name in zip(class_ids, data.classes, strict=False):
         if names[class_id] != name:
             raise UserError(
                 f"{owner}: the weights call class {class_id} {names[class_id]!r}, "

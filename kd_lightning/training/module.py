@@ -150,6 +150,7 @@ class TrainingModule(pl.LightningModule):
         """Load the network from `init_from`; returns the losses' state found there."""
         assert self.spec is not None
         if self.init_from is None:
+            datamodule.prepare_network(self.net)
             return {}
         owner = f"init_from {self.init_from}"
         content = read_file(self.init_from, "init_from")

@@ -17,6 +17,7 @@ from typing import Any, cast
 import pytest
 import torch
 import torch.distributed as dist
+from kd_lightning.training.base import BaseModule
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
@@ -40,7 +41,6 @@ from kd_lightning.losses import (
 from kd_lightning.losses._gather import JoinedBatch
 from kd_lightning.teachers import ModelTeacher
 from kd_lightning.training import DistillationModule
-from kd_lightning.training.base import BaseModule
 from kd_lightning.types import UNLABELLED, Batch, Output
 from tests.training.small import copied, mlp, same, trainer
 

@@ -1,4 +1,4 @@
-"""Sentence classifiers: a sentence's logits are its own, whatever it is padded with; pooling, vectors, bad arguments."""
+"""Sentence classifiers: independence of padding, pooling, word vectors and bad arguments."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_sentence_has_the_same_logits_in_any_batch(name: str) -> None:
             ids, mask = sentences(lengths, 7)
             alone = net(ids[row : row + 1, :length], mask[row : row + 1, :length])
             torch.testing.assert_close(alone, whole[row : row + 1], rtol=0, atol=1e-6)
-        # What stands in the padding is never read.
+        # Token ids in the padding have no effect.
         torch.testing.assert_close(net(*sentences(lengths, 15, filler=5)), whole, rtol=0, atol=1e-6)
     assert (whole[0] - whole[1:]).abs().max() > 1e-3
 
@@ -89,7 +89,7 @@ def test_gradients_do_not_depend_on_padding(name: str) -> None:
 
 
 @pytest.mark.parametrize("pooling", ["max", "last"])
-def test_bilstm_is_torch_s_own_with_packed_sentences(pooling: Any) -> None:
+def test_bilstm_equals_torch_with_packed_sentences(pooling: Any) -> None:
     torch.manual_seed(0)
     net = BiLSTMClassifier(12, 8, 6, pooling, vocabulary=WORDS, num_classes=3).eval()
     both = nn.LSTM(12, 8, batch_first=True, bidirectional=True)
@@ -108,7 +108,7 @@ def test_bilstm_is_torch_s_own_with_packed_sentences(pooling: Any) -> None:
     torch.testing.assert_close(net(ids, mask), net.head(net.hidden(pooled)), rtol=0, atol=1e-6)
 
 
-def test_textcnn_by_hand() -> None:
+def test_textcnn_equals_a_manual_calculation() -> None:
     net = TextCNN(1, [2], 1, vocabulary=4, num_classes=2)
     (convolution,) = net.filters
     with torch.no_grad():
@@ -117,7 +117,8 @@ def test_textcnn_by_hand() -> None:
         convolution.bias.fill_(0.5)  # type: ignore[operator]
         net.head.weight.copy_(torch.tensor([[1.0], [-1.0]]))
         net.head.bias.zero_()
-    # Words 2, 1: the filter sees (0, 2), (2, 1), (1, 0) and gives 20.5, 12.5, 1.5; words -3: -29.5 and -2.5, both closed.
+    # Vectors 2, 1: the filter reads (0, 2), (2, 1), (1, 0) and returns 20.5, 12.5, 1.5.
+    # Vector -3: it returns -29.5 and -2.5, which the ReLU sets to zero.
     logits = net.eval()(torch.tensor([[2, 1], [3, 0]]), torch.tensor([[1, 1], [1, 0]]))
     assert logits.tolist() == [[20.5, -20.5], [0.0, 0.0]]
 
@@ -140,7 +141,7 @@ def test_vectors_from_a_file(
     path = tmp_path / "vectors.txt"
     path.write_text(
         f"{heading}film 1 2\nunknown 5 6\n. . 3 -4\nfilm 7 8\n"
-    )  # ". ." is a word with a space, as GloVe has some
+    )  # ". ." is a word with a space; GloVe has a few
     embedding = WordEmbedding(5, 2, vectors=str(path))
     start = embedding.weight.detach().clone()
     embedding.use_words({"[PAD]": 0, "[UNK]": 1, "film": 3, ". .": 4, "story": 2})
@@ -153,9 +154,9 @@ def test_vectors_from_a_file(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"film 1 2 3\n", r"has a vector for none of the 1 words; .* is not 2 numbers a word"),
-        (b"film 1 2\nfilm 1\n", r"line 2: 1 numbers, and the embedding has 2"),
-        (b"film 1 x\n", r"line 1: not 2 numbers"),
+        (b"film 1 2 3\n", r"has none of the 1 words of the vocabulary; .* 2 numbers per word"),
+        (b"film 1 2\nfilm 1\n", r"line 2: 1 numbers instead of 2"),
+        (b"film 1 x\n", r"line 1: the last 2 fields are not numbers"),
         (b"a 1 2\nf\xe9 1 2\n", r"line 2: the word is not UTF-8"),
         (None, r"there is no file .*vectors\.txt with word vectors"),
     ],
@@ -177,8 +178,8 @@ def test_sizes_come_from_the_data() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: BiLSTMClassifier(vocabulary=5), "BiLSTMClassifier: num_classes is needed"),
-        (lambda: BiLSTMClassifier(num_classes=2), "BiLSTMClassifier reads tokens: give vocabulary"),
+        (lambda: BiLSTMClassifier(vocabulary=5), "BiLSTMClassifier: num_classes is missing"),
+        (lambda: BiLSTMClassifier(num_classes=2), "BiLSTMClassifier reads tokens: set vocabulary"),
         (
             lambda: BiLSTMClassifier(num_classes=2, spec={"input_shape": [1, 8, 8]}),
             "or train it under kd on text data",
@@ -195,10 +196,10 @@ def test_sizes_come_from_the_data() -> None:
             lambda: BiLSTMClassifier(dropout=1.0, vocabulary=5, num_classes=2),
             r"dropout must be in \[0, 1\), got 1",
         ),
-        (lambda: TextCNN(vocabulary=5), "TextCNN: num_classes is needed"),
+        (lambda: TextCNN(vocabulary=5), "TextCNN: num_classes is missing"),
         (
             lambda: TextCNN(widths=[], vocabulary=5, num_classes=2),
-            "widths must list at least one width",
+            "widths must be one or more numbers",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Encoders of the transformers library as classifiers: taps, freezing, copying layers, folders, and what does not fit."""
+"""Encoders of the transformers library as classifiers: taps, freezing, copying, and misfits."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def inputs() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
-def test_states_and_scores_are_the_library_s_own(kind: str) -> None:
+def test_states_and_scores_equal_those_of_the_library(kind: str) -> None:
     named = (
         {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32} if kind == "distilbert" else BERT
     )
@@ -99,7 +99,7 @@ def test_states_and_scores_are_the_library_s_own(kind: str) -> None:
         )
 
 
-def test_copies_have_taps_of_their_own() -> None:
+def test_copies_have_their_own_taps() -> None:
     first = network()
     second = copy.deepcopy(first)
     taps = Taps(second, ROLES, {"scores1"})
@@ -108,7 +108,7 @@ def test_copies_have_taps_of_their_own() -> None:
     assert set(run_network(second.eval(), inputs(), taps).features) == {"scores1"}
 
 
-def test_nothing_is_left_without_a_gradient() -> None:
+def test_every_parameter_has_a_gradient() -> None:
     net = network(head=8)
     net(**inputs()).square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
@@ -119,7 +119,7 @@ def test_nothing_is_left_without_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 3, 4])
-def test_the_last_layers_are_trained(count: int) -> None:
+def test_only_the_last_layers_are_trained(count: int) -> None:
     net = network(trainable_layers=count)
     trained = {
         name.partition(".attention")[0].partition(".output")[0]
@@ -144,15 +144,17 @@ def test_every_second_layer_is_copied(tmp_path: Path) -> None:
     teacher = network(seed=1)
     path = checkpoint(teacher, tmp_path / "teacher.ckpt")
     student = network(architecture={**BERT, "num_hidden_layers": 2}, copy_from=path)
-    theirs, ours = teacher.encoder.state_dict(), student.encoder.state_dict()
+    source_state = teacher.encoder.state_dict()
+    state = student.encoder.state_dict()
     assert torch.equal(
-        ours["embeddings.word_embeddings.weight"], theirs["embeddings.word_embeddings.weight"]
+        state["embeddings.word_embeddings.weight"],
+        source_state["embeddings.word_embeddings.weight"],
     )
     for at, source in ((0, 1), (1, 3)):
-        names = [name for name in ours if name.startswith(f"encoder.layer.{at}.")]
+        names = [name for name in state if name.startswith(f"encoder.layer.{at}.")]
         assert len(names) == 16
         assert all(
-            torch.equal(ours[n], theirs[n.replace(f"layer.{at}.", f"layer.{source}.", 1)])
+            torch.equal(state[n], source_state[n.replace(f"layer.{at}.", f"layer.{source}.", 1)])
             for n in names
         )
     chosen = network(architecture={**BERT, "num_hidden_layers": 1}, copy_from=path, copy_layers=[2])
@@ -160,16 +162,17 @@ def test_every_second_layer_is_copied(tmp_path: Path) -> None:
         architecture={**BERT, "num_hidden_layers": 3}, copy_from=path
     ).encoder.state_dict()
     key = "attention.self.query.weight"
-    for at, source in enumerate((0, 2, 3)):  # spread as evenly as may be, the last among them
+    for at, source in enumerate((0, 2, 3)):  # evenly spaced, including the last one
         assert torch.equal(
-            three[f"encoder.layer.{at}.{key}"], theirs[f"encoder.layer.{source}.{key}"]
+            three[f"encoder.layer.{at}.{key}"], source_state[f"encoder.layer.{source}.{key}"]
         )
     assert torch.equal(
-        chosen.encoder.state_dict()[f"encoder.layer.0.{key}"], theirs[f"encoder.layer.2.{key}"]
+        chosen.encoder.state_dict()[f"encoder.layer.0.{key}"],
+        source_state[f"encoder.layer.2.{key}"],
     )
 
 
-def test_the_same_network_without_the_files_it_started_from(folder: Path) -> None:
+def test_a_network_is_rebuilt_without_its_files(folder: Path) -> None:
     trained = TransformerClassifier(str(folder), num_classes=2, head=8)
     again = TransformerClassifier(**plain(trained.without_files()), num_classes=2, head=8)
     again.load_state_dict(trained.state_dict())
@@ -177,32 +180,34 @@ def test_the_same_network_without_the_files_it_started_from(folder: Path) -> Non
     assert torch.equal(again.eval()(**ids), trained.eval()(**ids))
 
 
-def test_weights_in_half_precision_are_trained_in_single(tmp_path: Path, root: Path) -> None:
+def test_half_precision_weights_are_trained_in_single_precision(tmp_path: Path, root: Path) -> None:
     folder = save_bert(tmp_path / "bert", root, tokenizer=False)
     transformers.BertModel.from_pretrained(folder).half().save_pretrained(folder)
     net = TransformerClassifier(str(folder), num_classes=2)
     assert {p.dtype for p in net.parameters()} == {torch.float32}
 
 
-def test_an_encoder_whose_layers_are_one(folder: Path) -> None:
+def test_an_encoder_that_repeats_one_layer(folder: Path) -> None:
     albert = {**BERT, "model_type": "albert", "embedding_size": 8}
     assert network(architecture=albert)(**inputs()).shape == (3, 2)
-    with pytest.raises(UserError, match="AlbertModel has no list of its layers"):
+    with pytest.raises(
+        UserError, match="AlbertModel has no list of its layers; remove trainable_layers"
+    ):
         network(architecture=albert, trainable_layers=1)
 
 
-def test_roberta_counts_places_from_behind_its_padding() -> None:
+def test_positions_of_roberta_follow_its_padding_id() -> None:
     roberta = {**BERT, "model_type": "roberta", "pad_token_id": 1, "max_position_embeddings": 34}
     spec: dict[str, Any] = {"vocabulary": {"size": 30, "pad": 1, "max_length": 32, "sha256": "0"}}
     network(architecture=roberta, spec=spec)
     spec["vocabulary"]["max_length"] = 33
     with pytest.raises(
-        UserError, match="the encoder reads up to 32 tokens, the tokenizer gives up to 33"
+        UserError, match="the encoder reads at most 32 tokens, but the tokenizer returns up to 33"
     ):
         network(architecture=roberta, spec=spec)
 
 
-def test_a_folder_s_weights_are_read(folder: Path) -> None:
+def test_the_weights_of_a_folder_are_loaded(folder: Path) -> None:
     torch.manual_seed(5)
     net = TransformerClassifier(str(folder), num_classes=2).eval()
     saved = transformers.BertModel.from_pretrained(folder).eval()
@@ -215,7 +220,7 @@ def test_a_folder_s_weights_are_read(folder: Path) -> None:
         )
 
 
-def test_the_tokenizer_of_the_folder_fits_and_others_do_not(folder: Path, root: Path) -> None:
+def test_only_the_tokenizer_of_the_folder_fits(folder: Path, root: Path) -> None:
     own = SST2DataModule(str(root), tokenizer=PretrainedTokenizer(str(folder))).spec
     assert TransformerClassifier(str(folder), num_classes=2, spec=own).typed
     both = {
@@ -226,7 +231,7 @@ def test_the_tokenizer_of_the_folder_fits_and_others_do_not(folder: Path, root: 
     TransformerClassifier(str(folder), num_classes=2, spec=teacher_spec(as_teacher))
     with pytest.raises(
         UserError, match="another vocabulary"
-    ):  # the student's words are not the encoder's
+    ):  # the student's vocabulary is not the encoder's
         TransformerClassifier(str(folder), num_classes=2, spec=as_teacher)
     words = SST2DataModule(str(root), tokenizer=WordTokenizer(max_length=32)).spec
     with pytest.raises(
@@ -237,12 +242,13 @@ def test_the_tokenizer_of_the_folder_fits_and_others_do_not(folder: Path, root: 
     larger = {**words, "vocabulary": {**words["vocabulary"], "size": 5000}}
     with pytest.raises(
         UserError,
-        match=r"knows 5,000 tokens and the encoder .* \d+: they are of different vocabularies",
+        match=r"has 5,000 tokens, but the encoder .* has \d+; use the encoder",
     ):
         TransformerClassifier(str(folder), num_classes=2, spec=larger)
     longer = {"vocabulary": {**own["vocabulary"], "max_length": 65}}
     with pytest.raises(
-        UserError, match=r"reads up to 64 tokens, the tokenizer gives up to 65; set its max_length"
+        UserError,
+        match=r"reads at most 64 tokens, but the tokenizer returns up to 65; set its max_length",
     ):
         TransformerClassifier(str(folder), num_classes=2, spec=longer)
 
@@ -252,11 +258,11 @@ def test_pickled_weights_are_never_read(tmp_path: Path, root: Path) -> None:
     weights = transformers.BertModel.from_pretrained(folder).state_dict()
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"holds no model that can be read"):
+    with pytest.raises(UserError, match=r"has no readable model"):
         TransformerClassifier(str(folder), num_classes=2)
 
 
-def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
+def test_a_folder_with_missing_weights(tmp_path: Path, root: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = save_bert(tmp_path / "bert", root, tokenizer=False)
@@ -264,7 +270,7 @@ def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        UserError, match=r"holds no 'encoder\.layer\.1\.output\.dense\.weight' for BertModel"
+        UserError, match=r"has no 'encoder\.layer\.1\.output\.dense\.weight' for BertModel"
     ):
         TransformerClassifier(str(folder), num_classes=2)
 
@@ -278,7 +284,7 @@ def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
             "give either pretrained or architecture",
         ),
         (lambda: TransformerClassifier("/no/such", num_classes=2), "there is no folder /no/such"),
-        (lambda: network(num_classes=None), "TransformerClassifier: num_classes is needed"),
+        (lambda: network(num_classes=None), "TransformerClassifier: num_classes is missing"),
         (lambda: network(trainable_layers=5), "trainable_layers must be 0 to 4, got 5"),
         (lambda: network(architecture={"vocab_size": 9}), "architecture needs a model_type"),
         (lambda: network(architecture={"model_type": "bert"}), "architecture needs vocab_size"),
@@ -289,15 +295,15 @@ def test_a_folder_that_lacks_weights(tmp_path: Path, root: Path) -> None:
         (lambda: network(architecture={**BERT, "model_type": "brt"}), "architecture: .*brt"),
         (
             lambda: network(architecture={**BERT, "model_type": "fnet"}),
-            "FNetModel cannot leave padding out",
+            "FNetModel does not ignore padding",
         ),
         (
             lambda: network(architecture={"model_type": "gpt2", **GPT2}),
-            "GPT2Model cannot leave padding out",
+            "GPT2Model does not ignore padding",
         ),
         (
             lambda: network(architecture={**T5, "model_type": "t5"}),
-            "T5Model cannot read a sentence; take an encoder",
+            "T5Model cannot read a sentence; use an encoder",
         ),
         (
             lambda: network(architecture={**BERT, "model_type": "funnel"}),
@@ -311,11 +317,11 @@ def test_bad_arguments(make: Callable[[], object], words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_layers_that_cannot_be_copied(tmp_path: Path) -> None:
+def test_copying_misfits(tmp_path: Path) -> None:
     path = checkpoint(network(), tmp_path / "teacher.ckpt")
     with pytest.raises(
-        UserError, match=r"copy_from: .* has 4 layers; 2 of them are needed, not \[0, 7\]"
+        UserError, match=r"copy_from: .* has 4 layers; choose 2 of them, not \[0, 7\]"
     ):
         network(architecture={**BERT, "num_hidden_layers": 2}, copy_from=path, copy_layers=[0, 7])
-    with pytest.raises(UserError, match=r"copy_from: .*; is it of another width\?"):
+    with pytest.raises(UserError, match=r"copy_from: .*; give a checkpoint of the same width"):
         network(architecture={**BERT, "num_hidden_layers": 2, "hidden_size": 32}, copy_from=path)

@@ -423,7 +423,7 @@ def test_a_teacher_that_reads_other_tokens_is_named(
     ("content", "words"),
     [
         ("", "train.tsv is empty"),
-        ("fine\t1\nodd\t7\n", "train.tsv, line 2: the label '7' is none of the classes 0, 1"),
+        ("fine\t1\nodd\t7\n", "train.tsv, line 2: unknown label '7'; valid labels: 0, 1"),
         ("fine\n", "train.tsv, line 1: there is no column 1"),
         (b"caf\xe9\t1\n", "train.tsv, line 1: byte 0xe9 is not UTF-8"),
     ],

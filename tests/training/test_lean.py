@@ -8,12 +8,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from kd_lightning.training.lean import LeanModule
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.training import BaseModule
-from kd_lightning.training.lean import LeanModule
 from kd_lightning.types import Batch
 from tests.training.small import copied, distillation, same, trainer
 

@@ -1,53 +1,67 @@
-"""Any CSV or TSV files of sentences with labels: the base of the text datamodules."""
+"""Reads any CSV or TSV files of labeled sentences; the base of the text datamodules."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kd_lightning.data.datamodule import STAGES
 from kd_lightning.data.files import data_root
-from kd_lightning.data.subsets import check_fraction, stratified_rank
-from kd_lightning.data.text.files import Column, Texts, read_labels, read_sentences, read_table
-from kd_lightning.data.text.sentences import PREDICTS, Sentences, TextSource, _SentenceDataModule
+from kd_lightning.data.subsets import check_fraction
+from kd_lightning.data.text.files import Column, Texts, read_sentences, read_table
+from kd_lightning.data.text.labels import read_labels
+from kd_lightning.data.text.sentence_datamodule import SentenceDataModule
+from kd_lightning.data.text.sentences import PREDICTS, TextSource
+from kd_lightning.data.text.splits import split_training_rows
 from kd_lightning.data.text.synthetic import SyntheticSentences
 from kd_lightning.data.text.tokenizers import Tokenizer, WordTokenizer
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed
+from kd_lightning.spec import InputSpec, Spec
 from kd_lightning.types import CLEAN, UNLABELLED
 
 BLANK_TOKENS = 32
-"""Tokens of a blank sample: SST's sentences have 19 words on average, and some 25 pieces."""
+"""Tokens of a blank sample: sentences of SST average 19 words, or about 25 pieces of words."""
 
 
-class TextDataModule(_SentenceDataModule):
-    """Sentences, or pairs of texts, with a label each, from CSV or TSV files.
+class TextDataModule(SentenceDataModule):
+    """Labeled sentences, or pairs of texts, from CSV or TSV files.
 
-    Files ending in .csv are quoted CSV; others are split at tabs, without quoting. All is read and tokenized once.
+    Files that end in `.csv` are quoted CSV; others are split at tabs, without quoting. Everything
+    is read and tokenized once.
 
     Args:
-        root: folder of the files; else `KD_DATA_ROOT`, else `./data`.
-        train_file, test_file: paths below `root`.
-        validation_file: path below `root`; `None`: a part of the training samples is held out.
-        text, label: columns, by name where the files' first line names them, by number (from 0) where it does not.
+        root: folder of the files; default: `KD_DATA_ROOT`, else `./data`.
+        train_file: path below `root`.
+        validation_file: path below `root`; `None`: validate on a part of the training samples.
+        test_file: path below `root`.
+        text: column of the text: its name in the first line of the files, or its number from 0 if
+            the first line is a sample.
+        label: column of the label.
         second: column of the second text of a pair.
-        labels: what stands in the label column, class 0 first; read from the training file where left out.
-        names: names of the classes; their labels where left out.
-        tokenizer: what the student reads (or whichever network is trained); the training sentences' words where left out.
-        teacher_tokenizer: what the teacher reads, where it reads something else.
+        labels: the values of the label column, class 0 first; default: those of the training file.
+        names: names of the classes; default: `labels`.
+        tokenizer: tokenizer of the student, or of the only network; default: words.
+        teacher_tokenizer: tokenizer of the teacher, if it differs from the student's.
         augment: synthetic sentences for training, which the teacher labels.
-        views: number of views; epoch e trains on view `e mod views`. Where left out, as many as show every variant once.
-        batch_size, eval_batch_size: samples a batch, on each device.
-        pool: how many training batches are sorted by length together; 1: no sorting.
-        validation: fraction of the training samples held out, stratified, where there is no `validation_file`; 0: none, and
-            a `validation_file` is not read.
-        fraction: of the training samples kept, stratified.
-        label_fraction: of these, how many keep their label; the others are served unlabelled (-100).
-        split_seed: of the validation split and the subsets.
-        augmentation_seed: `None`: the run's seed. Fix it where one cache serves several seeds.
-        predict_file: raw sentences, one a line (pairs with a tab between), for `kd predict`; else the test set.
+        views: number of views; epoch e trains on view `e mod views`. Default: as many as it takes
+            to show every variant once.
+        batch_size: number of training samples per batch and device.
+        eval_batch_size: number of evaluation samples per batch and device.
+        pool: number of training batches that are sorted by length together; 1: no sorting.
+        validation: fraction of the training samples, stratified, to validate on if there is no
+            `validation_file`; 0: no validation, even if there is a `validation_file`.
+        fraction: fraction of the training samples to use, stratified.
+        label_fraction: fraction of these that are labeled; the target of the others is -100.
+        split_seed: seed of the validation split and of the fractions.
+        augmentation_seed: seed of `augment`; `None`: the seed of the run. Set it if runs with
+            several seeds share a teacher cache.
+        predict_file: raw sentences for `kd predict`, one per line (pairs separated by a tab);
+            default: the test set.
     """
 
     name = "text"
@@ -77,215 +91,182 @@ class TextDataModule(_SentenceDataModule):
         augmentation_seed: int | None = None,
         predict_file: str | None = None,
     ) -> None:
-        super().__init__()
-        check_fraction("data.fraction", fraction)
-        check_fraction("data.label_fraction", label_fraction, zero=True)
-        if not 0 <= validation < 1:
-            raise UserError(
-                f"data.validation must be a fraction in [0, 1), got {validation}; 0 holds nothing out"
-            )
-        if min(batch_size, eval_batch_size, pool) < 1:
-            raise UserError(
-                "data.batch_size, data.eval_batch_size and data.pool must be at least 1"
-            )
-        if views is not None and not 1 <= views <= (augment.variants if augment else 1):
-            most = augment.variants if augment else 1
-            raise UserError(
-                f"data.views must be 1 to {most}, all variants of a sentence, got {views}"
-            )
+        _check_fractions(fraction, label_fraction, validation)
+        _check_sizes(batch_size, eval_batch_size, pool)
+        if augmentation_seed is None:
+            augmentation_seed = run_seed()
+        super().__init__(
+            tokenizer or WordTokenizer(), teacher_tokenizer, augment, augmentation_seed
+        )
         self.root = data_root(root)
         self.files: dict[str, str | None] = {
             "train": train_file,
             "validation": validation_file,
             "test": test_file,
         }
-        self.text, self.label, self.second = text, label, second
-        self.labels, self.names = [str(label) for label in labels] if labels else None, names
-        self.tokenizer, self.teacher_tokenizer = tokenizer or WordTokenizer(), teacher_tokenizer
-        self.augment = augment
-        self.views = views if views is not None or augment is None else augment.variants
-        self.batch_size, self.eval_batch_size, self.pool = batch_size, eval_batch_size, pool
-        self.validation, self.fraction, self.label_fraction = validation, fraction, label_fraction
-        self.split_seed, self.predict_file = split_seed, predict_file
-        self.augmentation_seed = run_seed() if augmentation_seed is None else augmentation_seed
+        self.text = text
+        self.label = label
+        self.second = second
+        self.labels = [str(label) for label in labels] if labels else None
+        self.names = names
+        self.views = _checked_views(views, augment)
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.pool = pool
+        self.validation = validation
+        self.fraction = fraction
+        self.label_fraction = label_fraction
+        self.split_seed = split_seed
+        self.predict_file = predict_file
         self._raw: dict[str, Texts] = {}
-        self._sentences: dict[str, Sentences] = {}
         self._sources: dict[str, TextSource] = {}
-        self._kept_spec: dict[str, Any] | None = None
-        self._learnt = False
+        self._restored_spec: Spec | None = None
 
-    # -- what is read --------------------------------------------------------------------------------------------------
+    # -- files and labels ----------------------------------------------------------------------
 
     def load(self, split: str) -> Texts:
-        """All samples of a source split; raises UserError where they cannot be had."""
+        """Read all samples of a source split.
+
+        Raises:
+            UserError: if the samples cannot be read.
+        """
         if split == PREDICTS:
-            return read_sentences(
-                Path(str(self.predict_file)).expanduser(), self.second is not None
-            )
-        return read_table(
-            self.root / str(self.files[split]),
-            self.text,
-            self.label,
-            self.second,
-            self.class_labels,
-        )
+            path = Path(str(self.predict_file)).expanduser()
+            return read_sentences(path, pairs=self.second is not None)
+        path = self.root / str(self.files[split])
+        return read_table(path, self.text, self.label, self.second, self.class_labels)
+
+    def raw(self, split: str) -> Texts:
+        """All samples of a source split, read once."""
+        if split not in self._raw:
+            self._raw[split] = self.load(split)
+        return self._raw[split]
 
     @property
     def class_labels(self) -> list[str]:
-        """What stands in the label column, class 0 first."""
+        """The values of the label column, class 0 first."""
         if self.labels is None:
             self.labels = read_labels(self.root / str(self.files["train"]), self.label)
         return self.labels
 
     @property
     def classes(self) -> list[str]:
+        """The names of the classes."""
         names = self.names or self.class_labels
-        if len(names) != len(self.class_labels):
+        expected = len(self.class_labels)
+        if len(names) != expected:
             raise UserError(
-                f"data.names must name the {len(self.class_labels)} classes of data.labels, got {len(names)}"
+                f"data.names must name the {expected} classes of data.labels, got {len(names)}"
             )
         return names
 
-    def raw(self, split: str) -> Texts:
-        if split not in self._raw:
-            self._raw[split] = self.load(split)
-        return self._raw[split]
-
-    def sentences(self, split: str) -> Sentences:
-        """A source split with its tokens."""
-        self.learn()
-        if split not in self._sentences:
-            augment = self.augment if split == "train" else None
-            if augment is not None:
-                augment.learn(self.raw(split).texts)
-            self._sentences[split] = Sentences(
-                split, self.raw(split), augment, self.augmentation_seed
-            )
-        return self._sentences[split]
-
-    def learn(self) -> None:
-        """Vocabularies come from the training sentences alone, or with a checkpoint."""
-        if not self._learnt:
-            self._learnt = True
-            for tokenizer in self._tokenizers().values():
-                if not tokenizer.known:
-                    tokenizer.learn(self.raw("train").texts)
-
-    def _tokenizers(self) -> dict[str, Tokenizer]:
-        both = {"tokenizer": self.tokenizer, "teacher_tokenizer": self.teacher_tokenizer}
-        return {name: tokenizer for name, tokenizer in both.items() if tokenizer is not None}
-
-    def keep(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data, in builtins: what its network's inputs and outputs mean."""
-        self.learn()
-        return {
-            "labels": self.class_labels,
-            **{name: tokenizer.keep() for name, tokenizer in self._tokenizers().items()},
-        }
-
-    def restore(self, kept: dict[str, Any], spec: dict[str, Any]) -> None:
-        """Read as the data did that a checkpoint was made with; its training file need not be there.
-
-        Args:
-            kept: what `keep` gave.
-            spec: what that data's `spec` was.
-
-        Raises:
-            UserError: where the tokenizers are of another kind, or the classes others.
-        """
-        for name, tokenizer in self._tokenizers().items():
-            if name in kept:
-                tokenizer.restore(kept[name])
-        if self.labels not in (None, kept["labels"]):
-            raise UserError(
-                f"the checkpoint's classes are the labels {', '.join(kept['labels'])}, in this order; data.labels has "
-                f"{', '.join(self.labels or [])}"
-            )
-        self.labels = list(kept["labels"])
-        if self.predict_file or not (self.root / str(self.files["train"])).is_file():
-            self._kept_spec = spec
-
-    # -- what is served ------------------------------------------------------------------------------------------------
-
     @property
     def has_validation_file(self) -> bool:
+        """Whether the validation samples have a file of their own."""
         return self.files["validation"] is not None
 
-    def _train_rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows that are trained on, rows whose label is withheld, and rows held out for validation."""
-        target = self.raw("train").target
-        index = torch.arange(len(target))
-        # Samples without a label are a class of their own here.
-        kind = target - target.min()
-        held_out = stratified_rank(kind, index, self.split_seed, "validation") < self.validation
-        if self.has_validation_file:
-            held_out[:] = False
-        rows = index[~held_out]
-        rank = stratified_rank(kind[rows], rows, self.split_seed, "fraction")
-        if not bool((rank < self.fraction).any()):
-            raise UserError("data: no training sample is left after validation and fraction")
-        unlabelled = rows[rank >= self.fraction * self.label_fraction]
-        return rows[rank < self.fraction], unlabelled, index[held_out]
+    # -- checkpoints ---------------------------------------------------------------------------
 
-    def _source(self, split: str, rows: Tensor, target: Tensor) -> TextSource:
-        return TextSource(
-            self.sentences(split), target, rows, self.tokenizer, self.teacher_tokenizer
-        )
+    def checkpoint_state(self) -> dict[str, object]:
+        """The labels and tokenizers, which give a network's inputs and outputs their meaning."""
+        self.learn()
+        state: dict[str, object] = {"labels": self.class_labels}
+        for name, tokenizer in self._tokenizers().items():
+            state[name] = tokenizer.keep()
+        return state
+
+    def restore(self, state: Mapping[str, Any], spec: Spec) -> None:
+        """Read texts as the data of a checkpoint did, even if its training file is missing.
+
+        Args:
+            state: what `checkpoint_state` returned.
+            spec: the spec of that data.
+
+        Raises:
+            UserError: if the tokenizers are of another class, or if the classes differ.
+        """
+        for name, tokenizer in self._tokenizers().items():
+            if name in state:
+                tokenizer.restore(state[name])
+        labels = list(state["labels"])
+        if self.labels not in (None, labels):
+            raise UserError(
+                f"the checkpoint's classes are the labels {', '.join(labels)}, in this order; "
+                f"data.labels has {', '.join(self.labels or [])}"
+            )
+        self.labels = labels
+        if self.predict_file or not (self.root / str(self.files["train"])).is_file():
+            self._restored_spec = spec
+
+    # -- sources -------------------------------------------------------------------------------
 
     def source(self, stage: str) -> TextSource:
-        """The samples of "train", "validation", "test" or "predict", as they are trained on or evaluated."""
+        """The samples of "train", "validation", "test" or "predict"."""
         if stage not in self._sources:
-            if stage in ("test", PREDICTS) or (stage == "validation" and self.has_validation_file):
-                target = self.raw(stage).target
-                kept = len(target) if stage != "validation" or self.validation else 0
-                self._sources[stage] = self._source(stage, torch.arange(kept), target)
+            has_file = stage != "validation" or self.has_validation_file
+            if stage != "train" and has_file:
+                self._sources[stage] = self._evaluation_source(stage)
             else:
-                target = self.raw("train").target
-                rows, unlabelled, held_out = self._train_rows()
-                if not self.has_validation_file:
-                    self._sources["validation"] = self._source("train", held_out, target)
-                shown = target.clone()
-                shown[unlabelled] = UNLABELLED
-                self._sources["train"] = self._source("train", rows, shown)
+                self._add_training_sources()
         return self._sources[stage]
 
-    @property
-    def spec(self) -> dict[str, Any]:
-        """What networks, teachers and checkpoints need to know of the data, in builtins."""
-        if self._kept_spec is not None:
-            return dict(self._kept_spec)
-        found: dict[str, Any] = {
-            "data": self.name,
-            "input_shape": [BLANK_TOKENS],
-            "num_classes": len(self.classes),
-            "classes": list(self.classes),
-            "samples": {
-                stage: len(self.source(stage)) for stage in ("train", "validation", "test")
-            },
-            "source_samples": len(self.raw("train")),
-        }
-        for prefix, tokenizer in (("", self.tokenizer), ("teacher_", self.teacher_tokenizer)):
-            if tokenizer is not None:
-                found[f"{prefix}vocabulary"] = tokenizer.describe()
-                found[f"{prefix}inputs"] = self._blank(tokenizer)
-                cut = {
-                    split: self.sentences(split).tokens(tokenizer, CLEAN).cut
-                    for split in ("train", "test")
-                }
-                found[f"{prefix}cut"] = cut
-        return found
+    def _evaluation_source(self, stage: str) -> TextSource:
+        """All samples of a file for evaluation."""
+        target = self.raw(stage).target
+        is_unused = stage == "validation" and not self.validation
+        rows = torch.arange(0 if is_unused else len(target))
+        return self._source(stage, rows, target)
 
-    def _blank(self, tokenizer: Tokenizer) -> dict[str, Any]:
-        shape = [min(BLANK_TOKENS, tokenizer.max_length)]
-        values = {
-            "input_ids": 1,
-            "attention_mask": 1,
-            **({"token_type_ids": 0} if tokenizer.typed else {}),
-        }
-        return {name: {"shape": shape, "value": value} for name, value in values.items()}
+    def _add_training_sources(self) -> None:
+        """Divide the training samples between training and, without its own file, validation."""
+        target = self.raw("train").target
+        rows = split_training_rows(
+            target,
+            self.split_seed,
+            0.0 if self.has_validation_file else self.validation,
+            self.fraction,
+            self.label_fraction,
+        )
+        if not self.has_validation_file:
+            self._sources["validation"] = self._source("train", rows.validation, target)
+        # Validation on a part of the training samples sees all labels: change a copy.
+        visible = target.clone()
+        visible[rows.withheld] = UNLABELLED
+        self._sources["train"] = self._source("train", rows.train, visible)
+
+    # -- description ---------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> Spec:
+        if self._restored_spec is not None:
+            return self._restored_spec
+        own = self.tokenizer
+        other = self.teacher_tokenizer
+        return Spec(
+            data=self.name,
+            task=self.task.name,
+            input_shape=(BLANK_TOKENS,),
+            num_classes=len(self.classes),
+            classes=tuple(self.classes),
+            samples={stage: len(self.source(stage)) for stage in STAGES},
+            source_samples=len(self.raw("train")),
+            inputs=_blank_inputs(own),
+            teacher_inputs=None if other is None else _blank_inputs(other),
+            vocabulary=own.describe(),
+            teacher_vocabulary=None if other is None else other.describe(),
+            cut=self._truncated(own),
+            teacher_cut=None if other is None else self._truncated(other),
+        )
+
+    def _truncated(self, tokenizer: Tokenizer) -> dict[str, int]:
+        """How many samples of each source split are longer than the tokenizer allows."""
+        truncated = {}
+        for split in ("train", "test"):
+            truncated[split] = self.sentences(split).tokens(tokenizer, CLEAN).cut
+        return truncated
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the inputs of a teacher: the sentences, their encoding and their augmentation."""
+        """Everything that decides a teacher's inputs: sentences, their encoding and augmentation."""
         self.learn()
         splits = [split for split, file in self.files.items() if file is not None]
         return {
@@ -296,22 +277,62 @@ class TextDataModule(_SentenceDataModule):
             "augmentation_seed": self.augmentation_seed if self.augment else None,
         }
 
-    def write_predictions(self, said: dict[str, Tensor], folder: Path) -> Path:
-        """`predictions.tsv` in a run's folder: for each sample its label, the probability of each class, and its texts.
+    def write_predictions(self, predictions: Mapping[str, Tensor], folder: Path) -> Path:
+        """Write `predictions.tsv`: per sample its label, the probability of each class, its texts.
 
         Args:
-            said: `index` `(N,)` and `logits` `(N, K)`.
-            folder: where the file is written.
+            predictions: `index` `(N,)` and `logits` `(N, K)`.
+            folder: of the run.
         """
         texts = self.raw(PREDICTS if self.predict_file else "test").texts
-        probs = said["logits"].float().softmax(-1)
-        names = [f"text{at + 1}" for at in range(len(texts[0]))] if len(texts[0]) > 1 else ["text"]
+        probs = predictions["logits"].float().softmax(-1)
+        per_sample = len(texts[0])
+        names = ["text"]
+        if per_sample > 1:
+            names = [f"text{number}" for number in range(1, per_sample + 1)]
         lines = ["\t".join(["label", *self.classes, *names])]
-        for index, row in zip(said["index"].tolist(), probs, strict=True):
-            numbers = (f"{p:.6f}" for p in row.tolist())
-            # A text's own tabs and line ends would be the table's.
-            said_of = (" ".join(text.split()) for text in texts[index])
-            lines.append("\t".join([self.classes[int(row.argmax())], *numbers, *said_of]))
+        for index, row in zip(predictions["index"].tolist(), probs, strict=True):
+            label = self.classes[int(row.argmax())]
+            probabilities = [f"{probability:.6f}" for probability in row.tolist()]
+            # Tabs and line ends within a text would break the table.
+            cleaned = [" ".join(text.split()) for text in texts[index]]
+            lines.append("\t".join([label, *probabilities, *cleaned]))
         path = folder / "predictions.tsv"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return path
+
+
+def _blank_inputs(tokenizer: Tokenizer) -> dict[str, InputSpec]:
+    """The tensors of a blank sample."""
+    shape = (min(BLANK_TOKENS, tokenizer.max_length),)
+    inputs = {"input_ids": InputSpec(shape, 1), "attention_mask": InputSpec(shape, 1)}
+    if tokenizer.typed:
+        inputs["token_type_ids"] = InputSpec(shape, 0)
+    return inputs
+
+
+def _check_fractions(fraction: float, label_fraction: float, validation: float) -> None:
+    check_fraction("data.fraction", fraction)
+    check_fraction("data.label_fraction", label_fraction, zero=True)
+    if not 0 <= validation < 1:
+        raise UserError(
+            f"data.validation must be a fraction in [0, 1), got {validation}; "
+            "0 trains without validation"
+        )
+
+
+def _check_sizes(batch_size: int, eval_batch_size: int, pool: int) -> None:
+    if min(batch_size, eval_batch_size, pool) < 1:
+        raise UserError("data.batch_size, data.eval_batch_size and data.pool must be at least 1")
+
+
+def _checked_views(views: int | None, augment: SyntheticSentences | None) -> int | None:
+    """The number of views, by default one per variant of a sentence."""
+    variants = augment.variants if augment is not None else 1
+    if views is None:
+        return variants if augment is not None else None
+    if not 1 <= views <= variants:
+        raise UserError(
+            f"data.views must be 1 to {variants}, the number of variants of a sentence, got {views}"
+        )
+    return views

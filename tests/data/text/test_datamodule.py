@@ -1,4 +1,4 @@
-"""Text datamodules: what they serve, in which order, and what they say of the data."""
+"""Text datamodules: batches, their order, and the description of the data."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_batches_hold_the_sentences_of_their_rows(root: Path) -> None:
         assert (batch.view, batch.split) == (CLEAN, "train")
 
 
-def test_sentences_of_a_batch_are_of_similar_length(root: Path) -> None:
+def test_a_batch_has_sentences_of_similar_length(root: Path) -> None:
     def padding(pool: int) -> int:
         batches = served(module(root, pool=pool).loader("train"), 0)
         return sum(int((mapping(batch.inputs)["attention_mask"] == 0).sum()) for batch in batches)
@@ -97,7 +97,7 @@ def test_the_order_is_a_function_of_seed_and_epoch(
     assert len({tuple(order) for order in first + orders(1, [0, 1])}) == 5
 
 
-def test_a_resumed_epoch_leaves_out_what_it_had(root: Path) -> None:
+def test_a_resumed_epoch_skips_its_first_batches(root: Path) -> None:
     loader = module(root).loader("train")
     whole = [batch.index.tolist() for batch in served(loader, 1)]
     loader.skip = 2
@@ -105,8 +105,10 @@ def test_a_resumed_epoch_leaves_out_what_it_had(root: Path) -> None:
     assert [batch.index.tolist() for batch in served(loader, 1)] == whole
 
 
-@pytest.mark.parametrize("batch", [8, 6])  # a last step of four, and a whole one
-def test_two_processes_serve_what_one_serves_with_the_double_batch(root: Path, batch: int) -> None:
+@pytest.mark.parametrize("batch", [8, 6])  # a last step of four samples, and a full one
+def test_two_processes_serve_the_batches_of_one_process_of_twice_the_size(
+    root: Path, batch: int
+) -> None:
     source = module(root).source("train")
     one = BucketLoader(source, 2 * batch, pool=2, shuffle=True, seed=3)
     two = [
@@ -139,10 +141,10 @@ def test_synthetic_sentences_are_unlabelled_and_share_their_row(root: Path) -> N
             assert torch.equal(batch.target[known], data.raw("train").target[batch.index[known]])
             if epoch < 5:
                 labelled[batch.index[known]] += 1
-    assert labelled.tolist() == [1] * 60  # in five views each sentence is itself once
+    assert labelled.tolist() == [1] * 60  # five views show each real sentence once
     assert seen == 300
     assert all(batch.view == CLEAN for batch in served(data.loader("validation"), 1))
-    # Student and teacher read the same synthetic sentence, whichever batch it is in.
+    # Student and teacher read the same synthetic sentence, in any batch.
     alone = data.source("train").batch(torch.tensor([9]), 2)
     sentence = data.sentences("train").augment
     assert sentence is not None
@@ -156,7 +158,7 @@ def test_synthetic_sentences_are_unlabelled_and_share_their_row(root: Path) -> N
     ]
 
 
-def test_the_vocabulary_is_that_of_the_training_sentences(tmp_path: Path) -> None:
+def test_the_vocabulary_comes_from_the_training_sentences(tmp_path: Path) -> None:
     write_sst2(tmp_path)
     (tmp_path / "SST2" / "dev.tsv").write_text("a word unheard of\t1\n")
     data = module(tmp_path)
@@ -186,7 +188,7 @@ def test_spec_and_blank_inputs(root: Path) -> None:
     assert torch.equal(blank_inputs({"input_shape": [1, 2]}, 2), torch.zeros(2, 1, 2))  # type: ignore[arg-type]
 
 
-def test_longer_sentences_are_cut_with_a_count(
+def test_longer_sentences_are_truncated_and_counted(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = module(root, tokenizer=WordTokenizer(max_length=10))
@@ -203,7 +205,7 @@ def test_longer_sentences_are_cut_with_a_count(
     )
 
 
-def test_subsets_are_nested_and_keep_their_rows(root: Path) -> None:
+def test_subsets_are_nested_and_have_the_same_row_numbers(root: Path) -> None:
     rows = [set(module(root, fraction=f).source("train").rows.tolist()) for f in (0.2, 0.5, 1.0)]
     assert [len(r) for r in rows] == [12, 30, 60]
     assert rows[0] < rows[1] < rows[2]
@@ -211,7 +213,7 @@ def test_subsets_are_nested_and_keep_their_rows(root: Path) -> None:
     assert int((source.batch(torch.arange(60), CLEAN).target >= 0).sum()) in (15, 16)
 
 
-def test_without_a_validation_file_some_are_held_out(root: Path) -> None:
+def test_without_a_validation_file_training_samples_are_held_out(root: Path) -> None:
     files: dict[str, Any] = {"train_file": "SST2/train.tsv", "test_file": "SST2/test.tsv"}
     data = TextDataModule(str(root), **files, validation=0.2)
     train, held = (set(data.source(stage).rows.tolist()) for stage in ("train", "validation"))
@@ -223,7 +225,7 @@ def test_without_a_validation_file_some_are_held_out(root: Path) -> None:
     assert module(root, validation=0.0).spec["samples"]["validation"] == 0
 
 
-def test_pairs_by_name_with_classes_from_the_file(tmp_path: Path) -> None:
+def test_pairs_with_named_columns_and_classes_from_the_file(tmp_path: Path) -> None:
     for name in ("train", "test"):
         rows = [f"a film {at},so it is,{'yes' if at % 2 else 'no'}" for at in range(8)]
         (tmp_path / f"{name}.csv").write_text("\n".join(["one,two,gold", *rows]))
@@ -241,7 +243,7 @@ def test_pairs_by_name_with_classes_from_the_file(tmp_path: Path) -> None:
         _ = TextDataModule(str(tmp_path), **files, **columns, names=["a", "b", "c"]).classes
 
 
-def test_fingerprint_tells_what_a_teacher_saw(root: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_covers_the_inputs_of_a_teacher(root: Path, tmp_path: Path) -> None:
     same = module(root).fingerprint()
     assert module(root, batch_size=4, fraction=0.5, eval_batch_size=3).fingerprint() == same
     (write_sst2(tmp_path) / "SST2" / "test.tsv").write_text("another sentence\t1\n")
@@ -268,7 +270,7 @@ def test_glue_layout(tmp_path: Path) -> None:
     assert spec["samples"] == {"train": 6, "validation": 4, "test": 4}
 
 
-def test_predictions_in_words(root: Path, tmp_path: Path) -> None:
+def test_predictions_are_written_with_class_names_and_texts(root: Path, tmp_path: Path) -> None:
     (tmp_path / "raw.txt").write_text("a warm film\n\nso dull\n")
     data = module(root, predict_file=str(tmp_path / "raw.txt"))
     (batch,) = served(data.predict_dataloader(), 0)
@@ -280,7 +282,7 @@ def test_predictions_in_words(root: Path, tmp_path: Path) -> None:
     )
 
 
-def test_predictions_are_one_line_each(root: Path, tmp_path: Path) -> None:
+def test_each_prediction_is_one_line(root: Path, tmp_path: Path) -> None:
     data = module(root)
     data._raw["test"] = Texts([("two\nlines and a\ttab",)], torch.tensor([0]))
     path = data.write_predictions(
@@ -301,7 +303,7 @@ def test_predictions_are_one_line_each(root: Path, tmp_path: Path) -> None:
             {"batch_size": 0},
             "data.batch_size, data.eval_batch_size and data.pool must be at least 1",
         ),
-        ({"views": 2}, r"data\.views must be 1 to 1, all variants of a sentence, got 2"),
+        ({"views": 2}, r"data\.views must be 1 to 1, the number of variants of a sentence, got 2"),
         ({"views": 22, "augment": SyntheticSentences()}, r"data\.views must be 1 to 21"),
     ],
 )
@@ -310,7 +312,7 @@ def test_bad_arguments(root: Path, arguments: dict[str, Any], words: str) -> Non
         module(root, **arguments)
 
 
-def test_missing_data_says_where_it_belongs(tmp_path: Path) -> None:
+def test_the_error_for_missing_data_names_the_expected_folder(tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
         match=r"SST-2: there is no file .*SST2/train\.tsv; point --data\.root or KD_DATA_ROOT",

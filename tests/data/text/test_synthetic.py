@@ -1,4 +1,4 @@
-"""Synthetic sentences: how many words are masked, replaced and cut off, and what each draw depends on."""
+"""Synthetic sentences: frequencies of the changes, and the inputs of each draw."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from kd_lightning.data import SyntheticSentences
-from kd_lightning.data.text.synthetic import part_of_speech
-from kd_lightning.data.text.tokenizers import MASK
+from kd_lightning.data.text.tagger import part_of_speech
+from kd_lightning.data.text.words import MASK
 from kd_lightning.errors import UserError
 from tests.sentences import lines
 
@@ -21,7 +21,7 @@ pytest.importorskip(
 TEXTS: list[tuple[str, ...]] = [(line.partition("\t")[0],) for line in lines(400)]
 
 
-def learnt(texts: list[tuple[str, ...]] = TEXTS, **arguments: float) -> SyntheticSentences:
+def trained(texts: list[tuple[str, ...]] = TEXTS, **arguments: float) -> SyntheticSentences:
     made = SyntheticSentences(**arguments)  # type: ignore[arg-type]
     made.learn(texts)
     return made
@@ -39,7 +39,7 @@ def near(share: float, expected: float, count: int) -> bool:
 
 
 def test_each_variant_is_shown_once_and_each_view_is_a_fair_sample() -> None:
-    augment = learnt(copies=20)
+    augment = trained(copies=20)
     rows = torch.arange(len(TEXTS))
     variants = torch.stack([augment.variant(rows, view) for view in range(21)])
     assert torch.equal(variants.sort(0).values, torch.arange(21)[:, None].expand(21, len(rows)))
@@ -51,8 +51,8 @@ def test_each_variant_is_shown_once_and_each_view_is_a_fair_sample() -> None:
         assert all(kept[row] for row in torch.nonzero(variants[view] == 0).flatten().tolist())
 
 
-def test_masks_and_replacements_come_as_often_as_asked() -> None:
-    augment = learnt(mask=0.2, replace=0.3, ngram=0.0, copies=10)
+def test_frequencies_of_masks_and_replacements() -> None:
+    augment = trained(mask=0.2, replace=0.3, ngram=0.0, copies=10)
     variants = [augment.variant(torch.arange(len(TEXTS)), view) for view in range(11)]
     words = masked = changed = 0
     for variant, shown in zip(variants, all_views(augment), strict=True):
@@ -64,13 +64,11 @@ def test_masks_and_replacements_come_as_often_as_asked() -> None:
                 masked += sum(a == MASK for a, _ in pairs)
                 changed += sum(a not in (MASK, b) for a, b in pairs)
     assert near(masked / words, 0.2, words)
-    assert (
-        0.05 < changed / words < 0.3
-    )  # of the words that are drawn anew, some are drawn as they were
+    assert 0.05 < changed / words < 0.3  # a replacement can be the same word
 
 
-def test_replacements_are_of_the_same_part_of_speech_and_as_frequent() -> None:
-    augment = learnt(mask=0.0, replace=1.0, ngram=0.0, copies=10)
+def test_replacements_follow_the_frequencies_of_their_part_of_speech() -> None:
+    augment = trained(mask=0.0, replace=1.0, ngram=0.0, copies=10)
     split = [text.split() for (text,) in TEXTS]
     flat = [word for words in split for word in words]
     tags = part_of_speech(split)
@@ -99,7 +97,7 @@ def test_replacements_are_of_the_same_part_of_speech_and_as_frequent() -> None:
 
 
 def test_runs_of_words() -> None:
-    augment = learnt(mask=0.0, replace=0.0, ngram=0.25, longest=5, copies=20)
+    augment = trained(mask=0.0, replace=0.0, ngram=0.25, longest=5, copies=20)
     lengths: Counter[int] = Counter()
     synthetic = 0
     for view, shown in enumerate(all_views(augment)):
@@ -114,24 +112,24 @@ def test_runs_of_words() -> None:
     assert all(near(lengths[n] / lengths.total(), 0.2, lengths.total()) for n in range(1, 6))
 
 
-def test_a_draw_depends_on_seed_row_and_variant_alone() -> None:
-    augment, again = learnt(copies=4), learnt(copies=4)
+def test_draws_depend_on_seed_row_and_variant_only() -> None:
+    augment, again = trained(copies=4), trained(copies=4)
     assert all_views(augment) == all_views(again)
     assert all_views(augment, seed=1) != all_views(augment)
     views = [dict(enumerate(shown)) for shown in all_views(augment)]
     assert len({tuple(view.values()) for view in views}) == 5
-    # The same variant of a row is the same sentence, whichever view shows it.
+    # The same variant of a row is the same sentence in any view.
     row = torch.tensor([7])
     variant = augment.variant(row, 2)
     assert augment.sentences(2 + augment.variants, 0, TEXTS)[7] == views[2][7]
     assert int(augment.variant(row, 2 + augment.variants)) == int(variant)
 
 
-def test_of_a_pair_first_second_or_both_are_changed() -> None:
+def test_variants_of_a_pair_change_the_first_text_the_second_or_both() -> None:
     pairs: list[tuple[str, ...]] = [(text, TEXTS[-1 - at][0]) for at, (text,) in enumerate(TEXTS)]
-    augment = learnt(
+    augment = trained(
         pairs, mask=1.0, replace=0.0, ngram=0.0, copies=6
-    )  # whatever is changed is masked throughout
+    )  # a changed text consists of masks
     kinds: dict[int, set[tuple[bool, bool]]] = {}
     for view, shown in enumerate(all_views(augment, pairs)):
         for variant, new in zip(

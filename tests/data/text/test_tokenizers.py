@@ -1,4 +1,4 @@
-"""Tokenizers: what they learn, what they cut, and what a batch looks like."""
+"""Tokenizers: vocabularies, truncation, padding and fingerprints."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import pytest
 import torch
 
 from kd_lightning.data import PretrainedTokenizer, SubwordTokenizer, Tokenizer, WordTokenizer
-from kd_lightning.data.text.tokenizers import MASK
+from kd_lightning.data.text.words import MASK
 from kd_lightning.errors import UserError
 from tests.sentences import lines, save_bert, write_sst2
 
 TEXTS = [(line.partition("\t")[0],) for line in lines(60)]
 
 
-def learnt(tokenizer: Tokenizer) -> Tokenizer:
+def trained(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.learn(TEXTS)
     return tokenizer
 
 
 def spelled(tokenizer: Tokenizer, *sample: str) -> list[str]:
-    """A sample's tokens, in letters."""
+    """The tokens of a sample as strings."""
     names = {number: token for token, number in tokenizer.vocabulary.items()}
     return [names[number] for number in tokenizer.encode([sample]).ids.tolist()]
 
 
-def test_words_by_count_then_alphabet() -> None:
+def test_words_are_sorted_by_count_then_alphabet() -> None:
     tokenizer = WordTokenizer(min_count=2)
     tokenizer.learn([("b a c", "a d"), ("b", "c once")])
     assert list(tokenizer.vocabulary) == ["[PAD]", "[UNK]", "[SEP]", "a", "b", "c"]
@@ -39,12 +39,12 @@ def test_words_by_count_then_alphabet() -> None:
     assert tokenizer.encode([(" ",)]).ids.tolist() == [1]
 
 
-def test_pieces_stand_between_their_marks() -> None:
-    tokenizer = learnt(SubwordTokenizer(300))
+def test_pieces_and_special_tokens() -> None:
+    tokenizer = trained(SubwordTokenizer(300))
     pieces = spelled(tokenizer, f"The film {MASK} unseen")
     assert (pieces[0], pieces[-1]) == ("[CLS]", "[SEP]")
     assert "".join(pieces[1:-1]).replace("Ġ", " ") == " the film[MASK] unseen"
-    assert len(pieces) > 6  # a word that was never seen is spelled in pieces
+    assert len(pieces) > 6  # an unknown word becomes several pieces
     tokens = tokenizer.encode([("film", "story")])
     assert spelled(tokenizer, "film", "story").count("[SEP]") == 2
     assert tokens.types is not None
@@ -53,8 +53,8 @@ def test_pieces_stand_between_their_marks() -> None:
 
 
 @pytest.mark.parametrize("make", [WordTokenizer, SubwordTokenizer])
-def test_longer_samples_are_cut_and_counted(make: type[Tokenizer]) -> None:
-    whole, short = learnt(make(max_length=100)), learnt(make(max_length=6))
+def test_longer_samples_are_truncated_and_counted(make: type[Tokenizer]) -> None:
+    whole, short = trained(make(max_length=100)), trained(make(max_length=6))
     texts = [
         ("the film .",),
         ("the film is n't long , but dull",),
@@ -68,8 +68,8 @@ def test_longer_samples_are_cut_and_counted(make: type[Tokenizer]) -> None:
         assert spelled(short, *texts[1])[-1] == "[SEP]"
 
 
-def test_a_batch_is_padded_to_its_longest() -> None:
-    tokenizer = learnt(SubwordTokenizer(300))
+def test_a_batch_is_padded_to_its_longest_sample() -> None:
+    tokenizer = trained(SubwordTokenizer(300))
     texts = [("the film is n't long",), ("dull",), ("warm and cold",)]
     tokens = tokenizer.encode(texts)
     lengths = tokens.lengths.tolist()
@@ -88,17 +88,17 @@ def test_a_batch_is_padded_to_its_longest() -> None:
         ]
 
 
-def test_the_same_pieces_every_time() -> None:
-    """Caches and checkpoints lean on one order of pieces; the library's WordPiece has another one at each call."""
+def test_learning_is_deterministic() -> None:
+    """Caches and checkpoints need one order of pieces; WordPiece gives another at each call."""
     for make in (lambda: SubwordTokenizer(400), WordTokenizer):
-        assert len({learnt(make()).describe()["sha256"] for _ in range(4)}) == 1
+        assert len({trained(make()).describe()["sha256"] for _ in range(4)}) == 1
 
 
-def test_a_pretrained_tokenizer_is_that_of_its_folder(tmp_path: Path) -> None:
+def test_a_pretrained_tokenizer_equals_the_saved_one(tmp_path: Path) -> None:
     root = write_sst2(tmp_path / "data")
     folder = save_bert(tmp_path / "bert", root)
-    own, loaded = learnt(SubwordTokenizer(300, max_length=64)), PretrainedTokenizer(str(folder))
-    assert loaded.describe() == own.describe()  # the limit too: the folder says 64
+    own, loaded = trained(SubwordTokenizer(300, max_length=64)), PretrainedTokenizer(str(folder))
+    assert loaded.describe() == own.describe()  # including the limit of 64 from the folder
     texts = [("the film is n't dull",), (f"{MASK} {'cold ' * 200}",)]
     first, second = own.encode(texts), loaded.encode(texts)
     assert torch.equal(first.ids, second.ids)
@@ -106,8 +106,8 @@ def test_a_pretrained_tokenizer_is_that_of_its_folder(tmp_path: Path) -> None:
     assert second.cut == 1
 
 
-def test_fingerprints_tell_what_matters() -> None:
-    same = [learnt(WordTokenizer()).fingerprint() for _ in range(2)]
+def test_fingerprints_cover_arguments_and_classes() -> None:
+    same = [trained(WordTokenizer()).fingerprint() for _ in range(2)]
     assert same[0] == same[1]
     others = [
         WordTokenizer(min_count=3),
@@ -115,11 +115,11 @@ def test_fingerprints_tell_what_matters() -> None:
         SubwordTokenizer(300),
         SubwordTokenizer(320),
     ]
-    found = [learnt(tokenizer).fingerprint() for tokenizer in others]
+    found = [trained(tokenizer).fingerprint() for tokenizer in others]
     assert all(a != b for at, a in enumerate(found) for b in [same[0], *found[:at]])
 
 
-def test_where_a_pretrained_tokenizer_lies_does_not_matter(tmp_path: Path) -> None:
+def test_the_folder_of_a_pretrained_tokenizer_does_not_matter(tmp_path: Path) -> None:
     folder = save_bert(tmp_path / "bert", write_sst2(tmp_path / "data"))
     shutil.copytree(folder, tmp_path / "copy")
     found = [PretrainedTokenizer(str(at)).fingerprint() for at in (folder, tmp_path / "copy")]
@@ -127,7 +127,7 @@ def test_where_a_pretrained_tokenizer_lies_does_not_matter(tmp_path: Path) -> No
     assert PretrainedTokenizer(str(folder), max_length=16).fingerprint() != found[0]
     path = tmp_path / "copy" / "tokenizer.json"
     content = json.loads(path.read_text())
-    content["normalizer"] = None  # the same vocabulary, other pieces
+    content["normalizer"] = None  # same vocabulary, different pieces
     path.write_text(json.dumps(content))
     assert PretrainedTokenizer(str(tmp_path / "copy")).fingerprint() != found[0]
 
