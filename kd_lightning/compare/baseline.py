@@ -37,6 +37,7 @@ def difference_cell(comparison: Comparison) -> str:
     scale = 100 if is_fraction(comparison.metric) else 1
     unit = " points" if is_fraction(comparison.metric) else ""
     mean = f"{scale * comparison.mean:+.4g}{unit}"
+    # With too few seeds there is only the difference.
     if comparison.p is None:
         plural = "s" if comparison.n > 1 else ""
         return f"{mean} (no test: {comparison.n} seed{plural})"

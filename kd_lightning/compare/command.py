@@ -119,12 +119,13 @@ def build_table(options: argparse.Namespace) -> ComparisonTable:
     groups, notes = _read_groups(options)
 
     from kd_lightning.compare.baseline import baseline_notes, compare_to_baseline
-    from kd_lightning.compare.groups import choose_metrics, table_rows
+    from kd_lightning.compare.metrics import choose_metrics, table_rows
     from kd_lightning.compare.output import ComparisonTable
 
     metrics, groups, metric_notes = choose_metrics(groups, options.metrics)
     comparisons = []
     if options.baseline:
+        # One test per row: testing every metric would weaken Holm's correction for nothing.
         comparisons = compare_to_baseline(groups, options.baseline, metrics[0])
     rows = table_rows(groups, metrics)
     all_notes = [*baseline_notes(comparisons), *notes, *metric_notes]
@@ -142,7 +143,7 @@ def _read_groups(options: argparse.Namespace) -> tuple[list[SeedGroup], list[str
 
         return group_runs(runs, options.by)
 
-    from kd_lightning.compare.published import find_results, nothing_to_compare
+    from kd_lightning.compare.experiment_results import find_results, nothing_to_compare
 
     folders = []
     results = {}
@@ -172,7 +173,7 @@ def _groups_of_experiments(results: dict[str, Path]) -> tuple[list[SeedGroup], l
     Args:
         results: the results.json of each experiment, by its name.
     """
-    from kd_lightning.compare.published import read_results
+    from kd_lightning.compare.experiment_results import read_results
 
     groups: list[SeedGroup] = []
     notes = []

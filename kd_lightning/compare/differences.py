@@ -19,23 +19,31 @@ def differing_settings(groups: Sequence[Settings]) -> dict[str, list[str]]:
     Returns:
         For each name, the value of each group as text; empty if the setting does not apply to it.
     """
-    # Sorted, since W&B and config.yaml have different orders.
-    names = sorted({name for group in groups for name in group})
+    all_names: set[str] = set()
+    for group in groups:
+        all_names.update(group)
+    # Sorted, because W&B and config.yaml have different orders.
+    names = sorted(all_names)
     class_names = [name for name in names if name.endswith(".class")]
+
     differences = {}
     for name in names:
         values = [group.get(name) for group in groups]
-        if all(value == values[0] for value in values):
+        # Values can be lists, which no set can hold.
+        if values.count(values[0]) == len(values):
             continue
         collection = _collection_of(name, groups, class_names)
-        if collection is not None:
-            texts = [_format_entries(collection, group) for group in groups]
-            follows = _follows_from_class(name, texts, groups, class_names)
-        else:
+        if collection is None:
+            key = name
             texts = [_format_setting(name, group) for group in groups]
             follows = _follows_from_class(name, values, groups, class_names)
+        else:
+            # Several entries lead to the same collection and to the same texts.
+            key = collection
+            texts = [_format_entries(collection, group) for group in groups]
+            follows = _follows_from_class(name, texts, groups, class_names)
         if not follows:
-            differences[collection or name] = texts
+            differences[key] = texts
     return differences
 
 

@@ -1,10 +1,10 @@
-"""Groups of runs that differ only in their seeds, and the metrics of their table."""
+"""Groups of runs that differ only in their seeds."""
 
 from __future__ import annotations
 
-import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kd_lightning.compare.differences import differing_settings
 from kd_lightning.compare.labels import join_first, make_labels
@@ -12,10 +12,22 @@ from kd_lightning.compare.references import ReferenceResolver
 from kd_lightning.compare.runs import FINISHED, Run
 from kd_lightning.compare.settings import Settings, digest, select_settings, short_names
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.measurements import ResultRow, SeedGroup, SeedResult
+from kd_lightning.experiments.measurements import SeedGroup, SeedResult
 
-FIRST_METRICS = ("test_errors", "test_accuracy")
-"""These metrics come before all others."""
+
+@dataclass
+class _Members:
+    """Runs of one group.
+
+    Attributes:
+        separating: the settings that separate this group from others.
+        runs: its runs.
+        settings: all settings of each run.
+    """
+
+    separating: Settings
+    runs: list[Run]
+    settings: list[Settings]
 
 
 def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[SeedGroup], list[str]]:
@@ -35,28 +47,25 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[SeedGr
     _check_same_data(finished)
     resolver = ReferenceResolver(finished)
     settings = [resolver.settings(run) for run in finished]
-    all_names = [name for run_settings in settings for name in run_settings]
-    separating: list[Settings] = list(settings)
-    if by:
-        selected = select_settings(by, all_names)
-        separating = [_restrict(run_settings, selected) for run_settings in settings]
-
-    members = _indices_by_digest(separating)
+    members = _separate(finished, settings, by)
     labels, label_note = make_labels(
-        [separating[indices[0]] for indices in members],
-        [[finished[index].name for index in indices] for indices in members],
+        [group.separating for group in members],
+        [[run.name for run in group.runs] for group in members],
     )
+
+    all_names = _names(settings)
     groups = []
-    for label, indices in zip(labels, members, strict=True):
-        group_of_runs = [finished[index] for index in indices]
-        pooled = differing_settings([settings[index] for index in indices])
+    for label, group in zip(labels, members, strict=True):
+        # With --by, runs of one group can differ in other settings, and readers must know.
+        pooled = differing_settings(group.settings)
         if pooled:
             names = list(short_names(pooled, all_names).values())
             notes.append(f"{label} pools runs that differ in {join_first(names)}.")
-        group, repetition_notes = _make_group(label, group_of_runs, pooled=bool(pooled))
-        groups.append(group)
+        seed_group, repetition_notes = _make_group(label, group.runs, pooled=bool(pooled))
+        groups.append(seed_group)
         notes += repetition_notes
 
+    # Several seeds can refer to the same weights, but one note is enough.
     for path in dict.fromkeys(resolver.unresolved):
         notes.append(f"{path} belongs to no readable run; its checksum identifies it.")
     if label_note:
@@ -65,8 +74,14 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[SeedGr
 
 
 def _finished_runs(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
-    finished = [run for run in runs if run.status == FINISHED]
-    unfinished = [f"{run.source} ({run.status})" for run in runs if run.status != FINISHED]
+    """The finished runs, and a note on the others."""
+    finished = []
+    unfinished = []
+    for run in runs:
+        if run.status == FINISHED:
+            finished.append(run)
+        else:
+            unfinished.append(f"{run.source} ({run.status})")
     if not finished:
         raise UserError(
             f"none of the {len(runs)} runs is finished; {runs[0].source} is {runs[0].status}"
@@ -77,30 +92,48 @@ def _finished_runs(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
 
 def _check_same_data(runs: Sequence[Run]) -> None:
     """Raise a UserError if runs were tested on different samples."""
-    example_of_data: dict[str, str] = {}
+    source_of_data: dict[str, str] = {}
     for run in runs:
+        # Runs of older versions did not record their data.
         if run.data:
             samples = run.data.get("samples", {}).get("test")
             data = f"{run.data.get('data')} with {samples} test samples"
-            example_of_data.setdefault(data, run.source)
-    if len(example_of_data) > 1:
-        listed = "; ".join(f"{data} ({source})" for data, source in example_of_data.items())
+            source_of_data.setdefault(data, run.source)
+    if len(source_of_data) > 1:
+        listed = "; ".join(f"{data} ({source})" for data, source in source_of_data.items())
         raise UserError(
             f"these runs have different data sets: {listed}; "
             "compare runs of one data set (for W&B, --group selects runs)"
         )
 
 
-def _restrict(settings: Settings, names: set[str]) -> Settings:
-    return {name: value for name, value in settings.items() if name in names}
+def _names(settings: Sequence[Settings]) -> list[str]:
+    names: list[str] = []
+    for run_settings in settings:
+        names += run_settings
+    return names
 
 
-def _indices_by_digest(settings: Iterable[Settings]) -> list[list[int]]:
-    """The indices of equal settings, in the order of their first occurrence."""
-    indices: dict[str, list[int]] = {}
-    for index, run_settings in enumerate(settings):
-        indices.setdefault(digest(run_settings), []).append(index)
-    return list(indices.values())
+def _separate(
+    runs: Sequence[Run], settings: Sequence[Settings], by: Sequence[str]
+) -> list[_Members]:
+    """Put runs whose separating settings are equal into one group.
+
+    Args:
+        runs: the runs.
+        settings: the settings of each run.
+        by: keys of the separating settings; if empty, all settings separate.
+    """
+    selected = select_settings(by, _names(settings)) if by else set()
+    groups: dict[str, _Members] = {}
+    for run, run_settings in zip(runs, settings, strict=True):
+        separating = run_settings
+        if by:
+            separating = {name: run_settings[name] for name in run_settings if name in selected}
+        group = groups.setdefault(digest(separating), _Members(separating, [], []))
+        group.runs.append(run)
+        group.settings.append(run_settings)
+    return list(groups.values())
 
 
 def _make_group(label: str, runs: Sequence[Run], pooled: bool) -> tuple[SeedGroup, list[str]]:
@@ -118,7 +151,7 @@ def _make_group(label: str, runs: Sequence[Run], pooled: bool) -> tuple[SeedGrou
     notes = []
     in_order = sorted(runs, key=lambda run: run.started)
     for position, run in enumerate(in_order):
-        # Runs of one seed with different teachers are different runs.
+        # Runs of one seed with different teachers are different runs, not repetitions.
         teachers = str([source.get("sha256") for source in run.teacher_sources])
         key = (run.seed, teachers, position if pooled else None)
         if key in latest:
@@ -132,69 +165,3 @@ def _make_group(label: str, runs: Sequence[Run], pooled: bool) -> tuple[SeedGrou
         notes.append(f"{label} has several runs of one seed, with different teachers.")
     results = [SeedResult(run.seed, run.metrics, run.folder) for run in counted]
     return SeedGroup(label, results), notes
-
-
-def choose_metrics(
-    groups: Sequence[SeedGroup], wanted: Sequence[str]
-) -> tuple[list[str], list[SeedGroup], list[str]]:
-    """Choose the metrics of the table.
-
-    Args:
-        groups: all groups.
-        wanted: the metrics that the user named; if empty, the test metrics that all tested groups
-            have.
-
-    Returns:
-        The metrics, the groups that have them, and notes on groups that were skipped.
-
-    Raises:
-        UserError: if nobody measured a wanted metric, or if there is no common test metric.
-    """
-    measured = sorted({metric for group in groups for metric in group.metrics})
-    if wanted:
-        return _wanted_metrics(groups, list(dict.fromkeys(wanted)), measured)
-    tested = [group for group in groups if _test_metrics(group)]
-    if not tested:
-        raise UserError(
-            "none of these runs was tested; train with --run.test=last, or name other --metrics"
-        )
-    shared = set.intersection(*(_test_metrics(group) for group in tested))
-    if not shared:
-        raise UserError(
-            f"these runs share no test metric; name some with --metrics: {', '.join(measured)}"
-        )
-    untested = [group.label for group in groups if group not in tested]
-    notes = [f"Skipped untested rows: {join_first(untested)}."] if untested else []
-    first = [metric for metric in FIRST_METRICS if metric in shared]
-    return first + sorted(shared.difference(first)), tested, notes
-
-
-def _wanted_metrics(
-    groups: Sequence[SeedGroup], wanted: list[str], measured: Sequence[str]
-) -> tuple[list[str], list[SeedGroup], list[str]]:
-    for metric in wanted:
-        if metric not in measured:
-            near = difflib.get_close_matches(metric, measured, n=1)
-            hint = (
-                f"did you mean {near[0]}?" if near else f"measured metrics: {', '.join(measured)}"
-            )
-            raise UserError(f"--metrics: no run measured {metric!r}; {hint}")
-    having = [group for group in groups if not group.metrics.isdisjoint(wanted)]
-    without = [group.label for group in groups if group.metrics.isdisjoint(wanted)]
-    notes = [f"Skipped rows without these metrics: {join_first(without)}."] if without else []
-    return wanted, having, notes
-
-
-def _test_metrics(group: SeedGroup) -> set[str]:
-    return {metric for metric in group.metrics if metric.startswith("test_")}
-
-
-def table_rows(groups: Sequence[SeedGroup], metrics: Sequence[str]) -> list[ResultRow]:
-    """One row per group and metric, in the form of results.json."""
-    rows = []
-    for group in groups:
-        for metric in metrics:
-            row = group.row(metric)
-            if row is not None:
-                rows.append(row)
-    return rows

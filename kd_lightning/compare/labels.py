@@ -27,28 +27,21 @@ def make_labels(
     Returns:
         One unique label per group, and a note on differences that the labels do not show.
     """
-    known = [name for group in groups for name in group]
+    known: list[str] = []
+    for group in groups:
+        known += group
     base_names = [_base_name(names) for names in run_names]
     differences = differing_settings(groups)
     if len(differences) <= MAX_LABEL_SETTINGS:
         labels = _format_labels(differences, list(differences), known, len(groups))
-        labels = [label or base for label, base in zip(labels, base_names, strict=True)]
+        for index, base in enumerate(base_names):
+            # A single group differs from nothing.
+            labels[index] = labels[index] or base
         return _number_duplicates(labels), ""
 
-    labels = list(base_names)
-    shown: set[str] = set()
-    for base in set(base_names):
-        indices = [index for index, other in enumerate(base_names) if other == base]
-        inner = differing_settings([groups[index] for index in indices])
-        few = len(inner) <= MAX_LABEL_SETTINGS
-        chosen = list(inner) if few else _distinguishing_settings(inner)
-        shown.update(chosen)
-        suffixes = _format_labels(inner, chosen, known, len(indices))
-        for index, suffix in zip(indices, suffixes, strict=True):
-            labels[index] = f"{base}, {suffix}" if suffix else base
-
+    labels, shown = _labels_by_name(groups, base_names, known)
     endings = short_names(differences, known)
-    hidden = [ending for name, ending in endings.items() if name not in shown]
+    hidden = [endings[name] for name in differences if name not in shown]
     note = ""
     if hidden:
         also = "also " if shown else ""
@@ -56,8 +49,35 @@ def make_labels(
     return _number_duplicates(labels), note
 
 
+def _labels_by_name(
+    groups: Sequence[Settings], base_names: Sequence[str], known: Sequence[str]
+) -> tuple[list[str], set[str]]:
+    """Label groups by name, and groups of one name also by the settings in which they differ.
+
+    Returns:
+        The labels, and the settings that some label shows.
+    """
+    indices_of_name: dict[str, list[int]] = {}
+    for index, base in enumerate(base_names):
+        indices_of_name.setdefault(base, []).append(index)
+
+    labels = list(base_names)
+    shown: set[str] = set()
+    for base, indices in indices_of_name.items():
+        differences = differing_settings([groups[index] for index in indices])
+        chosen = list(differences)
+        if len(chosen) > MAX_LABEL_SETTINGS:
+            chosen = _distinguishing_settings(differences)
+        shown.update(chosen)
+        suffixes = _format_labels(differences, chosen, known, len(indices))
+        for index, suffix in zip(indices, suffixes, strict=True):
+            labels[index] = f"{base}, {suffix}" if suffix else base
+    return labels, shown
+
+
 def _base_name(names: Sequence[str]) -> str:
     """The common name of a group's runs without the number of the seed, or the first name."""
+    # Seeds are named `kd-seed1` or `kd-s1`; a repeated name gets a number, as in `kd-2`.
     without_seed = {re.sub(r"[-_. ]+(seed|s)?[-_= ]?\d+$", "", name) for name in names}
     if len(names) == 1 or len(without_seed) > 1:
         return names[0]
@@ -77,6 +97,7 @@ def _format_labels(
         parts = []
         for name in chosen:
             value = differences[name][index]
+            # Empty if the setting does not apply to this group, as KD's temperature without KD.
             if value:
                 parts.append(f"{endings[name]}={value}")
         labels.append(", ".join(parts))

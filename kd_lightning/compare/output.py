@@ -61,6 +61,7 @@ class ComparisonTable:
             return Cells(headings, lines)
         heading = f"difference from {self.comparisons[0].b}"
         differences = {comparison.a: difference_cell(comparison) for comparison in self.comparisons}
+        # The second column is "seeds" unless each run has a column.
         is_transposed = headings[1] != "seeds"
         if is_transposed:
             last_line = [heading, *(differences.get(run, "") for run in headings[1:])]
@@ -75,6 +76,7 @@ def as_terminal_text(table: ComparisonTable) -> str:
 
     from kd_lightning.experiments.tables import tables
 
+    # Files and pipes get lines of any length: only a screen needs them wrapped.
     terminal = Console()
     is_terminal = terminal.is_terminal
     text = io.StringIO()
@@ -110,6 +112,7 @@ def as_csv(table: ComparisonTable) -> str:
     for row in table.rows:
         fields = csv_fields(row)
         fields += [join_numbers(row.get("seeds", [])), join_numbers(row["values"])]
+        # Only the rows of the first metric are compared.
         comparison = tested.get((row["run"], row["metric"]))
         values = comparison.as_dict() if comparison else {}
         fields += [values.get(attribute) for attribute in attributes]

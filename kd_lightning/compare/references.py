@@ -47,6 +47,7 @@ class ReferenceResolver:
         if folder is not None:
             # Stored before its paths are followed, in case one of them leads back to this run.
             self._settings[folder] = settings
+        # Replaced in one step: a run that leads back here must see the original paths.
         resolved = {name: self._resolve(value, run) for name, value in settings.items()}
         settings.update(resolved)
         return settings
@@ -58,6 +59,7 @@ class ReferenceResolver:
         if not isinstance(value, str):
             return value
         is_weights = value.endswith(_WEIGHT_FILES)
+        # Most values are not paths, and checking the disk for each one would be slow.
         if "/" not in value and not is_weights:
             return value
         for path in self._candidates(value, run):

@@ -43,14 +43,22 @@ def deciding_settings(config: Config) -> dict[str, SettingValue]:
     """
     settings = {}
     for name, value in flat(config):
-        parts = name.split(".")
-        parts = ["class" if part == "class_path" else part for part in parts if part != "init_args"]
-        # run.test is relevant here: it selects the weights that are tested.
+        short_name, parts = _without_syntax(name)
+        # run.test is relevant here, because it selects the weights that are tested.
         relevant = name == "run.test" or is_relevant(name)
-        comes_from_data = not set(parts).isdisjoint(FILLED)
+        comes_from_data = not parts.isdisjoint(FILLED)
+        # A setting that is off looks the same in all versions, whether config.yaml lists it or not.
         if relevant and not comes_from_data and value not in (None, {}):
-            settings[".".join(parts)] = _whole_numbers_as_int(value)
+            settings[short_name] = _whole_numbers_as_int(value)
     return settings
+
+
+def _without_syntax(name: str) -> tuple[str, set[str]]:
+    """A key of config.yaml without `init_args`, and its parts."""
+    parts = [part for part in name.split(".") if part != "init_args"]
+    if parts[-1] == "class_path":
+        parts[-1] = "class"
+    return ".".join(parts), set(parts)
 
 
 def _whole_numbers_as_int(value: SettingValue) -> SettingValue:
@@ -108,10 +116,15 @@ def _shortest_ending(name: str, all_names: Iterable[str]) -> str:
     parts = name.removesuffix(".class").split(".")
     for start in range(len(parts) - 1, -1, -1):
         ending = ".".join(parts[start:])
-        matches = [other for other in all_names if other == ending or other.endswith(f".{ending}")]
+        matches = [other for other in all_names if _ends_with(other, ending)]
         if len(matches) <= 1:
             return ending
     return name
+
+
+def _ends_with(name: str, ending: str) -> bool:
+    """Whether the last parts of a name are `ending`."""
+    return name == ending or name.endswith(f".{ending}")
 
 
 def select_settings(keys: Sequence[str], known: Iterable[str]) -> set[str]:
@@ -124,26 +137,32 @@ def select_settings(keys: Sequence[str], known: Iterable[str]) -> set[str]:
     Raises:
         UserError: if a key matches no setting, or several.
     """
-    names = list(dict.fromkeys(known))
+    names = set(known)
     nodes = set()
     for name in names:
-        parts = name.split(".")
-        nodes |= {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
+        nodes.add(name)
+        # The objects above a setting can be selected too, such as `model.optimizer`.
+        while "." in name:
+            name = name.rpartition(".")[0]
+            nodes.add(name)
 
     selected = set()
     for key in keys:
         node = _match_key(key, nodes)
-        selected |= {name for name in names if name == node or name.startswith(f"{node}.")}
+        for name in names:
+            if name == node or name.startswith(f"{node}."):
+                selected.add(name)
     return selected
 
 
 def _match_key(key: str, nodes: set[str]) -> str:
-    # Settings have no `init_args` and `class_path`, but config.yaml does.
-    written = ("init_args", "class_path", "class")
-    wanted = ".".join(part for part in key.split(".") if part not in written)
-    if wanted in nodes:
-        return wanted
-    matches = sorted(node for node in nodes if node.endswith(f".{wanted}"))
+    # Users copy keys from config.yaml, where they contain words that settings do not have.
+    syntax = ("init_args", "class_path", "class")
+    ending = ".".join(part for part in key.split(".") if part not in syntax)
+    # A full name is never ambiguous, even if other names end in it.
+    if ending in nodes:
+        return ending
+    matches = sorted(node for node in nodes if _ends_with(node, ending))
     if not matches:
         raise UserError(
             f"--by {key}: no run has such a setting; "

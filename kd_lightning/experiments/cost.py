@@ -44,7 +44,8 @@ def measure(
     spec: dict[str, Any] = {"input_shape": input_shape}
     if inputs:
         spec["inputs"] = inputs
-    costs: dict[str, float] = {"parameters": sum(p.numel() for p in network.parameters())}
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    costs: dict[str, float] = {"parameters": parameters}
     with torch.inference_mode():
         costs["flops"] = _count_flops(network, blank_inputs(spec, 1))
         costs["file_bytes"] = _file_bytes(network)
@@ -88,6 +89,7 @@ def _file_bytes(network: nn.Module) -> int:
 
 def _latency_ms(network: nn.Module, inputs: Inputs, seconds: float) -> float:
     """The median duration of a forward pass, in milliseconds."""
+    # The first passes allocate memory and choose kernels.
     for _ in range(_WARM_UP_PASSES):
         run_network(network, inputs)
     durations_s = []

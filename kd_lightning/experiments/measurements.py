@@ -66,7 +66,10 @@ class SeedGroup:
     @property
     def metrics(self) -> set[str]:
         """The metrics that at least one seed measured."""
-        return {metric for result in self.results for metric in result.metrics}
+        metrics: set[str] = set()
+        for result in self.results:
+            metrics |= result.metrics.keys()
+        return metrics
 
     def by_seed(self, metric: str) -> dict[int, list[SeedResult]]:
         """The results that have a metric, by seed; pooled runs can share a seed."""
@@ -78,6 +81,7 @@ class SeedGroup:
 
     def row(self, metric: str, with_interval: bool = False) -> ResultRow | None:
         """The group's row for a metric; None if no seed measured it."""
+        # Seeds without the metric are skipped: their training diverged.
         seeds = []
         values = []
         for result in self.results:
@@ -144,9 +148,13 @@ def values_over_shared_seeds(
     values_a = []
     values_b = []
     for seed in sorted(results_a.keys() & results_b.keys()):
-        values_a.append(statistics.fmean(result.metrics[metric] for result in results_a[seed]))
-        values_b.append(statistics.fmean(result.metrics[metric] for result in results_b[seed]))
+        values_a.append(_mean(results_a[seed], metric))
+        values_b.append(_mean(results_b[seed], metric))
     return values_a, values_b
+
+
+def _mean(results: Sequence[SeedResult], metric: str) -> float:
+    return statistics.fmean(result.metrics[metric] for result in results)
 
 
 def compare_groups(pairs: Sequence[tuple[SeedGroup, SeedGroup]], metric: str) -> list[Comparison]:
@@ -161,8 +169,10 @@ def compare_groups(pairs: Sequence[tuple[SeedGroup, SeedGroup]], metric: str) ->
     """
     comparisons = []
     for a, b in pairs:
+        # Pairing by seed removes the variance that both runs share, such as the sample order.
         values_a, values_b = values_over_shared_seeds(a, b, metric)
         comparison = paired(a.label, b.label, metric, values_a, values_b)
+        # The bootstrap counts wrong predictions, so it tests no other metric.
         if metric == "test_errors" and comparison.p is not None:
             _add_bootstrap(comparison, a, b)
         comparisons.append(comparison)
@@ -209,6 +219,7 @@ def _errs_on_examples(folder: RunFolder | None) -> NDArray[np.bool_] | None:
     try:
         predictions = load_file(folder.test_predictions)
         errs: NDArray[np.bool_] = predictions["logits"].argmax(-1) != predictions["target"]
+    # Runs in W&B, or of another task, have no logits and targets here.
     except (OSError, KeyError, SafetensorError):
         return None
     return errs

@@ -14,7 +14,7 @@ ROW_COLUMNS = ("run", "metric", "paper", "mean", "std", "n")
 
 _MAX_COLUMNS = 7
 _MAX_TRANSPOSED_RUNS = 5
-_HEADINGS = {
+HEADINGS = {
     "test_errors": "test errors",
     "test_accuracy": "test accuracy",
     "flops": "FLOPs",
@@ -23,6 +23,7 @@ _HEADINGS = {
     "latency_ms_batch_1": "CPU ms, batch 1",
     "latency_ms_batch_256": "CPU ms, batch 256",
 }
+"""Headings that are not simply the metric's name without underscores."""
 
 
 class Cells(NamedTuple):
@@ -43,8 +44,8 @@ def is_fraction(metric: str) -> bool:
 
 
 def heading(metric: str) -> str:
-    """The name of a metric in headings and sentences."""
-    return _HEADINGS.get(metric, metric.replace("_", " "))
+    """The heading of a metric's column."""
+    return HEADINGS.get(metric, metric.replace("_", " "))
 
 
 def table_cells(rows: Sequence[ResultRow]) -> Cells:
@@ -55,6 +56,7 @@ def table_cells(rows: Sequence[ResultRow]) -> Cells:
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     runs = list(dict.fromkeys(row["run"] for row in rows))
     by_cell = {(row["run"], row["metric"]): row for row in rows}
+    # A column of the paper's numbers exists only if the paper gives one for this metric.
     metrics_with_paper = {row["metric"] for row in rows if row["paper"] is not None}
 
     headings = ["run", "seeds"]
@@ -65,6 +67,7 @@ def table_cells(rows: Sequence[ResultRow]) -> Cells:
 
     lines = []
     for run in runs:
+        # The number of seeds is that of the first metric, since costs are measured once per run.
         first = by_cell.get((run, metrics[0]))
         line = [run, str(first["n"]) if first else ""]
         for metric in metrics:
@@ -116,6 +119,7 @@ def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> l
     ruler = ["---", *["---:"] * (len(headings) - 1)]
     text = []
     for line in [headings, ruler, *lines]:
+        # A bar within a cell would end it.
         escaped = [cell.replace("|", "\\|") for cell in line]
         text.append("| " + " | ".join(escaped) + " |")
     return text
@@ -135,8 +139,8 @@ def csv_text(
 
 
 def csv_fields(row: ResultRow) -> list[str | float | None]:
-    """The fields of a row below ROW_COLUMNS."""
-    return [row[column] for column in ROW_COLUMNS]  # type: ignore[literal-required]
+    """The fields of a row in the order of ROW_COLUMNS."""
+    return [row["run"], row["metric"], row["paper"], row["mean"], row["std"], row["n"]]
 
 
 def join_numbers(numbers: Iterable[float]) -> str:

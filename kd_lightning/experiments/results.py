@@ -19,10 +19,10 @@ from kd_lightning.experiments.measurements import (
 )
 from kd_lightning.experiments.planning import Job, by_run
 from kd_lightning.experiments.report import (
+    HEADINGS,
     ROW_COLUMNS,
     Cells,
     csv_fields,
-    heading,
     is_fraction,
     join_numbers,
     markdown_table,
@@ -72,6 +72,7 @@ def collect(
     ]
     tests += [equivalence.as_dict() for equivalence in equivalences(experiment, groups)]
     notes = [experiment.note.strip()]
+    # Analyses may need any run of the experiment.
     if complete:
         rows += analysis_rows(experiment, jobs, output)
     else:
@@ -102,7 +103,9 @@ def seed_groups(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, SeedGr
 
 def _check_metrics(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> None:
     """Raise a UserError if no run measured a metric that the experiment names."""
-    measured: set[str] = set().union(*(group.metrics for group in groups.values()))
+    measured: set[str] = set()
+    for group in groups.values():
+        measured |= group.metrics
     named = list(experiment.metrics)
     if experiment.compare:
         named.append(experiment.compare_metric)
@@ -149,6 +152,7 @@ def comparisons(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list
         if a in groups and b in groups:
             pairs.append((groups[a], groups[b]))
     tested = compare_groups(pairs, experiment.compare_metric)
+    # Without a shared seed there is nothing to report.
     return [comparison for comparison in tested if comparison.n]
 
 
@@ -180,6 +184,7 @@ def markdown(experiment: Experiment, content: Results) -> str:
     text += markdown_table(*cells(content))
     text.append("")
     text += [f"- {comparison['sentence']}." for comparison in content["comparisons"]]
+    # The table shows standard deviations; the intervals follow in a sentence.
     intervals = _interval_sentence(content["rows"])
     if intervals:
         text += ["", intervals]
@@ -210,7 +215,8 @@ def _interval_sentence(rows: Sequence[ResultRow]) -> str:
             intervals.append(f"{row['run']} [{low:.4g}, {high:.4g}]{unit}")
     if not intervals:
         return ""
-    return f"95% intervals of the mean {heading(metric)} over seeds: {'; '.join(intervals)}."
+    name = HEADINGS.get(metric, metric)
+    return f"95% intervals of the mean {name} over seeds: {'; '.join(intervals)}."
 
 
 def csv_text(content: Results) -> str:

@@ -60,6 +60,7 @@ class Comparison:
         text += (
             f", 95% interval [{self.low:+.4g}, {self.high:+.4g}], paired t-test p = {self.p:.2g}"
         )
+        # With a single test, Holm's correction changes nothing.
         if self.p_holm != self.p:
             text += f" (Holm: {self.p_holm:.2g})"
         if self.examples_low is not None:
@@ -190,6 +191,7 @@ def alike(
         return result
     from scipy.stats import ttest_1samp
 
+    # Two one-sided tests at 5% correspond to the 90% interval.
     bounds = ttest_1samp(difference, 0.0).confidence_interval(0.9)
     result.low = float(bounds.low)
     result.high = float(bounds.high)

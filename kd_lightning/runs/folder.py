@@ -32,24 +32,25 @@ def is_main() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def make_folder(wanted: Path, resumed: bool) -> Path:
+def make_folder(path: Path, resumed: bool) -> Path:
     """Create a run's folder.
 
     Args:
-        wanted: its path; a number is appended if a run of that name exists.
+        path: the folder; a number is appended if a run of that name exists.
         resumed: whether the run continues in its own folder, which is then reused.
 
     Raises:
         UserError: if the folder cannot be created.
     """
     try:
-        if resumed and wanted.is_dir():
+        if resumed and path.is_dir():
             # Fail here, before any training, if the folder cannot be written to.
-            (wanted / "run.json").touch()
-            return wanted
-        wanted.parent.mkdir(parents=True, exist_ok=True)
+            (path / "run.json").touch()
+            return path
+        path.parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 10_000):
-            folder = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+            folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            # Checking first would let two processes choose the same folder.
             try:
                 folder.mkdir()
             except FileExistsError:
@@ -57,11 +58,11 @@ def make_folder(wanted: Path, resumed: bool) -> Path:
             return folder
     except OSError as error:
         raise UserError(
-            f"cannot write the run's folder {wanted} ({error.strerror}); "
+            f"cannot write the run's folder {path} ({error.strerror}); "
             "choose another --run.root or --run.dir"
         ) from error
     raise UserError(
-        f"there are 9,999 runs called {wanted.name} in {wanted.parent}; choose another --run.name"
+        f"there are 9,999 runs called {path.name} in {path.parent}; choose another --run.name"
     )
 
 
@@ -81,6 +82,7 @@ def versions() -> dict[str, str]:
 def commit() -> str | None:
     """The commit of the running source, with `-dirty` if it was changed; None without git."""
     source = Path(__file__).parents[2]
+    # Changes of documentation or results do not make a checkout dirty.
     tracked = ("kd_lightning", "configs", ":(glob)experiments/**/*.yaml")
     try:
         head = _git(source, "rev-parse", "HEAD")
@@ -125,6 +127,7 @@ def _cpu_name() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file atomically: readers see the whole new file or the old one."""
+    # Named by the process, because several can write the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
     temporary.replace(path)
@@ -199,6 +202,7 @@ class RunFolder:
         Raises:
             UserError: if config.yaml is missing, damaged or not a mapping.
         """
+        # The C loader is much faster, but PyYAML is not always built with it.
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
             content = yaml.load(self.config_path.read_text(encoding="utf-8"), Loader=loader)

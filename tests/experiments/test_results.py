@@ -110,6 +110,21 @@ def test_runs_are_compared_over_the_seeds_that_both_have(jobs: list[Job]) -> Non
     assert shared["mean"] == pytest.approx(7 / 4)
 
 
+def test_a_seed_without_the_metric_is_not_compared(jobs: list[Job]) -> None:
+    """Its training diverged, and the experiment allows that."""
+    (jobs[0].folder / "run.json").write_text(json.dumps({"status": "failed"}))
+    content = results.collect(experiment(), jobs, Path())
+    assert row_of(content, "big", "test_errors")["seeds"] == [1, 2, 3, 4]
+    assert content["comparisons"][0]["n"] == 4
+
+
+def test_runs_without_predictions_are_compared_over_seeds_only(jobs: list[Job]) -> None:
+    (jobs[0].folder / "predictions-test.safetensors").unlink()
+    [comparison] = results.collect(experiment(), jobs, Path())["comparisons"]
+    assert comparison["p"] is not None
+    assert comparison["examples_low"] is None
+
+
 @pytest.mark.parametrize(
     "changes", [{"metrics": ["tset_errors"]}, {"compare_metric": "tset_errors"}]
 )
