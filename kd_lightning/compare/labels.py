@@ -17,8 +17,8 @@ def make_labels(
 ) -> tuple[list[str], str]:
     """Label each group by the settings in which groups differ.
 
-    If there are too many such settings, the label is the name of the group's runs, with the settings
-    that tell groups of the same name apart.
+    If there are too many such settings, the label is the name of the group's runs, followed by the
+    settings that tell groups of the same name apart.
 
     Args:
         groups: the settings of each group.

@@ -56,7 +56,7 @@ def deciding_settings(config: Config) -> dict[str, SettingValue]:
 def _without_syntax(name: str) -> tuple[str, set[str]]:
     """A key of config.yaml without `init_args`, and its parts."""
     parts = [part for part in name.split(".") if part != "init_args"]
-    if parts[-1] == "class_path":
+    if parts[-1:] == ["class_path"]:
         parts[-1] = "class"
     return ".".join(parts), set(parts)
 
