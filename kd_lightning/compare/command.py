@@ -1,250 +1,209 @@
-"""`kd compare`."""
+"""`kd compare`: one table over runs and seeds."""
 
 from __future__ import annotations
 
 import argparse
-import csv
-import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING
 
 from kd_lightning.errors import UserError
+from kd_lightning.runs.arguments import CommandParser
 
+# Everything else is imported when it is needed: torch takes seconds, and a mistake in the arguments
+# must be reported at once.
 if TYPE_CHECKING:
-    from kd_lightning.compare.groups import Group
+    from kd_lightning.compare.output import ComparisonTable
+    from kd_lightning.experiments.measurements import SeedGroup
 
-SUFFIXES = {".md": "markdown", ".csv": "csv", ".json": "json"}
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"kd compare: {message}")
+FORMAT_OF_SUFFIX = {".md": "markdown", ".csv": "csv", ".json": "json"}
 
 
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    """The parser of the command's arguments."""
+    command = CommandParser(
         "kd compare",
         usage="kd compare RUN... | EXPERIMENT... | --wandb ENTITY/PROJECT  [options]",
-        description="One table over seeds: runs that differ in the seed alone are one row, mean ± standard deviation.",
-        allow_abbrev=False,
+        description="Print one table over seeds: runs that differ only in the seed are one row, "
+        "mean ± standard deviation.",
     )
-    made.add_argument(
+    command.add_argument(
         "runs",
         nargs="*",
         metavar="RUN",
         help="folders of runs, or experiments that kd reproduce has run",
     )
-    made.add_argument("--wandb", metavar="ENTITY/PROJECT", help="the runs of a W&B project")
-    made.add_argument(
+    command.add_argument("--wandb", metavar="ENTITY/PROJECT", help="the runs of a W&B project")
+    command.add_argument(
         "--group",
-        help="of W&B: those of this group alone; kd reproduce makes one for each experiment",
+        help="with --wandb, only the runs of this group; kd reproduce makes one per experiment",
     )
-    made.add_argument(
+    command.add_argument(
         "--metrics",
         nargs="+",
         default=[],
-        help="the test metrics that all runs have, where left out",
+        help="metrics of the table; default: the test metrics that all runs have",
     )
-    made.add_argument(
+    command.add_argument(
         "--by",
         nargs="+",
         default=[],
         metavar="KEY",
-        help="one row for each value of these settings, such as temperature",
+        help="one row per value of these settings, such as temperature",
     )
-    made.add_argument(
+    command.add_argument(
         "--baseline",
         metavar="ROW",
-        help="test the first metric's difference to the row of this label",
+        help="test the first metric's difference from the row with this label",
     )
-    made.add_argument(
+    command.add_argument(
         "--format",
         choices=("terminal", "markdown", "csv", "json"),
-        help="terminal, or what FILE ends with",
+        help="default: by the ending of FILE, otherwise terminal",
     )
-    made.add_argument("--output", type=Path, metavar="FILE", help="write there instead")
-    return made
+    command.add_argument("--output", type=Path, metavar="FILE", help="write to a file")
+    return command
 
 
 def main(argv: list[str]) -> None:
+    """Run `kd compare`.
+
+    Raises:
+        UserError: if the arguments are wrong, or if there is nothing that can be compared.
+    """
     options = parser().parse_args(argv)
+    _check(options)
+    table = build_table(options)
+
+    from kd_lightning.compare.output import FORMATS
+
+    suffix = options.output.suffix if options.output else ""
+    format_name = options.format or FORMAT_OF_SUFFIX.get(suffix, "terminal")
+    text = FORMATS[format_name](table)
+    if options.output:
+        _write(options.output, text)
+    else:
+        print(text, end="")
+    # A CSV has no place for notes.
+    if format_name == "csv":
+        for note in table.notes:
+            print(note, file=sys.stderr)
+
+
+def _check(options: argparse.Namespace) -> None:
     if bool(options.runs) == bool(options.wandb):
         raise UserError(
-            "kd compare: give folders of runs or experiments, before all options, or --wandb ENTITY/PROJECT"
+            "kd compare: give folders of runs or experiments, before all options, "
+            "or --wandb ENTITY/PROJECT"
         )
     if options.group and not options.wandb:
         raise UserError(
-            "kd compare: --group chooses among the runs of --wandb; with folders, name those that you want"
+            "kd compare: --group selects runs of --wandb; without it, name the folders to compare"
         )
-    form = options.format or SUFFIXES.get(
-        options.output.suffix if options.output else "", "terminal"
-    )
-    content = compared(options)
-    text = {"terminal": terminal, "markdown": markdown, "csv": csv_text, "json": json_text}[form](
-        content
-    )
-    if options.output:
-        try:
-            options.output.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(
-                f"--output {options.output} cannot be written ({error.strerror})"
-            ) from error
-    else:
-        print(text, end="")
-    if form == "csv":  # which has no place for notes
-        print("".join(f"{note}\n" for note in content["notes"]), end="", file=sys.stderr)
 
 
-def compared(options: argparse.Namespace) -> dict[str, Any]:
-    """Rows and comparisons in the form of results.json, and notes.
+def _write(path: Path, text: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--output {path} cannot be written ({error.strerror})") from error
+
+
+def build_table(options: argparse.Namespace) -> ComparisonTable:
+    """Read the runs, and compute rows, tests and notes.
 
     Raises:
-        UserError: for whatever cannot be compared.
+        UserError: if there is nothing that can be compared.
     """
-    groups, notes = _groups(options)
-    from kd_lightning.compare import baseline as compare_baseline
-    from kd_lightning.compare import groups as compare
+    groups, notes = _read_groups(options)
 
-    metrics, groups, more = compare.choose_metrics(groups, options.metrics)
-    notes += more
-    found = (
-        compare_baseline.against(groups, options.baseline, metrics[0]) if options.baseline else []
-    )
-    return {
-        "rows": compare.rows(groups, metrics),
-        "comparisons": [
-            result.as_dict()
-            | {"sentence": result.sentence(), "cell": compare_baseline.verdict(result)}
-            for result in found
-        ],
-        "notes": [*compare_baseline.notes(found), *notes],
-    }
+    from kd_lightning.compare.baseline import baseline_notes, compare_to_baseline
+    from kd_lightning.compare.metrics import choose_metrics, table_rows
+    from kd_lightning.compare.output import ComparisonTable
+
+    metrics, groups, metric_notes = choose_metrics(groups, options.metrics)
+    comparisons = []
+    if options.baseline:
+        # One test per row: testing every metric would weaken Holm's correction for nothing.
+        comparisons = compare_to_baseline(groups, options.baseline, metrics[0])
+    rows = table_rows(groups, metrics)
+    all_notes = [*baseline_notes(comparisons), *notes, *metric_notes]
+    return ComparisonTable(rows, comparisons, all_notes)
 
 
-def _groups(options: argparse.Namespace) -> tuple[list[Group], list[str]]:
-    """The rows that the arguments name, and notes."""
+def _read_groups(options: argparse.Namespace) -> tuple[list[SeedGroup], list[str]]:
+    """The groups that the arguments name, and notes."""
     if options.wandb:
         from kd_lightning.compare.wandb import read_wandb
 
-        runs = read_wandb(options.wandb, options.group)  # fails before anything slow is imported
-        from kd_lightning.compare.groups import grouped
+        # Reading comes before the next import, so that a missing key is reported at once.
+        runs = read_wandb(options.wandb, options.group)
+        from kd_lightning.compare.groups import group_runs
 
-        return grouped(runs, options.by)
-    from kd_lightning.compare.groups import from_results
-    from kd_lightning.compare.runs import read_results, results_file, unknown
+        return group_runs(runs, options.by)
 
-    results = {name: path for name in options.runs if (path := results_file(name))}
-    for name in options.runs:
-        if name not in results and not (Path(name) / "run.json").exists():
-            raise unknown(name)
+    from kd_lightning.compare.experiment_results import find_results, nothing_to_compare
+
+    folders = []
+    results = {}
+    for name in dict.fromkeys(options.runs):
+        path = find_results(name)
+        if path is not None:
+            results[name] = path
+        elif (Path(name) / "run.json").exists():
+            folders.append(name)
+        else:
+            raise nothing_to_compare(name)
     if not results:
-        return _of_folders(list(dict.fromkeys(options.runs)), options.by)
-    if folders := [name for name in options.runs if name not in results]:
+        return _groups_of_folders(folders, options.by)
+    if folders:
         raise UserError(
-            f"kd compare: {folders[0]} is a run and {next(iter(results))} an experiment; compare one kind at a time"
+            f"kd compare: {folders[0]} is a run and {next(iter(results))} an experiment; "
+            "compare one kind at a time"
         )
     if options.by:
-        raise UserError("kd compare: --by is for runs; an experiment's rows are its own")
-    contents = {name: read_results(path) for name, path in results.items()}
-    groups = [
-        group
-        for n, c in contents.items()
-        for group in from_results(c, f"{n}: " if len(contents) > 1 else "")
-    ]
-    return groups, [c["note"] for c in contents.values() if c.get("note")]
+        raise UserError("kd compare: --by groups runs; experiments have rows of their own")
+    return _groups_of_experiments(results)
 
 
-def _of_folders(folders: list[str], by: list[str]) -> tuple[list[Group], list[str]]:
-    from kd_lightning.compare.groups import grouped
-    from kd_lightning.compare.runs import is_cache, read_run
+def _groups_of_experiments(results: dict[str, Path]) -> tuple[list[SeedGroup], list[str]]:
+    """The rows of experiments, and their notes.
 
-    caches = [name for name in folders if is_cache(Path(name))]
-    if caches == folders:
-        raise UserError(f"{folders[0]}: no run, but a teacher's cache; give folders of runs")
-    groups, notes = grouped([read_run(name) for name in folders if name not in caches], by)
-    return groups, notes + ([f"Left out: {', '.join(caches)} (teacher caches)."] if caches else [])
+    Args:
+        results: the results.json of each experiment, by its name.
+    """
+    from kd_lightning.compare.experiment_results import read_results
 
-
-def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """The table of results.md, and a last column (a last line, where metrics are lines) of differences to the baseline."""
-    from kd_lightning.experiments import results
-
-    headings, lines = results.cells(content)
-    if content["comparisons"]:
-        told = {result["a"]: result["cell"] for result in content["comparisons"]}
-        base = content["comparisons"][0]["b"]
-        if headings[1] == "seeds":
-            return [*headings, f"difference to {base}"], [
-                [*line, told.get(line[0], "")] for line in lines
-            ]
-        lines = [*lines, [f"difference to {base}", *(told.get(run, "") for run in headings[1:])]]
-    return headings, lines
+    groups: list[SeedGroup] = []
+    notes = []
+    for name, path in results.items():
+        prefix = f"{name}: " if len(results) > 1 else ""
+        experiment_groups, note = read_results(path, prefix)
+        groups += experiment_groups
+        if note:
+            notes.append(note)
+    return groups, notes
 
 
-def terminal(content: dict[str, Any]) -> str:
-    from rich.console import Console
+def _groups_of_folders(
+    folders: Sequence[str], by: Sequence[str]
+) -> tuple[list[SeedGroup], list[str]]:
+    """The groups of runs in folders, and notes; teacher caches are skipped."""
+    from kd_lightning.compare.groups import group_runs
+    from kd_lightning.compare.runs import read_run
+    from kd_lightning.runs.folder import RunFolder
 
-    from kd_lightning.experiments.tables import tables
-
-    # As wide as the terminal; what is read by no person is never cut.
-    out = io.StringIO()
-    real = Console()
-    console = Console(
-        file=out,
-        width=real.width if real.is_terminal else 1000,
-        force_terminal=real.is_terminal,
-        markup=False,
-    )
-    for table in tables(None, *cells(content), console.width):
-        console.print(table)
-    for sentence in _sentences(content):
-        console.print(sentence, highlight=False, soft_wrap=not real.is_terminal)
-    return out.getvalue()
-
-
-def markdown(content: dict[str, Any]) -> str:
-    headings, lines = cells(content)
-    ruler = ["---", *["---:"] * (len(headings) - 1)]
-    text = "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
-        for line in [headings, ruler, *lines]
-    )
-    return f"{text}\n\nMean ± standard deviation over seeds.\n" + "".join(
-        f"\n{s}\n" for s in _sentences(content)
-    )
-
-
-def _sentences(content: dict[str, Any]) -> Sequence[str]:
-    return [*(f"{result['sentence']}." for result in content["comparisons"]), *content["notes"]]
-
-
-def csv_text(content: dict[str, Any]) -> str:
-    """A line a row and metric, values and seeds in the same order; the comparison in the lines of its metric."""
-    tests = {(result["a"], result["metric"]): result for result in content["comparisons"]}
-    tested = ("b", "mean", "low", "high", "p", "p_holm") if tests else ()
-    names = ("run", "metric", "paper", "mean", "std", "n")
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(
-        [
-            *names,
-            "seeds",
-            "values",
-            *("baseline" if n == "b" else f"difference_{n}" for n in tested),
-        ]
-    )
-    for row in content["rows"]:
-        result = tests.get((row["run"], row["metric"]), {})
-        listed = (" ".join(map(repr, row[name])) for name in ("seeds", "values"))
-        writer.writerow(
-            [*(row[name] for name in names), *listed, *(result.get(name) for name in tested)]
-        )
-    return out.getvalue()
-
-
-def json_text(content: dict[str, Any]) -> str:
-    return json.dumps(content, indent=2) + "\n"
+    runs = []
+    caches = []
+    for name in folders:
+        if RunFolder(Path(name)).is_cache:
+            caches.append(name)
+        else:
+            runs.append(read_run(name))
+    if not runs:
+        raise UserError(f"{folders[0]} is not a run but a teacher's cache; give folders of runs")
+    groups, notes = group_runs(runs, by)
+    if caches:
+        notes.append(f"Skipped teacher caches: {', '.join(caches)}.")
+    return groups, notes

@@ -4,88 +4,126 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.runs.wandb import has_key
 
-if TYPE_CHECKING:  # it imports torch, and without a key or a network the answer comes before
+# It imports torch; without a key or a network, an error must not wait for that.
+if TYPE_CHECKING:
     from kd_lightning.compare.runs import Run
 
 TIMEOUT_S = 10
-"""For each question to W&B."""
+"""For each request to W&B, in seconds."""
+
+_LOGGED_WITH_CONFIG = ("spec", "folder", "teacher", "commit", "versions", "hardware")
+"""What this package's logger adds to the config of a run."""
+
+
+@dataclass
+class _Answer:
+    """One run as W&B returns it."""
+
+    source: str
+    name: str
+    state: str
+    started: str
+    job_type: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
 
 
 def read_wandb(path: str, group: str | None) -> list[Run]:
-    """All runs of a W&B project, or those of one group.
+    """Read the runs of a W&B project that this package logged.
 
     Args:
         path: ENTITY/PROJECT.
-        group: the experiment's name, where `kd reproduce` made the runs.
+        group: read only the runs of this group; `kd reproduce` names it after the experiment.
 
     Raises:
-        UserError: one line, where the project cannot be read, within seconds.
+        UserError: if the project cannot be read or holds no such run.
     """
-    if len([part for part in path.split("/") if part.strip()]) != 2 or path.count("/") != 1:
+    named_parts = [part for part in path.split("/") if part.strip()]
+    if len(named_parts) != 2 or path.count("/") != 1:
         raise UserError(f"--wandb takes ENTITY/PROJECT, got {path!r}")
+    answers = _request_runs(path, group)
+    runs = [_read_run(answer) for answer in answers if _is_logged_by_this_package(answer.config)]
+    if not runs:
+        in_group = f" in the group {group!r}" if group else ""
+        raise UserError(f"W&B: {path} holds no runs of kd_lightning{in_group}")
+    return runs
+
+
+def _request_runs(path: str, group: str | None) -> list[_Answer]:
     try:
         import wandb
     except ImportError as error:
         raise UserError(
             "W&B is not installed; pip install wandb, or give folders of runs"
         ) from error
-    if not has_key():  # else wandb would ask for one, and wait
+    # Without a key, wandb would ask for one and wait.
+    if not has_key():
         raise UserError("--wandb: no W&B key is known; run wandb login, or set WANDB_API_KEY")
+    filters = {"group": group} if group else {}
     try:
         api = wandb.Api(timeout=TIMEOUT_S)
-        whole: dict[str, Any] = (
-            {"lazy": False} if "lazy" in inspect.signature(api.runs).parameters else {}
-        )  # one question for all
-        listed = api.runs(path, filters={"group": group} if group else {}, per_page=200, **whole)
-        answers = [(run, dict(run.config), dict(run.summary)) for run in listed]
-    except (
-        Exception
-    ) as error:  # wandb raises whatever its layers do: its own, requests', ValueError
+        # Newer versions would send one request per run for its config.
+        takes_lazy = "lazy" in inspect.signature(api.runs).parameters
+        options: dict[str, Any] = {"lazy": False} if takes_lazy else {}
+        runs = api.runs(path, filters=filters, per_page=200, **options)
+        return [_as_answer(path, run) for run in runs]
+    # wandb also raises the errors of the libraries below it, and ValueError.
+    except Exception as error:
         if "could not find" in str(error).lower() or "404" in str(error):
             raise UserError(f"W&B has no project {path}, or this key may not read it") from error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"W&B could not be read; check the network and the key: {lines[0]}"
         ) from error
-    found = [_run(path, *answer) for answer in answers if _is_ours(answer[1])]
-    if not found:
-        raise UserError(
-            f"W&B: {path} holds no runs of kd_lightning"
-            + (f" in the group {group!r}" if group else "")
-        )
-    return found
 
 
-def _is_ours(config: Mapping[str, Any]) -> bool:
-    """Whether this package logged it: then there are a seed and the data's spec."""
+def _as_answer(path: str, run: Any) -> _Answer:
+    return _Answer(
+        source=f"{path}/{run.id} ({run.name})",
+        name=run.name,
+        state=str(run.state),
+        # Versions of wandb differ in these attributes.
+        started=str(getattr(run, "created_at", "")),
+        job_type=str(getattr(run, "job_type", None)),
+        config=dict(run.config),
+        summary=dict(run.summary),
+    )
+
+
+def _is_logged_by_this_package(config: Mapping[str, Any]) -> bool:
+    """Other runs of the project have no seed or no description of the data."""
     return isinstance(config.get("seed_everything"), int) and isinstance(config.get("spec"), dict)
 
 
-def _run(path: str, answer: Any, config: dict[str, Any], summary: Mapping[str, Any]) -> Run:
-    from kd_lightning.compare.runs import Run, numbers, short_name
+def _read_run(answer: _Answer) -> Run:
+    from kd_lightning.compare.runs import Run, display_name
+    from kd_lightning.runs.configs import with_current_class_paths
+    from kd_lightning.runs.folder import RunFolder, numeric_metrics
 
-    own = {
-        name: config.pop(name, None)
-        for name in ("spec", "folder", "teacher", "commit", "versions", "hardware")
+    logged = {name: answer.config.get(name) for name in _LOGGED_WITH_CONFIG}
+    config = {
+        name: with_current_class_paths(value)
+        for name, value in answer.config.items()
+        if name not in _LOGGED_WITH_CONFIG
     }
-    folder = Path(own["folder"]) if own["folder"] else None
+    folder = RunFolder(Path(logged["folder"])) if logged["folder"] else None
+    folder_name = folder.path.name if folder else answer.name
     return Run(
-        f"{path}/{answer.id} ({answer.name})",
-        folder,
-        short_name(
-            config, folder.name if folder else answer.name, str(getattr(answer, "job_type", None))
-        ),
-        config["seed_everything"],
-        str(answer.state),
-        str(getattr(answer, "created_at", "")),
-        config,
-        numbers(summary),
-        own["spec"] or {},
-        own["teacher"] or [],
+        source=answer.source,
+        folder=folder,
+        name=display_name(config, folder_name, answer.job_type),
+        seed=config["seed_everything"],
+        status=answer.state,
+        started=answer.started,
+        config=config,
+        metrics=numeric_metrics(answer.summary),
+        data=logged["spec"] or {},
+        teacher_sources=logged["teacher"] or [],
     )

@@ -1,9 +1,11 @@
-"""What a network costs: parameters, FLOPs, file size, latency on the CPU."""
+"""Costs of a network: parameters, FLOPs, file size and latency on the CPU."""
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +14,10 @@ from torch import nn
 from kd_lightning.data.blank import blank_inputs
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
+from kd_lightning.types import Inputs
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
+
+_WARM_UP_PASSES = 5
 
 
 def measure(
@@ -20,64 +25,84 @@ def measure(
     input_shape: list[int],
     batches: tuple[int, ...] = (1, 256),
     seconds: float = 0.15,
-    inputs: dict[str, Any] | None = None,
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
-    """Costs of a forward pass on the CPU.
+    """Measure the costs of a forward pass on the CPU.
 
     Args:
-        network: in any mode; measured in eval.
-        input_shape: of one sample.
+        network: in any mode; it is measured in eval mode.
+        input_shape: shape of one sample, without the batch dimension.
         batches: batch sizes at which latency is measured.
-        seconds: how long each latency is measured, after a warm-up.
-        inputs: of one sample, where they are a mapping, as a datamodule's spec describes them.
+        seconds: how long each latency is measured after a warm-up, in seconds.
+        inputs: the datamodule's description of one sample, if its inputs are a mapping.
 
     Returns:
-        `parameters`; `flops` of one sample (a multiplication and an addition count two); `file_bytes` of the weights in
-        safetensors; `latency_ms_batch_N`, the median of repeated passes.
+        `parameters`; `flops` per sample (a multiply-add counts as two); `file_bytes` of the weights
+        in safetensors; `latency_ms_batch_N`, the median over passes in milliseconds.
     """
-    from safetensors.torch import save
-    from torch.utils.flop_counter import FlopCounterMode
-
     network = network.eval().cpu()
-    spec = {"input_shape": input_shape, **({"inputs": inputs} if inputs else {})}
-    costs: dict[str, float] = {"parameters": sum(p.numel() for p in network.parameters())}
+    spec: dict[str, Any] = {"input_shape": input_shape}
+    if inputs:
+        spec["inputs"] = inputs
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    costs: dict[str, float] = {"parameters": parameters}
     with torch.inference_mode():
-        counter = FlopCounterMode(
-            display=False, custom_mapping={torch.ops.aten.mkldnn_rnn_layer: _lstm_flops}
-        )
-        with counter:
-            run_network(network, blank_inputs(spec, 1))
-        costs["flops"] = counter.get_total_flops()
-        costs["file_bytes"] = len(
-            save({name: t.contiguous() for name, t in network.state_dict().items()})
-        )
+        costs["flops"] = _count_flops(network, blank_inputs(spec, 1))
+        costs["file_bytes"] = _file_bytes(network)
         for batch in batches:
             samples = blank_inputs(spec, batch)
-            for _ in range(5):
-                run_network(network, samples)
-            times, end = [], time.perf_counter() + seconds
-            while time.perf_counter() < end:
-                begun = time.perf_counter()
-                run_network(network, samples)
-                times.append(time.perf_counter() - begun)
-            costs[f"latency_ms_batch_{batch}"] = 1000 * statistics.median(times)
+            costs[f"latency_ms_batch_{batch}"] = _latency_ms(network, samples, seconds)
     return costs
 
 
+def _count_flops(network: nn.Module, inputs: Inputs) -> int:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # On the CPU an LSTM is one operation, which torch does not count.
+    lstm = {torch.ops.aten.mkldnn_rnn_layer: _lstm_flops}
+    counter = FlopCounterMode(display=False, custom_mapping=lstm)
+    with counter:
+        run_network(network, inputs)
+    return counter.get_total_flops()
+
+
 def _lstm_flops(
-    x: torch.Size, onward: torch.Size, recurrent: torch.Size, *_: Any, **__: Any
+    x: torch.Size, weight_ih: torch.Size, weight_hh: torch.Size, *_: Any, **__: Any
 ) -> int:
-    """Of an LSTM on the CPU, which is one operation there that torch does not count.
+    """FLOPs of an LSTM.
 
     Args:
-        x: `(L, B, I)`.
-        onward, recurrent: of the weights, `(4 H, I)` and `(4 H, H)`.
+        x: shape of the inputs, `(L, B, I)`.
+        weight_ih: shape of the input weights, `(4 H, I)`.
+        weight_hh: shape of the recurrent weights, `(4 H, H)`.
     """
-    return 2 * x[0] * x[1] * (onward.numel() + recurrent.numel())
+    steps = x[0] * x[1]
+    return 2 * steps * (weight_ih.numel() + weight_hh.numel())
 
 
-def measure_checkpoint(path: Any) -> dict[str, float]:
-    """Costs of the network in one of our checkpoints."""
+def _file_bytes(network: nn.Module) -> int:
+    from safetensors.torch import save
+
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    return len(save(tensors))
+
+
+def _latency_ms(network: nn.Module, inputs: Inputs, seconds: float) -> float:
+    """The median duration of a forward pass, in milliseconds."""
+    # The first passes allocate memory and choose kernels.
+    for _ in range(_WARM_UP_PASSES):
+        run_network(network, inputs)
+    durations_s = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        run_network(network, inputs)
+        durations_s.append(time.perf_counter() - start)
+    return 1000 * statistics.median(durations_s)
+
+
+def measure_checkpoint(path: Path) -> dict[str, float]:
+    """Measure the costs of the network in a checkpoint of this package."""
     content = read_file(path, "the checkpoint")
     network = build_network(content[KEY]["network"])
     load_weights(network, network_weights(content), str(path))

@@ -1,272 +1,235 @@
-"""From finished runs to results.json, results.csv, results.md, a plot and a table in the terminal."""
+"""Results of an experiment: from its finished runs to results.json, .csv, .md and a plot."""
 
 from __future__ import annotations
 
-import csv
-import io
-import statistics
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
-from safetensors.numpy import load_file
+from typing import Any, TypedDict
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import analyse, finished
 from kd_lightning.experiments.cost import measure_checkpoint
-from kd_lightning.experiments.planning import Job, by_run
-from kd_lightning.experiments.spec import Experiment
-from kd_lightning.experiments.stats import (
-    Comparison,
-    alike,
-    bootstrap_examples,
-    holm,
-    interval,
-    paired,
+from kd_lightning.experiments.measurements import (
+    ResultRow,
+    SeedGroup,
+    SeedResult,
+    compare_groups,
+    result_row,
+    values_over_shared_seeds,
 )
-from kd_lightning.runs.folder import commit, hardware, write_json
-
-COSTS = ("parameters", "flops", "file_bytes", "latency_ms_batch_1", "latency_ms_batch_256")
-_HEADINGS = {
-    "test_errors": "test errors",
-    "test_accuracy": "test accuracy",
-    "flops": "FLOPs",
-    "file_bytes": "file, kB",
-    "cache_bytes": "cache, kB",
-    "latency_ms_batch_1": "CPU ms, batch 1",
-    "latency_ms_batch_256": "CPU ms, batch 256",
-}
-
-
-def _row(
-    run: str, metric: str, values: list[float], paper: float | None, seeds: list[int] | None = None
-) -> dict[str, Any]:
-    return {
-        "run": run,
-        "metric": metric,
-        "paper": paper,
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
-        "interval": interval(values),
-        "n": len(values),
-        "values": values,
-        **({"seeds": seeds} if seeds is not None else {}),
-    }
+from kd_lightning.experiments.planning import Job, by_run
+from kd_lightning.experiments.report import (
+    HEADINGS,
+    ROW_COLUMNS,
+    Cells,
+    csv_fields,
+    is_fraction,
+    join_numbers,
+    markdown_table,
+    table_cells,
+)
+from kd_lightning.experiments.report import csv_text as format_csv
+from kd_lightning.experiments.spec import Experiment
+from kd_lightning.experiments.stats import Comparison, Equivalence, alike
+from kd_lightning.runs.folder import RunFolder, commit, hardware, write_json
 
 
-def rows(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
-    """One row a run and metric, costs after the metrics."""
-    found = []
-    measured = {metric for job in jobs for metric in job.record["metrics"]}
-    for metric in {
-        *experiment.metrics,
-        *([experiment.compare_metric] if experiment.compare else []),
-    } - measured:
-        raise UserError(f"no run measured {metric!r}; measured were {', '.join(sorted(measured))}")
-    for name, group in by_run(jobs).items():
-        records = [job.record for job in group]
-        for metric in experiment.metrics:
-            seeds = [
-                job.seed for job, r in zip(group, records, strict=True) if metric in r["metrics"]
-            ]
-            values = [float(r["metrics"][metric]) for r in records if metric in r["metrics"]]
-            if values:
-                found.append(
-                    _row(name, metric, values, experiment.paper.get(name, {}).get(metric), seeds)
-                )
-        if experiment.costs and not group[0].is_cache:
-            found += [
-                _row(name, cost, [value], None)
-                for cost, value in measure_checkpoint(group[0].checkpoint).items()
-            ]
-    return found
+class Results(TypedDict):
+    """The content of results.json.
 
+    `comparisons` holds the attributes of each Comparison and Equivalence, and its `sentence`.
+    """
 
-def _wrong(jobs: list[Job]) -> NDArray[np.bool_]:
-    """`(seeds, examples)`: whether each seed's run errs on each test example."""
-    tested = [load_file(job.folder / "predictions-test.safetensors") for job in jobs]
-    return np.stack([t["logits"].argmax(-1) != t["target"] for t in tested])
-
-
-def comparisons(experiment: Experiment, jobs: list[Job]) -> list[Comparison]:
-    """The experiment's pairs, tested over the seeds that both have, and over test examples."""
-    groups = {name: {job.seed: job for job in group} for name, group in by_run(jobs).items()}
-    metric, found = experiment.compare_metric, []
-    for a, b in experiment.compare:
-        seeds = sorted(groups.get(a, {}).keys() & groups.get(b, {}).keys())
-        if not seeds:
-            continue
-        pair = [[groups[run][seed] for seed in seeds] for run in (a, b)]
-        values = [[float(job.record["metrics"][metric]) for job in side] for side in pair]
-        result = paired(a, b, metric, *values)
-        if metric == "test_errors" and result.p is not None:
-            result.examples_low, result.examples_high = bootstrap_examples(
-                _wrong(pair[0]), _wrong(pair[1])
-            )
-        found.append(result)
-    holm(found)
-    return found
-
-
-def equivalences(experiment: Experiment, jobs: list[Job]) -> list[dict[str, Any]]:
-    """The experiment's pairs that are said to be alike, tested over the seeds that both have."""
-    groups = {name: {job.seed: job for job in group} for name, group in by_run(jobs).items()}
-    metric, found = experiment.compare_metric, []
-    for pair in experiment.alike:
-        sides = [groups.get(pair[side], {}) for side in ("a", "b")]
-        seeds = sorted(sides[0].keys() & sides[1].keys())
-        if seeds:
-            values = [
-                [float(side[seed].record["metrics"][metric]) for seed in seeds] for side in sides
-            ]
-            found.append(
-                alike(pair["a"], pair["b"], metric, float(pair["margin"]), *values).as_dict()
-            )
-    return found
-
-
-def analysed(experiment: Experiment, jobs: list[Job], output: Path) -> list[dict[str, Any]]:
-    """Rows of the experiment's own analyses."""
-    runs = finished(by_run(jobs))
-    found = [
-        row
-        for label, described in experiment.analyses.items()
-        for row in analyse(label, described, runs, output)
-    ]
-    return [
-        _row(
-            row.run,
-            row.metric,
-            row.values,
-            experiment.paper.get(row.run, {}).get(row.metric, row.paper),
-        )
-        for row in found
-    ]
+    experiment: str
+    rows: list[ResultRow]
+    comparisons: list[dict[str, Any]]
+    commit: str | None
+    hardware: dict[str, Any]
+    wall_time_s: float
+    note: str
 
 
 def collect(
-    experiment: Experiment, jobs: list[Job], output: Path, complete: bool = True
-) -> dict[str, Any]:
-    """The content of results.json; analyses need all runs, and are left out where some are not wanted."""
-    note = "" if complete else "Some runs only (--only)."
-    found = rows(experiment, jobs)
-    tests = [c.as_dict() | {"sentence": c.sentence()} for c in comparisons(experiment, jobs)]
+    experiment: Experiment, jobs: Sequence[Job], output: Path, complete: bool = True
+) -> Results:
+    """Collect the content of results.json.
+
+    Args:
+        experiment: the experiment.
+        jobs: its finished jobs.
+        output: the folder of the results; analyses can write plots there.
+        complete: whether `jobs` has all runs; if not, the analyses are skipped.
+
+    Raises:
+        UserError: if no run measured a metric that the experiment names.
+    """
+    groups = seed_groups(experiment, jobs)
+    _check_metrics(experiment, groups)
+    rows = metric_rows(experiment, groups)
+    tests = [
+        comparison.as_dict() | {"sentence": comparison.sentence()}
+        for comparison in comparisons(experiment, groups)
+    ]
+    tests += [equivalence.as_dict() for equivalence in equivalences(experiment, groups)]
+    notes = [experiment.note.strip()]
+    # Analyses may need any run of the experiment.
+    if complete:
+        rows += analysis_rows(experiment, jobs, output)
+    else:
+        notes.append("Some runs only (--only).")
+    wall_time_s = sum(RunFolder(job.folder).wall_time_s for job in jobs)
     return {
         "experiment": experiment.name,
-        "rows": found + (analysed(experiment, jobs, output) if complete else []),
-        "comparisons": tests + equivalences(experiment, jobs),
+        "rows": rows,
+        "comparisons": tests,
         "commit": commit(),
         "hardware": hardware(),
-        "wall_time_s": round(sum(float(job.record.get("wall_time_s", 0)) for job in jobs), 1),
-        "note": " ".join(filter(None, [experiment.note.strip(), note])),
+        "wall_time_s": round(wall_time_s, 1),
+        "note": " ".join(filter(None, notes)),
     }
 
 
-def _number(row: dict[str, Any]) -> str:
-    mean, std, metric = row["mean"], row["std"], row["metric"]
-    if metric in ("parameters", "flops"):
-        return f"{mean:,.0f}"
-    if metric.endswith("_bytes"):
-        return f"{mean / 1000:,.1f}"
-    if metric.startswith("latency"):
-        return f"{mean:.3g}"
-    if not std and "accuracy" not in metric and "errors" not in metric and mean.is_integer():
-        return f"{mean:.0f}"
-    scale, digits = (100, 2) if "accuracy" in metric else (1, 1 if "errors" in metric else 4)
-    spread = f" ± {scale * std:.{digits}f}" if std is not None else ""
-    return f"{scale * mean:.{digits}f}{spread}" + ("%" if scale == 100 else "")
+def seed_groups(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, SeedGroup]:
+    """The measurements of each run of the experiment, by the name of the run."""
+    groups = {}
+    for name, seeds in by_run(jobs).items():
+        results = []
+        for job in seeds:
+            folder = RunFolder(job.folder)
+            results.append(SeedResult(job.seed, folder.metrics, folder))
+        groups[name] = SeedGroup(name, results, experiment.paper.get(name, {}))
+    return groups
 
 
-def _paper(row: dict[str, Any]) -> str:
-    return f"{100 * row['paper']:g}%" if "accuracy" in row["metric"] else f"{row['paper']:g}"
+def _check_metrics(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> None:
+    """Raise a UserError if no run measured a metric that the experiment names."""
+    measured: set[str] = set()
+    for group in groups.values():
+        measured |= group.metrics
+    named = list(experiment.metrics)
+    if experiment.compare:
+        named.append(experiment.compare_metric)
+    for metric in named:
+        if metric not in measured:
+            raise UserError(
+                f"no run measured {metric!r}; measured metrics: {', '.join(sorted(measured))}"
+            )
 
 
-def cells(content: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headings and lines of the table: a run a line, the paper's number in brackets where there is one."""
-    metrics = list(dict.fromkeys(row["metric"] for row in content["rows"]))
-    found = {(row["run"], row["metric"]): row for row in content["rows"]}
-    has_paper = {
-        metric: any(row["paper"] is not None for row in content["rows"] if row["metric"] == metric)
-        for metric in metrics
-    }
-    lines = []
-    for run in dict.fromkeys(row["run"] for row in content["rows"]):
-        line = [run, str(found[run, metrics[0]]["n"]) if (run, metrics[0]) in found else ""]
-        for metric in metrics:
-            row = found.get((run, metric))
-            line.append(_number(row) if row else "")
-            if has_paper[metric]:
-                line.append(_paper(row) if row and row["paper"] is not None else "")
-        lines.append(line)
-    headings = ["run", "seeds"]
-    for metric in metrics:
-        heading = _HEADINGS.get(metric, metric.replace("_", " "))
-        headings += [heading, f"paper's {heading}"] if has_paper[metric] else [heading]
-    if len(headings) > 7 and len(lines) <= 5:  # wide: metrics become lines
-        turned = [list(line) for line in zip(headings, *lines, strict=True)]
-        return turned[0], turned[1:]
-    return headings, lines
+def metric_rows(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list[ResultRow]:
+    """One row per run and metric; the costs of a run follow its metrics."""
+    rows = []
+    for name, group in groups.items():
+        for metric in experiment.metrics:
+            row = group.row(metric, with_interval=True)
+            if row is not None:
+                rows.append(row)
+        # All seeds have the same network, so the first one is measured.
+        folder = group.results[0].folder
+        if experiment.costs and folder is not None and not folder.is_cache:
+            for cost, value in measure_checkpoint(folder.checkpoint).items():
+                rows.append(result_row(name, cost, [value], paper=None))
+    return rows
 
 
-def _intervals(content: dict[str, Any]) -> str:
-    """One line with the intervals of the table's first metric."""
-    metric = content["rows"][0]["metric"]
-    scale, unit = (100, "%") if "accuracy" in metric else (1, "")
-    rows = [row for row in content["rows"] if row["metric"] == metric and row["interval"]]
-    said = (
-        f"{row['run']} [{scale * row['interval'][0]:.4g}, {scale * row['interval'][1]:.4g}]{unit}"
-        for row in rows
-    )
-    return (
-        f"95% intervals of the mean {_HEADINGS.get(metric, metric)} over seeds: {'; '.join(said)}."
-        if rows
-        else ""
-    )
+def analysis_rows(experiment: Experiment, jobs: Sequence[Job], output: Path) -> list[ResultRow]:
+    """The rows of the experiment's own analyses, which can also write plots to `output`."""
+    runs = finished(by_run(jobs))
+    rows = []
+    for label, options in experiment.analyses.items():
+        for row in analyse(label, options, runs, output):
+            # The experiment's YAML takes precedence over the analysis.
+            paper = experiment.paper.get(row.run, {}).get(row.metric, row.paper)
+            rows.append(result_row(row.run, row.metric, row.values, paper=paper))
+    return rows
 
 
-def markdown(experiment: Experiment, content: dict[str, Any]) -> str:
-    headings, lines = cells(content)
-    text = [
-        f"# {experiment.title}",
-        "",
-        experiment.claim.strip(),
-        "",
-        "| " + " | ".join(headings) + " |",
-    ]
-    text += ["| " + " | ".join(["---", *["---:"] * (len(headings) - 1)]) + " |"]
-    text += ["| " + " | ".join(line) + " |" for line in lines]
-    text += ["", *(f"- {c['sentence']}." for c in content["comparisons"])]
-    text += ["", said] if (said := _intervals(content)) else []
+def comparisons(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list[Comparison]:
+    """Test the experiment's pairs of runs over shared seeds, and over test examples."""
+    pairs = []
+    for a, b in experiment.compare:
+        # With --only, some runs are missing.
+        if a in groups and b in groups:
+            pairs.append((groups[a], groups[b]))
+    tested = compare_groups(pairs, experiment.compare_metric)
+    # Without a shared seed there is nothing to report.
+    return [comparison for comparison in tested if comparison.n]
+
+
+def equivalences(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list[Equivalence]:
+    """Test the experiment's pairs of runs that should be equal, over shared seeds."""
+    tested = []
+    metric = experiment.compare_metric
+    for pair in experiment.alike:
+        a = groups.get(pair["a"])
+        b = groups.get(pair["b"])
+        # With --only, some runs are missing.
+        if a is None or b is None:
+            continue
+        values_a, values_b = values_over_shared_seeds(a, b, metric)
+        if values_a:
+            margin = float(pair["margin"])
+            tested.append(alike(a.label, b.label, metric, margin, values_a, values_b))
+    return tested
+
+
+def cells(content: Results) -> Cells:
+    """The table of results.md, which `kd reproduce` also prints."""
+    return table_cells(content["rows"])
+
+
+def markdown(experiment: Experiment, content: Results) -> str:
+    """The text of results.md."""
+    text = [f"# {experiment.title}", "", experiment.claim.strip(), ""]
+    text += markdown_table(*cells(content))
+    text.append("")
+    text += [f"- {comparison['sentence']}." for comparison in content["comparisons"]]
+    # The table shows standard deviations; the intervals follow in a sentence.
+    intervals = _interval_sentence(content["rows"])
+    if intervals:
+        text += ["", intervals]
+
     machine = content["hardware"]
-    where = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
+    device = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
     text += [
         "",
-        f"Mean ± standard deviation over seeds. {content['wall_time_s']:.0f} s of runs on {where}; commit {content['commit']}.",
+        "Mean ± standard deviation over seeds. "
+        f"{content['wall_time_s']:.0f} s of runs on {device}; commit {content['commit']}.",
     ]
-    text += ["", content["note"]] if content["note"] else []
+    if content["note"]:
+        text += ["", content["note"]]
     return "\n".join(text) + "\n"
 
 
-def csv_text(content: dict[str, Any]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out)
-    writer.writerow(["run", "metric", "paper", "mean", "std", "n", "values"])
-    for row in content["rows"]:
-        writer.writerow(
-            [
-                *(row[k] for k in ("run", "metric", "paper", "mean", "std", "n")),
-                " ".join(map(repr, row["values"])),
-            ]
-        )
-    return out.getvalue()
+def _interval_sentence(rows: Sequence[ResultRow]) -> str:
+    """One sentence with the intervals of the table's first metric; empty if there are none."""
+    metric = rows[0]["metric"]
+    scale = 100 if is_fraction(metric) else 1
+    unit = "%" if is_fraction(metric) else ""
+    intervals = []
+    for row in rows:
+        bounds = row.get("interval")
+        if row["metric"] == metric and bounds:
+            low = scale * bounds[0]
+            high = scale * bounds[1]
+            intervals.append(f"{row['run']} [{low:.4g}, {high:.4g}]{unit}")
+    if not intervals:
+        return ""
+    name = HEADINGS.get(metric, metric)
+    return f"95% intervals of the mean {name} over seeds: {'; '.join(intervals)}."
 
 
-def write(experiment: Experiment, content: dict[str, Any], output: Path) -> None:
-    """results.json, results.csv, results.md and summary.png."""
+def csv_text(content: Results) -> str:
+    """The text of results.csv."""
+    lines = [[*csv_fields(row), join_numbers(row["values"])] for row in content["rows"]]
+    return format_csv([*ROW_COLUMNS, "values"], lines, line_end="\r\n")
+
+
+def write(experiment: Experiment, content: Results, output: Path) -> None:
+    """Write results.json, results.csv, results.md and summary.png."""
     from kd_lightning.experiments.plots import summary
 
     write_json(output / "results.json", content)
     (output / "results.csv").write_text(csv_text(content))
     (output / "results.md").write_text(markdown(experiment, content))
-    summary(experiment, content, output / "summary.png")
+    summary(experiment, content["rows"], output / "summary.png")

@@ -1,4 +1,4 @@
-"""Whether one run beats another: over seeds, and over test examples."""
+"""Statistical tests between two runs: over seeds, and over test examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST_SEEDS = 5
-"""Fewer seeds give no test, only the numbers."""
+"""With fewer seeds there is no test, only the numbers."""
 
 
 @dataclass
@@ -18,11 +18,19 @@ class Comparison:
     """Run `a` against run `b`, by the difference a - b of a metric.
 
     Attributes:
-        mean: of the differences, paired by seed.
-        low, high: its 95% interval (Student's t over seeds).
-        p: two-sided, of the paired t-test; `p_holm` corrected for all comparisons of the experiment (Holm 1979).
-        examples_low, examples_high: 95% bootstrap interval of the mean difference in errors over test examples, all seeds
-            together, since seeds share one test set; None where the metric is not the error count.
+        a: the first run.
+        b: the second run.
+        metric: the metric that is compared.
+        n: the number of seeds that both runs have.
+        mean: mean difference, paired by seed.
+        low: lower end of its 95% interval (Student's t over seeds).
+        high: upper end of that interval.
+        p: two-sided p-value of the paired t-test.
+        p_holm: `p` corrected for all comparisons of the experiment (Holm 1979).
+        examples_low: lower end of the 95% bootstrap interval of the mean difference in errors over
+            test examples, averaged over seeds because all seeds share one test set; None unless
+            the metric is the error count.
+        examples_high: upper end of that interval.
     """
 
     a: str
@@ -38,66 +46,47 @@ class Comparison:
     examples_high: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        """All attributes, for results.json."""
         return asdict(self)
 
     def sentence(self) -> str:
-        """What the test says, in words."""
-        head = f"{self.a} - {self.b}: {self.mean:+.4g} {self.metric} on average over {self.n} paired seeds"
+        """The result of the test, in words."""
+        text = (
+            f"{self.a} - {self.b}: {self.mean:+.4g} {self.metric} on average "
+            f"over {self.n} paired seeds"
+        )
         if self.p is None:
-            return f"{head} (no test: fewer than {LEAST_SEEDS} seeds)"
-        text = f"{head}, 95% interval [{self.low:+.4g}, {self.high:+.4g}], paired t-test p = {self.p:.2g}"
+            return f"{text} (no test: fewer than {LEAST_SEEDS} seeds)"
+        text += (
+            f", 95% interval [{self.low:+.4g}, {self.high:+.4g}], paired t-test p = {self.p:.2g}"
+        )
+        # With a single test, Holm's correction changes nothing.
         if self.p_holm != self.p:
             text += f" (Holm: {self.p_holm:.2g})"
         if self.examples_low is not None:
-            text += f"; bootstrap over test examples [{self.examples_low:+.4g}, {self.examples_high:+.4g}]"
+            text += (
+                "; bootstrap over test examples "
+                f"[{self.examples_low:+.4g}, {self.examples_high:+.4g}]"
+            )
         return text
-
-
-def interval(values: Sequence[float]) -> list[float] | None:
-    """The 95% interval of the mean over seeds (Student's t); None where there are too few."""
-    if len(values) < LEAST_SEEDS:
-        return None
-    from scipy.stats import t
-
-    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / len(values) ** 0.5
-    reach = float(t.ppf(0.975, len(values) - 1)) * error
-    return [mean - reach, mean + reach]
-
-
-def paired(
-    a: str, b: str, metric: str, values_a: Sequence[float], values_b: Sequence[float]
-) -> Comparison:
-    """Paired t-test over seeds; the values stand in the same order of seeds."""
-    difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)
-    result = Comparison(
-        a, b, metric, len(difference), float(difference.mean()) if len(difference) else float("nan")
-    )
-    if len(difference) < LEAST_SEEDS:
-        return result
-    if np.ptp(difference) == 0:  # t is undefined: no spread, so the difference is exact
-        result.low = result.high = result.mean
-        result.p = 1.0 if result.mean == 0 else 0.0
-        return result
-    from scipy.stats import ttest_1samp
-
-    test = ttest_1samp(difference, 0.0)
-    interval = test.confidence_interval(0.95)
-    result.low, result.high, result.p = (
-        float(interval.low),
-        float(interval.high),
-        float(test.pvalue),
-    )
-    return result
 
 
 @dataclass
 class Equivalence:
-    """Whether runs `a` and `b` are alike but for a margin: two one-sided paired t-tests (Schuirmann 1987).
+    """Whether runs `a` and `b` are equal within a margin.
+
+    The test is two one-sided paired t-tests (Schuirmann 1987).
 
     Attributes:
-        mean: of the differences a - b, paired by seed.
-        low, high: its 90% interval; inside (-margin, margin) where p < 0.05.
-        p: of the equivalence, the larger of both tests.
+        a: the first run.
+        b: the second run.
+        metric: the metric that is compared.
+        n: the number of seeds that both runs have.
+        margin: the largest difference that counts as equal.
+        mean: mean difference a - b, paired by seed.
+        low: lower end of its 90% interval; the interval is inside (-margin, margin) if p < 0.05.
+        high: upper end of that interval.
+        p: p-value of the equivalence: the larger one of both tests.
     """
 
     a: str
@@ -111,61 +100,135 @@ class Equivalence:
     p: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
+        """All attributes and the sentence, for results.json."""
         return asdict(self) | {"sentence": self.sentence()}
 
     def sentence(self) -> str:
-        head = f"{self.a} and {self.b} alike within {self.margin:g} {self.metric}: difference {self.mean:+.4g} over {self.n} seeds"
+        """The result of the test, in words."""
+        text = (
+            f"{self.a} and {self.b} alike within {self.margin:g} {self.metric}: "
+            f"difference {self.mean:+.4g} over {self.n} seeds"
+        )
         if self.p is None:
-            return f"{head} (no test: fewer than {LEAST_SEEDS} seeds)"
+            return f"{text} (no test: fewer than {LEAST_SEEDS} seeds)"
         verdict = "shown" if self.p < 0.05 else "not shown"
-        return f"{head}, 90% interval [{self.low:+.4g}, {self.high:+.4g}], TOST p = {self.p:.2g}: {verdict}"
+        return (
+            f"{text}, 90% interval [{self.low:+.4g}, {self.high:+.4g}], "
+            f"TOST p = {self.p:.2g}: {verdict}"
+        )
+
+
+def interval(values: Sequence[float]) -> list[float] | None:
+    """The 95% interval of the mean over seeds (Student's t); None with too few seeds."""
+    n = len(values)
+    if n < LEAST_SEEDS:
+        return None
+    from scipy.stats import t
+
+    mean = float(np.mean(values))
+    standard_error = float(np.std(values, ddof=1)) / n**0.5
+    half_width = float(t.ppf(0.975, n - 1)) * standard_error
+    return [mean - half_width, mean + half_width]
+
+
+def paired(
+    a: str, b: str, metric: str, values_a: Sequence[float], values_b: Sequence[float]
+) -> Comparison:
+    """Paired t-test over seeds.
+
+    Args:
+        a: name of the first run.
+        b: name of the second run.
+        metric: name of the metric.
+        values_a: the metric of `a`, one value per seed.
+        values_b: the metric of `b`, for the same seeds in the same order.
+    """
+    difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)
+    n = len(difference)
+    mean = float(difference.mean()) if n else float("nan")
+    result = Comparison(a, b, metric, n, mean)
+    if n < LEAST_SEEDS:
+        return result
+    # Without any spread, t is undefined and the difference is exact.
+    if np.ptp(difference) == 0:
+        result.low = mean
+        result.high = mean
+        result.p = 1.0 if mean == 0 else 0.0
+        return result
+    from scipy.stats import ttest_1samp
+
+    test = ttest_1samp(difference, 0.0)
+    bounds = test.confidence_interval(0.95)
+    result.low = float(bounds.low)
+    result.high = float(bounds.high)
+    result.p = float(test.pvalue)
+    return result
 
 
 def alike(
     a: str, b: str, metric: str, margin: float, values_a: Sequence[float], values_b: Sequence[float]
 ) -> Equivalence:
-    """Equivalence test over seeds; the values stand in the same order of seeds."""
+    """Equivalence test over seeds (two one-sided paired t-tests).
+
+    Args:
+        a: name of the first run.
+        b: name of the second run.
+        metric: name of the metric.
+        margin: the largest difference that counts as equal.
+        values_a: the metric of `a`, one value per seed.
+        values_b: the metric of `b`, for the same seeds in the same order.
+    """
     difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)
-    result = Equivalence(a, b, metric, len(difference), margin, float(difference.mean()))
+    mean = float(difference.mean())
+    result = Equivalence(a, b, metric, len(difference), margin, mean)
     if len(difference) < LEAST_SEEDS:
         return result
-    if np.ptp(difference) == 0:  # no spread: the difference is exact
-        result.low = result.high = result.mean
-        result.p = 0.0 if abs(result.mean) < margin else 1.0
+    # Without any spread, t is undefined and the difference is exact.
+    if np.ptp(difference) == 0:
+        result.low = mean
+        result.high = mean
+        result.p = 0.0 if abs(mean) < margin else 1.0
         return result
     from scipy.stats import ttest_1samp
 
-    interval = ttest_1samp(difference, 0.0).confidence_interval(0.9)
-    result.low, result.high = float(interval.low), float(interval.high)
-    above = ttest_1samp(difference, -margin, alternative="greater").pvalue
-    below = ttest_1samp(difference, margin, alternative="less").pvalue
-    result.p = float(max(above, below))
+    # Two one-sided tests at 5% correspond to the 90% interval.
+    bounds = ttest_1samp(difference, 0.0).confidence_interval(0.9)
+    result.low = float(bounds.low)
+    result.high = float(bounds.high)
+    p_above = ttest_1samp(difference, -margin, alternative="greater").pvalue
+    p_below = ttest_1samp(difference, margin, alternative="less").pvalue
+    result.p = float(max(p_above, p_below))
     return result
 
 
 def bootstrap_examples(
     wrong_a: NDArray[np.bool_], wrong_b: NDArray[np.bool_], resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% percentile interval of the difference in error counts, test examples drawn anew.
+    """95% percentile interval of the difference in error counts, resampling test examples.
 
     Args:
-        wrong_a, wrong_b: `(seeds, examples)`, whether each seed's run errs on each example.
+        wrong_a: `(seeds, examples)`, whether each seed of `a` errs on each example.
+        wrong_b: `(seeds, examples)`, the same for `b`.
+        resamples: number of bootstrap samples.
+        seed: seed of the resampling.
     """
     per_example = wrong_a.mean(0) - wrong_b.mean(0)
+    # Drawing examples with replacement means drawing how often each distinct difference occurs,
+    # and there are only a few distinct differences.
     values, counts = np.unique(per_example, return_counts=True)
-    # Drawing examples with replacement is drawing how often each of the few distinct differences occurs.
-    drawn = np.random.default_rng(seed).multinomial(
-        len(per_example), counts / counts.sum(), size=resamples
-    )
+    generator = np.random.default_rng(seed)
+    drawn = generator.multinomial(len(per_example), counts / counts.sum(), size=resamples)
     low, high = np.percentile(drawn @ values, [2.5, 97.5])
     return float(low), float(high)
 
 
 def holm(comparisons: list[Comparison]) -> None:
-    """Fill in the Holm-corrected p-values of all comparisons that have one."""
-    tested = sorted((c for c in comparisons if c.p is not None), key=lambda c: c.p or 0.0)
+    """Set `p_holm` of all comparisons that have a p-value (Holm 1979)."""
+    tested = [comparison for comparison in comparisons if comparison.p is not None]
+    tested.sort(key=lambda comparison: comparison.p or 0.0)
     largest = 0.0
-    for at, comparison in enumerate(tested):
+    for rank, comparison in enumerate(tested):
         assert comparison.p is not None
-        largest = max(largest, min(1.0, comparison.p * (len(tested) - at)))
+        # A corrected p-value is never below that of a comparison with a smaller p-value.
+        largest = max(largest, min(1.0, comparison.p * (len(tested) - rank)))
         comparison.p_holm = largest

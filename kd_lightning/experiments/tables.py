@@ -1,4 +1,4 @@
-"""Tables in the terminal: where one is too wide, its columns are shown in several, none of them cut."""
+"""Tables in the terminal; a table that is too wide is split by columns instead of cut."""
 
 from __future__ import annotations
 
@@ -7,33 +7,56 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.table import Table
 
-_BORDER = 3
-"""Columns of the terminal between two cells."""
+_SEPARATOR_WIDTH = 3
+"""Characters of the terminal between the texts of two columns."""
 
 
 def tables(
     title: str | None, headings: Sequence[str], lines: Sequence[Sequence[str]], width: int
 ) -> Iterator[Table]:
-    """Tables of at most `width` columns of the terminal; each begins with the first column, headings wrap between words."""
-    widths = [
-        max(cell_len(text) for text in [*heading.split(), *(line[at] for line in lines), ""])
-        for at, heading in enumerate(headings)
-    ]
-    widths[0] = min(widths[0], width // 2)  # names wrap
-    groups: list[list[int]] = [[]]
-    room = width - widths[0] - _BORDER - 1
-    left = room
-    for at in range(1, len(headings)):
-        if groups[-1] and left < widths[at] + _BORDER:
-            groups.append([])
-            left = room
-        groups[-1].append(at)
-        left -= widths[at] + _BORDER
-    for number, group in enumerate(groups):
+    """Split a table into tables that fit the terminal; each repeats the first column.
+
+    Args:
+        title: printed above the first table.
+        headings: one per column; they wrap between words.
+        lines: one text per column.
+        width: characters per line of the terminal.
+    """
+    widths = _column_widths(headings, lines)
+    # The names of runs wrap, so that they leave room for numbers.
+    widths[0] = min(widths[0], width // 2)
+    for number, columns in enumerate(_fit_columns(widths, width)):
         table = Table(title=None if number else title, title_justify="left")
         table.add_column(headings[0], overflow="fold")
-        for at in group:
-            table.add_column(headings[at], justify="right", min_width=widths[at], overflow="fold")
+        for column in columns:
+            table.add_column(
+                headings[column], justify="right", min_width=widths[column], overflow="fold"
+            )
         for line in lines:
-            table.add_row(line[0], *(line[at] for at in group))
+            table.add_row(line[0], *(line[column] for column in columns))
         yield table
+
+
+def _column_widths(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
+    """The width of each column's longest cell or word of the heading, in characters."""
+    widths = []
+    for column, heading in enumerate(headings):
+        texts = heading.split() + [line[column] for line in lines]
+        widths.append(max(map(cell_len, texts), default=0))
+    return widths
+
+
+def _fit_columns(widths: Sequence[int], width: int) -> list[list[int]]:
+    """Distribute all columns but the first over tables of at most `width` characters."""
+    groups: list[list[int]] = [[]]
+    room = width - widths[0] - _SEPARATOR_WIDTH - 1
+    left = room
+    for column in range(1, len(widths)):
+        needed = widths[column] + _SEPARATOR_WIDTH
+        # A column that fits nowhere gets a table of its own.
+        if groups[-1] and left < needed:
+            groups.append([])
+            left = room
+        groups[-1].append(column)
+        left -= needed
+    return groups

@@ -60,7 +60,7 @@ def test_rows_that_differ_in_much_have_their_runs_name(place: Path, capsys: Capt
     content = compare(capsys, *runs)
     assert list(table(content)) == ["small", "kd, temperature=4", "kd, temperature=2"]
     # ce.weight and losses follow from the model's class, and are not said again.
-    assert content["notes"] == ["The rows differ also in fraction, model, max_epochs."]
+    assert content["notes"] == ["The rows also differ in fraction, model, max_epochs."]
 
 
 def test_by_pools_and_says_so(place: Path, capsys: Capture) -> None:
@@ -87,7 +87,7 @@ def test_a_repeated_run_counts_once(place: Path, capsys: Capture) -> None:
     ]
     content = compare(capsys, *runs)
     assert table(content) == {"old": [11]}
-    assert f"{runs[0]} is left out: {runs[1]} repeats it with the same seed." in content["notes"]
+    assert f"{runs[0]} is skipped: {runs[1]} repeats it with the same seed." in content["notes"]
 
 
 def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
@@ -104,8 +104,8 @@ def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
     assert table(found) == {"temperature=4": [10, 12]}
     said = " ".join(found["notes"])
     assert f"{running} (running)" in said
-    assert "Not tested and left out: temperature=2." in said
-    assert f"{place / 'cache'} (teacher caches)" in said
+    assert "Skipped untested rows: temperature=2." in said
+    assert f"Skipped teacher caches: {place / 'cache'}." in said
     assert "none of the 1 runs is finished" in refused(capsys, running)
     assert "none of these runs was tested" in refused(capsys, untested)
     assert "a teacher's cache" in refused(capsys, str(place / "cache"))
@@ -114,10 +114,10 @@ def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["nobody"], "there is no run and no experiment 'nobody'"),
-        (["folder"], "folder: no run: it has no run.json"),
+        (["nobody"], "no run or experiment is called 'nobody'"),
+        (["folder"], "folder is not a run: it has no run.json"),
         (["damaged"], "damaged: run.json is damaged"),
-        (["bare"], "bare: its config.yaml is missing or damaged"),
+        (["bare"], "bare: config.yaml is missing or damaged"),
         (
             ["a", "other-data"],
             "different data sets: digits with 100 test samples (a); mnist with 10000 test samples (other-data)",
@@ -128,7 +128,7 @@ def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
         ),
         (
             ["a", "--metrics", "x"],
-            "no run measured 'x'; measured were test_accuracy, test_errors, val_accuracy",
+            "no run measured 'x'; measured metrics: test_accuracy, test_errors, val_accuracy",
         ),
         (["a", "--baseline", "b"], "there is no row 'b'; rows are: a"),
         (
@@ -136,9 +136,9 @@ def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
             "has no results yet; make them with: kd reproduce caches/mnist-top-k",
         ),
         (["a", "mine"], "a is a run and mine an experiment"),
-        (["mine", "--by", "lr"], "--by is for runs"),
+        (["mine", "--by", "lr"], "--by groups runs"),
         (["spoilt"], "runs/spoilt/results.json is damaged"),
-        (["a", "--group", "g"], "--group chooses among the runs of --wandb"),
+        (["a", "--group", "g"], "--group selects runs of --wandb"),
         (["a", "--format", "xml"], "invalid choice: 'xml'"),
         (["a", "--output", "nowhere/x.md"], "--output nowhere/x.md cannot be written"),
         (["--metrics", "test_errors", "a"], "before all options"),
@@ -174,7 +174,7 @@ def test_a_baseline_is_tested_over_shared_seeds(place: Path, capsys: Capture) ->
     assert first["examples_low"] is None  # nobody kept predictions
     assert first["cell"].startswith("-2.2 [")
     assert (second["n"], second["p"], second["cell"]) == (2, None, "+0 (no test: 2 seeds)")
-    assert "Fewer than 5 shared seeds give no test: those rows are not ranked." in content["notes"]
+    assert "Rows with fewer than 5 shared seeds are not tested and not ranked." in content["notes"]
     for folder, wrong in zip(runs, base + better, strict=False):
         add_predictions(Path(folder), int(wrong))
     low, high = (
@@ -202,7 +202,7 @@ def test_the_last_column_is_the_difference(place: Path, capsys: Capture) -> None
         == 0
     )
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "| run | seeds | test accuracy | difference to temperature=4 |"
+    assert lines[0] == "| run | seeds | test accuracy | difference from temperature=4 |"
     assert lines[3] == "| temperature=2 | 2 | 91.50 ± 0.71% | +2.5 points (no test: 2 seeds) |"
     many = ["test_errors", "test_accuracy", "a", "b", "c", "d"]
     runs = [
@@ -211,7 +211,7 @@ def test_the_last_column_is_the_difference(place: Path, capsys: Capture) -> None
     assert (
         main(["compare", *runs, "--metrics", *many, "--baseline", "temperature=4"]) == 0
     )  # metrics are lines
-    last = [line for line in capsys.readouterr().out.splitlines() if "difference to" in line]
+    last = [line for line in capsys.readouterr().out.splitlines() if "difference from" in line]
     assert "+0 (no test: 1 seed)" in last[0]
 
 

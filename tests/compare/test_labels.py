@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from kd_lightning.compare.labels import differing, labels, short
-from kd_lightning.compare.origins import settings
+from kd_lightning.compare.differences import differing_settings
+from kd_lightning.compare.labels import make_labels
+from kd_lightning.compare.settings import deciding_settings, short_names
 from tests.compare.comparing import compare, config_of, make_run, seeds, table
 
 Capture = pytest.CaptureFixture[str]
@@ -23,33 +24,33 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def groups(*changes: dict[str, Any]) -> list[dict[str, Any]]:
-    return [settings(config_of(0, change)) for change in changes]
+    return [deciding_settings(config_of(0, change)) for change in changes]
 
 
 def test_settings_are_what_decides_a_result() -> None:
-    found = settings(
+    found = deciding_settings(
         config_of(3, {"run.name": "x", "data.root": "/elsewhere", "ckpt_path": "a.ckpt"})
     )
-    assert found == settings(config_of(0, {}))
+    assert found == deciding_settings(config_of(0, {}))
     assert found["model.losses.kd.temperature"] == 4
     assert found["model.losses.kd.class"] == "kd_lightning.losses.KD"
     assert found["run.test"] == "last"
     assert not [name for name in found if "spec" in name or "num_classes" in name or "root" in name]
-    assert settings(config_of(0, {"run.test": "best"})) != found
+    assert deciding_settings(config_of(0, {"run.test": "best"})) != found
     inner = {
         "class_path": "kd_lightning.data.DigitsDataModule",
         "init_args": {"root": "/data", "fraction": 0.5},
     }
-    within = settings(config_of(0, {"data.data": inner}))
+    within = deciding_settings(config_of(0, {"data.data": inner}))
     assert (within["data.data.fraction"], "data.data.root" in within) == (0.5, False)
 
 
 def test_a_class_stands_for_its_arguments() -> None:
     adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001, "betas": [0.9, 0.999]}}
-    assert differing(groups({}, {"model.optimizer": adam})) == {
+    assert differing_settings(groups({}, {"model.optimizer": adam})) == {
         "model.optimizer.class": ["SGD", "Adam"]
     }
-    found = differing(groups({}, {"model.optimizer": adam}, {"model.optimizer.lr": 0.1}))
+    found = differing_settings(groups({}, {"model.optimizer": adam}, {"model.optimizer.lr": 0.1}))
     assert found == {
         "model.optimizer.class": ["SGD", "Adam", "SGD"],
         "model.optimizer.lr": ["0.05", "0.001", "0.1"],
@@ -58,7 +59,7 @@ def test_a_class_stands_for_its_arguments() -> None:
 
 def test_losses_and_lists_of_classes_are_named_together() -> None:
     jitter = {"class_path": "kd_lightning.data.Jitter", "init_args": {"pixels": 1}}
-    found = differing(
+    found = differing_settings(
         groups({"data.augment": [jitter]}, {"model.losses.kd": None, "data.augment": []})
     )
     assert found == {"data.augment": ["Jitter", "none"], "model.losses": ["ce+kd", "ce"]}
@@ -66,7 +67,7 @@ def test_losses_and_lists_of_classes_are_named_together() -> None:
 
 def test_what_a_group_cannot_have_is_not_in_its_label() -> None:
     two, alone = {"model.losses.kd.temperature": 2.5}, {"model.losses.kd": None}
-    made, note = labels(groups({}, two, alone), [["x"], ["x"], ["x"]])
+    made, note = make_labels(groups({}, two, alone), [["x"], ["x"], ["x"]])
     assert made == ["losses=ce+kd, temperature=4", "losses=ce+kd, temperature=2.5", "losses=ce"]
     assert note == ""
 
@@ -82,12 +83,12 @@ def test_what_a_group_cannot_have_is_not_in_its_label() -> None:
     ],
 )
 def test_one_row_has_its_runs_name(names: list[str], label: str) -> None:
-    assert labels(groups({}), [names]) == ([label], "")
+    assert make_labels(groups({}), [names]) == ([label], "")
 
 
 def test_labels_are_never_equal() -> None:
     same = [{"a": "x.KD", "a.class": "one.KD"}, {"a": "x.KD", "a.class": "two.KD"}]
-    assert labels(same, [["n"], ["n"]])[0] == ["a=KD", "a=KD #2"]
+    assert make_labels(same, [["n"], ["n"]])[0] == ["a=KD", "a=KD #2"]
 
 
 def test_names_are_as_short_as_they_are_clear() -> None:
@@ -97,7 +98,7 @@ def test_names_are_as_short_as_they_are_clear() -> None:
         "model.losses.kd.weight",
         "model.class",
     ]
-    assert list(short(names, names).values()) == ["lr", "ce.weight", "kd.weight", "model"]
+    assert list(short_names(names, names).values()) == ["lr", "ce.weight", "kd.weight", "model"]
 
 
 # -- teachers ---------------------------------------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def test_a_teacher_that_is_lost_counts_by_its_checksum(place: Path, capsys: Capt
     runs = students(place, "s", [place / "gone" / "a.pt", place / "gone" / "b.pt"])
     content = compare(capsys, *runs)
     assert list(table(content).values()) == [[10], [11]]
-    assert [note for note in content["notes"] if "is of no run that can be read" in note]
+    assert [note for note in content["notes"] if "belongs to no readable run" in note]
 
 
 def test_a_seed_with_two_teachers_counts_twice_and_is_told(place: Path, capsys: Capture) -> None:
@@ -190,4 +191,4 @@ def test_a_seed_with_two_teachers_counts_twice_and_is_told(place: Path, capsys: 
     runs = students(place, "s", [first]) + students(place, "r", [second])
     content = compare(capsys, *runs)
     assert list(table(content).values()) == [[10, 10]]
-    assert "holds a seed more than once, with other teachers" in content["notes"][0]
+    assert "has several runs of one seed, with different teachers" in content["notes"][0]

@@ -169,7 +169,7 @@ def test_a_group_and_unfinished_and_foreign_runs(
     assert api.asked[-1]["filters"] == {"group": "pair"}
     assert [len(values) for values in table(found).values()] == [2, 2]
     assert found["notes"][0].startswith(
-        "Not finished and left out: me/mine/id9 (digits-mlp-distill) (crashed)."
+        "Skipped unfinished runs: me/mine/id9 (digits-mlp-distill) (crashed)."
     )
     assert "no runs of kd_lightning in the group 'none'" in refused(
         capsys, "--wandb", "me/mine", "--group", "none"

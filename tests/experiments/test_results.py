@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from kd_lightning.cli import main
 from kd_lightning.experiments import results
+from kd_lightning.experiments.measurements import ResultRow
 from kd_lightning.experiments.planning import Job
 from kd_lightning.experiments.spec import Experiment, RunSpec
 from kd_lightning.models import MLP
@@ -68,10 +69,9 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment("name", runs=[RunSpec("big"), RunSpec("small")], **HEAD, **given)
 
 
-def row_of(content: dict[str, Any], run: str, metric: str) -> dict[str, Any]:
+def row_of(content: results.Results, run: str, metric: str) -> ResultRow:
     [row] = [row for row in content["rows"] if (row["run"], row["metric"]) == (run, metric)]
-    found: dict[str, Any] = row
-    return found
+    return row
 
 
 def test_rows_hold_mean_spread_and_every_seed(jobs: list[Job]) -> None:
@@ -81,6 +81,7 @@ def test_rows_hold_mean_spread_and_every_seed(jobs: list[Job]) -> None:
     assert (row["n"], row["paper"]) == (5, 9.5)
     assert row["mean"] == pytest.approx(9.4)
     assert row["std"] == pytest.approx(statistics.stdev(ERRORS["small"]))  # over n - 1
+    assert row["interval"] is not None
     low, high = row["interval"]
     said = results.markdown(experiment(), content)
     assert "95% intervals of the mean test errors over seeds: big [" in said
@@ -107,6 +108,21 @@ def test_runs_are_compared_over_the_seeds_that_both_have(jobs: list[Job]) -> Non
     [shared] = results.collect(experiment(), jobs[:-1], Path())["comparisons"]
     assert shared["n"] == 4
     assert shared["mean"] == pytest.approx(7 / 4)
+
+
+def test_a_seed_without_the_metric_is_not_compared(jobs: list[Job]) -> None:
+    """Its training diverged, and the experiment allows that."""
+    (jobs[0].folder / "run.json").write_text(json.dumps({"status": "failed"}))
+    content = results.collect(experiment(), jobs, Path())
+    assert row_of(content, "big", "test_errors")["seeds"] == [1, 2, 3, 4]
+    assert content["comparisons"][0]["n"] == 4
+
+
+def test_runs_without_predictions_are_compared_over_seeds_only(jobs: list[Job]) -> None:
+    (jobs[0].folder / "predictions-test.safetensors").unlink()
+    [comparison] = results.collect(experiment(), jobs, Path())["comparisons"]
+    assert comparison["p"] is not None
+    assert comparison["examples_low"] is None
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,142 @@
+"""The table of `kd compare` in all of its formats."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kd_lightning.compare.baseline import difference_cell
+from kd_lightning.experiments.measurements import ResultRow
+from kd_lightning.experiments.report import (
+    ROW_COLUMNS,
+    Cells,
+    csv_fields,
+    csv_text,
+    join_numbers,
+    markdown_table,
+    table_cells,
+)
+from kd_lightning.experiments.stats import Comparison
+
+_UNLIMITED_WIDTH = 1000
+_COMPARISON_COLUMNS = {
+    "baseline": "b",
+    "difference_mean": "mean",
+    "difference_low": "low",
+    "difference_high": "high",
+    "difference_p": "p",
+    "difference_p_holm": "p_holm",
+}
+"""Columns of the CSV, and the attribute of a Comparison that each one holds."""
+
+
+@dataclass
+class ComparisonTable:
+    """What `kd compare` prints.
+
+    Attributes:
+        rows: one per group and metric.
+        comparisons: tests of the first metric against the baseline.
+        notes: explanations, one sentence each.
+    """
+
+    rows: list[ResultRow]
+    comparisons: list[Comparison]
+    notes: list[str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The results of the tests in words, and the notes."""
+        return [f"{comparison.sentence()}." for comparison in self.comparisons] + self.notes
+
+    def cells(self) -> Cells:
+        """The table, with the differences to the baseline as its last column.
+
+        In a transposed table, they are the last line.
+        """
+        headings, lines = table_cells(self.rows)
+        if not self.comparisons:
+            return Cells(headings, lines)
+        heading = f"difference from {self.comparisons[0].b}"
+        differences = {comparison.a: difference_cell(comparison) for comparison in self.comparisons}
+        # The second column is "seeds" unless each run has a column.
+        is_transposed = headings[1] != "seeds"
+        if is_transposed:
+            last_line = [heading, *(differences.get(run, "") for run in headings[1:])]
+            return Cells(headings, [*lines, last_line])
+        extended = [[*line, differences.get(line[0], "")] for line in lines]
+        return Cells([*headings, heading], extended)
+
+
+def as_terminal_text(table: ComparisonTable) -> str:
+    """The table as the terminal shows it; its full width if the output is a file or a pipe."""
+    from rich.console import Console
+
+    from kd_lightning.experiments.tables import tables
+
+    # Files and pipes get lines of any length: only a screen needs them wrapped.
+    terminal = Console()
+    is_terminal = terminal.is_terminal
+    text = io.StringIO()
+    console = Console(
+        file=text,
+        width=terminal.width if is_terminal else _UNLIMITED_WIDTH,
+        force_terminal=is_terminal,
+        markup=False,
+    )
+    headings, lines = table.cells()
+    for part in tables(None, headings, lines, console.width):
+        console.print(part)
+    for sentence in table.sentences:
+        console.print(sentence, highlight=False, soft_wrap=not is_terminal)
+    return text.getvalue()
+
+
+def as_markdown(table: ComparisonTable) -> str:
+    """The table and its sentences as Markdown."""
+    paragraphs = [
+        "\n".join(markdown_table(*table.cells())),
+        "Mean ± standard deviation over seeds.",
+        *table.sentences,
+    ]
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def as_csv(table: ComparisonTable) -> str:
+    """One line per row; values and seeds have the same order. A CSV has no notes."""
+    tested = {(comparison.a, comparison.metric): comparison for comparison in table.comparisons}
+    attributes = list(_COMPARISON_COLUMNS.values()) if tested else []
+    lines = []
+    for row in table.rows:
+        fields = csv_fields(row)
+        fields += [join_numbers(row.get("seeds", [])), join_numbers(row["values"])]
+        # Only the rows of the first metric are compared.
+        comparison = tested.get((row["run"], row["metric"]))
+        values = comparison.as_dict() if comparison else {}
+        fields += [values.get(attribute) for attribute in attributes]
+        lines.append(fields)
+    headings = [*ROW_COLUMNS, "seeds", "values"]
+    if tested:
+        headings += _COMPARISON_COLUMNS
+    return csv_text(headings, lines)
+
+
+def as_json(table: ComparisonTable) -> str:
+    """The table in the form of results.json, with the notes."""
+    comparisons = []
+    for comparison in table.comparisons:
+        texts = {"sentence": comparison.sentence(), "cell": difference_cell(comparison)}
+        comparisons.append(comparison.as_dict() | texts)
+    content = {"rows": table.rows, "comparisons": comparisons, "notes": table.notes}
+    return json.dumps(content, indent=2) + "\n"
+
+
+FORMATS: dict[str, Callable[[ComparisonTable], str]] = {
+    "terminal": as_terminal_text,
+    "markdown": as_markdown,
+    "csv": as_csv,
+    "json": as_json,
+}
+"""The values of `--format`."""

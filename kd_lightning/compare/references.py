@@ -1,0 +1,138 @@
+"""Replaces paths of other runs in a config by those runs' settings.
+
+Students of one teacher's seeds have different checkpoints in their configs, but the same setting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
+from typing import Any
+
+from kd_lightning.compare.runs import Run, read_run
+from kd_lightning.compare.settings import Reference, SettingValue, deciding_settings, digest
+from kd_lightning.errors import UserError
+from kd_lightning.runs.folder import RunFolder, read_json
+
+_WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
+
+TeacherSource = Mapping[str, Any]
+"""Where a teacher's weights came from: `path`, `sha256`, `network`, perhaps `cache`."""
+
+
+class ReferenceResolver:
+    """Finds the runs that the paths in configs lead to.
+
+    Args:
+        runs: runs that are known already; others are read from their folders.
+
+    Attributes:
+        unresolved: paths of weights that belong to no readable run; their checksum identifies them.
+    """
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.unresolved: list[str] = []
+        self._runs: dict[Path, Run | None] = {}
+        self._settings: dict[Path, dict[str, SettingValue]] = {}
+        for run in runs:
+            if run.folder is not None:
+                self._runs[run.folder.path] = run
+
+    def settings(self, run: Run) -> dict[str, SettingValue]:
+        """The settings that decide a run's result, each path of another run as a Reference."""
+        folder = run.folder.path if run.folder is not None else None
+        if folder in self._settings:
+            return self._settings[folder]
+        settings = deciding_settings(run.config)
+        if folder is not None:
+            # Stored before its paths are followed, in case one of them leads back to this run.
+            self._settings[folder] = settings
+        # Replaced in one step: a run that leads back here must see the original paths.
+        resolved = {name: self._resolve(value, run) for name, value in settings.items()}
+        settings.update(resolved)
+        return settings
+
+    def _resolve(self, value: SettingValue, run: Run) -> SettingValue:
+        """The value, with a Reference for every path of another run or of unknown weights."""
+        if isinstance(value, list):
+            return [self._resolve(item, run) for item in value]
+        if not isinstance(value, str):
+            return value
+        is_weights = value.endswith(_WEIGHT_FILES)
+        # Most values are not paths, and checking the disk for each one would be slow.
+        if "/" not in value and not is_weights:
+            return value
+        for path in self._candidates(value, run):
+            reference = self._reference(path)
+            if reference is not None:
+                return reference
+        sources = [source for source in run.teacher_sources if _is_source(value, source)]
+        if not is_weights and not sources:
+            return value
+        # The run that made these weights is gone, but equal weights are still the same setting.
+        self.unresolved.append(value)
+        checksums = [source.get("sha256") for source in sources]
+        return Reference(digest(checksums or [value]), value)
+
+    def _candidates(self, value: str, run: Run) -> Iterator[Path]:
+        """Where a path may lead: as the run recorded it, or from the current or a parent folder."""
+        for source in run.teacher_sources:
+            for recorded in _recorded_paths(source):
+                if _ends_with(recorded, value):
+                    yield Path(recorded)
+        path = Path(value).expanduser()
+        if path.is_absolute():
+            yield path
+            return
+        # `kd` was started in some folder above the run's own, unless the run was moved.
+        yield (Path.cwd() / path).resolve()
+        if run.folder is not None:
+            for parent in run.folder.path.parents:
+                yield (parent / path).resolve()
+
+    def _reference(self, path: Path) -> Reference | None:
+        """The run of a checkpoint, or a teacher's cache; None if the path is neither."""
+        if RunFolder(path).is_cache:
+            return self._cache_reference(path)
+        if path.parent.name != "checkpoints":
+            return None
+        run = self._run_of(path.parent.parent)
+        if run is None:
+            return None
+        return Reference(digest([self.settings(run), path.name]), run.name)
+
+    def _cache_reference(self, folder: Path) -> Reference:
+        """A cache is identified by its options and by its teachers."""
+        manifest = read_json(folder / "manifest.json")
+        keys = []
+        labels = []
+        for source in manifest.get("fingerprint", {}).get("teacher", []):
+            teacher = self._reference(Path(source.get("path", "")))
+            keys.append(teacher.key if teacher else source.get("sha256"))
+            labels.append(teacher.label if teacher else str(source.get("network")))
+        label = "+".join(dict.fromkeys(labels))
+        return Reference(digest([manifest.get("settings"), keys]), f"cache of {label}")
+
+    def _run_of(self, folder: Path) -> Run | None:
+        """The run of a folder; None if it cannot be read."""
+        if folder not in self._runs:
+            try:
+                self._runs[folder] = read_run(str(folder))
+            except UserError:
+                self._runs[folder] = None
+        return self._runs[folder]
+
+
+def _recorded_paths(source: TeacherSource) -> list[str]:
+    return [str(source[key]) for key in ("cache", "path") if source.get(key)]
+
+
+def _is_source(value: str, source: TeacherSource) -> bool:
+    """Whether a path in a config leads to these weights of a teacher."""
+    return any(_ends_with(recorded, value) for recorded in _recorded_paths(source))
+
+
+def _ends_with(recorded: str, value: str) -> bool:
+    """Whether a recorded path ends in the config's path, which may be relative."""
+    parts = tuple(part for part in PurePath(value).parts if part not in (".", ".."))
+    return bool(parts) and PurePath(recorded).parts[-len(parts) :] == parts
