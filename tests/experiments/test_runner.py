@@ -17,7 +17,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.planning import Job, Settings, by_run, plan
+from kd_lightning.experiments.planning import Job, RunnerOptions, by_run, plan
 from kd_lightning.experiments.runner import Runner
 from kd_lightning.experiments.spec import load
 from kd_lightning.runs.launch import Interrupted, launch
@@ -53,7 +53,8 @@ class Bench:
     def jobs(self) -> list[Job]:
         experiment = load(str(write(self.folder, self.content)))
         return plan(
-            experiment, Settings(self.folder / "out", self.folder / "store", experiment.seeds, {})
+            experiment,
+            RunnerOptions(self.folder / "out", self.folder / "store", experiment.seeds, {}),
         )
 
     def run(self, start: Launch = pretend) -> list[Job]:
@@ -68,7 +69,7 @@ class Bench:
             return start(argv)
 
         (self.folder / "out").mkdir(exist_ok=True)
-        settings = Settings(self.folder / "out", self.folder / "store", 2, {})
+        settings = RunnerOptions(self.folder / "out", self.folder / "store", 2, {})
         try:
             Runner(settings, counted, Console(file=text, width=500)).run(jobs)
         finally:
@@ -128,7 +129,7 @@ def test_another_teacher_trains_its_students_again_and_no_other(finished: Bench)
 def test_another_place_of_the_store_changes_no_address(finished: Bench) -> None:
     """What a run needs enters its key by address, never by path."""
     experiment = load(str(write(finished.folder, finished.content)))
-    elsewhere = plan(experiment, Settings(Path("out"), Path("/elsewhere"), 2, {}))
+    elsewhere = plan(experiment, RunnerOptions(Path("out"), Path("/elsewhere"), 2, {}))
     assert [job.folder.name for job in elsewhere] == [job.folder.name for job in finished.jobs()]
     assert len({job.folder.name for job in elsewhere}) == 6
 
