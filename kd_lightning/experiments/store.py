@@ -1,4 +1,4 @@
-"""The store of runs: which runs are finished, and which of them a changed code leaves acceptable.
+"""The store of runs: which runs are finished, and which of them differ from a run only in code.
 
 Each run's folder is named by the address of its key and holds the key as `key.json`. Runs that were
 finished before `key.json` existed have their keys in the `jobs.json` of their experiments.
@@ -84,7 +84,9 @@ def _stored_runs(store: Path, output: Path) -> Iterator[StoredRun]:
     results = [*store.parent.glob("*/jobs.json"), *store.parent.glob("*/*/jobs.json")]
     for path in (*sorted(results), output / "jobs.json"):
         for job in read_json(path).values():
-            yield StoredRun(store / job["address"], job["key"])
+            # Another program may name a file like this one.
+            if isinstance(job, dict) and {"address", "key"} <= set(job):
+                yield StoredRun(store / job["address"], job["key"])
     for path in sorted(store.glob("*/key.json")):
         yield StoredRun(path.parent, read_json(path))
 

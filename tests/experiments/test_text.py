@@ -41,7 +41,8 @@ def test_experiments_plan_their_runs(
     assert set(runs) <= {job.run for job in jobs}
     assert len({job.folder for job in jobs}) == len(jobs)
     assert all(
-        {"code.data/text.py", "code.data/sentences.py", "code.data/tokenizers.py"} <= set(job.key)
+        {f"code.data/text/{name}.py" for name in ("datamodule", "sentences", "tokenizers")}
+        <= set(job.key)
         for job in jobs
     )
     students = [job for job in jobs if job.run in STUDENTS]
