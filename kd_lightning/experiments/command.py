@@ -7,12 +7,17 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
 
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.spec import Experiment, load
+from kd_lightning.experiments.spec import Experiment, RunSpec, load
+
+if TYPE_CHECKING:
+    # These modules import torch, which a wrong argument need not wait for.
+    from kd_lightning.experiments.planning import Job, RunnerOptions
 
 
 class _Parser(argparse.ArgumentParser):
@@ -21,74 +26,85 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    """Return the parser of the options that all experiments share."""
+    options = _Parser(
         "kd reproduce",
         description="Run a published experiment: train what is missing, print its table.",
         allow_abbrev=False,
     )
-    made.add_argument(
+    options.add_argument(
         "experiment", nargs="?", help="its name (see --list), or the path of a YAML of yours"
     )
-    made.add_argument(
+    options.add_argument(
         "--list",
         action="store_true",
-        help="name all experiments, their claims and how long they take",
+        help="list all experiments, their claims and how long they take",
     )
-    made.add_argument("--dry-run", action="store_true", help="print the commands and train nothing")
-    made.add_argument(
+    options.add_argument(
+        "--dry-run", action="store_true", help="print the commands and train nothing"
+    )
+    options.add_argument(
         "--only",
         action="append",
         default=[],
         metavar="RUN",
-        help="this run and what it needs; may be repeated",
+        help="train this run and the runs it needs; may be repeated",
     )
-    made.add_argument(
+    options.add_argument(
         "--quick",
         action="store_true",
-        help="cut down to minutes, to see it work; not the published numbers",
+        help="cut the experiment down to minutes, to see it work; not the published numbers",
     )
-    made.add_argument(
+    options.add_argument(
+        "--keep-finished",
+        action="store_true",
+        help="accept finished runs whose settings and data are unchanged but whose code or torch "
+        "version is not, for example after a refactoring; results.json and the runs' run.json "
+        "list them",
+    )
+    options.add_argument(
         "--workers",
         type=int,
         default=1,
-        help="runs side by side, each with its share of the threads",
+        help="number of runs side by side, each with its share of the threads",
     )
-    made.add_argument(
+    options.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="a setting of the experiment, such as digit=7; also written --digit 7",
     )
-    made.add_argument(
-        "--wandb", choices=("online", "offline"), help="log all runs there, in one group"
+    options.add_argument(
+        "--wandb", choices=("online", "offline"), help="log all runs to W&B, in one group"
     )
-    made.add_argument("--seeds", type=int, help="how many seeds, from 0")
-    made.add_argument("--data-root", help="folder of the data sets; else KD_DATA_ROOT, else ./data")
-    made.add_argument(
-        "--output", type=Path, help="folder of the results; runs/EXPERIMENT where left out"
+    options.add_argument("--seeds", type=int, help="number of seeds, from 0")
+    options.add_argument(
+        "--data-root", help="folder of the data sets; by default KD_DATA_ROOT, else ./data"
     )
-    made.add_argument(
+    options.add_argument(
+        "--output", type=Path, help="folder of the results; by default runs/EXPERIMENT"
+    )
+    options.add_argument(
         "--store",
         type=Path,
         default=Path("runs/store"),
         help="folder of the runs, shared by all experiments",
     )
-    return made
+    return options
 
 
 def main(argv: list[str]) -> None:
-    arguments, more = parser().parse_known_args(argv)
-    arguments.set += _named(more)
+    """Run `kd reproduce` with these arguments.
+
+    Raises:
+        UserError: for a wrong argument, and if a run fails.
+    """
+    arguments, unknown = parser().parse_known_args(argv)
+    arguments.set += setting_words(unknown)
     console = Console()
     if arguments.list:
-        from kd_lightning.catalog import experiments
-
-        for row in experiments():
-            console.print(
-                f"[bold]{row['name']}[/bold] ({row['time']})\n  {row['claim'].strip()}",
-                highlight=False,
-            )
+        list_experiments(console)
         return
     if not arguments.experiment:
         raise UserError("kd reproduce: name an experiment; kd reproduce --list shows them")
@@ -99,98 +115,179 @@ def main(argv: list[str]) -> None:
     reproduce(arguments, console)
 
 
-def reproduce(arguments: Any, console: Console) -> None:
-    """Plan, train what is missing, write and print the results."""
+def list_experiments(console: Console) -> None:
+    """Print the name, the claim and the duration of every shipped experiment."""
+    from kd_lightning.catalog import experiments
+
+    for row in experiments():
+        text = f"[bold]{row['name']}[/bold] ({row['time']})\n  {row['claim'].strip()}"
+        console.print(text, highlight=False)
+
+
+def reproduce(arguments: argparse.Namespace, console: Console) -> None:
+    """Plan an experiment, train what is missing, write and print the results."""
     started = time.monotonic()
-    experiment = load(arguments.experiment, _settings(arguments.set))
+    experiment = load(arguments.experiment, parse_settings(arguments.set))
     if arguments.quick:
         experiment = quick(experiment)
+
     import torch
 
-    from kd_lightning.experiments import results
-    from kd_lightning.experiments.planning import Settings, plan
+    from kd_lightning.experiments.planning import RunnerOptions, plan
+
+    # Planning sees the same number of threads as each worker, because it is part of the keys.
+    torch.set_num_threads(max(1, torch.get_num_threads() // arguments.workers))
+    options = RunnerOptions(
+        output=arguments.output or Path("runs") / experiment.name,
+        store=arguments.store,
+        seeds=arguments.seeds or experiment.seeds,
+        overrides=_overrides(arguments, experiment),
+        only=arguments.only,
+        workers=arguments.workers,
+        keep_finished=arguments.keep_finished,
+    )
+    jobs = plan(experiment, options)
+    if arguments.dry_run:
+        _print_commands(jobs, console)
+        return
+
+    _train(experiment, jobs, options, console)
+    _report(experiment, jobs, options, console)
+    seconds = time.monotonic() - started
+    files = f"{options.output}/results.json, results.md, summary.png"
+    console.print(f"{seconds:.0f} s; results in {files}", highlight=False)
+
+
+def _overrides(arguments: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
+    """Return the overrides of all runs that the arguments imply."""
+    overrides: dict[str, Any] = {}
+    if arguments.data_root:
+        overrides["data.root"] = arguments.data_root
+    if arguments.wandb:
+        overrides["run.wandb"] = arguments.wandb
+    if arguments.quick:
+        overrides.update(experiment.quick.get("overrides", {}))
+    return overrides
+
+
+def _print_commands(jobs: list[Job], console: Console) -> None:
+    for job in jobs:
+        state = "finished" if job.finished else "to run"
+        if job.accepted_key is not None:
+            state = "finished by other code"
+        text = f"{job.run}, seed {job.seed} ({state}):\n  {job.command}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _train(
+    experiment: Experiment, jobs: list[Job], options: RunnerOptions, console: Console
+) -> None:
+    """Train the unfinished jobs, until an interrupt."""
     from kd_lightning.experiments.runner import Runner
-    from kd_lightning.experiments.tables import tables
     from kd_lightning.runs.command import execute
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // arguments.workers))
-    output = arguments.output or Path("runs") / experiment.name
-    extra = {"data.root": arguments.data_root} if arguments.data_root else {}
-    if arguments.wandb:
-        extra["run.wandb"] = arguments.wandb
-    extra |= experiment.quick.get("overrides", {}) if arguments.quick else {}
-    seeds = arguments.seeds or experiment.seeds
-    settings = Settings(output, arguments.store, seeds, extra, arguments.only, arguments.workers)
-    jobs = plan(experiment, settings)
-    if arguments.dry_run:
-        for job in jobs:
-            state = "finished" if job.finished else "to run"
-            line = f"{job.run}, seed {job.seed} ({state}):\n  {job.command}"
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        return
     try:
-        output.mkdir(parents=True, exist_ok=True)
+        options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"the folder {output} cannot be written ({error.strerror}); choose another with --output"
+            f"the folder {options.output} cannot be written ({error.strerror}); "
+            "choose another with --output"
         ) from error
-    console.print(
-        f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}", highlight=False
-    )
+    title = f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}"
+    console.print(title, highlight=False)
+
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        Runner(settings, execute, console).run(jobs)
+        Runner(options, execute, console).run(jobs)
     except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("interrupted; the same command goes on where it was") from stop
-    content = results.collect(experiment, jobs, output, complete=not arguments.only)
-    results.write(experiment, content, output)
+        raise KeyboardInterrupt("interrupted; repeat the command to resume") from stop
+
+
+def _report(
+    experiment: Experiment, jobs: list[Job], options: RunnerOptions, console: Console
+) -> None:
+    """Write the results and print them as tables."""
+    from kd_lightning.experiments import results
+    from kd_lightning.experiments.tables import tables
+
+    content = results.collect(experiment, jobs, options.output, complete=not options.only)
+    content.update(_acceptance(jobs, content["note"]))
+    results.write(experiment, content, options.output)
+
     for table in tables(experiment.title, *results.cells(content), console.width):
         console.print(table)
     for comparison in content["comparisons"]:
         console.print(comparison["sentence"], highlight=False)
     if content["note"]:
         console.print(content["note"], highlight=False)
-    console.print(
-        f"{time.monotonic() - started:.0f} s; results in {output}/results.json, results.md, summary.png",
-        highlight=False,
-    )
 
 
-def _named(words: list[str]) -> list[str]:
-    """`--NAME VALUE` and `--NAME=VALUE` of settings, which each experiment has of its own, as `NAME=VALUE`."""
-    found, rest = [], list(words)
+def _acceptance(jobs: list[Job], note: str) -> dict[str, Any]:
+    """Return the entries of results.json about runs that other code finished; none by default.
+
+    `address` is where an accepted run is stored, `expected_address` where today's code would
+    store it.
+    """
+    accepted = []
+    for job in jobs:
+        if job.accepted_key is not None:
+            addresses = {"address": job.folder.name, "expected_address": job.address}
+            accepted.append({"run": job.run, "seed": job.seed, **addresses})
+    if not accepted:
+        return {}
+    sentence = f"{len(accepted)} of {len(jobs)} runs were finished by other code (--keep-finished)."
+    return {"accepted": accepted, "note": f"{note} {sentence}".strip()}
+
+
+def setting_words(words: list[str]) -> list[str]:
+    """Turn `--NAME VALUE` and `--NAME=VALUE` into `NAME=VALUE`.
+
+    The names are those of an experiment's settings, which the parser does not know.
+
+    Raises:
+        UserError: for a word that is not of this form.
+    """
+    settings = []
+    rest = list(words)
     while rest:
         name, equals, value = rest.pop(0).partition("=")
         if not name.startswith("--"):
             raise UserError(
-                f"kd reproduce: {name!r} is not understood; kd reproduce --help shows what is"
+                f"kd reproduce: unexpected argument {name!r}; kd reproduce --help lists the options"
             )
-        if not equals and (not rest or rest[0].startswith("--")):
-            raise UserError(
-                f"kd reproduce: {name} is no option of its own; as a setting of the experiment it needs a value"
-            )
-        found.append(f"{name.removeprefix('--')}={value if equals else rest.pop(0)}")
-    return found
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(
+                    f"kd reproduce: unknown option {name}; a setting of the experiment needs a "
+                    "value, and kd reproduce --help lists the options"
+                )
+            value = rest.pop(0)
+        settings.append(f"{name.removeprefix('--')}={value}")
+    return settings
 
 
-def _settings(words: list[str]) -> dict[str, Any]:
-    """`NAME=VALUE` as YAML reads the value."""
+def parse_settings(words: list[str]) -> dict[str, Any]:
+    """Turn words `NAME=VALUE` into a mapping, each value read as YAML.
+
+    Raises:
+        UserError: for a word that is not of this form.
+    """
     import yaml
 
-    found = {}
+    settings = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise UserError(f"kd reproduce: --set takes NAME=VALUE, got {word!r}")
-        found[name] = yaml.safe_load(value)
-    return found
+        settings[name] = yaml.safe_load(value)
+    return settings
 
 
 def quick(experiment: Experiment) -> Experiment:
-    """The experiment cut down as its YAML says, and marked so.
+    """Return the experiment cut down as its YAML describes, with a name and title that say so.
 
     Raises:
-        UserError: where its YAML does not say how.
+        UserError: if its YAML describes no quick form.
     """
     if not experiment.quick:
         raise UserError(
@@ -203,11 +300,16 @@ def quick(experiment: Experiment) -> Experiment:
         title=f"{experiment.title} (quick: cut down, not the experiment's numbers)",
         time="minutes",
         seeds=seeds,
-        runs=[
-            replace(run, seeds=run.seeds and run.seeds[: max(2, seeds)]) for run in experiment.runs
-        ],
+        runs=[_quick_run(run, seeds) for run in experiment.runs],
     )
 
 
-def _interrupt(signum: int, frame: Any) -> None:
+def _quick_run(run: RunSpec, seeds: int) -> RunSpec:
+    """Return a run with fewer seeds, at least two if it lists its own."""
+    if not run.seeds:
+        return run
+    return replace(run, seeds=run.seeds[: max(2, seeds)])
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt

@@ -1,21 +1,35 @@
-"""What decides a run's result, as a flat mapping; its hash is the run's address in the store."""
+"""A run's key: a flat mapping of everything that decides its result.
+
+A hash of the key is the run's address in the store, so a finished run is reused only if its
+settings, its data, the torch version, the number of threads and the code behind it are unchanged.
+"""
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import inspect
 import json
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from kd_lightning.errors import UserError
+from kd_lightning.experiments.imports import (
+    PACKAGE,
+    class_file,
+    code_version,
+    label,
+    reached_files,
+)
 from kd_lightning.runs.build import parse_config
-from kd_lightning.weights import sha256_of
+from kd_lightning.weights import KEY, read_file, sha256_of
+
+Key = Mapping[str, Any]
 
 _IRRELEVANT = (
     "run.",
@@ -28,170 +42,241 @@ _IRRELEVANT = (
     "data.init_args.download",
     "data.init_args.resident",
 )
-"""Keys that change where a run is kept and how it is shown, not what it results in. The seed is added by the runner."""
+"""Settings that change where a run is stored and how it is shown, but not its result.
 
-_PACKAGE = Path(__file__).parent.parent
+The seed does change the result; the planner adds it to the key, so that all seeds share one parse.
+"""
+
+_TRAINING = ("runs/launch.py",)
+"""Files that every training run starts from."""
+
+_CACHING = ("runs/cache_command.py", "teachers/cache/teacher.py")
+"""Files that `kd cache` starts from."""
+
+_REPORTING = (
+    "paths.py",
+    "runs/configs.py",
+    "runs/csv_logger.py",
+    "runs/folder.py",
+    "runs/messages.py",
+    "runs/options.py",
+    "runs/progress.py",
+    "runs/wandb.py",
+)
+"""Files that read settings, name folders, log and report. A change in them changes no result."""
+
+_CODE_PREFIXES = ("code.", "user code.", "version.")
 
 
 def is_relevant(name: str) -> bool:
-    """Whether a key decides the result; data within data is asked about as the data itself is."""
+    """Return whether a setting decides the result.
+
+    Data may wrap other data; settings of the inner data are judged like those of the outer data.
+    """
     while name.startswith("data.init_args.data."):
         name = name.removeprefix("data.init_args.")
     return not name.startswith(_IRRELEVANT)
 
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """`a.b.c: value` for every leaf."""
+    """Yield `("a.b.c", value)` for every leaf of a nested config."""
     if isinstance(config, Mapping) and config:
         for name, value in config.items():
             yield from flat(value, f"{prefix}{name}.")
     elif isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
-        for at, item in enumerate(config):
-            yield from flat(item, f"{prefix}{at}.")
+        for position, item in enumerate(config):
+            yield from flat(item, f"{prefix}{position}.")
     else:
         yield prefix.rstrip("."), config
 
 
-def _by_content(name: str, value: Any) -> Any:
-    """For the path of a file, or of a folder of a pretrained model, its content: what it holds decides, not where it lies.
+def run_key(argv: list[str], caches: bool = False) -> dict[str, Any]:
+    """Return the key of `kd fit` arguments, without the seed and the runs that this run needs.
 
-    The data's own arguments stay as they are: its samples have a checksum.
+    Args:
+        argv: the arguments, starting with `fit`.
+        caches: whether `kd cache` executes them.
     """
-    own = name.startswith("data.init_args.") and "." not in name.removeprefix("data.init_args.")
-    if own or not isinstance(value, str) or not value:
+    return config_key(parse_config(argv), caches)
+
+
+def config_key(config: Mapping[str, Any], caches: bool = False) -> dict[str, Any]:
+    """Return the key of a resolved config; see `run_key`."""
+    leaves = dict(flat(config))
+    settings = {n: v for n, v in leaves.items() if is_relevant(n) and v is not None}
+    key = {name: _by_content(name, value) for name, value in settings.items()}
+    # Which weights are tested: the last ones, or the best ones on the validation data.
+    key["run.test"] = config["run"]["test"]
+    key.update(code_key(settings, caches))
+    key["data checksum"] = data_checksum(config["data"])
+    key["threads"] = torch.get_num_threads()
+    return key
+
+
+def code_key(settings: Mapping[str, Any], caches: bool = False) -> dict[str, str]:
+    """Return the versions of all code that decides the result of a run.
+
+    Args:
+        settings: the flat config, without irrelevant settings.
+        caches: whether the run is a `kd cache`.
+
+    Returns:
+        `code.FILE` for each file of this package, `user code.FILE` for each file of the user and
+        `version.PACKAGE` for each installed package that a class of the config is from.
+    """
+    entry_points = _CACHING if caches else _TRAINING
+    start = [PACKAGE / name for name in entry_points]
+    versions = {}
+    for class_path in _class_paths(settings):
+        path = class_file(class_path)
+        if path is not None:
+            start.append(path)
+        else:
+            versions.update(_installed_version(class_path.partition(".")[0]))
+
+    # Without the local part, such as "+cu126": builds of one version for a CPU and for a GPU
+    # compute alike on the same device.
+    versions["version.torch"] = _public(torch.__version__)
+
+    files: dict[str, list[str]] = {}
+    for path in reached_files(start, [PACKAGE / name for name in _REPORTING]):
+        files.setdefault(label(path), []).append(code_version(path))
+    # Two packages of the user may hold files of the same name, so a label may have two versions.
+    for name, file_versions in files.items():
+        versions[name] = " ".join(sorted(file_versions))
+    return versions
+
+
+def is_code(name: str) -> bool:
+    """Return whether an entry of a key is about code, not about settings or data."""
+    return name.startswith(_CODE_PREFIXES)
+
+
+def _class_paths(settings: Mapping[str, Any]) -> set[str]:
+    """Return the classes that a flat config names, also those in checkpoints that it names."""
+    class_paths = set()
+    for name, value in settings.items():
+        if name.rpartition(".")[2] == "class_path":
+            class_paths.add(str(value))
+        elif isinstance(value, str) and value.endswith(".ckpt"):
+            path = Path(value).expanduser()
+            if path.is_file():
+                class_paths.update(_checkpoint_classes(path, path.stat().st_mtime_ns))
+    return class_paths
+
+
+@cache
+def _checkpoint_classes(path: Path, modified: int) -> frozenset[str]:
+    """Return the classes that a checkpoint's network is built from.
+
+    `modified` is the file's modification time: a file that changed is read again.
+    """
+    try:
+        content = read_file(path, str(path)).get(KEY)
+    except UserError:
+        # The run itself reports what is wrong with the file.
+        return frozenset()
+    network = content.get("network") if isinstance(content, Mapping) else None
+    return frozenset(_class_paths(dict(flat(network))))
+
+
+def _installed_version(package: str) -> dict[str, str]:
+    """Return the version of an installed package; nothing if the package has no version."""
+    try:
+        return {f"version.{package}": _public(version(package))}
+    except PackageNotFoundError:
+        return {}
+
+
+def _public(package_version: str) -> str:
+    return package_version.partition("+")[0]
+
+
+def _by_content(name: str, value: Any) -> Any:
+    """Replace the path of a file or of a pretrained model's folder with a hash of its content.
+
+    The content decides the result, the location does not. Arguments of the data itself stay as
+    they are, because a checksum of the samples is part of the key.
+    """
+    argument = name.removeprefix("data.init_args.")
+    is_data_argument = argument != name and "." not in argument
+    if is_data_argument or not isinstance(value, str) or not value:
         return value
     path = Path(value).expanduser()
     if path.is_file():
-        return f"sha256:{_sha256(path, path.stat().st_mtime_ns)}"
+        return f"sha256:{_file_sha256(path)}"
     if (path / "config.json").is_file():
-        files = sorted(found for found in path.iterdir() if found.is_file())
-        sums = [f"{found.name} {_sha256(found, found.stat().st_mtime_ns)}" for found in files]
-        return f"sha256:{hashlib.sha256(' '.join(sums).encode()).hexdigest()}"
+        return f"sha256:{_folder_sha256(path)}"
     return value
 
 
+def _folder_sha256(folder: Path) -> str:
+    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    sums = [f"{path.name} {_file_sha256(path)}" for path in files]
+    return hashlib.sha256(" ".join(sums).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    return _cached_sha256(path, path.stat().st_mtime_ns)
+
+
 @cache
-def _sha256(path: Path, modified: int) -> str:
+def _cached_sha256(path: Path, modified: int) -> str:
     return sha256_of(path)
 
 
-@cache
-def code_version(path: Path) -> str:
-    """A hash of what a source file does: comments, docstrings and layout do not count."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            kept = [
-                s
-                for s in body
-                if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))
-            ]
-            node.body = kept  # type: ignore[attr-defined]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:16]
+def data_checksum(config: Mapping[str, Any]) -> str:
+    """Return a checksum of the samples, computed once per process.
+
+    Args:
+        config: `class_path` and `init_args` of the data. If the data wraps other data, the
+            samples of the inner data count.
+    """
+    init_args = config.get("init_args") or {}
+    inner = init_args.get("data")
+    if isinstance(inner, Mapping) and "class_path" in inner:
+        return data_checksum(inner)
+    # Arguments that the class passes on to a base class do not choose samples, nor do nested
+    # objects such as augmentations.
+    parameters = inspect.signature(_load_class(config["class_path"])).parameters
+    names = [name for name in parameters if _is_plain(init_args.get(name))]
+    arguments = {name: init_args[name] for name in names}
+    return _data_checksum(config["class_path"], json.dumps(arguments, sort_keys=True))
 
 
-def _source_files(class_path: str) -> Iterator[Path]:
-    """The files of a class and its bases, as far as they are losses or data of ours."""
-    module, _, name = class_path.rpartition(".")
-    thing = getattr(import_module(module), name, None)
-    for base in thing.__mro__ if isinstance(thing, type) else ():
-        path = Path(getattr(import_module(base.__module__), "__file__", None) or "/")
-        if path.parent in (_PACKAGE / "losses", _PACKAGE / "data"):
-            yield path
-            yield from _helpers(path)
-
-
-@cache
-def _helpers(path: Path) -> tuple[Path, ...]:
-    """The private modules beside a source file that it imports from."""
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-    names = {
-        node.module.rpartition(".")[2]
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and node.module
-    }
-    return tuple(
-        p
-        for p in (path.with_name(f"{name}.py") for name in sorted(names) if name.startswith("_"))
-        if p.is_file()
-    )
-
-
-def _class_paths(config: Any) -> Iterator[str]:
-    if isinstance(config, Mapping):
-        if isinstance(config.get("class_path"), str):
-            yield config["class_path"]
-        for value in config.values():
-            yield from _class_paths(value)
-    elif isinstance(config, list):
-        for item in config:
-            yield from _class_paths(item)
+def _is_plain(value: Any) -> bool:
+    """Return whether an argument is given and holds no nested object."""
+    items = value if isinstance(value, list) else [value]
+    return value is not None and not any(isinstance(item, Mapping) for item in items)
 
 
 @cache
 def _data_checksum(class_path: str, arguments: str) -> str:
+    datamodule = _load_class(class_path)(**json.loads(arguments))
+    samples = json.dumps(datamodule.fingerprint()["samples"], sort_keys=True)
+    return hashlib.sha256(samples.encode()).hexdigest()[:16]
+
+
+def _load_class(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
-    datamodule = getattr(import_module(module), name)(**json.loads(arguments))
-    return hashlib.sha256(
-        json.dumps(datamodule.fingerprint()["samples"], sort_keys=True).encode()
-    ).hexdigest()[:16]
+    return getattr(import_module(module), name)
 
 
-def data_checksum(config: Mapping[str, Any]) -> str:
-    """A checksum of the samples, read once a process; where the data is a part of other data, of that data's samples."""
-    inner = (config.get("init_args") or {}).get("data")
-    if isinstance(inner, Mapping) and "class_path" in inner:
-        return data_checksum(inner)
-    module, _, name = config["class_path"].rpartition(".")
-    own = inspect.signature(
-        getattr(import_module(module), name)
-    ).parameters  # without those that go on to a base class
-    given = {k: v for k, v in (config.get("init_args") or {}).items() if k in own and v is not None}
-    plain = {
-        k: v
-        for k, v in given.items()
-        if not any(isinstance(x, Mapping) for x in (v if isinstance(v, list) else [v]))
-    }
-    return _data_checksum(config["class_path"], json.dumps(plain, sort_keys=True))
-
-
-def run_key(argv: list[str]) -> dict[str, Any]:
-    """Everything that matters for the result of `kd` arguments, but for the seed and for the runs it needs."""
-    config = parse_config(argv)
-    key = {
-        name: _by_content(name, value)
-        for name, value in flat(config)
-        if is_relevant(name) and value is not None
-    }
-    key["run.test"] = config["run"][
-        "test"
-    ]  # the weights that are tested: the last, or the best on validation data
-    files = {path for class_path in _class_paths(config) for path in _source_files(class_path)}
-    files |= {
-        _PACKAGE / "randomness.py",
-        _PACKAGE / "data" / "loader.py",
-        _PACKAGE / "data" / "subsets.py",
-    }
-    key |= {
-        f"code.{path.relative_to(_PACKAGE).as_posix()}": code_version(path)
-        for path in sorted(files)
-    }
-    return {
-        **key,
-        "data checksum": data_checksum(config["data"]),
-        "threads": torch.get_num_threads(),
-    }
-
-
-def address(key: Mapping[str, Any]) -> str:
-    """16 hex digits that stand for a key."""
+def address(key: Key) -> str:
+    """Return 16 hexadecimal digits that stand for a key, whatever the order of its entries."""
     text = json.dumps(key, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first keys that differ, in words."""
-    changed = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
-    shown = ", ".join(f"{k} ({old.get(k, 'unset')} -> {new.get(k, 'unset')})" for k in changed[:3])
-    return shown + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+def changed_names(old: Key, new: Key) -> list[str]:
+    """Return the names of the entries that differ between two keys, settings before code."""
+    names = sorted({*old, *new}, key=lambda name: (is_code(name), name))
+    return [name for name in names if old.get(name) != new.get(name)]
+
+
+def difference(old: Key, new: Key) -> str:
+    """Describe the first three entries that differ, and count the others."""
+    changed = changed_names(old, new)
+    shown = [f"{n} ({old.get(n, 'unset')} -> {new.get(n, 'unset')})" for n in changed[:3]]
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return ", ".join(shown) + more

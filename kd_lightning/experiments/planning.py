@@ -1,9 +1,9 @@
-"""The jobs of an experiment: one a run and seed, each with the key that decides its result."""
+"""The jobs of an experiment: one per run and seed, each with the key that decides its result."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import yaml
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.keys import address, run_key
 from kd_lightning.experiments.spec import Experiment, RunSpec
-from kd_lightning.runs.folder import read_json
+from kd_lightning.experiments.store import FinishedRuns, is_finished, read_record
 
 
 @dataclass
@@ -23,11 +23,13 @@ class Job:
     Attributes:
         run: its name in the experiment.
         seed: its seed.
-        key: what decides its result.
-        folder: where it is kept, named by the key's address.
-        argv: what `kd` is given.
-        needs: jobs that come first.
-        may_fail: whether it counts as finished where its training diverged.
+        key: everything that decides its result.
+        folder: where it is stored. The folder's name is the address of the key, unless an earlier
+            run is accepted instead.
+        argv: the arguments of `kd`.
+        needs: jobs that must finish first.
+        may_fail: whether the job counts as finished if its training diverged.
+        accepted_key: the key of the earlier run that is accepted instead, if any.
     """
 
     run: str
@@ -37,53 +39,74 @@ class Job:
     argv: list[str]
     needs: list[Job]
     may_fail: bool = False
+    accepted_key: dict[str, Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The job's name in the experiment, `RUN/SEED`."""
+        return f"{self.run}/{self.seed}"
+
+    @property
+    def address(self) -> str:
+        """The address of the job's key in the store."""
+        return address(self.key)
 
     @property
     def record(self) -> dict[str, Any]:
-        return read_json(self.folder / "run.json")
+        """The content of the run's `run.json`; empty before the run starts."""
+        return read_record(self.folder)
 
     @property
     def finished(self) -> bool:
-        status = self.record.get("status")
-        return status == "finished" or (self.may_fail and status == "failed")
+        """Whether the run needs no more training."""
+        return is_finished(self.record, self.may_fail)
 
     @property
     def is_cache(self) -> bool:
+        """Whether the job caches a teacher's outputs instead of training."""
         return self.argv[0] == "cache"
 
     @property
     def checkpoint(self) -> Path:
+        """The last checkpoint of the run."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     @property
     def product(self) -> Path:
-        """What other runs need of this one."""
+        """The path that other runs take from this one: the folder of a cache, else a checkpoint."""
         return self.folder if self.is_cache else self.checkpoint
 
     @property
     def data_root(self) -> str | None:
-        """The folder of the data sets that its command names."""
-        given = (word.partition("=") for word in self.argv)
-        return next(
-            (value for key, _, value in given if key in ("--data.root", "--data.data.root")), None
-        )
+        """The folder of the data sets that the job's command names."""
+        for word in self.argv:
+            option, _, value = word.partition("=")
+            if option in ("--data.root", "--data.data.root"):
+                return value
+        return None
 
     @property
     def command(self) -> str:
+        """The command to type in a shell."""
         return shlex.join(["kd", *self.argv])
 
 
+Need = Job | list[Job]
+"""What a run needs for one setting: a job, or a list of jobs."""
+
+
 @dataclass
-class Settings:
-    """How an experiment is run, beyond what its YAML says.
+class RunnerOptions:
+    """How to run an experiment, beyond what its YAML states.
 
     Attributes:
         output: folder of the results.
         store: folder of the runs.
-        seeds: as many seeds, from 0, for runs that name none of their own.
-        overrides: over those of all runs.
-        only: the runs that are wanted, and what they need; all where empty.
-        workers: runs side by side.
+        seeds: number of seeds, from 0, of runs that list no seeds of their own.
+        overrides: take precedence over the overrides of all runs.
+        only: the runs to execute, with the runs they need; empty for all.
+        workers: number of jobs that run side by side.
+        keep_finished: whether to accept finished runs whose keys differ only in code.
     """
 
     output: Path
@@ -92,134 +115,207 @@ class Settings:
     overrides: dict[str, Any]
     only: Sequence[str] = ()
     workers: int = 1
+    keep_finished: bool = False
 
 
-def format_override(key: str, value: Any) -> str:
-    text = (
-        value
-        if isinstance(value, str)
-        else yaml.safe_dump(value, default_flow_style=True, width=10_000)
-        .removesuffix("\n")
-        .removesuffix("\n...")
-    )
-    return f"--{key}={text}"
+def plan(experiment: Experiment, options: RunnerOptions) -> list[Job]:
+    """Return all jobs of an experiment, each after the jobs that it needs.
+
+    Raises:
+        UserError: for an unknown run in `options.only`, and for runs that need each other.
+    """
+    return _Planner(experiment, options).plan()
 
 
-def plan(experiment: Experiment, settings: Settings) -> list[Job]:
-    """All jobs, those that others need first."""
-    jobs: dict[tuple[str, int], Job] = {}
-    keys: dict[str, dict[str, Any]] = {}
+class _Planner:
+    """Makes the jobs of one experiment; each job and each parsed config only once."""
 
-    def seeds_of(run: RunSpec) -> Iterable[int]:
-        return run.seeds if run.seeds is not None else range(settings.seeds)
+    def __init__(self, experiment: Experiment, options: RunnerOptions) -> None:
+        self.experiment = experiment
+        self.options = options
+        self._jobs: dict[tuple[str, int], Job] = {}
+        self._run_keys: dict[str, dict[str, Any]] = {}
+        self._finished_runs: FinishedRuns | None = None
+        if options.keep_finished:
+            self._finished_runs = FinishedRuns(options.store, options.output)
 
-    def needed(wanted: str, seed: int, above: tuple[str, ...]) -> list[Job]:
-        name, _, fixed = wanted.partition("@")
-        run = experiment.run(name)
-        return [
-            add(run, s, above) for s in (seeds_of(run) if fixed == "*" else [int(fixed or seed)])
-        ]
+    def plan(self) -> list[Job]:
+        for run in chosen(self.experiment, self.options.only):
+            for seed in self._seeds(run):
+                self._job(run, seed, above=())
+        return list(self._jobs.values())
 
-    def add(run: RunSpec, seed: int, above: tuple[str, ...] = ()) -> Job:
+    def _seeds(self, run: RunSpec) -> Iterable[int]:
+        return range(self.options.seeds) if run.seeds is None else run.seeds
+
+    def _job(self, run: RunSpec, seed: int, above: tuple[str, ...]) -> Job:
+        """Return the job of a run and seed, and add it to the plan after those that it needs.
+
+        Args:
+            above: the runs on whose behalf this one is needed, to detect a circle.
+        """
         if run.name in above:
-            raise UserError(
-                f"the experiment's runs need each other in a circle: {' -> '.join([*above, run.name])}"
-            )
-        if (run.name, seed) not in jobs:
-            needs: dict[str, Job | list[Job]] = {}
-            for key, wanted in run.needs.items():
-                names = wanted if isinstance(wanted, list) else [wanted]
-                found = [job for name in names for job in needed(name, seed, (*above, run.name))]
-                needs[key] = (
-                    found if isinstance(wanted, list) or wanted.endswith("@*") else found[0]
-                )
-            jobs[run.name, seed] = _job(experiment, run, seed, needs, settings, keys)
-        return jobs[run.name, seed]
+            circle = " -> ".join([*above, run.name])
+            raise UserError(f"the experiment's runs need each other in a circle: {circle}")
+        if (run.name, seed) not in self._jobs:
+            needs = self._needs(run, seed, (*above, run.name))
+            self._jobs[run.name, seed] = self._new_job(run, seed, needs)
+        return self._jobs[run.name, seed]
 
-    for run in chosen(experiment, settings.only):
-        for seed in seeds_of(run):
-            add(run, seed)
-    return list(jobs.values())
+    def _needs(self, run: RunSpec, seed: int, above: tuple[str, ...]) -> dict[str, Need]:
+        """Return what a run needs: setting -> job or list of jobs."""
+        needs: dict[str, Need] = {}
+        for setting, wanted in run.needs.items():
+            names = wanted if isinstance(wanted, list) else [wanted]
+            jobs: list[Job] = []
+            for name in names:
+                jobs += self._needed_jobs(name, seed, above)
+            is_list = isinstance(wanted, list) or wanted.endswith("@*")
+            needs[setting] = jobs if is_list else jobs[0]
+        return needs
+
+    def _needed_jobs(self, wanted: str, seed: int, above: tuple[str, ...]) -> list[Job]:
+        """Return the jobs of `NAME` (same seed), `NAME@SEED` or `NAME@*` (all seeds)."""
+        name, _, fixed_seed = wanted.partition("@")
+        run = self.experiment.run(name)
+        seeds: Iterable[int] = [int(fixed_seed or seed)] if fixed_seed != "*" else self._seeds(run)
+        return [self._job(run, each, above) for each in seeds]
+
+    def _new_job(self, run: RunSpec, seed: int, needs: dict[str, Need]) -> Job:
+        settings = self._settings(run)
+        key = self._key(run, seed, settings, needs)
+        folder, accepted_key = self._folder(key, run.may_fail)
+        argv = self._argv(run, seed, settings, needs, folder)
+        return Job(run.name, seed, key, folder, argv, _all_jobs(needs), run.may_fail, accepted_key)
+
+    def _settings(self, run: RunSpec) -> list[str]:
+        """Return the arguments that all seeds of a run share: configs, then overrides."""
+        argv: list[str] = []
+        for config in (*self.experiment.configs, *run.configs):
+            argv += ["-c", config]
+        overrides = {
+            "run.test": "last",
+            **self.experiment.overrides,
+            **run.overrides,
+            **self.options.overrides,
+        }
+        return argv + format_overrides(_with_inner_root(overrides))
+
+    def _key(
+        self, run: RunSpec, seed: int, settings: list[str], needs: dict[str, Need]
+    ) -> dict[str, Any]:
+        # Parsing is slow, so one parse serves all seeds. Needed runs enter the key by their
+        # addresses, never by their paths; the parser only sees placeholders.
+        if run.name not in self._run_keys:
+            placeholders = {
+                setting: ["needed"] if isinstance(need, list) else "needed"
+                for setting, need in needs.items()
+            }
+            argv = ["fit", *settings, *format_overrides(placeholders)]
+            self._run_keys[run.name] = run_key(argv, caches=run.cache is not None)
+
+        key = {**self._run_keys[run.name], "seed": seed}
+        key.update(_for_each(needs, lambda job: job.folder.name))
+        for name, value in (run.cache or {}).items():
+            key[f"cache.{name}"] = value
+        return key
+
+    def _folder(self, key: dict[str, Any], may_fail: bool) -> tuple[Path, dict[str, Any] | None]:
+        """Return the folder of the run with that key, and the key of an accepted earlier run."""
+        folder = self.options.store / address(key)
+        if self._finished_runs is None or is_finished(read_record(folder), may_fail):
+            return folder, None
+        earlier = self._finished_runs.find(key, may_fail)
+        return (folder, None) if earlier is None else (earlier.folder, earlier.key)
+
+    def _argv(
+        self,
+        run: RunSpec,
+        seed: int,
+        settings: list[str],
+        needs: dict[str, Need],
+        folder: Path,
+    ) -> list[str]:
+        """Return the arguments of `kd` for one seed."""
+        products = _for_each(needs, lambda job: str(job.product))
+        argv = [*settings, f"--seed_everything={seed}", *format_overrides(products)]
+        if run.cache is None:
+            place = [
+                f"--run.dir={folder}",
+                f"--run.name={run.name}",
+                f"--run.group={self.experiment.name}",
+            ]
+            return ["fit", *argv, *place]
+        cache_options = [f"--{name.replace('_', '-')}={v}" for name, v in run.cache.items()]
+        return ["cache", *argv, *cache_options, f"--output={folder}"]
 
 
 def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
-    """The runs of those names, or of grids of those names; UserError for a name that there is not."""
+    """Return the runs with the given names, or of grids with those names; all runs if none is given.
+
+    Raises:
+        UserError: for a name that no run has.
+    """
     for name in only:
-        if not any(run.name == name or run.name.startswith(f"{name} ") for run in experiment.runs):
-            known = ", ".join(dict.fromkeys(run.name for run in experiment.runs))
+        if not any(_is_named(run, name) for run in experiment.runs):
+            names = ", ".join(dict.fromkeys(run.name for run in experiment.runs))
             raise UserError(
-                f"--only {name!r}: {experiment.name} has no such run; its runs are {known}"
+                f"--only {name!r}: {experiment.name} has no such run; its runs are {names}"
             )
-    return [
-        r
-        for r in experiment.runs
-        if not only or any(r.name == n or r.name.startswith(f"{n} ") for n in only)
-    ]
+    if not only:
+        return list(experiment.runs)
+    return [run for run in experiment.runs if any(_is_named(run, name) for name in only)]
 
 
-def _placed(overrides: dict[str, Any]) -> dict[str, Any]:
-    """The overrides with `data.root` where it belongs: within, where a run's data is a part of other data."""
+def _is_named(run: RunSpec, name: str) -> bool:
+    """Return whether a run has that name or is of a grid that has it, such as `student lr=0.1`."""
+    return run.name == name or run.name.startswith(f"{name} ")
+
+
+def _with_inner_root(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the overrides with `data.root` given to the inner data if a run's data wraps other data."""
     data = overrides.get("data")
-    inner = data.get("init_args", {}).get("data") if isinstance(data, dict) else None
-    return {
-        "data.data.root" if inner and key == "data.root" else key: value
-        for key, value in overrides.items()
-    }
+    init_args = data.get("init_args", {}) if isinstance(data, dict) else {}
+    if not init_args.get("data"):
+        return dict(overrides)
+    return {("data.data.root" if k == "data.root" else k): v for k, v in overrides.items()}
 
 
-def _job(
-    experiment: Experiment,
-    run: RunSpec,
-    seed: int,
-    needs: dict[str, Job | list[Job]],
-    settings: Settings,
-    keys: dict[str, dict[str, Any]],
-) -> Job:
-    overrides = _placed(
-        {"run.test": "last", **experiment.overrides, **run.overrides, **settings.overrides}
-    )
-    configs = [part for name in [*experiment.configs, *run.configs] for part in ("-c", name)]
-    argv = [*configs, *(format_override(k, v) for k, v in overrides.items())]
-    # One parse serves all seeds; what a run needs enters by its address, never by its path.
-    if run.name not in keys:
-        blank = {
-            name: ["needed"] if isinstance(job, list) else "needed" for name, job in needs.items()
-        }
-        keys[run.name] = run_key(["fit", *argv, *(format_override(k, v) for k, v in blank.items())])
-    addresses = {
-        k: [j.folder.name for j in v] if isinstance(v, list) else v.folder.name
-        for k, v in needs.items()
-    }
-    key = {**keys[run.name], **addresses, "seed": seed}
-    key |= {f"cache.{name}": value for name, value in (run.cache or {}).items()}
-    folder = settings.store / address(key)
-    products = {
-        k: [str(j.product) for j in v] if isinstance(v, list) else str(v.product)
-        for k, v in needs.items()
-    }
-    argv += [
-        f"--seed_everything={seed}",
-        *(format_override(name, value) for name, value in products.items()),
-    ]
-    if run.cache is None:
-        argv = [
-            "fit",
-            *argv,
-            f"--run.dir={folder}",
-            f"--run.name={run.name}",
-            f"--run.group={experiment.name}",
-        ]
-    else:
-        options = [f"--{name.replace('_', '-')}={value}" for name, value in run.cache.items()]
-        argv = ["cache", *argv, *options, f"--output={folder}"]
-    flat = [
-        job for value in needs.values() for job in (value if isinstance(value, list) else [value])
-    ]
-    return Job(run.name, seed, key, folder, argv, flat, run.may_fail)
+def _all_jobs(needs: Mapping[str, Need]) -> list[Job]:
+    jobs: list[Job] = []
+    for need in needs.values():
+        jobs += need if isinstance(need, list) else [need]
+    return jobs
+
+
+def _for_each(needs: Mapping[str, Need], value_of: Callable[[Job], str]) -> dict[str, Any]:
+    """Return `setting -> value` of each needed job, or a list of values for a list of jobs."""
+    values: dict[str, Any] = {}
+    for setting, need in needs.items():
+        if isinstance(need, list):
+            values[setting] = [value_of(job) for job in need]
+        else:
+            values[setting] = value_of(need)
+    return values
+
+
+def format_override(name: str, value: Any) -> str:
+    """Return the argument `--name=value`, with the value in YAML on one line."""
+    if isinstance(value, str):
+        return f"--{name}={value}"
+    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    # YAML ends a bare scalar with the line "...".
+    text = text.removesuffix("\n").removesuffix("\n...")
+    return f"--{name}={text}"
+
+
+def format_overrides(overrides: Mapping[str, Any]) -> list[str]:
+    """Return one argument per override; see `format_override`."""
+    return [format_override(name, value) for name, value in overrides.items()]
 
 
 def by_run(jobs: Iterable[Job]) -> dict[str, list[Job]]:
-    """Jobs grouped by run, in the order of seeds."""
+    """Group jobs by their runs, each group in the order of its seeds."""
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.run, []).append(job)

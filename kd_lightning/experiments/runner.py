@@ -1,155 +1,167 @@
-"""Runs what is missing of an experiment, side by side where asked, and continues what was interrupted."""
+"""Runs the unfinished jobs of an experiment, one after the other or side by side."""
 
 from __future__ import annotations
 
-import gc
-import shutil
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any
+from itertools import chain
 
 from rich.console import Console
 
-from kd_lightning.errors import UserError
-from kd_lightning.experiments.keys import difference
-from kd_lightning.experiments.planning import Job, Settings, by_run
-from kd_lightning.experiments.workers import Board, Workers
+from kd_lightning.experiments.board import Board
+from kd_lightning.experiments.execution import Launch, execute
+from kd_lightning.experiments.keys import changed_names, difference, is_code
+from kd_lightning.experiments.planning import Job, RunnerOptions
+from kd_lightning.experiments.store import record_acceptance
+from kd_lightning.experiments.workers import Workers
 from kd_lightning.runs.folder import read_json, write_json
-
-Launch = Callable[[list[str]], Any]
-
-
-def execute(job: Job, launch: Launch) -> None:
-    """Run one job to its end, from where it was."""
-    try:
-        _execute(job, launch)
-    except UserError:
-        if not job.finished:  # it may have diverged, where that is what is looked for
-            raise
-    finally:
-        gc.collect()  # a run's trainer, networks and data refer to each other, and are too few objects to be collected soon
-
-
-def _execute(job: Job, launch: Launch) -> None:
-    if job.finished:  # by another run of the same key
-        return
-    if job.is_cache:
-        started = time.monotonic()
-        launch(job.argv)  # which goes on where it was
-        size = sum(path.stat().st_size for path in job.folder.glob("*.bin"))
-        took = round(time.monotonic() - started, 3)
-        write_json(
-            job.folder / "run.json",
-            {"status": "finished", "wall_time_s": took, "metrics": {"cache_bytes": size}},
-        )
-    elif job.checkpoint.is_file():
-        launch([*job.argv, f"--ckpt_path={job.checkpoint}"])
-    else:
-        shutil.rmtree(job.folder, ignore_errors=True)  # nothing was finished there
-        launch(job.argv)
 
 
 class Runner:
     """Runs the jobs of a plan.
 
     Args:
-        settings: where, and how many at once.
-        launch: runs `kd` arguments to the end; jobs side by side run the same in processes of their own.
-        console: where progress goes.
+        options: where to run them, and how many at once.
+        launch: runs the arguments of `kd` to the end. Jobs that run side by side have their own
+            launch function in their own processes.
+        console: where to report progress.
     """
 
-    def __init__(self, settings: Settings, launch: Launch, console: Console) -> None:
-        self.settings, self.launch, self.console = settings, launch, console
-        self._state_path = settings.output / "jobs.json"
-        self._state = read_json(self._state_path)
+    def __init__(self, options: RunnerOptions, launch: Launch, console: Console) -> None:
+        self.options = options
+        self.launch = launch
+        self.console = console
+        # The jobs that this experiment finished, with their keys: `RUN/SEED` -> address, key.
+        self._history_path = options.output / "jobs.json"
+        self._history = read_json(self._history_path)
 
     def run(self, jobs: list[Job]) -> None:
-        """Train every job that is not finished, those that others need first."""
-        todo = [job for job in jobs if not job.finished]
-        if len(todo) < len(jobs):
-            self.console.print(
-                f"{len(jobs) - len(todo)} of {len(jobs)} runs are finished already", highlight=False
-            )
-        self._explain(todo)
-        self._seconds = {
-            name: [float(job.record.get("wall_time_s", 0)) for job in group if job.finished]
-            for name, group in by_run(jobs).items()
-        }
-        self._left = list(todo)
-        if self.settings.workers > 1 and len(todo) > 1:
-            self._side_by_side(todo)
-            return
-        for job in todo:
-            begun = time.monotonic()
-            execute(job, self.launch)
-            self._done(job, len(todo), time.monotonic() - begun)
+        """Train every job that is not finished, each after the jobs that it needs.
 
-    def _side_by_side(self, todo: list[Job]) -> None:
-        waiting, folders = list(todo), {job.folder for job in todo}
-        begun: dict[str, float] = {}
-        with (
-            Workers(min(self.settings.workers, len(todo))) as workers,
-            Board(self.console, len(todo)) as board,
-        ):
-            while waiting or workers.busy:
+        Raises:
+            UserError: if a job fails.
+        """
+        self._accept(jobs)
+        unfinished = [job for job in jobs if not job.finished]
+        if len(unfinished) < len(jobs):
+            count = len(jobs) - len(unfinished)
+            self._print(f"{count} of {len(jobs)} runs are finished already")
+        self._explain(unfinished)
+
+        clock = Clock(jobs, unfinished, self.options.workers)
+        if self.options.workers > 1 and len(unfinished) > 1:
+            self._run_side_by_side(unfinished, clock)
+        else:
+            self._run_in_turn(unfinished, clock)
+
+    def _run_in_turn(self, jobs: list[Job], clock: Clock) -> None:
+        for job in jobs:
+            started = time.monotonic()
+            execute(job, self.launch)
+            self._finish(job, time.monotonic() - started, clock)
+
+    def _run_side_by_side(self, jobs: list[Job], clock: Clock) -> None:
+        waiting = list(jobs)
+        # Jobs with equal keys share a folder, so folders identify what is still to be done.
+        unfinished = {job.folder for job in jobs}
+        started: dict[str, float] = {}
+        worker_count = min(self.options.workers, len(jobs))
+        with Workers(worker_count) as workers, Board(self.console, len(jobs)) as board:
+            while waiting or workers.running:
                 for job in list(waiting):
-                    running = [other.folder for other in workers.busy]
-                    ready = (
-                        folders.isdisjoint(need.folder for need in job.needs)
-                        and job.folder not in running
-                    )
-                    if workers.free and ready:
+                    running = [other.folder for other in workers.running]
+                    is_ready = unfinished.isdisjoint(need.folder for need in job.needs)
+                    if workers.has_idle and is_ready and job.folder not in running:
                         waiting.remove(job)
                         workers.start(job)
-                        begun[str(job.folder)] = time.monotonic()
-                board.show(workers.busy)
+                        started[job.name] = time.monotonic()
+                board.show(workers.running)
                 for job in workers.wait(seconds=1.0):
-                    folders.discard(job.folder)
-                    board.finished(job)
-                    self._done(job, len(todo), time.monotonic() - begun[str(job.folder)])
+                    unfinished.discard(job.folder)
+                    board.finish(job)
+                    self._finish(job, time.monotonic() - started[job.name], clock)
 
-    def _done(self, job: Job, total: int, seconds: float) -> None:
-        self._left.remove(job)
-        self._seconds[job.run].append(seconds)
-        count = total - len(self._left)
+    def _finish(self, job: Job, seconds: float, clock: Clock) -> None:
+        """Report a job that ended, and remember its key."""
+        clock.finish(job, seconds)
         errors = job.record.get("metrics", {}).get("test_errors")
-        said = f"{errors:.0f} test errors, " if errors is not None else ""
-        self.console.print(
-            f"\\[{count:>{len(str(total))}}/{total}] {job.run}, seed {job.seed}: {said}{seconds:.1f} s"
-            + (f"; about {_duration(self._time_left())} left" if self._left else ""),
-            highlight=False,
-        )
-        self._state[f"{job.run}/{job.seed}"] = {"address": job.folder.name, "key": job.key}
-        write_json(self._state_path, self._state)
+        result = "" if errors is None else f"{errors:.0f} test errors, "
+        count = f"{clock.finished:>{len(str(clock.total))}}/{clock.total}"
+        left = f"; about {_duration(clock.seconds_left())} left" if clock.unfinished else ""
+        # The backslash keeps rich from reading the brackets as markup.
+        self._print(f"\\[{count}] {job.run}, seed {job.seed}: {result}{seconds:.1f} s{left}")
+        self._history[job.name] = {"address": job.folder.name, "key": job.key}
+        write_json(self._history_path, self._history)
 
-    def _time_left(self) -> float:
-        """By what runs of the same name took; where none was seen, by the mean of all."""
-        mean = statistics.fmean([s for times in self._seconds.values() for s in times] or [0.0])
-        each = (
-            statistics.fmean(self._seconds[job.run]) if self._seconds[job.run] else mean
-            for job in self._left
-        )
-        return sum(each) / self.settings.workers
+    def _accept(self, jobs: list[Job]) -> None:
+        """Note in each accepted run that it stands for the run of another key."""
+        accepted = 0
+        for job in jobs:
+            if job.accepted_key is not None:
+                record_acceptance(job.folder, job.accepted_key, job.key)
+                accepted += 1
+        if accepted:
+            self._print(f"{accepted} finished runs of other code are kept (--keep-finished)")
 
-    def _explain(self, todo: list[Job]) -> None:
-        """Say once a run why what was finished is run again."""
-        said = set()
-        for job in todo:
-            earlier = self._state.get(f"{job.run}/{job.seed}", {})
-            if earlier and earlier["address"] != job.folder.name and job.run not in said:
-                said.add(job.run)
-                self.console.print(
-                    f"{job.run} is run again: {difference(earlier['key'], job.key)}",
-                    highlight=False,
-                )
+    def _explain(self, unfinished: list[Job]) -> None:
+        """Report for each run, once for all seeds, why it is trained again."""
+        explained = set()
+        for job in unfinished:
+            earlier = self._history.get(job.name)
+            if not earlier or earlier["address"] == job.folder.name or job.run in explained:
+                continue
+            explained.add(job.run)
+            reason = difference(earlier["key"], job.key)
+            if all(is_code(name) for name in changed_names(earlier["key"], job.key)):
+                reason += "; --keep-finished keeps finished runs of other code"
+            self._print(f"{job.run} is run again: {reason}")
+
+    def _print(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+
+class Clock:
+    """Counts the jobs that are finished and estimates how long the others take.
+
+    Args:
+        jobs: all jobs of the plan; those that are finished tell how long a run takes.
+        unfinished: the jobs that are to be run.
+        workers: number of jobs that run side by side.
+    """
+
+    def __init__(self, jobs: list[Job], unfinished: list[Job], workers: int) -> None:
+        self.total = len(unfinished)
+        self.unfinished = list(unfinished)
+        self._workers = workers
+        self._seconds: dict[str, list[float]] = {job.run: [] for job in jobs}
+        for job in jobs:
+            if job.finished:
+                self._seconds[job.run].append(float(job.record.get("wall_time_s", 0)))
+
+    @property
+    def finished(self) -> int:
+        """How many of the jobs that were to be run have finished."""
+        return self.total - len(self.unfinished)
+
+    def finish(self, job: Job, seconds: float) -> None:
+        """Count a job as finished after that time."""
+        self.unfinished.remove(job)
+        self._seconds[job.run].append(seconds)
+
+    def seconds_left(self) -> float:
+        """Estimate the remaining time from finished seeds of the same run, else from all runs."""
+        all_seconds = list(chain.from_iterable(self._seconds.values()))
+        mean = statistics.fmean(all_seconds or [0.0])
+        total = 0.0
+        for job in self.unfinished:
+            same_run = self._seconds[job.run]
+            total += statistics.fmean(same_run) if same_run else mean
+        return total / self._workers
 
 
 def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 120
-        else f"{seconds / 60:.0f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

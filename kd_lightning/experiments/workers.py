@@ -1,4 +1,4 @@
-"""Processes that run jobs side by side, and a board that shows how far each is."""
+"""Processes that run jobs side by side."""
 
 from __future__ import annotations
 
@@ -7,94 +7,99 @@ import multiprocessing
 import os
 import signal
 from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from types import TracebackType
 from typing import Any, Self, cast
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
-
 from kd_lightning.errors import UserError
+from kd_lightning.experiments.execution import execute
 from kd_lightning.experiments.planning import Job
 
 
-def _work(pipe: Connection, threads: int) -> None:
-    """Run the jobs that come through the pipe; imports happen once for all of them."""
-    import torch
-
-    from kd_lightning.experiments.runner import execute
+def _launch_quietly(argv: list[str]) -> Any:
     from kd_lightning.runs.command import execute as launch
 
+    if argv[0] == "fit":
+        argv = [*argv, "--trainer.enable_progress_bar=false"]
+    return launch(argv)
+
+
+def _work(pipe: Connection, threads: int) -> None:
+    """Run the jobs that arrive through the pipe, until None arrives.
+
+    For each job, the pipe returns a description of its failure, or None if it succeeded.
+    """
+    import torch
+
     torch.set_num_threads(threads)
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a job in the background inherits that it is ignored
+    # A process in the background ignores interrupts unless it asks for them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     while (job := pipe.recv()) is not None:
         problem: str | None = None
         try:
             with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
-                execute(job, lambda argv: launch([*argv, *_QUIET] if argv[0] == "fit" else argv))
+                execute(job, _launch_quietly)
         except UserError as error:
             problem = str(error)
         except KeyboardInterrupt:
             return
-        except Exception as error:  # it would be lost with this process
+        except Exception as error:
+            # Only the parent process reports errors.
             problem = f"{type(error).__name__}: {error}"
         pipe.send(problem)
 
 
-_QUIET = ("--trainer.enable_progress_bar=false",)
-
-
 class Workers:
-    """As many processes as asked, each with an equal share of this one's threads; each runs one job at a time."""
+    """Processes that each run one job at a time, as a context manager.
+
+    Each process has as many threads as this one, because the number of threads is part of the
+    runs' keys.
+
+    Args:
+        count: number of processes.
+    """
 
     def __init__(self, count: int) -> None:
         import torch
 
         context = multiprocessing.get_context("spawn")
-        self._pipes: dict[Any, Any] = {}
-        self._jobs: dict[Any, Job] = {}
+        self._processes: dict[Connection, SpawnProcess] = {}
+        self._jobs: dict[Connection, Job] = {}
         for _ in range(count):
-            ours, theirs = context.Pipe()
-            # The parent's thread count is the one in the runs' keys.
-            process = context.Process(
-                target=_work, args=(theirs, torch.get_num_threads()), daemon=True
-            )
+            parent_end, worker_end = context.Pipe()
+            arguments = (worker_end, torch.get_num_threads())
+            process = context.Process(target=_work, args=arguments, daemon=True)
             process.start()
-            theirs.close()
-            self._pipes[ours] = process
+            worker_end.close()
+            self._processes[parent_end] = process
 
     def __enter__(self) -> Self:
         return self
 
     @property
-    def busy(self) -> list[Job]:
+    def running(self) -> list[Job]:
+        """The jobs that run now."""
         return list(self._jobs.values())
 
     @property
-    def free(self) -> bool:
-        return len(self._jobs) < len(self._pipes)
+    def has_idle(self) -> bool:
+        """Whether a process is free to take a job."""
+        return len(self._jobs) < len(self._processes)
 
     def start(self, job: Job) -> None:
-        pipe = next(pipe for pipe in self._pipes if pipe not in self._jobs)
+        """Give a job to an idle process."""
+        pipe = next(pipe for pipe in self._processes if pipe not in self._jobs)
         self._jobs[pipe] = job
         pipe.send(job)
 
     def wait(self, seconds: float) -> list[Job]:
-        """Jobs that ended meanwhile.
+        """Wait until a job ends, at most for that time, and return the jobs that ended.
 
         Raises:
-            UserError: where one failed; the others are stopped, and go on the next time.
+            UserError: if a job failed. The others are stopped, and resume the next time.
         """
         ended = []
-        for pipe in cast(list[Any], wait(list(self._jobs), timeout=seconds)):
+        for pipe in cast(list[Connection], wait(list(self._jobs), timeout=seconds)):
             job = self._jobs.pop(pipe)
             try:
                 problem = pipe.recv()
@@ -111,58 +116,13 @@ class Workers:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for pipe, process in self._pipes.items():
-            if pipe in self._jobs:
-                os.kill(process.pid, signal.SIGINT)  # it keeps its last checkpoint
+        for pipe, process in self._processes.items():
+            if pipe in self._jobs and process.pid is not None:
+                # An interrupted run keeps its last checkpoint.
+                os.kill(process.pid, signal.SIGINT)
             else:
                 with contextlib.suppress(OSError):
                     pipe.send(None)
-        for process in self._pipes.values():
+        for process in self._processes.values():
             process.join(timeout=30)
             process.kill()
-
-
-class Board:
-    """On a terminal: a bar for all jobs, and one for each that runs, by the epochs in its metrics.csv."""
-
-    def __init__(self, console: Console, total: int) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._all = self._progress.add_task("runs", total=total)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def show(self, jobs: list[Job]) -> None:
-        if self._progress.disable:
-            return
-        for job in jobs:
-            name = str(job.folder)
-            if name not in self._tasks:
-                total = job.key.get("trainer.max_epochs")
-                self._tasks[name] = self._progress.add_task(
-                    f"  {job.run}, seed {job.seed}", total=total
-                )
-            rows = job.folder / "metrics.csv"
-            with contextlib.suppress(OSError):
-                self._progress.update(self._tasks[name], completed=rows.read_text().count("\n") - 1)
-
-    def finished(self, job: Job) -> None:
-        if task := self._tasks.pop(str(job.folder), None):
-            self._progress.remove_task(task)
-        self._progress.advance(self._all)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import torch
 
 import kd_lightning.losses.kd
 from kd_lightning.data import DigitsDataModule, Images
-from kd_lightning.experiments.keys import address, code_version, difference, flat, run_key
+from kd_lightning.experiments import imports, keys
+from kd_lightning.experiments.imports import PACKAGE, code_version
+from kd_lightning.experiments.keys import address, config_key, difference, flat, run_key
+from kd_lightning.runs.build import parse_config
 from kd_lightning.runs.configs import resolve_configs
 from tests.runs import student
 
@@ -108,19 +112,6 @@ def test_the_samples_matter(base: dict[str, Any]) -> None:
     assert key("--data=DigitsDataModule")["data checksum"] == base["data checksum"]
 
 
-def test_the_source_of_losses_and_data_is_in_the_key(base: dict[str, Any]) -> None:
-    source = {name.removeprefix("code.") for name in base if name.startswith("code.")}
-    assert {
-        "losses/kd.py",
-        "losses/ce.py",
-        "losses/base.py",
-        "data/digits.py",
-        "data/base.py",
-        "randomness.py",
-    } <= source
-    assert "losses/logitmse.py" not in source
-
-
 def version(folder: Path, name: str, *changes: tuple[str, str]) -> str:
     """The version of kd.py with these words changed."""
     text = Path(str(kd_lightning.losses.kd.__file__)).read_text()
@@ -193,7 +184,224 @@ def test_an_address_is_16_hex_digits_whatever_the_order() -> None:
     assert int(address({}), 16) >= 0
 
 
-def test_private_helpers_of_a_loss_count_too() -> None:
+# -- code --------------------------------------------------------------------------------------------------------------
+
+DECISIVE = (
+    "data/datamodule.py",
+    "data/images/datamodule.py",
+    "data/images/digits.py",
+    "data/images/source.py",
+    "data/loader.py",
+    "data/source.py",
+    "data/subsets.py",
+    "features.py",
+    "losses/base.py",
+    "losses/ce.py",
+    "losses/kd.py",
+    "metrics.py",
+    "models/mlp.py",
+    "networks.py",
+    "randomness.py",
+    "runs/build.py",
+    "runs/filled.py",
+    "runs/launch.py",
+    "spec.py",
+    "teachers/base.py",
+    "teachers/model.py",
+    "training/base.py",
+    "training/distillation.py",
+    "training/means.py",
+    "training/optimizers.py",
+    "types.py",
+    "weights.py",
+)
+"""Files of each room that decide the result of distilling an MLP on the digits with KD."""
+
+UNRELATED = (
+    "__init__.py",
+    "analyses/bias.py",
+    "catalog.py",
+    "cli.py",
+    "compare/labels.py",
+    "data/__init__.py",
+    "data/images/mnist.py",
+    "data/speech/hmm.py",
+    "data/text/sentences.py",
+    "experiments/keys.py",
+    "experiments/results.py",
+    "hub.py",
+    "losses/__init__.py",
+    "losses/_gather.py",
+    "losses/crd.py",
+    "models/__init__.py",
+    "models/vgg.py",
+    "runs/progress.py",
+    "runs/wandb.py",
+    "specialists/data.py",
+    "teachers/cache/store.py",
+    "teachers/ensemble.py",
+    "training/classifier.py",
+)
+"""Files of each room that do not."""
+
+
+@pytest.fixture(scope="module")
+def config() -> dict[str, Any]:
+    return parse_config(student("teacher.ckpt"))
+
+
+def address_after_change(
+    config: dict[str, Any], changed: str, monkeypatch: pytest.MonkeyPatch, **options: bool
+) -> str:
+    """The address of a run after a change in one file of the package."""
+    path = PACKAGE / changed
+    assert path.is_file()
+
+    def changed_version(other: Path) -> str:
+        return "changed" if other == path else code_version(other)
+
+    monkeypatch.setattr(keys, "code_version", changed_version)
+    return address(config_key(config, **options))
+
+
+@pytest.mark.parametrize("name", DECISIVE)
+def test_a_change_in_a_file_that_the_run_uses_changes_its_address(
+    name: str, config: dict[str, Any], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert address_after_change(config, name, monkeypatch) != address(base)
+
+
+@pytest.mark.parametrize("name", UNRELATED)
+def test_a_change_in_another_file_does_not(
+    name: str, config: dict[str, Any], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert address_after_change(config, name, monkeypatch) == address(base)
+
+
+def test_only_code_of_the_run_is_in_its_key(base: dict[str, Any]) -> None:
+    """Rooms whose files are chosen by the config contribute only the files of that choice."""
+    files = {name.removeprefix("code.") for name in base if name.startswith("code.")}
+    chosen = {"losses": 3, "models": 1, "teachers": 2}
+    for room, count in chosen.items():
+        assert len([name for name in files if name.startswith(f"{room}/")]) == count
+    assert not [name for name in files if name.startswith(("data/text", "data/speech"))]
+
+
+@pytest.mark.parametrize(
+    ("text", "same"), [("# a comment\n", True), ('"""A string"""\n', True), ("x = 1\n", False)]
+)
+def test_one_more_line_in_the_source_counts_if_it_does_something(
+    text: str,
+    same: bool,
+    config: dict[str, Any],
+    base: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = imports.read_source
+
+    def edited(path: Path) -> str:
+        return read(path) + (text if path == PACKAGE / "models" / "mlp.py" else "")
+
+    imports.clear_caches()
+    monkeypatch.setattr(imports, "read_source", edited)
+    try:
+        changed = difference(base, config_key(config))
+    finally:
+        imports.clear_caches()
+    assert changed == "" if same else changed.startswith("code.models/mlp.py (")
+
+
+def test_the_torch_version_matters_but_not_its_build(
+    base: dict[str, Any], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = torch.__version__.partition("+")[0]
+    monkeypatch.setattr(torch, "__version__", f"{public}+other")
+    assert address(config_key(config)) == address(base)
+    monkeypatch.setattr(torch, "__version__", "99.0")
+    assert difference(base, config_key(config)) == f"version.torch ({public} -> 99.0)"
+
+
+def test_helpers_beside_a_loss_count() -> None:
     method = ["-c", "configs/methods/sp.yaml", "-c", "configs/pairs/digits_mlp256_mlp16.yaml"]
     key = run_key(["fit", "-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml", *method])
     assert {"code.losses/sp.py", "code.losses/_gather.py", "code.losses/base.py"} <= set(key)
+
+
+def test_a_cache_depends_on_the_code_that_writes_it(
+    config: dict[str, Any], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = config_key(config, caches=True)
+    assert {"code.teachers/cache/store.py", "code.teachers/cache/codec.py"} <= set(cache)
+    assert "code.runs/launch.py" not in cache
+    changed = address_after_change(config, "teachers/cache/codec.py", monkeypatch, caches=True)
+    assert changed != address(cache)
+
+
+def test_the_network_in_a_checkpoint_counts(config: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "teacher.ckpt"
+    network = {"class_path": "kd_lightning.models.CIFARVGG", "init_args": {}}
+    torch.save({"kd_lightning": {"network": network}}, path)
+    assert "code.models/vgg.py" in key(f"--model.teacher.checkpoint={path}")
+
+
+def test_modules_of_the_user_count(base: dict[str, Any]) -> None:
+    other = key("--data=tests.experiments.test_keys.OtherDigits")
+    assert "user code.experiments/test_keys.py" in other
+    assert "code.data/images/digits.py" in other  # the base class
+    assert not [name for name in base if name.startswith("user code.")]
+
+
+def test_imports_of_the_user_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Absolute and relative imports, and names that a package re-exports."""
+    package = tmp_path / "lab_of_mine"
+    package.mkdir()
+    (package / "__init__.py").write_text("from .shapes import square\nfrom . import other\n")
+    (package / "shapes.py").write_text("def square(x):\n    return x * x\n")
+    (package / "other.py").write_text("")
+    (package / "unused.py").write_text("")
+    (package / "loss.py").write_text(
+        "import math\n\n"
+        "import torch\n\n"
+        "import helper_of_mine\n"
+        "from lab_of_mine import square\n"
+        "from . import other\n"
+        "from kd_lightning.losses import KD\n\n\n"
+        "class MyLoss(KD):\n    pass\n"
+    )
+    (tmp_path / "helper_of_mine.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = imports.class_file("lab_of_mine.loss.MyLoss")
+    assert path is not None
+    labels = {imports.label(file) for file in imports.reached_files([path])}
+    assert labels == {
+        "user code.helper_of_mine.py",
+        "user code.lab_of_mine/loss.py",
+        "user code.lab_of_mine/other.py",
+        "user code.lab_of_mine/shapes.py",
+        "code.errors.py",
+        "code.losses/base.py",
+        "code.losses/kd.py",
+        "code.types.py",
+    }
+
+
+def test_relative_imports_need_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder without `__init__.py` is a package, too."""
+    folder = tmp_path / "namespace_of_mine" / "inner"
+    folder.mkdir(parents=True)
+    (folder / "loss.py").write_text("from ..shapes import square\nfrom . import other\n")
+    (folder / "other.py").write_text("")
+    (folder.parent / "shapes.py").write_text("")
+    names = {file.name for file in imports.reached_files([folder / "loss.py"])}
+    assert names == {"loss.py", "other.py", "shapes.py"}
+
+
+def test_installed_packages_count_by_version() -> None:
+    versions = keys.code_key({"model.network.class_path": "torchvision.models.resnet18"})
+    assert versions["version.torchvision"] == version_of("torchvision").partition("+")[0]
+    assert not [name for name in versions if "site-packages" in name or "resnet" in name]
+
+
+def test_the_files_named_by_the_key_exist() -> None:
+    for name in (*keys._TRAINING, *keys._CACHING, *keys._REPORTING):
+        assert (PACKAGE / name).is_file(), name

@@ -13,7 +13,7 @@ from scipy.stats import ttest_1samp
 from kd_lightning.cli import main
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Row, Runs
-from kd_lightning.experiments.planning import Settings, plan
+from kd_lightning.experiments.planning import RunnerOptions, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.experiments.stats import alike
 from tests.experiments import MINI, write
@@ -23,8 +23,8 @@ def mini(**changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(MINI), **changes}
 
 
-def settings(folder: Path, **options: Any) -> Settings:
-    return Settings(folder / "out", folder / "store", 2, {}, **options)
+def settings(folder: Path, **options: Any) -> RunnerOptions:
+    return RunnerOptions(folder / "out", folder / "store", 2, {}, **options)
 
 
 def best(runs: Runs, output: Path, of: str) -> list[Row]:
@@ -184,9 +184,10 @@ def test_wandb_takes_all_runs_into_one_group(tmp_path: Path) -> None:
 
     assert parser().parse_args(["mini", "--wandb=offline"]).wandb == "offline"
     jobs = plan(
-        load(str(write(tmp_path, MINI))), Settings(tmp_path, tmp_path, 2, {"run.wandb": "offline"})
+        load(str(write(tmp_path, MINI))),
+        RunnerOptions(tmp_path, tmp_path, 2, {"run.wandb": "offline"}),
     )
-    off = plan(load(str(write(tmp_path, MINI))), Settings(tmp_path, tmp_path, 2, {}))
+    off = plan(load(str(write(tmp_path, MINI))), RunnerOptions(tmp_path, tmp_path, 2, {}))
     groups = {word for job in jobs for word in job.argv if word.startswith("--run.group=")}
     assert len(groups) == 1
     assert all("--run.wandb=offline" in job.argv for job in jobs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable
@@ -16,10 +17,14 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from kd_lightning.cli import main
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.planning import Job, Settings, by_run, plan
+from kd_lightning.experiments import keys
+from kd_lightning.experiments.planning import Job, RunnerOptions, by_run, plan
 from kd_lightning.experiments.runner import Runner
 from kd_lightning.experiments.spec import load
+from kd_lightning.experiments.store import FinishedRuns, write_key
+from kd_lightning.runs.configs import MOVED
 from kd_lightning.runs.launch import Interrupted, launch
 from kd_lightning.training import BaseModule
 from tests.experiments import HEAD, MINI, write
@@ -50,16 +55,18 @@ class Bench:
         self.trained: list[str] = []
         self.said = ""
 
-    def jobs(self) -> list[Job]:
-        experiment = load(str(write(self.folder, self.content)))
-        return plan(
-            experiment, Settings(self.folder / "out", self.folder / "store", experiment.seeds, {})
-        )
+    def options(self, **more: Any) -> RunnerOptions:
+        seeds = int(self.content["seeds"])
+        return RunnerOptions(self.folder / "out", self.folder / "store", seeds, {}, **more)
 
-    def run(self, start: Launch = pretend) -> list[Job]:
+    def jobs(self, **options: Any) -> list[Job]:
+        experiment = load(str(write(self.folder, self.content)))
+        return plan(experiment, self.options(**options))
+
+    def run(self, start: Launch = pretend, **options: Any) -> list[Job]:
         """Run the experiment as it now stands."""
         self.trained, text = [], io.StringIO()
-        jobs = self.jobs()
+        jobs = self.jobs(**options)
         names = {str(job.folder): f"{job.run}/{job.seed}" for job in jobs}
 
         def counted(argv: list[str]) -> Any:
@@ -68,9 +75,8 @@ class Bench:
             return start(argv)
 
         (self.folder / "out").mkdir(exist_ok=True)
-        settings = Settings(self.folder / "out", self.folder / "store", 2, {})
         try:
-            Runner(settings, counted, Console(file=text, width=500)).run(jobs)
+            Runner(self.options(**options), counted, Console(file=text, width=500)).run(jobs)
         finally:
             self.said = text.getvalue()
         return jobs
@@ -128,7 +134,7 @@ def test_another_teacher_trains_its_students_again_and_no_other(finished: Bench)
 def test_another_place_of_the_store_changes_no_address(finished: Bench) -> None:
     """What a run needs enters its key by address, never by path."""
     experiment = load(str(write(finished.folder, finished.content)))
-    elsewhere = plan(experiment, Settings(Path("out"), Path("/elsewhere"), 2, {}))
+    elsewhere = plan(experiment, RunnerOptions(Path("out"), Path("/elsewhere"), 2, {}))
     assert [job.folder.name for job in elsewhere] == [job.folder.name for job in finished.jobs()]
     assert len({job.folder.name for job in elsewhere}) == 6
 
@@ -223,3 +229,140 @@ def test_runs_that_need_each_other_are_refused(tmp_path: Path) -> None:
     bench.content = {**HEAD, "runs": {"a": {"needs": {"x": "b"}}, "b": {"needs": {"x": "a"}}}}
     with pytest.raises(UserError, match="a -> b -> a"):
         bench.jobs()
+
+
+# -- --keep-finished ---------------------------------------------------------------------------------------------------
+
+
+def other_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the code of the package and torch differ from those of all earlier runs."""
+    monkeypatch.setattr(keys, "code_version", lambda path: "refactored")
+    monkeypatch.setattr(torch, "__version__", "99.0")
+
+
+def test_other_code_trains_again_and_names_the_option(
+    finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other_code(monkeypatch)
+    finished.run()
+    assert len(finished.trained) == 6
+    [line] = [line for line in finished.said.splitlines() if line.startswith("teacher is run")]
+    assert "code.__init__" not in line
+    assert line.endswith("; --keep-finished keeps finished runs of other code")
+
+
+def test_finished_runs_of_other_code_are_kept_on_request(
+    finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = {job.name: job.folder for job in finished.jobs()}
+    other_code(monkeypatch)
+    jobs = finished.run(keep_finished=True)
+    assert finished.trained == []
+    assert "6 finished runs of other code are kept (--keep-finished)" in finished.said
+    assert {job.name: job.folder for job in jobs} == folders
+    finished.run(keep_finished=True)
+    for job in jobs:
+        assert job.address != job.folder.name
+        [entry] = job.record["accepted"]  # once, although it was accepted twice
+        assert entry["address"] == job.address
+        assert {"version.torch", "code.types.py"} <= set(entry["changed"])
+
+
+def test_new_runs_start_from_kept_ones(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was not finished is trained by the code of today, from the teacher that was kept."""
+    teacher, *_, distilled = finished.jobs()[::2]
+    shutil.rmtree(distilled.folder)
+    other_code(monkeypatch)
+    jobs = finished.run(keep_finished=True)
+    assert finished.trained == ["distilled/0"]
+    trained = next(job for job in jobs if job.name == "distilled/0")
+    assert trained.accepted_key is None
+    assert trained.folder != distilled.folder
+    assert f"--model.teacher.checkpoint={teacher.checkpoint}" in trained.argv
+    finished.run(keep_finished=True)
+    assert finished.trained == []
+
+
+def test_another_setting_is_never_kept(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished.content["runs"]["teacher"]["overrides"] = {"model.network.hidden": [32]}
+    other_code(monkeypatch)
+    finished.run(keep_finished=True)
+    assert sorted(finished.trained) == ["distilled/0", "distilled/1", "teacher/0", "teacher/1"]
+
+
+def test_unfinished_runs_are_not_kept(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    [job] = [job for job in finished.jobs() if job.name == "student-alone/1"]
+    (job.folder / "run.json").write_text('{"status": "failed"}')
+    other_code(monkeypatch)
+    finished.run(keep_finished=True)
+    assert finished.trained == ["student-alone/1"]
+
+
+def test_runs_from_before_keys_named_all_code_are_kept(finished: Bench) -> None:
+    """Their folders hold no key; `jobs.json` holds one without code, under moved class paths."""
+    history = json.loads((finished.folder / "out" / "jobs.json").read_text())
+    renamed = {entry["address"]: f"{at:016x}" for at, entry in enumerate(history.values())}
+    for entry in history.values():
+        old_key = {}
+        for name, value in entry["key"].items():
+            if not keys.is_code(name):
+                old_key[name] = renamed.get(value, value) if isinstance(value, str) else value
+        old_key["code.losses/kd.py"] = "of then"
+        (finished.folder / "store" / entry["address"] / "key.json").unlink()
+        entry["key"] = old_key
+        entry["address"] = renamed[entry["address"]]
+    for new, old in renamed.items():
+        (finished.folder / "store" / new).rename(finished.folder / "store" / old)
+    (finished.folder / "out" / "jobs.json").write_text(json.dumps(history))
+    jobs = finished.run(keep_finished=True)
+    assert finished.trained == []
+    assert sorted(job.folder.name for job in jobs) == sorted(renamed.values())
+
+
+def test_moved_class_paths_are_the_same_settings(tmp_path: Path) -> None:
+    old, new = next(iter(MOVED.items()))
+    folder = tmp_path / "store" / "0123456789abcdef"
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text('{"status": "finished"}')
+    write_key(folder, {"data.class_path": old, "seed": 0, "code.data/old.py": "1"})
+    runs = FinishedRuns(tmp_path / "store", tmp_path / "out")
+    found = runs.find({"data.class_path": new, "seed": 0, "version.torch": "99.0"})
+    assert found is not None
+    assert found.folder == folder
+    assert runs.find({"data.class_path": new, "seed": 1}) is None
+
+
+def test_the_last_of_several_finished_runs_is_kept(tmp_path: Path) -> None:
+    for at, address in enumerate(("b", "c", "a")):
+        folder = tmp_path / "store" / address
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text('{"status": "finished"}')
+        os.utime(folder / "run.json", (at, at))
+        write_key(folder, {"seed": 0, "code.types.py": address})
+    found = FinishedRuns(tmp_path / "store", tmp_path / "out").find({"seed": 0})
+    assert found is not None
+    assert found.folder.name == "a"
+
+
+def test_results_list_the_runs_that_were_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = {**copy.deepcopy(MINI), "seeds": 1, "compare": [], "paper": {}}
+    content["runs"] = {"teacher": MINI["runs"]["teacher"]}
+    out, store = tmp_path / "out", tmp_path / "store"
+    argv = ["reproduce", str(write(tmp_path, content)), f"--output={out}", f"--store={store}"]
+    assert main(argv) == 0
+    before = json.loads((out / "results.json").read_text())
+    assert "accepted" not in before
+    other_code(monkeypatch)
+    assert main([*argv, "--keep-finished", "--dry-run"]) == 0
+    assert "teacher, seed 0 (finished by other code)" in capsys.readouterr().out
+    assert main([*argv, "--keep-finished"]) == 0
+    after = json.loads((out / "results.json").read_text())
+    assert after["rows"] == before["rows"]
+    [folder] = store.iterdir()
+    [entry] = after["accepted"]
+    assert (entry["run"], entry["seed"], entry["address"]) == ("teacher", 0, folder.name)
+    assert entry["expected_address"] != folder.name
+    assert "1 of 1 runs were finished by other code (--keep-finished)." in after["note"]
+    assert "(--keep-finished)" in (out / "results.md").read_text()

@@ -15,7 +15,7 @@ from PIL import Image
 
 from kd_lightning.cli import main
 from kd_lightning.experiments.keys import run_key
-from kd_lightning.experiments.planning import Job, Settings, by_run, plan
+from kd_lightning.experiments.planning import Job, RunnerOptions, by_run, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.paths import shipped_root
 from kd_lightning.weights import sha256_of
@@ -70,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache  # configs are parsed once for all tests
 def planned(folder: Path) -> dict[str, list[Job]]:
     """The jobs of two seeds, by run; the first seed's are finished."""
-    settings = Settings(folder / "out", folder / "store", 2, {"trainer.max_epochs": 1})
+    settings = RunnerOptions(folder / "out", folder / "store", 2, {"trainer.max_epochs": 1})
     return by_run(plan(load(str(folder / "mini.yaml")), settings))
 
 
@@ -174,7 +174,7 @@ def test_the_one_on_natural_images_is_understood(
     kinds = [
         name for name in each if name != "distilled from generalist + specialists"
     ]  # which needs all ten
-    settings = Settings(
+    settings = RunnerOptions(
         tmp_path / "out", tmp_path / "store", 1, {"data.root": str(tmp_path)}, only=kinds
     )
     jobs = by_run(plan(experiment, settings))

@@ -17,7 +17,7 @@ from kd_lightning.cli import main
 from kd_lightning.data.speech.spoken_digits import SpokenDigitsDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
-from kd_lightning.experiments.planning import Settings, plan
+from kd_lightning.experiments.planning import RunnerOptions, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.paths import shipped_root
 from tests.data.speech.spoken import spoken_digits
@@ -161,7 +161,7 @@ def test_the_other_experiments_can_be_planned(
         content["overrides"]["data.held_out"] = ["bob"]
     experiment = load(str(write(folder, content, f"{name}.yaml")))
     jobs = plan(
-        experiment, Settings(folder / name, folder / "store", 1, {"data.root": str(folder)})
+        experiment, RunnerOptions(folder / name, folder / "store", 1, {"data.root": str(folder)})
     )
     members = [job for job in jobs if job.run == "ensemble member"]
     assert [job.seed for job in members] == [100, 101]

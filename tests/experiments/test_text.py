@@ -11,7 +11,7 @@ import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.cost import measure
-from kd_lightning.experiments.planning import Settings, plan
+from kd_lightning.experiments.planning import RunnerOptions, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.models import BiLSTMClassifier
 from kd_lightning.paths import shipped_root
@@ -35,11 +35,14 @@ def test_experiments_plan_their_runs(
 ) -> None:
     root = write_sst2(tmp_path / "data")
     experiment = load(name, chosen)
-    jobs = plan(experiment, Settings(tmp_path, tmp_path / "store", 2, {"data.root": str(root)}))
+    jobs = plan(
+        experiment, RunnerOptions(tmp_path, tmp_path / "store", 2, {"data.root": str(root)})
+    )
     assert set(runs) <= {job.run for job in jobs}
     assert len({job.folder for job in jobs}) == len(jobs)
     assert all(
-        {"code.data/text.py", "code.data/sentences.py", "code.data/tokenizers.py"} <= set(job.key)
+        {f"code.data/text/{name}.py" for name in ("datamodule", "sentences", "tokenizers")}
+        <= set(job.key)
         for job in jobs
     )
     students = [job for job in jobs if job.run in STUDENTS]

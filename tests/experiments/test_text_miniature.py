@@ -95,9 +95,9 @@ def test_a_setting_that_there_is_not(folder: Path, capsys: pytest.CaptureFixture
     for wrong, said in (
         (
             ["--teacher"],
-            "--teacher is no option of its own; as a setting of the experiment it needs a value",
+            "unknown option --teacher; a setting of the experiment needs a value",
         ),
-        (["other", "words"], "'other' is not understood; kd reproduce --help shows what is"),
+        (["other", "words"], "unexpected argument 'other'; kd reproduce --help lists the options"),
         (["--vectors", "file"], "has no setting --vectors; it has teacher"),
     ):
         assert main(["reproduce", "tang2019/sst2", *wrong]) == 2
