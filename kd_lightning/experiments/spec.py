@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from kd_lightning.errors import UserError
+from kd_lightning.experiments.functions import resolve_function
 from kd_lightning.paths import shipped_root
 from kd_lightning.runs.configs import with_current_class_paths
 
@@ -179,6 +180,8 @@ def load(name: str, chosen: Mapping[str, Any] | None = None) -> Experiment:
         for n, value in content.pop("runs").items()
         for r in RunSpec(name=n, **(value or {})).expanded()
     ]
+    for analysis in (content.get("analyses") or {}).values():
+        analysis["function"] = resolve_function(analysis["function"], path.parent)
     missing = [key for key in ("title", "claim", "time") if not content.get(key)]
     if missing:
         raise UserError(f"the experiment {path} has no {missing[0]}")

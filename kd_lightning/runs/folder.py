@@ -71,7 +71,12 @@ def commit() -> str | None:
     """The commit of the source that runs, `-dirty` where it was changed; None outside a checkout."""
     source, decisive = (
         Path(__file__).parents[2],
-        ("kd_lightning", "configs", ":(glob)experiments/**/*.yaml"),
+        (
+            "kd_lightning",
+            "configs",
+            ":(glob)experiments/**/*.yaml",
+            ":(glob)experiments/**/*.py",
+        ),
     )
     try:
         head, changed = (
