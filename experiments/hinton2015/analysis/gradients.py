@@ -113,7 +113,7 @@ def variance(
     Returns:
         Rows `gradient_variance_at_...` and `gradient_norm_at_...` per loss.
     """
-    losses = {"hard": hard}
+    losses: dict[str, Objective] = {"hard": hard}
     for temperature in temperatures:
         losses[f"soft, T={temperature:g}"] = soft(temperature)
 

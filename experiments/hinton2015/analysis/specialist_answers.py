@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
@@ -16,7 +17,8 @@ from kd_lightning.runs.folder import read_json
 from kd_lightning.specialists.agreement import active_specialists, agreed_log_probs, membership
 from kd_lightning.specialists.teacher import corrected
 
-from .specialist_tables import Coverage, runs_of_grid
+Coverage = dict[int, tuple[int, int, int]]
+"""By the number of specialists that know a class: samples, correct before, correct after."""
 
 
 class System(TypedDict):
@@ -78,6 +80,56 @@ def mean_answers(members: Sequence[Finished], stage: Stage) -> Answers:
     log_probs = torch.stack([one["logits"].double().log_softmax(1) for one in predictions])
     mean = log_probs.logsumexp(0) - math.log(len(predictions))
     return Answers(mean, predictions[0]["target"])
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Other uses of the compute that trains the specialists.
+
+    Attributes:
+        longer: the run of a generalist that is trained for longer, if any.
+        others: the run of further generalists, which form an ensemble with the generalist, if any.
+        others_per_seed: how many further generalists one seed needs.
+    """
+
+    longer: str | None
+    others: str | None
+    others_per_seed: int
+
+    def answers(
+        self, runs: Runs, generalist: Finished, position: int, stage: Stage
+    ) -> dict[str, Answers]:
+        """Return the predictions of the baselines of one seed, by name.
+
+        Args:
+            runs: the finished runs.
+            generalist: the generalist of this seed.
+            position: the position of this seed among the generalist's seeds.
+            stage: the samples.
+
+        Raises:
+            UserError: if there are too few further generalists.
+        """
+        answers = {}
+        if self.longer is not None:
+            same_seed = [run for run in runs[self.longer] if run.seed == generalist.seed]
+            answers[self.longer] = mean_answers(same_seed, stage)
+        if self.others is not None:
+            members = [generalist, *self._other_generalists(runs[self.others], position)]
+            name = f"ensemble of {len(members)} generalists"
+            answers[name] = mean_answers(members, stage)
+        return answers
+
+    def _other_generalists(self, group: Sequence[Finished], position: int) -> list[Finished]:
+        """The further generalists of the seed at a position; no two seeds share one."""
+        start = position * self.others_per_seed
+        members = list(group[start : start + self.others_per_seed])
+        if len(members) < self.others_per_seed:
+            raise UserError(
+                f"analysis of specialists: {self.others!r} needs {self.others_per_seed} seeds "
+                "for each of the generalist's"
+            )
+        return members
 
 
 @dataclass
@@ -152,6 +204,7 @@ class Study:
         seed: the seed.
         base: the generalist's predictions.
         panels: the specialists of each system, by label.
+        panels_by_run: the same specialists, by the name of their run.
         answers: the predictions of each system, by label.
 
     Raises:
@@ -165,14 +218,16 @@ class Study:
         self.base = mean_answers([generalist], stage)
         self.panels: dict[str, Panel] = {}
         self.answers: dict[str, Answers] = {}
-        by_run: dict[str, Panel] = {}
+        self.panels_by_run: dict[str, Panel] = {}
         for label, system in systems.items():
             run = system["run"]
             # Systems that differ in n alone share their specialists.
-            if run not in by_run:
-                by_run[run] = Panel.of(_members(runs, run, self.seed), stage)
-            self.panels[label] = by_run[run]
-            self.answers[label] = self._combine(by_run[run], int(system.get("n", 1)))
+            if run not in self.panels_by_run:
+                members = _members(runs, run, self.seed)
+                self.panels_by_run[run] = Panel.of(members, stage)
+            panel = self.panels_by_run[run]
+            self.panels[label] = panel
+            self.answers[label] = self._combine(panel, int(system.get("n", 1)))
 
     def _combine(self, panel: Panel, n: int) -> Answers:
         """The distributions on which the generalist and its active specialists agree best."""
@@ -197,6 +252,17 @@ class Study:
             rows = specialists == count
             coverage[count] = (int(rows.sum()), int(before[rows].sum()), int(after[rows].sum()))
         return coverage
+
+
+def runs_of_grid(runs: Runs, run: str) -> list[Sequence[Finished]]:
+    """Return the specialists of a run with a grid over `data.specialist`, each with all its seeds.
+
+    Args:
+        runs: the finished runs.
+        run: the run's name before its grid.
+    """
+    pattern = re.compile(re.escape(run) + r" specialist=\d+")
+    return [group for name, group in runs.items() if pattern.fullmatch(name)]
 
 
 def _members(runs: Runs, run: str, seed: int) -> list[Finished]:

@@ -1,103 +1,19 @@
-"""The tables of the analysis of specialists, in Markdown, and the training cost that they show."""
+"""The tables of the analysis of specialists, in Markdown."""
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import yaml
-
-from kd_lightning.experiments.analysis import Finished, Runs
 from kd_lightning.experiments.stats import Comparison
-from kd_lightning.runs.folder import read_json
+
+from .specialist_answers import Coverage
+from .specialist_costs import Cost
 
 CONDITIONAL = "conditional_accuracy"
 
 Values = Mapping[tuple[str, str], list[float]]
 """One value per seed, by run and metric."""
-
-Coverage = dict[int, tuple[int, int, int]]
-"""By the number of specialists that know a class: samples, correct before, correct after."""
-
-
-@dataclass
-class Cost:
-    """The training cost of a kind of network, mean over seeds (and over specialists).
-
-    Attributes:
-        label: name of the network.
-        samples: training samples seen, repetitions included.
-        seconds: wall time of the run, evaluation included.
-        count: how many of these networks one seed needs.
-    """
-
-    label: str
-    samples: float
-    seconds: float
-    count: int = 1
-
-    @classmethod
-    def of(cls, label: str, group: Sequence[Finished], count: int = 1) -> Cost:
-        """Average the cost of finished runs.
-
-        Args:
-            label: name of the network.
-            group: the runs.
-            count: how many of these networks one seed needs.
-        """
-        samples = []
-        seconds = []
-        for run in group:
-            config = yaml.safe_load((run.folder / "config.yaml").read_text())
-            record = read_json(run.folder / "run.json")
-            epochs = config["trainer"]["max_epochs"]
-            samples.append(float(epochs * record["data"]["samples"]["train"]))
-            seconds.append(float(record["wall_time_s"]))
-        return cls(label, statistics.fmean(samples), statistics.fmean(seconds), count)
-
-
-def runs_of_grid(runs: Runs, run: str) -> list[Sequence[Finished]]:
-    """Return the specialists of a run with a grid over `data.specialist`, each with all its seeds.
-
-    Args:
-        runs: the finished runs.
-        run: the run's name before its grid.
-    """
-    pattern = re.compile(re.escape(run) + r" specialist=\d+")
-    return [group for name, group in runs.items() if pattern.fullmatch(name)]
-
-
-def training_cost(
-    runs: Runs,
-    generalist: str,
-    specialists: str,
-    longer: str | None,
-    others: str | None,
-    others_per_seed: int,
-) -> list[Cost]:
-    """Compute the cost of the generalist, of one of its specialists, and of the baselines.
-
-    Args:
-        runs: the finished runs.
-        generalist: the generalist's run.
-        specialists: the run with a grid over specialists.
-        longer: the run of a generalist that is trained for longer, if any.
-        others: the run of further generalists, if any.
-        others_per_seed: how many further generalists one seed needs.
-    """
-    grid = runs_of_grid(runs, specialists)
-    every_specialist = [run for group in grid for run in group]
-    costs = [
-        Cost.of(generalist, runs[generalist]),
-        Cost.of("a specialist", every_specialist, len(grid)),
-    ]
-    if longer is not None:
-        costs.append(Cost.of(longer, runs[longer]))
-    if others is not None:
-        costs.append(Cost.of(others, runs[others], others_per_seed))
-    return costs
 
 
 def report(

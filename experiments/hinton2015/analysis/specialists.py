@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 
-from kd_lightning.errors import UserError
-from kd_lightning.experiments.analysis import Finished, Row, Runs
+from kd_lightning.experiments.analysis import Row, Runs
 from kd_lightning.experiments.stats import Comparison, holm, paired
 
-from .specialist_answers import Panel, Study, System, mean_answers
-from .specialist_tables import CONDITIONAL, Coverage, Values, report, training_cost
+from .specialist_answers import Baselines, Coverage, Panel, Study, System
+from .specialist_costs import training_cost
+from .specialist_tables import CONDITIONAL, Values, report
 
 ACCURACY = {"test": "test_accuracy", "validation": "val_accuracy"}
 """The name of the overall accuracy in a run's own record, by stage."""
@@ -59,6 +59,7 @@ def against_generalist(
         UserError: if runs are missing, or a run is not a specialist's.
     """
     accuracy = ACCURACY[stage]
+    baselines = Baselines(longer, others, ensemble - 1)
     first_system = next(iter(systems))
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     coverage = []
@@ -66,28 +67,21 @@ def against_generalist(
     for position, run in enumerate(runs[generalist]):
         study = Study(runs, run, systems, stage)
         answers = {generalist: study.base, **study.answers}
-        if longer is not None:
-            same_seed = [other for other in runs[longer] if other.seed == run.seed]
-            answers[longer] = mean_answers(same_seed, stage)
-        if others is not None:
-            members = [run, *_other_generalists(runs, others, position, ensemble - 1)]
-            answers[f"ensemble of {ensemble} generalists"] = mean_answers(members, stage)
+        answers |= baselines.answers(runs, run, position, stage)
         for label, answer in answers.items():
             values[label, accuracy].append(answer.accuracy())
             for name, panel in _panels_for(label, study.panels).items():
                 values[name, CONDITIONAL].append(answer.conditional_accuracy(panel.class_ids))
-        panels = {system["run"]: study.panels[label] for label, system in systems.items()}
-        for name, panel in panels.items():
-            own = panel.conditional_accuracy(study.base.target)
-            values[f"{name}, each by itself", CONDITIONAL].append(own)
+        for name, panel in study.panels_by_run.items():
+            conditional = panel.conditional_accuracy(study.base.target)
+            values[f"{name}, each by itself", CONDITIONAL].append(conditional)
         coverage.append(study.by_coverage(first_system))
         clusters[study.seed] = study.panels[first_system].names
 
     tests = _tests(values, list(systems), accuracy)
     tests.append(_coverage_test(coverage, accuracy))
     holm(tests)
-    specialists = systems[first_system]["run"]
-    costs = training_cost(runs, generalist, specialists, longer, others, ensemble - 1)
+    costs = training_cost(runs, generalist, systems[first_system]["run"], baselines)
     content = {
         "tests": [test.as_dict() for test in tests],
         "coverage": coverage,
@@ -129,16 +123,6 @@ def _coverage_test(coverage: list[Coverage], accuracy: str) -> Comparison:
     slopes = [gain_by_coverage(counts) for counts in coverage]
     zeros = [0.0] * len(slopes)
     return paired("gain with each further specialist", "no such gain", accuracy, slopes, zeros)
-
-
-def _other_generalists(runs: Runs, others: str, position: int, count: int) -> list[Finished]:
-    """The further generalists that belong to the seed at a position; no two seeds share one."""
-    members = list(runs[others][position * count : (position + 1) * count])
-    if len(members) < count:
-        raise UserError(
-            f"analysis of specialists: {others!r} needs {count} seeds for each of the generalist's"
-        )
-    return members
 
 
 def _panels_for(label: str, panels: Mapping[str, Panel]) -> dict[str, Panel]:

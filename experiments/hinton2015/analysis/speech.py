@@ -57,14 +57,6 @@ def recognition(
     ensemble = f"ensemble of {len(runs[members])}"
     scores[ensemble] = test.score([_ensemble_log_probs(test, runs[members])])
 
-    rows = [Row(ensemble, "test_accuracy", rates(scores[ensemble].right, test.frames))]
-    for name, score in scores.items():
-        spoken = rates(score.spoken, test.spoken_frames)
-        undivided = rates(score.undivided, test.words)
-        rows.append(Row(name, "test_accuracy_without_silence", spoken))
-        rows.append(Row(name, "test_wer", rates(score.errors, test.words)))
-        rows.append(Row(name, "test_wer_priors_not_divided", undivided))
-
     bootstrap = Bootstrap(len(test.words))
     share, (low, high) = gain_share(
         bootstrap,
@@ -73,11 +65,7 @@ def recognition(
         scores[ensemble].right,
         scores[distilled].right,
     )
-    rows.append(Row(distilled, "gain_share", [share]))
-    rows.append(Row(distilled, "gain_share_low", [low]))
-    rows.append(Row(distilled, "gain_share_high", [high]))
-
-    # The bootstrap draws seeds at each use: a change of this order changes the intervals.
+    # The bootstrap draws seeds at each use, so the order of these calls decides the intervals.
     gains = _gains(test, scores, bootstrap, baseline)
     table = _table(test, scores, bootstrap)
     gain = f"{share:.0%}, 95% interval [{low:.0%}, {high:.0%}]"
@@ -91,6 +79,24 @@ def recognition(
         "",
     ]
     (output / "recognition.md").write_text("\n".join(lines))
+    return [
+        Row(ensemble, "test_accuracy", rates(scores[ensemble].right, test.frames)),
+        *_rows(test, scores),
+        Row(distilled, "gain_share", [share]),
+        Row(distilled, "gain_share_low", [low]),
+        Row(distilled, "gain_share_high", [high]),
+    ]
+
+
+def _rows(test: TestStrings, scores: Mapping[str, Score]) -> list[Row]:
+    """The rows of all systems; a run's own metrics already contain its frame accuracy."""
+    rows = []
+    for name, score in scores.items():
+        spoken = rates(score.spoken, test.spoken_frames)
+        undivided = rates(score.undivided, test.words)
+        rows.append(Row(name, "test_accuracy_without_silence", spoken))
+        rows.append(Row(name, "test_wer", rates(score.errors, test.words)))
+        rows.append(Row(name, "test_wer_priors_not_divided", undivided))
     return rows
 
 
@@ -102,7 +108,7 @@ def _was_tested(group: Sequence[Finished]) -> bool:
 def _ensemble_log_probs(test: TestStrings, members: Sequence[Finished]) -> Tensor:
     """Log of the mean of the members' distributions, `(F, K)`."""
     log_probs = torch.stack([test.log_probs(member) for member in members])
-    return log_probs.logsumexp(0) - np.log(len(members))
+    return log_probs.logsumexp(0) - float(np.log(len(members)))
 
 
 def gain_share(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,22 +32,35 @@ def mean_of_logits(runs: Runs, output: Path, run: str, members: list[str]) -> li
     Raises:
         UserError: if the members have no seed in common.
     """
-    networks = {(name, run.seed): run for name in members for run in runs[name]}
-    seeds = {member.seed for member in runs[members[0]]}
-    for name in members[1:]:
-        seeds &= {member.seed for member in runs[name]}
+    seeds = _common_seeds(runs, members)
     if not seeds:
         raise UserError(f"{run}: the runs {', '.join(members)} have no seed in common")
 
     errors = Row(run, "test_errors", [])
     accuracy = Row(run, "test_accuracy", [])
-    for seed in sorted(seeds):
-        predictions = [networks[name, seed].predictions("test") for name in members]
-        logits = torch.stack([one["logits"].double() for one in predictions]).mean(0)
-        wrong = logits.argmax(1) != predictions[0]["target"]
+    for seed in seeds:
+        logits = []
+        for name in members:
+            predictions = _with_seed(runs[name], seed).predictions("test")
+            logits.append(predictions["logits"].double())
+        mean = torch.stack(logits).mean(0)
+        # All members were tested on the same sentences in the same order.
+        wrong = mean.argmax(1) != predictions["target"]
         errors.values.append(float(wrong.sum()))
         accuracy.values.append(1 - float(wrong.double().mean()))
     return [errors, accuracy]
+
+
+def _common_seeds(runs: Runs, names: list[str]) -> list[int]:
+    """The seeds that all of the runs have, in order."""
+    seeds = {run.seed for run in runs[names[0]]}
+    for name in names[1:]:
+        seeds &= {run.seed for run in runs[name]}
+    return sorted(seeds)
+
+
+def _with_seed(group: Sequence[Finished], seed: int) -> Finished:
+    return next(run for run in group if run.seed == seed)
 
 
 def best_validation(runs: Runs, output: Path) -> list[Row]:
@@ -103,18 +117,20 @@ def throughput(
         One row `sentences_per_second` per run and ensemble, then one row `parameters` per ensemble,
         which counts the parameters of all members.
     """
-    ensembles = together or {}
-    speeds = {name: _sentences_per_second(runs[name][0], batch_size, repeats) for name in names}
-    sizes = {}
-    for ensemble, members in ensembles.items():
-        # The members run one after another, so their times per sentence add up.
-        speeds[ensemble] = 1 / sum(1 / speeds[member] for member in members)
-        sizes[ensemble] = sum(_parameters(runs[member][0]) for member in members)
+    speed_rows = []
+    speeds = {}
+    for name in names:
+        speeds[name] = _sentences_per_second(runs[name][0], batch_size, repeats)
+        speed_rows.append(Row(name, "sentences_per_second", [speeds[name]]))
 
-    rows = [Row(name, "sentences_per_second", [speed]) for name, speed in speeds.items()]
-    for ensemble, size in sizes.items():
-        rows.append(Row(ensemble, "parameters", [float(size)]))
-    return rows
+    size_rows = []
+    for ensemble, members in (together or {}).items():
+        # The members run one after another, so their times per sentence add up.
+        speed = 1 / sum(1 / speeds[member] for member in members)
+        speed_rows.append(Row(ensemble, "sentences_per_second", [speed]))
+        size = sum(_parameters(runs[member][0]) for member in members)
+        size_rows.append(Row(ensemble, "parameters", [float(size)]))
+    return speed_rows + size_rows
 
 
 def _parameters(run: Finished) -> int:
