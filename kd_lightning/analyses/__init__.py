@@ -1,1 +1,1 @@
-"""What single papers ask of finished runs; an experiment's YAML names them, the runner knows none."""
+"""Analyses that any experiment can use; those of one paper are next to its experiments."""

@@ -1,40 +1,60 @@
-"""Rows that several papers ask for."""
+"""Rows about the predictions of finished runs."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from kd_lightning.experiments.analysis import Row, Runs
+from kd_lightning.experiments.analysis import Row, Runs, Stage
 
 
-def accuracy_on(
-    runs: Runs, output: Path, stage: Literal["train", "validation", "test"], names: list[str]
-) -> list[Row]:
-    """Accuracy of each of the runs `names` on the samples of a stage, as it had them, without augmentation."""
-    found = []
+def accuracy_on(runs: Runs, output: Path, stage: Stage, names: list[str]) -> list[Row]:
+    """Compute the accuracy of runs on the samples of a stage, without augmentation.
+
+    Args:
+        runs: the finished runs.
+        output: unused.
+        stage: the samples, as each run's data selects them.
+        names: the runs to evaluate.
+
+    Returns:
+        One row `{stage}_accuracy` per run.
+    """
+    rows = []
     for name in names:
         values = []
-        for one in runs[name]:
-            said = one.predictions(stage)
-            values.append(float((said["logits"].argmax(1) == said["target"]).double().mean()))
-        found.append(Row(name, f"{stage}_accuracy", values))
-    return found
+        for run in runs[name]:
+            predictions = run.predictions(stage)
+            correct = predictions["logits"].argmax(1) == predictions["target"]
+            values.append(float(correct.double().mean()))
+        rows.append(Row(name, f"{stage}_accuracy", values))
+    return rows
 
 
 def ensemble(runs: Runs, output: Path, run: str) -> list[Row]:
-    """Test errors of all seeds of a run together: the mean of their distributions, and of their logits."""
-    said = [one.predictions("test") for one in runs[run]]
-    logits, target = torch.stack([p["logits"].double() for p in said]), said[0]["target"]
-    means = {"arithmetic": logits.softmax(-1).mean(0), "geometric": logits.log_softmax(-1).mean(0)}
-    found = []
-    for name, scores in means.items():
+    """Evaluate the ensemble of all seeds of a run on the test set.
+
+    Args:
+        runs: the finished runs.
+        output: unused.
+        run: the run whose seeds are the members.
+
+    Returns:
+        Rows `test_errors` and `test_accuracy` of the arithmetic mean of the members' distributions,
+        then of their geometric mean, which is the mean of their logits.
+    """
+    predictions = [member.predictions("test") for member in runs[run]]
+    logits = torch.stack([one["logits"].double() for one in predictions])
+    target = predictions[0]["target"]
+    means = {
+        "arithmetic": logits.softmax(-1).mean(0),
+        "geometric": logits.log_softmax(-1).mean(0),
+    }
+    rows = []
+    for mean, scores in means.items():
+        name = f"ensemble of {len(predictions)}, {mean} mean"
         wrong = scores.argmax(1) != target
-        label = f"ensemble of {len(said)}, {name} mean"
-        found += [
-            Row(label, "test_errors", [float(wrong.sum())]),
-            Row(label, "test_accuracy", [1 - float(wrong.double().mean())]),
-        ]
-    return found
+        rows.append(Row(name, "test_errors", [float(wrong.sum())]))
+        rows.append(Row(name, "test_accuracy", [1 - float(wrong.double().mean())]))
+    return rows

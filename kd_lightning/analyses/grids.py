@@ -3,104 +3,145 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Row, Runs
 
 _KEY = re.compile(r"(\w+)=(\[.*?\]|\S+)")
 
+Curve = dict[float, list[float]]
+"""The metric of each seed, by the value of the horizontal axis's key."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Texts of a plot.
+
+    Attributes:
+        x: label of the horizontal axis.
+        line: the key whose values distinguish the lines.
+        metric: the metric that is plotted.
+    """
+
+    x: str
+    line: str
+    metric: str
+
+    @property
+    def y(self) -> str:
+        """Label of the vertical axis."""
+        return self.metric.replace("_", " ")
+
 
 def coordinates(name: str) -> dict[str, str]:
-    """The grid's values in a run's name: `student hidden=[30, 30] temperature=2.0`."""
+    """Read the grid's values from a run's name: `student hidden=[30, 30] temperature=2.0`."""
     return dict(_KEY.findall(name))
 
 
 def curves(
     runs: Runs, output: Path, x: str, line: str, metric: str = "test_errors", label: str = ""
 ) -> list[Row]:
-    """Mean and standard deviation of a metric against one key of the grid, a line for each value of another.
+    """Plot a metric against one key of a grid, with one line per value of another key.
 
-    Writes curves.png, and heatmap.png, which shows each line relative to its best.
+    Writes curves.png (mean and standard deviation over seeds) and heatmap.png (each line relative
+    to its lowest mean).
 
     Args:
-        x: the key of the horizontal axis, as it stands in the runs' names.
-        line: the key that tells lines apart.
-        metric: what is shown.
-        label: of the horizontal axis; `x` where left out.
+        runs: the finished runs.
+        output: folder of the results.
+        x: the key of the horizontal axis, as the runs' names contain it.
+        line: the key whose values distinguish the lines.
+        metric: the metric to plot.
+        label: label of the horizontal axis; `x` by default.
+
+    Returns:
+        No rows.
+
+    Raises:
+        UserError: if no run's name contains both keys.
     """
-    points: dict[str, dict[float, list[float]]] = {}
+    lines: dict[str, Curve] = {}
     for name, group in runs.items():
-        at = coordinates(name)
-        if x in at and line in at:
-            points.setdefault(at[line], {})[float(at[x])] = [
-                one.metrics[metric] for one in group if metric in one.metrics
-            ]
-    if not points:
+        point = coordinates(name)
+        if x in point and line in point:
+            values = [run.metrics[metric] for run in group if metric in run.metrics]
+            lines.setdefault(point[line], {})[float(point[x])] = values
+    if not lines:
         raise UserError(
-            f"no run's name holds both {x}= and {line}=; the runs are {', '.join(runs)}"
+            f"no run's name contains both {x}= and {line}=; the runs are {', '.join(runs)}"
         )
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    _curves(plt, points, output / "curves.png", (label or x, line, metric))
-    _heatmap(plt, points, output / "heatmap.png", (label or x, line, metric))
+    labels = Labels(label or x, line, metric)
+    _plot_curves(lines, labels, output / "curves.png")
+    _plot_heatmap(lines, labels, output / "heatmap.png")
     return []
 
 
-def _curves(
-    plt: Any, points: dict[str, dict[float, list[float]]], path: Path, names: tuple[str, str, str]
-) -> None:
-    figure, grid = plt.subplots(
-        1, len(points), figsize=(3.4 * len(points), 3.4), layout="constrained", squeeze=False
-    )
-    for axes, (value, found) in zip(grid[0], points.items(), strict=True):
-        at = sorted(found)
-        mean = [float(np.mean(found[p])) for p in at]
-        spread = [float(np.std(found[p], ddof=1)) if len(found[p]) > 1 else 0.0 for p in at]
-        axes.errorbar(at, mean, yerr=spread, fmt="o-", capsize=3)
-        axes.set_xscale("log")
-        axes.set_xticks(at, [f"{p:g}" for p in at], fontsize=7 if len(at) > 8 else 9)
-        axes.minorticks_off()
-        axes.set_xlabel(names[0])
-        axes.set_title(f"{names[1]} {value}", fontsize=10)
+def _plot_curves(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
+    """One panel per line."""
+    figure = Figure(figsize=(3.4 * len(lines), 3.4), layout="constrained")
+    panels = figure.subplots(1, len(lines), squeeze=False)[0]
+    for axes, (value, curve) in zip(panels, lines.items(), strict=True):
+        _plot_curve(axes, curve)
+        axes.set_xlabel(labels.x)
+        axes.set_title(f"{labels.line} {value}", fontsize=10)
         axes.grid(alpha=0.3)
-    grid[0][0].set_ylabel(names[2].replace("_", " "))
+    panels[0].set_ylabel(labels.y)
     figure.savefig(path, dpi=150)
-    plt.close(figure)
 
 
-def _heatmap(
-    plt: Any, points: dict[str, dict[float, list[float]]], path: Path, names: tuple[str, str, str]
-) -> None:
-    at = sorted({p for found in points.values() for p in found})
-    means = np.array(
-        [
-            [float(np.mean(found[p])) if p in found else np.nan for p in at]
-            for found in points.values()
-        ]
-    )
-    figure, axes = plt.subplots(
-        figsize=(1.5 + 0.8 * len(at), 1.2 + 0.7 * len(points)), layout="constrained"
-    )
-    above = means / np.nanmin(means, axis=1, keepdims=True) - 1
-    image = axes.imshow(above, cmap="viridis_r", aspect="auto")
-    for (row, column), value in np.ndenumerate(means):
-        if np.isfinite(value):
-            text = f"{value:.0f}" if value >= 10 else f"{value:.3g}"
-            dark = above[row, column] > 0.5 * np.nanmax(above)
-            axes.text(
-                column, row, text, ha="center", va="center", color="white" if dark else "black"
-            )
-    axes.set_xticks(range(len(at)), [f"{p:g}" for p in at])
-    axes.set_yticks(range(len(points)), list(points))
-    axes.set_xlabel(names[0])
-    axes.set_ylabel(names[1])
-    figure.colorbar(image, label=f"{names[2].replace('_', ' ')}, above the row's best")
+def _plot_curve(axes: Axes, curve: Curve) -> None:
+    """Mean and standard deviation over seeds, on a logarithmic horizontal axis."""
+    points = sorted(curve)
+    means = []
+    deviations = []
+    for point in points:
+        values = curve[point]
+        means.append(float(np.mean(values)))
+        # A single seed has no deviation.
+        deviations.append(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+    axes.errorbar(points, means, yerr=deviations, fmt="o-", capsize=3)
+    axes.set_xscale("log")
+    labels = [f"{point:g}" for point in points]
+    axes.set_xticks(points, labels, fontsize=7 if len(points) > 8 else 9)
+    axes.minorticks_off()
+
+
+def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
+    """One row per line. The color shows how far a mean is above the row's lowest mean."""
+    points = sorted(set().union(*lines.values()))
+    means = np.full((len(lines), len(points)), np.nan)
+    for row, curve in enumerate(lines.values()):
+        for column, point in enumerate(points):
+            if point in curve:
+                means[row, column] = np.mean(curve[point])
+    excess = means / np.nanmin(means, axis=1, keepdims=True) - 1
+
+    size = (1.5 + 0.8 * len(points), 1.2 + 0.7 * len(lines))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(excess, cmap="viridis_r", aspect="auto")
+    _write_cells(axes, means, excess)
+    axes.set_xticks(range(len(points)), [f"{point:g}" for point in points])
+    axes.set_yticks(range(len(lines)), list(lines))
+    axes.set_xlabel(labels.x)
+    axes.set_ylabel(labels.line)
+    figure.colorbar(image, label=f"{labels.y}, above the row's best")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
+
+
+def _write_cells(axes: Axes, means: NDArray[np.float64], excess: NDArray[np.float64]) -> None:
+    """Write each mean into its cell, in a color that is readable on the cell's own."""
+    half = 0.5 * np.nanmax(excess)
+    for (row, column), mean in np.ndenumerate(means):
+        if not np.isfinite(mean):
+            continue
+        text = f"{mean:.0f}" if mean >= 10 else f"{mean:.3g}"
+        color = "white" if excess[row, column] > half else "black"
+        axes.text(column, row, text, ha="center", va="center", color=color)

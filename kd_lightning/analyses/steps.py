@@ -1,4 +1,4 @@
-"""What a training step costs in time and memory, measured anew, each run in a process of its own."""
+"""Time and memory of a training step, measured again with each run in a process of its own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,113 +20,161 @@ from torch import Tensor
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished, Row, Runs
 
-WARM = 5
-"""Steps that are not counted: the first ones choose kernels and fill pages."""
+WARM_UP = 5
+"""Steps that are not measured: the first ones choose kernels and touch new memory pages."""
 
 
 def private_bytes() -> int:
-    """Memory that belongs to this process alone, without mapped files; 0 where the system does not tell."""
+    """Memory of this process alone, without mapped files; 0 if the system does not report it."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
     except OSError:
         return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:")), 0)
+    for line in lines:
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 class Meter(pl.Callback):
-    """Writes seconds a step (the median) and peak bytes over those before the losses were built, to `path` as JSON.
+    """Writes a step's median time in seconds and its peak memory in bytes to a JSON file.
 
-    On the CPU the peak is taken between the forward and the backward pass, where activations are held; on a GPU it is the
-    allocator's.
+    On a GPU the peak is the allocator's. On the CPU it is the memory between the forward and the
+    backward pass, while all activations are alive, minus the memory before the losses were built.
+
+    Args:
+        path: the file to write.
     """
 
     def __init__(self, path: str) -> None:
-        self.path, self.peak, self.before = path, 0, 0
-        self.ends: list[float] = []
+        self.path = path
+        self.memory_before = 0
+        self.peak = 0
+        self.step_ends: list[float] = []
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.before = private_bytes()
+        """Measure the memory before training."""
+        self.memory_before = private_bytes()
 
     def on_before_backward(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
     ) -> None:
+        """Measure the memory while all activations are alive."""
         self.peak = max(self.peak, private_bytes())
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
     ) -> None:
+        """Note when the step ended."""
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.step_ends.append(time.perf_counter())
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        steps = [
-            after - before
-            for before, after in zip(self.ends[WARM:], self.ends[WARM + 1 :], strict=False)
-        ]
-        cuda = pl_module.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() if cuda else self.peak - self.before
-        Path(self.path).write_text(json.dumps({"seconds": statistics.median(steps), "bytes": peak}))
+        """Write the measurements."""
+        ends = self.step_ends[WARM_UP:]
+        seconds = [after - before for before, after in pairwise(ends)]
+        if pl_module.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            peak = self.peak - self.memory_before
+        measurement = {"seconds": statistics.median(seconds), "bytes": peak}
+        Path(self.path).write_text(json.dumps(measurement))
 
 
-def measured(run: Finished, steps: int) -> dict[str, float]:
-    """The first steps of a run once more: seconds a step, and bytes."""
+def measure_run(run: Finished, steps: int) -> dict[str, float]:
+    """Run the first steps of a run again.
+
+    Args:
+        run: the finished run, whose config is used.
+        steps: how many steps to measure, after the warm-up.
+
+    Returns:
+        `seconds` per step, and `bytes`.
+
+    Raises:
+        UserError: if the run fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        answer = Path(folder) / "answer.json"
-        words = [
-            *(
-                "fit",
-                "-c",
-                str(run.folder / "config.yaml"),
-                f"--run.dir={folder}/run",
-                "--run.test=no",
-                "--run.wandb=off",
-            ),
-            *(
-                "--trainer.max_epochs=1",
-                f"--trainer.limit_train_batches={WARM + 1 + steps}",
-                "--trainer.limit_val_batches=0",
-            ),
-            *(
-                "--trainer.enable_progress_bar=false",
-                "--trainer.callbacks+=kd_lightning.analyses.steps.Meter",
-            ),
-            f"--trainer.callbacks.path={answer}",
-        ]
-        words += [f"--data.root={run.root}"] if run.root else []
-        threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-        done = subprocess.run(
-            [sys.executable, "-m", "kd_lightning", *words],
+        measurement = Path(folder) / "measurement.json"
+        process = subprocess.run(
+            _command(run, steps, Path(folder) / "run", measurement),
             capture_output=True,
             text=True,
-            env=threads,
+            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
             check=False,
         )
-        if done.returncode:
-            raise UserError(
-                f"{run.folder}: its steps cannot be run again: {(done.stderr.strip().splitlines() or [''])[-1]}"
-            )
-        found: dict[str, float] = json.loads(answer.read_text())
-        return found
+        if process.returncode:
+            errors = process.stderr.strip().splitlines() or [""]
+            raise UserError(f"{run.folder}: its steps cannot be run again: {errors[-1]}")
+        content: dict[str, float] = json.loads(measurement.read_text())
+        return content
+
+
+def _command(run: Finished, steps: int, folder: Path, measurement: Path) -> list[str]:
+    """The command that trains a run for a few steps under a Meter."""
+    command = [
+        sys.executable,
+        "-m",
+        "kd_lightning",
+        "fit",
+        "-c",
+        str(run.folder / "config.yaml"),
+        f"--run.dir={folder}",
+        "--run.test=no",
+        "--run.wandb=off",
+        "--trainer.max_epochs=1",
+        f"--trainer.limit_train_batches={WARM_UP + 1 + steps}",
+        "--trainer.limit_val_batches=0",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.callbacks+={Meter.__module__}.{Meter.__qualname__}",
+        f"--trainer.callbacks.path={measurement}",
+    ]
+    if run.root:
+        command.append(f"--data.root={run.root}")
+    return command
 
 
 def time_and_memory(
     runs: Runs, output: Path, reference: str, names: list[str], steps: int = 30, rounds: int = 3
 ) -> list[Row]:
-    """Time and memory of a step of each run relative to that of `reference`; all in turn, once a round.
+    """Measure the time and memory of a step, relative to a reference run.
+
+    Each round measures all runs in turn, so that a slow phase of the machine affects all of them.
 
     Args:
-        names: the runs, of which the first seed is taken.
-        steps: counted in each round.
-        rounds: values of each row.
+        runs: the finished runs.
+        output: unused.
+        reference: the run that the others are compared with.
+        names: the runs to measure; the first seed of each is used.
+        steps: measured steps per round.
+        rounds: how often each run is measured.
+
+    Returns:
+        Rows `step_time_relative_to_...` and `step_memory_relative_to_...` with one value per round.
     """
     order = list(dict.fromkeys([reference, *names]))
-    found = [{name: measured(runs[name][0], steps) for name in order} for _ in range(rounds)]
+    measurements: dict[str, list[dict[str, float]]] = {name: [] for name in order}
+    for _ in range(rounds):
+        for name in order:
+            measurements[name].append(measure_run(runs[name][0], steps))
+
     rows = []
     for name in order:
         for metric, key in (("step_time", "seconds"), ("step_memory", "bytes")):
-            ratios = [one[name][key] / one[reference][key] for one in found if one[reference][key]]
-            rows += (
-                [Row(name, f"{metric}_relative_to_{reference.lower()}", ratios)] if ratios else []
-            )
+            ratios = _ratios(measurements[name], measurements[reference], key)
+            if ratios:
+                rows.append(Row(name, f"{metric}_relative_to_{reference.lower()}", ratios))
     return rows
+
+
+def _ratios(
+    measurements: list[dict[str, float]], references: list[dict[str, float]], key: str
+) -> list[float]:
+    """A run's measurements over those of the reference, round by round."""
+    ratios = []
+    for measurement, reference in zip(measurements, references, strict=True):
+        # Memory is 0 if the system does not report it.
+        if reference[key]:
+            ratios.append(measurement[key] / reference[key])
+    return ratios

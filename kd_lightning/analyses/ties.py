@@ -1,4 +1,4 @@
-"""Which runs few seeds cannot tell apart."""
+"""Groups of runs that a few seeds cannot tell apart."""
 
 from __future__ import annotations
 
@@ -10,24 +10,35 @@ from kd_lightning.experiments.analysis import Row, Runs
 def tie_groups(
     runs: Runs, output: Path, metric: str, names: list[str], most: bool = False
 ) -> list[Row]:
-    """Runs in groups between whose seeds there is a gap: 1 is the best; within a group nothing is said of the order.
+    """Number the tie groups of runs. Group 1 is the best, and the runs of a group are not ranked.
 
-    Two runs are tied where the ranges of their seeds, least to most, overlap, and where a chain of such runs joins them.
+    Two runs are tied if the ranges of their seeds (lowest to highest value) overlap, or if a chain
+    of overlapping runs connects them.
 
     Args:
-        metric: by which they are compared.
-        names: the runs.
-        most: whether the most is the best; else the least is.
+        runs: the finished runs.
+        output: unused.
+        metric: the metric by which the runs are compared.
+        names: the runs to compare.
+        most: whether the highest value is the best, as for accuracies; by default it is the lowest.
+
+    Returns:
+        One row `tie_group` per run, the best run first.
     """
+    # With this sign, lower is better for every metric.
+    sign = -1 if most else 1
     ranges = {}
     for name in names:
-        values = [one.metrics[metric] * (-1 if most else 1) for one in runs[name]]
+        values = [sign * run.metrics[metric] for run in runs[name]]
         ranges[name] = (min(values), max(values))
-    group, reach = 0, float("-inf")
+
     rows = []
-    for name in sorted(ranges, key=lambda name: ranges[name]):
-        least, largest = ranges[name]
-        group += least > reach
-        reach = max(reach, largest)
+    group = 0
+    reach = float("-inf")
+    for name, (lowest, highest) in sorted(ranges.items(), key=lambda item: item[1]):
+        # A gap to all earlier runs starts a new group.
+        if lowest > reach:
+            group += 1
+        reach = max(reach, highest)
         rows.append(Row(name, "tie_group", [float(group)]))
     return rows

@@ -1,18 +1,24 @@
-"""What an experiment's own analysis is given, and what it answers.
+"""Runs the analyses that an experiment's YAML lists, and defines their input and output.
 
-An analysis is a function `f(runs, output, **options)`: `runs` maps each run's name to its finished seeds, `output` is the
-folder of the results, where it may put plots, and the options are those that the experiment's YAML lists beside it. It knows
-the paper, so that the runner need not.
+An analysis is a function `f(runs, output, **options) -> list[Row]`. `runs` maps each run's name to
+its finished seeds, `output` is the folder of the results, where an analysis may write plots and
+tables, and the options are those that the YAML lists next to `function`. The YAML names the function
+by a dotted path, or by a file relative to the YAML's own folder:
+
+    analyses:
+      ties: {function: kd_lightning.analyses.ties.tie_groups, metric: test_errors, names: [a, b]}
+      recognition: {function: analysis/speech.py:recognition}
+
+The knowledge about one paper stays in its analyses, and the runner knows no paper.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import yaml
@@ -20,23 +26,30 @@ from lightning.pytorch import LightningDataModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from kd_lightning.data.datamodule import ServedDataModule
 from kd_lightning.errors import UserError
+from kd_lightning.experiments.functions import load_function
 from kd_lightning.experiments.planning import Job
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
 from kd_lightning.runs.configs import with_current_class_paths
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
 
+Stage = Literal["train", "validation", "test"]
+
+EVAL_BATCH_SIZE = 1000
+"""Samples per batch if predictions are computed again."""
+
 
 @dataclass
 class Finished:
-    """One run with one seed, finished.
+    """One finished run with one seed.
 
     Attributes:
-        seed: its seed.
-        folder: where it is kept.
-        metrics: what its run.json holds.
-        root: where the data sets are now, if not where the run found them.
+        seed: the run's seed.
+        folder: the run's folder.
+        metrics: the metrics in its run.json.
+        root: the folder of the data sets, if it differs from the one in the run's config.
     """
 
     seed: int
@@ -46,53 +59,83 @@ class Finished:
 
     @property
     def checkpoint(self) -> Path:
+        """The checkpoint that `network` loads."""
         return self.folder / "checkpoints" / "last.ckpt"
 
     def network(self) -> nn.Module:
-        """The trained network, in eval mode."""
+        """Load the trained network, in eval mode."""
         content = read_file(self.checkpoint, "the checkpoint")
         network = build_network(content[KEY]["network"])
         load_weights(network, network_weights(content), str(self.checkpoint))
         return network.eval()
 
-    def datamodule(self) -> Any:
-        """The data as this run had it."""
+    def datamodule(self) -> ServedDataModule:
+        """Build the run's data again from its config.yaml."""
         from jsonargparse import ArgumentParser
 
-        config = with_current_class_paths(yaml.safe_load((self.folder / "config.yaml").read_text()))
-        inner = config["data"]
-        while isinstance(inner["init_args"].get("data"), dict):
-            inner = inner["init_args"]["data"]
+        text = (self.folder / "config.yaml").read_text()
+        data = with_current_class_paths(yaml.safe_load(text))["data"]
         if self.root is not None:
-            inner["init_args"]["root"] = self.root
+            _innermost_arguments(data)["root"] = self.root
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--data", type=LightningDataModule)
-        parser.add_argument("--seed", type=int)
-        torch_seed = {"data": config["data"], "seed": self.seed}
-        return parser.instantiate_classes(parser.parse_object(torch_seed)).data
+        config = parser.parse_object({"data": data})
+        return cast(ServedDataModule, parser.instantiate_classes(config).data)
 
-    def predictions(self, stage: str = "test", datamodule: Any = None) -> dict[str, Tensor]:
-        """Logits `(N, K)`, target `(N,)` and index `(N,)` of "test", "validation" or "train" (without augmentation).
+    def predictions(
+        self, stage: Stage = "test", datamodule: ServedDataModule | None = None
+    ) -> dict[str, Tensor]:
+        """Return the predictions on the samples of a stage, without augmentation.
 
-        Those of the test set were kept by the run; others are computed.
+        Those on the test set are read from the run's folder; others are computed.
+
+        Args:
+            stage: the samples.
+            datamodule: the run's data, if it is already built.
+
+        Returns:
+            `logits` of shape `(N, K)`, `target` `(N,)` and `index` `(N,)`.
         """
         if stage == "test":
             return load_file(self.folder / "predictions-test.safetensors")
         loader = (datamodule or self.datamodule()).loader(stage)
-        loader.views, loader.shuffle, loader.batch_size = 0, False, 1000
+        loader.views = 0
+        loader.shuffle = False
+        loader.batch_size = EVAL_BATCH_SIZE
         network = self.network()
+        logits = []
+        targets = []
+        indices = []
         with torch.inference_mode():
-            found = [
-                (run_network(network, batch.inputs).logits, batch.target, batch.index)
-                for batch in loader
-            ]
-        logits, target, index = (torch.cat(parts) for parts in zip(*found, strict=True))
-        return {"logits": logits, "target": target, "index": index}
+            for batch in loader:
+                logits.append(run_network(network, batch.inputs).logits)
+                targets.append(batch.target)
+                indices.append(batch.index)
+        return {
+            "logits": torch.cat(logits),
+            "target": torch.cat(targets),
+            "index": torch.cat(indices),
+        }
+
+
+def _innermost_arguments(data: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of the data itself; a specialist's data, for one, wraps other data."""
+    arguments: dict[str, Any] = data["init_args"]
+    while isinstance(arguments.get("data"), dict):
+        arguments = arguments["data"]["init_args"]
+    return arguments
 
 
 @dataclass
 class Row:
-    """One line of the results: a metric of a run, a value for each seed."""
+    """One line of the results: a metric of a run.
+
+    Attributes:
+        run: name of the run.
+        metric: name of the metric.
+        values: one value per seed.
+        paper: the value in the paper.
+    """
 
     run: str
     metric: str
@@ -101,32 +144,40 @@ class Row:
 
 
 Runs = Mapping[str, Sequence[Finished]]
+"""The finished seeds of each run, by the run's name."""
+
+Analysis = Callable[..., list[Row]]
 
 
 def finished(jobs: Mapping[str, Sequence[Job]]) -> Runs:
-    """The jobs of a plan as an analysis sees them."""
-    return {
-        name: [
+    """Convert the finished jobs of a plan, grouped by run, to the input of an analysis."""
+    runs = {}
+    for name, group in jobs.items():
+        runs[name] = [
             Finished(job.seed, job.folder, job.record["metrics"], job.data_root)
             for job in group
             if job.finished
         ]
-        for name, group in jobs.items()
-    }
+    return runs
 
 
 def analyse(label: str, described: Mapping[str, Any], runs: Runs, output: Path) -> list[Row]:
-    """Run one analysis of an experiment's YAML.
+    """Run one analysis of an experiment.
+
+    Args:
+        label: the analysis's key in the YAML, for messages.
+        described: the analysis's entry in the YAML: `function` and its options.
+        runs: the finished runs.
+        output: folder of the results.
 
     Raises:
-        UserError: where its function does not exist, or does not take its options.
+        UserError: if the function does not exist or does not accept its options.
     """
     options = dict(described)
-    path = options.pop("function")
-    module, _, name = path.rpartition(".")
+    name = options.pop("function")
     try:
-        function = getattr(import_module(module), name)
+        function: Analysis = load_function(name)
         inspect.signature(function).bind(runs, output, **options)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise UserError(f"the analysis {label!r}: {path}: {error}") from error
-    return cast(list[Row], function(runs, output, **options))
+        raise UserError(f"the analysis {label!r}: {name}: {error}") from error
+    return function(runs, output, **options)

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from kd_lightning.errors import UserError
+from kd_lightning.experiments.functions import resolve_function
 from kd_lightning.experiments.schema import EXPERIMENT, RUN, check_keys
 from kd_lightning.paths import shipped_root
 from kd_lightning.runs.configs import with_current_class_paths
@@ -163,6 +164,8 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Experiment:
     content = {**_filled(content, settings), "settings": settings}
 
     runs = _runs(path, content.pop("runs"))
+    for analysis in (content.get("analyses") or {}).values():
+        analysis["function"] = resolve_function(analysis["function"], path.parent)
     for key in ("title", "claim", "time"):
         if not content.get(key):
             raise UserError(f"the experiment {path} has no {key}")

@@ -83,7 +83,12 @@ def commit() -> str | None:
     """The commit of the running source, with `-dirty` if it was changed; None without git."""
     source = Path(__file__).parents[2]
     # Changes of documentation or results do not make a checkout dirty.
-    tracked = ("kd_lightning", "configs", ":(glob)experiments/**/*.yaml")
+    tracked = (
+        "kd_lightning",
+        "configs",
+        ":(glob)experiments/**/*.yaml",
+        ":(glob)experiments/**/*.py",
+    )
     try:
         head = _git(source, "rev-parse", "HEAD")
         changes = _git(source, "status", "--porcelain", "--", *tracked)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kd_lightning.analyses.bias import SHIFTS, best_shift, errors_by_shift
+from experiments.hinton2015.analysis.bias import SHIFTS, best_shift, errors_by_shift
 from kd_lightning.errors import UserError
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kd_lightning.analyses.gradients import Objective, hard, highest_rate, soft, spread
+from experiments.hinton2015.analysis.gradients import Objective, hard, highest_rate, soft, spread
 from kd_lightning.analyses.grids import coordinates
 from kd_lightning.experiments.analysis import Finished
 from kd_lightning.models import MLP

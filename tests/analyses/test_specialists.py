@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from kd_lightning.analyses.specialists import against_generalist, gain_by_coverage
+from experiments.hinton2015.analysis.specialists import against_generalist, gain_by_coverage
 from kd_lightning.experiments.analysis import Finished
 from tests.training.small import complaint
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kd_lightning.analyses.tang2019 import best_validation, mean_of_logits, throughput
+from experiments.tang2019.analysis.sentences import best_validation, mean_of_logits, throughput
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
 from kd_lightning.runs.launch import launch

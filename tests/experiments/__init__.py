@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from kd_lightning.experiments.functions import resolve_function
+
 HEAD: dict[str, Any] = {"title": "A title", "claim": "A claim", "time": "no time"}
 
 MINI: dict[str, Any] = {
@@ -27,6 +29,12 @@ MINI: dict[str, Any] = {
         },
     },
 }
+
+
+def resolve_analyses(content: dict[str, Any], folder: Path) -> None:
+    """Make the files of analyses absolute, so that the YAML can be written to another folder."""
+    for analysis in content.get("analyses", {}).values():
+        analysis["function"] = resolve_function(analysis["function"], folder)
 
 
 def write(folder: Path, content: dict[str, Any], name: str = "mini.yaml") -> Path:

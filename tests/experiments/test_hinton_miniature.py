@@ -13,6 +13,7 @@ import yaml
 from kd_lightning.cli import main
 from kd_lightning.paths import shipped_root
 from kd_lightning.training import BaseModule
+from tests.experiments import resolve_analyses
 
 NAMES = sorted(
     path.stem for path in (shipped_root() / "experiments" / "hinton2015").glob("mnist*.yaml")
@@ -25,6 +26,7 @@ def miniature(name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(
         text.replace("configs/data/mnist.yaml", "configs/data/digits.yaml")
     )
+    resolve_analyses(content, shipped_root() / "experiments" / "hinton2015")
     content["seeds"] = 1
     content["quick"] = {"seeds": 1, "overrides": {"trainer.max_epochs": 1}}
     named = str(content.get("analyses", {}))

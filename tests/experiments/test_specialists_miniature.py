@@ -19,6 +19,7 @@ from kd_lightning.experiments.planning import Job, RunnerOptions, by_run, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.paths import shipped_root
 from kd_lightning.weights import sha256_of
+from tests.experiments import resolve_analyses
 
 SPECIALISTS = 2
 
@@ -38,6 +39,7 @@ def miniature() -> dict[str, Any]:
         .replace("hidden: [256]", "hidden: [16]")
     )
     content: dict[str, Any] = yaml.safe_load(text)
+    resolve_analyses(content, shipped_root() / "experiments" / "hinton2015")
     for run in content["runs"].values():
         for key, names in run.get("needs", {}).items():
             if isinstance(names, list):

@@ -12,7 +12,9 @@ import pytest
 import torch
 import yaml
 
-from kd_lightning.analyses.speech import Bootstrap, TestStrings, gain_share, interval, rates
+from experiments.hinton2015.analysis.bootstrap import Bootstrap, interval, rates
+from experiments.hinton2015.analysis.speech import gain_share, recognition
+from experiments.hinton2015.analysis.strings import TestStrings
 from kd_lightning.cli import main
 from kd_lightning.data.speech.spoken_digits import SpokenDigitsDataModule
 from kd_lightning.errors import UserError
@@ -21,7 +23,7 @@ from kd_lightning.experiments.planning import RunnerOptions, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.paths import shipped_root
 from tests.data.speech.spoken import spoken_digits
-from tests.experiments import write
+from tests.experiments import resolve_analyses, write
 
 SMALL: dict[str, Any] = {
     "trainer.max_epochs": 3,
@@ -46,6 +48,7 @@ def small(name: str) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(
         (shipped_root() / f"experiments/hinton2015/{name}.yaml").read_text()
     )
+    resolve_analyses(content, shipped_root() / "experiments" / "hinton2015")
     content["seeds"] = 1
     content["overrides"] |= SMALL
     for run in content["runs"].values():
@@ -218,10 +221,9 @@ def test_the_share_of_a_gain_and_its_interval() -> None:
 
 
 def test_a_run_that_is_missing_or_of_other_data_is_one_line(tmp_path: Path) -> None:
-    from kd_lightning.analyses.speech import recognition
     from kd_lightning.data import DigitsDataModule
 
     with pytest.raises(UserError, match="needs the run 'baseline'; there are other"):
         recognition({"other": []}, tmp_path)
-    with pytest.raises(UserError, match="the data digits has none"):
+    with pytest.raises(UserError, match="the data DigitsDataModule has none"):
         TestStrings(DigitsDataModule())

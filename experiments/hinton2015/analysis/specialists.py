@@ -1,0 +1,180 @@
+"""A generalist with specialists, against other uses of the compute (Hinton et al. 2015, section 5)."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import asdict
+from itertools import combinations
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from kd_lightning.experiments.analysis import Row, Runs
+from kd_lightning.experiments.stats import Comparison, holm, paired
+
+from .specialist_answers import Baselines, Coverage, Panel, Study, System
+from .specialist_costs import training_cost
+from .specialist_tables import CONDITIONAL, Values, report
+
+ACCURACY = {"test": "test_accuracy", "validation": "val_accuracy"}
+"""The name of the overall accuracy in a run's own record, by stage."""
+
+
+def against_generalist(
+    runs: Runs,
+    output: Path,
+    generalist: str,
+    systems: Mapping[str, System],
+    longer: str | None = None,
+    others: str | None = None,
+    ensemble: int = 2,
+    stage: Literal["test", "validation"] = "test",
+) -> list[Row]:
+    """Compare systems of a generalist and specialists with the generalist and with fair baselines.
+
+    Writes specialists.md (accuracies, gain by coverage, training cost, clusters) and
+    specialists.json, with the counts of each seed and the classes of all specialists.
+
+    Args:
+        runs: the finished runs.
+        output: folder of the results.
+        generalist: the generalist's run.
+        systems: label -> `{run: ..., n: ...}`: the run with a grid over specialists, and how many
+            of the generalist's most probable classes decide which specialists are active (1 by
+            default). The tables of coverage, clusters and cost show the first system.
+        longer: the run of a generalist that is trained for as long as the generalist and the
+            specialists together.
+        others: the run of generalists with other seeds, `ensemble - 1` of them per seed.
+        ensemble: how many generalists can be trained with the compute of the generalist and the
+            specialists.
+        stage: the samples; "validation" while settings are chosen.
+
+    Returns:
+        Rows `conditional_accuracy` and the overall accuracy of each system and baseline.
+
+    Raises:
+        UserError: if runs are missing, or a run is not a specialist's.
+    """
+    accuracy = ACCURACY[stage]
+    baselines = Baselines(longer, others, ensemble - 1)
+    first_system = next(iter(systems))
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
+    coverage = []
+    clusters = {}
+    for position, run in enumerate(runs[generalist]):
+        study = Study(runs, run, systems, stage)
+        answers = {generalist: study.base, **study.answers}
+        answers |= baselines.answers(runs, run, position, stage)
+        for label, answer in answers.items():
+            values[label, accuracy].append(answer.accuracy())
+            for name, panel in _panels_for(label, study.panels).items():
+                values[name, CONDITIONAL].append(answer.conditional_accuracy(panel.class_ids))
+        for name, panel in study.panels_by_run.items():
+            conditional = panel.conditional_accuracy(study.base.target)
+            values[f"{name}, each by itself", CONDITIONAL].append(conditional)
+        coverage.append(study.by_coverage(first_system))
+        clusters[study.seed] = study.panels[first_system].names
+
+    tests = _tests(values, list(systems), accuracy)
+    tests.append(_coverage_test(coverage, accuracy))
+    holm(tests)
+    costs = training_cost(runs, generalist, systems[first_system]["run"], baselines)
+    content = {
+        "tests": [test.as_dict() for test in tests],
+        "coverage": coverage,
+        "costs": [asdict(cost) for cost in costs],
+        "clusters": clusters,
+    }
+    (output / "specialists.json").write_text(json.dumps(content, indent=2) + "\n")
+    first_clusters = next(iter(clusters.values()))
+    text = report(values, accuracy, tests, coverage, costs, first_clusters)
+    (output / "specialists.md").write_text(text)
+
+    rows = []
+    for (name, metric), numbers in values.items():
+        # The table of the runs already shows the accuracies of the runs themselves.
+        if name not in runs or metric != accuracy:
+            rows.append(Row(name, metric, numbers))
+    return rows
+
+
+def gain_by_coverage(coverage: Coverage) -> float:
+    """Compute the gain in accuracy per further specialist that knows a sample's class.
+
+    This is the slope of a least-squares fit over samples; 0 if all samples have equal coverage.
+
+    Args:
+        coverage: samples, correct before and correct after, by the number of specialists.
+    """
+    specialists = torch.tensor(list(coverage)).double()
+    samples, before, after = torch.tensor(list(coverage.values())).double().T
+    centered = specialists - (samples * specialists).sum() / samples.sum()
+    variance = float((samples * centered.square()).sum())
+    if not variance:
+        return 0.0
+    return float(((after - before) * centered).sum()) / variance
+
+
+def _coverage_test(coverage: list[Coverage], accuracy: str) -> Comparison:
+    """Whether the accuracy gains with each further specialist that knows a sample's class."""
+    slopes = [gain_by_coverage(counts) for counts in coverage]
+    zeros = [0.0] * len(slopes)
+    return paired("gain with each further specialist", "no such gain", accuracy, slopes, zeros)
+
+
+def _panels_for(label: str, panels: Mapping[str, Panel]) -> dict[str, Panel]:
+    """The specialists whose classes an answer is evaluated on, by the name in the results.
+
+    A system is evaluated on the classes of its own specialists, a rival on those of each system.
+    """
+    if label in panels:
+        return {label: panels[label]}
+    first = next(iter(panels.values()))
+    evaluated = {label: first}
+    for system, panel in panels.items():
+        if panel.class_ids != first.class_ids:
+            evaluated[_on_classes_of(label, system)] = panel
+    return evaluated
+
+
+def _on_classes_of(rival: str, system: str) -> str:
+    """A rival's name if it is evaluated on other classes than those of the first system."""
+    return f"{rival}, on the classes of {system}"
+
+
+def _tests(values: Values, systems: list[str], accuracy: str) -> list[Comparison]:
+    """Compare each system with the generalist, the baselines and the other systems.
+
+    All pairs are compared by overall accuracy, and by conditional accuracy if both sides are
+    evaluated on the same classes.
+    """
+    rivals = []
+    for run, metric in values:
+        if metric == accuracy and run not in systems:
+            rivals.append(run)
+    against_rivals = [(system, rival) for system in systems for rival in rivals]
+    among_systems = list(combinations(systems, 2))
+
+    # A system whose specialists have other classes than the first system's.
+    has_other_classes = {}
+    for system in systems:
+        names = [(_on_classes_of(rival, system), CONDITIONAL) for rival in rivals]
+        has_other_classes[system] = any(name in values for name in names)
+
+    same_classes = []
+    for system, rival in against_rivals:
+        evaluated = _on_classes_of(rival, system) if has_other_classes[system] else rival
+        same_classes.append((system, evaluated))
+    for a, b in among_systems:
+        if not has_other_classes[a] and not has_other_classes[b]:
+            same_classes.append((a, b))
+
+    tests = []
+    for a, b in against_rivals + among_systems:
+        tests.append(paired(a, b, accuracy, values[a, accuracy], values[b, accuracy]))
+    for a, b in same_classes:
+        tests.append(paired(a, b, CONDITIONAL, values[a, CONDITIONAL], values[b, CONDITIONAL]))
+    return tests

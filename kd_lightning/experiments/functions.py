@@ -1,0 +1,84 @@
+"""Loads a function that an experiment's YAML names, from a module or from a file beside the YAML."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from kd_lightning.errors import UserError
+
+
+def resolve_function(name: str, folder: Path) -> str:
+    """Make the path of a function's file absolute.
+
+    Args:
+        name: `analysis/speech.py:recognition`, or a dotted path, which is returned unchanged.
+        folder: the folder of the YAML, which file paths are relative to.
+
+    Raises:
+        UserError: if the file does not exist.
+    """
+    file, colon, function = name.rpartition(":")
+    if not colon:
+        return name
+    path = folder / file
+    if not path.is_file():
+        raise UserError(
+            f"{name}: there is no file {path}; the path is relative to the experiment's YAML"
+        )
+    return f"{path}:{function}"
+
+
+def load_function(name: str) -> Any:
+    """Load a function by its dotted path, or by `/absolute/path.py:function`.
+
+    Raises:
+        ImportError, ValueError: if the module cannot be imported.
+        AttributeError: if the module has no such function.
+    """
+    file, colon, function = name.rpartition(":")
+    if colon:
+        return getattr(_load_file(Path(file)), function)
+    module, _, function = name.rpartition(".")
+    return getattr(import_module(module), function)
+
+
+def _load_file(path: Path) -> ModuleType:
+    """Import a Python file under a name that no other file has.
+
+    The file's folder becomes its package, so the file can import its siblings with
+    `from .other import name`.
+    """
+    package = _package_of(path.parent)
+    name = f"{package}.{path.stem}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = module_from_spec(spec)
+    # Dataclasses look up their module while it is still being executed.
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _package_of(folder: Path) -> str:
+    """Register a package whose modules are the files of a folder, and return its name."""
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
+    name = f"_kd_lightning_files_{digest[:16]}"
+    if name not in sys.modules:
+        spec = ModuleSpec(name, loader=None, is_package=True)
+        spec.submodule_search_locations = [str(folder)]
+        sys.modules[name] = module_from_spec(spec)
+    return name
