@@ -65,7 +65,7 @@ class Spec:
         data: name of the data set.
         task: name of the task; see `kd_lightning.tasks`.
         input_shape: of one sample, `(C, H, W)` for images.
-        num_classes: K, the width of a network's output.
+        num_classes: K, the width of a network's output; 0 if unknown.
         classes: names of the classes, class 0 first.
         samples: number of samples in "train", "validation" and "test".
         source_samples: rows of the training split before any subset; the range of `Batch.index`.
@@ -77,7 +77,7 @@ class Spec:
         specialist: set if the data is a specialist's share of another data set.
     """
 
-    data: str
+    data: str = ""
     task: str = "classification"
     input_shape: tuple[int, ...] | None = None
     num_classes: int = 0
@@ -108,16 +108,19 @@ class Spec:
     def from_dict(cls, plain: Mapping[str, object]) -> Spec:
         """The spec that `to_dict` described; fields of other versions are ignored."""
         known = {item.name for item in fields(cls)}
-        values = {name: value for name, value in plain.items() if name in known}
+        values = {}
+        for name, value in plain.items():
+            if name in known and value is not None:
+                values[name] = value
         for name in ("input_shape", "classes", "target_shape", "mean", "std"):
-            if values.get(name) is not None:
+            if name in values:
                 values[name] = tuple(cast(list[object], values[name]))
         for name in ("inputs", "teacher_inputs"):
-            if values.get(name) is not None:
+            if name in values:
                 tensors = cast(Mapping[str, Mapping[str, object]], values[name])
                 values[name] = {key: _input_spec(described) for key, described in tensors.items()}
         for name in ("vocabulary", "teacher_vocabulary"):
-            if values.get(name) is not None:
+            if name in values:
                 values[name] = Vocabulary(**cast(dict[str, object], values[name]))  # type: ignore[arg-type]
         return cls(**values)  # type: ignore[arg-type]
 
@@ -190,7 +193,7 @@ def check_spec(owner: str, trained_on: Spec | None, data: Spec) -> None:
         raise UserError(
             f"{owner} was trained for {trained_on.task}, the data {data.data} is for {data.task}"
         )
-    if trained_on.num_classes != data.num_classes:
+    if trained_on.num_classes not in (0, data.num_classes):
         raise UserError(
             f"{owner} knows {trained_on.num_classes} classes, "
             f"the data {data.data} has {data.num_classes}"

@@ -39,7 +39,8 @@ def save_bert(folder: Path, root: Path, tokenizer: bool = True, **changes: Any) 
     transformers = pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
     transformers.logging.disable_progress_bar()
     data = SST2DataModule(str(root), tokenizer=SubwordTokenizer(300))
-    size = data.spec["vocabulary"]["size"]
+    assert data.spec.vocabulary is not None
+    size = data.spec.vocabulary.size
     if tokenizer:
         names = {
             f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")

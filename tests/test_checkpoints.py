@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from kd_lightning.spec import check_spec
+from kd_lightning.spec import Spec, check_spec
 from kd_lightning.weights import (
     KEY,
     check_weights,
@@ -151,17 +153,12 @@ def test_data_that_fits() -> None:
         {"classes": None},
         {"classes": ["cat"]},
     ]
-    for theirs in (None, {}, SPEC, *partial):
-        check_spec("the owner", theirs, SPEC)
-    check_spec(
-        "the owner",
-        SPEC,
-        {
-            "data": "unknown",
-            "num_classes": 3,
-            **{n: SPEC[n] for n in ("input_shape", "mean", "std")},
-        },
-    )
+    whole = Spec.from_dict(SPEC)
+    check_spec("the owner", None, whole)
+    for described in ({}, SPEC, *partial):
+        check_spec("the owner", Spec.from_dict(described), whole)
+    unnamed = replace(whole, data="unknown", classes=())
+    check_spec("the owner", whole, unnamed)
 
 
 @pytest.mark.parametrize(
@@ -170,7 +167,7 @@ def test_data_that_fits() -> None:
         ({"num_classes": 4}, "the owner knows 4 classes, the data pictures has 3"),
         (
             {"classes": ["cat", "eel", "dog"]},
-            "the owner calls class 1 'eel', the data pictures 'dog': other classes",
+            "the owner calls class 1 'eel', the data pictures calls it 'dog': the classes",
         ),
         (
             {"input_shape": [3, 8, 8]},
@@ -187,5 +184,7 @@ def test_data_that_fits() -> None:
     ],
 )
 def test_data_that_does_not_fit(change: dict[str, Any], words: str) -> None:
-    assert words in complaint(lambda: check_spec("the owner", {**SPEC, **change}, SPEC))
-    assert words in complaint(lambda: check_spec("the owner", change, SPEC))
+    whole = Spec.from_dict(SPEC)
+    for described in ({**SPEC, **change}, change):
+        trained_on = Spec.from_dict(described)
+        assert words in complaint(partial(check_spec, "the owner", trained_on, whole))

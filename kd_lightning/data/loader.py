@@ -73,6 +73,11 @@ class BatchLoader:
         """Restore the epoch."""
         self.epoch = state["epoch"]
 
+    @property
+    def view(self) -> int:
+        """The view that this epoch shows; the first one, if it shows several."""
+        return self.schedule().views_of(self.epoch)[0]
+
     def schedule(self) -> Schedule:
         """The steps that the next iteration serves."""
         return Schedule(

@@ -26,7 +26,7 @@ from lightning.pytorch import LightningDataModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from kd_lightning.data.datamodule import ServedDataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import load_function
 from kd_lightning.experiments.planning import Job
@@ -69,7 +69,7 @@ class Finished:
         load_weights(network, network_weights(content), str(self.checkpoint))
         return network.eval()
 
-    def datamodule(self) -> ServedDataModule:
+    def datamodule(self) -> DataModule:
         """Build the run's data again from its config.yaml."""
         from jsonargparse import ArgumentParser
 
@@ -80,10 +80,10 @@ class Finished:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--data", type=LightningDataModule)
         config = parser.parse_object({"data": data})
-        return cast(ServedDataModule, parser.instantiate_classes(config).data)
+        return cast(DataModule, parser.instantiate_classes(config).data)
 
     def predictions(
-        self, stage: Stage = "test", datamodule: ServedDataModule | None = None
+        self, stage: Stage = "test", datamodule: DataModule | None = None
     ) -> dict[str, Tensor]:
         """Return the predictions on the samples of a stage, without augmentation.
 

@@ -18,6 +18,7 @@ from kd_lightning.experiments.spec import Experiment, RunSpec, load
 if TYPE_CHECKING:
     # These modules import torch, which a wrong argument need not wait for.
     from kd_lightning.experiments.planning import Job, RunnerOptions
+    from kd_lightning.experiments.results import Results
 
 
 class _Parser(argparse.ArgumentParser):
@@ -211,7 +212,7 @@ def _report(
     from kd_lightning.experiments.tables import tables
 
     content = results.collect(experiment, jobs, options.output, complete=not options.only)
-    content.update(_acceptance(jobs, content["note"]))
+    _note_accepted_runs(jobs, content)
     results.write(experiment, content, options.output)
 
     for table in tables(experiment.title, *results.cells(content), console.width):
@@ -222,8 +223,8 @@ def _report(
         console.print(content["note"], highlight=False)
 
 
-def _acceptance(jobs: list[Job], note: str) -> dict[str, Any]:
-    """Return the entries of results.json about runs that other code finished; none by default.
+def _note_accepted_runs(jobs: list[Job], content: Results) -> None:
+    """Add to results.json which runs other code finished, if any.
 
     `address` is where an accepted run is stored, `expected_address` where today's code would
     store it.
@@ -234,9 +235,10 @@ def _acceptance(jobs: list[Job], note: str) -> dict[str, Any]:
             addresses = {"address": job.folder.name, "expected_address": job.address}
             accepted.append({"run": job.run, "seed": job.seed, **addresses})
     if not accepted:
-        return {}
+        return
     sentence = f"{len(accepted)} of {len(jobs)} runs were finished by other code (--keep-finished)."
-    return {"accepted": accepted, "note": f"{note} {sentence}".strip()}
+    content["accepted"] = accepted
+    content["note"] = f"{content['note']} {sentence}".strip()
 
 
 def setting_words(words: list[str]) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from torch import nn
 from kd_lightning.data.blank import blank_inputs
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
+from kd_lightning.spec import Spec
 from kd_lightning.types import Inputs
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
 
@@ -22,28 +22,23 @@ _WARM_UP_PASSES = 5
 
 def measure(
     network: nn.Module,
-    input_shape: list[int],
+    spec: Spec,
     batches: tuple[int, ...] = (1, 256),
     seconds: float = 0.15,
-    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """Measure the costs of a forward pass on the CPU.
 
     Args:
         network: in any mode; it is measured in eval mode.
-        input_shape: shape of one sample, without the batch dimension.
+        spec: of the data that the network reads.
         batches: batch sizes at which latency is measured.
         seconds: how long each latency is measured after a warm-up, in seconds.
-        inputs: the datamodule's description of one sample, if its inputs are a mapping.
 
     Returns:
         `parameters`; `flops` per sample (a multiply-add counts as two); `file_bytes` of the weights
         in safetensors; `latency_ms_batch_N`, the median over passes in milliseconds.
     """
     network = network.eval().cpu()
-    spec: dict[str, Any] = {"input_shape": input_shape}
-    if inputs:
-        spec["inputs"] = inputs
     parameters = sum(parameter.numel() for parameter in network.parameters())
     costs: dict[str, float] = {"parameters": parameters}
     with torch.inference_mode():
@@ -106,5 +101,4 @@ def measure_checkpoint(path: Path) -> dict[str, float]:
     content = read_file(path, "the checkpoint")
     network = build_network(content[KEY]["network"])
     load_weights(network, network_weights(content), str(path))
-    spec = content[KEY]["spec"]
-    return measure(network, spec["input_shape"], inputs=spec.get("inputs"))
+    return measure(network, Spec.from_dict(content[KEY]["spec"]))

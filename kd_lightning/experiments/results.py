@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import analyse, finished
@@ -38,6 +38,7 @@ class Results(TypedDict):
     """The content of results.json.
 
     `comparisons` holds the attributes of each Comparison and Equivalence, and its `sentence`.
+    `accepted` lists the runs that other code finished; see `kd reproduce --keep-finished`.
     """
 
     experiment: str
@@ -47,6 +48,7 @@ class Results(TypedDict):
     hardware: dict[str, Any]
     wall_time_s: float
     note: str
+    accepted: NotRequired[list[dict[str, Any]]]
 
 
 def collect(

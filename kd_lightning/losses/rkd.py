@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Unpack, cast
+from typing import ClassVar, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -117,7 +117,7 @@ def _blockwise_angle_cost(student: Tensor, teacher: Tensor, block: int) -> Tenso
             use_reentrant=False,
             preserve_rng_state=False,
         )
-        costs.append(cast(Tensor, cost))
+        costs.append(cost)
     return torch.stack(costs).sum()
 
 

@@ -48,6 +48,12 @@ def scores_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     return masked_mean((student - teacher).square(), pairs)
 
 
+def _linear_map(widths: tuple[int, int]) -> nn.Linear:
+    """A map from the student's width to the teacher's, without a bias."""
+    student_width, teacher_width = widths
+    return nn.Linear(student_width, teacher_width, bias=False)
+
+
 class TinyBERT(DistillLoss):
     r"""The student's mapped hidden states and its attention scores match the teacher's.
 
@@ -106,9 +112,9 @@ class TinyBERT(DistillLoss):
         for role in self.states:
             student_width = student.output.features[role].shape[-1]
             teacher_width = teacher.output.features[role].shape[-1]
-            widths.append([student_width, teacher_width])
+            widths.append((student_width, teacher_width))
         if not self.shared:
-            self.maps = nn.ModuleList(nn.Linear(*pair, bias=False) for pair in widths)
+            self.maps = nn.ModuleList(_linear_map(pair) for pair in widths)
             return
         if any(pair != widths[0] for pair in widths):
             raise UserError(
@@ -116,7 +122,7 @@ class TinyBERT(DistillLoss):
                 "set shared to false"
             )
         # One module under several indices: its weight is trained and stored as one parameter.
-        shared = [nn.Linear(*pair, bias=False) for pair in widths[:1]]
+        shared = [_linear_map(pair) for pair in widths[:1]]
         self.maps = nn.ModuleList(shared * len(widths))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:

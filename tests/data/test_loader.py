@@ -9,18 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data import BatchLoader
+from kd_lightning.data import BatchLoader, Source
 from kd_lightning.types import CLEAN, Batch
 
 
-class Numbers:
+class Numbers(Source):
     """A source of n samples that are their own row numbers."""
 
     def __init__(self, n: int) -> None:
-        self.n = n
-
-    def __len__(self) -> int:
-        return self.n
+        self.rows = torch.arange(n)
+        self.target = self.rows
+        self.split = "train"
 
     def batch(self, rows: Tensor, view: int) -> Batch:
         return Batch(rows.float(), rows, rows, view)

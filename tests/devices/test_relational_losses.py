@@ -11,13 +11,11 @@ import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import torch
 import torch.distributed as dist
-from kd_lightning.training.base import BaseModule
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
@@ -39,8 +37,9 @@ from kd_lightning.losses import (
     Probe,
 )
 from kd_lightning.losses._gather import JoinedBatch
+from kd_lightning.spec import Spec
 from kd_lightning.teachers import ModelTeacher
-from kd_lightning.training import DistillationModule
+from kd_lightning.training import DistillationModule, Objective
 from kd_lightning.types import UNLABELLED, Batch, Output
 from tests.training.small import copied, mlp, same, trainer
 
@@ -92,14 +91,15 @@ def share(batch: Batch, rank: int, world_size: int) -> Batch:
     rows = torch.arange(len(batch))[rank::world_size]
     ghost, rows = not len(rows), rows if len(rows) else torch.tensor([0])
     inputs = cast(Tensor, batch.inputs)
-    return Batch(inputs[rows], batch.target[rows], batch.index[rows], ghost=ghost)
+    return Batch(inputs[rows], batch.target[rows], batch.index[rows], placeholder=ghost)
 
 
 def scaled(loss: DistillLoss, value: Tensor, batch: Batch, world_size: int) -> Tensor:
     """As the module scales it, but in double precision: quotients of counts are of the default type."""
-    module = cast(Any, SimpleNamespace(_terms=[(loss, 1.0)], _world_size=world_size))
+    objective = Objective({"loss": loss})
+    objective.begin_epoch(0, world_size)
     torch.set_default_dtype(torch.float64)
-    _, (value,) = BaseModule._joined(module, batch, [value])
+    _, (value,) = objective._joined(batch, [value])
     torch.set_default_dtype(torch.float32)
     return value
 
@@ -113,7 +113,7 @@ def train(make: Callable[[], DistillLoss], rank: int = 0, world_size: int = 1) -
     """Steps of gradient descent as the module and DDP take them; every loss, gradient and buffer, by name."""
     torch.manual_seed(0)
     student, teacher, loss = nn.Linear(3, WIDTH).double(), nn.Linear(3, WIDTH).double(), make()
-    probe = Probe(output(torch.zeros(2, WIDTH)), {}, {"source_samples": ROWS})
+    probe = Probe(output(torch.zeros(2, WIDTH)), spec=Spec(source_samples=ROWS))
     loss.build(probe, probe)
     loss.double()
     if world_size > 1:

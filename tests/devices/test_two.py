@@ -66,7 +66,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     assert len(DigitsDataModule(fraction=fraction).source("train")) % 32 == 1
     data = [
         f"--data.fraction={fraction}",
-        "--data.labels=0.9",
+        "--data.label_fraction=0.9",
     ]  # unlabelled rows fall unevenly on the two
     kd([*PLAIN, *data, "--data.batch_size=32"], folder / "one")
     devices = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]

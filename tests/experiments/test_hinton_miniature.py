@@ -12,7 +12,7 @@ import yaml
 
 from kd_lightning.cli import main
 from kd_lightning.paths import shipped_root
-from kd_lightning.training import BaseModule
+from kd_lightning.training import TrainingModule
 from tests.experiments import resolve_analyses
 
 NAMES = sorted(
@@ -94,16 +94,16 @@ def test_interrupted_and_changed(
 ) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     content = miniature("mnist")
-    begin, begun = BaseModule.on_train_epoch_start, []
+    begin, begun = TrainingModule.on_train_epoch_start, []
 
-    def stop_at_third(module: BaseModule) -> None:
+    def stop_at_third(module: TrainingModule) -> None:
         begun.append(module)
         if len(begun) == 3:
             raise KeyboardInterrupt
         begin(module)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BaseModule, "on_train_epoch_start", stop_at_third)
+        patch.setattr(TrainingModule, "on_train_epoch_start", stop_at_third)
         assert reproduce(content, tmp_path, tmp_path / "store") == 130
     assert "interrupted" in capsys.readouterr().err
     assert reproduce(content, tmp_path, tmp_path / "store") == 0

@@ -72,7 +72,7 @@ def test_where_a_run_is_kept_and_shown_does_not_matter(base: dict[str, Any]) -> 
         ("--trainer.max_epochs=2", "trainer.max_epochs (1 -> 2)"),
         ("--trainer.precision=bf16-mixed", "trainer.precision (unset -> bf16-mixed)"),
         ("--data.batch_size=32", "batch_size (64 -> 32)"),
-        ("--data.labels=0.5", "labels (1.0 -> 0.5)"),
+        ("--data.label_fraction=0.5", "labels (1.0 -> 0.5)"),
         ("--data.split_seed=1", "split_seed (0 -> 1)"),
     ],
 )

@@ -26,7 +26,7 @@ from kd_lightning.experiments.spec import load
 from kd_lightning.experiments.store import FinishedRuns, write_key
 from kd_lightning.runs.configs import MOVED
 from kd_lightning.runs.launch import Interrupted, launch
-from kd_lightning.training import BaseModule
+from kd_lightning.training import TrainingModule
 from tests.experiments import HEAD, MINI, write
 
 Launch = Callable[[list[str]], Any]
@@ -183,15 +183,15 @@ def test_a_run_that_was_stopped_halfway_is_resumed(
         return bench
 
     stopped, whole = only_teacher(tmp_path / "stopped"), only_teacher(tmp_path / "whole")
-    begin = BaseModule.on_train_epoch_start
+    begin = TrainingModule.on_train_epoch_start
 
-    def interrupted(module: BaseModule) -> None:
+    def interrupted(module: TrainingModule) -> None:
         if module.current_epoch == 2:
             raise KeyboardInterrupt
         begin(module)
 
     with monkeypatch.context() as patch:
-        patch.setattr(BaseModule, "on_train_epoch_start", interrupted)
+        patch.setattr(TrainingModule, "on_train_epoch_start", interrupted)
         with pytest.raises(Interrupted, match="go on with"):
             stopped.run(launch)
     [job] = stopped.run(launch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kd_lightning.experiments.planning import RunnerOptions, plan
 from kd_lightning.experiments.spec import load
 from kd_lightning.models import BiLSTMClassifier
 from kd_lightning.paths import shipped_root
-from kd_lightning.spec import check_spec
+from kd_lightning.spec import InputSpec, Spec, Vocabulary, check_spec
 from tests.sentences import write_sst2
 
 STUDENTS = ("student-alone", "distilled", "distilled, synthetic sentences")
@@ -60,34 +61,34 @@ def test_experiments_plan_their_runs(
 
 
 def test_costs_of_a_network_of_sentences() -> None:
-    inputs = {name: {"shape": [32], "value": 1} for name in ("input_ids", "attention_mask")}
+    inputs = {name: InputSpec((32,), 1) for name in ("input_ids", "attention_mask")}
     network = BiLSTMClassifier(8, 8, 8, vocabulary=50, num_classes=2)
-    costs = measure(network, [32], batches=(1, 4), seconds=0.01, inputs=inputs)
+    costs = measure(network, Spec(inputs=inputs), batches=(1, 4), seconds=0.01)
     assert costs["parameters"] == sum(p.numel() for p in network.parameters())
     assert costs["latency_ms_batch_4"] > 0
     # Each direction multiplies 32 words with 4 gates of 8 units by 8 inputs and 8 states; then 16 to 8 to 2.
     assert costs["flops"] == 2 * (2 * 32 * 4 * 8 * (8 + 8) + 16 * 8 + 8 * 2)
-    plain = measure(torch.nn.Linear(32, 2), [32], batches=(1,), seconds=0.01)
+    plain = measure(torch.nn.Linear(32, 2), Spec(input_shape=(32,)), batches=(1,), seconds=0.01)
     assert plain["flops"] == 2 * 32 * 2
 
 
 def test_a_teacher_is_told_from_its_tokens() -> None:
-    ours = {"size": 10, "pad": 0, "max_length": 9, "sha256": "a" * 64}
-    other = {**ours, "sha256": "b" * 64}
-    data = {"data": "sst2", "num_classes": 2, "vocabulary": ours}
-    check_spec("the teacher", {"vocabulary": ours}, data)
-    check_spec("the teacher", {"vocabulary": other}, {**data, "teacher_vocabulary": other})
-    check_spec("the teacher", {}, data)
-    for theirs, given in (
+    own = Vocabulary(size=10, pad=0, max_length=9, sha256="a" * 64)
+    other = replace(own, sha256="b" * 64)
+    data = Spec(data="sst2", num_classes=2, vocabulary=own)
+    check_spec("the teacher", Spec(vocabulary=own), data)
+    check_spec("the teacher", Spec(vocabulary=other), replace(data, teacher_vocabulary=other))
+    check_spec("the teacher", Spec(), data)
+    for tokens, given in (
         (other, data),
-        (ours, {**data, "teacher_vocabulary": other}),
-        (ours, {"data": "mnist", "num_classes": 2}),
+        (own, replace(data, teacher_vocabulary=other)),
+        (own, Spec(data="mnist", num_classes=2)),
     ):
         with pytest.raises(
             UserError,
-            match=r"the teacher reads 10 tokens, vocabulary .* set data\.teacher_tokenizer",
+            match=r"the teacher reads 10 tokens, vocabulary .* Set data\.teacher_tokenizer",
         ):
-            check_spec("the teacher", {"vocabulary": theirs}, given)
+            check_spec("the teacher", Spec(vocabulary=tokens), given)
 
 
 def test_synthetic_sentences_are_drawn_as_the_paper_draws_them() -> None:

@@ -32,8 +32,9 @@ CASES = {
 }
 
 
-def value(case: Case, **options: float) -> torch.Tensor:
-    loss: torch.Tensor = CrossEntropy(**options)(case.student, None, case.batch)
+def value(case: Case, label_smoothing: float = 0.0) -> torch.Tensor:
+    hard_loss = CrossEntropy(label_smoothing=label_smoothing)
+    loss: torch.Tensor = hard_loss(case.student, None, case.batch)
     return loss
 
 

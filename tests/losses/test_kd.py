@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_lightning.data import DigitsDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.losses.kd import KD
 from kd_lightning.losses.logitmse import LogitMSE
@@ -143,7 +144,7 @@ def test_distilling_an_ensemble_teacher(
     teacher = EnsembleTeacher(
         [Fixed(member) for member in members.unbind(1)], mean=mean, weights=[1.0, 3.0]
     )
-    teacher.prepare(None)
+    teacher.prepare(DigitsDataModule())
     means = {"arithmetic": reference.arithmetic_mean, "geometric": reference.geometric_mean}
     targets = means[mean](members.tolist(), [0.25, 0.75], temperature)
     expected = reference.soft_target_loss(case.student.logits.tolist(), targets, temperature)

@@ -222,8 +222,8 @@ def test_a_pair_trains_from_its_teachers_checkpoint(tmp_path: Path) -> None:
     assert [set(shapes) for shapes in reader.seen] == [ROLES, ROLES]
     assert reader.seen[0] == reader.seen[1]  # same channels and sizes; only the depth differs
     batch = samples(data, "train", 4)
-    output = run_network(student, batch.inputs, module.taps)
-    torch.autograd.backward(reader(output, module.teach(batch), batch))
+    output = module.learner(batch)
+    torch.autograd.backward(reader(output, module.teacher(batch), batch))
     assert all(
         p.grad is not None for name, p in student.named_parameters() if not name.startswith("head")
     )

@@ -15,7 +15,6 @@ from kd_lightning.data import PretrainedTokenizer, SST2DataModule, WordTokenizer
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
 from kd_lightning.models import TransformerClassifier
-from kd_lightning.runs.filled import teacher_spec
 from kd_lightning.weights import plain
 from tests.sentences import save_bert, write_sst2
 
@@ -221,19 +220,23 @@ def test_the_weights_of_a_folder_are_loaded(folder: Path) -> None:
 
 
 def test_only_the_tokenizer_of_the_folder_fits(folder: Path, root: Path) -> None:
-    own = SST2DataModule(str(root), tokenizer=PretrainedTokenizer(str(folder))).spec
+    own: dict[str, Any] = SST2DataModule(
+        str(root), tokenizer=PretrainedTokenizer(str(folder))
+    ).spec.to_dict()
     assert TransformerClassifier(str(folder), num_classes=2, spec=own).typed
     both = {
         "tokenizer": WordTokenizer(max_length=32),
         "teacher_tokenizer": PretrainedTokenizer(str(folder)),
     }
     as_teacher = SST2DataModule(str(root), **both).spec
-    TransformerClassifier(str(folder), num_classes=2, spec=teacher_spec(as_teacher))
+    TransformerClassifier(str(folder), num_classes=2, spec=as_teacher.for_teacher().to_dict())
     with pytest.raises(
         UserError, match="another vocabulary"
     ):  # the student's vocabulary is not the encoder's
-        TransformerClassifier(str(folder), num_classes=2, spec=as_teacher)
-    words = SST2DataModule(str(root), tokenizer=WordTokenizer(max_length=32)).spec
+        TransformerClassifier(str(folder), num_classes=2, spec=as_teacher.to_dict())
+    words: dict[str, Any] = SST2DataModule(
+        str(root), tokenizer=WordTokenizer(max_length=32)
+    ).spec.to_dict()
     with pytest.raises(
         UserError,
         match=r"the tokenizer has another vocabulary than the encoder .*PretrainedTokenizer",

@@ -11,7 +11,7 @@ from torch import nn
 from kd_lightning.losses import CrossEntropy
 from kd_lightning.runs.compile import networks
 from kd_lightning.teachers import EnsembleTeacher, ModelTeacher
-from kd_lightning.training import BaseModule, DistillationModule
+from kd_lightning.training import DistillationModule, TrainingModule
 from tests.runs import Kd, student
 
 COMPILED = "--trainer.callbacks+={class_path: kd_lightning.runs.compile.CompileNetworks, init_args: {backend: eager}}"
@@ -20,13 +20,13 @@ FEATURES = "--model.losses.crd={class_path: kd_lightning.losses.CRD, init_args: 
 
 def test_trains_the_same_weights(teacher: Path, kd: Kd, monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[bool] = []
-    begin = BaseModule.on_train_epoch_start
+    begin = TrainingModule.on_train_epoch_start
 
-    def note(module: BaseModule) -> None:
+    def note(module: TrainingModule) -> None:
         compiled.append(all(n._compiled_call_impl is not None for n in networks(module)))
         begin(module)
 
-    monkeypatch.setattr(BaseModule, "on_train_epoch_start", note)
+    monkeypatch.setattr(TrainingModule, "on_train_epoch_start", note)
     layers = [f"--model.{side}layers={{penultimate: body}}" for side in ("", "teacher.")]
     argv = [*student(teacher), FEATURES, *layers, "--model.student.dropout=0.3"]
     for name, more in (("plain", []), ("compiled", [COMPILED])):

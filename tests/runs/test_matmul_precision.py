@@ -9,7 +9,7 @@ import torch
 
 from kd_lightning.experiments.keys import run_key
 from kd_lightning.runs.launch import launch
-from kd_lightning.training import BaseModule
+from kd_lightning.training import TrainingModule
 
 ARGV = [
     *(
@@ -33,14 +33,14 @@ ARGV = [
 
 def test_each_run_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    begin = BaseModule.on_train_epoch_start
+    begin = TrainingModule.on_train_epoch_start
 
-    def note(module: BaseModule) -> None:
+    def note(module: TrainingModule) -> None:
         seen.append(torch.get_float32_matmul_precision())
         begin(module)
 
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    monkeypatch.setattr(BaseModule, "on_train_epoch_start", note)
+    monkeypatch.setattr(TrainingModule, "on_train_epoch_start", note)
     launch([*ARGV, "--matmul_precision=medium", f"--run.dir={tmp_path}/a"])
     launch([*ARGV, f"--run.dir={tmp_path}/b"])
     assert seen == ["medium", "highest"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from kd_lightning.training import BaseModule
+from kd_lightning.training import TrainingModule
 from tests.runs import TEACHER, Kd, Outcome, finish, spawn, student
 
 JITTER = "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixels: 1}}]"
@@ -57,14 +57,14 @@ def arguments(role: str, scheduler: str, teacher: Path) -> list[str]:
 
 def stop_at(patch: pytest.MonkeyPatch, epoch: int, batch: int) -> None:
     """Press Ctrl-C in the middle of an epoch."""
-    start = BaseModule.on_train_batch_start
+    start = TrainingModule.on_train_batch_start
 
-    def interrupted(module: BaseModule, data: Any, batch_idx: int) -> None:
+    def interrupted(module: TrainingModule, data: Any, batch_idx: int) -> None:
         if (module.current_epoch, batch_idx) == (epoch, batch):
             raise KeyboardInterrupt
         start(module, data, batch_idx)
 
-    patch.setattr(BaseModule, "on_train_batch_start", interrupted)
+    patch.setattr(TrainingModule, "on_train_batch_start", interrupted)
 
 
 def stopped(kd: Kd, argv: list[str], epoch: int, batch: int) -> Outcome:

@@ -157,7 +157,7 @@ def test_later_configs_and_leaves_win(teacher: Path, place: Path, kd: Kd) -> Non
         "one.yaml",
         "-c",
         "two.yaml",
-        "--data.labels=0.5",
+        "--data.label_fraction=0.5",
         "--model.losses.kd.temperature=2",
     ]
     assert kd(*student(teacher), *extra).code == 0
@@ -249,7 +249,7 @@ def test_a_tested_run_has_one_row_an_epoch(teacher: Path, kd: Kd) -> None:
 def test_a_module_in_python_reads_the_checkpoint(teacher: Path) -> None:
     module = ClassifierModule.load_from_checkpoint(teacher)
     assert module.spec is not None
-    assert module.spec["classes"] == list("0123456789")
+    assert module.spec.classes == list("0123456789")
 
 
 def test_a_process_of_its_own_writes_nothing_on_standard_error(place: Path) -> None:

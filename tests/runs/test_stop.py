@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from kd_lightning.training import BaseModule
+from kd_lightning.training import TrainingModule
 from tests.runs import TEACHER, Kd, Outcome, student
 from tests.runs.test_resume import JITTER, SCHEDULERS, content, differences, record
 
@@ -22,16 +22,16 @@ OWN = (
 
 def signalled(kd: Kd, argv: list[str], epoch: int, batch: int, times: int = 1) -> Outcome:
     """Run until a step of an epoch begins; then comes a SIGTERM."""
-    start = BaseModule.on_train_batch_start
+    start = TrainingModule.on_train_batch_start
 
-    def ask(module: BaseModule, data: Any, batch_idx: int) -> None:
+    def ask(module: TrainingModule, data: Any, batch_idx: int) -> None:
         if (module.current_epoch, batch_idx) == (epoch, batch):
             for _ in range(times):
                 os.kill(os.getpid(), signal.SIGTERM)
         start(module, data, batch_idx)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BaseModule, "on_train_batch_start", ask)
+        patch.setattr(TrainingModule, "on_train_batch_start", ask)
         return kd(*argv)
 
 

@@ -265,8 +265,10 @@ def test_a_tokenizer_takes_the_vocabulary_of_a_checkpoint(root: Path, tmp_path: 
     second = fit(
         other, tmp_path / "second", configs, *own, f"--data.tokenizer.checkpoint={last(first)}"
     )
-    vocabularies = [(run.module.spec or {})["vocabulary"] for run in (first, second)]
-    assert vocabularies[0] == vocabularies[1]
+    specs = [run.module.spec for run in (first, second)]
+    assert specs[0] is not None
+    assert specs[1] is not None
+    assert specs[0].vocabulary == specs[1].vocabulary
     (tmp_path / "first").rename(
         tmp_path / "moved"
     )  # neither that checkpoint nor init_from is needed any more
@@ -310,7 +312,8 @@ def test_classes_in_another_order_are_refused(root: Path, tmp_path: Path) -> Non
 
 def test_features_of_every_token_are_not_cached(root: Path, tmp_path: Path) -> None:
     data = SST2DataModule(str(root), batch_size=15)
-    net = BiLSTMClassifier(4, 4, 4, vocabulary=data.spec["vocabulary"]["size"], num_classes=2)
+    assert data.spec.vocabulary is not None
+    net = BiLSTMClassifier(4, 4, 4, vocabulary=data.spec.vocabulary.size, num_classes=2)
     teacher = ModelTeacher(network=net, layers={"words": "embedding"})
     said = complaint(lambda: cache_teacher(teacher, data, tmp_path / "cache", features=("words",)))
     assert "in one batch and" in said

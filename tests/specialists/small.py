@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +10,16 @@ import torch
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.models import MLP
+from kd_lightning.spec import Spec, SpecialistInfo
 from kd_lightning.weights import KEY
 
 
-def save(path: Path, spec: dict[str, Any], seed: int, hidden: int = 12) -> str:
+def save(path: Path, spec: Spec, seed: int, hidden: int = 12) -> str:
     """A checkpoint as `kd fit` leaves it, of a network with random weights for data of that spec."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "hidden": [hidden],
-        "input_shape": spec["input_shape"],
-        "num_classes": spec["num_classes"],
+        "input_shape": list(spec.input_shape or ()),
+        "num_classes": spec.num_classes,
     }
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -26,27 +28,23 @@ def save(path: Path, spec: dict[str, Any], seed: int, hidden: int = 12) -> str:
         parameter.data *= 3  # opinions that differ
     weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     described = {"class_path": "kd_lightning.models.MLP", "init_args": arguments}
-    ours = {"role": "network", "network": described, "spec": spec, "teacher": []}
+    ours = {"role": "network", "network": described, "spec": spec.to_dict(), "teacher": []}
     torch.save({"state_dict": weights, KEY: ours}, path)
     return str(path)
 
 
-def specialist_spec(
-    spec: dict[str, Any], class_ids: list[int], oversampling: float = 1.5
-) -> dict[str, Any]:
-    """What a specialist's data says of itself."""
-    return {
-        **spec,
-        "num_classes": len(class_ids) + 1,
-        "classes": [*(spec["classes"][at] for at in class_ids), "other"],
-        "specialist": {
-            "number": 0,
-            "of": 1,
-            "class_ids": class_ids,
-            "oversampling": oversampling,
-            "generalist": "",
-        },
-    }
+def specialist_spec(spec: Spec, class_ids: list[int], oversampling: float = 1.5) -> Spec:
+    """The spec of a specialist's data."""
+    names = [spec.classes[class_id] for class_id in class_ids]
+    specialist = SpecialistInfo(
+        number=0, of=1, class_ids=class_ids, oversampling=oversampling, generalist=""
+    )
+    return replace(
+        spec,
+        num_classes=len(class_ids) + 1,
+        classes=(*names, "other"),
+        specialist=specialist,
+    )
 
 
 def generalist(folder: Path, seed: int = 0) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from kd_lightning.data import BatchLoader, DigitsDataModule, Jitter, SpokenDigitsDataModule
 from kd_lightning.data.source import Source
-from kd_lightning.specialists import SpecialistDataModule
+from kd_lightning.specialists import SpecialistDataModule, SpecialistSource
 from kd_lightning.types import CLEAN, UNLABELLED, Batch
 from tests.data.speech.spoken import spoken_digits
 from tests.specialists import small as files
@@ -46,23 +47,24 @@ def test_the_spec(generalist: str) -> None:
     for number in range(3):
         data = made(generalist, number)
         ids, whole = data.class_ids, DigitsDataModule()
-        about = data.spec["specialist"]
+        about = data.spec.specialist
+        assert about is not None
         assert about["class_ids"] == ids == made(generalist, 2 - number).clusters[number]
-        assert data.spec["classes"] == [*(str(at) for at in ids), "other"]
-        assert data.spec["num_classes"] == 5
+        assert data.spec.classes == (*(str(at) for at in ids), "other")
+        assert data.spec.num_classes == 5
         source = whole.source("train")
         own = int(torch.isin(source.target[source.rows], torch.tensor(ids)).sum())
-        assert data.spec["samples"]["train"] == 2 * own == len(data.source("train"))
-        assert data.spec["samples"]["test"] == 602
+        assert data.spec.samples["train"] == 2 * own == len(data.source("train"))
+        assert data.spec.samples["test"] == 602
         assert about["oversampling"] == pytest.approx((len(source) - own) / own)
         for name in ("input_shape", "mean", "std", "source_samples"):
-            assert data.spec[name] == whole.spec[name]
+            assert getattr(data.spec, name) == getattr(whole.spec, name)
 
 
 @pytest.mark.parametrize("stage", ["train", "validation", "test"])
 def test_labels_are_the_classes_or_the_dustbin(generalist: str, stage: str) -> None:
     data = made(generalist, 1)
-    raw = data.raw("test" if stage == "test" else "train").target
+    raw = DigitsDataModule().raw("test" if stage == "test" else "train").target
     batches = list(data.loader(stage))
     index, target = joined(batches, "index"), joined(batches, "target")
     ids = data.class_ids
@@ -112,7 +114,8 @@ def test_few_others_are_drawn_again(generalist: str) -> None:
     data = made(generalist, inner=DigitsDataModule(batch_size=64, fraction=0.2), classes_each=8)
     index = joined(epoch(data, 0), "index")
     _, counts = index.unique(return_counts=True)
-    about = data.spec["specialist"]
+    about = data.spec.specialist
+    assert about is not None
     assert about["oversampling"] < 0.5
     assert counts.max() >= 3
     assert (joined(epoch(data, 0), "target") == 8).double().mean() == 0.5
@@ -130,7 +133,9 @@ def test_inputs_are_those_of_the_data(generalist: str) -> None:
     assert isinstance(batch.inputs, Tensor)
     assert isinstance(expected.inputs, Tensor)
     assert torch.equal(batch.inputs, expected.inputs)
-    assert not torch.equal(batch.inputs, inner.batch(torch.arange(50), CLEAN).inputs)
+    clean = inner.batch(torch.arange(50), CLEAN).inputs
+    assert isinstance(clean, Tensor)
+    assert not torch.equal(batch.inputs, clean)
     assert data.fingerprint()["augment"] == [{"name": "Jitter", "pixels": 1}]
 
 
@@ -143,7 +148,7 @@ def test_augmentation_that_the_data_cannot_do_is_refused(generalist: str, tmp_pa
 
 
 def test_what_is_unlabelled_is_on_neither_side(generalist: str) -> None:
-    data = made(generalist, inner=DigitsDataModule(batch_size=64, labels=0.3))
+    data = made(generalist, inner=DigitsDataModule(batch_size=64, label_fraction=0.3))
     assert UNLABELLED not in joined(epoch(data, 0), "target")
     assert len(data.source("train")) < 0.5 * len(made(generalist).source("train"))
 
@@ -153,7 +158,7 @@ def test_two_processes_share_an_epoch(generalist: str) -> None:
         data = made(generalist, batch_size=64 // processes)
         device = SimpleNamespace(root_device=torch.device("cpu"))
         data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, strategy=device)  # type: ignore[assignment]
-        return joined([batch for batch in epoch(data, 2) if not batch.ghost], "index")
+        return joined([batch for batch in epoch(data, 2) if not batch.placeholder], "index")
 
     together = torch.cat([share(0, 2), share(1, 2)])
     assert sorted(together.tolist()) == sorted(share(0, 1).tolist())
@@ -168,21 +173,25 @@ def test_a_loader_of_another_kind(generalist: str) -> None:
             loader.source = Lengthy(loader.source)
             return loader
 
-    class Lengthy:
+    class Lengthy(Source):
         def __init__(self, source: Source) -> None:
             self.source = source
+            self.rows = source.rows
+            self.target = source.target
+            self.split = source.split
 
-        def __len__(self) -> int:
-            return len(self.source)
-
-        def lengths(self, view: int) -> Tensor:
+        def lengths(self, view: int = CLEAN) -> Tensor:
             return 10 * torch.arange(len(self.source))
 
         def batch(self, rows: Tensor, view: int) -> Batch:
             return self.source.batch(rows, view)
 
     loader = made(generalist, inner=Sized()).train_dataloader()
-    assert torch.equal(loader.source.lengths(CLEAN), 10 * loader.source.positions)
+    source = loader.source
+    assert isinstance(source, SpecialistSource)
+    lengths = source.lengths(CLEAN)
+    assert lengths is not None
+    assert torch.equal(lengths, 10 * source.positions)
 
 
 def test_what_cannot_be(generalist: str, tmp_path: Path) -> None:
@@ -210,20 +219,18 @@ def test_a_name_that_is_taken(generalist: str, monkeypatch: pytest.MonkeyPatch) 
     message = complaint(lambda: made(generalist, dustbin="7"))
     assert (
         message
-        == "the data has a class called '7' already; name the dustbin with --data.dustbin=NAME"
+        == "the data already has a class called '7'; name the dustbin with --data.dustbin=NAME"
     )
-    assert made(generalist, dustbin="any other").spec["classes"][-1] == "any other"
+    assert made(generalist, dustbin="any other").spec.classes[-1] == "any other"
 
 
 def test_a_generalist_of_other_classes(tmp_path: Path) -> None:
     spec = DigitsDataModule().spec
     fewer = files.save(
-        tmp_path / "fewer.ckpt", {**spec, "num_classes": 9, "classes": spec["classes"][:9]}, seed=0
+        tmp_path / "fewer.ckpt", replace(spec, num_classes=9, classes=spec.classes[:9]), seed=0
     )
     assert f"the generalist {fewer} knows 9 classes, the data digits has 10" in complaint(
         lambda: made(fewer).spec
     )
-    turned = files.save(
-        tmp_path / "turned.ckpt", {**spec, "classes": spec["classes"][::-1]}, seed=0
-    )
-    assert "calls class 0 '9', the data digits '0'" in complaint(lambda: made(turned).spec)
+    turned = files.save(tmp_path / "turned.ckpt", replace(spec, classes=spec.classes[::-1]), seed=0)
+    assert "calls class 0 '9', the data digits calls it '0'" in complaint(lambda: made(turned).spec)

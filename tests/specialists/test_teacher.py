@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ def test_specialist_teacher(team: dict[str, Any], data: DigitsDataModule) -> Non
         )
         assert q[at].tolist() == pytest.approx(torch.tensor(found.x).softmax(0).tolist(), abs=1e-5)
     assert not torch.allclose(q.double(), generalist.exp(), atol=1e-2)
-    assert [Path(source["path"]).name for source in teacher.sources()] == [
+    assert [Path(str(source["path"])).name for source in teacher.sources()] == [
         "generalist0.ckpt",
         "specialist1.ckpt",
         "specialist2.ckpt",
@@ -262,11 +263,11 @@ def test_invalid_teams_are_errors(
         lambda: swapped.prepare(data)
     )
     spec = data.spec
-    renamed = {**spec, "classes": [f"digit {name}" for name in spec["classes"]]}
+    renamed = replace(spec, classes=tuple(f"digit {name}" for name in spec.classes))
     other = files.save(tmp_path / "renamed.ckpt", files.specialist_spec(renamed, [1, 2]), 5)
     message = complaint(lambda: SpecialistTeacher(generalist, [other]).prepare(data))
-    assert "calls class 0 'digit 1', the data digits '1'" in message
-    more = {**spec, "num_classes": 12, "classes": [str(at) for at in range(12)]}
+    assert "calls class 0 'digit 1', the data digits calls it '1'" in message
+    more = replace(spec, num_classes=12, classes=tuple(str(at) for at in range(12)))
     other = files.save(tmp_path / "more.ckpt", files.specialist_spec(more, [1, 11]), 5)
     message = complaint(lambda: SpecialistTeacher(generalist, [other]).prepare(data))
     assert message == f"the specialist {other} knows a class 11; the data has 10 classes"
@@ -290,7 +291,8 @@ def test_subset_teacher_sums_other_classes(
     source = share.source("test")
     batch = source.batch(torch.arange(20), CLEAN)
     generalist = logits_of(team["generalist"], batch).double().softmax(1).tolist()
-    ids, oversampling = share.class_ids, share.spec["specialist"]["oversampling"]
+    assert share.spec.specialist is not None
+    ids, oversampling = share.class_ids, share.spec.specialist["oversampling"]
     for row, found in zip(generalist, teacher(batch).log_probs().exp().tolist(), strict=True):
         rest = sum(p for at, p in enumerate(row) if at not in ids) / oversampling
         expected = [*(row[at] for at in ids), rest]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_weights_with_the_right_classes_are_unchanged() -> None:
 
 
 def test_other_classes_are_an_error() -> None:
-    reversed_spec: dict[str, Any] = {**SPEC, "classes": SPEC["classes"][::-1]}
+    reversed_spec = replace(SPEC, classes=SPEC.classes[::-1])
     message = complaint(
         lambda: specialist_weights(
             mlp(classes=4), mlp(classes=10).state_dict(), reversed_spec, SHARE, "here"
@@ -66,6 +66,7 @@ def test_init_from_starts_a_specialist(share: SpecialistDataModule) -> None:
     whole = mlp(12)
     content = torch.load(share.generalist, weights_only=True)
     whole.load_state_dict({k.removeprefix("network."): v for k, v in content["state_dict"].items()})
+    assert isinstance(share.data, DigitsDataModule)
     batch = samples(share.data, "test", 50)
     with torch.no_grad():
         assert torch.allclose(

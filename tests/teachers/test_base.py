@@ -134,5 +134,5 @@ def test_no_features_and_no_sources_unless_a_subclass_has_them() -> None:
         lambda: teacher.tap({"stage1", "penultimate"})
     )
     assert teacher.sources() == []
-    with pytest.raises(NotImplementedError):
-        Teacher().outputs(Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1)))
+    with pytest.raises(TypeError, match="abstract"):
+        Teacher()  # type: ignore[abstract]

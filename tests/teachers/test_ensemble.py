@@ -41,7 +41,7 @@ def output_of(
     teacher = EnsembleTeacher(
         [Fixed(member) for member in members.unbind(1)], mean=mean, weights=weights
     )
-    teacher.prepare(None)
+    teacher.prepare(DigitsDataModule())
     output = teacher(BATCH)
     assert isinstance(output, Output)
     return output

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,8 @@ from torchvision import models
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.runs.launch import RunResult
+from kd_lightning.spec import Spec
+from kd_lightning.tasks import Classification
 from kd_lightning.teachers import ModelTeacher
 from kd_lightning.types import Batch
 from tests.training.small import complaint, copied, mlp, same, samples, shaky
@@ -39,16 +42,14 @@ def digest(path: Path) -> str:
 
 
 @pytest.fixture
-def imagenet() -> SimpleNamespace:
+def imagenet() -> Any:
     """A stand-in for a datamodule: all that a teacher reads is what the data is."""
     classes = list(WEIGHTS.meta["categories"])
     return SimpleNamespace(
-        spec={
-            "data": "imagenet",
-            "num_classes": 1000,
-            "classes": classes,
-            "input_shape": [3, 224, 224],
-        }
+        task=Classification(),
+        spec=Spec(
+            data="imagenet", num_classes=1000, classes=tuple(classes), input_shape=(3, 224, 224)
+        ),
     )
 
 
@@ -105,17 +106,15 @@ def test_from_a_network_in_python(data: DigitsDataModule) -> None:
     assert torch.equal(teacher(batch).logits, network.eval()(batch.inputs))
 
 
-def test_from_torchvision(
-    torchvision_weights: dict[str, Tensor], imagenet: SimpleNamespace
-) -> None:
+def test_from_torchvision(torchvision_weights: dict[str, Tensor], imagenet: Any) -> None:
     teacher = prepared(imagenet, weights=str(WEIGHTS))
     assert isinstance(teacher.network, models.ShuffleNetV2)
     assert same(copied(teacher.network), torchvision_weights)
     assert teacher.sources() == [
         {"weights": str(WEIGHTS), "url": WEIGHTS.url, "network": "ShuffleNetV2"}
     ]
-    imagenet.spec["classes"] = imagenet.spec["classes"][::-1]
-    assert "other classes, or another order" in complaint(
+    imagenet.spec = replace(imagenet.spec, classes=imagenet.spec.classes[::-1])
+    assert "the classes or their order differ" in complaint(
         lambda: ModelTeacher(weights=str(WEIGHTS)).prepare(imagenet)
     )
 
@@ -127,9 +126,7 @@ def test_torchvision_does_not_know_the_data(
     assert message == "the teacher knows 1000 classes, the data digits has 10"
 
 
-def test_torchvision_without_a_network(
-    monkeypatch: pytest.MonkeyPatch, imagenet: SimpleNamespace
-) -> None:
+def test_torchvision_without_a_network(monkeypatch: pytest.MonkeyPatch, imagenet: Any) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise URLError("no route")
 
@@ -147,7 +144,7 @@ def test_torchvision_without_a_network(
         "ResNet18_Weights.IMAGENET9K",
     ],
 )
-def test_torchvision_has_no_such_weights(name: str, imagenet: SimpleNamespace) -> None:
+def test_torchvision_has_no_such_weights(name: str, imagenet: Any) -> None:
     message = complaint(lambda: ModelTeacher(weights=name).prepare(imagenet))
     assert f"torchvision has no weights {name!r}" in message
 
@@ -155,7 +152,7 @@ def test_torchvision_has_no_such_weights(name: str, imagenet: SimpleNamespace) -
 @pytest.mark.usefixtures("torchvision_weights")
 @pytest.mark.parametrize("source", ["checkpoint", "torchvision"])
 def test_prepare_draws_no_random_number(
-    source: str, checkpoint: Path, data: DigitsDataModule, imagenet: SimpleNamespace
+    source: str, checkpoint: Path, data: DigitsDataModule, imagenet: Any
 ) -> None:
     def states() -> list[Any]:
         return [torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())]

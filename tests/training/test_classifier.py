@@ -21,7 +21,7 @@ from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.kd import KD
 from kd_lightning.models import MLP
 from kd_lightning.runs.launch import RunResult
-from kd_lightning.training import BaseModule, ClassifierModule
+from kd_lightning.training import ClassifierModule, TrainingModule
 from kd_lightning.training.optimizers import default_optimizer, optimize
 from kd_lightning.types import Batch, Output
 from tests.reference import hard
@@ -73,7 +73,7 @@ class Norms(pl.Callback):
         self.before_next.append(self.largest(pl_module))
 
 
-def mean_nll(module: BaseModule, batch: Batch) -> float:
+def mean_nll(module: TrainingModule, batch: Batch) -> float:
     return hard.cross_entropy(module.eval()(batch.inputs).tolist(), batch.target.tolist())
 
 
@@ -177,7 +177,7 @@ def test_a_scheduler_is_told_the_number_of_steps(teacher_run: RunResult) -> None
     assert 0 < teacher_run.metrics["learning_rate"] < 0.3 / 25
 
 
-MISTAKES: dict[str, tuple[Callable[[], BaseModule], str]] = {
+MISTAKES: dict[str, tuple[Callable[[], TrainingModule], str]] = {
     "no losses": (lambda: ClassifierModule(mlp(), {}), "model.losses is empty"),
     "a loss without its teacher": (
         lambda: ClassifierModule(mlp(), {"soft": KD()}),

@@ -112,7 +112,7 @@ def test_unlabelled_samples_teach_by_the_soft_loss_alone() -> None:
         fit.fit(module, datamodule=data)
         return module, fit
 
-    both, fit = trained(DigitsDataModule(labels=0.0), ce=CrossEntropy(), kd=KD())
+    both, fit = trained(DigitsDataModule(label_fraction=0.0), ce=CrossEntropy(), kd=KD())
     soft, _ = trained(DigitsDataModule(), kd=KD())
     labelled, _ = trained(DigitsDataModule(), ce=CrossEntropy(), kd=KD())
     assert same(copied(both.net), copied(soft.net))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kd_lightning.data import DigitsDataModule
-from kd_lightning.metrics import EvaluationMetrics
-from kd_lightning.types import UNLABELLED, Output
+from kd_lightning.metrics import ClassificationMetrics
+from kd_lightning.types import UNLABELLED, Batch, Output
 from tests.training.small import distillation, samples, trainer
 
 Array = NDArray[np.float64]
@@ -69,12 +69,13 @@ def random_case(rows: int = 200) -> tuple[Output, Output, Tensor]:
 
 
 def measured(*batches: tuple[Output, Output | None, Tensor]) -> dict[str, float]:
-    metrics = EvaluationMetrics(10)
+    metrics = ClassificationMetrics(10)
     for batch in batches:
-        metrics.update(*batch)
+        student, teacher, target = batch
+        metrics.update(student, teacher, Batch(target, target, target))
     values = {name: value.item() for name, value in metrics.compute().items()}
     metrics.reset()
-    assert metrics.items() == {}
+    assert metrics.compute() == {}
     return values
 
 
@@ -139,10 +140,10 @@ def test_batches_of_any_size() -> None:
         name: pytest.approx(value, rel=1e-5) for name, value in expected.items()
     }
     # By hand for one row: class 1 of (0, 0) with a half; the teacher (0, ln 3) says 1/4, 3/4.
-    row = EvaluationMetrics(2)
-    row.update(
-        Output(torch.zeros(1, 2)), Output(torch.tensor([[0.0, np.log(3)]])), torch.tensor([1])
-    )
+    row = ClassificationMetrics(2)
+    label = torch.tensor([1])
+    teacher = Output(torch.tensor([[0.0, np.log(3)]]))
+    row.update(Output(torch.zeros(1, 2)), teacher, Batch(torch.zeros(1), label, label))
     values = row.compute()
     assert values["nll"].item() == pytest.approx(np.log(2))
     assert values["teacher_kl"].item() == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))

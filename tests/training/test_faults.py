@@ -15,6 +15,7 @@ from torchmetrics import Metric
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.losses.kd import KD
+from kd_lightning.metrics import ClassificationMetrics
 from kd_lightning.teachers import ModelTeacher, Teacher
 from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output
@@ -169,8 +170,9 @@ class Counting(DistillationModule):
     """Measures every step."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        assert self.metrics is not None
-        self.metrics.nll.update(torch.zeros(1))
+        metrics = self.metrics
+        assert isinstance(metrics, ClassificationMetrics)
+        metrics.nll.update(torch.zeros(1))
         return super().training_step(batch, batch_idx)
 
 

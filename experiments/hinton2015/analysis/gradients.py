@@ -123,12 +123,14 @@ def variance(
         with torch.inference_mode():
             teacher_network = _teacher_of(run, runs[teacher]).network()
             teacher_logits = run_network(teacher_network, batch.inputs).logits.clone()
+        inputs = batch.inputs
+        assert isinstance(inputs, Tensor)
         networks = {"first_weights": _untrained(run), "last_weights": run.network()}
         for stage, network in networks.items():
             for name, loss in losses.items():
                 relative_variance, norm = spread(
                     network,
-                    batch.inputs.clone(),
+                    inputs.clone(),
                     teacher_logits.clone(),
                     batch.target.clone(),
                     loss,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from kd_lightning.data.datamodule import ServedDataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished, Row, Runs, Stage
 from kd_lightning.experiments.stats import holm, paired
@@ -72,12 +72,12 @@ def regularizers(
     return rows
 
 
-def _accuracies(name: str, group: Sequence[Finished], data: ServedDataModule, stage: Stage) -> Row:
+def _accuracies(name: str, group: Sequence[Finished], data: DataModule, stage: Stage) -> Row:
     values = [accuracy(run.network(), data, stage) for run in group]
     return Row(name, f"{stage}_accuracy", values)
 
 
-def _early_stopping(name: str, group: Sequence[Finished], data: ServedDataModule) -> list[Row]:
+def _early_stopping(name: str, group: Sequence[Finished], data: DataModule) -> list[Row]:
     """The rows of runs at their best epochs."""
     best = [EarlyStopped(run.seed, run.folder, run.metrics) for run in group]
     return [
@@ -103,7 +103,7 @@ def _write_tests(
     path.write_text("\n".join(lines) + "\n")
 
 
-def accuracy(network: nn.Module, datamodule: ServedDataModule, stage: Stage) -> float:
+def accuracy(network: nn.Module, datamodule: DataModule, stage: Stage) -> float:
     """Compute the share of a stage's frames whose state is predicted.
 
     Args:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torchmetrics.functional.text import word_error_rate
 
-from kd_lightning.data.speech.hmm import WordLoop
 from kd_lightning.data.speech.windows import Speech
+from kd_lightning.data.speech.word_loop import WordLoop
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
 

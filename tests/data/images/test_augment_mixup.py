@@ -154,7 +154,7 @@ def test_batches_carry_partners_along() -> None:
         partner=torch.arange(4) + 5,
         share=torch.arange(4) / 4,
     )
-    part = batch.rows(1, 3)
+    part = batch.slice(1, 3)
     assert part.partner is not None
     assert part.share is not None
     assert (part.partner.tolist(), part.share.tolist()) == ([6, 7], [0.25, 0.5])
@@ -162,7 +162,7 @@ def test_batches_carry_partners_along() -> None:
     assert moved.partner is not None
     assert moved.share is not None
     assert {moved.partner.device.type, moved.share.device.type} == {"meta"}
-    assert Batch(torch.zeros(4, 1), torch.arange(4), torch.arange(4)).rows(1, 3).partner is None
+    assert Batch(torch.zeros(4, 1), torch.arange(4), torch.arange(4)).slice(1, 3).partner is None
 
 
 def teacher() -> ModelTeacher:

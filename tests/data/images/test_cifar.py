@@ -142,14 +142,14 @@ def test_cifar10_in_the_order_of_its_files(root: Path) -> None:
     ) / torch.tensor(data.std)[:, None, None]
     assert isinstance(batch.inputs, torch.Tensor)
     torch.testing.assert_close(batch.inputs.double(), expected, atol=1e-5, rtol=0)
-    assert data.spec["input_shape"] == [3, 32, 32]
+    assert data.spec.input_shape == (3, 32, 32)
 
 
 def test_cifar100_has_the_fine_labels(root: Path) -> None:
     data = SmallCIFAR100(root=str(root), download=False, validation=0.0)
     assert data.raw("train").target.tolist() == [(7 * i) % 100 for i in range(50)]
     assert np.array_equal(data.raw("test").images.flatten(1).numpy(), pixels(10, 1))
-    assert len(set(data.classes)) == data.spec["num_classes"] == 100
+    assert len(set(data.classes)) == data.spec.num_classes == 100
 
 
 def test_pickles_of_todays_python_are_read_too(root: Path) -> None:

@@ -16,6 +16,7 @@ from kd_lightning.data import BatchLoader, DigitsDataModule, ImageSource, Jitter
 from kd_lightning.data.images import digits
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import hashed
+from kd_lightning.spec import Spec
 from kd_lightning.types import CLEAN, UNLABELLED
 
 
@@ -107,7 +108,7 @@ def test_grey_images_are_repeated_for_networks_made_for_colour() -> None:
     grey, colour = whole(DigitsDataModule().source("test")), whole(data.source("test"))
     assert colour.shape == (602, 3, 8, 8)
     assert all(torch.equal(colour[:, [c]], grey) for c in range(3))
-    assert data.spec["input_shape"] == [3, 8, 8]
+    assert data.spec.input_shape == (3, 8, 8)
 
 
 def test_the_validation_split_is_stratified() -> None:
@@ -137,7 +138,7 @@ def test_without_validation_everything_is_trained_on() -> None:
     data = DigitsDataModule(validation=0)
     assert data.val_dataloader() == []
     assert rows(validation=0) == set(range(1195))
-    assert data.spec["samples"] == {"train": 1195, "validation": 0, "test": 602}
+    assert data.spec.samples == {"train": 1195, "validation": 0, "test": 602}
 
 
 @pytest.mark.parametrize("options", [{}, {"drop_classes": [0, 7]}, {"parts": 2, "part": 1}])
@@ -172,7 +173,7 @@ def test_classes_are_kept_and_dropped_in_training_alone(options: dict[str, Any])
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.5])
 def test_labels_are_withheld_in_training_alone(share: float) -> None:
-    data = DigitsDataModule(labels=share)
+    data = DigitsDataModule(label_fraction=share)
     target = data.source("train").batch(torch.arange(1072), CLEAN).target
     labelled = target != UNLABELLED
     assert set(data.source("train").rows.tolist()) == rows()
@@ -180,16 +181,18 @@ def test_labels_are_withheld_in_training_alone(share: float) -> None:
     assert torch.equal(
         target[labelled], data.raw("train").target[data.source("train").rows][labelled]
     )
-    assert near(classes(labels=share), share, classes())
+    assert near(classes(label_fraction=share), share, classes())
     for stage in ("validation", "test"):
-        assert torch.equal(classes(stage, labels=share), classes(stage))
+        assert torch.equal(classes(stage, label_fraction=share), classes(stage))
 
 
 def test_the_spec_is_made_of_builtins() -> None:
     spec = DigitsDataModule(fraction=0.1).spec
-    assert json.loads(json.dumps(spec)) == spec
-    assert (spec["data"], spec["input_shape"], spec["num_classes"]) == ("digits", [1, 8, 8], 10)
-    assert spec["samples"]["train"] == len(rows(fraction=0.1))
+    plain = spec.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert Spec.from_dict(plain) == spec
+    assert (spec.data, spec.input_shape, spec.num_classes) == ("digits", (1, 8, 8), 10)
+    assert spec.samples["train"] == len(rows(fraction=0.1))
 
 
 def test_two_processes_share_the_training_batches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,7 +230,12 @@ def test_the_fingerprint_changes_with_whatever_a_teacher_sees(
     # What only chooses rows changes no teacher output: one cache serves every subset and every run seed.
     monkeypatch.setenv("PL_GLOBAL_SEED", "7")
     subset = DigitsDataModule(
-        fraction=0.1, labels=0.5, keep_classes=[1, 2], split_seed=3, validation=0, batch_size=7
+        fraction=0.1,
+        label_fraction=0.5,
+        keep_classes=[1, 2],
+        split_seed=3,
+        validation=0,
+        batch_size=7,
     )
     assert json.dumps(subset.fingerprint()) == prints[0]
     assert json.dumps(DigitsDataModule(augment=[Jitter(1)]).fingerprint()) not in prints

@@ -118,7 +118,7 @@ def test_images_by_class_and_name(folder: Path) -> None:
                 assert torch.equal(image, v2.pil_to_tensor(file.convert("RGB")))
             assert torch.equal(image, v2.pil_to_tensor(picture(seed + i))) or suffix not in LOSSLESS
     assert torch.equal(test.images[1], v2.pil_to_tensor(picture(111)))
-    assert (data.name, data.spec["num_classes"], data.spec["input_shape"]) == ("set", 3, [3, 6, 6])
+    assert (data.name, data.spec.num_classes, data.spec.input_shape) == ("set", 3, (3, 6, 6))
 
 
 @pytest.mark.parametrize("top", ["", "top/"])
@@ -161,7 +161,7 @@ def test_grey_and_transparent_images(folder: Path) -> None:
     grey = read(folder, grey=True)
     assert grey.raw("train").images.shape[1:] == (1, 6, 6)
     assert len(grey.mean) == 1
-    assert read(folder, grey=True, channels=3).spec["input_shape"] == [3, 6, 6]
+    assert read(folder, grey=True, channels=3).spec.input_shape == (3, 6, 6)
 
 
 def test_sizes_that_differ_are_named_or_made_alike(folder: Path) -> None:
@@ -171,7 +171,7 @@ def test_sizes_that_differ_are_named_or_made_alike(folder: Path) -> None:
     assert "test/bee/z.png is 12x8" in message
     assert "--data.size" in message
     data = read(folder, size=4)
-    assert data.spec["input_shape"] == [3, 4, 4]
+    assert data.spec.input_shape == (3, 4, 4)
     expected = v2.center_crop(v2.resize(picture(5, 12, 8), [4]), [4, 4])
     wide = data.raw("test").images[
         [i for i, t in enumerate(data.raw("test").target.tolist()) if t == 1][-1]

@@ -76,12 +76,12 @@ def test_the_real_splits(mnist: MNISTDataModule) -> None:
     held_out = sum(
         math.ceil(count / 10) for count in torch.bincount(mnist.raw("train").target).tolist()
     )
-    assert mnist.spec["samples"] == {
+    assert mnist.spec.samples == {
         "train": 60_000 - held_out,
         "validation": held_out,
         "test": 10_000,
     }
-    assert mnist.spec["input_shape"] == [1, 28, 28]
+    assert mnist.spec.input_shape == (1, 28, 28)
 
 
 def test_a_real_batch_is_normalized(mnist: MNISTDataModule) -> None:

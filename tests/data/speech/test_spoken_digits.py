@@ -261,17 +261,17 @@ def test_a_fraction_is_nested_and_stratified(small: Path) -> None:
 def test_the_spec_matches_the_loaders(small: Path) -> None:
     data = module(small, states=3, batch_size=64)
     spec = data.spec
-    assert (spec["num_classes"], spec["classes"][0], spec["classes"][-1]) == (
+    assert (spec.num_classes, spec.classes[0], spec.classes[-1]) == (
         31,
         "zero/1",
         "silence",
     )
-    assert spec["source_samples"] == spec["samples"]["train"] + spec["samples"]["validation"]
+    assert spec.source_samples == spec.samples["train"] + spec.samples["validation"]
     for stage in ("train", "validation", "test"):
         served = torch.cat([batch.index for batch in data.loader(stage)])
         assert sorted(served.tolist()) == data.source(stage).rows.tolist()
-        assert len(served) == spec["samples"][stage]
-    assert data.raw("test").images.shape == (spec["samples"]["test"], 1, CONTEXT, 40)
+        assert len(served) == spec.samples[stage]
+    assert data.raw("test").images.shape == (spec.samples["test"], 1, CONTEXT, 40)
 
 
 def test_the_corpus_is_cached_until_a_recording_changes(

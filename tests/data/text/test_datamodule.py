@@ -123,7 +123,10 @@ def test_two_processes_serve_the_batches_of_one_process_of_twice_the_size(
             assert sorted(whole.index.tolist()) == sorted(a.index.tolist() + b.index.tolist())
     three = replace(source, rows=torch.arange(3))
     few = [BucketLoader(three, 1, rank=rank, world_size=2) for rank in (0, 1)]
-    assert [[batch.ghost for batch in loader] for loader in few] == [[False, False], [False, True]]
+    assert [[batch.placeholder for batch in loader] for loader in few] == [
+        [False, False],
+        [False, True],
+    ]
 
 
 def test_synthetic_sentences_are_unlabelled_and_share_their_row(root: Path) -> None:
@@ -162,7 +165,8 @@ def test_the_vocabulary_comes_from_the_training_sentences(tmp_path: Path) -> Non
     write_sst2(tmp_path)
     (tmp_path / "SST2" / "dev.tsv").write_text("a word unheard of\t1\n")
     data = module(tmp_path)
-    assert data.spec["vocabulary"]["size"] == len(data.tokenizer.vocabulary)
+    assert data.spec.vocabulary is not None
+    assert data.spec.vocabulary.size == len(data.tokenizer.vocabulary)
     assert "unheard" not in data.tokenizer.vocabulary
     (batch,) = served(data.loader("validation"), 0)
     assert mapping(batch.inputs)["input_ids"].tolist() == [[1, 1, 1, 1]]
@@ -170,16 +174,11 @@ def test_the_vocabulary_comes_from_the_training_sentences(tmp_path: Path) -> Non
 
 def test_spec_and_blank_inputs(root: Path) -> None:
     spec = module(root, teacher_tokenizer=SubwordTokenizer(300, max_length=20)).spec
-    assert {k: spec[k] for k in ("data", "num_classes", "classes", "source_samples")} == {
-        "data": "sst2",
-        "num_classes": 2,
-        "classes": ["negative", "positive"],
-        "source_samples": 60,
-    }
-    assert spec["samples"] == {"train": 60, "validation": 12, "test": 20}
-    student, teacher = (
-        mapping(blank_inputs(spec, 3, name)) for name in ("inputs", "teacher_inputs")
-    )
+    assert (spec.data, spec.num_classes, spec.source_samples) == ("sst2", 2, 60)
+    assert spec.classes == ("negative", "positive")
+    assert spec.samples == {"train": 60, "validation": 12, "test": 20}
+    student = mapping(blank_inputs(spec, 3))
+    teacher = mapping(blank_inputs(spec.for_teacher(), 3))
     assert {name: tensor.shape for name, tensor in student.items()} == dict.fromkeys(
         ("input_ids", "attention_mask"), (3, 32)
     )
@@ -194,7 +193,8 @@ def test_longer_sentences_are_truncated_and_counted(
     data = module(root, tokenizer=WordTokenizer(max_length=10))
     spec = data.spec
     longer = [len(line.partition("\t")[0].split()) > 10 for line in lines(60)]
-    assert spec["cut"] == {"train": sum(longer), "test": spec["cut"]["test"]}
+    assert spec.cut is not None
+    assert spec.cut["train"] == sum(longer)
     assert sum(longer) > 0
     list(data.loader("train"))
     assert (
@@ -222,7 +222,7 @@ def test_without_a_validation_file_training_samples_are_held_out(root: Path) -> 
     assert (data.source("validation").split, data.classes) == ("train", ["0", "1"])
     none = TextDataModule(str(root), **files, validation=0.0)
     assert none.val_dataloader() == []
-    assert module(root, validation=0.0).spec["samples"]["validation"] == 0
+    assert module(root, validation=0.0).spec.samples["validation"] == 0
 
 
 def test_pairs_with_named_columns_and_classes_from_the_file(tmp_path: Path) -> None:
@@ -267,7 +267,7 @@ def test_glue_layout(tmp_path: Path) -> None:
             "\n".join(["sentence\tlabel", *rows]) + "\n"
         )
     spec = module(tmp_path).spec
-    assert spec["samples"] == {"train": 6, "validation": 4, "test": 4}
+    assert spec.samples == {"train": 6, "validation": 4, "test": 4}
 
 
 def test_predictions_are_written_with_class_names_and_texts(root: Path, tmp_path: Path) -> None:
@@ -324,8 +324,8 @@ def test_the_real_data(data_root: Path) -> None:
     if not (data_root / "SST2").is_dir():
         pytest.skip("no SST2 below the data root")
     spec = SST2DataModule(str(data_root)).spec
-    assert spec["samples"] == {"train": 6920, "validation": 872, "test": 1821}
-    assert spec["cut"] == {"train": 0, "test": 0}
+    assert spec.samples == {"train": 6920, "validation": 872, "test": 1821}
+    assert spec.cut == {"train": 0, "test": 0}
     data = SST2DataModule(str(data_root))
     batches = served(data.loader("train"), 0)
     real = sum(int(mapping(batch.inputs)["attention_mask"].sum()) for batch in batches)

@@ -91,7 +91,7 @@ def test_a_batch_is_padded_to_its_longest_sample() -> None:
 def test_learning_is_deterministic() -> None:
     """Caches and checkpoints need one order of pieces; WordPiece gives another at each call."""
     for make in (lambda: SubwordTokenizer(400), WordTokenizer):
-        assert len({trained(make()).describe()["sha256"] for _ in range(4)}) == 1
+        assert len({trained(make()).describe().sha256 for _ in range(4)}) == 1
 
 
 def test_a_pretrained_tokenizer_equals_the_saved_one(tmp_path: Path) -> None:
