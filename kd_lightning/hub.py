@@ -81,7 +81,7 @@ class EncoderConfig(Protocol):
 
 
 class Encoder(nn.Module):
-    """The part of `transformers.PreTrainedModel` in use: a static type, of which nothing is made."""
+    """The part of `transformers.PreTrainedModel` in use; a type for annotations only."""
 
     config: EncoderConfig
     pooler: nn.Module | None
@@ -140,8 +140,8 @@ def pretrained_tokenizer(name: str) -> HubTokenizer:
 def from_pretrained(kind: str, name: str, **options: HubOption) -> Any:
     """Call `transformers.KIND.from_pretrained(name)`.
 
-    The sources are a folder, the local cache of the hub, and the hub, in this order. Code that comes
-    with a model is never run.
+    The sources are a folder, the local cache of the hub, and the hub, in this order. Code that
+    comes with a model is never run.
 
     Args:
         kind: a class of transformers, such as `AutoTokenizer` or `AutoModel`.

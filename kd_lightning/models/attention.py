@@ -46,6 +46,7 @@ def attention(
     """
     tap = module.__dict__.get(_TAP)
     if tap is not None and tap._forward_hooks:
+        # The scores are computed for the hooks only; the fused kernel below computes its own.
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         tap(query @ key.transpose(-1, -2) * factor)
     mixed = F.scaled_dot_product_attention(

@@ -67,6 +67,7 @@ class BiLSTMClassifier(nn.Module):
         size, pad = vocabulary_of("BiLSTMClassifier", spec, vocabulary)
         self.pooling = pooling
         self.embedding = WordEmbedding(size, embedding, pad, vectors)
+        # Two LSTMs instead of a bidirectional one: torch's would read padding first in reverse.
         self.onward = nn.LSTM(embedding, hidden, batch_first=True)
         self.backward_ = nn.LSTM(embedding, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
@@ -116,6 +117,7 @@ class BiLSTMClassifier(nn.Module):
         states, _ = lstm(self.dropout(self.embedding(ids)))
         if self.pooling == "max":
             return masked_max(states, mask)
+        # The last word of each direction, not the last column, which may be padding.
         index = last[..., None].expand(-1, -1, states.shape[2])
         last_states: Tensor = states.gather(1, index).squeeze(1)
         return last_states

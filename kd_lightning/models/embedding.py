@@ -39,6 +39,7 @@ class WordEmbedding(nn.Embedding):
         self.vectors = vectors
         with torch.no_grad():
             self.weight.uniform_(-INITIAL_RANGE, INITIAL_RANGE)
+            # nn.Embedding keeps the gradient of this row at zero, so it stays zero.
             self.weight[pad] = 0
 
     def use_words(self, vocabulary: Mapping[str, int]) -> None:
@@ -58,6 +59,7 @@ class WordEmbedding(nn.Embedding):
         count = 0
         with torch.no_grad():
             for word, vector in read_vectors(path, vocabulary, self.embedding_dim):
+                # One row at a time: files of word vectors can exceed the memory.
                 self.weight[vocabulary[word]] = torch.tensor(vector)
                 count += 1
         if not count:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def copy_encoder_layers(
             f"copy_from: {path} has {len(available)} layers; "
             f"choose {len(layers)} of them, not {chosen}"
         )
+    # The tensors of a state_dict share memory with the parameters and have no graph.
     for name, tensor in encoder.state_dict().items():
         source_name = _source_name(name, prefix, chosen)
         if source_name not in source or source[source_name].shape != tensor.shape:
@@ -69,7 +71,8 @@ def _prefix_of(encoder: Encoder, layers: nn.ModuleList) -> str:
     raise AssertionError("the layers belong to the encoder")
 
 
-def _layer_numbers(names: dict[str, Tensor], prefix: str) -> set[int]:
+def _layer_numbers(names: Iterable[str], prefix: str) -> set[int]:
+    """The numbers of the layers to which these parameters belong."""
     numbers: set[int] = set()
     for name in names:
         if name.startswith(prefix):

@@ -87,6 +87,7 @@ class TransformerClassifier(nn.Module):
                 f"{type(self.encoder).__name__} has no list of its layers; "
                 "remove trainable_layers and copy_from"
             )
+        # Before anything is frozen or copied, so that a misfit is reported early.
         self._check_padding()
         if trainable_layers is not None:
             self._freeze_all_but(layers, trainable_layers)
@@ -114,6 +115,7 @@ class TransformerClassifier(nn.Module):
         """
         config = self.encoder.config
         name = type(self.encoder).__name__
+        # Any five tokens; most vocabularies start with special tokens.
         ids = (torch.arange(5, 10) % config.vocab_size)[None]
         pad = getattr(config, "pad_token_id", None) or 0
         padded = nn.functional.pad(ids, (0, 3), value=pad)

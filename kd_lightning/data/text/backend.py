@@ -37,6 +37,7 @@ class LibraryTokenizer(Tokenizer):
         return self._backend
 
     def _use(self, backend: BackendTokenizer) -> BackendTokenizer:
+        # A pretrained network has a limit of its own.
         self.max_length = min(self.max_length, self._longest)
         # Batches are padded later, so that one encoding serves all of them.
         backend.no_padding()

@@ -40,6 +40,7 @@ class Corpus:
     @classmethod
     def from_texts(cls, texts: Sequence[Sample]) -> Corpus:
         """Split and tag the texts of all samples."""
+        # As written: the tagger and cased tokenizers read upper case and accents.
         split = [words(text, plain=False) for sample in texts for text in sample]
         flat = [word for text in split for word in text]
         ids, distinct = _numbered(flat)

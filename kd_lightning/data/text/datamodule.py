@@ -107,7 +107,8 @@ class TextDataModule(SentenceDataModule):
         self.text = text
         self.label = label
         self.second = second
-        self.labels = [str(label) for label in labels] if labels else None
+        # YAML reads labels such as 0 and 1 as numbers.
+        self.labels = [str(value) for value in labels] if labels else None
         self.names = names
         self.views = _checked_views(views, augment)
         self.batch_size = batch_size
@@ -203,22 +204,23 @@ class TextDataModule(SentenceDataModule):
     def source(self, stage: str) -> TextSource:
         """The samples of "train", "validation", "test" or "predict"."""
         if stage not in self._sources:
-            has_file = stage != "validation" or self.has_validation_file
-            if stage != "train" and has_file:
-                self._sources[stage] = self._evaluation_source(stage)
-            else:
+            is_held_out = stage == "validation" and not self.has_validation_file
+            if stage == "train" or is_held_out:
+                # One division of the training samples yields both sources.
                 self._add_training_sources()
+            else:
+                self._sources[stage] = self._evaluation_source(stage)
         return self._sources[stage]
 
     def _evaluation_source(self, stage: str) -> TextSource:
-        """All samples of a file for evaluation."""
+        """All samples of an evaluation file; none if validation is switched off."""
         target = self.raw(stage).target
         is_unused = stage == "validation" and not self.validation
         rows = torch.arange(0 if is_unused else len(target))
         return self._source(stage, rows, target)
 
     def _add_training_sources(self) -> None:
-        """Divide the training samples between training and, without its own file, validation."""
+        """Create the training source, and the validation source if it has no file."""
         target = self.raw("train").target
         rows = split_training_rows(
             target,
@@ -229,7 +231,7 @@ class TextDataModule(SentenceDataModule):
         )
         if not self.has_validation_file:
             self._sources["validation"] = self._source("train", rows.validation, target)
-        # Validation on a part of the training samples sees all labels: change a copy.
+        # Change a copy: validation samples share this target and keep their labels.
         visible = target.clone()
         visible[rows.withheld] = UNLABELLED
         self._sources["train"] = self._source("train", rows.train, visible)
@@ -266,8 +268,9 @@ class TextDataModule(SentenceDataModule):
         return truncated
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides a teacher's inputs: sentences, their encoding and augmentation."""
+        """Everything that decides a teacher's inputs: sentences, encoding and augmentation."""
         self.learn()
+        # Subsets and batch sizes do not count: one cache of teacher outputs serves all of them.
         splits = [split for split, file in self.files.items() if file is not None]
         return {
             "data": self.name,

@@ -17,7 +17,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.types import UNLABELLED
 
 Column = int | str
-"""A column: its name in the first line of the file, or its number from 0 in a file without names."""
+"""A column: its name in the file's first line, or its number from 0 if there are no names."""
 
 Row = tuple[int, list[str]]
 """The number of a line, from 1, and its fields."""
@@ -58,6 +58,7 @@ def read_text(path: Path) -> str:
     if not content.strip():
         raise UserError(f"the file {path} is empty")
     try:
+        # Spreadsheet programs write a byte order mark, which is not part of the text.
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1

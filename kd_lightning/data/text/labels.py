@@ -59,6 +59,7 @@ def _starts_with_heading(values: Sequence[str]) -> bool:
         return False
     if first.lower() in _HEADINGS:
         return True
+    # A word above a column of numbers is a heading.
     others = [value for value in counts if value not in (first, "")]
     if others and not _is_number(first) and all(map(_is_number, others)):
         return True

@@ -29,6 +29,7 @@ class SST2DataModule(TextDataModule):
 
     def __init__(self, root: str | None = None, **kwargs: Any) -> None:
         folder = data_root(root)
+        # SST2/ takes precedence, because its test set has labels.
         is_glue = not (folder / "SST2").is_dir() and (folder / "SST-2").is_dir()
         text: Column = 0
         label: Column = 1

@@ -140,6 +140,7 @@ class SyntheticSentences:
         """The part of each text that remains: first position and number of words, `(N,)` each."""
         starts = corpus.starts[:, side]
         lengths = corpus.lengths[:, side]
+        # One number per row, variant and side, so that no two draws are equal.
         draw = (torch.arange(len(variant)) * self.variants + variant) * 2 + side
         run = torch.minimum(integers(draw, 1, self.longest, seed, "length"), lengths)
         is_cut = uniform(draw, seed, "ngram") < self.ngram
@@ -159,7 +160,7 @@ class SyntheticSentences:
             int64 `(n,)`, indices into `corpus.words`.
         """
         chance = uniform(draw, seed, "word")
-        # A uniform position with the same part of speech draws words by their frequency.
+        # A uniform draw among the positions with this part of speech follows word frequencies.
         choice = hashed(draw, seed, "other") % corpus.count[position]
         other = corpus.ids[corpus.by_tag[corpus.first[position] + choice]]
         mask = len(corpus.words) - 1

@@ -45,7 +45,7 @@ class Tokenizer(ABC):
             )
         self.max_length = max_length
         self._checkpoint = checkpoint
-        # The arguments of subclasses belong to the fingerprint, too.
+        # Subclasses set their own arguments first; these belong to the fingerprint, too.
         self._arguments: dict[str, Any] = {}
         for name in inspect.signature(type(self)).parameters:
             if hasattr(self, name):
@@ -209,6 +209,7 @@ class WordTokenizer(Tokenizer):
             if not ids:
                 # A network cannot pool over nothing: a sample without words is one unknown word.
                 ids = [self.special.index("[UNK]")]
+            # The separator counts as a part of the second text.
             types = [int(position >= len(first)) for position in range(len(ids))]
             pieces.append((ids, types))
         return pieces, cut

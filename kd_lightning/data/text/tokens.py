@@ -49,6 +49,7 @@ class Tokens:
             all_ids.extend(ids)
             all_types.extend(types)
         lengths = torch.tensor([len(ids) for ids, _ in pieces])
+        # Small integers save memory; `inputs` widens them per batch.
         return cls(
             ids=torch.tensor(all_ids, dtype=torch.int32),
             types=torch.tensor(all_types, dtype=torch.int8) if typed else None,
