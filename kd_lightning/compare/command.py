@@ -125,7 +125,7 @@ def build_table(options: argparse.Namespace) -> ComparisonTable:
     metrics, groups, metric_notes = choose_metrics(groups, options.metrics)
     comparisons = []
     if options.baseline:
-        # One test per row: testing every metric would weaken Holm's correction for nothing.
+        # Only one metric is tested, because Holm's correction grows with the number of tests.
         comparisons = compare_to_baseline(groups, options.baseline, metrics[0])
     rows = table_rows(groups, metrics)
     all_notes = [*baseline_notes(comparisons), *notes, *metric_notes]

@@ -69,7 +69,7 @@ def groups_of_rows(rows: Sequence[ResultRow], prefix: str = "") -> list[SeedGrou
         name = row["run"]
         group = groups.setdefault(name, SeedGroup(prefix + name, []))
         group.paper = {**group.paper, row["metric"]: row.get("paper")}
-        # Results of older versions name no seeds; the runner counts them from 0.
+        # A row without seeds has them in the order of the runner, which counts from 0.
         seeds = row.get("seeds") or range(len(row["values"]))
         for seed, value in zip(seeds, row["values"], strict=False):
             result = _result_of_seed(group, seed)

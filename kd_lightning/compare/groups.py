@@ -94,7 +94,6 @@ def _check_same_data(runs: Sequence[Run]) -> None:
     """Raise a UserError if runs were tested on different samples."""
     source_of_data: dict[str, str] = {}
     for run in runs:
-        # Runs of older versions did not record their data.
         if run.data:
             samples = run.data.get("samples", {}).get("test")
             data = f"{run.data.get('data')} with {samples} test samples"

@@ -60,7 +60,7 @@ def read_run(source: str) -> Run:
     Raises:
         UserError: if it is not a run's folder, or if a file in it is damaged.
     """
-    # The given path is for messages; a config is resolved from the absolute one.
+    # Messages show the path as the user wrote it; paths in the config need the absolute one.
     folder = RunFolder(Path(source).resolve())
     record = folder.record
     if not record:

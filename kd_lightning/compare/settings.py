@@ -47,7 +47,7 @@ def deciding_settings(config: Config) -> dict[str, SettingValue]:
         # run.test is relevant here, because it selects the weights that are tested.
         relevant = name == "run.test" or is_relevant(name)
         comes_from_data = not parts.isdisjoint(FILLED)
-        # A setting that is off looks the same in all versions, whether config.yaml lists it or not.
+        # A setting that is off must equal one that config.yaml does not list.
         if relevant and not comes_from_data and value not in (None, {}):
             settings[short_name] = _whole_numbers_as_int(value)
     return settings

@@ -81,7 +81,7 @@ class SeedGroup:
 
     def row(self, metric: str, with_interval: bool = False) -> ResultRow | None:
         """The group's row for a metric; None if no seed measured it."""
-        # Seeds without the metric are skipped: their training diverged.
+        # A seed lacks the metric if its training diverged, or if it was not tested.
         seeds = []
         values = []
         for result in self.results:
