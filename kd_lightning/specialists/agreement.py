@@ -56,10 +56,10 @@ def agreed_log_probs(
       - \sum_{m: j \notin S_m} p_m(\mathrm{dustbin}) q_j / Q_m = (1 + |A|) (q_j - t_j).$$
 
     Here t is the mean of all opinions, with each dustbin spread over its classes in proportion to
-    q; at the minimum, q equals t. The search is gradient descent on z from $\log p_g$ with step size
-    $1 / ((1 + |A|) \max(q_j, t_j))$ per logit. The objective cannot rise, because each update
-    $(t_j - q_j) / \max(q_j, t_j)$ lies between 0 and $\log (t_j / q_j)$; it is convex in q, so the
-    result is the global minimum. All computations are in double precision.
+    q; at the minimum, q equals t. The search is gradient descent on z from $\log p_g$, in double
+    precision, with step size $1 / ((1 + |A|) \max(q_j, t_j))$ per logit. The objective cannot rise,
+    because each update $(t_j - q_j) / \max(q_j, t_j)$ lies between 0 and $\log (t_j / q_j)$. It is
+    convex in q, so the result is the global minimum.
 
     Args:
         generalist: log-probabilities, `(B, K)`.
