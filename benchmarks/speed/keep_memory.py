@@ -1,7 +1,7 @@
 """Measure the gain of keeping freed memory (`kd_lightning.runs.lean.keep_memory`).
 
-Run `python benchmarks/speed/keep_memory.py --data-root DIR`. The setting of the allocator holds for a whole process, so
-each round starts two new processes, one after the other.
+Run `python benchmarks/speed/keep_memory.py --data-root DIR`. The allocator setting holds for a
+whole process, so each round starts two new processes, one after the other.
 """
 
 from __future__ import annotations
