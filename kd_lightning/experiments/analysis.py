@@ -2,8 +2,8 @@
 
 An analysis is a function `f(runs, output, **options) -> list[Row]`. `runs` maps each run's name to
 its finished seeds, `output` is the folder of the results, where an analysis may write plots and
-tables, and the options are those that the YAML lists next to `function`. The YAML names the function
-by a dotted path, or by a file relative to the YAML's own folder:
+tables, and the options are those that the YAML lists next to `function`. The YAML names a function
+by its dotted path, or by a file's path relative to the YAML's own folder:
 
     analyses:
       ties: {function: kd_lightning.analyses.ties.tie_groups, metric: test_errors, names: [a, b]}
@@ -74,6 +74,7 @@ class Finished:
         from jsonargparse import ArgumentParser
 
         text = (self.folder / "config.yaml").read_text()
+        # Configs of earlier versions name classes that have moved since.
         data = with_current_class_paths(yaml.safe_load(text))["data"]
         if self.root is not None:
             _innermost_arguments(data)["root"] = self.root
@@ -99,6 +100,7 @@ class Finished:
         if stage == "test":
             return load_file(self.folder / "predictions-test.safetensors")
         loader = (datamodule or self.datamodule()).loader(stage)
+        # The loader of the training samples shuffles and augments by default.
         loader.views = 0
         loader.shuffle = False
         loader.batch_size = EVAL_BATCH_SIZE
@@ -177,6 +179,7 @@ def analyse(label: str, described: Mapping[str, Any], runs: Runs, output: Path) 
     name = options.pop("function")
     try:
         function: Analysis = load_function(name)
+        # Wrong options are reported as the user's mistake; errors of the analysis itself are not.
         inspect.signature(function).bind(runs, output, **options)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"the analysis {label!r}: {name}: {error}") from error

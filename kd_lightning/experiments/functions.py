@@ -1,4 +1,4 @@
-"""Loads a function that an experiment's YAML names, from a module or from a file beside the YAML."""
+"""Loads a function that an experiment's YAML names: one of a module, or of a file beside the YAML."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -76,6 +77,7 @@ def spread(
         gradients = grad(mean_loss)(weights, x[None], v[None], y[None])
         return torch.stack([g.square().sum() for g in gradients.values()]).sum()
 
+    # The gradients of all cases at once would not fit into memory.
     total = 0.0
     for start in range(0, len(inputs), chunk):
         part = slice(start, start + chunk)
@@ -117,7 +119,7 @@ def variance(
     for temperature in temperatures:
         losses[f"soft, T={temperature:g}"] = soft(temperature)
 
-    values: dict[tuple[str, str], list[float]] = {}
+    values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs[student]:
         batch = run.datamodule().source("train").batch(torch.arange(cases), CLEAN)
         with torch.inference_mode():
@@ -128,6 +130,7 @@ def variance(
         networks = {"first_weights": _untrained(run), "last_weights": run.network()}
         for stage, network in networks.items():
             for name, loss in losses.items():
+                # Clones are ordinary tensors; grad does not accept those of inference mode.
                 relative_variance, norm = spread(
                     network,
                     inputs.clone(),
@@ -135,10 +138,8 @@ def variance(
                     batch.target.clone(),
                     loss,
                 )
-                at_stage = values.setdefault((name, f"gradient_variance_at_{stage}"), [])
-                at_stage.append(relative_variance)
-                at_stage = values.setdefault((name, f"gradient_norm_at_{stage}"), [])
-                at_stage.append(norm)
+                values[name, f"gradient_variance_at_{stage}"].append(relative_variance)
+                values[name, f"gradient_norm_at_{stage}"].append(norm)
     return [Row(name, metric, numbers) for (name, metric), numbers in values.items()]
 
 
@@ -176,7 +177,7 @@ def high_temperature_limit(
         temperatures: the temperatures at which the gradients are compared.
 
     Returns:
-        A row `relative_error_to_the_limit` per temperature, and a row `largest_magnitude` of logits.
+        A row `relative_error_to_the_limit` per temperature, and a row `largest_magnitude`.
     """
     errors: dict[float, list[float]] = {temperature: [] for temperature in temperatures}
     magnitudes = []

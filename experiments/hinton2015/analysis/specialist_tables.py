@@ -42,9 +42,9 @@ def report(
         *_accuracy_table(values, accuracy),
     ]
     lines += [f"- {test.sentence()}." for test in tests]
-    lines += ["", "By how many specialists know the class of a sample:", ""]
+    lines += ["", "By the number of specialists that know the class of a sample:", ""]
     lines += _coverage_table(coverage)
-    lines += ["What training costs, samples seen and seconds of a run:", ""]
+    lines += ["Training cost: samples seen, and seconds per run:", ""]
     lines += _cost_table(costs)
     lines += ["Classes of each specialist (first seed):", ""]
     for number, names in enumerate(clusters):
@@ -101,5 +101,5 @@ def _cost_table(costs: Sequence[Cost]) -> list[str]:
         samples_per_seed = f"{cost.count * cost.samples:,.0f}"
         seconds = f"{cost.seconds:.1f}"
         rows.append([cost.label, samples, seconds, str(cost.count), samples_per_seed])
-    head = ["network", "samples", "seconds", "networks a seed", "samples a seed"]
+    head = ["network", "samples", "seconds", "networks per seed", "samples per seed"]
     return _table(head, rows)

@@ -1,4 +1,7 @@
-"""A generalist with specialists, against other uses of the compute (Hinton et al. 2015, section 5)."""
+"""Compares a generalist with specialists to other uses of the same compute.
+
+Hinton et al. 2015, section 5.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from kd_lightning.experiments.analysis import Row, Runs
 from kd_lightning.experiments.stats import Comparison, holm, paired
 
 from .specialist_answers import Baselines, Coverage, Panel, Study, System
-from .specialist_costs import training_cost
+from .specialist_costs import Cost, training_cost
 from .specialist_tables import CONDITIONAL, Values, report
 
 ACCURACY = {"test": "test_accuracy", "validation": "val_accuracy"}
@@ -78,21 +81,35 @@ def against_generalist(
         coverage.append(study.by_coverage(first_system))
         clusters[study.seed] = study.panels[first_system].names
 
+    # All tests of the experiment are corrected together.
     tests = _tests(values, list(systems), accuracy)
     tests.append(_coverage_test(coverage, accuracy))
     holm(tests)
     costs = training_cost(runs, generalist, systems[first_system]["run"], baselines)
+    _write_json(output / "specialists.json", tests, coverage, costs, clusters)
+    first_clusters = next(iter(clusters.values()))
+    text = report(values, accuracy, tests, coverage, costs, first_clusters)
+    (output / "specialists.md").write_text(text)
+    return _rows(values, runs, accuracy)
+
+
+def _write_json(
+    path: Path,
+    tests: list[Comparison],
+    coverage: list[Coverage],
+    costs: list[Cost],
+    clusters: dict[int, list[list[str]]],
+) -> None:
     content = {
         "tests": [test.as_dict() for test in tests],
         "coverage": coverage,
         "costs": [asdict(cost) for cost in costs],
         "clusters": clusters,
     }
-    (output / "specialists.json").write_text(json.dumps(content, indent=2) + "\n")
-    first_clusters = next(iter(clusters.values()))
-    text = report(values, accuracy, tests, coverage, costs, first_clusters)
-    (output / "specialists.md").write_text(text)
+    path.write_text(json.dumps(content, indent=2) + "\n")
 
+
+def _rows(values: Values, runs: Runs, accuracy: str) -> list[Row]:
     rows = []
     for (name, metric), numbers in values.items():
         # The table of the runs already shows the accuracies of the runs themselves.
