@@ -95,6 +95,8 @@ class BatchLoader:
         return len(self.schedule())
 
     def __iter__(self) -> Iterator[Batch]:
+        # A generator runs when the first batch is requested: Lightning creates the iterator before
+        # it sets the epoch, and before a resumed run knows how many batches to skip.
         self.source.begin_epoch(self.epoch)
         first = self.skip
         self.skip = 0
@@ -102,8 +104,8 @@ class BatchLoader:
         fetch = Fetch(self.source, self.fetch, self.join, self.pin)
         batches = fetch.batches(steps, self.batch_size)
         if self.prefetch > 0:
-            return prefetched(batches, self.prefetch)
-        return batches
+            batches = prefetched(batches, self.prefetch)
+        yield from batches
 
 
 class BucketLoader(BatchLoader):

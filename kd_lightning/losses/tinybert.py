@@ -118,7 +118,7 @@ class TinyBERT(DistillLoss):
             return
         if any(pair != widths[0] for pair in widths):
             raise UserError(
-                f"TinyBERT: a shared map needs states of one width, got {widths}; "
+                f"TinyBERT: a shared map needs states of one width, got {[list(pair) for pair in widths]}; "
                 "set shared to false"
             )
         # One module under several indices: its weight is trained and stored as one parameter.

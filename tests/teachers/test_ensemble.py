@@ -178,7 +178,7 @@ def test_a_member_that_is_missing_or_does_not_fit(
     ],
 )
 def test_bad_weights(weights: list[float]) -> None:
-    assert "weights must be 3 positive numbers, one a member" in complaint(
+    assert "weights must be 3 positive numbers, one per member" in complaint(
         lambda: output_of("arithmetic", weights)
     )
 

@@ -76,7 +76,7 @@ def test_says_no_network(tmp_path: Path, data: DigitsDataModule) -> None:
     fit.fit(ClassifierModule(mlp()), datamodule=data)
     fit.save_checkpoint(python)
     for path in (bare, python):
-        assert "does not say which network its weights belong to" in refusal(data, path)
+        assert "does not name the network its weights belong to" in refusal(data, path)
     ModelTeacher(str(python), network=mlp()).prepare(
         data
     )  # with the network named, both are teachers
@@ -186,7 +186,7 @@ class OtherStd(DigitsDataModule):
 
 OTHER_DATA: dict[str, tuple[Callable[[], DigitsDataModule], str]] = {
     "classes": (Eleven, "knows 10 classes, the data digits has 11"),
-    "order": (Reversed, "calls class 0 '0', the data digits '9'"),
+    "order": (Reversed, "calls class 0 '0', the data digits calls it '9'"),
     "shape": (
         lambda: DigitsDataModule(channels=3),
         "inputs of shape [1, 8, 8], the data digits gives [3, 8, 8]",

@@ -185,7 +185,7 @@ MISTAKES: dict[str, tuple[Callable[[], TrainingModule], str]] = {
     ),
     "classes": (
         lambda: ClassifierModule(mlp(classes=7)),
-        "MLP gives outputs of shape [7] a sample; the data digits has 10",
+        "MLP gives outputs of shape [7] per sample; the data digits has 10",
     ),
     "inputs": (
         lambda: ClassifierModule(nn.Linear(3, 10)),

@@ -277,8 +277,8 @@ def test_the_digits_do_not_depend_on_where_scikit_learn_keeps_them(
     [
         ({"fraction": 0.0}, r"data.fraction must be a fraction in \(0, 1\]"),
         ({"fraction": 1.5}, r"data.fraction must be a fraction in \(0, 1\]"),
-        ({"labels": -0.1}, r"data.labels must be a fraction in \[0, 1\]"),
-        ({"labels": 1.1}, r"data.labels must be a fraction in \[0, 1\]"),
+        ({"label_fraction": -0.1}, r"data.label_fraction must be a fraction in \[0, 1\]"),
+        ({"label_fraction": 1.1}, r"data.label_fraction must be a fraction in \[0, 1\]"),
         ({"validation": 1.0}, r"data.validation must be a fraction in \[0, 1\)"),
         ({"validation": -0.1}, r"data.validation must be a fraction in \[0, 1\)"),
         ({"batch_size": 0}, "data.batch_size and data.eval_batch_size must be at least 1"),

@@ -20,6 +20,7 @@ from kd_lightning.data import (
 from kd_lightning.data.blank import blank_inputs
 from kd_lightning.data.text.files import Texts
 from kd_lightning.errors import UserError
+from kd_lightning.spec import Spec
 from kd_lightning.types import CLEAN, Batch
 from tests.sentences import lines, write_sst2
 
@@ -184,7 +185,7 @@ def test_spec_and_blank_inputs(root: Path) -> None:
     )
     assert teacher["token_type_ids"].shape == (3, 20)
     assert teacher["input_ids"].dtype == torch.int64
-    assert torch.equal(blank_inputs({"input_shape": [1, 2]}, 2), torch.zeros(2, 1, 2))  # type: ignore[arg-type]
+    assert torch.equal(blank_inputs(Spec(input_shape=(1, 2)), 2), torch.zeros(2, 1, 2))
 
 
 def test_longer_sentences_are_truncated_and_counted(
