@@ -125,7 +125,7 @@ def test_losses_know_torch_alone(path: Path) -> None:
         "kd_lightning",
         *sys.stdlib_module_names,
     }
-    assert own_units(source) <= {"types", "errors", "losses", "randomness"}
+    assert own_units(source) <= {"types", "errors", "spec", "losses", "randomness"}
 
 
 # -- configs ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md's way to a new method, followed to the letter in a copy of the source."""
+"""CONTRIBUTING.md's steps to a new method, followed literally in a copy of the source."""
 
 from __future__ import annotations
 
@@ -32,6 +32,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         assert not (folder / path).exists()
         (folder / path).write_text(content)
     return folder
+
+
+def test_make_lint_adds_it_to_the_typed_list(checkout: Path) -> None:
+    run(checkout, "-m", "tests.losses.exports")
+    stub = (checkout / "kd_lightning" / "losses" / "__init__.pyi").read_text()
+    assert "from kd_lightning.losses.pearson import Pearson as Pearson\n" in stub
 
 
 def run(checkout: Path, *words: str) -> str:

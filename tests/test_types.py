@@ -13,6 +13,7 @@ from kd_lightning.types import (
     EnsembleOutput,
     Inputs,
     Output,
+    TopKOutput,
     full,
     mean_log_probs,
 )
@@ -170,3 +171,85 @@ def test_ensemble_of_one_is_that_one() -> None:
     torch.testing.assert_close(
         ensemble_of(members, [1.0]).log_probs(3.0), Output(members[:, 0]).log_probs(3.0)
     )
+
+
+# -- positions --------------------------------------------------------------------------------------------------------
+
+
+def dense_batch() -> Batch:
+    """Two texts of three tokens; the last one of the second text is padding."""
+    batch = Batch(torch.zeros(2, 3), torch.tensor([[5, UNLABELLED, 7], [8, 9, 0]]), torch.arange(2))
+    batch.positions = torch.tensor([0, 1, 2, 3, 4])
+    return batch
+
+
+def test_one_row_per_sample_is_not_copied() -> None:
+    batch = batch_of(torch.zeros(3, 2))
+    assert batch.labels is batch.target
+    assert batch.num_rows == len(batch) == 3
+    assert batch.partner_labels is None
+    assert batch.row_share is None
+
+
+def test_padding_has_no_row() -> None:
+    batch = dense_batch()
+    assert len(batch) == 2
+    assert batch.num_rows == 5
+    assert batch.labels.tolist() == [5, UNLABELLED, 7, 8, 9]
+    batch.positions = None
+    assert batch.num_rows == 6
+    assert batch.labels.tolist() == [5, UNLABELLED, 7, 8, 9, 0]
+
+
+def test_mixed_rows_take_their_samples_share() -> None:
+    batch = dense_batch()
+    batch.partner = batch.target.flip(0)
+    batch.share = torch.tensor([0.25, 1.0])
+    assert batch.partner_labels is not None
+    assert batch.row_share is not None
+    assert batch.partner_labels.tolist() == [8, 9, 0, 5, UNLABELLED]
+    assert batch.row_share.tolist() == [0.25, 0.25, 0.25, 1.0, 1.0]
+
+
+def test_every_tensor_moves() -> None:
+    batch = dense_batch()
+    batch.partner = batch.target
+    batch.share = torch.ones(2)
+    batch.view = torch.tensor([0, 1])
+    batch.teacher = Output(torch.zeros(5, 10), {"last": torch.zeros(2, 3, 4)})
+    batch.placeholder = True
+    moved = batch.to(META)
+    assert moved.teacher is not None
+    assert isinstance(moved.view, Tensor)
+    tensors = [moved.positions, moved.partner, moved.share, moved.view, moved.teacher.logits]
+    assert [tensor.device for tensor in tensors if tensor is not None] == [META] * 5
+    assert moved.teacher.features["last"].device == META
+    assert moved.placeholder
+
+
+def test_slice_takes_every_field_of_one_row_per_sample() -> None:
+    batch = batch_of(torch.arange(6.0).view(3, 2), teacher_inputs=torch.arange(3))
+    batch.partner = torch.tensor([2, 1, 0])
+    batch.share = torch.tensor([0.5, 0.25, 1.0])
+    part = batch.slice(1, 3)
+    assert batch.slice(0, 3) is batch
+    assert isinstance(part.inputs, Tensor)
+    assert isinstance(part.teacher_inputs, Tensor)
+    assert part.partner is not None
+    assert part.share is not None
+    assert part.inputs.tolist() == [[2, 3], [4, 5]]
+    assert part.target.tolist() == [UNLABELLED, 0]
+    assert part.index.tolist() == [8, 9]
+    assert part.teacher_inputs.tolist() == [1, 2]
+    assert part.partner.tolist() == [1, 0]
+    assert part.share.tolist() == [0.25, 1.0]
+
+
+def test_top_k_spreads_the_rest_evenly() -> None:
+    # Probabilities (1/2, 1/4, 1/8, 1/8): the two largest are stored, the rest is log(1/4).
+    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    top = TopKOutput(logits[:, :2], torch.tensor([[0, 1]]), torch.tensor([math.log(0.25)]), 4)
+    torch.testing.assert_close(top.logits, logits)
+    torch.testing.assert_close(top.log_probs(), logits)
+    assert top.log_probs(4.0).exp().sum().item() == pytest.approx(1)
+    assert top.map(lambda tensor: tensor).logits.shape == (1, 4)
