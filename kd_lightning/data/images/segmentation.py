@@ -1,0 +1,309 @@
+"""Images with one label per pixel, in folders or in a zip of folders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from kd_lightning.data.datamodule import STAGES, DataModule
+from kd_lightning.data.files import checksum, data_root
+from kd_lightning.data.images.augment import Augmentation, Mixing
+from kd_lightning.data.images.files import open_tree
+from kd_lightning.data.images.masks import (
+    VOID,
+    WITHHELD,
+    MaskCoding,
+    MaskedImages,
+    PixelCode,
+    channel_statistics,
+    decode_pairs,
+    labels_of_masks,
+    list_pairs,
+)
+from kd_lightning.data.images.source import ImageSource
+from kd_lightning.data.source import Source
+from kd_lightning.data.subsets import check_fraction, stratified_rank
+from kd_lightning.errors import UserError
+from kd_lightning.randomness import run_seed
+from kd_lightning.spec import Spec
+from kd_lightning.tasks.base import Task
+from kd_lightning.tasks.segmentation import Segmentation
+from kd_lightning.types import CLEAN, Batch
+
+
+class SegmentationSource(Source):
+    """Images whose masks move with them under every geometric augmentation.
+
+    Args:
+        images: serves the images.
+        masks: uint8 `(N, H, W)`, of the whole source split; see MaskedImages.
+    """
+
+    def __init__(self, images: ImageSource, masks: Tensor) -> None:
+        self.images = images
+        self.masks = masks
+        self.rows = images.rows
+        self.split = images.split
+
+    @property
+    def target(self) -> Tensor:  # type: ignore[override]
+        """The class of each pixel of the source split, int64 `(N, H, W)`; memory holds bytes."""
+        return labels_of_masks(self.masks)
+
+    @property
+    def sample_bytes(self) -> int:
+        # Batches with void pixels cannot be cut, so that fetching several at once gains nothing.
+        return 0
+
+    @property
+    def resident_bytes(self) -> int:
+        return self.images.resident_bytes + self.masks.nbytes
+
+    def to(self, device: torch.device) -> SegmentationSource:
+        return SegmentationSource(self.images.to(device), self.masks.to(device))
+
+    def batch(self, rows: Tensor, view: int) -> Batch:
+        batch = self.images.batch(rows, view)
+        masks = self._masks(batch.index, view)
+        exists = masks != VOID
+        positions = None
+        if not bool(exists.all()):
+            positions = exists.flatten().nonzero().flatten()
+        return replace(batch, target=labels_of_masks(masks), positions=positions)
+
+    def _masks(self, index: Tensor, view: int) -> Tensor:
+        """Masks of rows of the source split, moved as their images are: uint8 `(B, H, W)`."""
+        masks = self.masks.index_select(0, index)[:, None]
+        if view != CLEAN:
+            for augment in self.images.augment:
+                if augment.geometric:
+                    # The draw is a function of (seed, view, index): the image's own.
+                    masks = augment(masks, index, self.images.seed, view)
+        return masks[:, 0]
+
+
+class SegmentationDataModule(DataModule):
+    """Images in `SPLIT/images/` and masks of the same names in `SPLIT/masks/` of a folder or a zip.
+
+    Everything is decoded once, into memory. Images are normalized by the mean and the standard
+    deviation of the training split. Geometric augmentations move image and mask alike; pixels that
+    come in from outside are void.
+
+    Args:
+        path: of the folder or the zip, below the root or absolute.
+        classes: for each class, by name, how masks mark its pixels: by a gray or palette value, or
+            by a color `[red, green, blue]`; class 0 first.
+        void: how masks mark pixels that belong to no class; nothing counts them.
+        root: folder of the data sets; else `KD_DATA_ROOT`, else `./data`.
+        images: folder of the images within a split.
+        masks: folder of the masks within a split.
+        size: resize images and masks to this `[height, width]`; needed if images differ in size.
+        batch_size: images per training batch, on each device.
+        eval_batch_size: images per batch in validation, test and prediction.
+        validation: fraction of the training images held out for validation, or the name of a
+            split's folder, such as `val`; 0 holds nothing out.
+        augment: applied to training images in this order.
+        views: number of different augmentation draws; epoch e trains on view `e mod views`.
+            `None`: a new one in every epoch.
+        copies: how many views of each image a training batch holds.
+        fraction: fraction of the training images to use.
+        label_fraction: fraction of the training images that have a mask; every pixel of the others
+            is served as unlabelled (-100).
+        split_seed: of the validation split and the subsets; the same for all seeds of a run.
+        augmentation_seed: of the augmentation; `None`: the run's seed. Fix it if one cache serves
+            several seeds.
+        resident: keep the samples on the accelerator if there is one and they fit. Counting the
+            void pixels of a batch then waits for the device.
+        prefetch: batches to make ahead of time, in a thread.
+
+    Raises:
+        UserError: if the layout is another one, if an image has no mask of its size, if a mask holds
+            an unknown pixel, or for an option out of range.
+    """
+
+    task: Task = Segmentation()
+
+    def __init__(
+        self,
+        path: str,
+        classes: dict[str, PixelCode],
+        void: list[PixelCode] | None = None,
+        root: str | None = None,
+        images: str = "images",
+        masks: str = "masks",
+        size: list[int] | None = None,
+        batch_size: int = 8,
+        eval_batch_size: int = 16,
+        validation: float | str = 0.1,
+        augment: list[Augmentation] | None = None,
+        views: int | None = None,
+        copies: int = 1,
+        fraction: float = 1.0,
+        label_fraction: float = 1.0,
+        split_seed: int = 0,
+        augmentation_seed: int | None = None,
+        resident: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        super().__init__()
+        check_fraction("data.fraction", fraction)
+        check_fraction("data.label_fraction", label_fraction, zero=True)
+        if isinstance(validation, float | int) and not 0 <= validation < 1:
+            raise UserError(
+                f"data.validation must be a fraction in [0, 1) or a folder, got {validation}; "
+                "0 holds nothing out"
+            )
+        if batch_size < 1 or eval_batch_size < 1:
+            raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
+        if copies < 1 or prefetch < 0:
+            raise UserError("data.copies must be at least 1 and data.prefetch at least 0")
+        if views is not None and views < 1:
+            raise UserError(
+                f"data.views must be at least 1, got {views}; leave it out for a new view every epoch"
+            )
+        if size is not None and (len(size) != 2 or min(size) < 1):
+            raise UserError(f"data.size must be [height, width] in pixels, got {size}")
+        self.augment = list(augment or [])
+        self._check_augmentations()
+        self.classes = tuple(classes)
+        self.size = size
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.validation = validation
+        self.views = views
+        self.copies = copies
+        self.fraction = fraction
+        self.label_fraction = label_fraction
+        self.split_seed = split_seed
+        self.augmentation_seed = run_seed() if augmentation_seed is None else augmentation_seed
+        self.resident = resident
+        self.prefetch = prefetch
+        source = data_root(root) / Path(path).expanduser()
+        self.name = source.name.removesuffix(".zip")
+        self._samples: dict[str, MaskedImages] = {}
+        self._sources: dict[str, SegmentationSource] = {}
+        self._read(source, MaskCoding(classes, void or []), images, masks)
+        self.mean, self.std = channel_statistics(self._samples["train"].images)
+
+    def _check_augmentations(self) -> None:
+        for augment in self.augment:
+            if isinstance(augment, Mixing):
+                raise UserError(
+                    f"data.augment: {type(augment).__name__} mixes the labels of whole images; it "
+                    "cannot mix labels of pixels"
+                )
+
+    def _read(self, path: Path, coding: MaskCoding, images: str, masks: str) -> None:
+        """Decode both source splits, and find the rows of a validation folder."""
+        tree = open_tree(path)
+        train = list_pairs(tree, "train", images, masks)
+        test = list_pairs(tree, "test", images, masks)
+        self._first_validation_row = len(train)
+        if isinstance(self.validation, str):
+            # Rows of a validation folder follow the training rows in the same source split.
+            train += list_pairs(tree, self.validation, images, masks)
+        samples = decode_pairs(tree, train + test, coding, self.size)
+        first_test = len(train)
+        self._samples = {
+            "train": MaskedImages(samples.images[:first_test], samples.masks[:first_test]),
+            "test": MaskedImages(samples.images[first_test:], samples.masks[first_test:]),
+        }
+
+    @property
+    def augmented(self) -> bool:
+        return bool(self.augment)
+
+    def _rank(self, rows: Tensor, purpose: str) -> Tensor:
+        """The place of each row in [0, 1), in an order that is a function of (split_seed, row)."""
+        one_stratum = torch.zeros(len(rows), dtype=torch.int64)
+        return stratified_rank(one_stratum, rows, self.split_seed, purpose)
+
+    def _train_rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows to train on, rows among them whose mask is withheld, and rows held out."""
+        index = torch.arange(len(self._samples["train"].masks))
+        if isinstance(self.validation, str):
+            is_held_out = index >= self._first_validation_row
+        else:
+            is_held_out = self._rank(index, "validation") < self.validation
+        rows = index[~is_held_out]
+        # One rank serves both fractions: the labelled tenth of a set is the same images as a tenth
+        # of the set.
+        rank = self._rank(rows, "fraction")
+        if not bool((rank < self.fraction).any()):
+            raise UserError("data: no training image is left after validation and fraction")
+        unlabelled = rows[rank >= self.fraction * self.label_fraction]
+        return rows[rank < self.fraction], unlabelled, index[is_held_out]
+
+    def _source(
+        self, split: str, rows: Tensor, masks: Tensor, augment: list[Augmentation]
+    ) -> SegmentationSource:
+        images = ImageSource(
+            images=self._samples[split].images,
+            target=torch.zeros(len(masks), dtype=torch.int64),
+            rows=rows,
+            split=split,
+            mean=torch.tensor(self.mean),
+            std=torch.tensor(self.std),
+            augment=augment,
+            seed=self.augmentation_seed,
+            channels=3,
+        )
+        return SegmentationSource(images, masks)
+
+    def source(self, stage: str) -> SegmentationSource:
+        """The samples of "train", "validation" or "test", as they are trained on or evaluated."""
+        if stage not in self._sources:
+            if stage == "test":
+                masks = self._samples["test"].masks
+                rows = torch.arange(len(masks))
+                self._sources[stage] = self._source("test", rows, masks, [])
+            else:
+                self._make_training_sources()
+        return self._sources[stage]
+
+    def _make_training_sources(self) -> None:
+        masks = self._samples["train"].masks
+        rows, unlabelled, held_out = self._train_rows()
+        self._sources["validation"] = self._source("train", held_out, masks, [])
+        if self.label_fraction < 1:
+            # Which pixels are void is part of the mask, and so withheld with it.
+            masks = masks.clone()
+            masks[unlabelled] = WITHHELD
+        self._sources["train"] = self._source("train", rows, masks, self.augment)
+
+    def images_for_display(self, index: Tensor) -> Tensor | None:
+        return self._samples["test"].images[index]
+
+    @property
+    def spec(self) -> Spec:
+        masks = self._samples["train"].masks
+        height, width = masks.shape[1:]
+        return Spec(
+            data=self.name,
+            task=self.task.name,
+            input_shape=(3, height, width),
+            num_classes=len(self.classes),
+            classes=self.classes,
+            samples={stage: len(self.source(stage)) for stage in STAGES},
+            source_samples=len(masks),
+            target_shape=(height, width),
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def fingerprint(self) -> dict[str, object]:
+        """What decides a teacher's inputs: the samples, normalization and augmentation."""
+        samples = {}
+        for split, decoded in self._samples.items():
+            samples[split] = checksum(decoded.images, decoded.masks)
+        return {
+            "data": self.name,
+            "samples": samples,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "augment": [augment.fingerprint() for augment in self.augment],
+            "augmentation_seed": self.augmentation_seed if self.augment else None,
+        }
