@@ -89,7 +89,7 @@ class SegmentationDataModule(DataModule):
     """Images in `SPLIT/images/` and masks of the same names in `SPLIT/masks/` of a folder or a zip.
 
     Everything is decoded once, into memory. Images are normalized by the mean and the standard
-    deviation of the training split. Geometric augmentations move image and mask alike; pixels that
+    deviation of the folder `train`. Geometric augmentations move image and mask alike; pixels that
     come in from outside are void.
 
     Args:
@@ -186,7 +186,8 @@ class SegmentationDataModule(DataModule):
         self._samples: dict[str, MaskedImages] = {}
         self._sources: dict[str, SegmentationSource] = {}
         self._read(source, MaskCoding(classes, void or []), images, masks)
-        self.mean, self.std = channel_statistics(self._samples["train"].images)
+        training_images = self._samples["train"].images[: self._first_validation_row]
+        self.mean, self.std = channel_statistics(training_images)
 
     def _check_augmentations(self) -> None:
         for augment in self.augment:
