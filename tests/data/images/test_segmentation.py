@@ -279,9 +279,7 @@ def test_colors_mark_classes(tmp_path: Path) -> None:
         write_pair(tmp_path / "colors", split, "a", image, colored)
         write_pair(tmp_path / "values", split, "a", image, mask)
     options: dict[str, object] = {"validation": 0.0}
-    by_color = whole(
-        read(tmp_path / "colors", classes=colors, void=[[0, 0, 0]], **options)
-    )
+    by_color = whole(read(tmp_path / "colors", classes=colors, void=[[0, 0, 0]], **options))
     by_value = whole(read(tmp_path / "values", **options))
     assert torch.equal(by_color.target, by_value.target)
 
@@ -325,7 +323,11 @@ def test_images_and_masks_are_resized(folder: Path) -> None:
 def test_the_fingerprint_names_samples_and_augmentation(folder: Path) -> None:
     plain = read(folder).fingerprint()
     assert plain == read(folder, batch_size=2, label_fraction=0.5).fingerprint()
-    for options in ({"size": [6, 8]}, {"augment": [Flip()]}, {"void": [], "classes": {**CLASSES, "x": VOID}}):
+    for options in (
+        {"size": [6, 8]},
+        {"augment": [Flip()]},
+        {"void": [], "classes": {**CLASSES, "x": VOID}},
+    ):
         assert read(folder, **options).fingerprint() != plain  # type: ignore[arg-type]
 
 
