@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.models.base import he_normal, known_shapes
+from kd_lightning.models.base import he_normal, check_image_shapes
 
 
 class _DoubleConv(nn.Sequential):
@@ -72,12 +72,12 @@ class UNet(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels_in, classes = known_shapes("UNet", input_shape, num_classes)
+        channels_in, classes = check_image_shapes("UNet", input_shape, num_classes)
         if width < 1 or levels < 2:
             raise UserError(
                 f"UNet: width must be at least 1 and levels at least 2, got {width} and {levels}"
             )
-        smallest_side = min((input_shape or [])[1:])
+        smallest_side = min(input_shape[1:]) if input_shape else 0
         if smallest_side < 2 ** (levels - 1):
             raise UserError(
                 f"UNet: {levels} levels halve a side of {smallest_side} pixels too often; "

@@ -86,8 +86,8 @@ def test_convolutions_start_as_he_et_al() -> None:
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ({}, "input_shape and num_classes are needed"),
-        ({"input_shape": [784], "num_classes": 3}, "reads images"),
+        ({}, "input_shape or num_classes is missing"),
+        ({"input_shape": [784], "num_classes": 3}, "needs images"),
         ({"input_shape": [3, 8, 8], "num_classes": 3, "width": 0}, "width must be at least 1"),
         ({"input_shape": [3, 8, 8], "num_classes": 3, "levels": 1}, "levels at least 2"),
         ({"input_shape": [3, 7, 64], "num_classes": 3}, "a side of 7 pixels"),

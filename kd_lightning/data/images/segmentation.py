@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,78 +10,18 @@ from torch import Tensor
 from kd_lightning.data.datamodule import STAGES, DataModule
 from kd_lightning.data.files import checksum, data_root
 from kd_lightning.data.images.augment import Augmentation, Mixing
-from kd_lightning.data.images.files import open_tree
-from kd_lightning.data.images.masks import (
-    VOID,
-    WITHHELD,
-    MaskCoding,
-    MaskedImages,
-    PixelCode,
-    channel_statistics,
-    decode_pairs,
-    labels_of_masks,
-    list_pairs,
-)
+from kd_lightning.data.images.decoding import ChannelStatistics
+from kd_lightning.data.images.masks import WITHHELD, MaskCoding, PixelCode
+from kd_lightning.data.images.pairs import MaskedImages, decode_pairs, list_pairs
+from kd_lightning.data.images.segmentation_source import SegmentationSource
 from kd_lightning.data.images.source import ImageSource
-from kd_lightning.data.source import Source
+from kd_lightning.data.images.tree import open_tree
 from kd_lightning.data.subsets import check_fraction, stratified_rank
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.tasks.segmentation import Segmentation
-from kd_lightning.types import CLEAN, Batch
-
-
-class SegmentationSource(Source):
-    """Images whose masks move with them under every geometric augmentation.
-
-    Args:
-        images: serves the images.
-        masks: uint8 `(N, H, W)`, of the whole source split; see MaskedImages.
-    """
-
-    def __init__(self, images: ImageSource, masks: Tensor) -> None:
-        self.images = images
-        self.masks = masks
-        self.rows = images.rows
-        self.split = images.split
-
-    @property
-    def target(self) -> Tensor:  # type: ignore[override]
-        """The class of each pixel of the source split, int64 `(N, H, W)`; memory holds bytes."""
-        return labels_of_masks(self.masks)
-
-    @property
-    def sample_bytes(self) -> int:
-        # Batches with void pixels cannot be cut, so that fetching several at once gains nothing.
-        return 0
-
-    @property
-    def resident_bytes(self) -> int:
-        return self.images.resident_bytes + self.masks.nbytes
-
-    def to(self, device: torch.device) -> SegmentationSource:
-        return SegmentationSource(self.images.to(device), self.masks.to(device))
-
-    def batch(self, rows: Tensor, view: int) -> Batch:
-        batch = self.images.batch(rows, view)
-        masks = self._masks(batch.index, view)
-        exists = masks != VOID
-        positions = None
-        if not bool(exists.all()):
-            positions = exists.flatten().nonzero().flatten()
-        return replace(batch, target=labels_of_masks(masks), positions=positions)
-
-    def _masks(self, index: Tensor, view: int) -> Tensor:
-        """Masks of rows of the source split, moved as their images are: uint8 `(B, H, W)`."""
-        masks = self.masks.index_select(0, index)[:, None]
-        if view != CLEAN:
-            for augment in self.images.augment:
-                if augment.geometric:
-                    # The draw is a function of (seed, view, index): the image's own.
-                    masks = augment(masks, index, self.images.seed, view)
-        return masks[:, 0]
 
 
 class SegmentationDataModule(DataModule):
@@ -125,6 +64,7 @@ class SegmentationDataModule(DataModule):
     """
 
     task: Task = Segmentation()
+    name: str
 
     def __init__(
         self,
@@ -186,8 +126,7 @@ class SegmentationDataModule(DataModule):
         self._samples: dict[str, MaskedImages] = {}
         self._sources: dict[str, SegmentationSource] = {}
         self._read(source, MaskCoding(classes, void or []), images, masks)
-        training_images = self._samples["train"].images[: self._first_validation_row]
-        self.mean, self.std = channel_statistics(training_images)
+        self.mean, self.std = self._channel_statistics()
 
     def _check_augmentations(self) -> None:
         for augment in self.augment:
@@ -212,6 +151,15 @@ class SegmentationDataModule(DataModule):
             "train": MaskedImages(samples.images[:first_test], samples.masks[:first_test]),
             "test": MaskedImages(samples.images[first_test:], samples.masks[first_test:]),
         }
+
+    def _channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation per channel of the folder `train`, without a validation folder."""
+        statistics = ChannelStatistics(channels=3)
+        images = self._samples["train"].images[: self._first_validation_row]
+        for chunk in images.split(64):
+            statistics.update(chunk.numpy())
+        mean, std = statistics.compute()
+        return tuple(mean), tuple(std)
 
     @property
     def augmented(self) -> bool:

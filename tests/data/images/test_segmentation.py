@@ -69,12 +69,16 @@ def whole(data: SegmentationDataModule, stage: str = "train", view: int = CLEAN)
     return source.batch(torch.arange(len(source)), view)
 
 
+def inputs(batch: Batch) -> Tensor:
+    assert isinstance(batch.inputs, Tensor)
+    return batch.inputs
+
+
 def pixels(data: SegmentationDataModule, batch: Batch) -> Tensor:
     """The inputs as they were before normalization, `(B, 3, H, W)`."""
-    assert isinstance(batch.inputs, Tensor)
     mean = torch.tensor(data.mean)[:, None, None]
     std = torch.tensor(data.std)[:, None, None]
-    return (batch.inputs * 255 * std + 255 * mean).round().long()
+    return (inputs(batch) * 255 * std + 255 * mean).round().long()
 
 
 def exists(batch: Batch) -> Tensor:
@@ -97,11 +101,8 @@ def test_images_and_masks_are_read_in_the_order_of_their_names(folder: Path) -> 
         labels = torch.from_numpy(np.array(mask)).long()
         assert torch.equal(batch.target[number], labels.masked_fill(labels == VOID, UNLABELLED))
         assert torch.equal(exists(batch)[number], labels != VOID)
-    assert torch.equal(data.source("train").target, torch.cat([batch.target, val_target(data)]))
-
-
-def val_target(data: SegmentationDataModule) -> Tensor:
-    return whole(data, "validation").target
+    validation = whole(data, "validation")
+    assert torch.equal(data.source("train").target, torch.cat([batch.target, validation.target]))
 
 
 def test_the_spec_names_classes_and_shapes(folder: Path) -> None:
@@ -149,8 +150,7 @@ def test_other_augmentations_leave_the_mask_alone(augment: Augmentation, folder:
     data = read(folder, augment=[augment])
     clean = whole(data)
     batch = whole(data, view=0)
-    assert isinstance(batch.inputs, Tensor)
-    assert not torch.equal(batch.inputs, clean.inputs)
+    assert not torch.equal(inputs(batch), inputs(clean))
     assert torch.equal(batch.target, clean.target)
     assert torch.equal(exists(batch), exists(clean))
 
@@ -168,7 +168,7 @@ def test_a_view_does_not_depend_on_the_batch_or_on_what_was_drawn_before(folder:
     order = torch.tensor([5, 0, 7, 2])
     again.batch(order, 1)
     part = again.batch(order, 3)
-    assert torch.equal(part.inputs, together.inputs[order])  # type: ignore[index, arg-type]
+    assert torch.equal(inputs(part), inputs(together)[order])
     assert torch.equal(part.target, together.target[order])
     assert torch.equal(exists(part), exists(together)[order])
     other = again.batch(order, 4)
@@ -179,7 +179,7 @@ def test_the_seed_of_the_augmentation_changes_masks_and_images(folder: Path) -> 
     one = whole(read(folder, augment=[PadCrop(3)], augmentation_seed=1), view=0)
     two = whole(read(folder, augment=[PadCrop(3)], augmentation_seed=2), view=0)
     assert not torch.equal(one.target, two.target)
-    assert not torch.equal(one.inputs, two.inputs)  # type: ignore[arg-type]
+    assert not torch.equal(inputs(one), inputs(two))
 
 
 def test_several_views_of_an_image_are_rows_of_their_own(folder: Path) -> None:
@@ -221,7 +221,7 @@ def test_the_loader_serves_what_the_source_does(folder: Path) -> None:
     assert [len(batch) for batch in batches] == [3, 3, 2]
     for batch in batches:
         direct = source.batch(batch.index, 2)
-        assert torch.equal(batch.inputs, direct.inputs)  # type: ignore[arg-type]
+        assert torch.equal(inputs(batch), inputs(direct))
         assert torch.equal(batch.labels, direct.labels)
 
 
@@ -323,47 +323,48 @@ def test_images_and_masks_are_resized(folder: Path) -> None:
 def test_the_fingerprint_names_samples_and_augmentation(folder: Path) -> None:
     plain = read(folder).fingerprint()
     assert plain == read(folder, batch_size=2, label_fraction=0.5).fingerprint()
-    for options in (
+    changes: list[dict[str, object]] = [
         {"size": [6, 8]},
         {"augment": [Flip()]},
         {"void": [], "classes": {**CLASSES, "x": VOID}},
-    ):
-        assert read(folder, **options).fingerprint() != plain  # type: ignore[arg-type]
+    ]
+    for options in changes:
+        assert read(folder, **options).fingerprint() != plain
 
 
 # -- bad input ----------------------------------------------------------------------------------
 
 
-def remove_images(root: Path) -> object:
-    return shutil.rmtree(root / "train" / "images")
+def remove_images(root: Path) -> None:
+    shutil.rmtree(root / "train" / "images")
 
 
-def remove_test(root: Path) -> object:
-    return shutil.rmtree(root / "test")
+def remove_test(root: Path) -> None:
+    shutil.rmtree(root / "test")
 
 
-def remove_mask(root: Path) -> object:
-    return (root / "train" / "labels" / "03.png").unlink()
+def remove_mask(root: Path) -> None:
+    (root / "train" / "labels" / "03.png").unlink()
 
 
-def shrink_mask(root: Path) -> object:
-    return write_pair(root, "train", "03", draw(3)[0], draw(3, HEIGHT, WIDTH - 1)[1])
+def shrink_mask(root: Path) -> None:
+    write_pair(root, "train", "03", draw(3)[0], draw(3, HEIGHT, WIDTH - 1)[1])
 
 
-def enlarge_pair(root: Path) -> object:
-    return write_pair(root, "test", "03", *draw(3, HEIGHT + 1, WIDTH))
+def enlarge_pair(root: Path) -> None:
+    write_pair(root, "test", "03", *draw(3, HEIGHT + 1, WIDTH))
 
 
-def color_mask(root: Path) -> object:
-    return write_pair(root, "train", "03", draw(3)[0], draw(3)[0])
+def color_mask(root: Path) -> None:
+    write_pair(root, "train", "03", draw(3)[0], draw(3)[0])
 
 
-def unknown_value(root: Path) -> object:
-    return write_pair(root, "train", "03", draw(3)[0], Image.new("L", (WIDTH, HEIGHT), 7))
+def unknown_value(root: Path) -> None:
+    write_pair(root, "train", "03", draw(3)[0], Image.new("L", (WIDTH, HEIGHT), 7))
 
 
-def damage_image(root: Path) -> object:
-    return (root / "train" / "images" / "03.png").write_bytes(b"no image")
+def damage_image(root: Path) -> None:
+    (root / "train" / "images" / "03.png").write_bytes(b"no image")
 
 
 @pytest.mark.parametrize(
@@ -380,7 +381,7 @@ def damage_image(root: Path) -> object:
     ],
 )
 def test_bad_files(
-    edit: Callable[[Path], object], parts: list[str], folder: Path, tmp_path: Path
+    edit: Callable[[Path], None], parts: list[str], folder: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "copy"
     shutil.copytree(folder, root)
