@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.models.base import he_normal, check_image_shapes
+from kd_lightning.models.base import check_image_shapes, he_normal
 
 
 class _DoubleConv(nn.Sequential):
