@@ -39,10 +39,11 @@ class _Up(nn.Module):
 
 
 class UNet(nn.Module):
-    """An encoder that halves the map at each level, and a decoder that undoes it with skip connections.
+    """An encoder that halves the map per level, and a decoder that enlarges it again.
 
-    Unlike the paper's, its convolutions are padded and normalized, so that logits have the input's
-    height and width. Enlarging is by nearest neighbour.
+    Skip connections join each level of the encoder to the decoder. Unlike the paper's, convolutions
+    are padded, so that logits have the input's height and width, and use batch norm. Maps are
+    enlarged by nearest neighbor.
 
     Args:
         width: channels of the first level; each level below has twice as many (the paper: 64).
@@ -53,12 +54,12 @@ class UNet(nn.Module):
     Shapes:
         input `(B, C, H, W)`, output logits `(B, num_classes, H, W)`. Layers to tap, with L = levels:
 
-        | layer | role | shape |
-        | --- | --- | --- |
-        | `encoder.0` to `encoder.{L - 2}` | `stage1`, `stage2`, ... | `(B, width * 2**i, H / 2**i, W / 2**i)` |
-        | `bottom` | `bottom` | `(B, width * 2**(L - 1), H / 2**(L - 1), W / 2**(L - 1))` |
-        | `decoder.0` to `decoder.{L - 2}` | | the encoder's shapes, the smallest first |
-        | `decoder.{L - 2}` | `penultimate` | `(B, width, H, W)` |
+        - `encoder.i`, i from 0 to L - 2 (roles `stage1`, `stage2`, ...):
+          `(B, width * 2**i, H / 2**i, W / 2**i)`
+        - `bottom` (role `bottom`): `(B, width * 2**(L - 1), H / 2**(L - 1), W / 2**(L - 1))`
+        - `decoder.i`, i from 0 to L - 2: the encoder's shapes in reverse order. The last one (role
+          `penultimate`) is `(B, width, H, W)`
+        - `head` (role `head`): the logits
 
     Raises:
         UserError: if an argument is out of range, or if the images are too small for the levels.
@@ -84,12 +85,14 @@ class UNet(nn.Module):
                 "use fewer levels"
             )
         channels = [width * 2**level for level in range(levels)]
+        # The way down: one block per level, each followed by pooling.
         self.encoder = nn.ModuleList()
         for level_channels in channels[:-1]:
             self.encoder.append(_DoubleConv(channels_in, level_channels))
             channels_in = level_channels
         self.bottom = _DoubleConv(channels_in, channels[-1])
         channels_in = channels[-1]
+        # The way up: each block reads the map below it and the encoder's map of its own level.
         self.decoder = nn.ModuleList()
         for level_channels in reversed(channels[:-1]):
             self.decoder.append(_Up(channels_in, level_channels))
@@ -102,7 +105,7 @@ class UNet(nn.Module):
         for level in self.encoder:
             skip = level(x)
             skips.append(skip)
-            x = F.max_pool2d(skip, 2)
+            x = F.max_pool2d(skip, kernel_size=2)
         x = self.bottom(x)
         for level in self.decoder:
             x = level(x, skips.pop())

@@ -68,7 +68,7 @@ class MaskCoding:
         bytes_by_number[number] = byte
 
     def _number(self, code: PixelCode, owner: str) -> int:
-        """A single number for a code."""
+        """A single number for a code: the value, or the color's bytes in one integer."""
         if isinstance(code, list) != self.colored:
             kind = "color" if self.colored else "value"
             raise UserError(
@@ -100,6 +100,7 @@ class MaskCoding:
         if self.colored:
             numbers = (numbers[..., 0] << 16) + (numbers[..., 1] << 8) + numbers[..., 2]
         places = np.searchsorted(self._numbers, numbers)
+        # Numbers above the largest known one have a place behind the end.
         places = places.clip(max=len(self._numbers) - 1)
         unknown = self._numbers[places] != numbers
         if unknown.any():

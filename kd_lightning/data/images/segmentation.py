@@ -89,25 +89,7 @@ class SegmentationDataModule(DataModule):
         prefetch: int = 2,
     ) -> None:
         super().__init__()
-        check_fraction("data.fraction", fraction)
-        check_fraction("data.label_fraction", label_fraction, zero=True)
-        if isinstance(validation, float | int) and not 0 <= validation < 1:
-            raise UserError(
-                f"data.validation must be a fraction in [0, 1) or a folder, got {validation}; "
-                "0 holds nothing out"
-            )
-        if batch_size < 1 or eval_batch_size < 1:
-            raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
-        if copies < 1 or prefetch < 0:
-            raise UserError("data.copies must be at least 1 and data.prefetch at least 0")
-        if views is not None and views < 1:
-            raise UserError(
-                f"data.views must be at least 1, got {views}; leave it out for a new view every epoch"
-            )
-        if size is not None and (len(size) != 2 or min(size) < 1):
-            raise UserError(f"data.size must be [height, width] in pixels, got {size}")
         self.augment = list(augment or [])
-        self._check_augmentations()
         self.classes = tuple(classes)
         self.size = size
         self.batch_size = batch_size
@@ -121,6 +103,7 @@ class SegmentationDataModule(DataModule):
         self.augmentation_seed = run_seed() if augmentation_seed is None else augmentation_seed
         self.resident = resident
         self.prefetch = prefetch
+        self._check_options()
         source = data_root(root) / Path(path).expanduser()
         self.name = source.name.removesuffix(".zip")
         self._samples: dict[str, MaskedImages] = {}
@@ -128,7 +111,25 @@ class SegmentationDataModule(DataModule):
         self._read(source, MaskCoding(classes, void or []), images, masks)
         self.mean, self.std = self._channel_statistics()
 
-    def _check_augmentations(self) -> None:
+    def _check_options(self) -> None:
+        check_fraction("data.fraction", self.fraction)
+        check_fraction("data.label_fraction", self.label_fraction, zero=True)
+        if not isinstance(self.validation, str) and not 0 <= self.validation < 1:
+            raise UserError(
+                "data.validation must be a fraction in [0, 1) or the name of a folder, got "
+                f"{self.validation}; 0 holds nothing out"
+            )
+        if self.batch_size < 1 or self.eval_batch_size < 1:
+            raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
+        if self.copies < 1 or self.prefetch < 0:
+            raise UserError("data.copies must be at least 1 and data.prefetch at least 0")
+        if self.views is not None and self.views < 1:
+            raise UserError(
+                f"data.views must be at least 1, got {self.views}; leave it out for a new view "
+                "every epoch"
+            )
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise UserError(f"data.size must be [height, width] in pixels, got {self.size}")
         for augment in self.augment:
             if isinstance(augment, Mixing):
                 raise UserError(
@@ -145,6 +146,7 @@ class SegmentationDataModule(DataModule):
         if isinstance(self.validation, str):
             # Rows of a validation folder follow the training rows in the same source split.
             train += list_pairs(tree, self.validation, images, masks)
+        # Both splits at once, because all images must have one size.
         samples = decode_pairs(tree, train + test, coding, self.size)
         first_test = len(train)
         self._samples = {
@@ -153,7 +155,7 @@ class SegmentationDataModule(DataModule):
         }
 
     def _channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation per channel of the folder `train`, without a validation folder."""
+        """Mean and standard deviation per channel of the images in the folder `train`."""
         statistics = ChannelStatistics(channels=3)
         images = self._samples["train"].images[: self._first_validation_row]
         for chunk in images.split(64):
@@ -167,6 +169,7 @@ class SegmentationDataModule(DataModule):
 
     def _rank(self, rows: Tensor, purpose: str) -> Tensor:
         """The place of each row in [0, 1), in an order that is a function of (split_seed, row)."""
+        # An image has many classes, so there is nothing to stratify by.
         one_stratum = torch.zeros(len(rows), dtype=torch.int64)
         return stratified_rank(one_stratum, rows, self.split_seed, purpose)
 
@@ -191,6 +194,7 @@ class SegmentationDataModule(DataModule):
     ) -> SegmentationSource:
         images = ImageSource(
             images=self._samples[split].images,
+            # Not read: the labels come from the masks.
             target=torch.zeros(len(masks), dtype=torch.int64),
             rows=rows,
             split=split,

@@ -48,6 +48,7 @@ class SegmentationSource(Source):
         batch = self.images.batch(rows, view)
         masks = self._masks(batch.index, view)
         exists = masks != VOID
+        # Without void pixels every pixel is a position, which costs no index.
         positions = None
         if not bool(exists.all()):
             positions = exists.flatten().nonzero().flatten()

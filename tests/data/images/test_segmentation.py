@@ -407,7 +407,7 @@ def test_an_unknown_color_is_named(tmp_path: Path) -> None:
         ({"classes": {"a": -1}}, "at least 0"),
         ({"classes": {"a": 0, "b": 0}}, "data.classes: b: the pixel 0 has another meaning"),
         ({"void": [1]}, "data.void: the pixel 1 has another meaning"),
-        ({"validation": 1.0}, "data.validation must be a fraction"),
+        ({"validation": 1.0}, "data.validation must be a fraction in [0, 1)"),
         ({"validation": "nowhere"}, "no images in nowhere/images"),
         ({"masks": "masks"}, "has no mask train/masks/00.png"),
         ({"size": [4]}, "data.size must be [height, width]"),
