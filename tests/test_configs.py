@@ -19,6 +19,7 @@ from PIL import Image
 from kd_lightning.data import CIFAR10DataModule, CIFAR100DataModule
 from kd_lightning.runs.configs import MOVED, resolve_configs
 from kd_lightning.runs.launch import launch
+from tests.data.images.camvid import write_camvid
 from tests.data.images.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifar
 from tests.data.images.test_mnist import write_mnist
 from tests.data.images.test_omniglot import write_omniglot
@@ -36,7 +37,12 @@ PAIRS = sorted(
     path.stem for path in (CONFIGS / "pairs").glob("*.yaml") if "transformer" not in path.stem
 )
 DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
-OWN = {"mlp1200": "mnist_mlp1200", "digits": "digits_mlp", "spoken": "spoken_digits_dnn"}
+OWN = {
+    "mlp1200": "mnist_mlp1200",
+    "digits": "digits_mlp",
+    "spoken": "spoken_digits_dnn",
+    "unet32": "camvid_unet",
+}
 """The teacher of a pair, by how the pair's name begins; of the others it is cifar_ and the name's first part."""
 
 
@@ -58,6 +64,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("data")
     for write in (write_cifar, write_omniglot, write_sst2, spoken_digits, write_images):
         write(folder)
+    write_camvid(folder / "camvid-240x180")
     write_mnist(folder, 60_000, 10_000)  # no other number passes for MNIST
     for split in ("train", "dev", "test"):
         shutil.copy(folder / "SST2" / f"{split}.tsv", folder / f"{split}.tsv")
@@ -135,6 +142,7 @@ def test_every_data_set_serves_a_network(name: str, root: Path, tmp_path: Path) 
         "sst2": "sst2_bilstm",
         "text": "sst2_bilstm",
         "spoken_digits": "spoken_digits_dnn",
+        "camvid": "camvid_unet",
     }.get(name, "digits_mlp")
     more = {
         "cifar100": ("--data.validation=0.0",),  # fewer than two images a class

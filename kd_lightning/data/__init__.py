@@ -12,6 +12,8 @@ from kd_lightning.data.images.image_folder import ImageFolderDataModule
 from kd_lightning.data.images.mixup import Mixup
 from kd_lightning.data.images.mnist import MNISTDataModule
 from kd_lightning.data.images.omniglot import OmniglotDataModule
+from kd_lightning.data.images.segmentation import SegmentationDataModule
+from kd_lightning.data.images.segmentation_source import SegmentationSource
 from kd_lightning.data.images.source import Images, ImageSource
 from kd_lightning.data.loader import BatchLoader, BucketLoader
 from kd_lightning.data.source import Source
@@ -45,6 +47,8 @@ __all__ = [
     "PadCrop",
     "PretrainedTokenizer",
     "SST2DataModule",
+    "SegmentationDataModule",
+    "SegmentationSource",
     "Source",
     "SpokenDigitsDataModule",
     "SubwordTokenizer",

@@ -9,6 +9,7 @@ from kd_lightning.models.shufflenet_v1 import CIFARShuffleNetV1
 from kd_lightning.models.shufflenet_v2 import CIFARShuffleNetV2
 from kd_lightning.models.textcnn import TextCNN
 from kd_lightning.models.transformer import TransformerClassifier
+from kd_lightning.models.unet import UNet
 from kd_lightning.models.vgg import CIFARVGG
 from kd_lightning.models.wide_resnet import WideResNet
 
@@ -23,5 +24,6 @@ __all__ = [
     "CIFARShuffleNetV2",
     "TextCNN",
     "TransformerClassifier",
+    "UNet",
     "WideResNet",
 ]

@@ -195,7 +195,8 @@ class Launcher(Builder):
         """Write the resolved config, once: a resumed run keeps its own. Another run of it gets another folder."""
         config = self.config[self.command].clone()
         config.run.dir = None
-        text = self._parser(self.command).dump(config)
+        # With nulls: an argument whose default is not null may have been set to null.
+        text = self._parser(self.command).dump(config, skip_none=False)
         if not (folder / "config.yaml").is_file():
             (folder / "config.yaml").write_text(text)
         return dict(yaml.safe_load(text))

@@ -7,6 +7,7 @@ teacher outputs could not replay them. Here the parameters are a function of nam
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +20,13 @@ class Augmentation:
     """Base class of augmentations.
 
     Subclasses store every argument as a plain attribute, because `fingerprint` reads them.
+
+    Attributes:
+        geometric: whether it moves pixels without changing their values, and fills with 0. Called
+            on a mask with the same (seed, view, index), it moves the mask as it moves the image.
     """
+
+    geometric: ClassVar[bool] = False
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
         """Augment a batch.
@@ -89,6 +96,8 @@ class Jitter(Augmentation):
     Args:
         pixels: largest shift; every shift in [-pixels, pixels]^2 is equally likely.
     """
+
+    geometric: ClassVar[bool] = True
 
     def __init__(self, pixels: int = 2) -> None:
         if pixels < 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ class PadCrop(Augmentation):
     Args:
         padding: width of the border in pixels; all (2 * padding + 1)^2 windows are equally likely.
     """
+
+    geometric: ClassVar[bool] = True
 
     def __init__(self, padding: int = 4) -> None:
         if padding < 1:
@@ -39,6 +43,8 @@ class Flip(Augmentation):
     Args:
         probability: probability of each image to be mirrored, in (0, 1].
     """
+
+    geometric: ClassVar[bool] = True
 
     def __init__(self, probability: float = 0.5) -> None:
         if not 0 < probability <= 1:

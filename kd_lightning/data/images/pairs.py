@@ -1,0 +1,155 @@
+"""Pairs of an image and a mask of the same name in a folder or a zip, and their pixels."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from kd_lightning.data.images.decoding import Pixels
+from kd_lightning.data.images.listing import SUFFIXES
+from kd_lightning.data.images.masks import MaskCoding
+from kd_lightning.data.images.tree import Tree
+from kd_lightning.errors import UserError
+
+
+@dataclass
+class MaskedImages:
+    """Decoded images and masks of one size.
+
+    Attributes:
+        images: uint8 `(N, 3, H, W)`.
+        masks: uint8 `(N, H, W)`; see the bytes in `masks.py`.
+    """
+
+    images: Tensor
+    masks: Tensor
+
+
+class Pair(NamedTuple):
+    """The names of an image and of its mask in a tree."""
+
+    image: str
+    mask: str
+
+
+def list_pairs(tree: Tree, split: str, images: str, masks: str) -> list[Pair]:
+    """All images of a split in the order of their names, each with the mask of the same name.
+
+    Args:
+        tree: the files.
+        split: folder of the split, such as `train`.
+        images, masks: folders within it. Suffixes may differ between an image and its mask.
+
+    Raises:
+        UserError: if there are no images, or if an image has no mask.
+    """
+    mask_of_stem = _images_by_stem(tree, f"{split}/{masks}/")
+    pairs = []
+    for stem, image in sorted(_images_by_stem(tree, f"{split}/{images}/").items()):
+        if stem not in mask_of_stem:
+            raise UserError(
+                f"{tree.path}: the image {image} has no mask {split}/{masks}/{stem}.png; add it, or "
+                "set data.masks to the folder of the masks"
+            )
+        pairs.append(Pair(image, mask_of_stem[stem]))
+    if not pairs:
+        raise UserError(
+            f"{tree.path}: there are no images in {split}/{images}; it must hold SPLIT/{images} and "
+            f"SPLIT/{masks} with files of the same names"
+        )
+    return pairs
+
+
+def _images_by_stem(tree: Tree, folder: str) -> dict[str, str]:
+    """The image files below a folder, by their path within it without the suffix."""
+    files = {}
+    for name in tree.files:
+        if name.startswith(folder) and name.lower().endswith(SUFFIXES):
+            stem, _ = os.path.splitext(name.removeprefix(folder))
+            files[stem] = name
+    return files
+
+
+def decode_pairs(
+    tree: Tree, pairs: Sequence[Pair], coding: MaskCoding, size: Sequence[int] | None
+) -> MaskedImages:
+    """Decode all pairs with several threads.
+
+    Args:
+        tree: the files.
+        pairs: at least one.
+        coding: the meaning of the masks' pixels.
+        size: resize to this height and width; `None`: all images have one size.
+
+    Raises:
+        UserError: for a file that cannot be read, for a mask that does not fit its image, and for
+            images of different sizes.
+    """
+    decode = partial(_decode_pair, tree, coding=coding, size=size)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        decoded = list(pool.map(decode, pairs))
+    first_mask = decoded[0][1]
+    for pair, (_, mask) in zip(pairs, decoded, strict=True):
+        if mask.shape != first_mask.shape:
+            raise UserError(
+                f"{tree.path}: images of different sizes ({pairs[0].image} is "
+                f"{_size_text(first_mask)}, {pair.image} is {_size_text(mask)}); set "
+                "--data.size=[HEIGHT,WIDTH] to resize them"
+            )
+    images = np.stack([image for image, _ in decoded])
+    masks = np.stack([mask for _, mask in decoded])
+    return MaskedImages(torch.from_numpy(images), torch.from_numpy(masks))
+
+
+def _decode_pair(
+    tree: Tree, pair: Pair, coding: MaskCoding, size: Sequence[int] | None
+) -> tuple[Pixels, Pixels]:
+    """One image `(3, H, W)` and its mask `(H, W)`."""
+    image = _open(tree, pair.image).convert("RGB")
+    mask = _open(tree, pair.mask)
+    if coding.colored:
+        mask = mask.convert("RGB")
+    elif len(mask.getbands()) != 1:
+        raise UserError(
+            f"{tree.path}: the mask {pair.mask} has colors, data.classes has values; give each "
+            "class as [red, green, blue]"
+        )
+    if mask.size != image.size:
+        raise UserError(
+            f"{tree.path}: the mask {pair.mask} is {mask.width}x{mask.height}, its image "
+            f"{pair.image} is {image.width}x{image.height}"
+        )
+    if size is not None:
+        height, width = size
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        # Classes cannot be averaged.
+        mask = mask.resize((width, height), Image.Resampling.NEAREST)
+    pixels = np.asarray(image, dtype=np.uint8)
+    encoded = coding.encode(np.asarray(mask), f"{tree.path}: the mask {pair.mask}")
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1)), encoded
+
+
+def _open(tree: Tree, name: str) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(tree.read(name)))
+        image.load()
+    except Exception as error:  # decoders raise any exception, depending on the broken bytes
+        raise UserError(
+            f"{tree.path}: {name} cannot be read as an image; is the copy complete?"
+        ) from error
+    return image
+
+
+def _size_text(mask: Pixels) -> str:
+    height, width = mask.shape
+    return f"{width}x{height}"
