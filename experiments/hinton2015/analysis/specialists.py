@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from kd_lightning.experiments.analysis import Row, Runs
 from kd_lightning.experiments.stats import Comparison, holm, paired
 
-from .specialist_answers import Baselines, Coverage, Panel, Study, System
+from .specialist_answers import Answers, Baselines, Coverage, Panel, Study, System
 from .specialist_costs import Cost, training_cost
 from .specialist_tables import CONDITIONAL, Values, report
 
@@ -71,13 +71,8 @@ def against_generalist(
         study = Study(runs, run, systems, stage)
         answers = {generalist: study.base, **study.answers}
         answers |= baselines.answers(runs, run, position, stage)
-        for label, answer in answers.items():
-            values[label, accuracy].append(answer.accuracy())
-            for name, panel in _panels_for(label, study.panels).items():
-                values[name, CONDITIONAL].append(answer.conditional_accuracy(panel.class_ids))
-        for name, panel in study.panels_by_run.items():
-            conditional = panel.conditional_accuracy(study.base.target)
-            values[f"{name}, each by itself", CONDITIONAL].append(conditional)
+        for name, metric, value in _accuracies(study, answers, accuracy):
+            values[name, metric].append(value)
         coverage.append(study.by_coverage(first_system))
         clusters[study.seed] = study.panels[first_system].names
 
@@ -91,6 +86,19 @@ def against_generalist(
     text = report(values, accuracy, tests, coverage, costs, first_clusters)
     (output / "specialists.md").write_text(text)
     return _rows(values, runs, accuracy)
+
+
+def _accuracies(
+    study: Study, answers: Mapping[str, Answers], accuracy: str
+) -> Iterator[tuple[str, str, float]]:
+    """Name, metric and value of all accuracies of one seed."""
+    for label, answer in answers.items():
+        yield label, accuracy, answer.accuracy()
+        for name, panel in _panels_for(label, study.panels).items():
+            yield name, CONDITIONAL, answer.conditional_accuracy(panel.class_ids)
+    for run, panel in study.panels_by_run.items():
+        value = panel.conditional_accuracy(study.base.target)
+        yield f"{run}, each by itself", CONDITIONAL, value
 
 
 def _write_json(

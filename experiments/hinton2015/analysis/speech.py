@@ -68,17 +68,8 @@ def recognition(
     # The bootstrap draws seeds at each use, so the order of these calls decides the intervals.
     gains = _gains(test, scores, bootstrap, baseline)
     table = _table(test, scores, bootstrap)
-    gain = f"{share:.0%}, 95% interval [{low:.0%}, {high:.0%}]"
-    lines = [
-        *table,
-        "",
-        *gains,
-        "",
-        f"Share of the ensemble's gain in frame accuracy that the distilled model has: {gain}.",
-        "95% intervals: bootstrap over test strings and seeds.",
-        "",
-    ]
-    (output / "recognition.md").write_text("\n".join(lines))
+    share_text = f"{share:.0%}, 95% interval [{low:.0%}, {high:.0%}]"
+    (output / "recognition.md").write_text(_document(table, gains, share_text))
     return [
         Row(ensemble, "test_accuracy", rates(scores[ensemble].right, test.frames)),
         *_rows(test, scores),
@@ -86,6 +77,20 @@ def recognition(
         Row(distilled, "gain_share_low", [low]),
         Row(distilled, "gain_share_high", [high]),
     ]
+
+
+def _document(table: list[str], gains: list[str], share: str) -> str:
+    """The content of recognition.md."""
+    lines = [
+        *table,
+        "",
+        *gains,
+        "",
+        f"Share of the ensemble's gain in frame accuracy that the distilled model has: {share}.",
+        "95% intervals: bootstrap over test strings and seeds.",
+        "",
+    ]
+    return "\n".join(lines)
 
 
 def _rows(test: TestStrings, scores: Mapping[str, Score]) -> list[Row]:
