@@ -237,7 +237,7 @@ def test_validation_rows_never_meet_training_targets(tmp_path: Path) -> None:
     batch.view = 0
     assert "holds no output for row" in complaint(lambda: stored(batch))
     batch.view = 5
-    assert "holds nothing of the train split in view 5" in complaint(lambda: stored(batch))
+    assert "holds nothing for the train split in view 5" in complaint(lambda: stored(batch))
 
 
 def test_one_cache_serves_every_subset(tmp_path: Path) -> None:
