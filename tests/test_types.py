@@ -12,6 +12,7 @@ from kd_lightning.types import (
     Batch,
     EnsembleOutput,
     Inputs,
+    JoinedOutput,
     Output,
     TopKOutput,
     full,
@@ -216,14 +217,15 @@ def test_every_tensor_moves() -> None:
     batch.partner = batch.target
     batch.share = torch.ones(2)
     batch.view = torch.tensor([0, 1])
-    batch.teacher = Output(torch.zeros(5, 10), {"last": torch.zeros(2, 3, 4)})
+    batch.joined = JoinedOutput(Output(torch.zeros(5, 10), {"last": torch.zeros(2, 3, 4)}))
     batch.placeholder = True
     moved = batch.to(META)
-    assert moved.teacher is not None
+    assert moved.joined is not None
+    teacher = moved.joined.output
     assert isinstance(moved.view, Tensor)
-    tensors = [moved.positions, moved.partner, moved.share, moved.view, moved.teacher.logits]
+    tensors = [moved.positions, moved.partner, moved.share, moved.view, teacher.logits]
     assert [tensor.device for tensor in tensors if tensor is not None] == [META] * 5
-    assert moved.teacher.features["last"].device == META
+    assert teacher.features["last"].device == META
     assert moved.placeholder
 
 

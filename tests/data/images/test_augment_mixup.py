@@ -122,7 +122,7 @@ def test_held_out_samples_are_never_mixed_in() -> None:
 
 
 def test_withheld_labels_stay_withheld_in_partners() -> None:
-    source = digits(labels=0.5).source("train")
+    source = digits(label_fraction=0.5).source("train")
     batch = source.batch(torch.arange(len(source)), 0)
     assert batch.partner is not None
     for labels in (batch.target, batch.partner):
@@ -201,7 +201,7 @@ def test_the_rows_are_in_the_fingerprint_where_samples_are_mixed_and_only_there(
     }
     assert len(prints) == 3
     assert (
-        json.dumps(digits(augment=mixed, labels=0.5).fingerprint()) in prints
+        json.dumps(digits(augment=mixed, label_fraction=0.5).fingerprint()) in prints
     )  # labels change no input
     cache_teacher(teacher(), digits(augment=mixed), tmp_path / "cache", views=2)
     with pytest.raises(UserError, match="rows is"):

@@ -185,7 +185,9 @@ def test_spec_and_blank_inputs(root: Path) -> None:
     )
     assert teacher["token_type_ids"].shape == (3, 20)
     assert teacher["input_ids"].dtype == torch.int64
-    assert torch.equal(blank_inputs(Spec(input_shape=(1, 2)), 2), torch.zeros(2, 1, 2))
+    plain = blank_inputs(Spec(input_shape=(1, 2)), 2)
+    assert isinstance(plain, torch.Tensor)
+    assert torch.equal(plain, torch.zeros(2, 1, 2))
 
 
 def test_longer_sentences_are_truncated_and_counted(
