@@ -94,13 +94,26 @@ def test_a_fit_changes_nothing(owner: DistillationModule, data: DigitsDataModule
 
 def test_forward_has_no_graph(owner: DistillationModule, data: DigitsDataModule) -> None:
     batch = samples(data, "train", 4)
-    assert isinstance(batch.inputs, torch.Tensor)
-    batch.inputs.requires_grad_()
     logits = owner.teacher(batch).logits
     assert not logits.requires_grad
-    # Outputs of inference mode could not take part in a loss: "Inference tensors cannot be saved for backward".
+    # An output of inference mode could not take part in a loss: "Inference tensors cannot be
+    # saved for backward".
     assert not logits.is_inference()
+    assert isinstance(batch.inputs, torch.Tensor)
     assert owner(batch.inputs).requires_grad
+
+
+def test_gradients_reach_inputs_that_require_them_but_no_weights(
+    owner: DistillationModule, data: DigitsDataModule
+) -> None:
+    """A generator learns from what the teacher says about its images."""
+    batch = samples(data, "train", 4)
+    assert isinstance(batch.inputs, torch.Tensor)
+    batch.inputs.requires_grad_()
+    owner.teacher(batch).logits.square().sum().backward()
+    assert batch.inputs.grad is not None
+    assert bool(batch.inputs.grad.abs().sum() > 0)
+    assert all(parameter.grad is None for parameter in owner.teacher.parameters())
 
 
 def test_follows_its_owner(owner: DistillationModule, data: DigitsDataModule) -> None:
