@@ -7,7 +7,7 @@ gathers the joint batch and computes the same joint loss. Two things make this e
 - The weight is 1 in every process (`mean_over = "joint"`), even without a sample. The mean over
   processes is then the joint loss itself.
 - The backward pass of the gather sums the gradients from all W processes, which is W times the
-  gradient of a row. DDP averages gradients over W processes, which gives the joint batch's gradient.
+  gradient of a row. DDP averages over W processes, which gives the gradient of the joint batch.
 """
 
 from __future__ import annotations

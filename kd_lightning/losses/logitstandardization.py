@@ -41,7 +41,7 @@ def standardized_log_probs(output: Output, temperature: float) -> Tensor:
 
 
 class LogitStandardization(DistillLoss):
-    r"""KD on z-scores: $T^2\,\mathrm{KL}(\mathrm{softmax}(Z(v)/T) \,\|\, \mathrm{softmax}(Z(z)/T))$.
+    r"""KD of z-scores: $T^2\,\mathrm{KL}(\mathrm{softmax}(Z(v)/T) \,\|\, \mathrm{softmax}(Z(z)/T))$
 
     The student learns the order of the logits and their distances in standard deviations; the mean
     and the scale of either side do not matter. On CIFAR-100 the paper uses T = 2 and weight 9, next

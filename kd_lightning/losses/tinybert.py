@@ -117,8 +117,9 @@ class TinyBERT(DistillLoss):
             self.maps = nn.ModuleList(_linear_map(pair) for pair in widths)
             return
         if any(pair != widths[0] for pair in widths):
+            shown = [list(pair) for pair in widths]
             raise UserError(
-                f"TinyBERT: a shared map needs states of one width, got {[list(pair) for pair in widths]}; "
+                f"TinyBERT: a shared map needs states of one width, got {shown}; "
                 "set shared to false"
             )
         # One module under several indices: its weight is trained and stored as one parameter.

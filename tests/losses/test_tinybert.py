@@ -157,7 +157,7 @@ def test_a_shared_map_needs_one_width() -> None:
         {"states0": (4, 3), "states1": (4, 2)}, {"states0": (4, 3), "states1": (4, 3)}
     )
     with pytest.raises(
-        UserError, match=r"a shared map needs states of one width, got \[\(3, 3\), \(2, 3\)\]"
+        UserError, match=r"a shared map needs states of one width, got \[\[3, 3\], \[2, 3\]\]"
     ):
         TinyBERT(["states0", "states1"], [], shared=True).build(
             probe(case.student), probe(case.teacher)
