@@ -10,7 +10,7 @@ import pytest
 PAGES = 2 * 40 * 2**20 // 4096
 COUNT = """
 import resource, sys, torch
-from kd_lightning.runs.lean import keep_memory
+from kd_lightning.runs.memory import keep_memory
 kept = len(sys.argv) > 1 and keep_memory()
 def step():
     blocks = [torch.ones(40 * 2**20, dtype=torch.uint8) for _ in range(2)]

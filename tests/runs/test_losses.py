@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from kd_lightning.runs.build import parse_config
+from kd_lightning.runs.parsing import parse_config
 from tests.runs import Kd, student
 
 LAYERS = [f"--model.{side}layers={{penultimate: body}}" for side in ("", "teacher.")]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kd_lightning import ClassifierModule, DistillationModule
 from kd_lightning.data import DigitsDataModule, Images
-from kd_lightning.runs.predictions import joined
+from kd_lightning.runs.predictions import join_batches
 from tests.runs import TEACHER, Kd, finish, spawn, student
 
 STUDENT_RUN = Path("runs/digits-mlp-distill")
@@ -194,7 +194,7 @@ def test_a_checkpoint_alone_is_validated_tested_and_used(teacher: Path, kd: Kd) 
 def test_outputs_are_joined_in_the_order_of_the_index() -> None:
     index = torch.tensor([4, 0, 3, 1, 2])
     batches = [{"index": part, "logits": part[:, None] * 10.0} for part in index.split(2)]
-    assert {name: value.flatten().tolist() for name, value in joined(batches).items()} == {
+    assert {name: value.flatten().tolist() for name, value in join_batches(batches).items()} == {
         "index": [0, 1, 2, 3, 4],
         "logits": [0.0, 10.0, 20.0, 30.0, 40.0],
     }
