@@ -76,7 +76,7 @@ def _problem(lines: list[str], value: str | None, has_key: bool) -> str:
         has_key: whether the key is known.
     """
     types = []
-    choices = []
+    choices: list[str] = []
     others = []
     for line in lines:
         expected_type = _TYPE.match(line)

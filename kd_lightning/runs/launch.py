@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import save_file
 
 from kd_lightning.errors import UserError
@@ -173,7 +173,7 @@ def _explain(problem: Exception, message: str) -> None:
 
 
 def _execute(
-    run: BuiltRun, trainer: Trainer, folder: Path, logger: Logger | None
+    run: BuiltRun, trainer: Trainer, folder: Path, logger: WandbLogger | None
 ) -> dict[str, float]:
     """Train or evaluate; returns the metrics.
 

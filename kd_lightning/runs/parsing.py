@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from jsonargparse import ActionConfigFile, Namespace
+from jsonargparse import (
+    ActionConfigFile,  # type: ignore[attr-defined]
+    Namespace,
+)
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from kd_lightning.runs.config_errors import config_errors

@@ -65,7 +65,7 @@ def _hosts() -> set[str]:
 
             # Newer versions use another host, and accept a key of the old one.
             urls.append(wandb.Settings().base_url)
-    hosts = set()
+    hosts: set[str] = set()
     for url in urls:
         parts = urlparse(url)
         hosts.update(host for host in (parts.netloc, parts.hostname) if host)

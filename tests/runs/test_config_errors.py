@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from jsonargparse import ArgumentError
 
-from kd_lightning.runs.build import Builder
 from kd_lightning.runs.config_errors import one_line
 from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.parsing import run_parser
 from tests.runs import PAIR, student
 
 STUDENT = student("teacher.ckpt")

@@ -163,7 +163,7 @@ def test_later_configs_and_leaves_win(teacher: Path, place: Path, kd: Kd) -> Non
     assert kd(*student(teacher), *extra).code == 0
     config = yaml.safe_load(Path("runs/two/config.yaml").read_text())
     data, losses = config["data"]["init_args"], config["model"]["init_args"]["losses"]
-    assert (data["batch_size"], data["fraction"], data["labels"]) == (200, 0.5, 0.5)
+    assert (data["batch_size"], data["fraction"], data["label_fraction"]) == (200, 0.5, 0.5)
     assert losses["kd"]["init_args"]["temperature"] == 2.0
     assert (losses["kd"]["init_args"]["weight"], losses["ce"]["init_args"]["weight"]) == (
         0.9,
@@ -249,7 +249,7 @@ def test_a_tested_run_has_one_row_an_epoch(teacher: Path, kd: Kd) -> None:
 def test_a_module_in_python_reads_the_checkpoint(teacher: Path) -> None:
     module = ClassifierModule.load_from_checkpoint(teacher)
     assert module.spec is not None
-    assert module.spec.classes == list("0123456789")
+    assert module.spec.classes == tuple("0123456789")
 
 
 def test_a_process_of_its_own_writes_nothing_on_standard_error(place: Path) -> None:
