@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from jsonargparse import (
-    ActionConfigFile,  # type: ignore[attr-defined]
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
     Namespace,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI

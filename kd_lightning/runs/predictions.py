@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -14,7 +14,7 @@ Outputs = Mapping[str, Tensor]
 """What the task stores of a batch: tensors with the samples first, always with `index` `(B,)`."""
 
 
-def join_batches(batches: list[Outputs]) -> dict[str, Tensor]:
+def join_batches(batches: Sequence[Outputs]) -> dict[str, Tensor]:
     """Concatenate the outputs of batches in the order of `index`.
 
     Args:
