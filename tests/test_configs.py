@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -205,7 +205,7 @@ def test_configs_of_version_0_1_still_name_the_fraction_of_labels(tmp_path: Path
     assert parse_config(["fit", *_base(path, digits)])["data"]["init_args"]["label_fraction"] == 0.1
 
 
-def _base(path: Path, data: dict[str, object]) -> list[str]:
+def _base(path: Path, data: Mapping[str, object]) -> list[str]:
     """Arguments with a teacher for the digits and a config that holds this data."""
     path.write_text(yaml.safe_dump({"data": data}))
     teacher = CONFIGS / "teachers" / "digits_mlp.yaml"

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process: no page is asked for twice."""
+"""With --run.keep_memory, freed memory stays in the process, and no page is requested twice."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import subprocess
 import sys
 
 import pytest
+
+from tests.runs import TEACHER, Kd
 
 PAGES = 2 * 40 * 2**20 // 4096
 COUNT = """
@@ -39,3 +41,13 @@ def test_no_page_is_asked_for_twice() -> None:
         pytest.skip("this system's allocator is not glibc's")
     assert faults < PAGES / 100
     assert counted()[1] > PAGES / 2  # what there is to be saved
+
+
+@pytest.mark.parametrize("option", [[], ["--run.keep_memory=true"]])
+def test_only_the_option_changes_the_allocator(
+    option: list[str], kd: Kd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr("kd_lightning.runs.launch.keep_memory", lambda: calls.append(None))
+    assert kd(*TEACHER, *option).code == 0
+    assert len(calls) == len(option)
