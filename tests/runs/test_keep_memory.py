@@ -47,7 +47,7 @@ def test_no_page_is_asked_for_twice() -> None:
 def test_only_the_option_changes_the_allocator(
     option: list[str], kd: Kd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = []
+    calls: list[None] = []
     monkeypatch.setattr("kd_lightning.runs.launch.keep_memory", lambda: calls.append(None))
     assert kd(*TEACHER, *option).code == 0
     assert len(calls) == len(option)
