@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-versions lint clean
 
 demo: .venv/.installed
 	$(BIN)/kd reproduce demo --output runs/demo
@@ -14,6 +14,23 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+
+# The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
+OLDEST := lightning==2.5.1 jsonargparse[signatures]==4.45.0 torchmetrics==1.7.0
+NEWEST := lightning<2.8 jsonargparse[signatures]<5 torchmetrics
+VERSION_TESTS := tests/training tests/runs/test_resume.py
+
+test-versions:
+	$(call test_versions,oldest,$(OLDEST))
+	$(call test_versions,newest,$(NEWEST))
+
+define test_versions
+rm -rf .venv-$(1)
+$(PYTHON) -m venv .venv-$(1)
+.venv-$(1)/bin/pip install --quiet --disable-pip-version-check --upgrade -e '.[dev]' $(foreach name,$(2),'$(name)')
+.venv-$(1)/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(VERSION_TESTS)
+rm -rf .venv-$(1)
+endef
 
 lint: .venv/.installed
 	$(BIN)/python -m tests.losses.exports
@@ -27,4 +44,4 @@ lint: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv runs
+	rm -rf .venv .venv-oldest .venv-newest runs

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 import kd_lightning
-from kd_lightning.runs.build import parse_config
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.launch import launch
+from kd_lightning.runs.parsing import parse_config
 from tests.runs import COMMON, TEACHER
 
 PACKAGE = Path(kd_lightning.__file__).parent

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 
@@ -17,9 +17,11 @@ import yaml
 from PIL import Image
 
 from kd_lightning.data import CIFAR10DataModule, CIFAR100DataModule
+from kd_lightning.errors import UserError
 from kd_lightning.runs.configs import MOVED, resolve_configs
 from kd_lightning.runs.launch import launch
 from tests.data.images.camvid import write_camvid
+from kd_lightning.runs.parsing import parse_config
 from tests.data.images.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifar
 from tests.data.images.test_mnist import write_mnist
 from tests.data.images.test_omniglot import write_omniglot
@@ -185,6 +187,47 @@ def test_configs_of_version_0_1_still_name_classes_that_moved(tmp_path: Path) ->
         "class_path": "kd_lightning.data.SpokenDigitsDataModule",
         "init_args": {"root": "x"},
     }
+
+
+def test_configs_of_version_0_1_still_name_the_fraction_of_labels(tmp_path: Path) -> None:
+    digits = {"class_path": "kd_lightning.data.DigitsDataModule", "init_args": {"labels": 0.1}}
+    specialist = {
+        "class_path": "kd_lightning.data.SpecialistDataModule",
+        "init_args": {"data": digits, "generalist": "x"},
+    }
+    path = tmp_path / "config.yaml"
+    for data in (digits, {"init_args": {"labels": 0.1}}, specialist):
+        path.write_text(yaml.safe_dump({"data": data}))
+        _, _, given = resolve_configs(["fit", "-c", str(path)])
+        arguments = yaml.safe_load(given)["data"]["init_args"]
+        inner = arguments["data"]["init_args"] if "data" in arguments else arguments
+        assert inner == {"label_fraction": 0.1}
+    assert parse_config(["fit", *_base(path, digits)])["data"]["init_args"]["label_fraction"] == 0.1
+
+
+def _base(path: Path, data: Mapping[str, object]) -> list[str]:
+    """Arguments with a teacher for the digits and a config that holds this data."""
+    path.write_text(yaml.safe_dump({"data": data}))
+    teacher = CONFIGS / "teachers" / "digits_mlp.yaml"
+    return ["-c", str(CONFIGS / "trainer.yaml"), "-c", str(path), "-c", str(teacher)]
+
+
+def test_labels_of_texts_keep_their_name(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    data = {"class_path": "kd_lightning.data.TextDataModule", "init_args": {"labels": [0, 1]}}
+    path.write_text(yaml.safe_dump({"data": data}))
+    assert resolve_configs(["fit", "-c", str(path)]) == ["fit", "-c", str(path)]
+    argv = ["fit", "--data.labels=[a, b]", "--data.labels", "[a]"]
+    assert resolve_configs(argv) == argv
+
+
+@pytest.mark.parametrize(
+    "option",
+    [["--data.labels=0.1"], ["--data.labels", "0.1"], ["--data.init_args.labels=0.1"]],
+)
+def test_the_old_option_of_labels_names_the_new_one(option: list[str]) -> None:
+    with pytest.raises(UserError, match=r"label_fraction=0\.1"):
+        resolve_configs(["fit", *option])
 
 
 @pytest.mark.parametrize("class_path", MOVED.values())

@@ -1,4 +1,4 @@
-"""Measure the gain of keeping freed memory (`kd_lightning.runs.lean.keep_memory`).
+"""Measure the gain of keeping freed memory (`kd_lightning.runs.memory.keep_memory`).
 
 Run `python benchmarks/speed/keep_memory.py --data-root DIR`. The allocator setting holds for a
 whole process, so each round starts two new processes, one after the other.
@@ -25,9 +25,9 @@ from workloads import Noise, distilled, epoch_seconds
 
 from kd_lightning.data import Jitter, MNISTDataModule
 from kd_lightning.models import CIFARResNet
-from kd_lightning.runs.build import quiet
 from kd_lightning.runs.folder import commit, hardware, write_json
-from kd_lightning.runs.lean import keep_memory
+from kd_lightning.runs.memory import keep_memory
+from kd_lightning.runs.quiet import quiet
 
 KEPT = "kept"
 GIVEN_BACK = "given back"

@@ -21,9 +21,9 @@ os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 from comparisons import commands, inputs, mlps, resnets, tiny
 from report import Row, print_table
 
-from kd_lightning.runs.build import quiet
 from kd_lightning.runs.folder import commit, hardware, write_json
-from kd_lightning.runs.lean import keep_memory
+from kd_lightning.runs.memory import keep_memory
+from kd_lightning.runs.quiet import quiet
 
 
 def parse_options() -> argparse.Namespace:

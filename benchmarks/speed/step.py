@@ -21,8 +21,8 @@ from workloads import by_hand, distilled, plain
 
 from kd_lightning.data import MNISTDataModule
 from kd_lightning.models import MLP
-from kd_lightning.runs.build import quiet
 from kd_lightning.runs.folder import commit, hardware, write_json
+from kd_lightning.runs.quiet import quiet
 
 RATIOS = (("distilled", "by hand"), ("student alone", "distilled"))
 

@@ -21,7 +21,7 @@ from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.kd import KD
 from kd_lightning.runs.compile import CompileNetworks
 from kd_lightning.runs.csv_logger import EpochCSVLogger
-from kd_lightning.runs.lean import NoProfiler
+from kd_lightning.runs.profiler import NoProfiler
 from kd_lightning.runs.progress import RunProgress
 from kd_lightning.teachers import ModelTeacher, Teacher
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.keys import flat, is_relevant
-from kd_lightning.runs.filled import FILLED
+from kd_lightning.runs.spec_arguments import SPEC_ARGUMENTS
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def deciding_settings(config: Config) -> dict[str, SettingValue]:
         short_name, parts = _without_syntax(name)
         # run.test is relevant here, because it selects the weights that are tested.
         relevant = name == "run.test" or is_relevant(name)
-        comes_from_data = not parts.isdisjoint(FILLED)
+        comes_from_data = not parts.isdisjoint(SPEC_ARGUMENTS)
         # A setting that is off must equal one that config.yaml does not list.
         if relevant and not comes_from_data and value not in (None, {}):
             settings[short_name] = _whole_numbers_as_int(value)

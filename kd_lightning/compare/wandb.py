@@ -104,12 +104,12 @@ def _is_logged_by_this_package(config: Mapping[str, Any]) -> bool:
 
 def _read_run(answer: _Answer) -> Run:
     from kd_lightning.compare.runs import Run, display_name
-    from kd_lightning.runs.configs import with_current_class_paths
+    from kd_lightning.runs.configs import with_current_names
     from kd_lightning.runs.folder import RunFolder, numeric_metrics
 
     logged = {name: answer.config.get(name) for name in _LOGGED_WITH_CONFIG}
     config = {
-        name: with_current_class_paths(value)
+        name: with_current_names(value)
         for name, value in answer.config.items()
         if name not in _LOGGED_WITH_CONFIG
     }

@@ -32,7 +32,7 @@ from kd_lightning.experiments.functions import load_function
 from kd_lightning.experiments.planning import Job
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
-from kd_lightning.runs.configs import with_current_class_paths
+from kd_lightning.runs.configs import with_current_names
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
 
 Stage = Literal["train", "validation", "test"]
@@ -75,7 +75,7 @@ class Finished:
 
         text = (self.folder / "config.yaml").read_text()
         # Configs of earlier versions name classes that have moved since.
-        data = with_current_class_paths(yaml.safe_load(text))["data"]
+        data = with_current_names(yaml.safe_load(text))["data"]
         if self.root is not None:
             _innermost_arguments(data)["root"] = self.root
         parser = ArgumentParser(exit_on_error=False)

@@ -26,7 +26,7 @@ from kd_lightning.experiments.imports import (
     label,
     reached_files,
 )
-from kd_lightning.runs.build import parse_config
+from kd_lightning.runs.parsing import parse_config
 from kd_lightning.weights import KEY, read_file, sha256_of
 
 Key = Mapping[str, Any]
@@ -55,12 +55,15 @@ _CACHING = ("runs/cache_command.py", "teachers/cache/teacher.py")
 
 _REPORTING = (
     "paths.py",
+    "runs/config_errors.py",
     "runs/configs.py",
     "runs/csv_logger.py",
     "runs/folder.py",
-    "runs/messages.py",
+    "runs/memory.py",
     "runs/options.py",
+    "runs/profiler.py",
     "runs/progress.py",
+    "runs/quiet.py",
     "runs/wandb.py",
 )
 """Files that read settings, name folders, log and report. A change in them changes no result."""

@@ -14,7 +14,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import resolve_function
 from kd_lightning.experiments.schema import EXPERIMENT, RUN, check_keys
 from kd_lightning.paths import shipped_root
-from kd_lightning.runs.configs import with_current_class_paths
+from kd_lightning.runs.configs import with_current_names
 
 PAPER_METRICS = ("test_errors", "test_accuracy")
 
@@ -177,7 +177,7 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Experiment:
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of an experiment's YAML with its top level checked."""
     try:
-        content = with_current_class_paths(yaml.safe_load(path.read_text(encoding="utf-8")))
+        content = with_current_names(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"the experiment {path} is not YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get("runs"), dict):

@@ -1,1 +1,1 @@
-"""Runs: one fresh folder each, what is written there, and how a run is launched from the command line or from Python."""
+"""Runs: from a config to a finished run folder, and reading run folders."""

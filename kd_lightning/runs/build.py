@@ -1,194 +1,195 @@
-"""From arguments to what runs: config, datamodule, module and Trainer settings, checked before anything is written."""
+"""Builds the data, the module and the Trainer's settings of a run from its config."""
 
 from __future__ import annotations
 
-import logging
-import os
-import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
-import yaml
 from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
-from kd_lightning.runs.configs import resolve_configs
-from kd_lightning.runs.filled import fill_from_spec
-from kd_lightning.runs.messages import config_errors
+from kd_lightning.runs.config_errors import config_errors
 from kd_lightning.runs.options import RunOptions
+from kd_lightning.runs.parsing import plain_config
+from kd_lightning.runs.spec_arguments import fill_from_spec
 from kd_lightning.spec import Spec
+from kd_lightning.training import lightning_compat
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.weights import KEY, check_weights, network_weights, read_file
 
 
-class Builder(LightningCLI):
-    """LightningCLI in steps: parse; build the data, then the model for that data; check. `Launcher` runs what was built."""
+@dataclass
+class BuiltRun:
+    """Everything that a run needs, before its folder exists.
 
-    def __init__(self, argv: list[str]) -> None:
-        self.command = argv[0]
-        keep_going = {"exit_on_error": False, "allow_abbrev": False}
-        super().__init__(
-            TrainingModule,
-            pl.LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults={
-                "enable_model_summary": False,
-                "use_distributed_sampler": False,
-                "num_sanity_val_steps": 0,
-            },
-            parser_kwargs={**keep_going, self.command: keep_going},
-            auto_configure_optimizers=False,
-            args=argv,
-        )
+    Attributes:
+        command: "fit", "validate", "test" or "predict".
+        config: as parsed, with the arguments that come from the data.
+        datamodule: of the run.
+        module: of the run, with its initial weights.
+        trainer_settings: arguments of the Trainer.
+        options: `--run.*`.
+        checkpoint: `--ckpt_path`.
+        checkpoint_content: of that file; empty without one.
+    """
 
-    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The one command that is run: building the parsers of the others takes a second."""
-        return {self.command: LightningCLI.subcommands()[self.command]}
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(RunOptions, "run")
-        parser.add_argument(
-            "--matmul_precision",
-            type=Literal["highest", "high", "medium"],
-            default="highest",
-            help="of float32 matrix products: medium computes them in bfloat16, two to three times as fast where the "
-            "processor has units for it (AMX, tensor cores); weights and sums stay float32",
-        )
-
-    def _parse_ckpt_path(self) -> None:
-        """A checkpoint's hyper-parameters are never laid over the command line."""
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Launcher.run does, when the folder is known."""
-
-    def instantiate_classes(self) -> None:
-        config, parser = self.config[self.command], self._parser(self.command)
-        torch.set_float32_matmul_precision(config.matmul_precision)
-        build = getattr(parser, "instantiate", parser.instantiate_classes)
-        datamodule = build(Namespace(data=config.data)).data
-        if not isinstance(datamodule, DataModule):
-            raise UserError(
-                f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
-                "from kd_lightning.data.DataModule"
-            )
-        self.datamodule: DataModule = datamodule
-        self.content = read_file(self.checkpoint, "--ckpt_path") if self.checkpoint else {}
-        self._take_from(self.content.get(KEY) or {}, config.model)
-        fill_from_spec(config.model, self.datamodule.spec)
-        self.config_dump = self.dump()  # where the modules' hyper-parameters come from
-        torch.manual_seed(
-            config.seed_everything
-        )  # the student's first weights depend on the seed alone
-        self.model = build(Namespace(model=config.model)).model
-        self.config_init = Namespace(
-            {self.command: build(Namespace(trainer=config.trainer, run=config.run))}
-        )
-        self.options: RunOptions = self.config_init[self.command].run
-
-    def _take_from(self, ours: Mapping[str, Any], model: Namespace) -> None:
-        """What a checkpoint keeps of its network and its data stands in for the files that both once came from."""
-        network, theirs = (
-            model.init_args.get(ours.get("role") or "") or {},
-            ours.get("network") or {},
-        )
-        if network.get("class_path") == theirs.get("class_path", network.get("class_path")):
-            for name, value in (ours.get("without_files") or {}).items():
-                network["init_args"][name] = value
-        if ours and "init_from" in model.init_args:
-            model.init_args["init_from"] = None
-        if ours.get("data"):
-            self.datamodule.restore(ours["data"], Spec.from_dict(ours["spec"]))
-
-    def dump(self) -> dict[str, Any]:
-        """The resolved config in builtins."""
-        text = self._parser(self.command).dump(self.config[self.command], skip_none=False)
-        return dict(yaml.safe_load(text))
+    command: str
+    config: Namespace
+    datamodule: DataModule
+    module: TrainingModule
+    trainer_settings: dict[str, Any]
+    options: RunOptions
+    checkpoint: Path | None
+    checkpoint_content: Mapping[str, Any]
 
     @property
-    def checkpoint(self) -> Path | None:
-        path = self.config[self.command].get("ckpt_path")
-        return Path(path) if path else None
+    def seed(self) -> int:
+        """The seed of the run."""
+        return int(self.config.seed_everything)
 
+    @property
     def job_type(self) -> str:
+        """The kind of run: "teacher", "student", "distill" or what the user called it."""
         if self.options.job_type:
             return self.options.job_type
-        if isinstance(self.model, DistillationModule):
-            return "distill" if self.model.learns_from_teacher else "student"
-        return "teacher"
+        if not isinstance(self.module, DistillationModule):
+            return "teacher"
+        return "distill" if self.module.learns_from_teacher else "student"
 
     @property
     def has_validation(self) -> bool:
+        """Whether the data has a validation split."""
         return self.datamodule.spec.samples.get("validation", 0) > 0
 
-    def check(self) -> dict[str, Any]:
-        """Everything that can be wrong and can be known before a folder is made; returns the checkpoint's content."""
-        self.model.attach(self.datamodule, self.command)
+    def check(self) -> None:
+        """Find every mistake that can be found before a folder is made.
+
+        Raises:
+            UserError: if something does not fit.
+        """
+        self.module.attach(self.datamodule, self.command)
         if self.command == "predict":
-            self.datamodule.predict_dataloader()  # which reads what it is to predict
+            # Reads what is to be predicted.
+            self.datamodule.predict_dataloader()
         if self.command == "fit":
-            self.model.check_optimizer()
-        if self.options.test == "best" and not self.has_validation:
+            self.module.check_optimizer()
+        if self.options.test == "best":
+            self._check_best_checkpoint()
+        if self.checkpoint is not None:
+            self._check_checkpoint(self.checkpoint)
+        elif self.command != "fit":
             raise UserError(
-                "--run.test=best needs a validation split; use --run.test=last, or set data.validation"
+                f"kd {self.command} needs trained weights; give "
+                "--ckpt_path=RUN/checkpoints/last.ckpt"
             )
-        if (
-            self.options.test == "best"
-            and self.config[self.command].trainer.enable_checkpointing is False
-        ):
+
+    def _check_best_checkpoint(self) -> None:
+        if not self.has_validation:
             raise UserError(
-                "--run.test=best needs best.ckpt; use --run.test=last, or leave out --trainer.enable_checkpointing=false"
+                "--run.test=best needs a validation split; use --run.test=last, or set "
+                "data.validation"
             )
-        if self.checkpoint is None:
-            if self.command != "fit":
-                raise UserError(
-                    f"kd {self.command} needs trained weights; give --ckpt_path=RUN/checkpoints/last.ckpt"
-                )
-            return {}
-        content = self.content
-        if KEY not in content or content[KEY]["role"] != self.model.role:
+        if self.trainer_settings["enable_checkpointing"] is False:
             raise UserError(
-                f"--ckpt_path: {self.checkpoint} is not a checkpoint of a {type(self.model).__name__}; give one with its config"
+                "--run.test=best needs best.ckpt; use --run.test=last, or remove "
+                "--trainer.enable_checkpointing=false"
             )
-        check_weights(self.model.net, network_weights(content), f"--ckpt_path {self.checkpoint}")
+
+    def _check_checkpoint(self, path: Path) -> None:
+        content = self.checkpoint_content
+        if KEY not in content or content[KEY]["role"] != self.module.role:
+            raise UserError(
+                f"--ckpt_path: {path} is not a checkpoint of a {type(self.module).__name__}; "
+                "give one with its config"
+            )
+        check_weights(self.module.net, network_weights(content), f"--ckpt_path {path}")
         if self.command == "fit" and not content.get("optimizer_states"):
             raise UserError(
-                f"--ckpt_path: {self.checkpoint} holds no optimizer state to resume; give it as --model.init_from"
+                f"--ckpt_path: {path} holds no optimizer state to resume; give it as "
+                "--model.init_from"
             )
-        return content
 
 
-class _Parser(Builder):
-    """Parses and builds nothing."""
+def build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
+    """Build the data, then the model for that data.
 
-    def instantiate_classes(self) -> None:
-        """The config is all that is wanted."""
+    Args:
+        command: "fit", "validate", "test" or "predict".
+        parser: that parsed the config.
+        config: arguments that come from the data are filled in.
 
-    def _set_seed(self) -> None:
-        """Nothing is drawn."""
-
-
-def parse_config(argv: list[str]) -> dict[str, Any]:
-    """The resolved config of `kd` arguments, in builtins."""
-    quiet()
+    Raises:
+        UserError: if a setting is wrong.
+    """
     with config_errors():
-        return _Parser(resolve_configs(argv)).dump()
+        return _build_run(command, parser, config)
 
 
-def quiet() -> None:
-    """Nothing that a user need not act on: standard error is for the one line that matters."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    warnings.filterwarnings("ignore", module=r"(lightning|torchmetrics|jsonargparse|torch)(\..*)?")
-    warnings.filterwarnings(
-        "ignore", message=".*(eval mode|num_workers|logged metrics|batch_size|lr_scheduler.step).*"
+def _build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
+    torch.set_float32_matmul_precision(config.matmul_precision)
+    _set_seed(config)
+    lightning_compat.keep_arguments_of(parser, pl.LightningDataModule, plain_config(config)["data"])
+    datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
+    if not isinstance(datamodule, DataModule):
+        raise UserError(
+            f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
+            "from kd_lightning.data.DataModule"
+        )
+    checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
+    content = read_file(checkpoint, "--ckpt_path") if checkpoint else {}
+    _restore_from_checkpoint(content.get(KEY) or {}, config.model, datamodule)
+    fill_from_spec(config.model, datamodule.spec)
+    lightning_compat.keep_arguments_of(parser, TrainingModule, plain_config(config)["model"])
+    # The initial weights depend on the seed alone, not on what the data has drawn.
+    torch.manual_seed(config.seed_everything)
+    module = parser.instantiate_classes(Namespace(model=config.model)).model
+    rest = parser.instantiate_classes(Namespace(trainer=config.trainer, run=config.run))
+    return BuiltRun(
+        command=command,
+        config=config,
+        datamodule=datamodule,
+        module=module,
+        trainer_settings=dict(rest.trainer.items()),
+        options=rest.run,
+        checkpoint=checkpoint,
+        checkpoint_content=content,
     )
+
+
+def _set_seed(config: Namespace) -> None:
+    """Seed all random numbers; a seed that was drawn is noted in the config."""
+    if config.seed_everything is False:
+        return
+    seed = None if config.seed_everything is True else config.seed_everything
+    config.seed_everything = pl.seed_everything(seed, workers=True)
+
+
+def _restore_from_checkpoint(
+    saved: Mapping[str, Any], model: Namespace, datamodule: DataModule
+) -> None:
+    """Use what a checkpoint stores of its network and data instead of the files they came from.
+
+    Args:
+        saved: the checkpoint's entry of this package; empty without a checkpoint.
+        model: the config of the module, changed in place.
+        datamodule: of the run.
+    """
+    if not saved:
+        return
+    network = model.init_args.get(saved.get("role") or "") or {}
+    saved_network = saved.get("network") or {}
+    class_path = network.get("class_path")
+    if class_path == saved_network.get("class_path", class_path):
+        for name, value in (saved.get("without_files") or {}).items():
+            network["init_args"][name] = value
+    if "init_from" in model.init_args:
+        model.init_args["init_from"] = None
+    if saved.get("data"):
+        datamodule.restore(saved["data"], Spec.from_dict(saved["spec"]))

@@ -1,4 +1,4 @@
-"""`kd cache`: a teacher's outputs for every sample and view, once."""
+"""`kd cache`: computes a teacher's outputs for every sample and view once."""
 
 from __future__ import annotations
 
@@ -6,122 +6,152 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from rich.console import Console
 
 from kd_lightning.errors import UserError
+from kd_lightning.runs.arguments import CommandParser
 from kd_lightning.runs.configs import resolve_configs
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"kd cache: {message}")
-
-
 def parser() -> argparse.ArgumentParser:
-    made = _Parser(
+    """The parser of the options that `kd cache` has besides those of `kd fit`."""
+    options = CommandParser(
         "kd cache",
-        usage="kd cache -c FILE.yaml ... [--model.teacher.checkpoint=PATH ...] --output DIR [options]",
-        description="Compute a teacher's outputs for every sample and view once; CachedTeacher(path) replays them. "
-        "Takes the configs and overrides of kd fit besides these options.",
-        allow_abbrev=False,
+        usage="kd cache -c FILE.yaml ... [--model.teacher.checkpoint=PATH ...] --output DIR "
+        "[options]",
+        description="Compute a teacher's outputs for every sample and view once; "
+        "CachedTeacher(path) replays them. Takes the configs and overrides of kd fit as well.",
     )
-    made.add_argument(
+    options.add_argument(
         "--output",
         type=Path,
         required=True,
-        help="folder of the cache; a call that was stopped goes on there",
+        help="folder of the cache; a call that was stopped resumes there",
     )
-    made.add_argument(
+    options.add_argument(
         "--views",
         type=int,
         default=1,
         help="draws of the augmentation: epoch e trains on view e mod VIEWS",
     )
-    made.add_argument(
+    options.add_argument(
         "--top-k",
         type=int,
         help="keep the K largest logits of each sample, and the sum of the rest",
     )
-    made.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
-    made.add_argument(
+    options.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
+    options.add_argument(
         "--features",
         nargs="*",
         default=[],
         metavar="ROLE",
-        help="layers of the teacher to cache besides",
+        help="layers of the teacher to cache as well",
     )
-    return made
+    return options
 
 
 @contextlib.contextmanager
 def progress(total: int) -> Iterator[Callable[[int], None]]:
-    """A bar with time left; in a log file, a line at every tenth."""
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    """Show a bar with the time left; in a log file, print a line at every tenth.
 
+    Args:
+        total: number of samples.
+
+    Yields:
+        A function that adds a number of finished samples.
+    """
     console = Console()
     if console.is_terminal:
-        with Progress(
-            *Progress.get_default_columns()[:2],
-            MofNCompleteColumn(),
-            TextColumn("samples"),
-            TimeRemainingColumn(),
-        ) as bar:
-            task = bar.add_task("caching", total=total)
-            yield lambda count: bar.advance(task, count)
+        with _bar(total, console) as advance:
+            yield advance
         return
-    done, said = 0, 0
+    done = 0
+    printed_tenths = 0
 
-    def advance(count: int) -> None:
-        nonlocal done, said
+    def print_tenths(count: int) -> None:
+        nonlocal done, printed_tenths
         done += count
-        if total and 10 * done // total > said:
-            said = 10 * done // total
+        tenths = 10 * done // total if total else 0
+        if tenths > printed_tenths:
+            printed_tenths = tenths
             console.print(f"caching: {done:,} of {total:,} samples", highlight=False)
 
-    yield advance
+    yield print_tenths
+
+
+@contextlib.contextmanager
+def _bar(total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        *Progress.get_default_columns()[:2],
+        MofNCompleteColumn(),
+        TextColumn("samples"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("caching", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 def main(argv: list[str]) -> None:
+    """Run `kd cache`.
+
+    Args:
+        argv: the arguments.
+
+    Raises:
+        UserError: for a user's mistake.
+    """
     options, rest = parser().parse_known_args(argv)
-    from kd_lightning.runs.build import Builder, quiet
-    from kd_lightning.runs.lean import keep_memory
-    from kd_lightning.runs.messages import config_errors
+    arguments = resolve_configs(rest)
+    from kd_lightning.runs.build import build_run
+    from kd_lightning.runs.memory import keep_memory
+    from kd_lightning.runs.parsing import parse_resolved, run_parser
+    from kd_lightning.runs.quiet import quiet
     from kd_lightning.teachers import CachedTeacher, cache_teacher
     from kd_lightning.training.distillation import DistillationModule
 
     quiet()
-    keep_memory()
-    with config_errors():
-        built = Builder(["fit", *resolve_configs(rest)])
-    module = built.model
+    run_options = run_parser("fit")
+    config = parse_resolved(run_options, arguments)
+    if config.run.keep_memory:
+        keep_memory()
+    run = build_run("fit", run_options, config)
+    module = run.module
     if not isinstance(module, DistillationModule) or isinstance(module.teacher, CachedTeacher):
         raise UserError(
-            "kd cache needs a live teacher: compose a pair, such as -c configs/pairs/mlp1200_mlp800.yaml"
+            "kd cache needs a live teacher: compose a pair, such as "
+            "-c configs/pairs/mlp1200_mlp800.yaml"
         )
-    accelerator = built.config["fit"].trainer.accelerator
-    device = torch.device(
-        "cuda" if torch.cuda.is_available() and accelerator in ("auto", "gpu", "cuda") else "cpu"
-    )
     folder = cache_teacher(
         module.teacher,
-        built.datamodule,
+        run.datamodule,
         options.output,
         views=options.views,
         top_k=options.top_k,
         dtype=options.dtype,
         features=tuple(options.features),
-        device=device,
+        device=_device(config.trainer.accelerator),
         progress=progress,
     )
+    _report(folder, options.views if run.datamodule.augmented else None)
+
+
+def _device(accelerator: str) -> torch.device:
+    """The device of the Trainer's option `accelerator`."""
+    wants_gpu = accelerator in ("auto", "gpu", "cuda")
+    return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+
+
+def _report(folder: Path, views: int | None) -> None:
+    """Print the size of a cache and how to train with it."""
     size = sum(path.stat().st_size for path in folder.iterdir())
     console = Console()
     console.print(f"{folder}: {size / 1e6:,.1f} MB", highlight=False)
-    console.print(
-        f"train with: --model.teacher=kd_lightning.teachers.CachedTeacher --model.teacher.path={folder}"
-        + (f" --data.views={options.views}" if built.datamodule.augmented else ""),
-        highlight=False,
-        soft_wrap=True,
-    )
+    options = f"--model.teacher=kd_lightning.teachers.CachedTeacher --model.teacher.path={folder}"
+    if views is not None:
+        options += f" --data.views={views}"
+    console.print(f"train with: {options}", highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: after each epoch, and where a signal stops it."""
+"""The checkpoints of a run: after every epoch, and at the step after which a signal stops it."""
 
 from __future__ import annotations
 
@@ -9,80 +9,98 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from kd_lightning.training import lightning_compat
+
 
 class RunCheckpoint(ModelCheckpoint):
-    """`last.ckpt` or `best.ckpt`. A class of its own: a user's ModelCheckpoint beside it is another callback to Lightning."""
+    """Writes `last.ckpt` or `best.ckpt`.
+
+    Lightning identifies a callback by its class and settings. A class of its own keeps this one
+    apart from a user's ModelCheckpoint.
+    """
 
     @functools.cached_property
     def state_key(self) -> str:
-        return super().state_key  # Lightning asks six times a step, and makes it anew each time
+        """Identifies this callback. Lightning reads it about six times per step."""
+        return super().state_key
 
 
 class StopAtStep(pl.Callback):
-    """Ctrl-C and SIGTERM let the step under way end, keep a checkpoint of it, and then stop; a second one stops at once.
+    """Saves a checkpoint and stops the training at the step in which Ctrl-C or SIGTERM arrives.
 
-    A validation under way is finished first. On several devices, whose processes would stop at different steps, signals
-    are left as they are.
+    A second signal stops it at once. A validation that is running is finished first. If there are
+    several devices, signals keep their usual effect, because the processes would stop at different
+    steps.
 
     Args:
         path: of the checkpoint.
     """
 
     AGAIN_S = 1.0
-    """So soon after the first it is the same signal: a terminal sends one to every process, `kd reproduce` to its workers."""
+    """A signal within this time of the first is the same one, in seconds.
+
+    A terminal sends Ctrl-C to every process, and `kd reproduce` forwards it to its workers.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._asked: float | None = None
-        self._before: dict[int, Any] = {}
+        self._signalled_at: float | None = None
+        self._earlier_handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.world_size > 1 or threading.current_thread() is not threading.main_thread():
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if trainer.world_size > 1 or not in_main_thread:
             return
         for number in (signal.SIGINT, signal.SIGTERM):
-            if (before := signal.getsignal(number)) is not signal.SIG_IGN:
-                self._before[number] = before
-                signal.signal(number, self._ask)
+            handler = signal.getsignal(number)
+            if handler is not signal.SIG_IGN:
+                self._earlier_handlers[number] = handler
+                signal.signal(number, self._on_signal)
 
-    def _ask(self, number: int, frame: Any) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._asked is None:
-            self._asked = now
-            if (
-                sys.stderr.isatty()
-            ):  # written as it is: the signal may have come in the middle of another print
-                os.write(
-                    sys.stderr.fileno(), b"\nkd: stops after this step; once more to stop at once\n"
-                )
-        elif now - self._asked > self.AGAIN_S:
+        if self._signalled_at is None:
+            self._signalled_at = now
+            if sys.stderr.isatty():
+                # Unbuffered: the signal may have interrupted another print.
+                message = b"\nkd: stops after this step; press Ctrl-C again to stop immediately\n"
+                os.write(sys.stderr.fileno(), message)
+        elif now - self._signalled_at > self.AGAIN_S:
             raise KeyboardInterrupt
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, out: Any, batch: Any, at: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
     ) -> None:
-        if self._asked is None:
+        if self._signalled_at is None:
             return
-        if (
-            trainer.is_last_batch
-            or trainer.global_step == trainer.max_steps
-            or (at + 1) % trainer.accumulate_grad_batches
-        ):
-            return  # the end of the epoch keeps one; gradients that wait for more are in none
-        done = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else at
-        if trainer.val_check_batch is None or (done + 1) % trainer.val_check_batch:
-            trainer.save_checkpoint(self.path)
-            raise KeyboardInterrupt
+        if trainer.is_last_batch or trainer.global_step == trainer.max_steps:
+            # The checkpoint of the epoch follows.
+            return
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            # A checkpoint does not hold accumulated gradients.
+            return
+        if lightning_compat.validates_after(trainer, batch_idx):
+            return
+        trainer.save_checkpoint(self.path)
+        raise KeyboardInterrupt
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._asked is not None:
+        if self._signalled_at is not None:
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for number, before in self._before.items():
-            signal.signal(number, before)
-        self.on_train_epoch_start(trainer, pl_module)
+        for number, handler in self._earlier_handlers.items():
+            signal.signal(number, handler)
+        if self._signalled_at is not None:
+            raise KeyboardInterrupt

@@ -1,29 +1,44 @@
-"""`kd fit|validate|test|predict`."""
+"""The commands `kd fit`, `validate`, `test` and `predict`."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.configs import resolve_configs, with_own_config
 
 
-def execute(argv: list[str]) -> Any:
-    """Run the arguments of one `kd` command, as an experiment lists them."""
+def execute(argv: list[str]) -> None:
+    """Run the arguments of one `kd` command, as an experiment lists them.
+
+    Args:
+        argv: the command's name and its arguments.
+
+    Raises:
+        UserError: for a user's mistake.
+    """
     if argv[0] == "cache":
         from kd_lightning.runs.cache_command import main as cache
 
-        return cache(argv[1:])
+        cache(argv[1:])
+        return
     from kd_lightning.runs.launch import launch
 
-    return launch(argv)
+    launch(argv)
 
 
 def main(argv: list[str]) -> None:
-    resolve_configs(argv)  # before anything slow is imported
+    """Run `kd fit`, `validate`, `test` or `predict` and report the result.
+
+    Args:
+        argv: the command's name and its arguments.
+
+    Raises:
+        UserError: for a user's mistake.
+    """
+    # Before torch is imported, so that a mistyped path is reported at once.
+    arguments = resolve_configs(with_own_config(argv))
     from kd_lightning.runs.folder import is_main
-    from kd_lightning.runs.launch import launch
+    from kd_lightning.runs.launch import launch_resolved
     from kd_lightning.runs.report import report
 
-    result = launch(argv)
+    result = launch_resolved(arguments)
     if is_main():
         report(argv[0], result)

@@ -1,4 +1,4 @@
-"""metrics.csv: one row an epoch."""
+"""Writes metrics.csv with one row per epoch."""
 
 from __future__ import annotations
 
@@ -6,85 +6,106 @@ import csv
 import time
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
+Row = dict[str, float | int | str | None]
+
+WRITE_EVERY_S = 1.0
+"""Least time between two writes of the file, in seconds."""
+
 
 class EpochCSVLogger(Logger):
-    """Writes metrics.csv with all of an epoch's metrics in one row.
+    """Writes metrics.csv with all metrics of an epoch in one row.
 
-    Lightning's own writes a row for each call and deletes the file of a resumed run.
+    Lightning's CSVLogger writes one row per call and deletes the file of a resumed run.
 
     Args:
         folder: the run's folder.
-        first_epoch: of this process; earlier rows of an existing file are kept, later ones are of work that was lost.
+        first_epoch: the first epoch of this process. Earlier rows of an existing file are kept;
+            later rows are discarded, because the resumed run repeats those epochs.
     """
 
     def __init__(self, folder: Path, first_epoch: int = 0) -> None:
         super().__init__()
         self.path = folder / "metrics.csv"
-        self.rows: dict[int, dict[str, Any]] = {}
-        self._written = 0.0
+        self.rows: dict[int, Row] = {}
+        self._written_at = 0.0
         if first_epoch and self.path.is_file():
-            with self.path.open(newline="") as file:
-                rows = {
-                    int(float(row["epoch"])): {k: v for k, v in row.items() if v}
-                    for row in csv.DictReader(file)
-                }
-            self.rows = {epoch: row for epoch, row in rows.items() if epoch < first_epoch}
+            self._read(first_epoch)
+
+    def _read(self, first_epoch: int) -> None:
+        with self.path.open(newline="") as file:
+            for cells in csv.DictReader(file):
+                epoch = int(float(cells["epoch"]))
+                if epoch < first_epoch:
+                    self.rows[epoch] = {name: cell for name, cell in cells.items() if cell}
 
     @property
     def name(self) -> str:
+        """Empty: the file lies in the run's folder itself."""
         return ""
 
     @property
     def version(self) -> str:
+        """Empty: the file lies in the run's folder itself."""
         return ""
 
     @property
     def save_dir(self) -> str:
+        """The run's folder."""
         return str(self.path.parent)
 
     @property
     @rank_zero_experiment
     def experiment(self) -> EpochCSVLogger:
+        """The logger itself."""
         return self
 
     @rank_zero_only
     def log_hyperparams(
-        self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any
+        self, params: dict[str, object] | Namespace, *args: object, **kwargs: object
     ) -> None:
-        """The config is in config.yaml."""
+        """Do nothing: the config is in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of their epoch."""
         epoch = int(metrics.get("epoch", 0))
-        if self.rows and all(name.startswith("test_") or name == "epoch" for name in metrics):
-            epoch = max(self.rows)  # a test after training is no epoch of its own
+        is_test = all(name.startswith("test_") or name == "epoch" for name in metrics)
+        if self.rows and is_test:
+            # A test after training belongs to the last epoch.
+            epoch = max(self.rows)
         row = self.rows.setdefault(epoch, {"epoch": epoch, "step": step})
-        row |= {name: value for name, value in metrics.items() if name != "epoch"}
-        if time.monotonic() - self._written > 1:
+        for name, value in metrics.items():
+            if name != "epoch":
+                row[name] = value
+        if time.monotonic() - self._written_at > WRITE_EVERY_S:
             self.save()
 
     @rank_zero_only
     def save(self) -> None:
+        """Write the file atomically."""
         if not self.rows:
             return
-        names = {name: None for row in self.rows.values() for name in row}
+        names: dict[str, None] = {}
+        for row in self.rows.values():
+            names.update(dict.fromkeys(row))
         temporary = self.path.with_name(".metrics.csv")
         with temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(names))
             writer.writeheader()
             writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
         temporary.replace(self.path)
-        self._written = time.monotonic()
+        self._written_at = time.monotonic()
 
-    def after_save_checkpoint(self, checkpoint_callback: Any) -> None:
-        """Nothing that a checkpoint builds on is lost."""
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Write the file, so that a run resumed from the checkpoint finds all earlier rows."""
         self.save()
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
+        """Write the file at the end of a run."""
         self.save()

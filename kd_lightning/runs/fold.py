@@ -1,4 +1,4 @@
-"""Teachers' batch normalization folded into convolutions: `--trainer.callbacks+=kd_lightning.runs.fold.FoldTeachers`."""
+"""Folds teachers' batch normalization: `--trainer.callbacks+=kd_lightning.runs.fold.FoldTeachers`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import nn
+from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from kd_lightning.runs.compile import teacher_networks
@@ -19,38 +18,44 @@ NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 class FoldTeachers(pl.Callback):
-    """Folds each batch normalization of the teachers' networks into the convolution before it, when training begins.
+    """Folds each batch normalization of the teachers into the convolution before it.
 
-    A frozen teacher's batch normalization is a fixed affine map: folded, the network computes the same function within
-    rounding, and passes over each of its feature maps once less. Layers from which features are taken stay as they are, and
-    so do networks that `torch.fx` cannot trace.
+    The batch normalization of a frozen teacher is a fixed affine map. After folding, the network
+    computes the same function within rounding, and passes once less over each feature map. Layers
+    that features are taken from stay as they are, and so do networks that `torch.fx` cannot trace.
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for network in teacher_networks(pl_module):
             name = type(network).__name__
             try:
-                if not fold(network):
-                    rank_zero_warn(
-                        f"FoldTeachers finds no batch normalization after a convolution in {name}"
-                    )
-            except Exception as error:  # whatever the network's own code raises when it is traced
+                folded = fold(network)
+            except Exception as error:
+                # The network's own code can raise anything when it is traced.
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
                 rank_zero_warn(
                     f"FoldTeachers leaves {name} as it is, since torch.fx cannot trace it: {reason}"
                 )
+                continue
+            if not folded:
+                rank_zero_warn(
+                    f"FoldTeachers finds no batch normalization after a convolution in {name}"
+                )
 
 
 def fold(network: nn.Module) -> int:
-    """Folds in place a network that is in eval mode and takes no gradients.
+    """Fold a network in place.
+
+    Args:
+        network: in eval mode, without gradients.
 
     Returns:
-        The number of batch normalizations that are gone.
+        The number of batch normalizations that were folded.
 
     Raises:
-        Exception: what tracing raises; the network is as it was then.
+        Exception: if tracing fails; the network is then unchanged.
     """
-    pairs = list(_pairs(network))
+    pairs = list(_foldable_pairs(network))
     for conv, norm, name in pairs:
         conv.weight, conv.bias = fuse_conv_bn_weights(
             conv.weight,
@@ -65,30 +70,37 @@ def fold(network: nn.Module) -> int:
     return len(pairs)
 
 
-def _pairs(network: nn.Module) -> Iterator[tuple[Any, Any, str]]:
-    """Each convolution, the batch normalization that alone reads its output, and the latter's name; both run once a pass."""
-    nodes = list(torch.fx.Tracer().trace(network).nodes)
-    called = {
-        node: network.get_submodule(str(node.target)) for node in nodes if node.op == "call_module"
-    }
-    runs = Counter(id(module) for module in called.values())
-    read_elsewhere = {
-        str(node.target).rpartition(".")[0] for node in nodes if node.op == "get_attr"
-    }
+def _foldable_pairs(network: nn.Module) -> Iterator[tuple[Any, Any, str]]:
+    """Each convolution with the only batch normalization that reads it, and the latter's name."""
+    called: dict[fx.Node, nn.Module] = {}
+    read_elsewhere = set()
+    for node in fx.Tracer().trace(network).nodes:
+        if node.op == "call_module":
+            called[node] = network.get_submodule(str(node.target))
+        elif node.op == "get_attr":
+            # The network's code reads a parameter of this module directly.
+            read_elsewhere.add(str(node.target).rpartition(".")[0])
+    calls = Counter(id(module) for module in called.values())
     for node, norm in called.items():
-        before = node.args[0] if node.args else None
-        if not isinstance(before, torch.fx.Node) or before not in called or len(before.users) > 1:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or source not in called or len(source.users) > 1:
             continue
-        conv = called[before]
-        foldable = (
-            type(conv) in CONVOLUTIONS
-            and type(norm) in NORMS
-            and norm.running_mean is not None
-            and not norm.training
-        )
-        alone = all(
-            runs[id(m)] == 1 and not m._forward_hooks and not m._forward_pre_hooks
-            for m in (conv, norm)
-        )
-        if foldable and alone and read_elsewhere.isdisjoint({str(before.target), str(node.target)}):
+        conv = called[source]
+        used_once = calls[id(conv)] == 1 and calls[id(norm)] == 1
+        if not used_once or _has_hooks(conv) or _has_hooks(norm):
+            continue
+        names = {str(source.target), str(node.target)}
+        if _is_foldable(conv, norm) and read_elsewhere.isdisjoint(names):
             yield conv, norm, str(node.target)
+
+
+def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    if type(conv) not in CONVOLUTIONS or type(norm) not in NORMS:
+        return False
+    # Without running statistics, or in training mode, the map depends on the batch.
+    return norm.running_mean is not None and not norm.training
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether features are taken from a layer."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

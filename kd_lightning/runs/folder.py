@@ -22,14 +22,20 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning import __version__
 from kd_lightning.errors import UserError
-from kd_lightning.runs.configs import with_current_class_paths
+from kd_lightning.runs.configs import with_current_names
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "wandb")
 
 
+@rank_zero_only
+def _true_in_main() -> bool:
+    return True
+
+
 def is_main() -> bool:
     """Whether this process writes the run's files: only the first of a distributed run does."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
+    # The decorated function returns None in the other processes.
+    return bool(_true_in_main())
 
 
 def make_folder(path: Path, resumed: bool) -> Path:
@@ -215,7 +221,7 @@ class RunFolder:
             raise UserError(f"{self.path}: config.yaml is missing or damaged") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.path}: config.yaml does not hold keys with values")
-        return dict(with_current_class_paths(content))
+        return dict(with_current_names(content))
 
     @property
     def seed(self) -> int:

@@ -1,4 +1,4 @@
-"""What `--run.*` sets."""
+"""The options `--run.*`."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from typing import Literal
 
 @dataclass
 class RunOptions:
-    """Where a run is kept and how it is logged.
+    """Where a run is stored and how it is logged.
 
     Attributes:
-        name: of the run and its folder; a number is added where the folder exists.
+        name: of the run and its folder; a number is appended if the folder exists.
         root: folder of all runs.
-        dir: this very folder instead of `root/name`; it must be new, or the run's own where it is resumed.
-        group: runs that belong together, in W&B.
-        job_type: teacher, student or distill; guessed from the module where left out.
+        dir: the run's folder, instead of `root/name`; it must be new, unless the run is resumed.
+        group: name of the runs in W&B that belong together.
+        job_type: teacher, student or distill; derived from the module by default.
         tags: for W&B.
-        wandb: log to Weights & Biases: "auto" is online where a key is known and offline otherwise.
+        wandb: log to Weights & Biases: "auto" is online if an API key is found, else offline.
         project: W&B project.
         entity: W&B user or team.
-        test: after training, read the test set once with the "last" or the "best" checkpoint.
+        test: after training, evaluate the "last" or the "best" checkpoint on the test set, once.
+        keep_memory: keep freed memory in the process, which can speed up steps with large tensors
+            on a CPU (glibc only).
     """
 
     name: str | None = None
@@ -33,3 +35,4 @@ class RunOptions:
     project: str = "kd_lightning"
     entity: str | None = None
     test: Literal["no", "last", "best"] = "no"
+    keep_memory: bool = False

@@ -1,53 +1,76 @@
-"""The outputs of a test or a prediction, kept in the run's folder."""
+"""Collects the outputs of a test or a prediction and writes them to the run's folder."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+Outputs = Mapping[str, Tensor]
+"""What the task stores of a batch: tensors with the samples first, always with `index` `(B,)`."""
 
-def joined(outputs: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Batches of outputs as one, in the order of `index`."""
-    whole = {name: torch.cat([o[name].detach().cpu() for o in outputs]) for name in outputs[0]}
+
+def join_batches(batches: Sequence[Outputs]) -> dict[str, Tensor]:
+    """Concatenate the outputs of batches in the order of `index`.
+
+    Args:
+        batches: tensors of shape `(B, ...)`, by the same names in every batch.
+
+    Returns:
+        Tensors of shape `(n, ...)` on the CPU.
+    """
+    whole = {}
+    for name in batches[0]:
+        whole[name] = torch.cat([batch[name].detach().cpu() for batch in batches])
     order = torch.argsort(whole["index"])
     return {name: tensor[order].contiguous() for name, tensor in whole.items()}
 
 
-def gathered(trainer: pl.Trainer, outputs: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """The outputs of all processes, each of which holds its share."""
+def gather_processes(trainer: pl.Trainer, batches: list[Outputs]) -> list[Outputs]:
+    """The batches of all processes; each process holds its share of the samples."""
     if trainer.world_size == 1:
-        return outputs
-    shares: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(shares, outputs)
-    return [output for share in shares for output in share]
+        return batches
+    shares: list[list[Outputs]] = [[] for _ in range(trainer.world_size)]
+    torch.distributed.all_gather_object(shares, batches)
+    return [batch for share in shares for batch in share]
 
 
 class SavePredictions(pl.Callback):
-    """Writes `predictions-test.safetensors`: logits, target and index of every test sample, for paired tests and W&B images."""
+    """Writes predictions-test.safetensors for paired tests and W&B.
+
+    The file holds what the task's `test_outputs` returned for every test sample, in the order of
+    `index`. For classification these are `logits`, `target` and `index`.
+
+    Args:
+        folder: of the run.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._outputs: list[dict[str, Tensor]] = []
         self.saved: dict[str, Tensor] | None = None
+        """The content of the file, in the main process after a test."""
+        self._batches: list[Outputs] = []
 
     def on_test_batch_end(
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: Tensor | Outputs | None,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        self._outputs.append({name: tensor.detach().cpu() for name, tensor in outputs.items()})
+        if isinstance(outputs, Mapping):
+            on_cpu = {name: tensor.detach().cpu() for name, tensor in outputs.items()}
+            self._batches.append(on_cpu)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        outputs, self._outputs = gathered(trainer, self._outputs), []
-        if trainer.is_global_zero and outputs:
-            self.saved = joined(outputs)
+        batches = gather_processes(trainer, self._batches)
+        self._batches = []
+        if trainer.is_global_zero and batches:
+            self.saved = join_batches(batches)
             save_file(self.saved, self.folder / "predictions-test.safetensors")

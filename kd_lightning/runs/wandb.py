@@ -1,10 +1,15 @@
-"""Weights & Biases: on by default, online where a key is known, offline otherwise; absent, the run goes on without."""
+"""Logs to Weights & Biases.
+
+Enabled by default: online if an API key is found, otherwise offline. Skipped if wandb is not
+installed.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import netrc
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -13,75 +18,93 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.runs.options import RunOptions
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
     from torch import Tensor
 
 MISTAKES = 25
-"""How many of the most confident mistakes are shown as images."""
+"""How many of the most confident mistakes of a test are shown."""
 
 
-def choose_mode(wanted: str) -> str:
-    """ "online" or "offline"; "auto" asks WANDB_MODE, then whether a key is known."""
-    if wanted != "auto":
-        return wanted
+def choose_mode(mode: str) -> str:
+    """The mode of W&B, such as "online" or "offline".
+
+    Args:
+        mode: `--run.wandb`; for "auto", the variable WANDB_MODE decides, then whether there is an
+            API key.
+    """
+    if mode != "auto":
+        return mode
     if os.environ.get("WANDB_MODE"):
         return os.environ["WANDB_MODE"]
     return "online" if has_key() else "offline"
 
 
 def has_key() -> bool:
-    """Whether a key is in the environment, or where `wandb login` leaves it; wandb itself would ask the user or the network."""
+    """Whether there is an API key in the environment or in the file that `wandb login` writes.
+
+    Asking wandb itself could prompt the user or use the network.
+    """
     return bool(os.environ.get("WANDB_API_KEY")) or _key_in_netrc()
 
 
 def _key_in_netrc() -> bool:
     try:
-        known = netrc.netrc(os.environ.get("NETRC"))
+        entries = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
         return False
-    return any(known.authenticators(host) is not None for host in _hosts())
+    return any(entries.authenticators(host) is not None for host in _hosts())
 
 
 def _hosts() -> set[str]:
-    """The names under which a key may be kept, with and without a port."""
-    if url := os.environ.get("WANDB_BASE_URL"):
-        urls = [url]
-    else:
-        urls = ["https://api.wandb.ai"]
+    """The hosts that a key may be stored for, with and without a port."""
+    base_url = os.environ.get("WANDB_BASE_URL")
+    urls = [base_url or "https://api.wandb.ai"]
+    if not base_url:
         with contextlib.suppress(ImportError):
             import wandb
 
-            urls.append(
-                wandb.Settings().base_url
-            )  # newer versions have moved, and accept a key of the old host
-    return {
-        host for parts in map(urlparse, urls) for host in (parts.netloc, parts.hostname) if host
-    }
+            # Newer versions use another host, and accept a key of the old one.
+            urls.append(wandb.Settings().base_url)
+    hosts: set[str] = set()
+    for url in urls:
+        parts = urlparse(url)
+        hosts.update(host for host in (parts.netloc, parts.hostname) if host)
+    return hosts
 
 
 def wandb_logger(
-    options: RunOptions, folder: Path, config: dict[str, Any], record: dict[str, Any]
-) -> Any:
-    """A WandbLogger with config, group, job type and tags; None where it is off or not installed."""
+    options: RunOptions, folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]
+) -> WandbLogger | None:
+    """Start a run in W&B.
+
+    Args:
+        options: of the run.
+        folder: of the run.
+        config: of the run, in plain values.
+        record: the content of run.json.
+
+    Returns:
+        The logger; None if W&B is off or not installed.
+    """
     if options.wandb == "off":
         return None
     try:
         import wandb
         from lightning.pytorch.loggers import WandbLogger
     except ImportError:
-        print("W&B is not installed: metrics go to metrics.csv alone")
+        print("W&B is not installed: metrics go to metrics.csv only")
         return None
     mode = choose_mode(options.wandb)
-    print(
-        f"W&B: {mode}"
-        + (
-            ""
-            if mode == "online"
-            else f"; send it later with: wandb sync {folder}/wandb/offline-run-*"
-        )
-    )
+    later = f"; send it later with: wandb sync {folder}/wandb/offline-run-*"
+    print(f"W&B: {mode}" + ("" if mode == "online" else later))
+    # An experiment names folders by hashes; its runs then have a name of their own.
+    name = options.name if options.dir else None
+    # The config has a key `data` of its own, so the record's becomes `spec`.
+    logged = {**config, "spec": record["data"], "folder": str(folder.resolve())}
+    for key in ("teacher", "commit", "versions", "hardware"):
+        logged[key] = record[key]
     run = wandb.init(
-        name=(options.name if options.dir else None)
-        or folder.name,  # an experiment names folders by hashes
+        name=name or folder.name,
         dir=str(folder.resolve()),
         project=options.project,
         entity=options.entity,
@@ -89,23 +112,19 @@ def wandb_logger(
         job_type=record["job_type"],
         tags=options.tags,
         mode=mode,  # type: ignore[arg-type,unused-ignore]
-        config={
-            **config,  # which has a key `data` of its own
-            "spec": record["data"],
-            "folder": str(folder.resolve()),
-            **{name: record[name] for name in ("teacher", "commit", "versions", "hardware")},
-        },
+        config=logged,
         settings=wandb.Settings(silent=True, console="off"),
     )
     return WandbLogger(experiment=run)
 
 
-def log_test(logger: Any, stored: dict[str, Tensor], datamodule: DataModule) -> None:
+def log_test(logger: WandbLogger, stored: dict[str, Tensor], datamodule: DataModule) -> None:
     """Log the confusion matrix, and the most confident mistakes as images or texts.
 
     Args:
         logger: a WandbLogger.
-        stored: what the task's `test_outputs` returned for all samples.
+        stored: what the task's `test_outputs` returned for all samples: tensors with the samples
+            first, always with `index`.
         datamodule: of the run.
     """
     import torch

@@ -5,10 +5,18 @@ tests/training/test_lightning_compat.py fails if a new version of Lightning move
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.mixins.hparams_mixin import (
+    _given_hyperparameters,
+    _given_hyperparameters_context,
+)
+
+if TYPE_CHECKING:
+    # Slow to import, and needed by configs only.
+    from lightning.pytorch.cli import LightningArgumentParser
 
 
 def built_from_config() -> bool:
@@ -34,3 +42,54 @@ def batches_done_in_epoch(trainer: pl.Trainer) -> int:
 def log_every_n_steps(trainer: pl.Trainer) -> int:
     """The Trainer's option of that name; Lightning attaches it without declaring it."""
     return int(cast(Any, trainer).log_every_n_steps)
+
+
+def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether Lightning validates within the epoch after this batch.
+
+    Args:
+        trainer: that is training.
+        batch_idx: of the batch in its epoch.
+    """
+    interval = trainer.val_check_batch
+    if interval is None:
+        return False
+    done = batch_idx
+    if trainer.check_val_every_n_epoch is None:
+        # The interval then counts batches of the whole training.
+        done = trainer.fit_loop.total_batch_idx
+    return (done + 1) % interval == 0
+
+
+def callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    """The Trainer's callbacks; Lightning attaches them without declaring them."""
+    return list(cast(Any, trainer).callbacks)
+
+
+def keep_arguments_of(
+    parser: LightningArgumentParser, base: type, config: Mapping[str, Any]
+) -> None:
+    """Let objects that a parser builds save their config as hyperparameters, as LightningCLI does.
+
+    `load_from_checkpoint` then builds them again without further arguments.
+
+    Args:
+        parser: its `instantiate_classes` builds the objects.
+        base: the objects' class or a base of it.
+        config: `class_path` and `init_args` of the object, in plain values.
+    """
+    arguments = {
+        "_class_path": config["class_path"],
+        **(config.get("init_args") or {}),
+        **(config.get("dict_kwargs") or {}),
+    }
+
+    def instantiate(
+        class_type: type, *args: Any, applied_instantiation_links: object = None, **kwargs: Any
+    ) -> Any:
+        with _given_hyperparameters_context(
+            hparams=arguments, instantiator="lightning.pytorch.cli.instantiate_module"
+        ):
+            return class_type(*args, **kwargs)
+
+    parser.add_instantiator(instantiate, base, subclasses=True)

@@ -14,8 +14,8 @@ from kd_lightning.data import DigitsDataModule, Images
 from kd_lightning.experiments import imports, keys
 from kd_lightning.experiments.imports import PACKAGE, code_version
 from kd_lightning.experiments.keys import address, config_key, difference, flat, run_key
-from kd_lightning.runs.build import parse_config
 from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.parsing import parse_config
 from tests.runs import student
 
 
@@ -207,7 +207,7 @@ DECISIVE = (
     "networks.py",
     "randomness.py",
     "runs/build.py",
-    "runs/filled.py",
+    "runs/spec_arguments.py",
     "runs/launch.py",
     "spec.py",
     "teachers/base.py",

@@ -192,7 +192,7 @@ def test_a_run_that_was_stopped_halfway_is_resumed(
 
     with monkeypatch.context() as patch:
         patch.setattr(TrainingModule, "on_train_epoch_start", interrupted)
-        with pytest.raises(Interrupted, match="go on with"):
+        with pytest.raises(Interrupted, match="resume with"):
             stopped.run(launch)
     [job] = stopped.run(launch)
     assert stopped.trained == ["teacher/0 resumed"]

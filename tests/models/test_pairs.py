@@ -15,7 +15,7 @@ from kd_lightning.data import DigitsDataModule
 from kd_lightning.features import Taps, run_network
 from kd_lightning.losses import DistillLoss, Probe
 from kd_lightning.networks import build_network
-from kd_lightning.runs.build import parse_config
+from kd_lightning.runs.parsing import parse_config
 from kd_lightning.teachers import ModelTeacher
 from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor, nn
 
-from kd_lightning.runs.build import parse_config
+from kd_lightning.runs.parsing import parse_config
 from tests.runs import Kd, student
 
 LAYERS = [f"--model.{side}layers={{penultimate: body}}" for side in ("", "teacher.")]
@@ -63,7 +63,7 @@ def test_resuming_for_more_steps_than_the_schedule_has_is_one_line(teacher: Path
     assert kd(*student(teacher), "--run.name=short").code == 0
     outcome = kd("fit", "--ckpt_path=runs/short/checkpoints/last.ckpt", "--trainer.max_epochs=2")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert outcome.err.startswith("kd: the checkpoint's learning rates were laid out over")
+    assert outcome.err.startswith("kd: the checkpoint's learning rates were planned for")
 
 
 @pytest.mark.parametrize("loss", ["SP", "RKD", "CRD"])

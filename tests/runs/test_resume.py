@@ -114,14 +114,14 @@ def test_every_finished_epoch_is_kept(validation: float, kd: Kd) -> None:
     # Epoch 1 learns nothing, so that it is no better than epoch 0.
     still = "--model.scheduler={class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1, gamma: 0.0}}"
     argv = [*TEACHER, still, "--trainer.max_epochs=4", f"--data.validation={validation}"]
-    assert "go on with" in stopped(kd, argv, 2, 3).err
+    assert "resume with" in stopped(kd, argv, 2, 3).err
     assert content(Path("runs/digits-mlp/checkpoints/last.ckpt"))["epoch"] == 1
 
 
 def test_an_interrupt_before_the_first_checkpoint_says_so(kd: Kd) -> None:
     outcome = stopped(kd, TEACHER, 0, 3)
     assert outcome.code == 130
-    assert outcome.err == "kd: interrupted; nothing was kept yet; start it again\n"
+    assert outcome.err == "kd: interrupted before the first checkpoint; start the run again\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -140,10 +140,10 @@ def test_a_signal_leaves_a_run_that_can_be_resumed(
     assert record(run)["status"] == "interrupted"
     assert (
         outcome.err
-        == "kd: interrupted; go on with: kd fit --ckpt_path runs/digits-mlp/checkpoints/last.ckpt\n"
+        == "kd: interrupted; resume with: kd fit --ckpt_path runs/digits-mlp/checkpoints/last.ckpt\n"
     )
     epochs = int(content(last)["epoch"]) + 1
-    argv = shlex.split(outcome.err.partition("go on with: kd ")[2])
+    argv = shlex.split(outcome.err.partition("resume with: kd ")[2])
     assert kd(*argv, f"--trainer.max_epochs={epochs + 1}").code == 0
     assert record(run)["status"] == "finished"
     assert content(last)["epoch"] == epochs

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from kd_lightning import ClassifierModule, DistillationModule
 from kd_lightning.data import DigitsDataModule, Images
-from kd_lightning.runs.predictions import joined
+from kd_lightning.runs.predictions import join_batches
 from tests.runs import TEACHER, Kd, finish, spawn, student
 
 STUDENT_RUN = Path("runs/digits-mlp-distill")
@@ -163,7 +163,7 @@ def test_later_configs_and_leaves_win(teacher: Path, place: Path, kd: Kd) -> Non
     assert kd(*student(teacher), *extra).code == 0
     config = yaml.safe_load(Path("runs/two/config.yaml").read_text())
     data, losses = config["data"]["init_args"], config["model"]["init_args"]["losses"]
-    assert (data["batch_size"], data["fraction"], data["labels"]) == (200, 0.5, 0.5)
+    assert (data["batch_size"], data["fraction"], data["label_fraction"]) == (200, 0.5, 0.5)
     assert losses["kd"]["init_args"]["temperature"] == 2.0
     assert (losses["kd"]["init_args"]["weight"], losses["ce"]["init_args"]["weight"]) == (
         0.9,
@@ -194,7 +194,7 @@ def test_a_checkpoint_alone_is_validated_tested_and_used(teacher: Path, kd: Kd) 
 def test_outputs_are_joined_in_the_order_of_the_index() -> None:
     index = torch.tensor([4, 0, 3, 1, 2])
     batches = [{"index": part, "logits": part[:, None] * 10.0} for part in index.split(2)]
-    assert {name: value.flatten().tolist() for name, value in joined(batches).items()} == {
+    assert {name: value.flatten().tolist() for name, value in join_batches(batches).items()} == {
         "index": [0, 1, 2, 3, 4],
         "logits": [0.0, 10.0, 20.0, 30.0, 40.0],
     }
@@ -249,7 +249,7 @@ def test_a_tested_run_has_one_row_an_epoch(teacher: Path, kd: Kd) -> None:
 def test_a_module_in_python_reads_the_checkpoint(teacher: Path) -> None:
     module = ClassifierModule.load_from_checkpoint(teacher)
     assert module.spec is not None
-    assert module.spec.classes == list("0123456789")
+    assert module.spec.classes == tuple("0123456789")
 
 
 def test_a_process_of_its_own_writes_nothing_on_standard_error(place: Path) -> None:

@@ -69,7 +69,7 @@ def test_goes_on_within_an_epoch(
     assert kd(*argv, "--run.name=whole").code == 0
     outcome = signalled(kd, [*argv, "--run.name=parts"], epoch, batch)
     assert (outcome.code, record(LAST.parents[1])["status"]) == (130, "interrupted")
-    assert outcome.err == f"kd: interrupted; go on with: kd fit --ckpt_path {LAST}\n"
+    assert outcome.err == f"kd: interrupted; resume with: kd fit --ckpt_path {LAST}\n"
     progress = content(LAST)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
     assert (content(LAST)["epoch"], progress["processed"]) == (epoch, step)
     resumed = kd("fit", f"--ckpt_path={LAST}")
@@ -86,7 +86,7 @@ def test_a_later_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch, kd: Kd) -
     monkeypatch.setattr("kd_lightning.runs.checkpoints.StopAtStep.AGAIN_S", -1.0)
     outcome = signalled(kd, [*TEACHER, "--run.name=parts"], 0, 3, times=2)
     assert (outcome.code, LAST.exists()) == (130, False)
-    assert outcome.err == "kd: interrupted; nothing was kept yet; start it again\n"
+    assert outcome.err == "kd: interrupted before the first checkpoint; start the run again\n"
 
 
 def test_goes_on_from_a_checkpoint_of_the_users_own(teacher: Path, kd: Kd) -> None:

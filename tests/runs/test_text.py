@@ -472,7 +472,7 @@ def test_mistakes_are_shown_as_texts_in_wandb(root: Path) -> None:
     """The most confident ones first, with what was guessed."""
     logged: dict[str, Any] = {}
     data = SST2DataModule(str(root))
-    logger = SimpleNamespace(experiment=SimpleNamespace(log=logged.update))
+    logger: Any = SimpleNamespace(experiment=SimpleNamespace(log=logged.update))
     target = data.raw("test").target
     logits = torch.nn.functional.one_hot(target, 2) * 4.0
     logits[3], logits[5] = logits[3].flip(0) / 2, logits[5].flip(0)

@@ -7,11 +7,16 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from jsonargparse import Namespace
 from torch import Tensor
 
 from kd_lightning.data import DigitsDataModule
+from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.parsing import plain_config, run_parser
+from kd_lightning.runs.spec_arguments import fill_from_spec
 from kd_lightning.training import TrainingModule, lightning_compat
 from kd_lightning.types import Batch
+from tests.runs import TEACHER
 from tests.training.small import copied, distillation, same, trainer
 
 
@@ -91,3 +96,61 @@ def test_progress_within_an_epoch() -> None:
     assert progress.done == [1, 2, 3]
     assert progress.resumed == [False]
     assert progress.every == {7}
+
+
+class Validations(pl.Callback):
+    """Notes after which batches Lightning validates, and after which it was expected to."""
+
+    def __init__(self) -> None:
+        self.batch = (-1, -1)
+        self.expected: list[tuple[int, int]] = []
+        self.validated: list[tuple[int, int]] = []
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self.batch = (trainer.current_epoch, batch_idx)
+        if lightning_compat.validates_after(trainer, batch_idx):
+            self.expected.append(self.batch)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validated.append(self.batch)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"val_check_interval": 2},
+        {"val_check_interval": 0.5},
+        {"val_check_interval": 3, "check_val_every_n_epoch": None},
+        {},
+    ],
+)
+def test_validations_are_expected_after_the_right_batches(settings: dict[str, Any]) -> None:
+    validations = Validations()
+    run = trainer(callbacks=[validations], max_epochs=2, limit_train_batches=4, **settings)
+    run.fit(distillation(), datamodule=DigitsDataModule())
+    assert validations.expected == validations.validated
+    assert validations.validated
+
+
+def test_callbacks_of_a_trainer() -> None:
+    validations = Validations()
+    assert validations in lightning_compat.callbacks(trainer(callbacks=[validations]))
+
+
+def test_modules_that_a_parser_builds_keep_their_config() -> None:
+    parser = run_parser("fit")
+    arguments = resolve_configs(TEACHER)[1:]
+    config = parser.parse_args(arguments)
+    plain = plain_config(config)["model"]
+    lightning_compat.keep_arguments_of(parser, TrainingModule, plain)
+    fill_from_spec(config.model, DigitsDataModule().spec)
+    module = parser.instantiate_classes(Namespace(model=config.model)).model
+    assert module.hparams["_class_path"] == plain["class_path"]
+    assert module.hparams["network"] == plain["init_args"]["network"]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from jsonargparse import ArgumentError
 
-from kd_lightning.runs.build import Builder
+from kd_lightning.runs.config_errors import one_line
 from kd_lightning.runs.configs import resolve_configs
-from kd_lightning.runs.messages import one_line
+from kd_lightning.runs.parsing import run_parser
 from tests.runs import PAIR, student
 
 STUDENT = student("teacher.ckpt")
@@ -16,7 +16,7 @@ STUDENT = student("teacher.ckpt")
 def message(argv: list[str]) -> str:
     """What jsonargparse says of the arguments."""
     with pytest.raises(ArgumentError) as caught:
-        Builder(resolve_configs(argv))
+        run_parser(argv[0]).parse_args(resolve_configs(argv)[1:])
     return str(caught.value)
 
 
@@ -59,7 +59,7 @@ def test_plain_errors_stay_and_lines_are_joined() -> None:
 
 def test_the_reason_beside_a_key_is_kept() -> None:
     with pytest.raises(ArgumentError) as caught:
-        Builder(["fit", "-c", "nowhere.yaml"])
+        run_parser("fit").parse_args(["-c", "nowhere.yaml"])
     said = one_line(str(caught.value))
     assert said.startswith("config: ")
     assert "nowhere.yaml" in said

@@ -1,0 +1,111 @@
+"""Turns the errors of jsonargparse and Lightning about a config into one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jsonargparse import ArgumentError
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from kd_lightning.errors import UserError
+
+_KEY = re.compile(r'Parser key "([^"]+)":?\s*(.*)')
+_CLASS = re.compile(r"Problem with given class_path '([^']+)'")
+_TYPE = re.compile(r"Expected an? <class '([\w.]+)'>")
+_CHOICE = re.compile(r"Expected a typing\.Literal\[(.*)\]")
+_VALUE = re.compile(r"^Given value: (.{1,60})$")
+_NESTED_VALUE = re.compile(r"NestedArg\(key='([^']+)', val=(.*)\)$")
+_NOISE = re.compile(
+    r"^(Subtypes:|Given value|Does not validate|Errors:|Expected a path but|Traceback|File )"
+)
+
+
+def one_line(message: str) -> str:
+    """The problem, with the key and the class that it is about in front.
+
+    jsonargparse nests an error as deep as the config and describes every type that it tried. The
+    innermost line of the first branch names the problem.
+
+    Args:
+        message: of any error, such as jsonargparse's over several lines.
+    """
+    keys = []
+    classes = []
+    key_problems = []
+    other_problems = []
+    value = None
+    for line in _lines(message):
+        key = _KEY.match(line)
+        class_path = _CLASS.match(line)
+        given = _VALUE.match(line)
+        if given is not None and value is None:
+            value = given[1]
+        if key is not None:
+            keys.append(key[1])
+            if key[2]:
+                key_problems.append(key[2])
+        elif class_path is None and _NOISE.match(line) is None:
+            other_problems.append(line)
+        if class_path is not None:
+            classes.append(class_path[1])
+    nested = _NESTED_VALUE.match(value) if value else None
+    if nested is not None:
+        # The value then holds the whole path below the outermost key.
+        keys = [*keys[:1], nested[1]]
+        value = nested[2].strip("'")
+    parts = [".".join(keys)] if keys else []
+    parts.extend(classes[-1:])
+    parts.append(_problem(key_problems + other_problems, value, has_key=bool(keys)))
+    return ": ".join(parts)
+
+
+def _lines(message: str) -> list[str]:
+    """The lines that are not empty, without the marks of lists."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    return [line for line in lines if line]
+
+
+def _problem(lines: list[str], value: str | None, has_key: bool) -> str:
+    """Summarize the lines that describe a problem.
+
+    Args:
+        lines: without keys and classes.
+        value: that was given.
+        has_key: whether the key is known.
+    """
+    types = []
+    choices: list[str] = []
+    others = []
+    for line in lines:
+        expected_type = _TYPE.match(line)
+        if expected_type is not None and expected_type[1] != "NoneType":
+            types.append(expected_type[1])
+        if expected_type is None or "Got value" in line:
+            others.append(line)
+        choice = _CHOICE.match(line)
+        if choice is not None:
+            choices.extend(choice[1].split(", "))
+    got = f", got {value!r}" if value else ""
+    if choices and all(_CHOICE.match(line) for line in others):
+        expected = ", ".join(dict.fromkeys(choices))
+        problem = f"expected one of {expected}" + (got or others[0].rpartition("]")[2])
+    elif others:
+        problem = others[0] if has_key else " ".join(others)
+    elif types:
+        problem = f"expected {' or '.join(types)}{got}"
+    else:
+        problem = "unknown error"
+    return _TYPE.sub(r"expected \1", problem).replace(". Got value: ", ", got ")
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """Raise errors of other libraries about a wrong setting as a UserError in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (ArgumentError, ValueError, TypeError, MisconfigurationException, OSError) as error:
+        raise UserError(one_line(str(error))) from error

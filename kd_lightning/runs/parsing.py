@@ -1,0 +1,96 @@
+"""Parses the arguments of a run with Lightning's argument parser into one config."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from jsonargparse import (  # type: ignore[attr-defined]
+    ActionConfigFile,
+    Namespace,
+)
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from kd_lightning.runs.config_errors import config_errors
+from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.options import RunOptions
+from kd_lightning.runs.quiet import quiet
+from kd_lightning.training.module import TrainingModule
+from kd_lightning.weights import plain
+
+TRAINER_DEFAULTS = {
+    "trainer.enable_model_summary": False,
+    # The datamodule's loaders divide the samples among processes themselves.
+    "trainer.use_distributed_sampler": False,
+    "trainer.num_sanity_val_steps": 0,
+}
+
+
+def run_parser(command: str) -> LightningArgumentParser:
+    """The parser of `kd fit`, `validate`, `test` or `predict`.
+
+    It has the options of LightningCLI. LightningCLI itself would build everything in its
+    constructor, but our model depends on the data, and a run's key needs the config alone.
+
+    Args:
+        command: a method of the Trainer.
+    """
+    parser = LightningArgumentParser(
+        prog=f"kd {command}",
+        description=f"kd {command} on PyTorch Lightning",
+        exit_on_error=False,
+        # An abbreviation that works today would become ambiguous with the next option.
+        allow_abbrev=False,
+    )
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config file in YAML")
+    parser.add_argument(
+        "--seed_everything",
+        type=bool | int,
+        default=0,
+        help="the seed of all random numbers; true draws one",
+    )
+    parser.add_lightning_class_args(pl.Trainer, "trainer")
+    parser.set_defaults(TRAINER_DEFAULTS)
+    parser.add_lightning_class_args(TrainingModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(pl.LightningDataModule, "data", subclass_mode=True)
+    parser.add_class_arguments(RunOptions, "run")
+    parser.add_argument(
+        "--matmul_precision",
+        type=Literal["highest", "high", "medium"],
+        default="highest",
+        help="precision of float32 matrix products: medium computes them in bfloat16, two to "
+        "three times as fast if the processor has units for it (AMX, tensor cores); weights and "
+        "sums stay float32",
+    )
+    # Options of the Trainer's method, such as --ckpt_path, without the objects that we pass.
+    objects: set[str | int] = set(LightningCLI.subcommands()[command])
+    parser.add_method_arguments(pl.Trainer, command, skip=objects)
+    return parser
+
+
+def parse_resolved(parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
+    """Parse arguments that `resolve_configs` returned, without the command's name.
+
+    Raises:
+        UserError: if the parser does not accept them.
+    """
+    with config_errors():
+        return parser.parse_args(arguments)
+
+
+def plain_config(config: Namespace) -> dict[str, Any]:
+    """A parsed config in builtins, without the paths of its files."""
+    content = config.clone(with_meta=False).as_dict()
+    content.pop("config", None)
+    return dict(plain(content))
+
+
+def parse_config(argv: list[str]) -> dict[str, Any]:
+    """The config of `kd` arguments in builtins; nothing is built.
+
+    Raises:
+        UserError: for a user's mistake.
+    """
+    quiet()
+    arguments = resolve_configs(argv)
+    return plain_config(parse_resolved(run_parser(argv[0]), arguments[1:]))

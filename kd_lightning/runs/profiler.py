@@ -1,0 +1,20 @@
+"""A profiler that measures nothing, for runs without one."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+from lightning.pytorch.profilers import PassThroughProfiler
+
+_NO_MEASUREMENT: AbstractContextManager[None] = nullcontext()
+
+
+class NoProfiler(PassThroughProfiler):
+    """Does nothing, faster than Lightning's own.
+
+    Lightning's creates a generator for each of the about 30 actions of a training step, 2 µs each.
+    That is several percent of a step of a small network.
+    """
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        return _NO_MEASUREMENT
