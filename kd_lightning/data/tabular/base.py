@@ -13,13 +13,12 @@ from torch import Tensor
 from kd_lightning.data.datamodule import STAGES, DataModule
 from kd_lightning.data.files import checksum
 from kd_lightning.data.subsets import stratified_rank
-from kd_lightning.data.tabular.features import FeatureEncoder, column_of
+from kd_lightning.data.tabular.features import FeatureEncoder, check_features, column_of
 from kd_lightning.data.tabular.files import Table, num_rows, rows_of
 from kd_lightning.data.tabular.fitting import fit_features
 from kd_lightning.data.tabular.options import TableOptions, TableSettings
 from kd_lightning.data.tabular.source import TableSource
 from kd_lightning.data.text.splits import TrainingSplit, split_training_rows
-from kd_lightning.errors import UserError
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.types import UNLABELLED
@@ -43,6 +42,8 @@ class TableDataModule(DataModule):
     Raises:
         UserError: for an option out of range.
     """
+
+    name: str
 
     def __init__(
         self,
@@ -142,21 +143,12 @@ class TableDataModule(DataModule):
         names = self.settings.features
         if names is None:
             names = [name for name in table if name not in self.target]
-        if not names:
-            raise UserError("data.features: there is no column besides the target columns")
-        for name in self.target:
-            if name in names:
-                raise UserError(f"data.features: {name!r} is a target column; remove it")
-        for name in self.settings.categorical:
-            if name not in names:
-                raise UserError(
-                    f"data.categorical: {name!r} is not a feature; the features are "
-                    f"{', '.join(names)}"
-                )
+        check_features(names, self.settings.categorical, self.target)
         return names
 
     def _target(self, split: str) -> Tensor:
-        return self.task.encode_target(self._target_columns(self.table(split)), self.target_names)
+        columns = self._target_columns(self.table(split))
+        return self.task.encode_target(columns, self.target_names)
 
     def encoded(self, split: str) -> tuple[Tensor, Tensor]:
         """The inputs `(N, F)` and the target `(N, *S)` of a whole source split."""

@@ -54,7 +54,8 @@ class NumericFeature:
         numbers = as_numbers(self.name, column, NUMERIC_REMEDY)
         if self.fill is not None:
             numbers = np.where(np.isnan(numbers), self.fill, numbers)
-        return ((numbers - self.mean) / self.std)[:, None]
+        scaled: Numbers = (numbers - self.mean) / self.std
+        return scaled[:, None]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class CategoricalFeature:
                 f"{int(unknown.sum())} rows, such as {str(texts[unknown][0])!r}; set "
                 "data.unknown_category=zeros to encode it as zeros"
             )
-        return (places[:, None] == np.arange(len(self.categories))).astype(np.float64)
+        one_hot: Numbers = (places[:, None] == np.arange(len(self.categories))).astype(np.float64)
+        return one_hot
 
 
 Feature = NumericFeature | CategoricalFeature
@@ -174,3 +176,26 @@ def refuse_missing(name: str, column: Column) -> None:
         raise UserError(
             f"column {name!r} has no value in {missing} of {len(column)} rows; {IMPUTE_REMEDY}"
         )
+
+
+def check_features(names: Sequence[str], categorical: Sequence[str], target: Sequence[str]) -> None:
+    """Check the choice of columns.
+
+    Args:
+        names: the columns that a network reads.
+        categorical: those that hold categories.
+        target: the target columns.
+
+    Raises:
+        UserError: if there are no features, if a target is one, or if a category is none.
+    """
+    if not names:
+        raise UserError("data.features: there is no column besides the target columns")
+    for name in target:
+        if name in names:
+            raise UserError(f"data.features: {name!r} is a target column; remove it")
+    for name in categorical:
+        if name not in names:
+            raise UserError(
+                f"data.categorical: {name!r} is not a feature; the features are {', '.join(names)}"
+            )

@@ -77,7 +77,7 @@ def fit_features(
 def _fit_categorical(
     name: str, texts: Texts, impute: Impute | None, unknown: UnknownCategory
 ) -> CategoricalFeature:
-    fill = None if impute is None else _most_frequent(texts[texts != ""])
+    fill = None if impute is None else str(_most_frequent(texts[texts != ""]))
     return CategoricalFeature(name, distinct(texts), fill, unknown)
 
 
@@ -97,8 +97,11 @@ def _fit_numeric(
 
 
 def _fill_value(numbers: Numbers, impute: Impute) -> float:
-    statistics = {"mean": _mean, "median": np.median, "most_frequent": _most_frequent}
-    return float(statistics[impute](numbers))
+    if impute == "mean":
+        return _mean(numbers)
+    if impute == "median":
+        return float(np.median(numbers))
+    return float(_most_frequent(numbers))
 
 
 def _mean(numbers: Numbers) -> float:
