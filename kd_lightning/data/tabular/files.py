@@ -87,11 +87,15 @@ def _read_parquet(path: Path) -> Table:
         raise UserError(f"{path} is not a readable Parquet file: {error}") from error
     table: Table = {}
     for name in content.column_names:
-        values = content[name].to_numpy()
+        column = content[name]
+        if pyarrow.types.is_dictionary(column.type):
+            # As categories of pandas are stored; `to_numpy` would take gaps for the last category.
+            column = column.cast(column.type.value_type)
+        values = column.to_numpy()
         if values.dtype.kind in "biuf":
             table[name] = values.astype(np.float64)
         else:
-            # Booleans with gaps, texts and dictionary columns arrive as Python objects.
+            # Texts, and booleans with gaps, arrive as Python objects.
             texts = ["" if value is None else str(value) for value in values]
             table[name] = np.array(texts, dtype=np.str_)
     return table

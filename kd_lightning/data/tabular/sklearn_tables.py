@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Unpack, cast
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Unpack
 
 import numpy as np
 
@@ -24,21 +24,28 @@ class SklearnTable:
 
     Attributes:
         task: what is predicted.
-        target: the target columns; `None`: those that scikit-learn names.
+        target: names of the target columns.
+        has_classes: whether the target holds numbers of classes, which scikit-learn names.
         options: arguments of its loader.
     """
 
     task: Callable[[], Task]
-    target: tuple[str, ...] | None
-    options: dict[str, bool]
+    target: tuple[str, ...]
+    has_classes: bool
+    options: dict[str, bool] = field(default_factory=dict)
 
+
+CLASSES = SklearnTable(Classification, ("class",), has_classes=True)
+# Diabetes in its own units instead of scikit-learn's scaling, which has seen the test samples.
+DIABETES = SklearnTable(Regression, ("progression",), has_classes=False, options={"scaled": False})
+LINNERUD = SklearnTable(Regression, ("Weight", "Waist", "Pulse"), has_classes=False)
 
 TABLES = {
-    "breast_cancer": SklearnTable(Classification, ("class",), {}),
-    "diabetes": SklearnTable(Regression, ("progression",), {"scaled": False}),
-    "iris": SklearnTable(Classification, ("class",), {}),
-    "linnerud": SklearnTable(Regression, None, {}),
-    "wine": SklearnTable(Classification, ("class",), {}),
+    "breast_cancer": CLASSES,
+    "diabetes": DIABETES,
+    "iris": CLASSES,
+    "linnerud": LINNERUD,
+    "wine": CLASSES,
 }
 
 
@@ -83,18 +90,18 @@ def _load(name: str) -> tuple[Table, Table]:
 
     described = TABLES[name]
     content = getattr(datasets, f"load_{name}")(**described.options)
-    features = _columns(list(content.feature_names), content.data)
-    names = content.target_names if described.target is None else described.target
-    targets = _columns(list(names), content.target.reshape(len(content.target), -1))
-    classes = content.get("target_names")
-    if described.task is Classification:
+    features = _columns(content.feature_names, content.data)
+    if described.has_classes:
         # The names of the classes instead of their numbers.
-        targets = {names[0]: np.asarray(classes, dtype=np.str_)[content.target]}
-    return features, targets
+        names = np.array(content.target_names, dtype=np.str_)
+        return features, {described.target[0]: names[content.target]}
+    values = content.target.reshape(len(content.target), -1)
+    return features, _columns(described.target, values)
 
 
-def _columns(names: list[str], values: Numbers) -> Table:
+def _columns(names: Sequence[str], values: Numbers) -> Table:
     table: Table = {}
     for at, name in enumerate(names):
-        table[name] = cast(Numbers, values[:, at].astype(np.float64))
+        # A plain string: checkpoints hold names, and no types of numpy.
+        table[str(name)] = values[:, at].astype(np.float64)
     return table

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import torch
 from sklearn import datasets
 
 from kd_lightning.data import SklearnTableDataModule
+from kd_lightning.data.tabular.sklearn_tables import TABLES
 from tests.training.small import complaint
 
 
@@ -25,6 +29,14 @@ def test_each_table(name: str, task: str, features: int, outputs: int, samples: 
     assert (spec.data, spec.task) == (name, task)
     assert (spec.input_shape, spec.num_classes) == ((features,), outputs)
     assert sum(spec.samples.values()) == samples
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_checkpoints_hold_plain_values(name: str, tmp_path: Path) -> None:
+    module = SklearnTableDataModule(name)
+    state = {"data": module.checkpoint_state(), "spec": module.spec.to_dict()}
+    torch.save(state, tmp_path / "state.pt")
+    assert torch.load(tmp_path / "state.pt", weights_only=True) == state
 
 
 def test_classes_have_their_names() -> None:
