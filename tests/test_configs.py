@@ -26,6 +26,8 @@ from tests.data.images.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifa
 from tests.data.images.test_mnist import write_mnist
 from tests.data.images.test_omniglot import write_omniglot
 from tests.data.speech.spoken import spoken_digits
+from tests.data.tabular.tables import lines_of
+from tests.data.tabular.tables import write as write_table
 from tests.sentences import save_bert, write_sst2
 from tests.specialists.small import generalist
 from tests.training.small import CONFIGS
@@ -44,6 +46,7 @@ OWN = {
     "digits": "digits_mlp",
     "spoken": "spoken_digits_dnn",
     "unet32": "camvid_unet",
+    "table": "breast_cancer_mlp",
 }
 """The teacher of a pair, by how the pair's name begins; of the others it is cifar_ and the name's first part."""
 
@@ -67,6 +70,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for write in (write_cifar, write_omniglot, write_sst2, spoken_digits, write_images):
         write(folder)
     write_camvid(folder / "camvid-240x180")
+    write_table(folder / "table.csv", lines_of(60))
     write_mnist(folder, 60_000, 10_000)  # no other number passes for MNIST
     for split in ("train", "dev", "test"):
         shutil.copy(folder / "SST2" / f"{split}.tsv", folder / f"{split}.tsv")
@@ -145,10 +149,14 @@ def test_every_data_set_serves_a_network(name: str, root: Path, tmp_path: Path) 
         "text": "sst2_bilstm",
         "spoken_digits": "spoken_digits_dnn",
         "camvid": "camvid_unet",
+        "breast_cancer": "breast_cancer_mlp",
+        "diabetes": "diabetes_mlp",
+        "tabular": "breast_cancer_mlp",
     }.get(name, "digits_mlp")
     more = {
         "cifar100": ("--data.validation=0.0",),  # fewer than two images a class
         "text": ("--data.train_file=train.tsv", "--data.validation_file=dev.tsv"),
+        "tabular": ("--data.target=species", "--data.categorical=[city]"),
         "specialist": (f"--data.generalist={generalist(tmp_path)}",),
     }
     first_steps(tmp_path / "run", name, f"teachers/{teacher}", more=more.get(name, ()))

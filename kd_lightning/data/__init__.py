@@ -18,6 +18,9 @@ from kd_lightning.data.images.source import Images, ImageSource
 from kd_lightning.data.loader import BatchLoader, BucketLoader
 from kd_lightning.data.source import Source
 from kd_lightning.data.speech.spoken_digits import SpokenDigitsDataModule
+from kd_lightning.data.tabular.base import TableDataModule
+from kd_lightning.data.tabular.datamodule import TabularDataModule
+from kd_lightning.data.tabular.sklearn_tables import SklearnTableDataModule
 from kd_lightning.data.text.datamodule import TextDataModule
 from kd_lightning.data.text.sst2 import SST2DataModule
 from kd_lightning.data.text.subwords import PretrainedTokenizer, SubwordTokenizer
@@ -49,10 +52,13 @@ __all__ = [
     "SST2DataModule",
     "SegmentationDataModule",
     "SegmentationSource",
+    "SklearnTableDataModule",
     "Source",
     "SpokenDigitsDataModule",
     "SubwordTokenizer",
     "SyntheticSentences",
+    "TableDataModule",
+    "TabularDataModule",
     "TextDataModule",
     "Tokenizer",
     "WordTokenizer",

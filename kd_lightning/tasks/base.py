@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from kd_lightning.errors import UserError
 from kd_lightning.metrics import TaskMetrics
 from kd_lightning.spec import Spec
+from kd_lightning.tasks.columns import Column
 from kd_lightning.types import Batch, Output
 
 
@@ -95,6 +96,41 @@ class Task(ABC):
             f"the data {spec.data} has {spec.num_classes} classes"
         )
 
+    # -- targets in the columns of a table --------------------------------------------------------
+
+    def target_names(self, columns: Mapping[str, Column]) -> tuple[str, ...]:
+        """The names of the K classes, labels or values that the target columns hold.
+
+        Args:
+            columns: the target columns of the training file, by name.
+
+        Raises:
+            UserError: if the columns do not fit the task.
+        """
+        raise UserError(f"the targets of {self.name} cannot be read from columns of a table")
+
+    def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
+        """The target `(N, *S)` that the columns of N rows hold; missing values are unlabelled.
+
+        Args:
+            columns: the target columns of any file, by name.
+            names: what `target_names` returned for the training file.
+
+        Raises:
+            UserError: if a value is not valid.
+        """
+        raise UserError(f"the targets of {self.name} cannot be read from columns of a table")
+
+    def strata(self, target: Tensor) -> Tensor:
+        """Which samples a random split must divide in equal shares, int64 `(N,)` from 0.
+
+        Args:
+            target: `(N, *S)`, of all samples.
+        """
+        return torch.zeros(len(target), dtype=torch.int64)
+
+    # -- what a test stores -----------------------------------------------------------------------
+
     @abstractmethod
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """What a test stores of each sample; every tensor has the batch's B samples first.
@@ -148,3 +184,22 @@ def rows_of_positions(logits: Tensor, batch: Batch) -> Tensor:
         )
     flat = grid if grid.ndim == 2 else grid.flatten(0, -2)
     return flat if batch.positions is None else flat.index_select(0, batch.positions)
+
+
+def values_of_positions(logits: Tensor, batch: Batch) -> Tensor:
+    """One logit `(N,)` per predicted position, for tasks whose network returns one per target.
+
+    Args:
+        logits: `(B, *S)`.
+        batch: with `target` `(B, *S)` and `positions`.
+
+    Raises:
+        UserError: if the logits do not have the target's shape.
+    """
+    if logits.shape != batch.target.shape:
+        raise UserError(
+            f"the network returned outputs of shape {list(logits.shape)} for targets of shape "
+            f"{list(batch.target.shape)}; both must be equal"
+        )
+    values = logits.flatten()
+    return values if batch.positions is None else values.index_select(0, batch.positions)

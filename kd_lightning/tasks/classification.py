@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from kd_lightning.errors import UserError
 from kd_lightning.metrics import ClassificationMetrics
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Mistake, Task
+from kd_lightning.tasks.columns import Column, as_texts, distinct, positions_among
 from kd_lightning.types import UNLABELLED, Batch, Output
 
 
@@ -28,6 +30,41 @@ class Classification(Task):
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
         # One position per sample: the output is checked once, before training.
         return logits
+
+    def target_names(self, columns: Mapping[str, Column]) -> tuple[str, ...]:
+        """The different values of the only target column, in numerical or alphabetical order."""
+        if len(columns) != 1:
+            raise UserError(
+                f"classification needs one target column, got {', '.join(columns)}; for several "
+                "columns of 0 and 1 set data.task=kd_lightning.tasks.MultilabelClassification"
+            )
+        (name,) = columns
+        classes = distinct(as_texts(columns[name]))
+        if len(classes) < 2:
+            raise UserError(
+                f"column {name!r} has {len(classes)} classes; classification needs at least two"
+            )
+        return classes
+
+    def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
+        (name,) = columns
+        labels = as_texts(columns[name])
+        classes = positions_among(labels, names)
+        labelled = labels != ""
+        unknown = labelled & (classes < 0)
+        if unknown.any():
+            example = str(labels[unknown][0])
+            raise UserError(
+                f"column {name!r} has a class that the training file lacks in "
+                f"{int(unknown.sum())} rows, such as {example!r}; the classes are "
+                f"{', '.join(names)}"
+            )
+        classes[~labelled] = UNLABELLED
+        return torch.from_numpy(classes)
+
+    def strata(self, target: Tensor) -> Tensor:
+        """The classes; samples without a label are a stratum of their own."""
+        return torch.where(target == UNLABELLED, target.max() + 1, target)
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         return {"logits": output.logits, "index": batch.index, "target": batch.target}

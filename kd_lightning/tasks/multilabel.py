@@ -5,16 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
+from kd_lightning.errors import UserError
 from kd_lightning.metrics import TaskMetrics, TeacherComparison, mean_metric, sum_metric
 from kd_lightning.spec import Spec
-from kd_lightning.tasks.base import Task
+from kd_lightning.tasks.base import Task, values_of_positions
+from kd_lightning.tasks.columns import Column, as_texts
 from kd_lightning.types import UNLABELLED, Batch, Output, full
+
+LABEL_VALUES = {"": UNLABELLED, "0": 0, "1": 1, "false": 0, "true": 1}
+"""The values of a label's column in a table, in lower case."""
 
 
 class MultilabelMetrics(TaskMetrics):
@@ -78,17 +84,22 @@ class MultilabelClassification(Task):
         return MultilabelMetrics(spec.num_classes)
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
-        scores = logits.flatten()
-        if scores.shape != batch.target.flatten().shape:
-            return logits  # reported by `output_problem` before training
-        rows = torch.stack([torch.zeros_like(scores), scores], dim=-1)
-        return rows if batch.positions is None else rows.index_select(0, batch.positions)
+        scores = values_of_positions(logits, batch)
+        return torch.stack([torch.zeros_like(scores), scores], dim=-1)
 
     def row_width(self, spec: Spec) -> int:
         return 2
 
     def blank_target(self, spec: Spec, samples: int) -> Tensor:
         return torch.zeros(samples, spec.num_classes, dtype=torch.int64)
+
+    def target_names(self, columns: Mapping[str, Column]) -> tuple[str, ...]:
+        """The names of the target columns; each holds one label's zeros and ones."""
+        return tuple(columns)
+
+    def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
+        target = [_label_of_rows(name, columns[name]) for name in names]
+        return torch.stack(target, dim=-1)
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         scores = (output.logits[:, 1] - output.logits[:, 0]).view(batch.target.shape)
@@ -99,3 +110,13 @@ class MultilabelClassification(Task):
         wrong = (stored["logits"] > 0).long() != target
         wrong &= target != UNLABELLED
         return wrong.sum(-1).double()
+
+
+def _label_of_rows(name: str, column: Column) -> Tensor:
+    """Whether a label applies to each row, int64 `(N,)`; `UNLABELLED` if that is unknown."""
+    values, inverse = np.unique(np.char.lower(as_texts(column)), return_inverse=True)
+    for value in values.tolist():
+        if value not in LABEL_VALUES:
+            raise UserError(f"column {name!r} must hold 0 or 1 in each row, got {value!r}")
+    codes = np.array([LABEL_VALUES[value] for value in values.tolist()], dtype=np.int64)
+    return torch.from_numpy(codes[inverse])

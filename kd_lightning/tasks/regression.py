@@ -12,7 +12,8 @@ from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, R2Score
 
 from kd_lightning.metrics import TaskMetrics
 from kd_lightning.spec import Spec
-from kd_lightning.tasks.base import Task
+from kd_lightning.tasks.base import Task, values_of_positions
+from kd_lightning.tasks.columns import Column, as_numbers
 from kd_lightning.types import Batch, Output, full
 
 
@@ -65,17 +66,21 @@ class Regression(Task):
         return RegressionMetrics()
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
-        values = logits.flatten()
-        if values.shape != batch.target.flatten().shape:
-            return logits  # reported by `output_problem` before training
-        rows = values[:, None]
-        return rows if batch.positions is None else rows.index_select(0, batch.positions)
+        return values_of_positions(logits, batch)[:, None]
 
     def row_width(self, spec: Spec) -> int:
         return 1
 
     def blank_target(self, spec: Spec, samples: int) -> Tensor:
         return torch.zeros(samples, spec.num_classes)
+
+    def target_names(self, columns: Mapping[str, Column]) -> tuple[str, ...]:
+        """The names of the target columns; each holds one real value."""
+        return tuple(columns)
+
+    def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
+        values = [torch.from_numpy(as_numbers(name, columns[name])) for name in names]
+        return torch.stack(values, dim=-1).float()
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         return {

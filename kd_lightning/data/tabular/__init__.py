@@ -1,0 +1,1 @@
+"""Tables: samples are rows, features and targets are columns."""
