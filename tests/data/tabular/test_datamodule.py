@@ -73,7 +73,7 @@ def test_a_batch_holds_what_the_file_holds(root: Path) -> None:
     for at in range(2):
         row = int(batch.index[at])
         expected = [float(table["income"][row]), float(table["age"][row])]
-        np.testing.assert_allclose(batch.inputs[at].tolist(), expected, rtol=1e-6)  # type: ignore[index]
+        np.testing.assert_allclose(batch.inputs[at].tolist(), expected, rtol=1e-6)  # type: ignore[index,arg-type]
         assert module.spec.classes[int(batch.target[at])] == table["species"][row]
     assert (batch.split, batch.view) == ("train", CLEAN)
 
