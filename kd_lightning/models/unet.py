@@ -52,7 +52,7 @@ class UNet(nn.Module):
         num_classes: filled in from the data under `kd`.
 
     Shapes:
-        input `(B, C, H, W)`, output logits `(B, num_classes, H, W)`. Layers to tap, with L = levels:
+        input `(B, C, H, W)`, output logits `(B, num_classes, H, W)`. Layers with L levels:
 
         - `encoder.i`, i from 0 to L - 2 (roles `stage1`, `stage2`, ...):
           `(B, width * 2**i, H / 2**i, W / 2**i)`

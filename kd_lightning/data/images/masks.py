@@ -13,7 +13,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.types import UNLABELLED
 
 VOID = 0
-"""The byte of a void pixel. Augmentations fill with 0, so pixels from outside the image are void."""
+"""The byte of a void pixel. Augmentations fill with 0, so pixels from outside are void."""
 
 WITHHELD = 255
 """The byte of a pixel whose class is withheld. Class k has the byte k + 1."""

@@ -58,14 +58,14 @@ def list_pairs(tree: Tree, split: str, images: str, masks: str) -> list[Pair]:
     for stem, image in sorted(_images_by_stem(tree, f"{split}/{images}/").items()):
         if stem not in mask_of_stem:
             raise UserError(
-                f"{tree.path}: the image {image} has no mask {split}/{masks}/{stem}.png; add it, or "
-                "set data.masks to the folder of the masks"
+                f"{tree.path}: the image {image} has no mask {split}/{masks}/{stem}.png; add it, "
+                "or set data.masks to the folder of the masks"
             )
         pairs.append(Pair(image, mask_of_stem[stem]))
     if not pairs:
         raise UserError(
-            f"{tree.path}: there are no images in {split}/{images}; it must hold SPLIT/{images} and "
-            f"SPLIT/{masks} with files of the same names"
+            f"{tree.path}: there are no images in {split}/{images}; it must hold SPLIT/{images} "
+            f"and SPLIT/{masks} with files of the same names"
         )
     return pairs
 

@@ -59,8 +59,8 @@ class SegmentationDataModule(DataModule):
         prefetch: batches to make ahead of time, in a thread.
 
     Raises:
-        UserError: if the layout is another one, if an image has no mask of its size, if a mask holds
-            an unknown pixel, or for an option out of range.
+        UserError: if the layout is another one, if an image has no mask of its size, if a mask
+            holds an unknown pixel, or for an option out of range.
     """
 
     task: Task = Segmentation()
