@@ -232,24 +232,14 @@ def _predict(run: BuiltRun, trainer: Trainer, folder: Path, checkpoint: str | No
 
 def _save_config(run: BuiltRun, folder: Path) -> dict[str, Any]:
     """Write the config, unless a resumed run has one already; returns its content."""
-    content = _without_unset(plain_config(run.config))
+    # With nulls: an argument whose default is not null may have been set to null.
+    content = plain_config(run.config)
     # A second run of this config needs a folder of its own.
-    content["run"].pop("dir", None)
+    content["run"]["dir"] = None
     path = folder / "config.yaml"
     if not path.is_file():
         path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
     return content
-
-
-def _without_unset(config: dict[str, Any]) -> dict[str, Any]:
-    """A config without the options that are None, as Lightning writes it."""
-    options = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            options[name] = _without_unset(value)
-        elif value is not None:
-            options[name] = value
-    return options
 
 
 def _description(run: BuiltRun, folder: Path) -> dict[str, Any]:

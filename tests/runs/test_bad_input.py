@@ -183,8 +183,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["--run.test=best", "best.ckpt"],
     ),
     # folders
-    "root below a file": ([*STUDENT, "--run.root=file/runs"], ["file/runs", "cannot be written"]),
-    "root is a file": ([*STUDENT, "--run.root=file"], ["file/", "cannot be written"]),
+    "root below a file": ([*STUDENT, "--run.root=file/runs"], ["file/runs", "cannot write"]),
+    "root is a file": ([*STUDENT, "--run.root=file"], ["file/", "cannot write"]),
     "folder that is taken": ([*STUDENT, "--run.dir=taken"], ["--run.dir taken exists"]),
     "folder that is a file": ([*STUDENT, "--run.dir=file"], ["--run.dir file"]),
     "folder below a file": ([*STUDENT, "--run.dir=file/run"], ["file/run", "--run.dir"]),
@@ -199,7 +199,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "batches of nothing": ([*STUDENT, "--data.batch_size=0"], ["batch_size"]),
     # other commands
     "misspelt command": (["fti"], ["'fti'", "did you mean 'fit'"]),
-    "unknown command": (["xyzzy"], ["'xyzzy'", "kd --help"]),
+    "unknown command": (["xyzzy"], ["'xyzzy'", "valid commands: fit"]),
     "unknown kind": (["list", "methds"], ["'methds'", "methods"]),
     "unknown option of list": (["list", "methods", "--jsno"], ["--jsno", "--json"]),
     "unknown experiment": (["reproduce", "nowhere"], ["'nowhere'", "--list"]),
