@@ -20,8 +20,8 @@ from kd_lightning.data import CIFAR10DataModule, CIFAR100DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.runs.configs import MOVED, resolve_configs
 from kd_lightning.runs.launch import launch
-from tests.data.images.camvid import write_camvid
 from kd_lightning.runs.parsing import parse_config
+from tests.data.images.camvid import write_camvid
 from tests.data.images.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifar
 from tests.data.images.test_mnist import write_mnist
 from tests.data.images.test_omniglot import write_omniglot
