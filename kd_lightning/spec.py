@@ -8,6 +8,9 @@ from typing import TypedDict, cast
 
 from kd_lightning.errors import UserError
 
+MOST_SHOWN = 4
+"""The most values per input that a message shows in full; a table may have hundreds of columns."""
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -218,5 +221,12 @@ def _check_same(
     data: str,
 ) -> None:
     if expected is not None and expected != given:
+        if given is not None and len(given) == len(expected) > MOST_SHOWN:
+            differing = [at for at, value in enumerate(expected) if value != given[at]]
+            first = differing[0]
+            raise UserError(
+                f"{owner} expects {what} {expected[first]} at position {first}, the data {data} "
+                f"gives {given[first]}; {len(differing)} of {len(expected)} values differ"
+            )
         shown = None if given is None else list(given)
         raise UserError(f"{owner} expects {what} {list(expected)}, the data {data} gives {shown}")

@@ -66,6 +66,8 @@ class DistillLoss(nn.Module):
         paper, year, family, needs: documentation, shown by `kd list methods`.
         uses_teacher: whether `forward` reads the teacher's output.
         mean_over: what `forward` averages over; a constructor may set it on the instance.
+        compares_classes: whether the loss works on distributions over classes. Such a loss refuses
+            real-valued outputs, which have rows of width 1.
         exact_logits: whether the loss needs every teacher logit exactly. Such a loss refuses a
             cache that stores only the largest logits.
         minimum_at_teacher: whether a student that equals its teacher is a minimum of the loss,
@@ -78,6 +80,7 @@ class DistillLoss(nn.Module):
     needs: ClassVar[tuple[str, ...]] = ("teacher logits",)
     uses_teacher: ClassVar[bool] = True
     exact_logits: ClassVar[bool] = False
+    compares_classes: ClassVar[bool] = False
     minimum_at_teacher: ClassVar[bool] = False
     mean_over: MeanOver = "rows"
 

@@ -78,6 +78,7 @@ class CrossEntropy(DistillLoss):
     """
 
     paper: ClassVar[str] = "the hard loss"
+    compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "hard"
     needs: ClassVar[tuple[str, ...]] = ("labels",)
     uses_teacher: ClassVar[bool] = False

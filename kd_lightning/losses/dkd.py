@@ -80,6 +80,7 @@ class DKD(DistillLoss):
 
     paper: ClassVar[str] = "Zhao et al. 2022, arXiv 2203.08679"
     year: ClassVar[int] = 2022
+    compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
     needs: ClassVar[tuple[str, ...]] = ("all teacher logits", "labels")
     exact_logits: ClassVar[bool] = True

@@ -65,6 +65,7 @@ class KD(DistillLoss):
 
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
     year: ClassVar[int] = 2015
+    compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
     minimum_at_teacher: ClassVar[bool] = True
 

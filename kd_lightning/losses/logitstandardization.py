@@ -60,6 +60,7 @@ class LogitStandardization(DistillLoss):
 
     paper: ClassVar[str] = "Sun et al. 2024, arXiv 2403.01427"
     year: ClassVar[int] = 2024
+    compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
     needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
     exact_logits: ClassVar[bool] = True

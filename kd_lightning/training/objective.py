@@ -106,6 +106,12 @@ class Objective(nn.Module):
         learner.tap(student_roles)
         student_probe = Probe(learner.probe(blank), spec=spec)
         for name, loss in self.named_losses():
+            if loss.compares_classes and student_probe.output.logits.shape[-1] == 1:
+                raise UserError(
+                    f"the loss {name!r} compares distributions over classes, but the data "
+                    f"{spec.data} is for {spec.task}; use TargetMSE for the labels and LogitMSE "
+                    "for the teacher's values"
+                )
             if loss.uses_teacher and teacher_probe is None:
                 raise UserError(
                     f"the loss {name!r} needs a teacher; use DistillationModule with model.teacher"

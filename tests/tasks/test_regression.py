@@ -12,10 +12,13 @@ from torch import Tensor
 
 from kd_lightning.data import SklearnTableDataModule
 from kd_lightning.errors import UserError
-from kd_lightning.losses import LogitMSE, TargetMSE
+from kd_lightning.losses import KD, CrossEntropy, DistillLoss, LogitMSE, TargetMSE
+from kd_lightning.models import MLP
 from kd_lightning.runs.launch import RunResult
 from kd_lightning.spec import Spec
 from kd_lightning.tasks import Regression
+from kd_lightning.teachers import ModelTeacher
+from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output
 from tests.tasks.runs import cached, check_best, column, fit
 
@@ -164,3 +167,12 @@ def test_a_student_learns_from_a_live_and_from_a_cached_teacher(
     )
     for name in ("train_loss", "train_loss_targetmse", "train_loss_logitmse"):
         assert column(replayed, name) == pytest.approx(column(live, name), rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), KD()], ids=["ce", "kd"])
+def test_losses_over_classes_are_refused(loss: DistillLoss) -> None:
+    data = SklearnTableDataModule("diabetes")
+    network = MLP([4], input_shape=data.spec.input_shape, num_classes=1)
+    module = DistillationModule(network, ModelTeacher(network=network), {"mine": loss})
+    with pytest.raises(UserError, match=r"the loss 'mine' compares distributions over classes"):
+        module.attach(data)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 from kd_lightning.data import TabularDataModule
 from kd_lightning.data.tabular.source import TableSource
+from kd_lightning.spec import check_spec
 from kd_lightning.tasks import (
     Classification,
     LanguageModelling,
@@ -69,11 +70,12 @@ def test_splits_are_stratified_and_fixed(root: Path) -> None:
 def test_a_batch_holds_what_the_file_holds(root: Path) -> None:
     module = data(root, features=["income", "age"], categorical=[], standardize=False)
     batch = module.source("train").batch(torch.tensor([3, 0]), CLEAN)
+    inputs = cast(torch.Tensor, batch.inputs).numpy()
     table = module.table("train")
     for at in range(2):
         row = int(batch.index[at])
         expected = [float(table["income"][row]), float(table["age"][row])]
-        np.testing.assert_allclose(batch.inputs[at].tolist(), expected, rtol=1e-6)  # type: ignore[index,arg-type]
+        np.testing.assert_allclose(inputs[at], expected, rtol=1e-6)
         assert module.spec.classes[int(batch.target[at])] == table["species"][row]
     assert (batch.split, batch.view) == ("train", CLEAN)
 
@@ -171,6 +173,14 @@ def test_a_checkpoint_restores_the_encoding_without_the_training_file(root: Path
     assert torch.equal(after.inputs, before.inputs)
     assert torch.equal(after.target, before.target)
     assert again.spec == spec
+
+
+def test_a_teacher_of_other_statistics_is_refused_in_a_short_line(root: Path) -> None:
+    teacher = data(root, validation=0.25).spec
+    student = data(root, validation=0.5).spec
+    message = complaint(lambda: check_spec("the teacher", teacher, student))
+    assert message.startswith("the teacher expects inputs normalized by mean ")
+    assert message.endswith("; 2 of 5 values differ")
 
 
 @pytest.mark.parametrize(
