@@ -172,7 +172,7 @@ def test_a_student_learns_from_a_live_and_from_a_cached_teacher(
 @pytest.mark.parametrize("loss", [CrossEntropy(), KD()], ids=["ce", "kd"])
 def test_losses_over_classes_are_refused(loss: DistillLoss) -> None:
     data = SklearnTableDataModule("diabetes")
-    network = MLP([4], input_shape=data.spec.input_shape, num_classes=1)
+    network = MLP([4], input_shape=list(data.spec.input_shape or ()), num_classes=1)
     module = DistillationModule(network, ModelTeacher(network=network), {"mine": loss})
     with pytest.raises(UserError, match=r"the loss 'mine' compares distributions over classes"):
         module.attach(data)
