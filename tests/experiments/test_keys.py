@@ -132,7 +132,7 @@ def test_comments_docstrings_and_layout_do_not_change_the_code(tmp_path: Path) -
     )
     assert version(tmp_path, "class", ("The weights belong to", "Other words about")) == same
     assert (
-        version(tmp_path, "function", ("A scalar; zero where both agree.", "Other words.")) == same
+        version(tmp_path, "function", ("A scalar; zero if both agree.", "Other words.")) == same
     )
 
 
