@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -27,6 +28,9 @@ def plain(value: Any) -> Any:
         return [plain(item) for item in value]
     if isinstance(value, bool | int | float | str | None):
         return value
+    if isinstance(value, FunctionType | type):
+        # As a config names it; the text of a function object would hold its address in memory.
+        return f"{value.__module__}.{value.__qualname__}"
     return str(value)
 
 

@@ -14,11 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from kd_lightning.spec import Spec, check_spec
+from kd_lightning.training.optimizers import default_optimizer
 from kd_lightning.weights import (
     KEY,
     check_weights,
     load_weights,
     network_weights,
+    plain,
     read_file,
     sha256_of,
     weights_sha256,
@@ -188,3 +190,12 @@ def test_data_that_does_not_fit(change: dict[str, Any], words: str) -> None:
     for described in ({**SPEC, **change}, change):
         trained_on = Spec.from_dict(described)
         assert words in complaint(partial(check_spec, "the owner", trained_on, whole))
+
+
+def test_functions_and_classes_are_plain_as_their_import_path() -> None:
+    """The text of a function object would differ in every process, and with it a run's key."""
+    described = plain({"optimizer": default_optimizer, "kind": torch.nn.Linear})
+    assert described == {
+        "optimizer": "kd_lightning.training.optimizers.default_optimizer",
+        "kind": "torch.nn.modules.linear.Linear",
+    }

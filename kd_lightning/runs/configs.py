@@ -17,8 +17,12 @@ MOVED = {
     ),
     "kd_lightning.teachers.SpecialistTeacher": "kd_lightning.specialists.SpecialistTeacher",
     "kd_lightning.teachers.SubsetTeacher": "kd_lightning.specialists.SubsetTeacher",
+    # Configs may name a function or a class without arguments by its path alone.
+    "kd_lightning.modules.optimizers.default_optimizer": (
+        "kd_lightning.training.optimizers.default_optimizer"
+    ),
 }
-"""Class paths of version 0.1 that have moved since; configs and run folders may still name them."""
+"""Import paths of version 0.1 that have moved since; configs and run folders may still name them."""
 
 CONFIG_OPTIONS = ("-c", "--config")
 
@@ -38,12 +42,11 @@ def with_current_names(config: Any) -> Any:
     """
     if isinstance(config, list):
         return [with_current_names(item) for item in config]
+    if isinstance(config, str):
+        return MOVED.get(config, config)
     if not isinstance(config, dict):
         return config
     current = {key: with_current_names(value) for key, value in config.items()}
-    class_path = current.get("class_path")
-    if isinstance(class_path, str):
-        current["class_path"] = MOVED.get(class_path, class_path)
     arguments = current.get("init_args")
     # Text data has an argument `labels` too, but that one is a list.
     if isinstance(arguments, dict) and _is_number(arguments.get("labels")):

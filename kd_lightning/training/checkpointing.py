@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TypedDict, cast
 
 from torch import Tensor, nn
@@ -56,13 +57,34 @@ def with_arguments(
     return config
 
 
-def rename_prefixes(state: dict[str, Tensor], prefixes: Mapping[str, str]) -> None:
-    """Rename the keys of a state dict in place, keeping their order.
+def rename_in_checkpoints(module: nn.Module, prefixes: Mapping[str, str]) -> None:
+    """Give parameters other names in a module's state dict than they have in the module.
+
+    The names in checkpoints so stay the same if the module's structure changes.
 
     Args:
-        state: parameters and buffers by name.
-        prefixes: new prefix for each old one.
+        module: its `state_dict` and `load_state_dict` translate from now on.
+        prefixes: for each prefix in the module the prefix in checkpoints.
     """
+
+    to_module = {saved: own for own, saved in prefixes.items()}
+    # Partial objects of module-level functions can be pickled, as spawned processes need it.
+    module.register_state_dict_post_hook(partial(_rename_hook, dict(prefixes)))
+    module.register_load_state_dict_pre_hook(partial(_rename_hook, to_module))
+
+
+def _rename_hook(
+    prefixes: Mapping[str, str],
+    module: nn.Module,
+    state: dict[str, Tensor],
+    prefix: str,
+    *_: object,
+) -> None:
+    _rename(state, {prefix + old: prefix + new for old, new in prefixes.items()})
+
+
+def _rename(state: dict[str, Tensor], prefixes: Mapping[str, str]) -> None:
+    """Rename the keys of a state dict in place, in the same order."""
     renamed = {}
     for key, value in state.items():
         for old, new in prefixes.items():

@@ -18,16 +18,17 @@ from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.metrics import TaskMetrics
 from kd_lightning.randomness import reseed, run_seed
-from kd_lightning.spec import Spec, check_vocabulary
+from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.training import checkpointing, lightning_compat
+from kd_lightning.training.initial_weights import load_initial_weights
 from kd_lightning.training.learner import Learner
 from kd_lightning.training.means import EpochMeans
 from kd_lightning.training.objective import Objective
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, optimize
 from kd_lightning.types import Batch, Inputs, Output
-from kd_lightning.weights import KEY, load_weights, network_weights, read_file
+from kd_lightning.weights import KEY
 
 Trains = Literal["both", "network", "losses"]
 
@@ -79,8 +80,9 @@ class TrainingModule(pl.LightningModule):
         self._means = EpochMeans()
         self._resumed_sums: Tensor | None = None
         self._epoch_seed: tuple[int | str, ...] = ()
-        self.register_state_dict_post_hook(self._rename_saved)  # type: ignore[no-untyped-call]
-        self.register_load_state_dict_pre_hook(self._rename_loaded)  # type: ignore[no-untyped-call]
+        checkpointing.rename_in_checkpoints(
+            self, {"learner.network.": f"{self.role}.", "objective.losses.": "losses."}
+        )
 
     # -- what users and other rooms read ----------------------------------------------------------
 
@@ -136,35 +138,15 @@ class TrainingModule(pl.LightningModule):
         assert self.spec is not None
         blank = blank_batch(self.spec, self.task)
         if stage == "fit" and not self.objective.built:
-            losses_state = self._load_initial_weights(datamodule)
+            earlier_losses = load_initial_weights(self.net, self.init_from, datamodule, self.spec)
             self._build_objective(blank)
-            self.objective.restore(losses_state)
+            self.objective.restore(earlier_losses)
         elif self.objective.predicts and not self.objective.built:
             self._build_objective(blank)
         if first:
             self.learner.check_output(blank, self.task, self.spec)
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
-
-    def _load_initial_weights(self, datamodule: DataModule) -> dict[str, Tensor]:
-        """Load the network from `init_from`; returns the losses' state found there."""
-        assert self.spec is not None
-        if self.init_from is None:
-            datamodule.prepare_network(self.net)
-            return {}
-        owner = f"init_from {self.init_from}"
-        content = read_file(self.init_from, "init_from")
-        described = content.get(KEY) or {}
-        trained_on = Spec.from_dict(described["spec"]) if described.get("spec") else None
-        check_vocabulary(owner, trained_on, self.spec, self.spec.vocabulary)
-        weights = datamodule.adapt_weights(self.net, network_weights(content), trained_on, owner)
-        load_weights(self.net, weights, owner)
-        state: dict[str, Tensor] = {}
-        if described:
-            for key, value in content["state_dict"].items():
-                if key.startswith("losses."):
-                    state[key.removeprefix("losses.")] = value
-        return state
 
     def _build_objective(self, blank: Batch) -> None:
         assert self.spec is not None
@@ -392,28 +374,6 @@ class TrainingModule(pl.LightningModule):
         if self.task is None and described["spec"]:
             # The copy in the hyperparameters went through YAML, which reads some names as numbers.
             self.spec = Spec.from_dict(described["spec"])
-
-    def _checkpoint_prefixes(self) -> dict[str, str]:
-        """Prefixes of parameters in this module, and in its checkpoints."""
-        return {"learner.network.": f"{self.role}.", "objective.losses.": "losses."}
-
-    @staticmethod
-    def _rename_saved(
-        module: TrainingModule, state: dict[str, Tensor], prefix: str, metadata: object
-    ) -> None:
-        renamed = {
-            prefix + own: prefix + saved for own, saved in module._checkpoint_prefixes().items()
-        }
-        checkpointing.rename_prefixes(state, renamed)
-
-    @staticmethod
-    def _rename_loaded(
-        module: TrainingModule, state: dict[str, Tensor], prefix: str, *_: object
-    ) -> None:
-        renamed = {
-            prefix + saved: prefix + own for own, saved in module._checkpoint_prefixes().items()
-        }
-        checkpointing.rename_prefixes(state, renamed)
 
 
 def _without_placeholder(outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

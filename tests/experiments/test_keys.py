@@ -131,9 +131,7 @@ def test_comments_docstrings_and_layout_do_not_change_the_code(tmp_path: Path) -
         version(tmp_path, "module", ('"""Soft targets: Hinton', '"""Other words: Hinton')) == same
     )
     assert version(tmp_path, "class", ("The weights belong to", "Other words about")) == same
-    assert (
-        version(tmp_path, "function", ("A scalar; zero if both agree.", "Other words.")) == same
-    )
+    assert version(tmp_path, "function", ("A scalar; zero if both agree.", "Other words.")) == same
 
 
 @pytest.mark.parametrize(
@@ -212,6 +210,8 @@ DECISIVE = (
     "spec.py",
     "teachers/base.py",
     "teachers/model.py",
+    "training/checkpointing.py",
+    "training/initial_weights.py",
     "training/learner.py",
     "training/lightning_compat.py",
     "training/module.py",

@@ -418,7 +418,7 @@ def test_a_teacher_that_reads_other_tokens_is_named(
     from_teacher = f"--model.teacher.checkpoint={last(teacher)}"
     said = complaint(lambda: fit(root, tmp_path / "run", configs, *SMALL, from_teacher))
     assert "the teacher reads" in said
-    assert "set data.teacher_tokenizer" in said
+    assert "Set data.teacher_tokenizer" in said
     assert not (tmp_path / "run").exists()
 
 

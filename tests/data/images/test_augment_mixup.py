@@ -142,7 +142,7 @@ def test_clean_views_are_not_mixed() -> None:
 
 def test_mixing_comes_last_and_once() -> None:
     for augment in ([Mixup(), Flip()], [Mixup(), Mixup()]):
-        with pytest.raises(UserError, match="let it come last"):
+        with pytest.raises(UserError, match="put it last"):
             digits(augment=augment)
 
 
