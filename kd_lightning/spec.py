@@ -118,7 +118,8 @@ class Spec:
         # A checkpoint holds lists, but a spec must be immutable.
         for name in ("input_shape", "classes", "target_shape", "mean", "std"):
             if name in values:
-                values[name] = tuple(cast(list[object], values[name]))
+                items = cast(list[object], values[name])
+                values[name] = tuple(items)
         for name in ("inputs", "teacher_inputs"):
             if name in values:
                 values[name] = _input_specs(values[name])
@@ -185,10 +186,12 @@ def check_vocabulary(
     Raises:
         UserError: if the vocabularies differ.
     """
-    if trained_on is None or trained_on.vocabulary is None or trained_on.vocabulary == tokens:
+    # Without a recorded vocabulary there is nothing to compare.
+    known = trained_on.vocabulary if trained_on is not None else None
+    if known is None or known == tokens:
         return
     raise UserError(
-        f"{owner} reads {trained_on.vocabulary}; the data {data.data} provides "
+        f"{owner} reads {known}; the data {data.data} provides "
         f"{tokens or 'no tokens'}. Set data.teacher_tokenizer (or data.tokenizer) to the tokenizer "
         "that the network was trained with; if the training sentences differ, pass the network's "
         "checkpoint as the tokenizer's argument `checkpoint`"

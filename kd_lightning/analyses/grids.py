@@ -131,7 +131,8 @@ def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
         all_points.update(curve)
     points = sorted(all_points)
     # A grid may have gaps, which stay NaN and are not colored.
-    means = np.full((len(lines), len(points)), np.nan)
+    shape = (len(lines), len(points))
+    means = np.full(shape, np.nan)
     for row, curve in enumerate(lines.values()):
         for column, point in enumerate(points):
             if point in curve:

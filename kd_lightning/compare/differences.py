@@ -95,9 +95,11 @@ def _format_entries(collection: str, group: Settings) -> str:
 def _format_setting(name: str, group: Settings) -> str:
     """The value of a setting; empty if the group lacks the object that the setting belongs to."""
     owner = name.removesuffix(".class").rpartition(".")[0]
-    applies = not owner or any(key.startswith(f"{owner}.") for key in group)
-    if not applies:
-        return ""
+    if owner:
+        prefix = f"{owner}."
+        has_owner = any(key.startswith(prefix) for key in group)
+        if not has_owner:
+            return ""
     return format_value(name, group.get(name))
 
 

@@ -62,7 +62,8 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[SeedGr
         if pooled:
             names = list(short_names(pooled, all_names).values())
             notes.append(f"{label} pools runs that differ in {join_first(names)}.")
-        seed_group, repetition_notes = _make_group(label, group.runs, pooled=bool(pooled))
+        is_pooled = len(pooled) > 0
+        seed_group, repetition_notes = _make_group(label, group.runs, is_pooled)
         groups.append(seed_group)
         notes += repetition_notes
 
@@ -134,7 +135,8 @@ def _separate(
         separating = run_settings
         if by:
             separating = _only(run_settings, selected)
-        group = groups.setdefault(digest(separating), _Members(separating, [], []))
+        new_group = _Members(separating, [], [])
+        group = groups.setdefault(digest(separating), new_group)
         group.runs.append(run)
         group.settings.append(run_settings)
     return list(groups.values())

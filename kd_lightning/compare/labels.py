@@ -76,7 +76,8 @@ def _labels_by_name(
         shown.update(chosen)
         suffixes = _format_labels(differences, chosen, known, len(indices))
         for index, suffix in zip(indices, suffixes, strict=True):
-            labels[index] = f"{base}, {suffix}" if suffix else base
+            if suffix:
+                labels[index] = f"{base}, {suffix}"
     return labels, shown
 
 

@@ -110,7 +110,7 @@ class ReferenceResolver:
     def _cache_reference(self, folder: Path) -> Reference:
         """A cache is identified by its options and by its teachers."""
         manifest = read_json(folder / "manifest.json")
-        keys = []
+        keys: list[SettingValue] = []
         labels = []
         for source in manifest.get("fingerprint", {}).get("teacher", []):
             teacher = self._reference(Path(source.get("path", "")))

@@ -88,11 +88,7 @@ def format_value(name: str, value: SettingValue) -> str:
     if isinstance(value, Reference):
         return value.label
     if isinstance(value, list):
-        texts = [format_value("", item) for item in value]
-        # An ensemble of one teacher's seeds is shown as that teacher.
-        if all(isinstance(item, Reference) for item in value):
-            texts = list(dict.fromkeys(texts))
-        return ",".join(texts)
+        return _format_list(value)
     if isinstance(value, bool | dict):
         return json.dumps(value, default=str)
     if isinstance(value, float):
@@ -101,6 +97,19 @@ def format_value(name: str, value: SettingValue) -> str:
     if name.endswith(".class"):
         return text.rpartition(".")[2]
     return text
+
+
+def _format_list(items: Sequence[SettingValue]) -> str:
+    """The values of a list setting; an ensemble of one teacher's seeds is shown as that teacher."""
+    texts = []
+    are_references = True
+    for item in items:
+        texts.append(format_value("", item))
+        if not isinstance(item, Reference):
+            are_references = False
+    if are_references:
+        texts = list(dict.fromkeys(texts))
+    return ",".join(texts)
 
 
 def short_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
@@ -170,7 +179,10 @@ def _match_key(key: str, nodes: set[str]) -> str:
     # A full name is never ambiguous, even if other names end in it.
     if ending in nodes:
         return ending
-    matches = sorted(node for node in nodes if _ends_with(node, ending))
+    matches = []
+    for node in sorted(nodes):
+        if _ends_with(node, ending):
+            matches.append(node)
     if not matches:
         raise UserError(
             f"--by {key}: no run has such a setting; "

@@ -12,6 +12,7 @@ import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.keys import address, run_key
+from kd_lightning.experiments.schema import YamlValue
 from kd_lightning.experiments.spec import Experiment, RunSpec
 from kd_lightning.experiments.store import FinishedRuns, is_finished, read_record
 
@@ -146,7 +147,9 @@ class _Planner:
         return list(self._jobs.values())
 
     def _seeds(self, run: RunSpec) -> Iterable[int]:
-        return range(self.options.seeds) if run.seeds is None else run.seeds
+        if run.seeds is not None:
+            return run.seeds
+        return range(self.options.seeds)
 
     def _job(self, run: RunSpec, seed: int, above: tuple[str, ...]) -> Job:
         """Return the job of a run and seed, and add it to the plan after those that it needs.
@@ -195,7 +198,16 @@ class _Planner:
         key = self._key(run, seed, settings, needs)
         folder, accepted_key = self._folder(key, run.may_fail)
         argv = self._argv(run, seed, settings, needs, folder)
-        return Job(run.name, seed, key, folder, argv, _all_jobs(needs), run.may_fail, accepted_key)
+        return Job(
+            run=run.name,
+            seed=seed,
+            key=key,
+            folder=folder,
+            argv=argv,
+            needs=_all_jobs(needs),
+            may_fail=run.may_fail,
+            accepted_key=accepted_key,
+        )
 
     def _settings(self, run: RunSpec) -> list[str]:
         """Return the arguments that all seeds of a run share: configs, then overrides."""
@@ -217,15 +229,17 @@ class _Planner:
         # Parsing is slow, so one parse serves all seeds. Needed runs enter the key by their
         # addresses, never by their paths; the parser only sees placeholders.
         if run.name not in self._run_keys:
-            placeholders: dict[str, str | list[str]] = {}
+            placeholders: dict[str, YamlValue] = {}
             for setting, need in needs.items():
                 # The parser's result enters the key, so it must not depend on the number of jobs.
                 placeholders[setting] = ["needed"] if isinstance(need, list) else "needed"
             argv = ["fit", *settings, *format_overrides(placeholders)]
-            self._run_keys[run.name] = run_key(argv, caches=run.cache is not None)
+            is_cache = run.cache is not None
+            self._run_keys[run.name] = run_key(argv, caches=is_cache)
 
         key = {**self._run_keys[run.name], "seed": seed}
-        key.update(_for_each(needs, lambda job: job.folder.name))
+        addresses = _for_each(needs, lambda job: job.folder.name)
+        key.update(addresses)
         if run.cache is not None:
             for name, value in run.cache.items():
                 key[f"cache.{name}"] = value
@@ -314,9 +328,9 @@ def _all_jobs(needs: Mapping[str, Need]) -> list[Job]:
     return jobs
 
 
-def _for_each(needs: Mapping[str, Need], value_of: Callable[[Job], str]) -> dict[str, Any]:
+def _for_each(needs: Mapping[str, Need], value_of: Callable[[Job], str]) -> dict[str, YamlValue]:
     """Return `setting -> value` of each needed job, or a list of values for a list of jobs."""
-    values: dict[str, Any] = {}
+    values: dict[str, YamlValue] = {}
     for setting, need in needs.items():
         if isinstance(need, list):
             values[setting] = [value_of(job) for job in need]
@@ -325,7 +339,7 @@ def _for_each(needs: Mapping[str, Need], value_of: Callable[[Job], str]) -> dict
     return values
 
 
-def format_override(name: str, value: object) -> str:
+def format_override(name: str, value: YamlValue) -> str:
     """Return the argument `--name=value`, with the value in YAML on one line."""
     if isinstance(value, str):
         return f"--{name}={value}"
@@ -335,7 +349,7 @@ def format_override(name: str, value: object) -> str:
     return f"--{name}={text}"
 
 
-def format_overrides(overrides: Mapping[str, Any]) -> list[str]:
+def format_overrides(overrides: Mapping[str, YamlValue]) -> list[str]:
     """Return one argument per override; see `format_override`."""
     return [format_override(name, value) for name, value in overrides.items()]
 

@@ -156,7 +156,14 @@ def csv_text(
 
 def csv_fields(row: ResultRow) -> list[str | float | None]:
     """The fields of a row in the order of ROW_COLUMNS."""
-    return [row["run"], row["metric"], row["paper"], row["mean"], row["std"], row["n"]]
+    return [
+        row["run"],
+        row["metric"],
+        row["paper"],
+        row["mean"],
+        row["std"],
+        row["n"],
+    ]
 
 
 def join_numbers(numbers: Iterable[float]) -> str:

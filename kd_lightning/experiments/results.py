@@ -99,7 +99,8 @@ def seed_groups(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, SeedGr
         for job in seeds:
             folder = RunFolder(job.folder)
             results.append(SeedResult(job.seed, folder.metrics, folder))
-        groups[name] = SeedGroup(name, results, experiment.paper.get(name, {}))
+        paper = experiment.paper.get(name, {})
+        groups[name] = SeedGroup(name, results, paper)
     return groups
 
 
@@ -209,8 +210,11 @@ def markdown(experiment: Experiment, content: Results) -> str:
 def _interval_sentence(rows: Sequence[ResultRow]) -> str:
     """One sentence with the intervals of the table's first metric; empty if there are none."""
     metric = rows[0]["metric"]
-    scale = 100 if is_fraction(metric) else 1
-    unit = "%" if is_fraction(metric) else ""
+    scale = 1
+    unit = ""
+    if is_fraction(metric):
+        scale = 100
+        unit = "%"
     intervals = []
     for row in rows:
         bounds = row.get("interval")

@@ -59,7 +59,8 @@ class Runner:
         for job in jobs:
             started = time.monotonic()
             execute(job, self.launch)
-            self._finish(job, time.monotonic() - started, clock)
+            seconds = time.monotonic() - started
+            self._finish(job, seconds, clock)
 
     def _run_side_by_side(self, jobs: list[Job], clock: Clock) -> None:
         waiting = list(jobs)
@@ -78,7 +79,8 @@ class Runner:
                 for job in workers.wait(seconds=1.0):
                     unfinished.discard(job.folder)
                     board.finish(job)
-                    self._finish(job, time.monotonic() - started[job.name], clock)
+                    seconds = time.monotonic() - started[job.name]
+                    self._finish(job, seconds, clock)
 
     def _finish(self, job: Job, seconds: float, clock: Clock) -> None:
         """Report a job that ended, and remember its key."""
@@ -92,7 +94,8 @@ class Runner:
         if clock.unfinished:
             left = f"; about {_duration(clock.seconds_left())} left"
         # The backslash keeps rich from reading the brackets as markup.
-        self._print(f"\\[{count}] {job.run}, seed {job.seed}: {result}{seconds:.1f} s{left}")
+        name = f"\\[{count}] {job.run}, seed {job.seed}"
+        self._print(f"{name}: {result}{seconds:.1f} s{left}")
         self._history[job.name] = {"address": job.folder.name, "key": job.key}
         write_json(self._history_path, self._history)
 
@@ -160,7 +163,8 @@ class Clock:
     def seconds_left(self) -> float:
         """Estimate the remaining time from finished seeds of the same run, else from all runs."""
         all_seconds = list(chain.from_iterable(self._seconds.values()))
-        mean = statistics.fmean(all_seconds or [0.0])
+        # Before the first run ends, there is nothing to estimate from.
+        mean = statistics.fmean(all_seconds) if all_seconds else 0.0
         total = 0.0
         for job in self.unfinished:
             same_run = self._seconds[job.run]

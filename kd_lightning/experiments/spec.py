@@ -12,7 +12,7 @@ import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import resolve_function
-from kd_lightning.experiments.schema import EXPERIMENT, RUN, check_keys
+from kd_lightning.experiments.schema import EXPERIMENT, RUN, YamlValue, check_keys
 from kd_lightning.paths import shipped_root
 from kd_lightning.runs.configs import with_current_names
 
@@ -143,7 +143,7 @@ def _experiments() -> Path:
     return shipped_root() / "experiments"
 
 
-def load(name: str, changes: Mapping[str, Any] | None = None) -> Experiment:
+def load(name: str, changes: Mapping[str, YamlValue] | None = None) -> Experiment:
     """Read and check an experiment.
 
     Args:
@@ -202,7 +202,7 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _filled(value: Any, settings: Mapping[str, Any]) -> Any:
+def _filled(value: Any, settings: Mapping[str, YamlValue]) -> Any:
     """Replace `${name}` in all texts. A text of nothing else becomes the setting's value itself."""
     if isinstance(value, dict):
         filled = {}
@@ -236,11 +236,12 @@ def _runs(path: Path, content: Mapping[str, Any]) -> list[RunSpec]:
     return runs
 
 
-def _full_name(path: Path, changed: Mapping[str, Any]) -> str:
+def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
     """Return an experiment's name, followed by its changed settings."""
     name = path.stem
-    if path.is_relative_to(_experiments()):
-        name = path.with_suffix("").relative_to(_experiments()).as_posix()
+    root = _experiments()
+    if path.is_relative_to(root):
+        name = path.with_suffix("").relative_to(root).as_posix()
     for key, value in changed.items():
         # The name becomes that of a folder, so it holds only the last part of a path.
         last_part = str(value).rstrip("/").rpartition("/")[2]

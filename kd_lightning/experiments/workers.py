@@ -88,8 +88,8 @@ class Workers:
 
     def start(self, job: Job) -> None:
         """Give a job to an idle process."""
-        idle_pipes = (pipe for pipe in self._processes if pipe not in self._jobs)
-        pipe = next(idle_pipes)
+        idle_pipes = [pipe for pipe in self._processes if pipe not in self._jobs]
+        pipe = idle_pipes[0]
         self._jobs[pipe] = job
         pipe.send(job)
 
