@@ -214,7 +214,7 @@ class _Planner:
         argv: list[str] = []
         for config in (*self.experiment.configs, *run.configs):
             argv += ["-c", config]
-        # Later overrides take precedence: those of the command line over all others.
+        # Later overrides take precedence over earlier ones.
         overrides = {
             "run.test": "last",
             **self.experiment.overrides,

@@ -116,7 +116,7 @@ class Runner:
             earlier = self._history.get(job.name)
             if not earlier or job.run in explained:
                 continue
-            # The key is unchanged, but the earlier run was interrupted or deleted.
+            # With an equal key, the finished run was deleted, and no difference explains it.
             if earlier["address"] == job.folder.name:
                 continue
             explained.add(job.run)
