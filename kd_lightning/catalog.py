@@ -6,6 +6,7 @@ The lists are read from source files without importing them, so that the command
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,18 +46,21 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
     for item in node.body:
         if not isinstance(item, ast.AnnAssign) or item.value is None:
             continue
-        if isinstance(item.target, ast.Name):
-            try:
-                values[item.target.id] = ast.literal_eval(item.value)
-            except ValueError:  # computed, hence no literal
-                continue
+        if not isinstance(item.target, ast.Name):
+            continue
+        # A computed value is no literal.
+        with contextlib.suppress(ValueError):
+            values[item.target.id] = ast.literal_eval(item.value)
     return values
 
 
 def _derives(node: ast.ClassDef, suffix: str) -> bool:
     """Whether the name of a direct base class ends with `suffix`."""
     for base in node.bases:
-        if isinstance(base, ast.Name | ast.Attribute) and ast.unparse(base).endswith(suffix):
+        # A base may be written `Module` or `nn.Module`.
+        if not isinstance(base, ast.Name | ast.Attribute):
+            continue
+        if ast.unparse(base).endswith(suffix):
             return True
     return False
 
@@ -74,7 +78,10 @@ def methods() -> list[Row]:
         if not _derives(node, "DistillLoss"):
             continue
         literals = _literals(node)
-        attributes = {name: literals.get(name) for name in _METHOD_ATTRIBUTES}
+        attributes: Row = {}
+        for name in _METHOD_ATTRIBUTES:
+            attributes[name] = literals.get(name)
+        # A method that names no needs reads the teacher's logits.
         attributes["needs"] = list(attributes["needs"] or ("teacher logits",))
         for name in (path.stem, *_variants(path.stem)):
             row = {
@@ -111,12 +118,15 @@ def data() -> list[Row]:
         for _, node in _classes(folder):
             nodes[node.name] = node
     rows: dict[str, Row] = {}
-    for path in sorted((shipped_root() / "configs" / "data").glob("*.yaml")):
-        class_path = yaml.safe_load(path.read_text(encoding="utf-8"))["data"]["class_path"]
+    configs = shipped_root() / "configs" / "data"
+    for path in sorted(configs.glob("*.yaml")):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        class_path = config["data"]["class_path"]
         class_name = class_path.rpartition(".")[2]
         name = class_name.removesuffix("DataModule").lower()
         # The config named after the datamodule takes precedence over the first one.
-        if class_name not in rows or path.stem.replace("_", "") == name:
+        is_namesake = path.stem.replace("_", "") == name
+        if class_name not in rows or is_namesake:
             rows[class_name] = {
                 "name": name,
                 "class_path": class_path,
@@ -134,6 +144,7 @@ def experiments() -> list[Row]:
     rows = []
     for path in sorted(root.rglob("*.yaml")):
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # Other YAML files, such as configs, may be next to the experiments.
         if not isinstance(content, dict) or "runs" not in content:
             continue
         row = {
@@ -157,20 +168,26 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: if the kind or an option is unknown.
     """
-    kinds = [argument for argument in argv if not argument.startswith("-")]
-    options = [argument for argument in argv if argument.startswith("-")]
+    kinds = []
+    options = []
+    for argument in argv:
+        if argument.startswith("-"):
+            options.append(argument)
+        else:
+            kinds.append(argument)
     if "-h" in options or "--help" in options or not argv:
         print(f"usage: kd list {'|'.join(KINDS)} [--json]")
         return
     for option in options:
         if option != "--json":
             raise UserError(f"kd list: unknown option {option}; valid options: --json")
-    if len(kinds) != 1 or kinds[0] not in KINDS:
-        raise UserError(
-            f"kd list: unknown kind {' '.join(kinds)!r}; valid kinds: {', '.join(KINDS)}"
-        )
-    rows = KINDS[kinds[0]]()
-    print(json.dumps(rows, indent=2) if options else _table(rows))
+    kind = " ".join(kinds)
+    if kind not in KINDS:
+        raise UserError(f"kd list: unknown kind {kind!r}; valid kinds: {', '.join(KINDS)}")
+    rows = KINDS[kind]()
+    # The only option is --json.
+    text = json.dumps(rows, indent=2) if options else _table(rows)
+    print(text)
 
 
 def _table(rows: list[Row]) -> str:
@@ -180,11 +197,15 @@ def _table(rows: list[Row]) -> str:
     for row in rows:
         cells = [_cell(row[name]) for name in names]
         lines.append(cells)
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    widths = []
+    for column in zip(*lines, strict=True):
+        widths.append(max(map(len, column)))
     padded = []
     for line in lines:
-        cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-        padded.append("  ".join(cells).rstrip())
+        text = ""
+        for cell, width in zip(line, widths, strict=True):
+            text += cell.ljust(width) + "  "
+        padded.append(text.rstrip())
     return "\n".join(padded)
 
 

@@ -110,21 +110,23 @@ class Spec:
     @classmethod
     def from_dict(cls, plain: Mapping[str, object]) -> Spec:
         """The spec that `to_dict` described; fields of other versions are ignored."""
-        known = {item.name for item in fields(cls)}
         values = {}
-        for name, value in plain.items():
-            if name in known and value is not None:
-                values[name] = value
+        for item in fields(cls):
+            value = plain.get(item.name)
+            if value is not None:
+                values[item.name] = value
+        # A checkpoint holds lists, but a spec must be immutable.
         for name in ("input_shape", "classes", "target_shape", "mean", "std"):
             if name in values:
-                values[name] = tuple(cast(list[object], values[name]))
+                items = cast(list[object], values[name])
+                values[name] = tuple(items)
         for name in ("inputs", "teacher_inputs"):
             if name in values:
-                tensors = cast(Mapping[str, Mapping[str, object]], values[name])
-                values[name] = {key: _input_spec(described) for key, described in tensors.items()}
+                values[name] = _input_specs(values[name])
         for name in ("vocabulary", "teacher_vocabulary"):
             if name in values:
-                values[name] = Vocabulary(**cast(dict[str, object], values[name]))  # type: ignore[arg-type]
+                described = cast(dict[str, object], values[name])
+                values[name] = Vocabulary(**described)  # type: ignore[arg-type]
         return cls(**values)  # type: ignore[arg-type]
 
     def for_teacher(self) -> Spec:
@@ -137,9 +139,21 @@ class Spec:
         )
 
 
-def _input_spec(described: Mapping[str, object]) -> InputSpec:
-    shape = cast(list[int], described["shape"])
-    return InputSpec(tuple(shape), int(cast(int, described["value"])))
+class _InputDescription(TypedDict):
+    """An InputSpec in plain values."""
+
+    shape: list[int]
+    value: int
+
+
+def _input_specs(described: object) -> dict[str, InputSpec]:
+    """The inputs that `_to_plain` described, by name."""
+    descriptions = cast(Mapping[str, _InputDescription], described)
+    specs = {}
+    for name, description in descriptions.items():
+        shape = tuple(description["shape"])
+        specs[name] = InputSpec(shape, int(description["value"]))
+    return specs
 
 
 def _to_plain(value: object) -> object:
@@ -149,7 +163,10 @@ def _to_plain(value: object) -> object:
     if isinstance(value, Vocabulary):
         return dict(vars(value))
     if isinstance(value, Mapping):
-        return {str(name): _to_plain(item) for name, item in value.items()}
+        plain = {}
+        for name, item in value.items():
+            plain[str(name)] = _to_plain(item)
+        return plain
     if isinstance(value, tuple | list):
         return [_to_plain(item) for item in value]
     return value
@@ -169,10 +186,12 @@ def check_vocabulary(
     Raises:
         UserError: if the vocabularies differ.
     """
-    if trained_on is None or trained_on.vocabulary is None or trained_on.vocabulary == tokens:
+    # Without a recorded vocabulary there is nothing to compare.
+    known = trained_on.vocabulary if trained_on is not None else None
+    if known is None or known == tokens:
         return
     raise UserError(
-        f"{owner} reads {trained_on.vocabulary}; the data {data.data} provides "
+        f"{owner} reads {known}; the data {data.data} provides "
         f"{tokens or 'no tokens'}. Set data.teacher_tokenizer (or data.tokenizer) to the tokenizer "
         "that the network was trained with; if the training sentences differ, pass the network's "
         "checkpoint as the tokenizer's argument `checkpoint`"
@@ -201,7 +220,9 @@ def check_spec(owner: str, trained_on: Spec | None, data: Spec) -> None:
             f"{owner} knows {trained_on.num_classes} classes, "
             f"the data {data.data} has {data.num_classes}"
         )
-    for class_id, (known, given) in enumerate(zip(trained_on.classes, data.classes, strict=False)):
+    # A spec may have no class names, and then there is nothing to compare.
+    pairs = zip(trained_on.classes, data.classes, strict=False)
+    for class_id, (known, given) in enumerate(pairs):
         if known != given:
             raise UserError(
                 f"{owner} calls class {class_id} {known!r}, the data {data.data} calls it "
@@ -220,13 +241,23 @@ def _check_same(
     given: tuple[float, ...] | None,
     data: str,
 ) -> None:
-    if expected is not None and expected != given:
-        if given is not None and len(given) == len(expected) > MOST_SHOWN:
-            differing = [at for at, value in enumerate(expected) if value != given[at]]
-            first = differing[0]
-            raise UserError(
-                f"{owner} expects {what} {expected[first]} at position {first}, the data {data} "
-                f"gives {given[first]}; {len(differing)} of {len(expected)} values differ"
-            )
-        shown = None if given is None else list(given)
-        raise UserError(f"{owner} expects {what} {list(expected)}, the data {data} gives {shown}")
+    # A value that is not set fits all data.
+    if expected is None or expected == given:
+        return
+    if given is None:
+        raise UserError(f"{owner} expects {what} {list(expected)}, the data {data} gives None")
+    is_long = len(expected) > MOST_SHOWN
+    if not is_long or len(given) != len(expected):
+        raise UserError(
+            f"{owner} expects {what} {list(expected)}, the data {data} gives {list(given)}"
+        )
+    # Of many values, the message shows the first that differs.
+    differing = []
+    for position, value in enumerate(expected):
+        if value != given[position]:
+            differing.append(position)
+    first = differing[0]
+    raise UserError(
+        f"{owner} expects {what} {expected[first]} at position {first}, the data {data} "
+        f"gives {given[first]}; {len(differing)} of {len(expected)} values differ"
+    )

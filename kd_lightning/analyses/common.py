@@ -26,8 +26,11 @@ def accuracy_on(runs: Runs, output: Path, stage: Stage, names: list[str]) -> lis
         values = []
         for run in runs[name]:
             predictions = run.predictions(stage)
-            correct = predictions["logits"].argmax(1) == predictions["target"]
-            values.append(float(correct.double().mean()))
+            predicted = predictions["logits"].argmax(1)
+            correct = predicted == predictions["target"]
+            # A mean of booleans needs a floating-point type.
+            accuracy = correct.double().mean()
+            values.append(float(accuracy))
         rows.append(Row(name, f"{stage}_accuracy", values))
     return rows
 
@@ -44,17 +47,20 @@ def ensemble(runs: Runs, output: Path, run: str) -> list[Row]:
         Rows `test_errors` and `test_accuracy` of the arithmetic mean of the members' distributions,
         then of their geometric mean, which is the mean of their logits.
     """
-    predictions = [member.predictions("test") for member in runs[run]]
-    logits = torch.stack([one["logits"].double() for one in predictions])
-    target = predictions[0]["target"]
+    members = [member.predictions("test") for member in runs[run]]
+    # Double precision keeps rounding errors of the mean from changing predictions.
+    logits = torch.stack([predictions["logits"].double() for predictions in members])
+    target = members[0]["target"]
     means = {
         "arithmetic": logits.softmax(-1).mean(0),
         "geometric": logits.log_softmax(-1).mean(0),
     }
     rows = []
     for mean, scores in means.items():
-        name = f"ensemble of {len(predictions)}, {mean} mean"
+        name = f"ensemble of {len(members)}, {mean} mean"
         wrong = scores.argmax(1) != target
-        rows.append(Row(name, "test_errors", [float(wrong.sum())]))
-        rows.append(Row(name, "test_accuracy", [1 - float(wrong.double().mean())]))
+        errors = float(wrong.sum())
+        accuracy = 1 - float(wrong.double().mean())
+        rows.append(Row(name, "test_errors", [errors]))
+        rows.append(Row(name, "test_accuracy", [accuracy]))
     return rows

@@ -70,13 +70,19 @@ def curves(
     lines: dict[str, Curve] = {}
     for name, group in runs.items():
         point = coordinates(name)
-        if x in point and line in point:
-            values = [run.metrics[metric] for run in group if metric in run.metrics]
-            lines.setdefault(point[line], {})[float(point[x])] = values
+        # Other runs of the experiment are no part of the grid.
+        if x not in point or line not in point:
+            continue
+        values = []
+        for run in group:
+            # A seed lacks the metric if its training diverged.
+            if metric in run.metrics:
+                values.append(run.metrics[metric])
+        curve = lines.setdefault(point[line], {})
+        curve[float(point[x])] = values
     if not lines:
-        raise UserError(
-            f"no run's name contains both {x}= and {line}=; the runs are {', '.join(runs)}"
-        )
+        names = ", ".join(runs)
+        raise UserError(f"no run's name contains both {x}= and {line}=; the runs are {names}")
     labels = Labels(label or x, line, metric)
     _plot_curves(lines, labels, output / "curves.png")
     _plot_heatmap(lines, labels, output / "heatmap.png")
@@ -85,7 +91,8 @@ def curves(
 
 def _plot_curves(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
     """One panel per line."""
-    figure = Figure(figsize=(3.4 * len(lines), 3.4), layout="constrained")
+    size = (3.4 * len(lines), 3.4)
+    figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(1, len(lines), squeeze=False)[0]
     for axes, (value, curve) in zip(panels, lines.items(), strict=True):
         _plot_curve(axes, curve)
@@ -105,30 +112,43 @@ def _plot_curve(axes: Axes, curve: Curve) -> None:
         values = curve[point]
         means.append(float(np.mean(values)))
         # A single seed has no deviation.
-        deviations.append(float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        deviations.append(deviation)
     axes.errorbar(points, means, yerr=deviations, fmt="o-", capsize=3)
     axes.set_xscale("log")
     labels = [f"{point:g}" for point in points]
-    axes.set_xticks(points, labels, fontsize=7 if len(points) > 8 else 9)
+    # Many labels overlap unless they are small.
+    font_size = 7 if len(points) > 8 else 9
+    axes.set_xticks(points, labels, fontsize=font_size)
+    # A logarithmic axis would label minor ticks too, which are no points of the grid.
     axes.minorticks_off()
 
 
 def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
     """One row per line. The color shows how far a mean is above the row's lowest mean."""
-    points = sorted(set().union(*lines.values()))
-    means = np.full((len(lines), len(points)), np.nan)
+    all_points: set[float] = set()
+    for curve in lines.values():
+        all_points.update(curve)
+    points = sorted(all_points)
+    # A grid may have gaps, which stay NaN and are not colored.
+    shape = (len(lines), len(points))
+    means = np.full(shape, np.nan)
     for row, curve in enumerate(lines.values()):
         for column, point in enumerate(points):
             if point in curve:
                 means[row, column] = np.mean(curve[point])
-    excess = means / np.nanmin(means, axis=1, keepdims=True) - 1
+    lowest = np.nanmin(means, axis=1, keepdims=True)
+    excess = means / lowest - 1
 
-    size = (1.5 + 0.8 * len(points), 1.2 + 0.7 * len(lines))
+    width = 1.5 + 0.8 * len(points)
+    height = 1.2 + 0.7 * len(lines)
+    size = (width, height)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(excess, cmap="viridis_r", aspect="auto")
     _write_cells(axes, means, excess)
-    axes.set_xticks(range(len(points)), [f"{point:g}" for point in points])
+    texts = [f"{point:g}" for point in points]
+    axes.set_xticks(range(len(points)), texts)
     axes.set_yticks(range(len(lines)), list(lines))
     axes.set_xlabel(labels.x)
     axes.set_ylabel(labels.line)
@@ -138,10 +158,13 @@ def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
 
 def _write_cells(axes: Axes, means: NDArray[np.float64], excess: NDArray[np.float64]) -> None:
     """Write each mean into its cell, in a color that is readable on the cell's own."""
-    half = 0.5 * np.nanmax(excess)
+    highest = np.nanmax(excess)
+    half = 0.5 * highest
     for (row, column), mean in np.ndenumerate(means):
         if not np.isfinite(mean):
             continue
         text = f"{mean:.0f}" if mean >= 10 else f"{mean:.3g}"
-        color = "white" if excess[row, column] > half else "black"
+        # The color map is dark at its upper end.
+        is_dark = excess[row, column] > half
+        color = "white" if is_dark else "black"
         axes.text(column, row, text, ha="center", va="center", color=color)

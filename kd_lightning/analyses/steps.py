@@ -31,8 +31,10 @@ def private_bytes() -> int:
     except OSError:
         return 0
     for line in lines:
+        # The line is `RssAnon:  1234 kB`.
         if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
+            kilobytes = int(line.split()[1])
+            return kilobytes * 1024
     return 0
 
 
@@ -66,6 +68,7 @@ class Meter(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
     ) -> None:
         """Note when the step ended."""
+        # A GPU computes asynchronously, so the step may still be running.
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()
         self.step_ends.append(time.perf_counter())
@@ -97,14 +100,14 @@ def measure_run(run: Finished, steps: int) -> dict[str, float]:
     """
     with tempfile.TemporaryDirectory() as folder:
         measurement = Path(folder) / "measurement.json"
+        command = _command(run, steps, Path(folder) / "run", measurement)
+        # The new process would choose its own number of threads, which changes the time of a step.
+        environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         process = subprocess.run(
-            _command(run, steps, Path(folder) / "run", measurement),
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())},
-            check=False,
+            command, capture_output=True, text=True, env=environment, check=False
         )
         if process.returncode:
+            # The last line of a traceback names the error.
             errors = process.stderr.strip().splitlines() or [""]
             raise UserError(f"{run.folder}: its steps cannot be run again: {errors[-1]}")
         content: dict[str, float] = json.loads(measurement.read_text())
@@ -157,14 +160,16 @@ def time_and_memory(
     measurements: dict[str, list[dict[str, float]]] = {name: [] for name in order}
     for _ in range(rounds):
         for name in order:
-            measurements[name].append(measure_run(runs[name][0], steps))
+            first_seed = runs[name][0]
+            measurements[name].append(measure_run(first_seed, steps))
 
     rows = []
+    ending = f"relative_to_{reference.lower()}"
     for name in order:
         for metric, key in (("step_time", "seconds"), ("step_memory", "bytes")):
             ratios = _ratios(measurements[name], measurements[reference], key)
             if ratios:
-                rows.append(Row(name, f"{metric}_relative_to_{reference.lower()}", ratios))
+                rows.append(Row(name, f"{metric}_{ending}", ratios))
     return rows
 
 

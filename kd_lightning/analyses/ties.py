@@ -35,7 +35,8 @@ def tie_groups(
     rows = []
     group = 0
     reach = float("-inf")
-    for name, (lowest, highest) in sorted(ranges.items(), key=lambda item: item[1]):
+    for name in sorted(ranges, key=lambda name: ranges[name]):
+        lowest, highest = ranges[name]
         # A gap to all earlier runs starts a new group.
         if lowest > reach:
             group += 1

@@ -19,14 +19,15 @@ def compare_to_baseline(
     Raises:
         UserError: if no group has the baseline's label.
     """
-    base = next((group for group in groups if group.label == baseline), None)
-    if base is None:
-        labels = [group.label for group in groups]
-        raise UserError(
-            f"--baseline: there is no row {baseline!r}; "
-            f"rows are: {join_first(labels, at_most=20, separator='; ')}"
-        )
-    pairs = [(group, base) for group in groups if group is not base]
+    labels = [group.label for group in groups]
+    if baseline not in labels:
+        rows = join_first(labels, at_most=20, separator="; ")
+        raise UserError(f"--baseline: there is no row {baseline!r}; rows are: {rows}")
+    base = groups[labels.index(baseline)]
+    pairs = []
+    for group in groups:
+        if group is not base:
+            pairs.append((group, base))
     return compare_groups(pairs, metric)
 
 
@@ -34,8 +35,12 @@ def difference_cell(comparison: Comparison) -> str:
     """The difference to the baseline with its interval and corrected p-value, for the table."""
     if not comparison.n:
         return "no shared seed"
-    scale = 100 if is_fraction(comparison.metric) else 1
-    unit = " points" if is_fraction(comparison.metric) else ""
+    scale = 1
+    unit = ""
+    # A difference between percentages is in percentage points.
+    if is_fraction(comparison.metric):
+        scale = 100
+        unit = " points"
     mean = f"{scale * comparison.mean:+.4g}{unit}"
     # With too few seeds there is only the difference.
     if comparison.p is None:

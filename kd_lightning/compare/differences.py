@@ -24,13 +24,17 @@ def differing_settings(groups: Sequence[Settings]) -> dict[str, list[str]]:
         all_names.update(group)
     # Sorted, because W&B and config.yaml have different orders.
     names = sorted(all_names)
-    class_names = [name for name in names if name.endswith(".class")]
+    class_names = []
+    for name in names:
+        if name.endswith(".class"):
+            class_names.append(name)
 
     differences = {}
     for name in names:
-        values = [group.get(name) for group in groups]
+        values = _values_of(name, groups)
         # Values can be lists, which no set can hold.
-        if values.count(values[0]) == len(values):
+        are_equal = values.count(values[0]) == len(values)
+        if are_equal:
             continue
         collection = _collection_of(name, groups, class_names)
         if collection is None:
@@ -47,12 +51,21 @@ def differing_settings(groups: Sequence[Settings]) -> dict[str, list[str]]:
     return differences
 
 
+def _values_of(name: str, groups: Sequence[Settings]) -> list[SettingValue]:
+    """The value of each group; None if the group does not have the setting."""
+    return [group.get(name) for group in groups]
+
+
 def _collection_of(name: str, groups: Sequence[Settings], class_names: Sequence[str]) -> str | None:
     """The list or the `losses` whose entry this is, if some group has no such entry."""
     if not name.endswith(".class"):
         return None
     owner, _, entry = name.removesuffix(".class").rpartition(".")
-    if f"{owner}.class" in class_names or all(name in group for group in groups):
+    # An argument of a class is no entry of a collection.
+    if f"{owner}.class" in class_names:
+        return None
+    # If all groups have the entry, only its own value differs.
+    if all(name in group for group in groups):
         return None
     is_entry = entry.isdigit() or owner.endswith("losses")
     return owner if is_entry else None
@@ -71,15 +84,23 @@ def _format_entries(collection: str, group: Settings) -> str:
     texts = []
     for name in entries:
         entry = name.split(".")[-2]
-        texts.append(format_value(name, group[name]) if entry.isdigit() else entry)
+        # The position in a list tells a reader nothing.
+        if entry.isdigit():
+            texts.append(format_value(name, group[name]))
+        else:
+            texts.append(entry)
     return "+".join(texts) or "none"
 
 
 def _format_setting(name: str, group: Settings) -> str:
     """The value of a setting; empty if the group lacks the object that the setting belongs to."""
     owner = name.removesuffix(".class").rpartition(".")[0]
-    applies = not owner or any(key.startswith(f"{owner}.") for key in group)
-    return format_value(name, group.get(name)) if applies else ""
+    if owner:
+        prefix = f"{owner}."
+        has_owner = any(key.startswith(prefix) for key in group)
+        if not has_owner:
+            return ""
+    return format_value(name, group.get(name))
 
 
 def _follows_from_class(
@@ -91,9 +112,10 @@ def _follows_from_class(
     """Whether the class of an object above a setting determines its value in all groups."""
     for class_name in class_names:
         owner = class_name.removesuffix(".class")
-        if not name.startswith(f"{owner}.") or name == class_name:
+        # No class explains itself.
+        if name == class_name or not name.startswith(f"{owner}."):
             continue
-        classes = [group.get(class_name) for group in groups]
+        classes = _values_of(class_name, groups)
         if _determines(classes, values):
             return True
     return False
@@ -103,6 +125,7 @@ def _determines(classes: Sequence[SettingValue], values: Sequence[SettingValue])
     """Whether groups of equal class always have equal values."""
     value_of_class: dict[str, SettingValue] = {}
     for class_path, value in zip(classes, values, strict=True):
-        if value_of_class.setdefault(str(class_path), value) != value:
+        first_value = value_of_class.setdefault(str(class_path), value)
+        if first_value != value:
             return False
     return True

@@ -46,18 +46,21 @@ def read_results(path: Path, prefix: str = "") -> tuple[list[SeedGroup], str]:
     """
     content = read_json(path)
     try:
-        rows = [_read_row(row) for row in content["rows"]]
+        rows = []
+        for row in content["rows"]:
+            rows.append(_read_row(row))
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is damaged; write it again with kd reproduce") from error
     return groups_of_rows(rows, prefix), content.get("note") or ""
 
 
 def _read_row(row: dict[str, Any]) -> ResultRow:
+    # A conversion that fails shows that the file is damaged.
     checked = {
         **row,
         "run": str(row["run"]),
         "metric": str(row["metric"]),
-        "values": [float(value) for value in row["values"]],
+        "values": list(map(float, row["values"])),
     }
     return cast(ResultRow, checked)
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from kd_lightning.compare.differences import differing_settings
@@ -48,10 +47,12 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[SeedGr
     resolver = ReferenceResolver(finished)
     settings = [resolver.settings(run) for run in finished]
     members = _separate(finished, settings, by)
-    labels, label_note = make_labels(
-        [group.separating for group in members],
-        [[run.name for run in group.runs] for group in members],
-    )
+    separating = []
+    run_names = []
+    for group in members:
+        separating.append(group.separating)
+        run_names.append([run.name for run in group.runs])
+    labels, label_note = make_labels(separating, run_names)
 
     all_names = _names(settings)
     groups = []
@@ -61,7 +62,8 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[SeedGr
         if pooled:
             names = list(short_names(pooled, all_names).values())
             notes.append(f"{label} pools runs that differ in {join_first(names)}.")
-        seed_group, repetition_notes = _make_group(label, group.runs, pooled=bool(pooled))
+        is_pooled = len(pooled) > 0
+        seed_group, repetition_notes = _make_group(label, group.runs, is_pooled)
         groups.append(seed_group)
         notes += repetition_notes
 
@@ -86,7 +88,9 @@ def _finished_runs(runs: Sequence[Run]) -> tuple[list[Run], list[str]]:
         raise UserError(
             f"none of the {len(runs)} runs is finished; {runs[0].source} is {runs[0].status}"
         )
-    notes = [f"Skipped unfinished runs: {join_first(unfinished)}."] if unfinished else []
+    notes = []
+    if unfinished:
+        notes.append(f"Skipped unfinished runs: {join_first(unfinished)}.")
     return finished, notes
 
 
@@ -99,9 +103,11 @@ def _check_same_data(runs: Sequence[Run]) -> None:
             data = f"{run.data.get('data')} with {samples} test samples"
             source_of_data.setdefault(data, run.source)
     if len(source_of_data) > 1:
-        listed = "; ".join(f"{data} ({source})" for data, source in source_of_data.items())
+        descriptions = []
+        for data, source in source_of_data.items():
+            descriptions.append(f"{data} ({source})")
         raise UserError(
-            f"these runs have different data sets: {listed}; "
+            f"these runs have different data sets: {'; '.join(descriptions)}; "
             "compare runs of one data set (for W&B, --group selects runs)"
         )
 
@@ -128,11 +134,21 @@ def _separate(
     for run, run_settings in zip(runs, settings, strict=True):
         separating = run_settings
         if by:
-            separating = {name: run_settings[name] for name in run_settings if name in selected}
-        group = groups.setdefault(digest(separating), _Members(separating, [], []))
+            separating = _only(run_settings, selected)
+        new_group = _Members(separating, [], [])
+        group = groups.setdefault(digest(separating), new_group)
         group.runs.append(run)
         group.settings.append(run_settings)
     return list(groups.values())
+
+
+def _only(settings: Settings, names: Set[str]) -> Settings:
+    """The settings of the given names, in their own order."""
+    chosen = {}
+    for name, value in settings.items():
+        if name in names:
+            chosen[name] = value
+    return chosen
 
 
 def _make_group(label: str, runs: Sequence[Run], pooled: bool) -> tuple[SeedGroup, list[str]]:
@@ -151,16 +167,18 @@ def _make_group(label: str, runs: Sequence[Run], pooled: bool) -> tuple[SeedGrou
     in_order = sorted(runs, key=lambda run: run.started)
     for position, run in enumerate(in_order):
         # Runs of one seed with different teachers are different runs, not repetitions.
-        teachers = str([source.get("sha256") for source in run.teacher_sources])
-        key = (run.seed, teachers, position if pooled else None)
+        checksums = [source.get("sha256") for source in run.teacher_sources]
+        # The position makes the keys of pooled runs unique, so that none replaces another.
+        key = (run.seed, str(checksums), position if pooled else None)
         if key in latest:
             earlier = latest[key].source
             notes.append(f"{earlier} is skipped: {run.source} repeats it with the same seed.")
         latest[key] = run
 
-    counted = sorted(latest.values(), key=lambda run: run.seed)
-    runs_per_seed = Counter(run.seed for run in counted)
-    if not pooled and max(runs_per_seed.values()) > 1:
+    results = []
+    for run in sorted(latest.values(), key=lambda run: run.seed):
+        results.append(SeedResult(run.seed, run.metrics, run.folder))
+    seeds = {result.seed for result in results}
+    if not pooled and len(seeds) < len(results):
         notes.append(f"{label} has several runs of one seed, with different teachers.")
-    results = [SeedResult(run.seed, run.metrics, run.folder) for run in counted]
     return SeedGroup(label, results), notes

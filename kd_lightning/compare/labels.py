@@ -36,12 +36,16 @@ def make_labels(
         labels = _format_labels(differences, list(differences), known, len(groups))
         for index, base in enumerate(base_names):
             # A single group differs from nothing.
-            labels[index] = labels[index] or base
+            if not labels[index]:
+                labels[index] = base
         return _number_duplicates(labels), ""
 
     labels, shown = _labels_by_name(groups, base_names, known)
     endings = short_names(differences, known)
-    hidden = [endings[name] for name in differences if name not in shown]
+    hidden = []
+    for name in differences:
+        if name not in shown:
+            hidden.append(endings[name])
     note = ""
     if hidden:
         also = "also " if shown else ""
@@ -64,21 +68,25 @@ def _labels_by_name(
     labels = list(base_names)
     shown: set[str] = set()
     for base, indices in indices_of_name.items():
-        differences = differing_settings([groups[index] for index in indices])
+        same_name = [groups[index] for index in indices]
+        differences = differing_settings(same_name)
         chosen = list(differences)
         if len(chosen) > MAX_LABEL_SETTINGS:
             chosen = _distinguishing_settings(differences)
         shown.update(chosen)
         suffixes = _format_labels(differences, chosen, known, len(indices))
         for index, suffix in zip(indices, suffixes, strict=True):
-            labels[index] = f"{base}, {suffix}" if suffix else base
+            if suffix:
+                labels[index] = f"{base}, {suffix}"
     return labels, shown
 
 
 def _base_name(names: Sequence[str]) -> str:
     """The common name of a group's runs without the number of the seed, or the first name."""
     # Seeds are named `kd-seed1` or `kd-s1`; a repeated name gets a number, as in `kd-2`.
-    without_seed = {re.sub(r"[-_. ]+(seed|s)?[-_= ]?\d+$", "", name) for name in names}
+    without_seed = set()
+    for name in names:
+        without_seed.add(re.sub(r"[-_. ]+(seed|s)?[-_= ]?\d+$", "", name))
     if len(names) == 1 or len(without_seed) > 1:
         return names[0]
     return without_seed.pop()
@@ -111,14 +119,20 @@ def _distinguishing_settings(differences: Mapping[str, Sequence[str]]) -> list[s
         if not names:
             return 1
         columns = [differences[name] for name in names]
-        return len(set(zip(*columns, strict=True)))
+        texts_per_group = zip(*columns, strict=True)
+        return len(set(texts_per_group))
 
     chosen: list[str] = []
-    while distinct_groups(list(differences)) > distinct_groups(chosen):
-        rest = [name for name in differences if name not in chosen]
+
+    def usefulness(name: str) -> tuple[int, int]:
         # The setting that separates most groups; of equals, the one nearest to the top.
-        best = max(rest, key=lambda name: (distinct_groups([*chosen, name]), -name.count(".")))
-        chosen.append(best)
+        depth = name.count(".")
+        return distinct_groups([*chosen, name]), -depth
+
+    most = distinct_groups(list(differences))
+    while distinct_groups(chosen) < most:
+        rest = [name for name in differences if name not in chosen]
+        chosen.append(max(rest, key=usefulness))
     return chosen
 
 
@@ -127,8 +141,9 @@ def _number_duplicates(labels: Sequence[str]) -> list[str]:
     counts: dict[str, int] = {}
     unique = []
     for label in labels:
-        counts[label] = counts.get(label, 0) + 1
-        unique.append(label if counts[label] == 1 else f"{label} #{counts[label]}")
+        count = counts.get(label, 0) + 1
+        counts[label] = count
+        unique.append(label if count == 1 else f"{label} #{count}")
     return unique
 
 

@@ -54,8 +54,10 @@ def _requested_metrics(
         if metric not in measured:
             # A typo is more likely than a metric that nobody measured.
             near = difflib.get_close_matches(metric, measured, n=1)
-            all_metrics = f"measured metrics: {', '.join(measured)}"
-            hint = f"did you mean {near[0]}?" if near else all_metrics
+            if near:
+                hint = f"did you mean {near[0]}?"
+            else:
+                hint = f"measured metrics: {', '.join(measured)}"
             raise UserError(f"--metrics: no run measured {metric!r}; {hint}")
     shown = []
     skipped = []
@@ -64,7 +66,9 @@ def _requested_metrics(
             skipped.append(group.label)
         else:
             shown.append(group)
-    notes = [f"Skipped rows without these metrics: {join_first(skipped)}."] if skipped else []
+    notes = []
+    if skipped:
+        notes.append(f"Skipped rows without these metrics: {join_first(skipped)}.")
     return Selection(requested, shown, notes)
 
 
@@ -72,13 +76,14 @@ def _common_test_metrics(groups: Sequence[SeedGroup], measured: Sequence[str]) -
     tested = []
     untested = []
     # Validation metrics are left to --metrics: recipes were chosen by them.
-    common = {metric for metric in measured if metric.startswith("test_")}
+    test_metrics = {metric for metric in measured if metric.startswith("test_")}
+    common = set(test_metrics)
     for group in groups:
-        if any(metric.startswith("test_") for metric in group.metrics):
+        if group.metrics.isdisjoint(test_metrics):
+            untested.append(group.label)
+        else:
             tested.append(group)
             common &= group.metrics
-        else:
-            untested.append(group.label)
     if not tested:
         raise UserError(
             "none of these runs was tested; train with --run.test=last, or name other --metrics"
@@ -89,7 +94,9 @@ def _common_test_metrics(groups: Sequence[SeedGroup], measured: Sequence[str]) -
         )
     first = [metric for metric in FIRST_METRICS if metric in common]
     others = sorted(common.difference(first))
-    notes = [f"Skipped untested rows: {join_first(untested)}."] if untested else []
+    notes = []
+    if untested:
+        notes.append(f"Skipped untested rows: {join_first(untested)}.")
     return Selection(first + others, tested, notes)
 
 

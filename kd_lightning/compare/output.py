@@ -49,7 +49,8 @@ class ComparisonTable:
     @property
     def sentences(self) -> list[str]:
         """The results of the tests in words, and the notes."""
-        return [f"{comparison.sentence()}." for comparison in self.comparisons] + self.notes
+        tests = [f"{comparison.sentence()}." for comparison in self.comparisons]
+        return tests + self.notes
 
     def cells(self) -> Cells:
         """The table, with the differences to the baseline as its last column.
@@ -60,13 +61,21 @@ class ComparisonTable:
         if not self.comparisons:
             return Cells(headings, lines)
         heading = f"difference from {self.comparisons[0].b}"
-        differences = {comparison.a: difference_cell(comparison) for comparison in self.comparisons}
+        differences = {}
+        for comparison in self.comparisons:
+            differences[comparison.a] = difference_cell(comparison)
         # The second column is "seeds" unless each run has a column.
         is_transposed = headings[1] != "seeds"
         if is_transposed:
-            last_line = [heading, *(differences.get(run, "") for run in headings[1:])]
+            last_line = [heading]
+            for run in headings[1:]:
+                # The baseline itself has no difference.
+                last_line.append(differences.get(run, ""))
             return Cells(headings, [*lines, last_line])
-        extended = [[*line, differences.get(line[0], "")] for line in lines]
+        extended = []
+        for line in lines:
+            difference = differences.get(line[0], "")
+            extended.append([*line, difference])
         return Cells([*headings, heading], extended)
 
 
@@ -106,15 +115,18 @@ def as_markdown(table: ComparisonTable) -> str:
 
 def as_csv(table: ComparisonTable) -> str:
     """One line per row; values and seeds have the same order. A CSV has no notes."""
-    tested = {(comparison.a, comparison.metric): comparison for comparison in table.comparisons}
+    tested = {}
+    for comparison in table.comparisons:
+        tested[comparison.a, comparison.metric] = comparison
     attributes = list(_COMPARISON_COLUMNS.values()) if tested else []
     lines = []
     for row in table.rows:
         fields = csv_fields(row)
-        fields += [join_numbers(row.get("seeds", [])), join_numbers(row["values"])]
+        fields.append(join_numbers(row.get("seeds", [])))
+        fields.append(join_numbers(row["values"]))
         # Only the rows of the first metric are compared.
-        comparison = tested.get((row["run"], row["metric"]))
-        values = comparison.as_dict() if comparison else {}
+        test = tested.get((row["run"], row["metric"]))
+        values = test.as_dict() if test else {}
         fields += [values.get(attribute) for attribute in attributes]
         lines.append(fields)
     headings = [*ROW_COLUMNS, "seeds", "values"]

@@ -48,7 +48,9 @@ class ReferenceResolver:
             # Stored before its paths are followed, in case one of them leads back to this run.
             self._settings[folder] = settings
         # Replaced in one step: a run that leads back here must see the original paths.
-        resolved = {name: self._resolve(value, run) for name, value in settings.items()}
+        resolved = {}
+        for name, value in settings.items():
+            resolved[name] = self._resolve(value, run)
         settings.update(resolved)
         return settings
 
@@ -66,12 +68,14 @@ class ReferenceResolver:
             reference = self._reference(path)
             if reference is not None:
                 return reference
-        sources = [source for source in run.teacher_sources if _is_source(value, source)]
-        if not is_weights and not sources:
+        checksums: list[SettingValue] = []
+        for source in run.teacher_sources:
+            if _is_source(value, source):
+                checksums.append(source.get("sha256"))
+        if not is_weights and not checksums:
             return value
         # The run that made these weights is gone, but equal weights are still the same setting.
         self.unresolved.append(value)
-        checksums = [source.get("sha256") for source in sources]
         return Reference(digest(checksums or [value]), value)
 
     def _candidates(self, value: str, run: Run) -> Iterator[Path]:
@@ -99,19 +103,27 @@ class ReferenceResolver:
         run = self._run_of(path.parent.parent)
         if run is None:
             return None
-        return Reference(digest([self.settings(run), path.name]), run.name)
+        # The best and the last checkpoint of one run are different settings.
+        key = digest([self.settings(run), path.name])
+        return Reference(key, run.name)
 
     def _cache_reference(self, folder: Path) -> Reference:
         """A cache is identified by its options and by its teachers."""
         manifest = read_json(folder / "manifest.json")
-        keys = []
+        keys: list[SettingValue] = []
         labels = []
         for source in manifest.get("fingerprint", {}).get("teacher", []):
             teacher = self._reference(Path(source.get("path", "")))
-            keys.append(teacher.key if teacher else source.get("sha256"))
-            labels.append(teacher.label if teacher else str(source.get("network")))
+            if teacher is not None:
+                keys.append(teacher.key)
+                labels.append(teacher.label)
+            else:
+                keys.append(source.get("sha256"))
+                labels.append(str(source.get("network")))
+        # All seeds of an ensemble have one label.
         label = "+".join(dict.fromkeys(labels))
-        return Reference(digest([manifest.get("settings"), keys]), f"cache of {label}")
+        key = digest([manifest.get("settings"), keys])
+        return Reference(key, f"cache of {label}")
 
     def _run_of(self, folder: Path) -> Run | None:
         """The run of a folder; None if it cannot be read."""
@@ -124,7 +136,11 @@ class ReferenceResolver:
 
 
 def _recorded_paths(source: TeacherSource) -> list[str]:
-    return [str(source[key]) for key in ("cache", "path") if source.get(key)]
+    paths = []
+    for key in ("cache", "path"):
+        if source.get(key):
+            paths.append(str(source[key]))
+    return paths
 
 
 def _is_source(value: str, source: TeacherSource) -> bool:
@@ -135,4 +151,7 @@ def _is_source(value: str, source: TeacherSource) -> bool:
 def _ends_with(recorded: str, value: str) -> bool:
     """Whether a recorded path ends in the config's path, which may be relative."""
     parts = tuple(part for part in PurePath(value).parts if part not in (".", ".."))
-    return bool(parts) and PurePath(recorded).parts[-len(parts) :] == parts
+    if not parts:
+        return False
+    ending = PurePath(recorded).parts[-len(parts) :]
+    return ending == parts

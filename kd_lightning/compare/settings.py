@@ -48,7 +48,8 @@ def deciding_settings(config: Config) -> dict[str, SettingValue]:
         relevant = name == "run.test" or is_relevant(name)
         comes_from_data = not parts.isdisjoint(SPEC_ARGUMENTS)
         # A setting that is off must equal one that config.yaml does not list.
-        if relevant and not comes_from_data and value not in (None, {}):
+        is_off = value in (None, {})
+        if relevant and not comes_from_data and not is_off:
             settings[short_name] = _whole_numbers_as_int(value)
     return settings
 
@@ -87,17 +88,28 @@ def format_value(name: str, value: SettingValue) -> str:
     if isinstance(value, Reference):
         return value.label
     if isinstance(value, list):
-        texts = [format_value("", item) for item in value]
-        # An ensemble of one teacher's seeds is shown as that teacher.
-        if all(isinstance(item, Reference) for item in value):
-            texts = list(dict.fromkeys(texts))
-        return ",".join(texts)
+        return _format_list(value)
     if isinstance(value, bool | dict):
         return json.dumps(value, default=str)
     if isinstance(value, float):
         return f"{value:g}"
     text = str(value)
-    return text.rpartition(".")[2] if name.endswith(".class") else text
+    if name.endswith(".class"):
+        return text.rpartition(".")[2]
+    return text
+
+
+def _format_list(items: Sequence[SettingValue]) -> str:
+    """The values of a list setting; an ensemble of one teacher's seeds is shown as that teacher."""
+    texts = []
+    are_references = True
+    for item in items:
+        texts.append(format_value("", item))
+        if not isinstance(item, Reference):
+            are_references = False
+    if are_references:
+        texts = list(dict.fromkeys(texts))
+    return ",".join(texts)
 
 
 def short_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
@@ -109,15 +121,19 @@ def short_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     """
     names = list(names)
     all_names = {name.removesuffix(".class") for name in [*known, *names]}
-    return {name: _shortest_ending(name, all_names) for name in names}
+    endings = {}
+    for name in names:
+        endings[name] = _shortest_ending(name, all_names)
+    return endings
 
 
 def _shortest_ending(name: str, all_names: Iterable[str]) -> str:
     parts = name.removesuffix(".class").split(".")
     for start in range(len(parts) - 1, -1, -1):
         ending = ".".join(parts[start:])
-        matches = [other for other in all_names if _ends_with(other, ending)]
-        if len(matches) <= 1:
+        # The name itself always matches.
+        matches = sum(_ends_with(other, ending) for other in all_names)
+        if matches <= 1:
             return ending
     return name
 
@@ -158,16 +174,21 @@ def select_settings(keys: Sequence[str], known: Iterable[str]) -> set[str]:
 def _match_key(key: str, nodes: set[str]) -> str:
     # Users copy keys from config.yaml, where they contain words that settings do not have.
     syntax = ("init_args", "class_path", "class")
-    ending = ".".join(part for part in key.split(".") if part not in syntax)
+    parts = [part for part in key.split(".") if part not in syntax]
+    ending = ".".join(parts)
     # A full name is never ambiguous, even if other names end in it.
     if ending in nodes:
         return ending
-    matches = sorted(node for node in nodes if _ends_with(node, ending))
+    matches = []
+    for node in sorted(nodes):
+        if _ends_with(node, ending):
+            matches.append(node)
     if not matches:
         raise UserError(
             f"--by {key}: no run has such a setting; "
             "name one of config.yaml, such as model.optimizer.lr"
         )
     if len(matches) > 1:
-        raise UserError(f"--by {key} could be {' or '.join(matches)}; write more of the name")
+        listed = " or ".join(matches)
+        raise UserError(f"--by {key} could be {listed}; write more of the name")
     return matches[0]

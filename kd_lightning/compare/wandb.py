@@ -49,7 +49,10 @@ def read_wandb(path: str, group: str | None) -> list[Run]:
     if len(named_parts) != 2 or path.count("/") != 1:
         raise UserError(f"--wandb takes ENTITY/PROJECT, got {path!r}")
     answers = _request_runs(path, group)
-    runs = [_read_run(answer) for answer in answers if _is_logged_by_this_package(answer.config)]
+    runs = []
+    for answer in answers:
+        if _is_logged_by_this_package(answer.config):
+            runs.append(_read_run(answer))
     if not runs:
         in_group = f" in the group {group!r}" if group else ""
         raise UserError(f"W&B: {path} holds no runs of kd_lightning{in_group}")
@@ -76,9 +79,11 @@ def _request_runs(path: str, group: str | None) -> list[_Answer]:
         return [_as_answer(path, run) for run in runs]
     # wandb also raises the errors of the libraries below it, and ValueError.
     except Exception as error:
-        if "could not find" in str(error).lower() or "404" in str(error):
+        text = str(error)
+        if "could not find" in text.lower() or "404" in text:
             raise UserError(f"W&B has no project {path}, or this key may not read it") from error
-        lines = str(error).strip().splitlines() or [type(error).__name__]
+        # Some errors have no text, and others have many lines.
+        lines = text.strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"W&B could not be read; check the network and the key: {lines[0]}"
         ) from error
@@ -97,9 +102,11 @@ def _as_answer(path: str, run: Any) -> _Answer:
     )
 
 
-def _is_logged_by_this_package(config: Mapping[str, Any]) -> bool:
+def _is_logged_by_this_package(config: Mapping[str, object]) -> bool:
     """Other runs of the project have no seed or no description of the data."""
-    return isinstance(config.get("seed_everything"), int) and isinstance(config.get("spec"), dict)
+    has_seed = isinstance(config.get("seed_everything"), int)
+    has_spec = isinstance(config.get("spec"), dict)
+    return has_seed and has_spec
 
 
 def _read_run(answer: _Answer) -> Run:
@@ -107,13 +114,13 @@ def _read_run(answer: _Answer) -> Run:
     from kd_lightning.runs.configs import with_current_names
     from kd_lightning.runs.folder import RunFolder, numeric_metrics
 
-    logged = {name: answer.config.get(name) for name in _LOGGED_WITH_CONFIG}
-    config = {
-        name: with_current_names(value)
-        for name, value in answer.config.items()
-        if name not in _LOGGED_WITH_CONFIG
-    }
-    folder = RunFolder(Path(logged["folder"])) if logged["folder"] else None
+    config = {}
+    for name, value in answer.config.items():
+        if name not in _LOGGED_WITH_CONFIG:
+            # Earlier versions logged classes that have moved since.
+            config[name] = with_current_names(value)
+    logged_folder = answer.config.get("folder")
+    folder = RunFolder(Path(logged_folder)) if logged_folder else None
     folder_name = folder.path.name if folder else answer.name
     return Run(
         source=answer.source,
@@ -124,6 +131,6 @@ def _read_run(answer: _Answer) -> Run:
         started=answer.started,
         config=config,
         metrics=numeric_metrics(answer.summary),
-        data=logged["spec"] or {},
-        teacher_sources=logged["teacher"] or [],
+        data=answer.config.get("spec") or {},
+        teacher_sources=answer.config.get("teacher") or [],
     )

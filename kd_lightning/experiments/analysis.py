@@ -155,11 +155,12 @@ def finished(jobs: Mapping[str, Sequence[Job]]) -> Runs:
     """Convert the finished jobs of a plan, grouped by run, to the input of an analysis."""
     runs = {}
     for name, group in jobs.items():
-        runs[name] = [
-            Finished(job.seed, job.folder, job.record["metrics"], job.data_root)
-            for job in group
-            if job.finished
-        ]
+        seeds = []
+        for job in group:
+            if job.finished:
+                metrics = job.record["metrics"]
+                seeds.append(Finished(job.seed, job.folder, metrics, job.data_root))
+        runs[name] = seeds
     return runs
 
 

@@ -121,7 +121,8 @@ def list_experiments(console: Console) -> None:
     from kd_lightning.catalog import experiments
 
     for row in experiments():
-        text = f"[bold]{row['name']}[/bold] ({row['time']})\n  {row['claim'].strip()}"
+        claim = row["claim"].strip()
+        text = f"[bold]{row['name']}[/bold] ({row['time']})\n  {claim}"
         console.print(text, highlight=False)
 
 
@@ -137,7 +138,8 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
     from kd_lightning.experiments.planning import RunnerOptions, plan
 
     # Planning sees the same number of threads as each worker, because it is part of the keys.
-    torch.set_num_threads(max(1, torch.get_num_threads() // arguments.workers))
+    threads = torch.get_num_threads() // arguments.workers
+    torch.set_num_threads(max(1, threads))
     options = RunnerOptions(
         output=arguments.output or Path("runs") / experiment.name,
         store=arguments.store,
@@ -152,6 +154,7 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
         _print_commands(jobs, console)
         return
 
+    # Runs that are finished already are not trained again, so the command also resumes.
     _train(experiment, jobs, options, console)
     _report(experiment, jobs, options, console)
     seconds = time.monotonic() - started
@@ -197,6 +200,7 @@ def _train(
     title = f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}"
     console.print(title, highlight=False)
 
+    # A batch system ends a job by SIGTERM; the run then keeps its last checkpoint, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         Runner(options, execute, console).run(jobs)
@@ -211,7 +215,9 @@ def _report(
     from kd_lightning.experiments import results
     from kd_lightning.experiments.tables import tables
 
-    content = results.collect(experiment, jobs, options.output, complete=not options.only)
+    # With --only, the runs of some analyses may be missing.
+    is_complete = not options.only
+    content = results.collect(experiment, jobs, options.output, complete=is_complete)
     _note_accepted_runs(jobs, content)
     results.write(experiment, content, options.output)
 

@@ -39,8 +39,9 @@ def measure(
         in safetensors; `latency_ms_batch_N`, the median over passes in milliseconds.
     """
     network = network.eval().cpu()
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    costs: dict[str, float] = {"parameters": parameters}
+    costs: dict[str, float] = {"parameters": 0}
+    for parameter in network.parameters():
+        costs["parameters"] += parameter.numel()
     with torch.inference_mode():
         costs["flops"] = _count_flops(network, blank_inputs(spec, 1))
         costs["file_bytes"] = _file_bytes(network)
@@ -78,7 +79,10 @@ def _lstm_flops(
 def _file_bytes(network: nn.Module) -> int:
     from safetensors.torch import save
 
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        # safetensors refuses other memory layouts, such as channels-last.
+        tensors[name] = tensor.contiguous()
     return len(save(tensors))
 
 

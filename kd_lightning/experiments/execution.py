@@ -55,9 +55,11 @@ def _cache(job: Job, launch: Launch) -> None:
     started = time.monotonic()
     # `kd cache` itself resumes a cache that is not complete.
     launch(job.argv)
+    seconds = time.monotonic() - started
+    cache_bytes = sum(path.stat().st_size for path in job.folder.glob("*.bin"))
     record = {
         "status": "finished",
-        "wall_time_s": round(time.monotonic() - started, 3),
-        "metrics": {"cache_bytes": sum(path.stat().st_size for path in job.folder.glob("*.bin"))},
+        "wall_time_s": round(seconds, 3),
+        "metrics": {"cache_bytes": cache_bytes},
     }
     write_json(job.folder / "run.json", record)

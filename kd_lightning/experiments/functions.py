@@ -75,7 +75,9 @@ def _load_file(path: Path) -> ModuleType:
 
 def _package_of(folder: Path) -> str:
     """Register a package whose modules are the files of a folder, and return its name."""
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()
+    # Two folders may have the same name, so the name is that of the whole path.
+    location = str(folder.resolve())
+    digest = hashlib.sha256(location.encode()).hexdigest()
     name = f"_kd_lightning_files_{digest[:16]}"
     if name not in sys.modules:
         spec = ModuleSpec(name, loader=None, is_package=True)

@@ -147,7 +147,8 @@ def values_over_shared_seeds(
     results_b = b.by_seed(metric)
     values_a = []
     values_b = []
-    for seed in sorted(results_a.keys() & results_b.keys()):
+    shared_seeds = sorted(results_a.keys() & results_b.keys())
+    for seed in shared_seeds:
         values_a.append(_mean(results_a[seed], metric))
         values_b.append(_mean(results_b[seed], metric))
     return values_a, values_b
@@ -187,7 +188,10 @@ def _add_bootstrap(comparison: Comparison, a: SeedGroup, b: SeedGroup) -> None:
     shared_seeds = sorted(results_a.keys() & results_b.keys())
     wrong_a = _wrong_predictions(results_a, shared_seeds)
     wrong_b = _wrong_predictions(results_b, shared_seeds)
-    if wrong_a is None or wrong_b is None or wrong_a.shape[1] != wrong_b.shape[1]:
+    if wrong_a is None or wrong_b is None:
+        return
+    # Both groups must have been tested on equally many examples.
+    if wrong_a.shape[1] != wrong_b.shape[1]:
         return
     low, high = bootstrap_examples(wrong_a, wrong_b)
     comparison.examples_low = low
@@ -206,7 +210,9 @@ def _wrong_predictions(
     for seed in seeds:
         for result in results[seed]:
             errs = _errs_on_examples(result.folder)
-            if errs is None or (wrong and errs.shape != wrong[0].shape):
+            if errs is None:
+                return None
+            if wrong and errs.shape != wrong[0].shape:
                 return None
             wrong.append(errs)
     return np.stack(wrong)
@@ -218,7 +224,8 @@ def _errs_on_examples(folder: RunFolder | None) -> NDArray[np.bool_] | None:
         return None
     try:
         predictions = load_file(folder.test_predictions)
-        errs: NDArray[np.bool_] = predictions["logits"].argmax(-1) != predictions["target"]
+        predicted = predictions["logits"].argmax(-1)
+        errs: NDArray[np.bool_] = predicted != predictions["target"]
     # Runs in W&B, or of another task, have no logits and targets here.
     except (OSError, KeyError, SafetensorError):
         return None

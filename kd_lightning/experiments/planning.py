@@ -12,6 +12,7 @@ import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.keys import address, run_key
+from kd_lightning.experiments.schema import YamlValue
 from kd_lightning.experiments.spec import Experiment, RunSpec
 from kd_lightning.experiments.store import FinishedRuns, is_finished, read_record
 
@@ -146,7 +147,9 @@ class _Planner:
         return list(self._jobs.values())
 
     def _seeds(self, run: RunSpec) -> Iterable[int]:
-        return range(self.options.seeds) if run.seeds is None else run.seeds
+        if run.seeds is not None:
+            return run.seeds
+        return range(self.options.seeds)
 
     def _job(self, run: RunSpec, seed: int, above: tuple[str, ...]) -> Job:
         """Return the job of a run and seed, and add it to the plan after those that it needs.
@@ -157,20 +160,27 @@ class _Planner:
         if run.name in above:
             circle = " -> ".join([*above, run.name])
             raise UserError(f"the experiment's runs need each other in a circle: {circle}")
-        if (run.name, seed) not in self._jobs:
+        identity = (run.name, seed)
+        if identity not in self._jobs:
+            # The jobs that this one needs enter the plan first, because the plan keeps this order.
             needs = self._needs(run, seed, (*above, run.name))
-            self._jobs[run.name, seed] = self._new_job(run, seed, needs)
-        return self._jobs[run.name, seed]
+            self._jobs[identity] = self._new_job(run, seed, needs)
+        return self._jobs[identity]
 
     def _needs(self, run: RunSpec, seed: int, above: tuple[str, ...]) -> dict[str, Need]:
         """Return what a run needs: setting -> job or list of jobs."""
         needs: dict[str, Need] = {}
         for setting, wanted in run.needs.items():
-            names = wanted if isinstance(wanted, list) else [wanted]
+            # The form in the YAML decides between one value and a list, even for a list of one job.
+            if isinstance(wanted, list):
+                names = wanted
+                is_list = True
+            else:
+                names = [wanted]
+                is_list = wanted.endswith("@*")
             jobs: list[Job] = []
             for name in names:
                 jobs += self._needed_jobs(name, seed, above)
-            is_list = isinstance(wanted, list) or wanted.endswith("@*")
             needs[setting] = jobs if is_list else jobs[0]
         return needs
 
@@ -178,21 +188,33 @@ class _Planner:
         """Return the jobs of `NAME` (same seed), `NAME@SEED` or `NAME@*` (all seeds)."""
         name, _, fixed_seed = wanted.partition("@")
         run = self.experiment.run(name)
-        seeds: Iterable[int] = [int(fixed_seed or seed)] if fixed_seed != "*" else self._seeds(run)
-        return [self._job(run, each, above) for each in seeds]
+        if fixed_seed == "*":
+            return [self._job(run, each, above) for each in self._seeds(run)]
+        needed_seed = int(fixed_seed) if fixed_seed else seed
+        return [self._job(run, needed_seed, above)]
 
     def _new_job(self, run: RunSpec, seed: int, needs: dict[str, Need]) -> Job:
         settings = self._settings(run)
         key = self._key(run, seed, settings, needs)
         folder, accepted_key = self._folder(key, run.may_fail)
         argv = self._argv(run, seed, settings, needs, folder)
-        return Job(run.name, seed, key, folder, argv, _all_jobs(needs), run.may_fail, accepted_key)
+        return Job(
+            run=run.name,
+            seed=seed,
+            key=key,
+            folder=folder,
+            argv=argv,
+            needs=_all_jobs(needs),
+            may_fail=run.may_fail,
+            accepted_key=accepted_key,
+        )
 
     def _settings(self, run: RunSpec) -> list[str]:
         """Return the arguments that all seeds of a run share: configs, then overrides."""
         argv: list[str] = []
         for config in (*self.experiment.configs, *run.configs):
             argv += ["-c", config]
+        # Later overrides take precedence over earlier ones.
         overrides = {
             "run.test": "last",
             **self.experiment.overrides,
@@ -207,26 +229,34 @@ class _Planner:
         # Parsing is slow, so one parse serves all seeds. Needed runs enter the key by their
         # addresses, never by their paths; the parser only sees placeholders.
         if run.name not in self._run_keys:
-            placeholders = {
-                setting: ["needed"] if isinstance(need, list) else "needed"
-                for setting, need in needs.items()
-            }
+            placeholders: dict[str, YamlValue] = {}
+            for setting, need in needs.items():
+                # The parser's result enters the key, so it must not depend on the number of jobs.
+                placeholders[setting] = ["needed"] if isinstance(need, list) else "needed"
             argv = ["fit", *settings, *format_overrides(placeholders)]
-            self._run_keys[run.name] = run_key(argv, caches=run.cache is not None)
+            is_cache = run.cache is not None
+            self._run_keys[run.name] = run_key(argv, caches=is_cache)
 
         key = {**self._run_keys[run.name], "seed": seed}
-        key.update(_for_each(needs, lambda job: job.folder.name))
-        for name, value in (run.cache or {}).items():
-            key[f"cache.{name}"] = value
+        addresses = _for_each(needs, lambda job: job.folder.name)
+        key.update(addresses)
+        if run.cache is not None:
+            for name, value in run.cache.items():
+                key[f"cache.{name}"] = value
         return key
 
     def _folder(self, key: dict[str, Any], may_fail: bool) -> tuple[Path, dict[str, Any] | None]:
         """Return the folder of the run with that key, and the key of an accepted earlier run."""
         folder = self.options.store / address(key)
-        if self._finished_runs is None or is_finished(read_record(folder), may_fail):
+        if self._finished_runs is None:
+            return folder, None
+        # A run of today's code takes precedence over one of earlier code.
+        if is_finished(read_record(folder), may_fail):
             return folder, None
         earlier = self._finished_runs.find(key, may_fail)
-        return (folder, None) if earlier is None else (earlier.folder, earlier.key)
+        if earlier is None:
+            return folder, None
+        return earlier.folder, earlier.key
 
     def _argv(
         self,
@@ -246,8 +276,11 @@ class _Planner:
                 f"--run.group={self.experiment.name}",
             ]
             return ["fit", *argv, *place]
-        cache_options = [f"--{name.replace('_', '-')}={v}" for name, v in run.cache.items()]
-        return ["cache", *argv, *cache_options, f"--output={folder}"]
+        for name, value in run.cache.items():
+            # The options of `kd cache` have dashes: `--top-k`.
+            option = name.replace("_", "-")
+            argv.append(f"--{option}={value}")
+        return ["cache", *argv, f"--output={folder}"]
 
 
 def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
@@ -256,15 +289,19 @@ def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
     Raises:
         UserError: for a name that no run has.
     """
+    if not only:
+        return list(experiment.runs)
+    named_runs: set[str] = set()
     for name in only:
-        if not any(_is_named(run, name) for run in experiment.runs):
+        matches = [run.name for run in experiment.runs if _is_named(run, name)]
+        if not matches:
             names = ", ".join(dict.fromkeys(run.name for run in experiment.runs))
             raise UserError(
                 f"--only {name!r}: {experiment.name} has no such run; its runs are {names}"
             )
-    if not only:
-        return list(experiment.runs)
-    return [run for run in experiment.runs if any(_is_named(run, name) for name in only)]
+        named_runs.update(matches)
+    # The order of the experiment, not that of the arguments.
+    return [run for run in experiment.runs if run.name in named_runs]
 
 
 def _is_named(run: RunSpec, name: str) -> bool:
@@ -273,12 +310,15 @@ def _is_named(run: RunSpec, name: str) -> bool:
 
 
 def _with_inner_root(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the overrides with `data.root` given to the inner data if a run's data wraps other data."""
+    """Return the overrides with `data.root` moved to the inner data if the data wraps other data."""
     data = overrides.get("data")
-    init_args = data.get("init_args", {}) if isinstance(data, dict) else {}
-    if not init_args.get("data"):
+    if not isinstance(data, dict) or not data.get("init_args", {}).get("data"):
         return dict(overrides)
-    return {("data.data.root" if k == "data.root" else k): v for k, v in overrides.items()}
+    moved = {}
+    for name, value in overrides.items():
+        key = "data.data.root" if name == "data.root" else name
+        moved[key] = value
+    return moved
 
 
 def _all_jobs(needs: Mapping[str, Need]) -> list[Job]:
@@ -288,9 +328,9 @@ def _all_jobs(needs: Mapping[str, Need]) -> list[Job]:
     return jobs
 
 
-def _for_each(needs: Mapping[str, Need], value_of: Callable[[Job], str]) -> dict[str, Any]:
+def _for_each(needs: Mapping[str, Need], value_of: Callable[[Job], str]) -> dict[str, YamlValue]:
     """Return `setting -> value` of each needed job, or a list of values for a list of jobs."""
-    values: dict[str, Any] = {}
+    values: dict[str, YamlValue] = {}
     for setting, need in needs.items():
         if isinstance(need, list):
             values[setting] = [value_of(job) for job in need]
@@ -299,7 +339,7 @@ def _for_each(needs: Mapping[str, Need], value_of: Callable[[Job], str]) -> dict
     return values
 
 
-def format_override(name: str, value: Any) -> str:
+def format_override(name: str, value: YamlValue) -> str:
     """Return the argument `--name=value`, with the value in YAML on one line."""
     if isinstance(value, str):
         return f"--{name}={value}"
@@ -309,7 +349,7 @@ def format_override(name: str, value: Any) -> str:
     return f"--{name}={text}"
 
 
-def format_overrides(overrides: Mapping[str, Any]) -> list[str]:
+def format_overrides(overrides: Mapping[str, YamlValue]) -> list[str]:
     """Return one argument per override; see `format_override`."""
     return [format_override(name, value) for name, value in overrides.items()]
 
@@ -319,4 +359,6 @@ def by_run(jobs: Iterable[Job]) -> dict[str, list[Job]]:
     groups: dict[str, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.run, []).append(job)
-    return {name: sorted(group, key=lambda job: job.seed) for name, group in groups.items()}
+    for group in groups.values():
+        group.sort(key=lambda job: job.seed)
+    return groups

@@ -33,7 +33,8 @@ def summary(experiment: Experiment, rows: Sequence[ResultRow], path: Path) -> No
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     for position, row in enumerate(plotted):
         _plot_row(axes, position, row)
-    axes.set_yticks(range(len(plotted)), [row["run"] for row in plotted])
+    names = [row["run"] for row in plotted]
+    axes.set_yticks(range(len(plotted)), names)
     # The axis is inverted, so that the first run is on top.
     axes.set_ylim(len(plotted) - 0.4, -0.6)
     axes.set_xlabel(metric.replace("_", " "))

@@ -53,11 +53,20 @@ def table_cells(rows: Sequence[ResultRow]) -> Cells:
 
     A wide table of few runs is transposed: one line per metric.
     """
-    metrics = list(dict.fromkeys(row["metric"] for row in rows))
-    runs = list(dict.fromkeys(row["run"] for row in rows))
-    by_cell = {(row["run"], row["metric"]): row for row in rows}
-    # A column of the paper's numbers exists only if the paper gives one for this metric.
-    metrics_with_paper = {row["metric"] for row in rows if row["paper"] is not None}
+    by_cell: dict[tuple[str, str], ResultRow] = {}
+    # Dictionaries serve as sets that keep the order of the rows.
+    runs: dict[str, None] = {}
+    metrics: dict[str, None] = {}
+    metrics_with_paper = set()
+    for row in rows:
+        run = row["run"]
+        metric = row["metric"]
+        runs[run] = None
+        metrics[metric] = None
+        by_cell[run, metric] = row
+        # A column of the paper's numbers exists only if the paper gives one for this metric.
+        if row["paper"] is not None:
+            metrics_with_paper.add(metric)
 
     headings = ["run", "seeds"]
     for metric in metrics:
@@ -66,18 +75,20 @@ def table_cells(rows: Sequence[ResultRow]) -> Cells:
             headings.append(f"paper's {heading(metric)}")
 
     lines = []
+    first_metric = next(iter(metrics), "")
     for run in runs:
         # The number of seeds is that of the first metric, since costs are measured once per run.
-        first = by_cell.get((run, metrics[0]))
+        first = by_cell.get((run, first_metric))
         line = [run, str(first["n"]) if first else ""]
         for metric in metrics:
-            row = by_cell.get((run, metric))
-            line.append(_format_mean(row) if row else "")
+            cell = by_cell.get((run, metric))
+            line.append(_format_mean(cell) if cell else "")
             if metric in metrics_with_paper:
-                line.append(_format_paper(row) if row else "")
+                line.append(_format_paper(cell) if cell else "")
         lines.append(line)
 
-    if len(headings) > _MAX_COLUMNS and len(lines) <= _MAX_TRANSPOSED_RUNS:
+    is_wide = len(headings) > _MAX_COLUMNS
+    if is_wide and len(lines) <= _MAX_TRANSPOSED_RUNS:
         transposed = [list(column) for column in zip(headings, *lines, strict=True)]
         return Cells(transposed[0], transposed[1:])
     return Cells(headings, lines)
@@ -105,13 +116,18 @@ def _format_mean(row: ResultRow) -> str:
 
 def _format_spread(mean: float, std: float | None, scale: int, digits: int) -> str:
     text = f"{mean:.{digits}f}"
-    return text if std is None else f"{text} ± {scale * std:.{digits}f}"
+    if std is None:
+        return text
+    return f"{text} ± {scale * std:.{digits}f}"
 
 
 def _format_paper(row: ResultRow) -> str:
-    if row["paper"] is None:
+    paper = row["paper"]
+    if paper is None:
         return ""
-    return f"{100 * row['paper']:g}%" if is_fraction(row["metric"]) else f"{row['paper']:g}"
+    if is_fraction(row["metric"]):
+        return f"{100 * paper:g}%"
+    return f"{paper:g}"
 
 
 def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
@@ -140,7 +156,14 @@ def csv_text(
 
 def csv_fields(row: ResultRow) -> list[str | float | None]:
     """The fields of a row in the order of ROW_COLUMNS."""
-    return [row["run"], row["metric"], row["paper"], row["mean"], row["std"], row["n"]]
+    return [
+        row["run"],
+        row["metric"],
+        row["paper"],
+        row["mean"],
+        row["std"],
+        row["n"],
+    ]
 
 
 def join_numbers(numbers: Iterable[float]) -> str:

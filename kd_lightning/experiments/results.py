@@ -68,17 +68,17 @@ def collect(
     groups = seed_groups(experiment, jobs)
     _check_metrics(experiment, groups)
     rows = metric_rows(experiment, groups)
-    tests = [
-        comparison.as_dict() | {"sentence": comparison.sentence()}
-        for comparison in comparisons(experiment, groups)
-    ]
-    tests += [equivalence.as_dict() for equivalence in equivalences(experiment, groups)]
-    notes = [experiment.note.strip()]
+    tests = []
+    for comparison in comparisons(experiment, groups):
+        tests.append(comparison.as_dict() | {"sentence": comparison.sentence()})
+    for equivalence in equivalences(experiment, groups):
+        tests.append(equivalence.as_dict())
+    note = experiment.note.strip()
     # Analyses may need any run of the experiment.
     if complete:
         rows += analysis_rows(experiment, jobs, output)
     else:
-        notes.append("Some runs only (--only).")
+        note = f"{note} Some runs only (--only).".strip()
     wall_time_s = sum(RunFolder(job.folder).wall_time_s for job in jobs)
     return {
         "experiment": experiment.name,
@@ -87,7 +87,7 @@ def collect(
         "commit": commit(),
         "hardware": hardware(),
         "wall_time_s": round(wall_time_s, 1),
-        "note": " ".join(filter(None, notes)),
+        "note": note,
     }
 
 
@@ -99,7 +99,8 @@ def seed_groups(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, SeedGr
         for job in seeds:
             folder = RunFolder(job.folder)
             results.append(SeedResult(job.seed, folder.metrics, folder))
-        groups[name] = SeedGroup(name, results, experiment.paper.get(name, {}))
+        paper = experiment.paper.get(name, {})
+        groups[name] = SeedGroup(name, results, paper)
     return groups
 
 
@@ -113,9 +114,8 @@ def _check_metrics(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> N
         named.append(experiment.compare_metric)
     for metric in named:
         if metric not in measured:
-            raise UserError(
-                f"no run measured {metric!r}; measured metrics: {', '.join(sorted(measured))}"
-            )
+            available = ", ".join(sorted(measured))
+            raise UserError(f"no run measured {metric!r}; measured metrics: {available}")
 
 
 def metric_rows(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list[ResultRow]:
@@ -141,7 +141,8 @@ def analysis_rows(experiment: Experiment, jobs: Sequence[Job], output: Path) -> 
     for label, options in experiment.analyses.items():
         for row in analyse(label, options, runs, output):
             # The experiment's YAML takes precedence over the analysis.
-            paper = experiment.paper.get(row.run, {}).get(row.metric, row.paper)
+            paper_of_run = experiment.paper.get(row.run, {})
+            paper = paper_of_run.get(row.metric, row.paper)
             rows.append(result_row(row.run, row.metric, row.values, paper=paper))
     return rows
 
@@ -185,14 +186,17 @@ def markdown(experiment: Experiment, content: Results) -> str:
     text = [f"# {experiment.title}", "", experiment.claim.strip(), ""]
     text += markdown_table(*cells(content))
     text.append("")
-    text += [f"- {comparison['sentence']}." for comparison in content["comparisons"]]
+    for comparison in content["comparisons"]:
+        text.append(f"- {comparison['sentence']}.")
     # The table shows standard deviations; the intervals follow in a sentence.
     intervals = _interval_sentence(content["rows"])
     if intervals:
         text += ["", intervals]
 
     machine = content["hardware"]
-    device = ", ".join(machine["gpus"]) or f"{machine['cpu']}, {machine['threads']} threads"
+    device = ", ".join(machine["gpus"])
+    if not device:
+        device = f"{machine['cpu']}, {machine['threads']} threads"
     text += [
         "",
         "Mean ± standard deviation over seeds. "
@@ -206,8 +210,11 @@ def markdown(experiment: Experiment, content: Results) -> str:
 def _interval_sentence(rows: Sequence[ResultRow]) -> str:
     """One sentence with the intervals of the table's first metric; empty if there are none."""
     metric = rows[0]["metric"]
-    scale = 100 if is_fraction(metric) else 1
-    unit = "%" if is_fraction(metric) else ""
+    scale = 1
+    unit = ""
+    if is_fraction(metric):
+        scale = 100
+        unit = "%"
     intervals = []
     for row in rows:
         bounds = row.get("interval")
@@ -223,7 +230,10 @@ def _interval_sentence(rows: Sequence[ResultRow]) -> str:
 
 def csv_text(content: Results) -> str:
     """The text of results.csv."""
-    lines = [[*csv_fields(row), join_numbers(row["values"])] for row in content["rows"]]
+    lines = []
+    for row in content["rows"]:
+        values = join_numbers(row["values"])
+        lines.append([*csv_fields(row), values])
     return format_csv([*ROW_COLUMNS, "values"], lines, line_end="\r\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from itertools import chain
+from pathlib import Path
 
 from rich.console import Console
 
@@ -58,7 +59,8 @@ class Runner:
         for job in jobs:
             started = time.monotonic()
             execute(job, self.launch)
-            self._finish(job, time.monotonic() - started, clock)
+            seconds = time.monotonic() - started
+            self._finish(job, seconds, clock)
 
     def _run_side_by_side(self, jobs: list[Job], clock: Clock) -> None:
         waiting = list(jobs)
@@ -69,9 +71,7 @@ class Runner:
         with Workers(worker_count) as workers, Board(self.console, len(jobs)) as board:
             while waiting or workers.running:
                 for job in list(waiting):
-                    running = [other.folder for other in workers.running]
-                    is_ready = unfinished.isdisjoint(need.folder for need in job.needs)
-                    if workers.has_idle and is_ready and job.folder not in running:
+                    if workers.has_idle and _can_start(job, workers.running, unfinished):
                         waiting.remove(job)
                         workers.start(job)
                         started[job.name] = time.monotonic()
@@ -79,17 +79,23 @@ class Runner:
                 for job in workers.wait(seconds=1.0):
                     unfinished.discard(job.folder)
                     board.finish(job)
-                    self._finish(job, time.monotonic() - started[job.name], clock)
+                    seconds = time.monotonic() - started[job.name]
+                    self._finish(job, seconds, clock)
 
     def _finish(self, job: Job, seconds: float, clock: Clock) -> None:
         """Report a job that ended, and remember its key."""
         clock.finish(job, seconds)
         errors = job.record.get("metrics", {}).get("test_errors")
         result = "" if errors is None else f"{errors:.0f} test errors, "
-        count = f"{clock.finished:>{len(str(clock.total))}}/{clock.total}"
-        left = f"; about {_duration(clock.seconds_left())} left" if clock.unfinished else ""
+        # All counts have the same width, so that the lines below each other align.
+        digits = len(str(clock.total))
+        count = f"{clock.finished:>{digits}}/{clock.total}"
+        left = ""
+        if clock.unfinished:
+            left = f"; about {_duration(clock.seconds_left())} left"
         # The backslash keeps rich from reading the brackets as markup.
-        self._print(f"\\[{count}] {job.run}, seed {job.seed}: {result}{seconds:.1f} s{left}")
+        name = f"\\[{count}] {job.run}, seed {job.seed}"
+        self._print(f"{name}: {result}{seconds:.1f} s{left}")
         self._history[job.name] = {"address": job.folder.name, "key": job.key}
         write_json(self._history_path, self._history)
 
@@ -108,11 +114,16 @@ class Runner:
         explained = set()
         for job in unfinished:
             earlier = self._history.get(job.name)
-            if not earlier or earlier["address"] == job.folder.name or job.run in explained:
+            if not earlier or job.run in explained:
+                continue
+            # With an equal key, the finished run was deleted, and no difference explains it.
+            if earlier["address"] == job.folder.name:
                 continue
             explained.add(job.run)
-            reason = difference(earlier["key"], job.key)
-            if all(is_code(name) for name in changed_names(earlier["key"], job.key)):
+            earlier_key = earlier["key"]
+            reason = difference(earlier_key, job.key)
+            changed = changed_names(earlier_key, job.key)
+            if all(map(is_code, changed)):
                 reason += "; --keep-finished keeps finished runs of other code"
             self._print(f"{job.run} is run again: {reason}")
 
@@ -133,10 +144,11 @@ class Clock:
         self.total = len(unfinished)
         self.unfinished = list(unfinished)
         self._workers = workers
-        self._seconds: dict[str, list[float]] = {job.run: [] for job in jobs}
+        self._seconds: dict[str, list[float]] = {}
         for job in jobs:
+            seconds = self._seconds.setdefault(job.run, [])
             if job.finished:
-                self._seconds[job.run].append(float(job.record.get("wall_time_s", 0)))
+                seconds.append(float(job.record.get("wall_time_s", 0)))
 
     @property
     def finished(self) -> int:
@@ -151,12 +163,28 @@ class Clock:
     def seconds_left(self) -> float:
         """Estimate the remaining time from finished seeds of the same run, else from all runs."""
         all_seconds = list(chain.from_iterable(self._seconds.values()))
-        mean = statistics.fmean(all_seconds or [0.0])
+        # Before the first run ends, there is nothing to estimate from.
+        mean = statistics.fmean(all_seconds) if all_seconds else 0.0
         total = 0.0
         for job in self.unfinished:
             same_run = self._seconds[job.run]
             total += statistics.fmean(same_run) if same_run else mean
         return total / self._workers
+
+
+def _can_start(job: Job, running: list[Job], unfinished: set[Path]) -> bool:
+    """Return whether a job has all that it needs, and whether no other job writes its folder.
+
+    Args:
+        job: a job that waits.
+        running: the jobs that run now.
+        unfinished: the folders of jobs that are not finished.
+    """
+    for need in job.needs:
+        if need.folder in unfinished:
+            return False
+    # Jobs with equal keys share a folder.
+    return all(other.folder != job.folder for other in running)
 
 
 def _duration(seconds: float) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from kd_lightning.errors import UserError
+
+YamlValue = bool | int | float | str | list["YamlValue"] | dict[str, "YamlValue"] | None
+"""What a YAML file may hold."""
 
 
 @dataclass(frozen=True)
@@ -18,11 +20,11 @@ class Check:
         kind: the kind in words, such as "a list of texts".
     """
 
-    accepts: Callable[[Any], bool]
+    accepts: Callable[[YamlValue], bool]
     kind: str
 
 
-def check_keys(where: str, content: Any, schema: Mapping[str, Check]) -> None:
+def check_keys(where: str, content: YamlValue, schema: Mapping[str, Check]) -> None:
     """Check that a mapping holds only known keys, each with a value of the right kind or null.
 
     Args:
@@ -45,77 +47,97 @@ def check_keys(where: str, content: Any, schema: Mapping[str, Check]) -> None:
             raise UserError(f"{where}: {name} must be {check.kind}, got {value!r}")
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: YamlValue) -> bool:
     return isinstance(value, str)
 
 
-def _is_flag(value: Any) -> bool:
+def _is_flag(value: YamlValue) -> bool:
     return isinstance(value, bool)
 
 
-def _is_mapping(value: Any) -> bool:
+def _is_mapping(value: YamlValue) -> bool:
     return isinstance(value, dict)
 
 
-def _is_count(value: Any) -> bool:
+def _is_count(value: YamlValue) -> bool:
     # In Python, true and false are whole numbers.
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) and value >= 1
 
 
-def _is_list_of(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(item, kind) for item in value)
+def _is_list_of(value: YamlValue, kind: type) -> bool:
+    return isinstance(value, list) and _are_all(value, kind)
 
 
-def _is_texts(value: Any) -> bool:
+def _is_texts(value: YamlValue) -> bool:
     return _is_list_of(value, str)
 
 
-def _is_seeds(value: Any) -> bool:
+def _is_seeds(value: YamlValue) -> bool:
     return _is_list_of(value, int)
 
 
-def _is_mapping_of(value: Any, kind: type) -> bool:
-    return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
+def _is_mapping_of(value: YamlValue, kind: type) -> bool:
+    return isinstance(value, dict) and _are_all(value.values(), kind)
 
 
-def _is_mapping_of_texts(value: Any) -> bool:
+def _are_all(items: Iterable[YamlValue], kind: type) -> bool:
+    return all(isinstance(item, kind) for item in items)
+
+
+def _is_mapping_of_texts(value: YamlValue) -> bool:
     return _is_mapping_of(value, str)
 
 
-def _is_mapping_of_lists(value: Any) -> bool:
+def _is_mapping_of_lists(value: YamlValue) -> bool:
     return _is_mapping_of(value, list)
 
 
-def _is_mapping_of_mappings(value: Any) -> bool:
+def _is_mapping_of_mappings(value: YamlValue) -> bool:
     return _is_mapping_of(value, dict)
 
 
-def _is_needs(value: Any) -> bool:
+def _is_needs(value: YamlValue) -> bool:
     if not isinstance(value, dict):
         return False
-    return all(isinstance(item, str) or _is_texts(item) for item in value.values())
+    for needed in value.values():
+        # A setting may need one run or several.
+        is_valid = _is_text(needed) or _is_texts(needed)
+        if not is_valid:
+            return False
+    return True
 
 
-def _is_cache(value: Any) -> bool:
+def _is_cache(value: YamlValue) -> bool:
     return isinstance(value, dict) and set(value) <= {"views", "top_k", "dtype"}
 
 
-def _is_pairs(value: Any) -> bool:
+def _is_pairs(value: YamlValue) -> bool:
     if not isinstance(value, list):
         return False
-    return all(_is_texts(pair) and len(pair) == 2 for pair in value)
+    for pair in value:
+        if not isinstance(pair, list) or len(pair) != 2 or not _is_texts(pair):
+            return False
+    return True
 
 
-def _is_equivalences(value: Any) -> bool:
-    if not _is_list_of(value, dict):
+def _is_equivalences(value: YamlValue) -> bool:
+    if not isinstance(value, list):
         return False
-    return all(set(pair) == {"a", "b", "margin"} for pair in value)
+    for pair in value:
+        if not isinstance(pair, dict) or set(pair) != {"a", "b", "margin"}:
+            return False
+    return True
 
 
-def _is_analyses(value: Any) -> bool:
-    if not _is_mapping_of(value, dict):
+def _is_analyses(value: YamlValue) -> bool:
+    if not isinstance(value, dict):
         return False
-    return all(isinstance(analysis.get("function"), str) for analysis in value.values())
+    for analysis in value.values():
+        if not isinstance(analysis, dict) or not _is_text(analysis.get("function")):
+            return False
+    return True
 
 
 _TEXT = Check(_is_text, "a text")

@@ -12,7 +12,7 @@ import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import resolve_function
-from kd_lightning.experiments.schema import EXPERIMENT, RUN, check_keys
+from kd_lightning.experiments.schema import EXPERIMENT, RUN, YamlValue, check_keys
 from kd_lightning.paths import shipped_root
 from kd_lightning.runs.configs import with_current_names
 
@@ -49,10 +49,13 @@ class RunSpec:
     @property
     def needed_names(self) -> list[str]:
         """The names of all runs in `needs`, without seeds."""
-        needed: list[str] = []
+        names: list[str] = []
         for value in self.needs.values():
-            needed += value if isinstance(value, list) else [value]
-        return [name.partition("@")[0] for name in needed]
+            needed = value if isinstance(value, list) else [value]
+            for reference in needed:
+                name, _, _ = reference.partition("@")
+                names.append(name)
+        return names
 
     def expanded(self) -> list[RunSpec]:
         """Return one run per combination of the grid's values, with the values in its name."""
@@ -61,7 +64,9 @@ class RunSpec:
             combination = dict(zip(self.grid, values, strict=True))
             name = self.name
             for key, value in combination.items():
-                name += f" {key.rpartition('.')[2]}={value}"
+                # The full key would make the name too long for a table.
+                last_part = key.rpartition(".")[2]
+                name += f" {last_part}={value}"
             overrides = {**self.overrides, **combination}
             runs.append(replace(self, name=name, overrides=overrides, grid={}))
         return runs
@@ -118,7 +123,8 @@ class Experiment:
 
     def run(self, name: str) -> RunSpec:
         """Return the run of that name."""
-        return next(run for run in self.runs if run.name == name)
+        matches = (run for run in self.runs if run.name == name)
+        return next(matches)
 
 
 def find(name: str) -> Path:
@@ -137,7 +143,7 @@ def _experiments() -> Path:
     return shipped_root() / "experiments"
 
 
-def load(name: str, changes: Mapping[str, Any] | None = None) -> Experiment:
+def load(name: str, changes: Mapping[str, YamlValue] | None = None) -> Experiment:
     """Read and check an experiment.
 
     Args:
@@ -150,21 +156,31 @@ def load(name: str, changes: Mapping[str, Any] | None = None) -> Experiment:
     path = find(name)
     content = _read(path)
     changes = changes or {}
+    # A key without a value is null in YAML.
     defaults = content.get("settings") or {}
-    for setting, other in (content.get("instead") or {}).items():
-        if changes.get(setting) not in (None, defaults.get(setting)):
+    instead = content.get("instead") or {}
+    for setting, other in instead.items():
+        is_changed = changes.get(setting) not in (None, defaults.get(setting))
+        if is_changed:
             return load(other, changes)
 
     unknown = sorted(set(changes) - set(defaults))
     if unknown:
         valid = ", ".join(defaults) or "none"
         raise UserError(f"{name} has no setting --{unknown[0]}; it has {valid}")
-    changed = {key: value for key, value in changes.items() if value != defaults[key]}
+    # A setting that is given its default value does not change the experiment's name.
+    changed = {}
+    for setting, value in changes.items():
+        if value != defaults[setting]:
+            changed[setting] = value
     settings = {**defaults, **changed}
-    content = {**_filled(content, settings), "settings": settings}
+    content = _filled(content, settings)
+    content["settings"] = settings
 
     runs = _runs(path, content.pop("runs"))
-    for analysis in (content.get("analyses") or {}).values():
+    analyses = content.get("analyses") or {}
+    for analysis in analyses.values():
+        # Afterwards the experiment no longer depends on the folder of its YAML.
         analysis["function"] = resolve_function(analysis["function"], path.parent)
     for key in ("title", "claim", "time"):
         if not content.get(key):
@@ -186,39 +202,50 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _filled(value: Any, settings: Mapping[str, Any]) -> Any:
+def _filled(value: Any, settings: Mapping[str, YamlValue]) -> Any:
     """Replace `${name}` in all texts. A text of nothing else becomes the setting's value itself."""
     if isinstance(value, dict):
-        return {_filled(k, settings): _filled(v, settings) for k, v in value.items()}
+        filled = {}
+        for key, item in value.items():
+            filled[_filled(key, settings)] = _filled(item, settings)
+        return filled
     if isinstance(value, list):
         return [_filled(item, settings) for item in value]
-    if isinstance(value, str) and "${" in value:
-        for name, setting in settings.items():
-            placeholder = f"${{{name}}}"
-            if value == placeholder:
-                return setting
-            value = value.replace(placeholder, str(setting))
-    return value
+    if not isinstance(value, str) or "${" not in value:
+        return value
+    text = value
+    for name, setting in settings.items():
+        placeholder = f"${{{name}}}"
+        # The setting keeps its type, for example a number.
+        if text == placeholder:
+            return setting
+        text = text.replace(placeholder, str(setting))
+    return text
 
 
 def _runs(path: Path, content: Mapping[str, Any]) -> list[RunSpec]:
     """Return the runs of a YAML, one per combination of each grid."""
+    fields_of_run = {}
     for name, fields in content.items():
-        check_keys(f"{path}: runs.{name}", {} if fields is None else fields, RUN)
+        # A run without any fields is null in YAML.
+        fields_of_run[name] = {} if fields is None else fields
+        check_keys(f"{path}: runs.{name}", fields_of_run[name], RUN)
     runs = []
-    for name, fields in content.items():
-        runs += RunSpec(name=name, **(fields or {})).expanded()
+    for name, fields in fields_of_run.items():
+        runs += RunSpec(name=name, **fields).expanded()
     return runs
 
 
-def _full_name(path: Path, changed: Mapping[str, Any]) -> str:
+def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
     """Return an experiment's name, followed by its changed settings."""
     name = path.stem
-    if path.is_relative_to(_experiments()):
-        name = path.with_suffix("").relative_to(_experiments()).as_posix()
+    root = _experiments()
+    if path.is_relative_to(root):
+        name = path.with_suffix("").relative_to(root).as_posix()
     for key, value in changed.items():
-        # The name becomes that of a folder, so of a path only the last part counts.
-        name += f"-{key}-{str(value).rstrip('/').rpartition('/')[2]}"
+        # The name becomes that of a folder, so it holds only the last part of a path.
+        last_part = str(value).rstrip("/").rpartition("/")[2]
+        name += f"-{key}-{last_part}"
     return name
 
 

@@ -126,8 +126,11 @@ def interval(values: Sequence[float]) -> list[float] | None:
     from scipy.stats import t
 
     mean = float(np.mean(values))
-    standard_error = float(np.std(values, ddof=1)) / n**0.5
-    half_width = float(t.ppf(0.975, n - 1)) * standard_error
+    standard_deviation = float(np.std(values, ddof=1))
+    standard_error = standard_deviation / n**0.5
+    # A two-sided 95% interval leaves 2.5% on each side.
+    quantile = float(t.ppf(0.975, n - 1))
+    half_width = quantile * standard_error
     return [mean - half_width, mean + half_width]
 
 
@@ -143,7 +146,7 @@ def paired(
         values_a: the metric of `a`, one value per seed.
         values_b: the metric of `b`, for the same seeds in the same order.
     """
-    difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)
+    difference = _differences(values_a, values_b)
     n = len(difference)
     mean = float(difference.mean()) if n else float("nan")
     result = Comparison(a, b, metric, n, mean)
@@ -178,7 +181,7 @@ def alike(
         values_a: the metric of `a`, one value per seed.
         values_b: the metric of `b`, for the same seeds in the same order.
     """
-    difference = np.asarray(values_a, dtype=float) - np.asarray(values_b, dtype=float)
+    difference = _differences(values_a, values_b)
     mean = float(difference.mean())
     result = Equivalence(a, b, metric, len(difference), margin, mean)
     if len(difference) < LEAST_SEEDS:
@@ -195,10 +198,19 @@ def alike(
     bounds = ttest_1samp(difference, 0.0).confidence_interval(0.9)
     result.low = float(bounds.low)
     result.high = float(bounds.high)
+    # Equal means both: above the lower margin and below the upper one.
     p_above = ttest_1samp(difference, -margin, alternative="greater").pvalue
     p_below = ttest_1samp(difference, margin, alternative="less").pvalue
     result.p = float(max(p_above, p_below))
     return result
+
+
+def _differences(values_a: Sequence[float], values_b: Sequence[float]) -> NDArray[np.float64]:
+    """`(seeds,)`: the difference a - b of each seed."""
+    array_a = np.asarray(values_a, dtype=np.float64)
+    array_b = np.asarray(values_b, dtype=np.float64)
+    difference: NDArray[np.float64] = array_a - array_b
+    return difference
 
 
 def bootstrap_examples(
@@ -217,18 +229,25 @@ def bootstrap_examples(
     # and there are only a few distinct differences.
     values, counts = np.unique(per_example, return_counts=True)
     generator = np.random.default_rng(seed)
-    drawn = generator.multinomial(len(per_example), counts / counts.sum(), size=resamples)
-    low, high = np.percentile(drawn @ values, [2.5, 97.5])
+    probabilities = counts / counts.sum()
+    drawn = generator.multinomial(len(per_example), probabilities, size=resamples)
+    # `(resamples,)`: the difference in error counts of each bootstrap sample.
+    differences = drawn @ values
+    low, high = np.percentile(differences, [2.5, 97.5])
     return float(low), float(high)
 
 
 def holm(comparisons: list[Comparison]) -> None:
     """Set `p_holm` of all comparisons that have a p-value (Holm 1979)."""
-    tested = [comparison for comparison in comparisons if comparison.p is not None]
-    tested.sort(key=lambda comparison: comparison.p or 0.0)
+    tested: list[tuple[float, Comparison]] = []
+    for comparison in comparisons:
+        if comparison.p is not None:
+            tested.append((comparison.p, comparison))
+    tested.sort(key=lambda pair: pair[0])
     largest = 0.0
-    for rank, comparison in enumerate(tested):
-        assert comparison.p is not None
+    for rank, (p, comparison) in enumerate(tested):
+        remaining_tests = len(tested) - rank
+        corrected = min(1.0, p * remaining_tests)
         # A corrected p-value is never below that of a comparison with a smaller p-value.
-        largest = max(largest, min(1.0, comparison.p * (len(tested) - rank)))
+        largest = max(largest, corrected)
         comparison.p_holm = largest

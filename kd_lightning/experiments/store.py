@@ -34,7 +34,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return read_json(folder / "run.json")
 
 
-def is_finished(record: Mapping[str, Any], may_fail: bool = False) -> bool:
+def is_finished(record: Mapping[str, object], may_fail: bool = False) -> bool:
     """Return whether the content of a `run.json` is that of a finished run.
 
     Args:
@@ -59,11 +59,14 @@ class FinishedRuns:
     """
 
     def __init__(self, store: Path, output: Path) -> None:
+        runs: dict[Path, StoredRun] = {}
+        for run in _stored_runs(store, output):
+            # A later entry replaces an earlier one, and the folder's own key comes last.
+            runs[run.folder] = run
         self._by_settings: dict[str, list[StoredRun]] = {}
-        # A later entry replaces an earlier one, and what the folder itself holds comes last.
-        runs = {run.folder: run for run in _stored_runs(store, output)}
         for run in runs.values():
-            self._by_settings.setdefault(_settings_address(run.key), []).append(run)
+            settings = _settings_address(run.key)
+            self._by_settings.setdefault(settings, []).append(run)
 
     def find(self, key: Key, may_fail: bool = False) -> StoredRun | None:
         """Return the run that finished last among those with equal settings; None if there is none.
@@ -72,8 +75,11 @@ class FinishedRuns:
             key: the key of the run that is looked for.
             may_fail: whether a failed run counts as finished.
         """
-        candidates = self._by_settings.get(_settings_address(key), [])
-        finished = [run for run in candidates if is_finished(read_record(run.folder), may_fail)]
+        finished = []
+        for run in self._by_settings.get(_settings_address(key), []):
+            record = read_record(run.folder)
+            if is_finished(record, may_fail):
+                finished.append(run)
         return max(finished, key=_finish_time, default=None)
 
 
@@ -82,11 +88,13 @@ def _stored_runs(store: Path, output: Path) -> Iterator[StoredRun]:
     # Experiments are named PAPER/EXPERIMENT or EXPERIMENT, and so are their results' folders,
     # which lie beside the store by default.
     results = [*store.parent.glob("*/jobs.json"), *store.parent.glob("*/*/jobs.json")]
+    # The experiment's own results come last, so that they take precedence.
     for path in (*sorted(results), output / "jobs.json"):
         for job in read_json(path).values():
             # Another program may name a file like this one.
-            if isinstance(job, dict) and {"address", "key"} <= set(job):
-                yield StoredRun(store / job["address"], job["key"])
+            if not isinstance(job, dict) or "address" not in job or "key" not in job:
+                continue
+            yield StoredRun(store / job["address"], job["key"])
     for path in sorted(store.glob("*/key.json")):
         yield StoredRun(path.parent, read_json(path))
 
@@ -95,9 +103,13 @@ def _settings_address(key: Key) -> str:
     """Return the address of a key's entries about settings and data, without those about code."""
     settings = {}
     for name, value in key.items():
-        if not is_code(name):
-            moved = isinstance(value, str) and value in MOVED
-            settings[name] = MOVED[value] if moved else value
+        if is_code(name):
+            continue
+        # Keys of earlier versions name classes that have moved since.
+        if isinstance(value, str):
+            settings[name] = MOVED.get(value, value)
+        else:
+            settings[name] = value
     return address(settings)
 
 
@@ -115,6 +127,9 @@ def record_acceptance(folder: Path, accepted_key: Key, key: Key) -> None:
     """
     record = read_record(folder)
     accepted = record.setdefault("accepted", [])
-    if address(key) not in [entry["address"] for entry in accepted]:
-        accepted.append({"address": address(key), "changed": changed_names(accepted_key, key)})
-        write_json(folder / "run.json", record)
+    today = address(key)
+    for entry in accepted:
+        if entry["address"] == today:
+            return
+    accepted.append({"address": today, "changed": changed_names(accepted_key, key)})
+    write_json(folder / "run.json", record)

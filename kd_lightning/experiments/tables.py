@@ -26,14 +26,16 @@ def tables(
     # The names of runs wrap, so that they leave room for numbers.
     widths[0] = min(widths[0], width // 2)
     for number, columns in enumerate(_fit_columns(widths, width)):
-        table = Table(title=None if number else title, title_justify="left")
+        is_first = number == 0
+        table = Table(title=title if is_first else None, title_justify="left")
         table.add_column(headings[0], overflow="fold")
         for column in columns:
             table.add_column(
                 headings[column], justify="right", min_width=widths[column], overflow="fold"
             )
         for line in lines:
-            table.add_row(line[0], *(line[column] for column in columns))
+            cells = [line[column] for column in columns]
+            table.add_row(line[0], *cells)
         yield table
 
 
@@ -41,7 +43,11 @@ def _column_widths(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> l
     """The width of each column's longest cell or word of the heading, in characters."""
     widths = []
     for column, heading in enumerate(headings):
-        texts = heading.split() + [line[column] for line in lines]
+        # A heading may wrap between words, a cell may not.
+        texts = heading.split()
+        for line in lines:
+            texts.append(line[column])
+        # In a terminal, some characters are two columns wide.
         widths.append(max(map(cell_len, texts), default=0))
     return widths
 
@@ -49,6 +55,7 @@ def _column_widths(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> l
 def _fit_columns(widths: Sequence[int], width: int) -> list[list[int]]:
     """Distribute all columns but the first over tables of at most `width` characters."""
     groups: list[list[int]] = [[]]
+    # The first column, which each table repeats, and the left border take their share.
     room = width - widths[0] - _SEPARATOR_WIDTH - 1
     left = room
     for column in range(1, len(widths)):

@@ -88,7 +88,8 @@ class Workers:
 
     def start(self, job: Job) -> None:
         """Give a job to an idle process."""
-        pipe = next(pipe for pipe in self._processes if pipe not in self._jobs)
+        idle_pipes = [pipe for pipe in self._processes if pipe not in self._jobs]
+        pipe = idle_pipes[0]
         self._jobs[pipe] = job
         pipe.send(job)
 
@@ -99,7 +100,9 @@ class Workers:
             UserError: if a job failed. The others are stopped, and resume the next time.
         """
         ended = []
-        for pipe in cast(list[Connection], wait(list(self._jobs), timeout=seconds)):
+        # A pipe of this process is always a Connection, but `wait` accepts other objects too.
+        ready = cast(list[Connection], wait(list(self._jobs), timeout=seconds))
+        for pipe in ready:
             job = self._jobs.pop(pipe)
             try:
                 problem = pipe.recv()
