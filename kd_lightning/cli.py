@@ -1,4 +1,4 @@
-"""The `kd` command. Slow modules are imported only once a command needs them."""
+"""The `kd` command line. Each command imports the slow modules that it needs."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ COMMANDS = {
     "fit": "train a teacher, a baseline or a student: kd fit -c FILE.yaml ... [--key=value ...]",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test set",
-    "predict": "write a checkpoint's logits on the test set",
-    "cache": "compute a teacher's outputs once: kd cache -c FILE.yaml ... --output DIR",
-    "reproduce": "run a published experiment and print its table: kd reproduce EXPERIMENT | --list",
+    "predict": "write the logits of a checkpoint for the test set",
+    "cache": "compute and store a teacher's outputs: kd cache -c FILE.yaml ... --output DIR",
+    "reproduce": "run an experiment and print its table: kd reproduce EXPERIMENT | --list",
     "compare": "print a table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
     "list": "list what is available: kd list methods|models|data|experiments [--json]",
 }

@@ -105,7 +105,9 @@ def test_a_pair_trains_with_it(checkout: Path) -> None:
         "configs/data/digits.yaml",
     ]
     run(checkout, *head, "-c", "configs/teachers/digits_mlp.yaml", *quick, "--run.dir=runs/teacher")
-    [command] = re.findall(r"^\$ kd (fit .*pearson.*)$", TEXT, flags=re.MULTILINE)
+    # A backslash continues a command on the next line.
+    text = TEXT.replace("\\\n", "")
+    [command] = re.findall(r"^\$ kd (fit .*pearson.*)$", text, flags=re.MULTILINE)
     words = shlex.split(command.replace("TEACHER", "runs/teacher/checkpoints/last.ckpt"))
     run(checkout, "-m", "kd_lightning", *words, *quick, "--run.dir=runs/student")
     assert "train_loss_pearson" in (checkout / "runs" / "student" / "metrics.csv").read_text()

@@ -1,4 +1,4 @@
-"""`kd compare`: one table over runs and seeds."""
+"""The `kd compare` command: prints one table over runs and seeds."""
 
 from __future__ import annotations
 
@@ -25,44 +25,44 @@ def parser() -> argparse.ArgumentParser:
     command = CommandParser(
         "kd compare",
         usage="kd compare RUN... | EXPERIMENT... | --wandb ENTITY/PROJECT  [options]",
-        description="Print one table over seeds: runs that differ only in the seed are one row, "
+        description="Print one table. Runs that differ only in the seed form one row with "
         "mean ± standard deviation.",
     )
     command.add_argument(
         "runs",
         nargs="*",
         metavar="RUN",
-        help="folders of runs, or experiments that kd reproduce has run",
+        help="folders of runs, or names of experiments that kd reproduce has run",
     )
-    command.add_argument("--wandb", metavar="ENTITY/PROJECT", help="the runs of a W&B project")
+    command.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project")
     command.add_argument(
         "--group",
-        help="with --wandb, only the runs of this group; kd reproduce makes one per experiment",
+        help="with --wandb, only the runs of this group; kd reproduce creates one group per experiment",
     )
     command.add_argument(
         "--metrics",
         nargs="+",
         default=[],
-        help="metrics of the table; default: the test metrics that all runs have",
+        help="metrics in the table; default: the test metrics that all runs have",
     )
     command.add_argument(
         "--by",
         nargs="+",
         default=[],
         metavar="KEY",
-        help="one row per value of these settings, such as temperature",
+        help="print one row per value of these settings, such as temperature",
     )
     command.add_argument(
         "--baseline",
         metavar="ROW",
-        help="test the first metric's difference from the row with this label",
+        help="test the difference of the first metric from the row with this label",
     )
     command.add_argument(
         "--format",
         choices=("terminal", "markdown", "csv", "json"),
-        help="default: by the ending of FILE, otherwise terminal",
+        help="default: determined by the suffix of FILE, otherwise terminal",
     )
-    command.add_argument("--output", type=Path, metavar="FILE", help="write to a file")
+    command.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
     return command
 
 

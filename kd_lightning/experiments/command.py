@@ -1,4 +1,4 @@
-"""`kd reproduce`."""
+"""The `kd reproduce` command: runs an experiment and prints its table."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the options that all experiments share."""
     options = _Parser(
         "kd reproduce",
-        description="Run a published experiment: train what is missing, print its table.",
+        description="Run an experiment: train the missing runs and print its table.",
         allow_abbrev=False,
     )
     options.add_argument(
-        "experiment", nargs="?", help="its name (see --list), or the path of a YAML of yours"
+        "experiment", nargs="?", help="name (see --list), or path of your own YAML file"
     )
     options.add_argument(
         "--list",
         action="store_true",
-        help="list all experiments, their claims and how long they take",
+        help="list all experiments with their claims and durations",
     )
     options.add_argument(
         "--dry-run", action="store_true", help="print the commands and train nothing"
@@ -54,43 +54,42 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--quick",
         action="store_true",
-        help="cut the experiment down to minutes, to see it work; not the published numbers",
+        help="run a shortened version that takes minutes; its numbers are not the published ones",
     )
     options.add_argument(
         "--keep-finished",
         action="store_true",
-        help="accept finished runs whose settings and data are unchanged but whose code or torch "
-        "version is not, for example after a refactoring; results.json and the runs' run.json "
-        "list them",
+        help="accept finished runs if only the code or the torch version has changed, for example "
+        "after a refactoring; results.json and each run's run.json record this",
     )
     options.add_argument(
         "--workers",
         type=int,
         default=1,
-        help="number of runs side by side, each with its share of the threads",
+        help="number of parallel runs, each with its share of the threads",
     )
     options.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="a setting of the experiment, such as digit=7; also written --digit 7",
+        help="change a setting of the experiment, such as digit=7; the short form is --digit 7",
     )
     options.add_argument(
         "--wandb", choices=("online", "offline"), help="log all runs to W&B, in one group"
     )
-    options.add_argument("--seeds", type=int, help="number of seeds, from 0")
+    options.add_argument("--seeds", type=int, help="number of seeds, starting from 0")
     options.add_argument(
-        "--data-root", help="folder of the data sets; by default KD_DATA_ROOT, else ./data"
+        "--data-root", help="folder of the data sets; default: KD_DATA_ROOT, otherwise ./data"
     )
     options.add_argument(
-        "--output", type=Path, help="folder of the results; by default runs/EXPERIMENT"
+        "--output", type=Path, help="folder of the results; default: runs/EXPERIMENT"
     )
     options.add_argument(
         "--store",
         type=Path,
         default=Path("runs/store"),
-        help="folder of the runs, shared by all experiments",
+        help="folder of the runs, which all experiments share; default: runs/store",
     )
     return options
 
