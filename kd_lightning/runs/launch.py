@@ -236,6 +236,9 @@ def _save_config(run: BuiltRun, folder: Path) -> dict[str, Any]:
     content = plain_config(run.config)
     # A second run of this config needs a folder of its own.
     content["run"]["dir"] = None
+    if content.get("ckpt_path") is None:
+        # A null here would override a --ckpt_path that stands before this file on a command line.
+        content.pop("ckpt_path", None)
     path = folder / "config.yaml"
     if not path.is_file():
         path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
