@@ -163,7 +163,8 @@ def compare_groups(pairs: Sequence[tuple[SeedGroup, SeedGroup]], metric: str) ->
 
     Args:
         pairs: the groups `a` and `b` of each comparison.
-        metric: the metric that is compared; test errors are also tested over test examples.
+        metric: the metric that is compared. If it is the count of the runs' task, such as test
+            errors, it is also tested over test examples.
 
     Returns:
         One comparison per pair, with Holm's correction for all of them.
@@ -173,12 +174,21 @@ def compare_groups(pairs: Sequence[tuple[SeedGroup, SeedGroup]], metric: str) ->
         # Pairing by seed removes the variance that both runs share, such as the sample order.
         values_a, values_b = values_over_shared_seeds(a, b, metric)
         comparison = paired(a.label, b.label, metric, values_a, values_b)
-        # The bootstrap counts wrong predictions, so it tests no other metric.
-        if metric == "test_errors" and comparison.p is not None:
+        # Runs store what each test example adds to their task's count, and to no other metric.
+        if _is_count(metric, a) and comparison.p is not None:
             _add_bootstrap(comparison, a, b)
         comparisons.append(comparison)
     holm(comparisons)
     return comparisons
+
+
+def _is_count(metric: str, group: SeedGroup) -> bool:
+    """Whether a metric is the count that the task of these runs compares."""
+    folder = group.results[0].folder
+    task = folder.record.get("task") if folder is not None else None
+    # Runs of version 0.1 record no task: all of them are classification.
+    count = task["count"] if task else "errors"
+    return metric == f"test_{count}"
 
 
 def _add_bootstrap(comparison: Comparison, a: SeedGroup, b: SeedGroup) -> None:
@@ -186,47 +196,49 @@ def _add_bootstrap(comparison: Comparison, a: SeedGroup, b: SeedGroup) -> None:
     results_a = a.by_seed(comparison.metric)
     results_b = b.by_seed(comparison.metric)
     shared_seeds = sorted(results_a.keys() & results_b.keys())
-    wrong_a = _wrong_predictions(results_a, shared_seeds)
-    wrong_b = _wrong_predictions(results_b, shared_seeds)
-    if wrong_a is None or wrong_b is None:
+    counts_a = _counts_of_examples(results_a, shared_seeds)
+    counts_b = _counts_of_examples(results_b, shared_seeds)
+    if counts_a is None or counts_b is None:
         return
     # Both groups must have been tested on equally many examples.
-    if wrong_a.shape[1] != wrong_b.shape[1]:
+    if counts_a.shape[1] != counts_b.shape[1]:
         return
-    low, high = bootstrap_examples(wrong_a, wrong_b)
+    low, high = bootstrap_examples(counts_a, counts_b)
     comparison.examples_low = low
     comparison.examples_high = high
 
 
-def _wrong_predictions(
+def _counts_of_examples(
     results: Mapping[int, Sequence[SeedResult]], seeds: Sequence[int]
-) -> NDArray[np.bool_] | None:
-    """`(runs, examples)`: whether each run errs on each test example.
+) -> NDArray[np.float64] | None:
+    """`(runs, examples)`: what each test example adds to each run's count.
 
     Returns:
-        None if a run kept no predictions, or if runs were tested on different examples.
+        None if a run stored no predictions, or if runs were tested on different examples.
     """
-    wrong: list[NDArray[np.bool_]] = []
+    counts: list[NDArray[np.float64]] = []
     for seed in seeds:
         for result in results[seed]:
-            errs = _errs_on_examples(result.folder)
-            if errs is None:
+            of_run = _counts_of_run(result.folder)
+            if of_run is None:
                 return None
-            if wrong and errs.shape != wrong[0].shape:
+            if counts and of_run.shape != counts[0].shape:
                 return None
-            wrong.append(errs)
-    return np.stack(wrong)
+            counts.append(of_run)
+    return np.stack(counts)
 
 
-def _errs_on_examples(folder: RunFolder | None) -> NDArray[np.bool_] | None:
-    """`(examples,)`: whether a run errs on each test example; None if it kept no predictions."""
+def _counts_of_run(folder: RunFolder | None) -> NDArray[np.float64] | None:
+    """`(examples,)`: what each test example adds to the count; None if nothing was stored."""
     if folder is None:
         return None
     try:
-        predictions = load_file(folder.test_predictions)
-        predicted = predictions["logits"].argmax(-1)
-        errs: NDArray[np.bool_] = predicted != predictions["target"]
-    # Runs in W&B, or of another task, have no logits and targets here.
+        stored = load_file(folder.test_predictions)
+        if "count" in stored:
+            # An example without a label adds nothing to the count of either run.
+            return np.nan_to_num(stored["count"])
+        # A run of version 0.1: classification, with one label per example.
+        wrong = stored["logits"].argmax(-1) != stored["target"]
     except (OSError, KeyError, SafetensorError):
         return None
-    return errs
+    return wrong.astype(np.float64)

@@ -85,8 +85,10 @@ class Runner:
     def _finish(self, job: Job, seconds: float, clock: Clock) -> None:
         """Report a job that ended, and remember its key."""
         clock.finish(job, seconds)
-        errors = job.record.get("metrics", {}).get("test_errors")
-        result = "" if errors is None else f"{errors:.0f} test errors, "
+        record = job.record
+        count_name = record.get("task", {}).get("count", "errors")
+        value = record.get("metrics", {}).get(f"test_{count_name}")
+        result = "" if value is None else f"{value:g} test {count_name}, "
         # All counts have the same width, so that the lines below each other align.
         digits = len(str(clock.total))
         count = f"{clock.finished:>{digits}}/{clock.total}"

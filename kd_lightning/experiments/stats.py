@@ -214,17 +214,18 @@ def _differences(values_a: Sequence[float], values_b: Sequence[float]) -> NDArra
 
 
 def bootstrap_examples(
-    wrong_a: NDArray[np.bool_], wrong_b: NDArray[np.bool_], resamples: int = 10_000, seed: int = 0
+    counts_a: NDArray[np.float64], counts_b: NDArray[np.float64], resamples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """95% percentile interval of the difference in error counts, resampling test examples.
+    """95% percentile interval of the difference in counts, resampling test examples.
 
     Args:
-        wrong_a: `(seeds, examples)`, whether each seed of `a` errs on each example.
-        wrong_b: `(seeds, examples)`, the same for `b`.
+        counts_a: `(seeds, examples)`, what each example adds to the count of each seed of `a`; for
+            test errors 1 if the seed errs on it.
+        counts_b: `(seeds, examples)`, the same for `b`.
         resamples: number of bootstrap samples.
         seed: seed of the resampling.
     """
-    per_example = wrong_a.mean(0) - wrong_b.mean(0)
+    per_example = counts_a.mean(0) - counts_b.mean(0)
     # Drawing examples with replacement means drawing how often each distinct difference occurs,
     # and there are only a few distinct differences.
     values, counts = np.unique(per_example, return_counts=True)

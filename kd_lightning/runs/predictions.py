@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from kd_lightning.tasks.base import Task
+
 Outputs = Mapping[str, Tensor]
 """What the task stores of a batch: tensors with the samples first, always with `index` `(B,)`."""
 
@@ -43,14 +45,17 @@ class SavePredictions(pl.Callback):
     """Writes predictions-test.safetensors for paired tests and W&B.
 
     The file holds what the task's `test_outputs` returned for every test sample, in the order of
-    `index`. For classification these are `logits`, `target` and `index`.
+    `index`. For classification these are `logits`, `target` and `index`. If the metric that
+    experiments compare is a sum over samples, `count` holds the contribution of each sample.
 
     Args:
         folder: of the run.
+        task: of the data.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, task: Task) -> None:
         self.folder = folder
+        self.task = task
         self.saved: dict[str, Tensor] | None = None
         """The content of the file, in the main process after a test."""
         self._batches: list[Outputs] = []
@@ -73,4 +78,6 @@ class SavePredictions(pl.Callback):
         self._batches = []
         if trainer.is_global_zero and batches:
             self.saved = join_batches(batches)
+            if self.task.count_is_sum:
+                self.saved["count"] = self.task.sample_counts(self.saved)
             save_file(self.saved, self.folder / "predictions-test.safetensors")

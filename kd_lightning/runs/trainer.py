@@ -39,7 +39,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
-    callbacks: list[Callback] = [SavePredictions(folder)]
+    callbacks: list[Callback] = [SavePredictions(folder, run.datamodule.task)]
     if run.trainer_settings.get("enable_progress_bar") is not False:
         callbacks.append(RunProgress(folder.name, f"val_{run.datamodule.task.monitor}"))
     if run.command == "fit" and run.trainer_settings.get("enable_checkpointing") is not False:

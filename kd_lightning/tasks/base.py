@@ -41,12 +41,14 @@ class Task(ABC):
         monitor: the metric that selects `best.ckpt` on the validation split.
         mode: whether a larger ("max") or a smaller ("min") value of `monitor` is better.
         count: the metric that experiments compare over seeds and test samples; smaller is better.
+        count_is_sum: whether `count` is a sum over samples, so that a bootstrap can resample them.
     """
 
     name: ClassVar[str]
     monitor: ClassVar[str]
     mode: ClassVar[Literal["max", "min"]]
     count: ClassVar[str]
+    count_is_sum: ClassVar[bool] = True
 
     def describe(self) -> dict[str, str]:
         """What a run's record says about its task, for experiments and comparisons."""

@@ -61,6 +61,7 @@ class Regression(Task):
     monitor: ClassVar[str] = "mse"
     mode: ClassVar[Literal["max", "min"]] = "min"
     count: ClassVar[str] = "mse"
+    count_is_sum: ClassVar[bool] = False
 
     def metrics(self, spec: Spec) -> RegressionMetrics:
         return RegressionMetrics()
