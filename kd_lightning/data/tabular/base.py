@@ -12,13 +12,12 @@ from torch import Tensor
 
 from kd_lightning.data.datamodule import STAGES, DataModule
 from kd_lightning.data.files import checksum
-from kd_lightning.data.subsets import stratified_rank
+from kd_lightning.data.subsets import TrainingSplit, split_training_rows, stratified_rank
 from kd_lightning.data.tabular.features import FeatureEncoder, check_features, column_of
 from kd_lightning.data.tabular.files import Table, num_rows, rows_of
 from kd_lightning.data.tabular.fitting import fit_features
 from kd_lightning.data.tabular.options import TableOptions, TableSettings
 from kd_lightning.data.tabular.source import TableSource
-from kd_lightning.data.text.splits import TrainingSplit, split_training_rows
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.types import UNLABELLED

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from kd_lightning.data.datamodule import STAGES
 from kd_lightning.data.files import data_root
-from kd_lightning.data.subsets import check_fraction
+from kd_lightning.data.subsets import check_fraction, split_training_rows
 from kd_lightning.data.text.files import Column, Texts, read_sentences, read_table
 from kd_lightning.data.text.labels import read_labels
 from kd_lightning.data.text.sentence_datamodule import SentenceDataModule
 from kd_lightning.data.text.sentences import PREDICTS, TextSource
-from kd_lightning.data.text.splits import split_training_rows
 from kd_lightning.data.text.synthetic import SyntheticSentences
 from kd_lightning.data.text.tokenizers import Tokenizer, WordTokenizer
 from kd_lightning.errors import UserError
