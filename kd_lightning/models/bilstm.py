@@ -95,10 +95,12 @@ class BiLSTMClassifier(nn.Module):
         last = attention_mask.sum(1, keepdim=True) - 1
         # The backward direction reads the words in reverse order; padding stays at the end.
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
-        reversed_ids = input_ids.gather(1, torch.where(mask, last - position, position))
+        source = torch.where(mask, last - position, position)
+        reversed_ids = input_ids.gather(1, source)
         onward = self._direction(self.onward, input_ids, mask, last)
         backward = self._direction(self.backward_, reversed_ids, mask, last)
-        hidden = self.hidden(self.dropout(torch.cat([onward, backward], 1)))
+        states = torch.cat([onward, backward], 1)
+        hidden = self.hidden(self.dropout(states))
         logits: Tensor = self.head(hidden)
         return logits
 

@@ -29,7 +29,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x))
 
 
 class CIFARResNet(nn.Module):
@@ -77,12 +78,16 @@ class CIFARResNet(nn.Module):
 
     @staticmethod
     def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]
-        return nn.Sequential(_Block(channels_in, channels, stride), *rest)
+        first = _Block(channels_in, channels, stride)
+        return nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
         y = F.relu(self.bn(self.conv(x)))
-        y = self.stage3(self.stage2(self.stage1(y)))
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
         logits: Tensor = self.head(self.pool(y))
         return logits

@@ -65,7 +65,10 @@ def load_encoder(name: str) -> Encoder:
         dtype=torch.float32,
     )
     # Models that were pretrained without a pooler lack it, and it is not used here.
-    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    missing: list[str] = []
+    for key in report["missing_keys"]:
+        if not key.startswith("pooler."):
+            missing.append(key)
     if missing:
         raise UserError(
             f"{name} has no {min(missing)!r} for {type(encoder).__name__}; "

@@ -42,7 +42,8 @@ class _Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(self.shuffle(self.expand(x))))
+        y = self.shuffle(self.expand(x))
+        y = self.project(self.depthwise(y))
         shortcut = self.shortcut(x)
         joined = torch.cat([y, shortcut], 1) if self.appends else y + shortcut
         out: Tensor = self.relu(joined)
@@ -92,6 +93,9 @@ class CIFARShuffleNetV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
         logits: Tensor = self.head(self.pool(y))
         return logits

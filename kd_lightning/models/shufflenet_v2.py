@@ -55,6 +55,10 @@ class CIFARShuffleNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        logits: Tensor = self.head(self.pool(self.last(y)))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
+        y = self.last(y)
+        logits: Tensor = self.head(self.pool(y))
         return logits

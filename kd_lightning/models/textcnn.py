@@ -91,7 +91,8 @@ class TextCNN(nn.Module):
             Logits `(B, K)`.
         """
         # Zero vectors at the padding of the batch, as at the padding of the convolutions.
-        words = (self.embedding(input_ids) * attention_mask[..., None]).transpose(1, 2)
+        vectors = self.embedding(input_ids) * attention_mask[..., None]
+        words = vectors.transpose(1, 2)
         pooled: list[Tensor] = []
         for convolution in self.filters:
             activations = F.relu(convolution(words)).transpose(1, 2)
@@ -100,5 +101,6 @@ class TextCNN(nn.Module):
             extra = activations.shape[1] - attention_mask.shape[1]
             mask = F.pad(attention_mask, (extra, 0), value=1).bool()
             pooled.append(masked_max(activations, mask))
-        logits: Tensor = self.head(self.dropout(torch.cat(pooled, 1)))
+        features = self.dropout(torch.cat(pooled, 1))
+        logits: Tensor = self.head(features)
         return logits

@@ -199,11 +199,17 @@ def _encoder(
 def _head(width: int, hidden: int | None, dropout: float, num_classes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     if hidden is not None:
-        layers += [nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU()]
+        layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(width, hidden))
+        layers.append(nn.ReLU())
         width = hidden
-    layers += [nn.Dropout(dropout), nn.Linear(width, num_classes)]
+    layers.append(nn.Dropout(dropout))
+    layers.append(nn.Linear(width, num_classes))
     return nn.Sequential(*layers)
 
 
 def _taps(count: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.Identity() for _ in range(count))
+    taps = nn.ModuleList()
+    for _ in range(count):
+        taps.append(nn.Identity())
+    return taps

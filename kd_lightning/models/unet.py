@@ -101,6 +101,7 @@ class UNet(nn.Module):
         he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, num_classes, H, W)` of images `(B, C, H, W)`."""
         skips = []
         for level in self.encoder:
             skip = level(x)

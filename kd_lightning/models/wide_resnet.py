@@ -29,9 +29,12 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))
-        y: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        y = self.conv1(active)
+        y = self.relu2(self.bn2(y))
+        y = self.conv2(y)
         shortcut = x if self.shortcut is None else self.shortcut(active)
-        return y + shortcut
+        total: Tensor = y + shortcut
+        return total
 
 
 class WideResNet(nn.Module):
@@ -86,11 +89,17 @@ class WideResNet(nn.Module):
 
     @staticmethod
     def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]
-        return nn.Sequential(_Block(channels_in, channels, stride), *rest)
+        first = _Block(channels_in, channels, stride)
+        return nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.final(self.stage3(self.stage2(self.stage1(self.stem(x)))))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
+        y = self.final(y)
         logits: Tensor = self.head(self.pool(y))
         return logits

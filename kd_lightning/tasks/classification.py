@@ -71,16 +71,18 @@ class Classification(Task):
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
         target = stored["target"]
-        wrong = (stored["logits"].argmax(-1) != target).double()
-        return torch.where(target == UNLABELLED, torch.nan, wrong)
+        wrong = stored["logits"].argmax(-1) != target
+        return torch.where(target == UNLABELLED, torch.nan, wrong.double())
 
     def mistakes(self, stored: dict[str, Tensor], spec: Spec, most: int) -> Sequence[Mistake]:
         labelled = stored["target"] >= 0
         target = stored["target"][labelled]
         index = stored["index"][labelled]
-        confidence, guess = stored["logits"][labelled].float().softmax(-1).max(-1)
+        probs = stored["logits"][labelled].float().softmax(-1)
+        confidence, guess = probs.max(-1)
         wrong = torch.nonzero(guess != target).flatten()
-        most_confident = wrong[confidence[wrong].argsort(descending=True)][:most]
+        by_confidence = confidence[wrong].argsort(descending=True)
+        most_confident = wrong[by_confidence][:most]
         mistakes = []
         for at in most_confident.tolist():
             guessed = spec.classes[int(guess[at])]
@@ -91,4 +93,5 @@ class Classification(Task):
 
     def confusion(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         labelled = stored["target"] >= 0
-        return stored["target"][labelled], stored["logits"][labelled].argmax(-1)
+        predicted = stored["logits"][labelled].argmax(-1)
+        return stored["target"][labelled], predicted
