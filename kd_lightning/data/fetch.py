@@ -55,7 +55,8 @@ class Fetch:
             for step in group:
                 yield self._alone(step)
             return
-        together = self.source.batch(torch.cat([step.rows for step in group]), views[0])
+        rows = torch.cat([step.rows for step in group])
+        together = self.source.batch(rows, views[0])
         if together.positions is not None:
             # Rows are not aligned with samples, so the batch cannot be cut without a copy.
             for step in group:

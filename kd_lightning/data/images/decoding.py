@@ -68,7 +68,8 @@ def decode_chunks(names: list[str], decode: Callable[[str], Pixels]) -> Iterator
     """
 
     def decode_chunk(chunk: list[str]) -> Pixels:
-        return np.stack([decode(name) for name in chunk])
+        images = [decode(name) for name in chunk]
+        return np.stack(images)
 
     num_workers = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(num_workers)
@@ -106,7 +107,10 @@ class ChannelStatistics:
         share = self._counts / self._counts.sum(1, keepdims=True)
         mean = share @ values
         variance = (share * (values - mean[:, None]) ** 2).sum(1)
-        means = [round(float(value), 4) for value in mean]
-        # A constant channel has a deviation of 0, which nothing can be divided by.
-        stds = [round(float(value), 4) or 1.0 for value in np.sqrt(variance)]
+        means: list[float] = []
+        stds: list[float] = []
+        for channel_mean, channel_std in zip(mean, np.sqrt(variance), strict=True):
+            means.append(round(float(channel_mean), 4))
+            # A constant channel has a deviation of 0, which nothing can be divided by.
+            stds.append(round(float(channel_std), 4) or 1.0)
         return means, stds

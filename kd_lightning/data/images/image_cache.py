@@ -59,7 +59,8 @@ def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> s
     """
     files: list[tuple[str, int, int]] = []
     for split in _SPLITS:
-        files += [(name, *tree.files[name]) for name in listing.files[split]]
+        for name in listing.files[split]:
+            files.append((name, *tree.files[name]))
     content = json.dumps([VERSION, size, grey, files])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -146,7 +147,7 @@ def _write(folder: Path, tree: Tree, listing: Listing, decode: Callable[[str], P
     temporary.mkdir()
     try:
         statistics = ChannelStatistics(shape[0])
-        total = sum(len(files) for files in listing.files.values())
+        total = sum(map(len, listing.files.values()))
         with _progress(total, tree.path, folder) as advance:
             for split in _SPLITS:
                 files = listing.files[split]

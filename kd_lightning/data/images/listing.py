@@ -114,8 +114,10 @@ def human_names(tree: Tree, classes: tuple[str, ...]) -> tuple[str, ...]:
     names = [words.get(folder, folder) for folder in classes]
     unique_names = []
     for folder, name in zip(classes, names, strict=True):
-        is_unique = names.count(name) == 1
-        unique_names.append(name if is_unique else f"{name} ({folder})")
+        unique_name = name
+        if names.count(name) > 1:
+            unique_name = f"{name} ({folder})"
+        unique_names.append(unique_name)
     return tuple(unique_names)
 
 

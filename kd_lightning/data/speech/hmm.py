@@ -88,7 +88,7 @@ def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
     Raises:
         UserError: if an utterance has fewer frames than its chain has states.
     """
-    sizes = torch.tensor([len(chain) for chain in chains])
+    sizes = torch.tensor(list(map(len, chains)))
     too_short = lengths < sizes
     if bool(too_short.any()):
         row = int(too_short.nonzero()[0])
@@ -226,7 +226,7 @@ def align_all(model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tenso
     Returns:
         The state of each frame, all utterances in a row, int64 `(F,)`.
     """
-    lengths = torch.tensor([len(utterance) for utterance in frames])
+    lengths = torch.tensor(list(map(len, frames)))
     scores = model.scores(torch.cat(list(frames))).split(lengths.tolist())
     # Padding has the state -1, so that selecting the others puts all utterances in a row.
     path = align(pad_sequence(list(scores), batch_first=True), lengths, chains)

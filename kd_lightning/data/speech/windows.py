@@ -141,7 +141,7 @@ def concatenate(
         last_repeated = string_frames[-1:].expand(after, -1)
         padded.append(torch.cat([first_repeated, string_frames, last_repeated]))
 
-    sizes = torch.tensor([len(string_frames) for string_frames in frames])
+    sizes = torch.tensor(list(map(len, frames)))
     padded_sizes = sizes + before + after
     # Frame i of a string has its window at row i of the padded string.
     padded_starts = torch.cumsum(padded_sizes, 0) - padded_sizes

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import STAGES, DataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum
 from kd_lightning.data.subsets import TrainingSplit, split_training_rows, stratified_rank
 from kd_lightning.data.tabular.features import FeatureEncoder, check_features, column_of
@@ -98,7 +98,8 @@ class TableDataModule(DataModule):
         columns = self._target_columns(table)
         if self._target_names is None:
             self._target_names = self.task.target_names(columns)
-        strata = self.task.strata(self.task.encode_target(columns, self._target_names))
+        target = self.task.encode_target(columns, self._target_names)
+        strata = self.task.strata(target)
         index = torch.arange(num_rows(table))
         rank = stratified_rank(strata, index, self.settings.test_seed, "table-test")
         in_test = rank < self.settings.test_fraction
@@ -141,7 +142,10 @@ class TableDataModule(DataModule):
     def _feature_names(self, table: Table) -> list[str]:
         names = self.settings.features
         if names is None:
-            names = [name for name in table if name not in self.target]
+            names = []
+            for name in table:
+                if name not in self.target:
+                    names.append(name)
         check_features(names, self.settings.categorical, self.target)
         return names
 
@@ -196,23 +200,30 @@ class TableDataModule(DataModule):
         if self._restored_spec is not None:
             return self._restored_spec
         _, target = self.encoded("train")
-        scaling = self.encoder.scaling
+        means: list[float] = []
+        stds: list[float] = []
+        for mean, std in self.encoder.scaling:
+            means.append(mean)
+            stds.append(std)
         return Spec(
             data=self.name,
             task=self.task.name,
-            input_shape=(len(scaling),),
+            input_shape=(len(means),),
             num_classes=len(self.target_names),
             classes=self.target_names,
-            samples={stage: len(self.source(stage)) for stage in STAGES},
+            samples=self._samples_per_stage(),
             source_samples=len(target),
             target_shape=tuple(target.shape[1:]),
-            mean=tuple(mean for mean, _ in scaling),
-            std=tuple(std for _, std in scaling),
+            mean=tuple(means),
+            std=tuple(stds),
         )
 
     def fingerprint(self) -> dict[str, object]:
         """What decides a teacher's inputs: the samples, the columns and their encoding."""
-        samples = {split: checksum(*self.encoded(split)) for split in ("train", "test")}
+        samples = {}
+        for split in ("train", "test"):
+            inputs, target = self.encoded(split)
+            samples[split] = checksum(inputs, target)
         return {
             "data": self.name,
             "samples": samples,

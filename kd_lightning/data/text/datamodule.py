@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import STAGES
 from kd_lightning.data.files import data_root
 from kd_lightning.data.subsets import check_fraction, split_training_rows
 from kd_lightning.data.text.files import Column, Texts, read_sentences, read_table
@@ -107,7 +106,7 @@ class TextDataModule(SentenceDataModule):
         self.label = label
         self.second = second
         # YAML reads labels such as 0 and 1 as numbers.
-        self.labels = [str(value) for value in labels] if labels else None
+        self.labels = list(map(str, labels)) if labels else None
         self.names = names
         self.views = _checked_views(views, augment)
         self.batch_size = batch_size
@@ -249,7 +248,7 @@ class TextDataModule(SentenceDataModule):
             input_shape=(BLANK_TOKENS,),
             num_classes=len(self.classes),
             classes=tuple(self.classes),
-            samples={stage: len(self.source(stage)) for stage in STAGES},
+            samples=self._samples_per_stage(),
             source_samples=len(self.raw("train")),
             inputs=_blank_inputs(own),
             teacher_inputs=None if other is None else _blank_inputs(other),
@@ -270,10 +269,13 @@ class TextDataModule(SentenceDataModule):
         """Everything that decides a teacher's inputs: sentences, encoding and augmentation."""
         self.learn()
         # Subsets and batch sizes do not count: one cache of teacher outputs serves all of them.
-        splits = [split for split, file in self.files.items() if file is not None]
+        samples = {}
+        for split, file in self.files.items():
+            if file is not None:
+                samples[split] = self.raw(split).checksum()
         return {
             "data": self.name,
-            "samples": {split: self.raw(split).checksum() for split in splits},
+            "samples": samples,
             "tokenizer": (self.teacher_tokenizer or self.tokenizer).fingerprint(),
             "augment": self.augment.fingerprint() if self.augment else None,
             "augmentation_seed": self.augmentation_seed if self.augment else None,

@@ -69,7 +69,10 @@ class SyntheticSentences:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the variants of a sentence, except the seed."""
-        public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        public = {}
+        for name, value in vars(self).items():
+            if not name.startswith("_"):
+                public[name] = value
         return {"name": type(self).__name__, **public, "tags": tagger_version()}
 
     def variant(self, row: Tensor, view: int) -> Tensor:

@@ -170,7 +170,10 @@ class WordTokenizer(Tokenizer):
         for sample in texts:
             for text in sample:
                 counts.update(words(text))
-        frequent = [word for word, count in counts.items() if count >= self.min_count]
+        frequent: list[str] = []
+        for word, count in counts.items():
+            if count >= self.min_count:
+                frequent.append(word)
         # The alphabet breaks ties, so that the ids do not depend on the order of the sentences.
         frequent.sort(key=lambda word: (-counts[word], word))
         self._number([*self.special, *frequent])

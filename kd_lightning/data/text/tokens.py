@@ -45,10 +45,12 @@ class Tokens:
         """
         all_ids: list[int] = []
         all_types: list[int] = []
+        sizes: list[int] = []
         for ids, types in pieces:
             all_ids.extend(ids)
             all_types.extend(types)
-        lengths = torch.tensor([len(ids) for ids, _ in pieces])
+            sizes.append(len(ids))
+        lengths = torch.tensor(sizes)
         # Small integers save memory; `inputs` widens them per batch.
         return cls(
             ids=torch.tensor(all_ids, dtype=torch.int32),
