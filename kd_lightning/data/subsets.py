@@ -49,7 +49,9 @@ def stratified_rank(target: Tensor, index: Tensor, *parts: int | str) -> Tensor:
     order = by_key[by_class]
 
     # torch.bincount would return an empty tensor for no samples.
-    counts = torch.bincount(target) if len(target) else torch.zeros(1, dtype=torch.int64)
+    counts = torch.zeros(1, dtype=torch.int64)
+    if len(target) > 0:
+        counts = torch.bincount(target)
     starts = torch.cumsum(counts, 0) - counts
     sorted_target = target[order]
     place = torch.arange(len(target)) - starts[sorted_target]

@@ -71,7 +71,11 @@ class BiLSTMClassifier(nn.Module):
         self.onward = nn.LSTM(embedding, hidden, batch_first=True)
         self.backward_ = nn.LSTM(embedding, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.hidden = nn.Sequential(nn.Linear(2 * hidden, head), nn.ReLU(), nn.Dropout(dropout))
+        self.hidden = nn.Sequential(
+            nn.Linear(2 * hidden, head),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
         self.head = nn.Linear(head, num_classes)
 
     def without_files(self) -> dict[str, Any]:
@@ -116,7 +120,8 @@ class BiLSTMClassifier(nn.Module):
         Returns:
             `(B, hidden)`.
         """
-        states, _ = lstm(self.dropout(self.embedding(ids)))
+        words = self.dropout(self.embedding(ids))
+        states, _ = lstm(words)
         if self.pooling == "max":
             return masked_max(states, mask)
         # The last word of each direction, not the last column, which may be padding.

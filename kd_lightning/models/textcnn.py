@@ -69,7 +69,9 @@ class TextCNN(nn.Module):
         self.embedding = WordEmbedding(size, embedding, pad, vectors)
         self.filters = nn.ModuleList()
         for width in widths:
-            self.filters.append(nn.Conv1d(embedding, filters, width, padding=width - 1))
+            # With this padding, a filter also sees each word at the edge in all its places.
+            convolution = nn.Conv1d(embedding, filters, width, padding=width - 1)
+            self.filters.append(convolution)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(filters * len(widths), num_classes)
 

@@ -77,13 +77,16 @@ class WideResNet(nn.Module):
             raise UserError(f"WideResNet: width must be at least 1, got {width}")
         blocks = (depth - 4) // 6
         self.stem = nn.Conv2d(channels_in, 16, 3, padding=1, bias=False)
-        self.stage1 = self._stage(16, 16 * width, blocks, 1)
-        self.stage2 = self._stage(16 * width, 32 * width, blocks, 2)
-        self.stage3 = self._stage(32 * width, 64 * width, blocks, 2)
+        channels1 = 16 * width
+        channels2 = 32 * width
+        channels3 = 64 * width
+        self.stage1 = self._stage(16, channels1, blocks, 1)
+        self.stage2 = self._stage(channels1, channels2, blocks, 2)
+        self.stage3 = self._stage(channels2, channels3, blocks, 2)
         # The last sum has not passed through a batch norm and ReLU yet.
-        self.final = nn.Sequential(nn.BatchNorm2d(64 * width), nn.ReLU())
+        self.final = nn.Sequential(nn.BatchNorm2d(channels3), nn.ReLU())
         self.pool = global_pool()
-        self.head = nn.Linear(64 * width, classes)
+        self.head = nn.Linear(channels3, classes)
         he_normal(self)
         nn.init.zeros_(self.head.bias)
 

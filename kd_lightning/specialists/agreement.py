@@ -77,7 +77,8 @@ def agreed_log_probs(
         log q, `(B, K)`, in the dtype of `generalist`.
     """
     z = generalist.double()
-    outside = (~membership(class_ids, z.shape[-1])).to(z)
+    known = membership(class_ids, z.shape[-1])
+    outside = (~known).to(z)  # 1 for each class in a specialist's dustbin, (M, K)
     weights = active.double()
     fixed, dustbins = _sum_opinions(z, specialists, class_ids, weights)
     opinions = 1 + weights.sum(1, keepdim=True)
@@ -129,6 +130,7 @@ def _sum_opinions(
     fixed = generalist.exp()
     dustbins = torch.empty_like(weights)
     for column, (log_probs, ids) in enumerate(zip(specialists, class_ids, strict=True)):
+        # A specialist that is not active has weight 0 and adds nothing.
         probs = log_probs.double().exp() * weights[:, column, None]
         columns = torch.tensor(ids, device=fixed.device)
         fixed[:, columns] += probs[:, :-1]

@@ -104,7 +104,8 @@ class SpecialistSource(Source):
         return None if lengths is None else lengths[self.positions]
 
     def batch(self, rows: Tensor, view: int) -> Batch:
-        batch = self.inner.batch(self.positions[rows.cpu()], view)
+        positions = self.positions[rows.cpu()]
+        batch = self.inner.batch(positions, view)
         target = _relabelled(batch.target, self.new_class)
         partner = batch.partner
         if partner is not None:
@@ -230,8 +231,9 @@ class SpecialistDataModule(DataModule):
     @cached_property
     def _new_class(self) -> Tensor:
         """The specialist's class for each class of `data`, int64 `(K,)`; the dustbin is last."""
-        new_class = torch.full((self.data.spec.num_classes,), len(self.class_ids))
-        new_class[self.class_ids] = torch.arange(len(self.class_ids))
+        dustbin = len(self.class_ids)
+        new_class = torch.full((self.data.spec.num_classes,), dustbin)
+        new_class[self.class_ids] = torch.arange(dustbin)
         return new_class
 
     @cached_property

@@ -64,7 +64,8 @@ class Classification(Task):
 
     def strata(self, target: Tensor) -> Tensor:
         """The classes; samples without a label are a stratum of their own."""
-        return torch.where(target == UNLABELLED, target.max() + 1, target)
+        extra_stratum = target.max() + 1
+        return torch.where(target == UNLABELLED, extra_stratum, target)
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         return {"logits": output.logits, "index": batch.index, "target": batch.target}
@@ -75,6 +76,7 @@ class Classification(Task):
         return torch.where(target == UNLABELLED, torch.nan, wrong.double())
 
     def mistakes(self, stored: dict[str, Tensor], spec: Spec, most: int) -> Sequence[Mistake]:
+        # A sample without a label cannot be wrong.
         labelled = stored["target"] >= 0
         target = stored["target"][labelled]
         index = stored["index"][labelled]

@@ -86,6 +86,7 @@ class MultilabelClassification(Task):
         return MultilabelMetrics(spec.num_classes)
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        # softmax([0, z]) is [1 - sigmoid(z), sigmoid(z)].
         scores = values_of_positions(logits, batch)
         zeros = torch.zeros_like(scores)
         return torch.stack([zeros, scores], dim=-1)

@@ -42,7 +42,12 @@ class RegressionMetrics(TaskMetrics):
                 metric.update(values[labelled], labels[labelled])
 
     def named(self) -> Mapping[str, Metric]:
-        return {"mse": self.mse, "mae": self.mae, "r2": self.r2, "teacher_mse": self.teacher_mse}
+        return {
+            "mse": self.mse,
+            "mae": self.mae,
+            "r2": self.r2,
+            "teacher_mse": self.teacher_mse,
+        }
 
     def compute(self) -> dict[str, Tensor]:
         values = super().compute()

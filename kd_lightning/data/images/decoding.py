@@ -47,7 +47,9 @@ def decode_image(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
             f"{tree.path}: {name} cannot be read as an image; is the copy complete?"
         ) from error
     if size is not None:
-        image = v2.center_crop(v2.resize(image, [size]), [size, size])
+        # The shorter side gets the size; the longer one is cropped on both ends.
+        resized = v2.resize(image, [size])
+        image = v2.center_crop(resized, [size, size])
     array: Pixels = np.asarray(image, dtype=np.uint8)
     if grey:
         return array[None]
@@ -76,7 +78,8 @@ def decode_chunks(names: list[str], decode: Callable[[str], Pixels]) -> Iterator
     pending: deque[Future[Pixels]] = deque()
     try:
         for start in range(0, len(names), _CHUNK_SIZE):
-            pending.append(pool.submit(decode_chunk, names[start : start + _CHUNK_SIZE]))
+            chunk = names[start : start + _CHUNK_SIZE]
+            pending.append(pool.submit(decode_chunk, chunk))
             # Bounds the memory if the consumer is slower than the threads.
             if len(pending) > 2 * num_workers:
                 yield pending.popleft().result()
@@ -106,7 +109,8 @@ class ChannelStatistics:
         values = np.arange(256) / 255
         share = self._counts / self._counts.sum(1, keepdims=True)
         mean = share @ values
-        variance = (share * (values - mean[:, None]) ** 2).sum(1)
+        squares = (values - mean[:, None]) ** 2
+        variance = (share * squares).sum(1)
         means: list[float] = []
         stds: list[float] = []
         for channel_mean, channel_std in zip(mean, np.sqrt(variance), strict=True):

@@ -103,6 +103,7 @@ class Cutout(Augmentation):
     def _covered(self, center: Tensor, length: int) -> Tensor:
         """Which places of a side the square covers, bool `(B, length)`, for centers `(B,)`."""
         start = center - self.size // 2
+        # The place of each pixel within the square, negative before it.
         place = torch.arange(length, device=center.device) - start[:, None]
         return (place >= 0) & (place < self.size)
 

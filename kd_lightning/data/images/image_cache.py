@@ -85,7 +85,8 @@ def decoded(
     """
     from filelock import FileLock
 
-    folder = cache_root(cache) / "images" / fingerprint(tree, listing, size, grey)
+    key = fingerprint(tree, listing, size, grey)
+    folder = cache_root(cache) / "images" / key
     content = _open(folder, listing)
     if content is not None:
         return content

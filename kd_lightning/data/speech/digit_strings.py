@@ -125,13 +125,16 @@ def _concatenate(
     Returns:
         The signal `(N,)` and the states of the flat start, int64 `(T,)`.
     """
-    gaps = integers(torch.arange(len(recordings) + 1), *GAP, *seed_parts, "gaps").tolist()
+    positions = torch.arange(len(recordings) + 1)
+    gaps = integers(positions, *GAP, *seed_parts, "gaps").tolist()
     length = sum(gaps)
     for recording in recordings:
         length += len(recording.samples)
     whole_hops = -(-length // HOP) * HOP
     generator = torch.Generator().manual_seed(seed_from(*seed_parts, "noise"))
-    samples = (torch.randn(whole_hops, generator=generator) * level).round().numpy()
+    noise = torch.randn(whole_hops, generator=generator) * level
+    # Whole numbers, as in the recordings.
+    samples = noise.round().numpy()
     states = torch.full((whole_hops,), lexicon.silence)
 
     start = gaps[0]
@@ -141,7 +144,8 @@ def _concatenate(
         samples[start:stop] = recording.samples
         # The flat start cuts a digit into as many equal parts as it has states.
         state_in_digit = torch.arange(size) * lexicon.states // size
-        states[start:stop] = recording.digit * lexicon.states + state_in_digit
+        first_state = recording.digit * lexicon.states
+        states[start:stop] = first_state + state_in_digit
         start = stop + gap
 
     # The state of a frame is that of the sample in the middle of its transform.

@@ -52,7 +52,8 @@ def log_mel(strings: Sequence[DigitString]) -> list[Tensor]:
     start = 0
     for string in strings:
         # The windows that reach into the next string are skipped.
-        frames.append(all_frames[start : start + frames_in(len(string.samples))])
+        stop = start + frames_in(len(string.samples))
+        frames.append(all_frames[start:stop])
         start += len(string.samples) // HOP
     return frames
 

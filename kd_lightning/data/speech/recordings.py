@@ -114,6 +114,9 @@ def noise_level(recordings: Sequence[Recording]) -> float:
     blocks = []
     for recording in recordings:
         whole_blocks = len(recording.samples) // HOP * HOP
-        blocks.append(recording.samples[:whole_blocks].reshape(-1, HOP))
+        samples = recording.samples[:whole_blocks]
+        blocks.append(samples.reshape(-1, HOP))
     power = np.square(np.concatenate(blocks)).mean(1)
-    return max(1.0, float(np.quantile(np.sqrt(power), NOISE_QUANTILE)))
+    # The quietest blocks hold no speech.
+    level = np.quantile(np.sqrt(power), NOISE_QUANTILE)
+    return max(1.0, float(level))

@@ -86,7 +86,9 @@ class SpeechSource(Source):
     @property
     def resident_bytes(self) -> int:
         frames = self.windows.shape[0] + CONTEXT - 1
-        return 4 * frames * MELS + self.first.nbytes + self.target.nbytes + self.rows.nbytes
+        # The windows share their frames, so the frames are counted once.
+        frame_bytes = 4 * frames * MELS
+        return frame_bytes + self.first.nbytes + self.target.nbytes + self.rows.nbytes
 
     def to(self, device: torch.device) -> SpeechSource:
         """The same source with its samples on `device`."""
@@ -113,7 +115,8 @@ class SpeechSource(Source):
             A batch with inputs `(B, 1, 26, 40)` and targets `(B,)`.
         """
         index = self.rows.index_select(0, rows.to(self.rows.device))
-        inputs = self.windows.index_select(0, self.first.index_select(0, index))
+        first = self.first.index_select(0, index)
+        inputs = self.windows.index_select(0, first)
         return Batch(
             inputs=inputs.view(-1, 1, CONTEXT, MELS),
             target=self.target.index_select(0, index),

@@ -25,7 +25,8 @@ def read_table(path: Path) -> Table:
     Raises:
         UserError: if the file cannot be read or holds no samples.
     """
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+    is_parquet = path.suffix.lower() == ".parquet"
+    table = _read_parquet(path) if is_parquet else _read_text(path)
     if num_rows(table) == 0:
         raise UserError(f"the file {path} holds no samples")
     return table

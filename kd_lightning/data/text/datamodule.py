@@ -145,7 +145,8 @@ class TextDataModule(SentenceDataModule):
     def class_labels(self) -> list[str]:
         """The values of the label column, class 0 first."""
         if self.labels is None:
-            self.labels = read_labels(self.root / str(self.files["train"]), self.label)
+            path = self.root / str(self.files["train"])
+            self.labels = read_labels(path, self.label)
         return self.labels
 
     @property
@@ -262,7 +263,8 @@ class TextDataModule(SentenceDataModule):
         """How many samples of each source split are longer than the tokenizer allows."""
         truncated = {}
         for split in ("train", "test"):
-            truncated[split] = self.sentences(split).tokens(tokenizer, CLEAN).cut
+            tokens = self.sentences(split).tokens(tokenizer, CLEAN)
+            truncated[split] = tokens.cut
         return truncated
 
     def fingerprint(self) -> dict[str, Any]:

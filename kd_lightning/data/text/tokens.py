@@ -76,7 +76,8 @@ class Tokens:
         column = torch.arange(longest)
         mask = column < lengths
         # Padding columns of the last samples point past the end; the mask hides what they read.
-        position = (self.starts[index, None] + column).clamp_(max=len(self.ids) - 1)
+        position = self.starts[index, None] + column
+        position.clamp_(max=len(self.ids) - 1)
         inputs = {
             "input_ids": torch.where(mask, self.ids[position], self.pad).long(),
             "attention_mask": mask.long(),
