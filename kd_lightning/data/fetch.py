@@ -45,7 +45,9 @@ class Fetch:
             for step, batch in zip(group, self._fetch(group), strict=True):
                 if self.join is not None and split_rows is not None:
                     index = split_rows[step.rows]
-                    batch = self.join(batch, index.repeat(len(step.views)))
+                    # The batch shows all samples of the step once per view.
+                    index = index.repeat(len(step.views))
+                    batch = self.join(batch, index)
                 yield batch.pin_memory() if self.pin else batch
 
     def _fetch(self, group: list[Step]) -> Iterator[Batch]:

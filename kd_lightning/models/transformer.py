@@ -12,7 +12,13 @@ from kd_lightning.errors import UserError
 from kd_lightning.hub import Encoder
 from kd_lightning.models.attention import tap_scores
 from kd_lightning.models.embedding import check_shares
-from kd_lightning.models.encoders import check_tokens, encoder_layers, load_encoder, make_encoder
+from kd_lightning.models.encoders import (
+    Tokens,
+    check_tokens,
+    encoder_layers,
+    load_encoder,
+    make_encoder,
+)
 from kd_lightning.models.layer_copy import copy_encoder_layers
 
 _NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype")
@@ -71,7 +77,7 @@ class TransformerClassifier(nn.Module):
                 "TransformerClassifier: num_classes is missing; under kd it comes from the data"
             )
         check_shares("TransformerClassifier", dropout=dropout)
-        tokens = (spec or {}).get("vocabulary", {})
+        tokens: Tokens = (spec or {}).get("vocabulary", {})
         self.encoder = _encoder(pretrained, architecture, tokens)
         config = self.encoder.config
         check_tokens(pretrained, self.encoder, tokens)
@@ -181,7 +187,7 @@ class TransformerClassifier(nn.Module):
 
 
 def _encoder(
-    pretrained: str | None, architecture: dict[str, Any] | None, tokens: dict[str, Any]
+    pretrained: str | None, architecture: dict[str, Any] | None, tokens: Tokens
 ) -> Encoder:
     """The encoder without its pooler."""
     if pretrained is not None and architecture is None:

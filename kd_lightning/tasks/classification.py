@@ -59,6 +59,7 @@ class Classification(Task):
                 f"{int(unknown.sum())} rows, such as {example!r}; the classes are "
                 f"{', '.join(names)}"
             )
+        # An empty text is a missing label, not an unknown class.
         classes[~labelled] = UNLABELLED
         return torch.from_numpy(classes)
 

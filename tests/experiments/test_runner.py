@@ -226,7 +226,11 @@ def test_jobs_come_after_what_they_need_and_their_commands_can_be_typed(finished
 
 def test_runs_that_need_each_other_are_refused(tmp_path: Path) -> None:
     bench = Bench(tmp_path)
-    bench.content = {**HEAD, "seeds": 1, "runs": {"a": {"needs": {"x": "b"}}, "b": {"needs": {"x": "a"}}}}
+    bench.content = {
+        **HEAD,
+        "seeds": 1,
+        "runs": {"a": {"needs": {"x": "b"}}, "b": {"needs": {"x": "a"}}},
+    }
     with pytest.raises(UserError, match="a -> b -> a"):
         bench.jobs()
 

@@ -66,7 +66,8 @@ class CIFAR10DataModule(ImageDataModule):
             stop = start + len(pixels)
             if stop > expected:
                 break
-            images[start:stop] = torch.from_numpy(pixels).view(-1, 3, 32, 32)
+            file_images = torch.from_numpy(pixels)
+            images[start:stop] = file_images.view(-1, 3, 32, 32)
             target[start:stop] = torch.from_numpy(labels)
             start = stop
         if start != expected:

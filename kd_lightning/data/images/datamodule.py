@@ -160,9 +160,11 @@ class ImageDataModule(DataModule):
             rank = stratified_rank(target, index, self.split_seed, "part")
             takes_part &= (rank * self.parts).long() == self.part
         if self.keep_classes is not None:
-            takes_part &= torch.isin(target, torch.tensor(self.keep_classes))
+            chosen = torch.tensor(self.keep_classes)
+            takes_part &= torch.isin(target, chosen)
         if self.drop_classes is not None:
-            takes_part &= ~torch.isin(target, torch.tensor(self.drop_classes))
+            dropped = torch.tensor(self.drop_classes)
+            takes_part &= ~torch.isin(target, dropped)
         rows = index[takes_part]
         # One rank serves both fractions: the labelled tenth of a set is the same samples as a
         # tenth of the set.

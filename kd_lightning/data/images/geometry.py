@@ -56,7 +56,8 @@ class Flip(Augmentation):
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
         mirrored = uniform(index, seed, view, "flip") < self.probability
-        return _where(mirrored[:, None, None, None], images.flip(-1), images)
+        flipped = images.flip(-1)
+        return _where(mirrored[:, None, None, None], flipped, images)
 
 
 class Cutout(Augmentation):

@@ -99,6 +99,7 @@ class MaskCoding:
         """
         numbers = pixels.astype(np.int64)
         if self.colored:
+            # The same packing as for the codes of the classes.
             red = numbers[..., 0] << 16
             green = numbers[..., 1] << 8
             numbers = red + green + numbers[..., 2]

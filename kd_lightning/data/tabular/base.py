@@ -103,8 +103,10 @@ class TableDataModule(DataModule):
         index = torch.arange(num_rows(table))
         rank = stratified_rank(strata, index, self.settings.test_seed, "table-test")
         in_test = rank < self.settings.test_fraction
-        self._tables["train"] = rows_of(table, index[~in_test].numpy())
-        self._tables["test"] = rows_of(table, index[in_test].numpy())
+        train_rows = index[~in_test].numpy()
+        test_rows = index[in_test].numpy()
+        self._tables["train"] = rows_of(table, train_rows)
+        self._tables["test"] = rows_of(table, test_rows)
 
     def _target_columns(self, table: Table) -> Table:
         return {name: column_of(table, name, "data.target") for name in self.target}

@@ -67,7 +67,9 @@ def _starts_with_heading(values: Sequence[str]) -> bool:
     if others and not _is_number(first) and all(map(_is_number, others)):
         return True
     # If each class has several samples, a single one of another class is improbable.
-    return len(others) > 1 and min(counts[value] for value in others) > 1
+    if len(others) < 2:
+        return False
+    return min(counts[value] for value in others) > 1
 
 
 def _is_number(text: str) -> bool:

@@ -205,7 +205,8 @@ class WordTokenizer(Tokenizer):
             first = self._word_ids(sample[0])
             second: list[int] = []
             if len(sample) > 1:
-                second = [self.special.index("[SEP]"), *self._word_ids(sample[1])]
+                separator = self.special.index("[SEP]")
+                second = [separator, *self._word_ids(sample[1])]
             if len(first) + len(second) > self.max_length:
                 cut += 1
             ids = (first + second)[: self.max_length]
