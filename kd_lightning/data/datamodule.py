@@ -149,6 +149,13 @@ class DataModule(pl.LightningDataModule, ABC):
         """
         return None
 
+    def _samples_per_stage(self) -> dict[str, int]:
+        """The number of samples of each stage, for the spec."""
+        samples = {}
+        for stage in STAGES:
+            samples[stage] = len(self.source(stage))
+        return samples
+
     # -- serving ----------------------------------------------------------------------------------
 
     @property
@@ -170,7 +177,9 @@ class DataModule(pl.LightningDataModule, ABC):
         if not self.resident or device.type != "cuda" or size is None:
             return source
         free_bytes, _ = torch.cuda.mem_get_info(device)
-        return source.to(device) if size <= RESIDENT_SHARE * free_bytes else source
+        # The rest of the memory is for the networks.
+        fits = size <= RESIDENT_SHARE * free_bytes
+        return source.to(device) if fits else source
 
     def loader(self, stage: str) -> BatchLoader:
         """The batches of a stage, for the process that asks."""
@@ -197,13 +206,19 @@ class DataModule(pl.LightningDataModule, ABC):
         return loader
 
     def train_dataloader(self) -> BatchLoader:
+        """The batches of "train"."""
         return self.loader("train")
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
-        return self.loader("validation") if len(self.source("validation")) > 0 else []
+        """The batches of "validation"; an empty list if it has no samples."""
+        if len(self.source("validation")) == 0:
+            return []
+        return self.loader("validation")
 
     def test_dataloader(self) -> BatchLoader:
+        """The batches of "test"."""
         return self.loader("test")
 
     def predict_dataloader(self) -> BatchLoader:
+        """The samples to predict: those of "test"."""
         return self.loader("test")

@@ -45,7 +45,9 @@ class Fetch:
             for step, batch in zip(group, self._fetch(group), strict=True):
                 if self.join is not None and split_rows is not None:
                     index = split_rows[step.rows]
-                    batch = self.join(batch, index.repeat(len(step.views)))
+                    # The batch shows all samples of the step once per view.
+                    index = index.repeat(len(step.views))
+                    batch = self.join(batch, index)
                 yield batch.pin_memory() if self.pin else batch
 
     def _fetch(self, group: list[Step]) -> Iterator[Batch]:
@@ -55,7 +57,8 @@ class Fetch:
             for step in group:
                 yield self._alone(step)
             return
-        together = self.source.batch(torch.cat([step.rows for step in group]), views[0])
+        rows = torch.cat([step.rows for step in group])
+        together = self.source.batch(rows, views[0])
         if together.positions is not None:
             # Rows are not aligned with samples, so the batch cannot be cut without a copy.
             for step in group:

@@ -72,7 +72,9 @@ class Schedule:
             return (CLEAN,) * self.copies
         first = epoch * self.copies
         draws = range(first, first + self.copies)
-        return tuple(draw if self.views is None else draw % self.views for draw in draws)
+        if self.views is None:
+            return tuple(draws)
+        return tuple(draw % self.views for draw in draws)
 
     def joint_batches(self, epoch: int) -> Iterator[Tensor]:
         """The rows of each batch of all processes together."""

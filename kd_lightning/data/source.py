@@ -85,41 +85,49 @@ def join_batches(batches: list[Batch], views: tuple[int, ...]) -> Batch:
         batches: with tensors of equal shapes; their rows follow each other.
         views: the view of each batch.
     """
-    first = batches[0]
-    view_of_rows = [
-        torch.full((len(batch),), view) for batch, view in zip(batches, views, strict=True)
-    ]
+    inputs: list[Inputs] = []
+    targets: list[Tensor] = []
+    indices: list[Tensor] = []
+    view_of_rows: list[Tensor] = []
+    # A batch without an optional field adds nothing to its list.
+    teacher_inputs: list[Inputs] = []
+    partners: list[Tensor] = []
+    shares: list[Tensor] = []
+    for batch, view in zip(batches, views, strict=True):
+        inputs.append(batch.inputs)
+        targets.append(batch.target)
+        indices.append(batch.index)
+        view_of_rows.append(torch.full((len(batch),), view))
+        if batch.teacher_inputs is not None:
+            teacher_inputs.append(batch.teacher_inputs)
+        if batch.partner is not None:
+            partners.append(batch.partner)
+        if batch.share is not None:
+            shares.append(batch.share)
     return Batch(
-        inputs=_join_inputs([batch.inputs for batch in batches]),
-        target=torch.cat([batch.target for batch in batches]),
-        index=torch.cat([batch.index for batch in batches]),
+        inputs=_join_inputs(inputs),
+        target=torch.cat(targets),
+        index=torch.cat(indices),
         view=torch.cat(view_of_rows),
-        split=first.split,
-        teacher_inputs=_join_optional_inputs([batch.teacher_inputs for batch in batches]),
-        partner=_join_optional([batch.partner for batch in batches]),
-        share=_join_optional([batch.share for batch in batches]),
+        split=batches[0].split,
+        teacher_inputs=_join_inputs(teacher_inputs) if teacher_inputs else None,
+        partner=torch.cat(partners) if partners else None,
+        share=torch.cat(shares) if shares else None,
         positions=_join_positions(batches),
     )
 
 
-def _join_optional(tensors: list[Tensor | None]) -> Tensor | None:
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.cat(present) if present else None
-
-
 def _join_inputs(inputs: Sequence[Inputs]) -> Inputs:
+    """Concatenate inputs of the same kind: tensors, or mappings with the same names."""
     first = inputs[0]
     if isinstance(first, Tensor):
-        return torch.cat([item for item in inputs if isinstance(item, Tensor)])
+        tensors = [item for item in inputs if isinstance(item, Tensor)]
+        return torch.cat(tensors)
     joined = {}
     for name in first:
-        joined[name] = torch.cat([item[name] for item in inputs if isinstance(item, Mapping)])
+        parts = [item[name] for item in inputs if isinstance(item, Mapping)]
+        joined[name] = torch.cat(parts)
     return joined
-
-
-def _join_optional_inputs(inputs: Sequence[Inputs | None]) -> Inputs | None:
-    present = [item for item in inputs if item is not None]
-    return _join_inputs(present) if present else None
 
 
 def _join_positions(batches: list[Batch]) -> Tensor | None:

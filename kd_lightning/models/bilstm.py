@@ -71,7 +71,11 @@ class BiLSTMClassifier(nn.Module):
         self.onward = nn.LSTM(embedding, hidden, batch_first=True)
         self.backward_ = nn.LSTM(embedding, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
-        self.hidden = nn.Sequential(nn.Linear(2 * hidden, head), nn.ReLU(), nn.Dropout(dropout))
+        self.hidden = nn.Sequential(
+            nn.Linear(2 * hidden, head),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        )
         self.head = nn.Linear(head, num_classes)
 
     def without_files(self) -> dict[str, Any]:
@@ -95,10 +99,12 @@ class BiLSTMClassifier(nn.Module):
         last = attention_mask.sum(1, keepdim=True) - 1
         # The backward direction reads the words in reverse order; padding stays at the end.
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
-        reversed_ids = input_ids.gather(1, torch.where(mask, last - position, position))
+        source = torch.where(mask, last - position, position)
+        reversed_ids = input_ids.gather(1, source)
         onward = self._direction(self.onward, input_ids, mask, last)
         backward = self._direction(self.backward_, reversed_ids, mask, last)
-        hidden = self.hidden(self.dropout(torch.cat([onward, backward], 1)))
+        states = torch.cat([onward, backward], 1)
+        hidden = self.hidden(self.dropout(states))
         logits: Tensor = self.head(hidden)
         return logits
 
@@ -114,7 +120,8 @@ class BiLSTMClassifier(nn.Module):
         Returns:
             `(B, hidden)`.
         """
-        states, _ = lstm(self.dropout(self.embedding(ids)))
+        words = self.dropout(self.embedding(ids))
+        states, _ = lstm(words)
         if self.pooling == "max":
             return masked_max(states, mask)
         # The last word of each direction, not the last column, which may be padding.

@@ -29,7 +29,8 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(y)) + self.shortcut(x))
+        y = self.bn2(self.conv2(y))
+        return F.relu(y + self.shortcut(x))
 
 
 class CIFARResNet(nn.Module):
@@ -64,25 +65,31 @@ class CIFARResNet(nn.Module):
             raise UserError(f"CIFARResNet: depth must be 6 n + 2 (8, 14, 20, 32, ...), got {depth}")
         # The benchmark's wide networks (8x4, 32x4) have 32 channels in the first layer, not 64.
         first = 16 if width == 1 else 32
-        channels = [16 * width, 32 * width, 64 * width]
+        channels1 = 16 * width
+        channels2 = 32 * width
+        channels3 = 64 * width
         self.conv = nn.Conv2d(channels_in, first, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(first)
         blocks = (depth - 2) // 6
-        self.stage1 = self._stage(first, channels[0], blocks, 1)
-        self.stage2 = self._stage(channels[0], channels[1], blocks, 2)
-        self.stage3 = self._stage(channels[1], channels[2], blocks, 2)
+        self.stage1 = self._stage(first, channels1, blocks, 1)
+        self.stage2 = self._stage(channels1, channels2, blocks, 2)
+        self.stage3 = self._stage(channels2, channels3, blocks, 2)
         self.pool = global_pool()
-        self.head = nn.Linear(channels[2], classes)
+        self.head = nn.Linear(channels3, classes)
         he_normal(self)
 
     @staticmethod
     def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]
-        return nn.Sequential(_Block(channels_in, channels, stride), *rest)
+        first = _Block(channels_in, channels, stride)
+        return nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
         y = F.relu(self.bn(self.conv(x)))
-        y = self.stage3(self.stage2(self.stage1(y)))
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
         logits: Tensor = self.head(self.pool(y))
         return logits

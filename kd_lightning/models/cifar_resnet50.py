@@ -45,6 +45,10 @@ class CIFARResNet50(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(x)))))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
+        y = self.stage4(y)
         logits: Tensor = self.head(self.pool(y))
         return logits

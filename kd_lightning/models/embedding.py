@@ -172,4 +172,6 @@ def masked_max(states: Tensor, mask: Tensor) -> Tensor:
     Returns:
         `(B, F)`.
     """
-    return states.masked_fill(~mask[..., None], float("-inf")).amax(1)
+    # Padding must not win the maximum.
+    is_padding = ~mask[..., None]
+    return states.masked_fill(is_padding, float("-inf")).amax(1)

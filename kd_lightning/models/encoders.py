@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, cast
+from typing import Any, TypedDict, cast
 
 import torch
 from torch import nn
@@ -18,7 +18,19 @@ from kd_lightning.hub import (
 )
 
 
-def make_encoder(architecture: dict[str, Any], tokens: dict[str, Any]) -> Encoder:
+class Tokens(TypedDict, total=False):
+    """The vocabulary in the spec of the data, as a mapping; see `kd_lightning.spec.Vocabulary`.
+
+    It is empty if there is no data, or if the data is not text.
+    """
+
+    size: int
+    pad: int
+    max_length: int
+    sha256: str
+
+
+def make_encoder(architecture: dict[str, Any], tokens: Tokens) -> Encoder:
     """Create an encoder with random weights.
 
     Args:
@@ -65,7 +77,10 @@ def load_encoder(name: str) -> Encoder:
         dtype=torch.float32,
     )
     # Models that were pretrained without a pooler lack it, and it is not used here.
-    missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
+    missing: list[str] = []
+    for key in report["missing_keys"]:
+        if not key.startswith("pooler."):
+            missing.append(key)
     if missing:
         raise UserError(
             f"{name} has no {min(missing)!r} for {type(encoder).__name__}; "
@@ -74,7 +89,7 @@ def load_encoder(name: str) -> Encoder:
     return cast(Encoder, encoder)
 
 
-def check_tokens(pretrained: str | None, encoder: Encoder, tokens: dict[str, Any]) -> None:
+def check_tokens(pretrained: str | None, encoder: Encoder, tokens: Tokens) -> None:
     """Check that the encoder reads the token ids of the tokenizer.
 
     Args:
@@ -104,7 +119,7 @@ def check_tokens(pretrained: str | None, encoder: Encoder, tokens: dict[str, Any
         )
 
 
-def _check_vocabulary(pretrained: str, tokens: dict[str, Any]) -> None:
+def _check_vocabulary(pretrained: str, tokens: Tokens) -> None:
     try:
         own = vocabulary_sha256(pretrained_tokenizer(pretrained).get_vocab())
     except UserError:

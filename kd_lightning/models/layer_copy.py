@@ -83,7 +83,12 @@ def _layer_numbers(names: Iterable[str], prefix: str) -> set[int]:
 
 def _evenly_spaced(count: int, available: int) -> list[int]:
     """The last layer of each of `count` equal groups of layers."""
-    return [round((number + 1) * available / count) - 1 for number in range(count)]
+    chosen: list[int] = []
+    for number in range(1, count + 1):
+        # Layers count from 0, so the last layer of a group is one less than the group's end.
+        end = round(number * available / count)
+        chosen.append(end - 1)
+    return chosen
 
 
 def _source_name(name: str, prefix: str, chosen: list[int]) -> str:

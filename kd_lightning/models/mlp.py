@@ -25,7 +25,8 @@ class _Dropout(nn.Dropout):
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
         # Each 64-bit integer gives four 16-bit integers, uniform in [-2**15, 2**15).
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        num_words = -(-x.numel() // 4)
+        words = torch.empty(num_words, dtype=torch.int64).random_(-(2**63), None)
         draws = words.view(torch.int16)[: x.numel()]
         # An element is dropped with probability threshold / 2**16. Never drop all of them.
         threshold = min(round(self.p * 2**16), 2**16 - 1)
@@ -76,7 +77,8 @@ class MLP(nn.Module):
             layers.append(_Dropout(input_dropout))
         units = math.prod(input_shape)
         for width in hidden:
-            layers += [nn.Linear(units, width), nn.ReLU()]
+            layers.append(nn.Linear(units, width))
+            layers.append(nn.ReLU())
             if dropout:
                 layers.append(_Dropout(dropout))
             units = width

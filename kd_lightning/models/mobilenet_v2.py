@@ -59,10 +59,10 @@ class _InvertedResidual(nn.Module):
 def _blocks(channels_in: int, channels: int, group: _Group) -> list[_InvertedResidual]:
     """The blocks of a group."""
     first = _InvertedResidual(channels_in, channels, group.stride, group.expansion)
-    later = [
-        _InvertedResidual(channels, channels, 1, group.expansion) for _ in range(group.blocks - 1)
-    ]
-    return [first, *later]
+    blocks = [first]
+    for _ in range(group.blocks - 1):
+        blocks.append(_InvertedResidual(channels, channels, 1, group.expansion))
+    return blocks
 
 
 class CIFARMobileNetV2(nn.Module):
@@ -126,6 +126,11 @@ class CIFARMobileNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(x)))))
-        logits: Tensor = self.head(self.pool(self.last(y)))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
+        y = self.stage4(y)
+        y = self.last(y)
+        logits: Tensor = self.head(self.pool(y))
         return logits

@@ -37,12 +37,15 @@ class _Block(nn.Module):
         self.project = Conv2dNormActivation(
             hidden, computed, 1, groups=GROUPS, activation_layer=None
         )
-        self.shortcut = nn.Identity() if stride == 1 else nn.AvgPool2d(3, stride, 1)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1:
+            self.shortcut = nn.AvgPool2d(3, stride, 1)
         self.appends = stride != 1
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(self.shuffle(self.expand(x))))
+        y = self.shuffle(self.expand(x))
+        y = self.project(self.depthwise(y))
         shortcut = self.shortcut(x)
         joined = torch.cat([y, shortcut], 1) if self.appends else y + shortcut
         out: Tensor = self.relu(joined)
@@ -73,13 +76,14 @@ class CIFARShuffleNetV1(nn.Module):
     ) -> None:
         super().__init__()
         channels_in, classes = check_image_shapes("CIFARShuffleNetV1", input_shape, num_classes)
+        (channels1, blocks1), (channels2, blocks2), (channels3, blocks3) = STAGES
         self.stem = Conv2dNormActivation(channels_in, 24, 1, inplace=False)
         # The 24 channels of the stem are too few for groups (section 3.2 of the paper).
-        self.stage1 = self._stage(24, *STAGES[0], groups_in=1)
-        self.stage2 = self._stage(STAGES[0][0], *STAGES[1])
-        self.stage3 = self._stage(STAGES[1][0], *STAGES[2])
+        self.stage1 = self._stage(24, channels1, blocks1, groups_in=1)
+        self.stage2 = self._stage(channels1, channels2, blocks2)
+        self.stage3 = self._stage(channels2, channels3, blocks3)
         self.pool = global_pool()
-        self.head = nn.Linear(STAGES[2][0], classes)
+        self.head = nn.Linear(channels3, classes)
 
     @staticmethod
     def _stage(
@@ -92,6 +96,9 @@ class CIFARShuffleNetV1(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.stage3(self.stage2(self.stage1(self.stem(x))))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
         logits: Tensor = self.head(self.pool(y))
         return logits

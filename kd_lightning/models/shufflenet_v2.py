@@ -38,11 +38,12 @@ class CIFARShuffleNetV2(nn.Module):
     ) -> None:
         super().__init__()
         channels_in, classes = check_image_shapes("CIFARShuffleNetV2", input_shape, num_classes)
+        (channels1, blocks1), (channels2, blocks2), (channels3, blocks3) = STAGES
         self.stem = Conv2dNormActivation(channels_in, 24, 1, inplace=False)
-        self.stage1 = self._stage(24, *STAGES[0])
-        self.stage2 = self._stage(STAGES[0][0], *STAGES[1])
-        self.stage3 = self._stage(STAGES[1][0], *STAGES[2])
-        self.last = Conv2dNormActivation(STAGES[2][0], 1024, 1, inplace=False)
+        self.stage1 = self._stage(24, channels1, blocks1)
+        self.stage2 = self._stage(channels1, channels2, blocks2)
+        self.stage3 = self._stage(channels2, channels3, blocks3)
+        self.last = Conv2dNormActivation(channels3, 1024, 1, inplace=False)
         self.pool = global_pool()
         self.head = nn.Linear(1024, classes)
 
@@ -55,6 +56,10 @@ class CIFARShuffleNetV2(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.stage3(self.stage2(self.stage1(self.stem(x))))
-        logits: Tensor = self.head(self.pool(self.last(y)))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
+        y = self.last(y)
+        logits: Tensor = self.head(self.pool(y))
         return logits

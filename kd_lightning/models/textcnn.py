@@ -69,7 +69,9 @@ class TextCNN(nn.Module):
         self.embedding = WordEmbedding(size, embedding, pad, vectors)
         self.filters = nn.ModuleList()
         for width in widths:
-            self.filters.append(nn.Conv1d(embedding, filters, width, padding=width - 1))
+            # With this padding, a filter also sees each word at the edge in all its places.
+            convolution = nn.Conv1d(embedding, filters, width, padding=width - 1)
+            self.filters.append(convolution)
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(filters * len(widths), num_classes)
 
@@ -91,7 +93,8 @@ class TextCNN(nn.Module):
             Logits `(B, K)`.
         """
         # Zero vectors at the padding of the batch, as at the padding of the convolutions.
-        words = (self.embedding(input_ids) * attention_mask[..., None]).transpose(1, 2)
+        vectors = self.embedding(input_ids) * attention_mask[..., None]
+        words = vectors.transpose(1, 2)
         pooled: list[Tensor] = []
         for convolution in self.filters:
             activations = F.relu(convolution(words)).transpose(1, 2)
@@ -100,5 +103,6 @@ class TextCNN(nn.Module):
             extra = activations.shape[1] - attention_mask.shape[1]
             mask = F.pad(attention_mask, (extra, 0), value=1).bool()
             pooled.append(masked_max(activations, mask))
-        logits: Tensor = self.head(self.dropout(torch.cat(pooled, 1)))
+        features = self.dropout(torch.cat(pooled, 1))
+        logits: Tensor = self.head(features)
         return logits

@@ -12,7 +12,13 @@ from kd_lightning.errors import UserError
 from kd_lightning.hub import Encoder
 from kd_lightning.models.attention import tap_scores
 from kd_lightning.models.embedding import check_shares
-from kd_lightning.models.encoders import check_tokens, encoder_layers, load_encoder, make_encoder
+from kd_lightning.models.encoders import (
+    Tokens,
+    check_tokens,
+    encoder_layers,
+    load_encoder,
+    make_encoder,
+)
 from kd_lightning.models.layer_copy import copy_encoder_layers
 
 _NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype")
@@ -71,7 +77,7 @@ class TransformerClassifier(nn.Module):
                 "TransformerClassifier: num_classes is missing; under kd it comes from the data"
             )
         check_shares("TransformerClassifier", dropout=dropout)
-        tokens = (spec or {}).get("vocabulary", {})
+        tokens: Tokens = (spec or {}).get("vocabulary", {})
         self.encoder = _encoder(pretrained, architecture, tokens)
         config = self.encoder.config
         check_tokens(pretrained, self.encoder, tokens)
@@ -181,7 +187,7 @@ class TransformerClassifier(nn.Module):
 
 
 def _encoder(
-    pretrained: str | None, architecture: dict[str, Any] | None, tokens: dict[str, Any]
+    pretrained: str | None, architecture: dict[str, Any] | None, tokens: Tokens
 ) -> Encoder:
     """The encoder without its pooler."""
     if pretrained is not None and architecture is None:
@@ -199,11 +205,17 @@ def _encoder(
 def _head(width: int, hidden: int | None, dropout: float, num_classes: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     if hidden is not None:
-        layers += [nn.Dropout(dropout), nn.Linear(width, hidden), nn.ReLU()]
+        layers.append(nn.Dropout(dropout))
+        layers.append(nn.Linear(width, hidden))
+        layers.append(nn.ReLU())
         width = hidden
-    layers += [nn.Dropout(dropout), nn.Linear(width, num_classes)]
+    layers.append(nn.Dropout(dropout))
+    layers.append(nn.Linear(width, num_classes))
     return nn.Sequential(*layers)
 
 
 def _taps(count: int) -> nn.ModuleList:
-    return nn.ModuleList(nn.Identity() for _ in range(count))
+    taps = nn.ModuleList()
+    for _ in range(count):
+        taps.append(nn.Identity())
+    return taps

@@ -34,7 +34,8 @@ class _Up(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         # To the exact size: pooling rounds odd heights and widths down.
         enlarged = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
-        features: Tensor = self.convs(torch.cat([enlarged, skip], dim=1))
+        joined = torch.cat([enlarged, skip], dim=1)
+        features: Tensor = self.convs(joined)
         return features
 
 
@@ -101,6 +102,7 @@ class UNet(nn.Module):
         he_normal(self)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `(B, num_classes, H, W)` of images `(B, C, H, W)`."""
         skips = []
         for level in self.encoder:
             skip = level(x)

@@ -23,12 +23,11 @@ CONVOLUTIONS = {
 
 def _block(channels_in: int, channels: int, convolutions: int) -> list[nn.Module]:
     """3x3 convolutions with bias, batch norm and ReLU."""
-    first = Conv2dNormActivation(channels_in, channels, bias=True, inplace=False)
-    later = [
-        Conv2dNormActivation(channels, channels, bias=True, inplace=False)
-        for _ in range(convolutions - 1)
-    ]
-    return [first, *later]
+    layers: list[nn.Module] = []
+    for _ in range(convolutions):
+        layers.append(Conv2dNormActivation(channels_in, channels, bias=True, inplace=False))
+        channels_in = channels
+    return layers
 
 
 class CIFARVGG(nn.Module):
@@ -72,6 +71,10 @@ class CIFARVGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.stage4(self.stage3(self.stage2(self.stage1(self.stem(x)))))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
+        y = self.stage4(y)
         logits: Tensor = self.head(self.pool(y))
         return logits

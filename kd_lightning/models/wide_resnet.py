@@ -29,9 +29,12 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         active = self.relu1(self.bn1(x))
-        y: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(active))))
+        y = self.conv1(active)
+        y = self.relu2(self.bn2(y))
+        y = self.conv2(y)
         shortcut = x if self.shortcut is None else self.shortcut(active)
-        return y + shortcut
+        total: Tensor = y + shortcut
+        return total
 
 
 class WideResNet(nn.Module):
@@ -74,23 +77,32 @@ class WideResNet(nn.Module):
             raise UserError(f"WideResNet: width must be at least 1, got {width}")
         blocks = (depth - 4) // 6
         self.stem = nn.Conv2d(channels_in, 16, 3, padding=1, bias=False)
-        self.stage1 = self._stage(16, 16 * width, blocks, 1)
-        self.stage2 = self._stage(16 * width, 32 * width, blocks, 2)
-        self.stage3 = self._stage(32 * width, 64 * width, blocks, 2)
+        channels1 = 16 * width
+        channels2 = 32 * width
+        channels3 = 64 * width
+        self.stage1 = self._stage(16, channels1, blocks, 1)
+        self.stage2 = self._stage(channels1, channels2, blocks, 2)
+        self.stage3 = self._stage(channels2, channels3, blocks, 2)
         # The last sum has not passed through a batch norm and ReLU yet.
-        self.final = nn.Sequential(nn.BatchNorm2d(64 * width), nn.ReLU())
+        self.final = nn.Sequential(nn.BatchNorm2d(channels3), nn.ReLU())
         self.pool = global_pool()
-        self.head = nn.Linear(64 * width, classes)
+        self.head = nn.Linear(channels3, classes)
         he_normal(self)
         nn.init.zeros_(self.head.bias)
 
     @staticmethod
     def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+        # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]
-        return nn.Sequential(_Block(channels_in, channels, stride), *rest)
+        first = _Block(channels_in, channels, stride)
+        return nn.Sequential(first, *rest)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = self.final(self.stage3(self.stage2(self.stage1(self.stem(x)))))
+        y = self.stem(x)
+        y = self.stage1(y)
+        y = self.stage2(y)
+        y = self.stage3(y)
+        y = self.final(y)
         logits: Tensor = self.head(self.pool(y))
         return logits

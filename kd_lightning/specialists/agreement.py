@@ -35,8 +35,11 @@ def active_specialists(generalist: Tensor, known: Tensor, n: int = 1) -> Tensor:
     Returns:
         bool `(B, M)`.
     """
-    top_classes = generalist.topk(min(n, generalist.shape[-1]), dim=-1).indices
-    return known.to(generalist.device).T[top_classes].any(1)
+    count = min(n, generalist.shape[-1])
+    top_classes = generalist.topk(count, dim=-1).indices
+    # Row k of `knows`: the specialists that know class k.
+    knows = known.to(generalist.device).T
+    return knows[top_classes].any(1)
 
 
 def agreed_log_probs(
@@ -74,9 +77,11 @@ def agreed_log_probs(
         log q, `(B, K)`, in the dtype of `generalist`.
     """
     z = generalist.double()
-    outside = (~membership(class_ids, z.shape[-1])).to(z)
-    fixed, dustbins = _sum_opinions(z, specialists, class_ids, active.double())
-    opinions = 1 + active.double().sum(1, keepdim=True)
+    known = membership(class_ids, z.shape[-1])
+    outside = (~known).to(z)  # 1 for each class in a specialist's dustbin, (M, K)
+    weights = active.double()
+    fixed, dustbins = _sum_opinions(z, specialists, class_ids, weights)
+    opinions = 1 + weights.sum(1, keepdim=True)
     tiny = torch.finfo(z.dtype).tiny
 
     result = z.clone()
@@ -86,8 +91,9 @@ def agreed_log_probs(
         # p_m(dustbin) / Q_m of each specialist, (B, M); t is `target`, (B, K).
         spread = dustbins / (q @ outside.T).clamp(min=tiny)
         target = (fixed + q * (spread @ outside)) / opinions
-        z = z + (target - q) / torch.maximum(q, target).clamp(min=tiny)
-        unfinished = (target - q).abs().sum(1) > tolerance
+        difference = target - q
+        z = z + difference / torch.maximum(q, target).clamp(min=tiny)
+        unfinished = difference.abs().sum(1) > tolerance
         if bool(unfinished.all()):
             continue
         # Samples that are done leave the batch, so that a few slow ones cost little.
@@ -124,7 +130,9 @@ def _sum_opinions(
     fixed = generalist.exp()
     dustbins = torch.empty_like(weights)
     for column, (log_probs, ids) in enumerate(zip(specialists, class_ids, strict=True)):
+        # A specialist that is not active has weight 0 and adds nothing.
         probs = log_probs.double().exp() * weights[:, column, None]
-        fixed[:, torch.tensor(ids, device=fixed.device)] += probs[:, :-1]
+        columns = torch.tensor(ids, device=fixed.device)
+        fixed[:, columns] += probs[:, :-1]
         dustbins[:, column] = probs[:, -1]
     return fixed, dustbins

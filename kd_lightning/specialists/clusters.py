@@ -24,7 +24,8 @@ def prediction_covariance(
             a correlation of 0 with all classes.
     """
     # Softened probabilities are tiny: double precision keeps their covariance accurate.
-    probs = torch.softmax(full(logits).double() / temperature, dim=-1).numpy()
+    softened = full(logits).double() / temperature
+    probs = torch.softmax(softened, dim=-1).numpy()
     covariance = np.cov(probs, rowvar=False)
     if correlation:
         std = np.sqrt(covariance.diagonal())
@@ -77,8 +78,12 @@ def confusable_classes(
     )
     centroids = kmeans.fit(columns).cluster_centers_
     # Unlike the labels of K-means, the nearest columns of two centroids can overlap.
-    distances = np.stack([((columns - centroid) ** 2).sum(1) for centroid in centroids])
-    nearest = distances.argsort(1, kind="stable")[:, :classes_each]
+    distances = []
+    for centroid in centroids:
+        squares = (columns - centroid) ** 2
+        distances.append(squares.sum(1))
+    order = np.stack(distances).argsort(1, kind="stable")
+    nearest = order[:, :classes_each]
     return [sorted(ids) for ids in nearest.tolist()]
 
 

@@ -75,14 +75,16 @@ class SpecialistSource(Source):
         self._epoch = epoch
         self.positions = self._positions(epoch)
         """This epoch's samples as positions in `inner`."""
-        self.rows = self.inner.rows[self.positions.to(self.inner.rows.device)]
+        inner_rows = self.inner.rows
+        self.rows = inner_rows[self.positions.to(inner_rows.device)]
 
     def _positions(self, epoch: int) -> Tensor:
         if self.own is None or self.others is None:
             return torch.arange(len(self.inner))
         order = permutation(len(self.others), self.seed, epoch, "others")
         # Without replacement; if there are fewer others than own samples, the order repeats.
-        drawn = self.others[order[torch.arange(len(self.own)) % len(order)]]
+        place = torch.arange(len(self.own)) % len(order)
+        drawn = self.others[order[place]]
         return torch.cat([self.own, drawn])
 
     @property
@@ -102,11 +104,13 @@ class SpecialistSource(Source):
         return None if lengths is None else lengths[self.positions]
 
     def batch(self, rows: Tensor, view: int) -> Batch:
-        batch = self.inner.batch(self.positions[rows.cpu()], view)
+        positions = self.positions[rows.cpu()]
+        batch = self.inner.batch(positions, view)
+        target = _relabelled(batch.target, self.new_class)
         partner = batch.partner
         if partner is not None:
             partner = _relabelled(partner, self.new_class)
-        return replace(batch, target=_relabelled(batch.target, self.new_class), partner=partner)
+        return replace(batch, target=target, partner=partner)
 
 
 class SpecialistDataModule(DataModule):
@@ -227,8 +231,9 @@ class SpecialistDataModule(DataModule):
     @cached_property
     def _new_class(self) -> Tensor:
         """The specialist's class for each class of `data`, int64 `(K,)`; the dustbin is last."""
-        new_class = torch.full((self.data.spec.num_classes,), len(self.class_ids))
-        new_class[self.class_ids] = torch.arange(len(self.class_ids))
+        dustbin = len(self.class_ids)
+        new_class = torch.full((self.data.spec.num_classes,), dustbin)
+        new_class[self.class_ids] = torch.arange(dustbin)
         return new_class
 
     @cached_property
@@ -241,7 +246,8 @@ class SpecialistDataModule(DataModule):
         target = source.target[source.rows].cpu()
         is_own = torch.isin(target, torch.tensor(self.class_ids))
         own = is_own.nonzero()[:, 0]
-        others = (~is_own & (target >= 0)).nonzero()[:, 0]
+        is_other = ~is_own & (target >= 0)
+        others = is_other.nonzero()[:, 0]
         for positions, which in ((own, "of its own classes"), (others, "of other classes")):
             if len(positions) == 0:
                 raise UserError(
@@ -312,5 +318,6 @@ def _predictions(network: nn.Module, source: Source, batch_size: int = 1000) -> 
     with torch.inference_mode():
         for rows in torch.arange(len(source)).split(batch_size):
             batch = source.batch(rows, CLEAN).to(device)
-            logits.append(run_network(network, batch.inputs).logits.cpu())
+            output = run_network(network, batch.inputs)
+            logits.append(output.logits.cpu())
     return torch.cat(logits)

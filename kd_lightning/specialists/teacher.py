@@ -69,7 +69,8 @@ class SpecialistTeacher(Teacher):
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self._generalist = ModelTeacher(checkpoint=generalist)
-        self._specialists = tuple(ModelTeacher(checkpoint=path) for path in specialists)
+        members = [ModelTeacher(checkpoint=path) for path in specialists]
+        self._specialists = tuple(members)
         # A tuple registers no modules; this list moves all members with the teacher.
         self.members = nn.ModuleList([self._generalist, *self._specialists])
         self.class_ids: list[list[int]] = []
@@ -92,10 +93,9 @@ class SpecialistTeacher(Teacher):
         generalist = full(self._generalist(batch).logits).log_softmax(-1)
         known = membership(self.class_ids, generalist.shape[-1])
         active = active_specialists(generalist, known, self.n)
-        opinions = [
-            self._opinion(number, batch, generalist, active[:, number])
-            for number in range(len(self._specialists))
-        ]
+        opinions: list[Tensor] = []
+        for number in range(len(self._specialists)):
+            opinions.append(self._opinion(number, batch, generalist, active[:, number]))
         agreed = agreed_log_probs(
             generalist, opinions, self.class_ids, active, self.tolerance, self.max_iterations
         )
@@ -118,8 +118,9 @@ class SpecialistTeacher(Teacher):
         rows = active.nonzero()[:, 0]
         # A network with batch norm or convolutions may reject an empty batch.
         if len(rows):
-            logits = self._specialists[number](_select(batch, rows)).logits
-            log_probs[rows] = corrected(logits, self.corrections[number]).to(log_probs)
+            output = self._specialists[number](_select(batch, rows))
+            opinion = corrected(output.logits, self.corrections[number])
+            log_probs[rows] = opinion.to(log_probs)
         return log_probs
 
     def sources(self) -> list[dict[str, object]]:
@@ -143,7 +144,9 @@ def _prepare_specialist(member: ModelTeacher, spec: Spec, task: Task) -> Special
     """
     path = str(member.checkpoint)
     metadata = read_file(path, "the specialist").get(KEY) or {}
-    trained_on = Spec.from_dict(metadata["spec"]) if metadata.get("spec") else None
+    trained_on: Spec | None = None
+    if metadata.get("spec"):
+        trained_on = Spec.from_dict(metadata["spec"])
     if trained_on is None or trained_on.specialist is None:
         raise UserError(
             f"{path} is not a specialist's checkpoint; train one on a SpecialistDataModule"
@@ -159,7 +162,8 @@ def _prepare_specialist(member: ModelTeacher, spec: Spec, task: Task) -> Special
     names = [spec.classes[class_id] for class_id in class_ids]
     dustbin = trained_on.classes[-1]
     names.append(dustbin)
-    member.prepare_for(replace(spec, num_classes=len(names), classes=tuple(names)), task)
+    expected = replace(spec, num_classes=len(names), classes=tuple(names))
+    member.prepare_for(expected, task)
     return specialist
 
 
@@ -270,7 +274,8 @@ class SubsetTeacher(Teacher):
         inside = log_probs[:, self._inside.to(log_probs.device)]
         outside = log_probs[:, self._outside.to(log_probs.device)]
         dustbin = outside.logsumexp(-1, keepdim=True)
-        return Output(corrected(torch.cat([inside, dustbin], dim=-1), self._correction))
+        joined = torch.cat([inside, dustbin], dim=-1)
+        return Output(corrected(joined, self._correction))
 
     def sources(self) -> list[dict[str, object]]:
         """The sources of the teacher of all classes."""

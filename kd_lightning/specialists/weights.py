@@ -85,7 +85,10 @@ def _cut_head(tensor: Tensor, class_ids: Sequence[int]) -> Tensor:
         `(m + 1, ...)`.
     """
     known = set(class_ids)
-    others = [row for row in range(len(tensor)) if row not in known]
+    others: list[int] = []
+    for row in range(len(tensor)):
+        if row not in known:
+            others.append(row)
     dustbin = tensor[others].mean(0, keepdim=True)
     if tensor.ndim == 1:
         dustbin = dustbin + math.log(len(others))

@@ -142,8 +142,9 @@ class Task(ABC):
 
     def predictions(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """What `kd predict` stores of each sample: `test_outputs` without the target."""
-        stored = self.test_outputs(output, batch)
-        return {name: tensor for name, tensor in stored.items() if name != "target"}
+        stored = dict(self.test_outputs(output, batch))
+        stored.pop("target", None)
+        return stored
 
     @abstractmethod
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
@@ -185,7 +186,9 @@ def rows_of_positions(logits: Tensor, batch: Batch) -> Tensor:
             f"{list(shape)}; the targets need {[*shape, 'K']}, or K in second place"
         )
     flat = grid if grid.ndim == 2 else grid.flatten(0, -2)
-    return flat if batch.positions is None else flat.index_select(0, batch.positions)
+    if batch.positions is None:
+        return flat
+    return flat.index_select(0, batch.positions)
 
 
 def values_of_positions(logits: Tensor, batch: Batch) -> Tensor:
@@ -204,4 +207,6 @@ def values_of_positions(logits: Tensor, batch: Batch) -> Tensor:
             f"{list(batch.target.shape)}; both must be equal"
         )
     values = logits.flatten()
-    return values if batch.positions is None else values.index_select(0, batch.positions)
+    if batch.positions is None:
+        return values
+    return values.index_select(0, batch.positions)

@@ -59,28 +59,33 @@ class Classification(Task):
                 f"{int(unknown.sum())} rows, such as {example!r}; the classes are "
                 f"{', '.join(names)}"
             )
+        # An empty text is a missing label, not an unknown class.
         classes[~labelled] = UNLABELLED
         return torch.from_numpy(classes)
 
     def strata(self, target: Tensor) -> Tensor:
         """The classes; samples without a label are a stratum of their own."""
-        return torch.where(target == UNLABELLED, target.max() + 1, target)
+        extra_stratum = target.max() + 1
+        return torch.where(target == UNLABELLED, extra_stratum, target)
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         return {"logits": output.logits, "index": batch.index, "target": batch.target}
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
         target = stored["target"]
-        wrong = (stored["logits"].argmax(-1) != target).double()
-        return torch.where(target == UNLABELLED, torch.nan, wrong)
+        wrong = stored["logits"].argmax(-1) != target
+        return torch.where(target == UNLABELLED, torch.nan, wrong.double())
 
     def mistakes(self, stored: dict[str, Tensor], spec: Spec, most: int) -> Sequence[Mistake]:
+        # A sample without a label cannot be wrong.
         labelled = stored["target"] >= 0
         target = stored["target"][labelled]
         index = stored["index"][labelled]
-        confidence, guess = stored["logits"][labelled].float().softmax(-1).max(-1)
+        probs = stored["logits"][labelled].float().softmax(-1)
+        confidence, guess = probs.max(-1)
         wrong = torch.nonzero(guess != target).flatten()
-        most_confident = wrong[confidence[wrong].argsort(descending=True)][:most]
+        by_confidence = confidence[wrong].argsort(descending=True)
+        most_confident = wrong[by_confidence][:most]
         mistakes = []
         for at in most_confident.tolist():
             guessed = spec.classes[int(guess[at])]
@@ -91,4 +96,5 @@ class Classification(Task):
 
     def confusion(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
         labelled = stored["target"] >= 0
-        return stored["target"][labelled], stored["logits"][labelled].argmax(-1)
+        predicted = stored["logits"][labelled].argmax(-1)
+        return stored["target"][labelled], predicted

@@ -38,11 +38,14 @@ def as_numbers(name: str, column: Column, remedy: str = "correct the file") -> N
     Raises:
         UserError: if a value is not a finite number.
     """
-    values = np.where(is_missing(column), "nan", column) if column.dtype.kind == "U" else column
+    values = column
+    if column.dtype.kind == "U":
+        # "nan" is the only text for a missing value that `astype` reads.
+        values = np.where(is_missing(column), "nan", column)
     try:
         numbers = values.astype(np.float64)
     except ValueError:
-        example = next(text for text in values.tolist() if not _is_number(text))
+        example = _first_text(values.tolist())
         raise UserError(
             f"column {name!r} must hold numbers, but it holds {example!r}; {remedy}"
         ) from None
@@ -50,6 +53,14 @@ def as_numbers(name: str, column: Column, remedy: str = "correct the file") -> N
     if infinite > 0:
         raise UserError(f"column {name!r} has an infinite value in {infinite} rows; remove them")
     return numbers
+
+
+def _first_text(values: list[str]) -> str:
+    """The first value that is not a number."""
+    for value in values:
+        if not _is_number(value):
+            return value
+    raise AssertionError("all values are numbers")
 
 
 def _is_number(text: str) -> bool:
@@ -68,7 +79,8 @@ def as_texts(column: Column) -> Texts:
     if column.dtype.kind == "U":
         texts = np.char.strip(cast(Texts, column))
     else:
-        texts = np.array([_number_as_text(number) for number in column.tolist()], dtype=np.str_)
+        written = [_number_as_text(number) for number in column.tolist()]
+        texts = np.array(written, dtype=np.str_)
     return np.where(is_missing(texts), "", texts)
 
 
@@ -86,8 +98,8 @@ def distinct(texts: Texts) -> tuple[str, ...]:
 
 def positions_among(texts: Texts, names: tuple[str, ...]) -> NDArray[np.int64]:
     """The place of each text among the names, int64 `(N,)`; -1 if it is none of them."""
-    place = {name: at for at, name in enumerate(names)}
+    position_of = {name: position for position, name in enumerate(names)}
     # Look up each different text once, not each row.
     values, inverse = np.unique(texts, return_inverse=True)
-    places = np.array([place.get(value, -1) for value in values.tolist()], dtype=np.int64)
-    return places[inverse]
+    positions = [position_of.get(value, -1) for value in values.tolist()]
+    return np.array(positions, dtype=np.int64)[inverse]

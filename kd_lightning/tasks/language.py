@@ -94,7 +94,8 @@ class LanguageModelling(Task):
         length = batch.target.shape[1]
         positions = batch.positions
         if positions is None:
-            positions = torch.arange(batch.target.numel(), device=batch.target.device)
+            target = batch.target
+            positions = torch.arange(target.numel(), device=target.device)
         return positions // length
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:

@@ -46,7 +46,8 @@ class MultilabelMetrics(TaskMetrics):
             self.comparison.update(student, teacher)
         rows = full(student.logits)
         # Back from binary rows [0, z] to one score per sample and class.
-        scores = (rows[:, 1] - rows[:, 0]).view(-1, self.num_classes)
+        differences = rows[:, 1] - rows[:, 0]
+        scores = differences.view(-1, self.num_classes)
         self.mean_average_precision.update(scores.sigmoid(), batch.target)
         self.f1.update(scores.sigmoid(), batch.target)
         labels = batch.labels
@@ -54,7 +55,8 @@ class MultilabelMetrics(TaskMetrics):
         rows = rows[labelled]
         labels = labels[labelled]
         if len(labels) > 0:
-            self.errors.update((rows.argmax(-1) != labels).float())
+            wrong = rows.argmax(-1) != labels
+            self.errors.update(wrong.float())
             self.nll.update(F.cross_entropy(rows, labels, reduction="none"))
 
     def named(self) -> Mapping[str, Metric]:
@@ -84,8 +86,10 @@ class MultilabelClassification(Task):
         return MultilabelMetrics(spec.num_classes)
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        # softmax([0, z]) is [1 - sigmoid(z), sigmoid(z)].
         scores = values_of_positions(logits, batch)
-        return torch.stack([torch.zeros_like(scores), scores], dim=-1)
+        zeros = torch.zeros_like(scores)
+        return torch.stack([zeros, scores], dim=-1)
 
     def row_width(self, spec: Spec) -> int:
         return 2
@@ -102,21 +106,28 @@ class MultilabelClassification(Task):
         return torch.stack(target, dim=-1)
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        scores = (output.logits[:, 1] - output.logits[:, 0]).view(batch.target.shape)
+        # Back from binary rows [0, z] to one score per sample and class.
+        differences = output.logits[:, 1] - output.logits[:, 0]
+        scores = differences.view(batch.target.shape)
         return {"logits": scores, "index": batch.index, "target": batch.target}
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
         target = stored["target"]
-        wrong = (stored["logits"] > 0).long() != target
+        predicted = (stored["logits"] > 0).long()
+        wrong = predicted != target
         wrong &= target != UNLABELLED
         return wrong.sum(-1).double()
 
 
 def _label_of_rows(name: str, column: Column) -> Tensor:
     """Whether a label applies to each row, int64 `(N,)`; `UNLABELLED` if that is unknown."""
-    values, inverse = np.unique(np.char.lower(as_texts(column)), return_inverse=True)
+    texts = np.char.lower(as_texts(column))
+    # Look up each different text once, not each row.
+    values, inverse = np.unique(texts, return_inverse=True)
+    codes: list[int] = []
     for value in values.tolist():
         if value not in LABEL_VALUES:
             raise UserError(f"column {name!r} must hold 0 or 1 in each row, got {value!r}")
-    codes = np.array([LABEL_VALUES[value] for value in values.tolist()], dtype=np.int64)
-    return torch.from_numpy(codes[inverse])
+        codes.append(LABEL_VALUES[value])
+    code_of_value = np.array(codes, dtype=np.int64)
+    return torch.from_numpy(code_of_value[inverse])

@@ -33,7 +33,8 @@ class RegressionMetrics(TaskMetrics):
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
         values = full(student.logits)[:, 0]
         if teacher is not None:
-            self.teacher_mse.update(values, full(teacher.logits)[:, 0])
+            teacher_values = full(teacher.logits)[:, 0]
+            self.teacher_mse.update(values, teacher_values)
         labels = batch.labels.to(values.dtype)
         labelled = ~labels.isnan()
         if bool(labelled.any()):
@@ -41,7 +42,12 @@ class RegressionMetrics(TaskMetrics):
                 metric.update(values[labelled], labels[labelled])
 
     def named(self) -> Mapping[str, Metric]:
-        return {"mse": self.mse, "mae": self.mae, "r2": self.r2, "teacher_mse": self.teacher_mse}
+        return {
+            "mse": self.mse,
+            "mae": self.mae,
+            "r2": self.r2,
+            "teacher_mse": self.teacher_mse,
+        }
 
     def compute(self) -> dict[str, Tensor]:
         values = super().compute()
@@ -80,7 +86,10 @@ class Regression(Task):
         return tuple(columns)
 
     def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
-        values = [torch.from_numpy(as_numbers(name, columns[name])) for name in names]
+        values: list[Tensor] = []
+        for name in names:
+            numbers = as_numbers(name, columns[name])
+            values.append(torch.from_numpy(numbers))
         return torch.stack(values, dim=-1).float()
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -91,5 +100,6 @@ class Regression(Task):
         }
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
-        squares = (stored["logits"].double() - stored["target"].double()).square()
-        return torch.nanmean(squares, dim=-1)
+        errors = stored["logits"].double() - stored["target"].double()
+        # An unknown value is NaN, and does not count.
+        return torch.nanmean(errors.square(), dim=-1)

@@ -76,20 +76,26 @@ class Segmentation(Task):
         labels = batch.labels
         labelled = labels != UNLABELLED
         wrong = (classes != labels) & labelled
+        # Pixels without a position count as neither wrong nor labelled.
+        wrong_maps = _per_sample(wrong.long(), batch, fill=0)
+        labelled_maps = _per_sample(labelled.long(), batch, fill=0)
         return {
+            # 16 bits per pixel keep the file of a test small.
             "classes": _per_sample(classes.to(torch.int16), batch, fill=UNLABELLED),
-            "wrong_pixels": _per_sample(wrong.long(), batch, fill=0).flatten(1).sum(1),
-            "labelled_pixels": _per_sample(labelled.long(), batch, fill=0).flatten(1).sum(1),
+            "wrong_pixels": wrong_maps.flatten(1).sum(1),
+            "labelled_pixels": labelled_maps.flatten(1).sum(1),
             "index": batch.index,
         }
 
     def predictions(self, output: Output, batch: Batch) -> dict[str, Tensor]:
-        classes = _per_sample(output.logits.argmax(-1).to(torch.int16), batch, fill=UNLABELLED)
-        return {"classes": classes, "index": batch.index}
+        classes = output.logits.argmax(-1).to(torch.int16)
+        maps = _per_sample(classes, batch, fill=UNLABELLED)
+        return {"classes": maps, "index": batch.index}
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
         unknown = stored["labelled_pixels"] == 0
-        return stored["wrong_pixels"].double().masked_fill(unknown, torch.nan)
+        wrong = stored["wrong_pixels"].double()
+        return wrong.masked_fill(unknown, torch.nan)
 
 
 def _per_sample(rows: Tensor, batch: Batch, fill: int) -> Tensor:

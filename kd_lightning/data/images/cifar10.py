@@ -66,7 +66,8 @@ class CIFAR10DataModule(ImageDataModule):
             stop = start + len(pixels)
             if stop > expected:
                 break
-            images[start:stop] = torch.from_numpy(pixels).view(-1, 3, 32, 32)
+            file_images = torch.from_numpy(pixels)
+            images[start:stop] = file_images.view(-1, 3, 32, 32)
             target[start:stop] = torch.from_numpy(labels)
             start = stop
         if start != expected:
@@ -98,7 +99,9 @@ class CIFAR10DataModule(ImageDataModule):
             return False
         if pixels.shape != (len(labels), 3 * 32 * 32):
             return False
-        return len(labels) == 0 or bool(0 <= labels.min() <= labels.max() < len(self.classes))
+        if len(labels) == 0:
+            return True
+        return bool(0 <= labels.min() <= labels.max() < len(self.classes))
 
     def _download(self, folder: Path) -> None:
         remedy = (

@@ -73,14 +73,17 @@ class ColorJitter(Augmentation):
 
 def _factor(name: str, strength: float, index: Tensor, seed: int, view: int) -> Tensor:
     """A factor per image, `(B, 1, 1, 1)`, uniform in [max(0, 1 - strength), 1 + strength]."""
-    return _draw(name, max(0.0, 1 - strength), 1 + strength, index, seed, view)
+    low = max(0.0, 1 - strength)
+    high = 1 + strength
+    return _draw(name, low, high, index, seed, view)
 
 
 def _draw(name: str, low: float, high: float, index: Tensor, seed: int, view: int) -> Tensor:
     """A number per image, `(B, 1, 1, 1)`, uniform in [low, high]."""
     # The British spelling is part of the random stream: existing caches replay these draws.
     share = uniform(index, seed, view, "colour", name)
-    return (low + (high - low) * share)[:, None, None, None]
+    values = low + (high - low) * share
+    return values[:, None, None, None]
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -107,8 +110,8 @@ def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
         float32 `(B, C, H, W)`, whole numbers from 0 to 255.
     """
     # In float64, the sum of the pixels is exact in any order.
-    mean = _gray(x).double().mean((1, 2, 3), keepdim=True).float()
-    return _blend(x, mean, factor)
+    mean = _gray(x).double().mean((1, 2, 3), keepdim=True)
+    return _blend(x, mean.float(), factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
@@ -147,8 +150,9 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     safe = torch.where(spread > 0, spread, 1.0)
     from_green = (blue - red) / safe + 2
     from_blue = (red - green) / safe + 4
+    from_red = (green - blue) / safe
     sixths = torch.where(high == green, from_green, from_blue)
-    sixths = torch.where(high == red, (green - blue) / safe, sixths)
+    sixths = torch.where(high == red, from_red, sixths)
     hue = sixths.div_(6).add_(shift[:, 0])
 
     # Over a turn, each channel is a trapezoid between `low` and `high`; the three are a third of a

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import STAGES, DataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum
 from kd_lightning.data.images.augment import Augmentation, Mixing
 from kd_lightning.data.images.source import Images, ImageSource
@@ -153,15 +153,18 @@ class ImageDataModule(DataModule):
         """Rows to train on, rows among them whose label is withheld, and rows held out."""
         target = self.raw("train").target
         index = torch.arange(len(target))
-        held_out = stratified_rank(target, index, self.split_seed, "validation") < self.validation
+        rank = stratified_rank(target, index, self.split_seed, "validation")
+        held_out = rank < self.validation
         takes_part = ~held_out
         if self.parts > 1:
             rank = stratified_rank(target, index, self.split_seed, "part")
             takes_part &= (rank * self.parts).long() == self.part
         if self.keep_classes is not None:
-            takes_part &= torch.isin(target, torch.tensor(self.keep_classes))
+            chosen = torch.tensor(self.keep_classes)
+            takes_part &= torch.isin(target, chosen)
         if self.drop_classes is not None:
-            takes_part &= ~torch.isin(target, torch.tensor(self.drop_classes))
+            dropped = torch.tensor(self.drop_classes)
+            takes_part &= ~torch.isin(target, dropped)
         rows = index[takes_part]
         # One rank serves both fractions: the labelled tenth of a set is the same samples as a
         # tenth of the set.
@@ -171,8 +174,9 @@ class ImageDataModule(DataModule):
                 "data: no training sample is left after keep_classes, drop_classes, part and "
                 "fraction"
             )
+        train = rows[rank < self.fraction]
         unlabelled = rows[rank >= self.fraction * self.label_fraction]
-        return rows[rank < self.fraction], unlabelled, index[held_out]
+        return train, unlabelled, index[held_out]
 
     def _source(
         self, split: str, rows: Tensor, target: Tensor, augment: list[Augmentation]
@@ -213,6 +217,7 @@ class ImageDataModule(DataModule):
         rows, unlabelled, held_out = self._train_rows()
         self._sources["validation"] = self._source("train", held_out, target, [])
         if self.label_fraction < 1:
+            # Change a copy: validation samples share this target and keep their labels.
             target = target.clone()
             target[unlabelled] = UNLABELLED
         self._sources["train"] = self._source("train", rows, target, self.augment)
@@ -229,7 +234,7 @@ class ImageDataModule(DataModule):
             input_shape=(self.channels, height, width),
             num_classes=len(self.classes),
             classes=tuple(self.classes),
-            samples={stage: len(self.source(stage)) for stage in STAGES},
+            samples=self._samples_per_stage(),
             source_samples=len(self.raw("train").target),
             mean=tuple(self.mean),
             std=tuple(self.std),
@@ -241,16 +246,17 @@ class ImageDataModule(DataModule):
         for split in ("train", "test"):
             raw = self.raw(split)
             samples[split] = checksum(raw.images, raw.target)
+        augment = [augmentation.fingerprint() for augmentation in self.augment]
         fingerprint: dict[str, object] = {
             "data": self.name,
             "samples": samples,
             "mean": list(self.mean),
             "std": list(self.std),
             "channels": self.channels,
-            "augment": [augment.fingerprint() for augment in self.augment],
+            "augment": augment,
             "augmentation_seed": self.augmentation_seed if self.augment else None,
         }
-        if any(isinstance(augment, Mixing) for augment in self.augment):
+        if any(isinstance(augmentation, Mixing) for augmentation in self.augment):
             # The partner of a mixed sample depends on which rows take part.
             fingerprint["rows"] = checksum(self.source("train").rows)
         return fingerprint

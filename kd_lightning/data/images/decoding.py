@@ -47,7 +47,9 @@ def decode_image(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
             f"{tree.path}: {name} cannot be read as an image; is the copy complete?"
         ) from error
     if size is not None:
-        image = v2.center_crop(v2.resize(image, [size]), [size, size])
+        # The shorter side gets the size; the longer one is cropped on both ends.
+        resized = v2.resize(image, [size])
+        image = v2.center_crop(resized, [size, size])
     array: Pixels = np.asarray(image, dtype=np.uint8)
     if grey:
         return array[None]
@@ -68,14 +70,16 @@ def decode_chunks(names: list[str], decode: Callable[[str], Pixels]) -> Iterator
     """
 
     def decode_chunk(chunk: list[str]) -> Pixels:
-        return np.stack([decode(name) for name in chunk])
+        images = [decode(name) for name in chunk]
+        return np.stack(images)
 
     num_workers = min(8, os.cpu_count() or 1)
     pool = ThreadPoolExecutor(num_workers)
     pending: deque[Future[Pixels]] = deque()
     try:
         for start in range(0, len(names), _CHUNK_SIZE):
-            pending.append(pool.submit(decode_chunk, names[start : start + _CHUNK_SIZE]))
+            chunk = names[start : start + _CHUNK_SIZE]
+            pending.append(pool.submit(decode_chunk, chunk))
             # Bounds the memory if the consumer is slower than the threads.
             if len(pending) > 2 * num_workers:
                 yield pending.popleft().result()
@@ -105,8 +109,12 @@ class ChannelStatistics:
         values = np.arange(256) / 255
         share = self._counts / self._counts.sum(1, keepdims=True)
         mean = share @ values
-        variance = (share * (values - mean[:, None]) ** 2).sum(1)
-        means = [round(float(value), 4) for value in mean]
-        # A constant channel has a deviation of 0, which nothing can be divided by.
-        stds = [round(float(value), 4) or 1.0 for value in np.sqrt(variance)]
+        squares = (values - mean[:, None]) ** 2
+        variance = (share * squares).sum(1)
+        means: list[float] = []
+        stds: list[float] = []
+        for channel_mean, channel_std in zip(mean, np.sqrt(variance), strict=True):
+            means.append(round(float(channel_mean), 4))
+            # A constant channel has a deviation of 0, which nothing can be divided by.
+            stds.append(round(float(channel_std), 4) or 1.0)
         return means, stds

@@ -32,7 +32,8 @@ def _digits() -> tuple[Tensor, Tensor]:
         rows = np.column_stack(load_digits(return_X_y=True))
     pixels, target = torch.from_numpy(rows).split([64, 1], dim=1)
     # Pixel values range from 0 to 16; scaled to 0 to 255 and rounded, they fit into uint8.
-    images = pixels.mul(255 / 16).round().to(torch.uint8).view(-1, 1, 8, 8)
+    scaled = pixels.mul(255 / 16).round()
+    images = scaled.to(torch.uint8).view(-1, 1, 8, 8)
     return images, target[:, 0].long()
 
 

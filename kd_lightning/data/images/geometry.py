@@ -56,7 +56,8 @@ class Flip(Augmentation):
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
         mirrored = uniform(index, seed, view, "flip") < self.probability
-        return _where(mirrored[:, None, None, None], images.flip(-1), images)
+        flipped = images.flip(-1)
+        return _where(mirrored[:, None, None, None], flipped, images)
 
 
 class Cutout(Augmentation):
@@ -103,6 +104,7 @@ class Cutout(Augmentation):
     def _covered(self, center: Tensor, length: int) -> Tensor:
         """Which places of a side the square covers, bool `(B, length)`, for centers `(B,)`."""
         start = center - self.size // 2
+        # The place of each pixel within the square, negative before it.
         place = torch.arange(length, device=center.device) - start[:, None]
         return (place >= 0) & (place < self.size)
 

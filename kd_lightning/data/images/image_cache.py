@@ -59,7 +59,8 @@ def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> s
     """
     files: list[tuple[str, int, int]] = []
     for split in _SPLITS:
-        files += [(name, *tree.files[name]) for name in listing.files[split]]
+        for name in listing.files[split]:
+            files.append((name, *tree.files[name]))
     content = json.dumps([VERSION, size, grey, files])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -84,7 +85,8 @@ def decoded(
     """
     from filelock import FileLock
 
-    folder = cache_root(cache) / "images" / fingerprint(tree, listing, size, grey)
+    key = fingerprint(tree, listing, size, grey)
+    folder = cache_root(cache) / "images" / key
     content = _open(folder, listing)
     if content is not None:
         return content
@@ -146,7 +148,7 @@ def _write(folder: Path, tree: Tree, listing: Listing, decode: Callable[[str], P
     temporary.mkdir()
     try:
         statistics = ChannelStatistics(shape[0])
-        total = sum(len(files) for files in listing.files.values())
+        total = sum(map(len, listing.files.values()))
         with _progress(total, tree.path, folder) as advance:
             for split in _SPLITS:
                 files = listing.files[split]

@@ -61,7 +61,8 @@ class ImageFolderDataModule(ImageDataModule):
         self.std = content.std
         self._splits: dict[str, Images] = {}
         for split, images in content.images.items():
-            self._splits[split] = Images(images, torch.tensor(listing.target[split]))
+            target = torch.tensor(listing.target[split])
+            self._splits[split] = Images(images, target)
         super().__init__(**base)
 
     def load(self, split: str) -> Images:

@@ -34,7 +34,10 @@ def list_images(tree: Tree) -> Listing:
     Raises:
         UserError: if a split or a class has no images, or the splits have different classes.
     """
-    tops = {name.partition("/")[0] for name in tree.folders}
+    tops: set[str] = set()
+    for folder in tree.folders:
+        top, _, _ = folder.partition("/")
+        tops.add(top)
     if "train" not in tops:
         raise UserError(f"{tree.path} has no train folder; {_LAYOUT}")
     if not tops & {"test", "val"}:
@@ -50,8 +53,9 @@ def list_images(tree: Tree) -> Listing:
     target: dict[str, list[int]] = {"train": [], "test": []}
     for split, by_class in (("train", train), ("test", test)):
         for label, name in enumerate(classes):
-            files[split] += sorted(by_class[name])
-            target[split] += [label] * len(by_class[name])
+            names = sorted(by_class[name])
+            files[split].extend(names)
+            target[split].extend([label] * len(names))
     return Listing(classes, files, target)
 
 
@@ -74,6 +78,7 @@ def _check_classes(
 def _images_by_class(tree: Tree, split: str) -> dict[str, list[str]]:
     """The images of a split by class; they may lie at any depth below the class folder."""
     images: dict[str, list[str]] = {}
+    # List the folders first, so that a class without images is noticed.
     for folder in tree.folders:
         parts = folder.split("/")
         if parts[0] == split and len(parts) > 1:
@@ -114,8 +119,10 @@ def human_names(tree: Tree, classes: tuple[str, ...]) -> tuple[str, ...]:
     names = [words.get(folder, folder) for folder in classes]
     unique_names = []
     for folder, name in zip(classes, names, strict=True):
-        is_unique = names.count(name) == 1
-        unique_names.append(name if is_unique else f"{name} ({folder})")
+        unique_name = name
+        if names.count(name) > 1:
+            unique_name = f"{name} ({folder})"
+        unique_names.append(unique_name)
     return tuple(unique_names)
 
 
@@ -125,5 +132,6 @@ def _read_words(tree: Tree) -> dict[str, str]:
     for line in tree.read("words.txt").decode(errors="replace").splitlines():
         folder, tab, names = line.partition("\t")
         if tab and names.strip():
-            words[folder.strip()] = names.partition(",")[0].strip()
+            first_name, _, _ = names.partition(",")
+            words[folder.strip()] = first_name.strip()
     return words

@@ -59,7 +59,8 @@ class MaskCoding:
         # Two arrays in the order of the numbers, for a binary search.
         numbers = sorted(bytes_by_number)
         self._numbers = np.array(numbers, dtype=np.int64)
-        self._bytes = np.array([bytes_by_number[number] for number in numbers], dtype=np.uint8)
+        ordered_bytes = [bytes_by_number[number] for number in numbers]
+        self._bytes = np.array(ordered_bytes, dtype=np.uint8)
 
     def _add(self, bytes_by_number: dict[int, int], code: PixelCode, byte: int, owner: str) -> None:
         number = self._number(code, owner)
@@ -98,7 +99,10 @@ class MaskCoding:
         """
         numbers = pixels.astype(np.int64)
         if self.colored:
-            numbers = (numbers[..., 0] << 16) + (numbers[..., 1] << 8) + numbers[..., 2]
+            # The same packing as for the codes of the classes.
+            red = numbers[..., 0] << 16
+            green = numbers[..., 1] << 8
+            numbers = red + green + numbers[..., 2]
         places = np.searchsorted(self._numbers, numbers)
         # Numbers above the largest known one have a place behind the end.
         places = places.clip(max=len(self._numbers) - 1)

@@ -99,16 +99,21 @@ def decode_pairs(
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         decoded = list(pool.map(decode, pairs))
     first_mask = decoded[0][1]
-    for pair, (_, mask) in zip(pairs, decoded, strict=True):
+    images: list[Pixels] = []
+    masks: list[Pixels] = []
+    for pair, (image, mask) in zip(pairs, decoded, strict=True):
         if mask.shape != first_mask.shape:
             raise UserError(
                 f"{tree.path}: images of different sizes ({pairs[0].image} is "
                 f"{_size_text(first_mask)}, {pair.image} is {_size_text(mask)}); set "
                 "--data.size=[HEIGHT,WIDTH] to resize them"
             )
-    images = np.stack([image for image, _ in decoded])
-    masks = np.stack([mask for _, mask in decoded])
-    return MaskedImages(torch.from_numpy(images), torch.from_numpy(masks))
+        images.append(image)
+        masks.append(mask)
+    return MaskedImages(
+        torch.from_numpy(np.stack(images)),
+        torch.from_numpy(np.stack(masks)),
+    )
 
 
 def _decode_pair(

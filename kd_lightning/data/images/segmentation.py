@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import STAGES, DataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum, data_root
 from kd_lightning.data.images.augment import Augmentation, Mixing
 from kd_lightning.data.images.decoding import ChannelStatistics
@@ -186,8 +186,9 @@ class SegmentationDataModule(DataModule):
         rank = self._rank(rows, "fraction")
         if not bool((rank < self.fraction).any()):
             raise UserError("data: no training image is left after validation and fraction")
+        train = rows[rank < self.fraction]
         unlabelled = rows[rank >= self.fraction * self.label_fraction]
-        return rows[rank < self.fraction], unlabelled, index[is_held_out]
+        return train, unlabelled, index[is_held_out]
 
     def _source(
         self, split: str, rows: Tensor, masks: Tensor, augment: list[Augmentation]
@@ -240,7 +241,7 @@ class SegmentationDataModule(DataModule):
             input_shape=(3, height, width),
             num_classes=len(self.classes),
             classes=self.classes,
-            samples={stage: len(self.source(stage)) for stage in STAGES},
+            samples=self._samples_per_stage(),
             source_samples=len(masks),
             target_shape=(height, width),
             mean=self.mean,
@@ -252,11 +253,12 @@ class SegmentationDataModule(DataModule):
         samples = {}
         for split, decoded in self._samples.items():
             samples[split] = checksum(decoded.images, decoded.masks)
+        augment = [augmentation.fingerprint() for augmentation in self.augment]
         return {
             "data": self.name,
             "samples": samples,
             "mean": list(self.mean),
             "std": list(self.std),
-            "augment": [augment.fingerprint() for augment in self.augment],
+            "augment": augment,
             "augmentation_seed": self.augmentation_seed if self.augment else None,
         }

@@ -78,7 +78,8 @@ class ImageSource(Source):
         if self.mixing is None or view == CLEAN:
             return Batch(inputs, target, index, view, self.split)
         other = self.mixing.partners(index, self.rows, self.seed, view)
-        inputs, share = self.mixing.mix(inputs, self._inputs(other, view), index, self.seed, view)
+        others = self._inputs(other, view)
+        inputs, share = self.mixing.mix(inputs, others, index, self.seed, view)
         partner = self.target.index_select(0, other)
         return Batch(inputs, target, index, view, self.split, partner=partner, share=share)
 
@@ -88,8 +89,10 @@ class ImageSource(Source):
         if view != CLEAN:
             for augment in self.augment:
                 images = augment(images, index, self.seed, view)
+        # The statistics are those of pixel values in [0, 1]; the pixels are in [0, 255].
         inputs = images.float().sub_(255 * self.mean[:, None, None])
         inputs = inputs.div_(255 * self.std[:, None, None])
+        # Gray images for a network that reads colors; `expand` does not copy.
         if self.channels > inputs.shape[1]:
             inputs = inputs.expand(-1, self.channels, -1, -1)
         return inputs

@@ -51,7 +51,10 @@ def open_tree(path: Path) -> Tree:
 
 def _without_single_top(tree: Tree) -> Tree:
     """The tree below its only top folder; the tree itself if it has another layout."""
-    tops = {name.partition("/")[0] for name in (*tree.files, *tree.folders)}
+    tops: set[str] = set()
+    for name in (*tree.files, *tree.folders):
+        top, _, _ = name.partition("/")
+        tops.add(top)
     if len(tops) != 1:
         return tree
     (top,) = tops
@@ -60,7 +63,9 @@ def _without_single_top(tree: Tree) -> Tree:
         return tree
     start = len(top) + 1
     files = {name[start:]: stamp for name, stamp in tree.files.items()}
-    folders = {name[start:] for name in tree.folders} - {""}
+    folders = {name[start:] for name in tree.folders}
+    # The top folder itself has no name left.
+    folders.discard("")
     return Tree(tree.path, files, folders, lambda name: tree.read(f"{top}/{name}"))
 
 

@@ -93,7 +93,9 @@ def _read(path: Path) -> dict[str, Speech]:
     corpus = {}
     with safe_open(path, "pt") as file:
         for split, lists in json.loads(file.metadata()["speech"]).items():
-            tensors = {name: file.get_tensor(f"{split}.{name}") for name in _TENSORS}
+            tensors = {}
+            for name in _TENSORS:
+                tensors[name] = file.get_tensor(f"{split}.{name}")
             corpus[split] = Speech(**tensors, **lists)
     return corpus
 
@@ -104,7 +106,9 @@ def _write(path: Path, corpus: dict[str, Speech]) -> None:
     for split, speech in corpus.items():
         for name in _TENSORS:
             tensors[f"{split}.{name}"] = getattr(speech, name)
-        lists[split] = {name: getattr(speech, name) for name in _LISTS}
+        lists[split] = {}
+        for name in _LISTS:
+            lists[split][name] = getattr(speech, name)
     # Each process writes a file of its own and renames it, so that no reader sees a partial file.
     temporary = path.with_suffix(f".{os.getpid()}")
     save_file(tensors, temporary, metadata={"speech": json.dumps(lists)})

@@ -67,8 +67,8 @@ def make_strings(
     """
     speaker = recordings[0].speaker
     # The key of a recording depends on its take and digit alone, not on the other recordings.
-    numbers = torch.tensor([10 * recording.take + recording.digit for recording in recordings])
-    sort_keys = hashed(numbers, seed, part, speaker, "order").tolist()
+    numbers = [10 * recording.take + recording.digit for recording in recordings]
+    sort_keys = hashed(torch.tensor(numbers), seed, part, speaker, "order").tolist()
     ordered = _stratified_order(recordings, sort_keys)
 
     strings = []
@@ -111,7 +111,10 @@ def _stratified_order(recordings: Sequence[Recording], sort_keys: Sequence[int])
         ranks.append((occurrences[digit], sort_keys[row], row))
         occurrences[digit] += 1
     ranks.sort()
-    return [recordings[row] for _, _, row in ranks]
+    ordered = []
+    for _, _, row in ranks:
+        ordered.append(recordings[row])
+    return ordered
 
 
 def _concatenate(
@@ -122,11 +125,16 @@ def _concatenate(
     Returns:
         The signal `(N,)` and the states of the flat start, int64 `(T,)`.
     """
-    gaps = integers(torch.arange(len(recordings) + 1), *GAP, *seed_parts, "gaps").tolist()
-    length = sum(gaps) + sum(len(recording.samples) for recording in recordings)
+    positions = torch.arange(len(recordings) + 1)
+    gaps = integers(positions, *GAP, *seed_parts, "gaps").tolist()
+    length = sum(gaps)
+    for recording in recordings:
+        length += len(recording.samples)
     whole_hops = -(-length // HOP) * HOP
     generator = torch.Generator().manual_seed(seed_from(*seed_parts, "noise"))
-    samples = (torch.randn(whole_hops, generator=generator) * level).round().numpy()
+    noise = torch.randn(whole_hops, generator=generator) * level
+    # Whole numbers, as in the recordings.
+    samples = noise.round().numpy()
     states = torch.full((whole_hops,), lexicon.silence)
 
     start = gaps[0]
@@ -136,7 +144,8 @@ def _concatenate(
         samples[start:stop] = recording.samples
         # The flat start cuts a digit into as many equal parts as it has states.
         state_in_digit = torch.arange(size) * lexicon.states // size
-        states[start:stop] = recording.digit * lexicon.states + state_in_digit
+        first_state = recording.digit * lexicon.states
+        states[start:stop] = first_state + state_in_digit
         start = stop + gap
 
     # The state of a frame is that of the sample in the middle of its transform.
@@ -151,10 +160,15 @@ def by_speaker(strings: Sequence[DigitString]) -> Iterator[tuple[list[int], list
         Per speaker, the positions in `strings` of all its strings, and of those that statistics
         may use: its training part, or all its strings if it has no training part (held out).
     """
-    for speaker in sorted({string.speaker for string in strings}):
-        rows = [row for row, string in enumerate(strings) if string.speaker == speaker]
-        training_rows = [row for row in rows if strings[row].part == "train"]
-        yield rows, training_rows or rows
+    rows_of: dict[str, list[int]] = {}
+    training_rows_of: dict[str, list[int]] = {}
+    for row, string in enumerate(strings):
+        rows_of.setdefault(string.speaker, []).append(row)
+        if string.part == "train":
+            training_rows_of.setdefault(string.speaker, []).append(row)
+    for speaker in sorted(rows_of):
+        rows = rows_of[speaker]
+        yield rows, training_rows_of.get(speaker, rows)
 
 
 def select(items: Sequence[_T], rows: Sequence[int]) -> list[_T]:

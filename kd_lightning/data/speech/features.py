@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_lightning.data.speech.digit_strings import DigitString, by_speaker
+from kd_lightning.data.speech.digit_strings import DigitString, by_speaker, select
 from kd_lightning.data.speech.framing import FFT, HOP, MELS, RATE, WINDOW, frames_in
 from kd_lightning.errors import UserError
 
@@ -33,8 +33,9 @@ def log_mel(strings: Sequence[DigitString]) -> list[Tensor]:
             "spoken digits: librosa is not installed; pip install 'kd_lightning[speech]'"
         ) from error
     # One transform of all strings in a row is faster than one per string.
+    signal = np.concatenate([string.samples for string in strings])
     energies = melspectrogram(
-        y=np.concatenate([string.samples for string in strings]),
+        y=signal,
         sr=RATE,
         n_fft=FFT,
         win_length=WINDOW,
@@ -43,13 +44,16 @@ def log_mel(strings: Sequence[DigitString]) -> list[Tensor]:
         center=False,
         power=2.0,
     )
-    all_frames = torch.from_numpy(np.log(np.maximum(energies, ENERGY_FLOOR)).T.copy())
+    # Silence would have an energy of 0, and no logarithm.
+    log_energies = np.log(np.maximum(energies, ENERGY_FLOOR))
+    all_frames = torch.from_numpy(log_energies.T.copy())
 
     frames = []
     start = 0
     for string in strings:
         # The windows that reach into the next string are skipped.
-        frames.append(all_frames[start : start + frames_in(len(string.samples))])
+        stop = start + frames_in(len(string.samples))
+        frames.append(all_frames[start:stop])
         start += len(string.samples) // HOP
     return frames
 
@@ -68,7 +72,7 @@ def normalize(strings: Sequence[DigitString], frames: Sequence[Tensor]) -> list[
     """
     normalized = list(frames)
     for rows, statistics_rows in by_speaker(strings):
-        joined = torch.cat([frames[row] for row in statistics_rows]).double()
+        joined = torch.cat(select(frames, statistics_rows)).double()
         mean = joined.mean(0).float()
         std = joined.std(0).clamp(min=1e-3).float()
         for row in rows:

@@ -53,13 +53,16 @@ class Lexicon:
     @property
     def last(self) -> Tensor:
         """Last state of each word, then silence, int64 `(words + 1,)`."""
-        return (self.first + self.states - 1).clamp(max=self.silence)
+        last = self.first + self.states - 1
+        # Silence has only one state.
+        return last.clamp(max=self.silence)
 
     def chain(self, transcript: Sequence[int]) -> Tensor:
         """States of a transcript in order, with silence before, between and after the words."""
         states = [self.silence]
         for word in transcript:
-            states.extend(range(word * self.states, (word + 1) * self.states))
+            first = word * self.states
+            states.extend(range(first, first + self.states))
             states.append(self.silence)
         return torch.tensor(states)
 
@@ -88,7 +91,7 @@ def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
     Raises:
         UserError: if an utterance has fewer frames than its chain has states.
     """
-    sizes = torch.tensor([len(chain) for chain in chains])
+    sizes = torch.tensor(list(map(len, chains)))
     too_short = lengths < sizes
     if bool(too_short.any()):
         row = int(too_short.nonzero()[0])
@@ -105,8 +108,10 @@ def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
     reversed_path = []
     for t in reversed(range(scores.shape[1])):
         in_utterance = (t < lengths)[:, None]
-        reversed_path.append(torch.where(in_utterance, states.gather(1, place), -1))
-        place = place - advanced[t].gather(1, place).long()
+        state = states.gather(1, place)
+        reversed_path.append(torch.where(in_utterance, state, -1))
+        has_advanced = advanced[t].gather(1, place)
+        place = place - has_advanced.long()
     return torch.cat(reversed_path[::-1], 1)
 
 
@@ -134,7 +139,8 @@ def _best_advances(scores: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
         advance = torch.cat([unreachable, best[:, :-1]], 1)
         in_utterance = (t < lengths)[:, None]
         advanced[t] = (advance > best) & in_utterance
-        best = torch.maximum(best, advance) + scores[:, t].gather(1, states)
+        frame_scores = scores[:, t].gather(1, states)
+        best = torch.maximum(best, advance) + frame_scores
     return advanced
 
 
@@ -187,7 +193,8 @@ class Gaussians:
         precision = 1 / self.variance
         quadratic = frames.square() @ precision.T
         linear = 2 * frames @ (self.mean * precision).T
-        constant = (self.mean.square() * precision + self.variance.log()).sum(1)
+        per_feature = self.mean.square() * precision + self.variance.log()
+        constant = per_feature.sum(1)
         return (-0.5 * (quadratic - linear + constant)).float()
 
 
@@ -226,8 +233,11 @@ def align_all(model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tenso
     Returns:
         The state of each frame, all utterances in a row, int64 `(F,)`.
     """
-    lengths = torch.tensor([len(utterance) for utterance in frames])
-    scores = model.scores(torch.cat(list(frames))).split(lengths.tolist())
+    lengths = torch.tensor(list(map(len, frames)))
+    # One product of matrices for all utterances, then one padded row per utterance.
+    all_scores = model.scores(torch.cat(list(frames)))
+    scores = all_scores.split(lengths.tolist())
+    padded_scores = pad_sequence(list(scores), batch_first=True)
     # Padding has the state -1, so that selecting the others puts all utterances in a row.
-    path = align(pad_sequence(list(scores), batch_first=True), lengths, chains)
+    path = align(padded_scores, lengths, chains)
     return path[path >= 0]

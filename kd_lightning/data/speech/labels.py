@@ -43,7 +43,7 @@ def label_frames(
         )
         speaker_frames = select(frames, rows)
         aligned = align_all(model, speaker_frames, select(chains, rows))
-        lengths = [len(string_frames) for string_frames in speaker_frames]
+        lengths = list(map(len, speaker_frames))
         for row, states in zip(rows, aligned.split(lengths), strict=True):
             labels[row] = states
     return labels

@@ -46,14 +46,17 @@ def read_recordings(folder: Path) -> list[Recording]:
     paths = _wav_files(folder)
     if not paths:
         raise UserError(f"spoken digits: {folder} contains no recording such as 0_george_0.wav")
-    speakers = sorted({speaker for _, speaker, _ in paths})
-    takes = 1 + max(int(take) for _, _, take in paths)
+    speakers: set[str] = set()
+    last_take = 0
+    for _, speaker, take_text in paths:
+        speakers.add(speaker)
+        last_take = max(last_take, int(take_text))
 
     # Every speaker must have every take of every digit.
     recordings = []
-    for speaker in speakers:
+    for speaker in sorted(speakers):
         for digit in range(10):
-            for take in range(takes):
+            for take in range(last_take + 1):
                 path = paths.get((str(digit), speaker, str(take)))
                 if path is None:
                     missing = folder / f"{digit}_{speaker}_{take}.wav"
@@ -111,6 +114,9 @@ def noise_level(recordings: Sequence[Recording]) -> float:
     blocks = []
     for recording in recordings:
         whole_blocks = len(recording.samples) // HOP * HOP
-        blocks.append(recording.samples[:whole_blocks].reshape(-1, HOP))
+        samples = recording.samples[:whole_blocks]
+        blocks.append(samples.reshape(-1, HOP))
     power = np.square(np.concatenate(blocks)).mean(1)
-    return max(1.0, float(np.quantile(np.sqrt(power), NOISE_QUANTILE)))
+    # The quietest blocks hold no speech.
+    level = np.quantile(np.sqrt(power), NOISE_QUANTILE)
+    return max(1.0, float(level))

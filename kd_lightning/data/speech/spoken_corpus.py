@@ -99,10 +99,12 @@ def build_corpus(
     targets = label_frames(strings, frames, lexicon)
 
     # Validation strings belong to the source split "train".
-    test_rows = [row for row, string in enumerate(strings) if string.part == "test"]
-    train_rows = [row for row, string in enumerate(strings) if string.part != "test"]
+    split_rows: dict[str, list[int]] = {"train": [], "test": []}
+    for row, string in enumerate(strings):
+        split = "test" if string.part == "test" else "train"
+        split_rows[split].append(row)
     corpus = {}
-    for split, rows in (("train", train_rows), ("test", test_rows)):
+    for split, rows in split_rows.items():
         corpus[split] = concatenate(
             select(strings, rows), select(frames, rows), select(targets, rows)
         )

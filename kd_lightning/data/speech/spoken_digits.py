@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import STAGES, DataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum, data_root
 from kd_lightning.data.speech.corpus_cache import load_corpus
 from kd_lightning.data.speech.framing import MELS
@@ -96,7 +96,10 @@ class SpokenDigitsDataModule(DataModule):
         self.split_seed = split_seed
         self.resident = resident
         self.lexicon = Lexicon(len(WORDS), states)
-        digit_states = [f"{word}/{state}" for word in WORDS for state in range(1, states + 1)]
+        digit_states: list[str] = []
+        for word in WORDS:
+            for state in range(1, states + 1):
+                digit_states.append(f"{word}/{state}")
         self.classes = (*digit_states, "silence")
         self._raw: dict[str, Speech] = {}
         self._sources: dict[str, SpeechSource] = {}
@@ -143,7 +146,8 @@ class SpokenDigitsDataModule(DataModule):
     def _check_classes(self, target: Tensor) -> None:
         missing = torch.bincount(target, minlength=len(self.classes)) == 0
         if bool(missing.any()):
-            word = self.classes[int(missing.nonzero()[0])].partition("/")[0]
+            state = self.classes[int(missing.nonzero()[0])]
+            word, _, _ = state.partition("/")
             raise UserError(
                 f"spoken digits: data.fraction={self.fraction} leaves no recording of {word!r} "
                 "to train on; increase it"
@@ -155,8 +159,8 @@ class SpokenDigitsDataModule(DataModule):
         They are counted in the alignment of the whole training part, without validation.
         """
         speech = self.raw("train")
-        in_training = torch.tensor([part == "train" for part in speech.parts])
-        rows = in_training[speech.string]
+        in_training = [part == "train" for part in speech.parts]
+        rows = torch.tensor(in_training)[speech.string]
         return WordLoop.from_alignment(self.lexicon, speech.target[rows], speech.string[rows])
 
     @property
@@ -167,7 +171,7 @@ class SpokenDigitsDataModule(DataModule):
             input_shape=(1, CONTEXT, MELS),
             num_classes=len(self.classes),
             classes=tuple(self.classes),
-            samples={stage: len(self.source(stage)) for stage in STAGES},
+            samples=self._samples_per_stage(),
             source_samples=len(self.raw("train").target),
         )
 

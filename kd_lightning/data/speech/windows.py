@@ -86,7 +86,9 @@ class SpeechSource(Source):
     @property
     def resident_bytes(self) -> int:
         frames = self.windows.shape[0] + CONTEXT - 1
-        return 4 * frames * MELS + self.first.nbytes + self.target.nbytes + self.rows.nbytes
+        # The windows share their frames, so the frames are counted once.
+        frame_bytes = 4 * frames * MELS
+        return frame_bytes + self.first.nbytes + self.target.nbytes + self.rows.nbytes
 
     def to(self, device: torch.device) -> SpeechSource:
         """The same source with its samples on `device`."""
@@ -113,7 +115,8 @@ class SpeechSource(Source):
             A batch with inputs `(B, 1, 26, 40)` and targets `(B,)`.
         """
         index = self.rows.index_select(0, rows.to(self.rows.device))
-        inputs = self.windows.index_select(0, self.first.index_select(0, index))
+        first = self.first.index_select(0, index)
+        inputs = self.windows.index_select(0, first)
         return Batch(
             inputs=inputs.view(-1, 1, CONTEXT, MELS),
             target=self.target.index_select(0, index),
@@ -141,7 +144,7 @@ def concatenate(
         last_repeated = string_frames[-1:].expand(after, -1)
         padded.append(torch.cat([first_repeated, string_frames, last_repeated]))
 
-    sizes = torch.tensor([len(string_frames) for string_frames in frames])
+    sizes = torch.tensor(list(map(len, frames)))
     padded_sizes = sizes + before + after
     # Frame i of a string has its window at row i of the padded string.
     padded_starts = torch.cumsum(padded_sizes, 0) - padded_sizes

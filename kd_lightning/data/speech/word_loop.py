@@ -45,14 +45,18 @@ class WordLoop:
         """
         # A state is left where the next frame has another state or belongs to another utterance.
         is_last = torch.ones(len(state), dtype=torch.bool)
-        is_last[:-1] = (state[1:] != state[:-1]) | (utterance[1:] != utterance[:-1])
+        state_changes = state[1:] != state[:-1]
+        utterance_changes = utterance[1:] != utterance[:-1]
+        is_last[:-1] = state_changes | utterance_changes
         frames = torch.bincount(state, minlength=lexicon.size).double()
         exits = torch.bincount(state[is_last], minlength=lexicon.size).double() + 1
         leave = exits / (frames + 2)
 
+        # Silence is the last of the words; the others share their counts equally.
         word_ends = exits[lexicon.last]
         mean_count = word_ends[:-1].sum() / lexicon.words
-        word_counts = torch.cat([mean_count.expand(lexicon.words), word_ends[-1:]])
+        spoken_counts = mean_count.expand(lexicon.words)
+        word_counts = torch.cat([spoken_counts, word_ends[-1:]])
         word = word_counts / word_ends.sum()
 
         # A state without frames counts as one frame, so that its logarithm is finite.
@@ -97,6 +101,7 @@ class WordLoop:
         is_first[first] = True
         same_state = torch.arange(self.lexicon.size).expand_as(scores[:, 0])
 
+        # A path starts in the first state of a word.
         best = torch.full_like(scores[:, 0], -torch.inf)
         best[:, first] = self.word + scores[:, 0, first]
         origins = []  # per frame from 1: the state of the best path one frame before, (B, S)
@@ -147,17 +152,21 @@ class WordLoop:
             word_starts: per frame from 1, whether the best path enters a word, bool `(B, S)`.
         """
         last = self.lexicon.last
-        final_word = (best + self.leave)[:, last].argmax(1)
+        leaving = best + self.leave
+        final_word = leaving[:, last].argmax(1)
         state = last[final_word][:, None]
         # Per frame, from the last to the first: the word that starts there, or -1, (B, 1).
         started = []
         for origin, word_start in zip(reversed(origins), reversed(word_starts), strict=True):
             word = state // self.lexicon.states
-            started.append(torch.where(word_start.gather(1, state), word, -1))
+            starts_here = word_start.gather(1, state)
+            started.append(torch.where(starts_here, word, -1))
             state = origin.gather(1, state)
+        # Every path starts with a word at frame 0.
         started.append(state // self.lexicon.states)
 
         transcripts = []
+        # Skip the frames that start no word, and silence.
         for words in torch.cat(started[::-1], 1):
             is_spoken = (words >= 0) & (words < self.lexicon.words)
             transcripts.append(words[is_spoken].tolist())

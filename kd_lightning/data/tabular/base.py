@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import STAGES, DataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum
-from kd_lightning.data.subsets import stratified_rank
+from kd_lightning.data.subsets import TrainingSplit, split_training_rows, stratified_rank
 from kd_lightning.data.tabular.features import FeatureEncoder, check_features, column_of
 from kd_lightning.data.tabular.files import Table, num_rows, rows_of
 from kd_lightning.data.tabular.fitting import fit_features
 from kd_lightning.data.tabular.options import TableOptions, TableSettings
 from kd_lightning.data.tabular.source import TableSource
-from kd_lightning.data.text.splits import TrainingSplit, split_training_rows
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.types import UNLABELLED
@@ -99,12 +98,15 @@ class TableDataModule(DataModule):
         columns = self._target_columns(table)
         if self._target_names is None:
             self._target_names = self.task.target_names(columns)
-        strata = self.task.strata(self.task.encode_target(columns, self._target_names))
+        target = self.task.encode_target(columns, self._target_names)
+        strata = self.task.strata(target)
         index = torch.arange(num_rows(table))
         rank = stratified_rank(strata, index, self.settings.test_seed, "table-test")
         in_test = rank < self.settings.test_fraction
-        self._tables["train"] = rows_of(table, index[~in_test].numpy())
-        self._tables["test"] = rows_of(table, index[in_test].numpy())
+        train_rows = index[~in_test].numpy()
+        test_rows = index[in_test].numpy()
+        self._tables["train"] = rows_of(table, train_rows)
+        self._tables["test"] = rows_of(table, test_rows)
 
     def _target_columns(self, table: Table) -> Table:
         return {name: column_of(table, name, "data.target") for name in self.target}
@@ -142,7 +144,10 @@ class TableDataModule(DataModule):
     def _feature_names(self, table: Table) -> list[str]:
         names = self.settings.features
         if names is None:
-            names = [name for name in table if name not in self.target]
+            names = []
+            for name in table:
+                if name not in self.target:
+                    names.append(name)
         check_features(names, self.settings.categorical, self.target)
         return names
 
@@ -197,23 +202,30 @@ class TableDataModule(DataModule):
         if self._restored_spec is not None:
             return self._restored_spec
         _, target = self.encoded("train")
-        scaling = self.encoder.scaling
+        means: list[float] = []
+        stds: list[float] = []
+        for mean, std in self.encoder.scaling:
+            means.append(mean)
+            stds.append(std)
         return Spec(
             data=self.name,
             task=self.task.name,
-            input_shape=(len(scaling),),
+            input_shape=(len(means),),
             num_classes=len(self.target_names),
             classes=self.target_names,
-            samples={stage: len(self.source(stage)) for stage in STAGES},
+            samples=self._samples_per_stage(),
             source_samples=len(target),
             target_shape=tuple(target.shape[1:]),
-            mean=tuple(mean for mean, _ in scaling),
-            std=tuple(std for _, std in scaling),
+            mean=tuple(means),
+            std=tuple(stds),
         )
 
     def fingerprint(self) -> dict[str, object]:
         """What decides a teacher's inputs: the samples, the columns and their encoding."""
-        samples = {split: checksum(*self.encoded(split)) for split in ("train", "test")}
+        samples = {}
+        for split in ("train", "test"):
+            inputs, target = self.encoded(split)
+            samples[split] = checksum(inputs, target)
         return {
             "data": self.name,
             "samples": samples,

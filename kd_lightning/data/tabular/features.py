@@ -96,7 +96,10 @@ class CategoricalFeature:
                 f"{int(unknown.sum())} rows, such as {str(texts[unknown][0])!r}; set "
                 "data.unknown_category=zeros to encode it as zeros"
             )
-        one_hot: Numbers = (places[:, None] == np.arange(len(self.categories))).astype(np.float64)
+        # An unknown category has the place -1, which equals no column: its row is all zeros.
+        columns = np.arange(len(self.categories))
+        is_one = places[:, None] == columns
+        one_hot: Numbers = is_one.astype(np.float64)
         return one_hot
 
 

@@ -25,7 +25,8 @@ def read_table(path: Path) -> Table:
     Raises:
         UserError: if the file cannot be read or holds no samples.
     """
-    table = _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_text(path)
+    is_parquet = path.suffix.lower() == ".parquet"
+    table = _read_parquet(path) if is_parquet else _read_text(path)
     if num_rows(table) == 0:
         raise UserError(f"the file {path} holds no samples")
     return table
@@ -58,7 +59,8 @@ def _read_text(path: Path) -> Table:
     table: Table = {}
     for name, values in zip(names, columns, strict=False):
         # A fixed-width array of texts; numbers are parsed when a column is used as numbers.
-        table[name] = np.array([value.strip() for value in values], dtype=np.str_)
+        texts = [value.strip() for value in values]
+        table[name] = np.array(texts, dtype=np.str_)
     return table
 
 
@@ -96,6 +98,8 @@ def _read_parquet(path: Path) -> Table:
             table[name] = values.astype(np.float64)
         else:
             # Texts, and booleans with gaps, arrive as Python objects.
-            texts = ["" if value is None else str(value) for value in values]
+            texts = []
+            for value in values:
+                texts.append("" if value is None else str(value))
             table[name] = np.array(texts, dtype=np.str_)
     return table

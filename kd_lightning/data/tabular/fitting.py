@@ -67,7 +67,8 @@ def fit_features(
         elif bool(is_missing(column[rows]).all()):
             raise UserError(f"column {name!r} has no value in any training row to impute from")
         if name in categorical:
-            features.append(_fit_categorical(name, as_texts(column)[rows], impute, unknown))
+            texts = as_texts(column)[rows]
+            features.append(_fit_categorical(name, texts, impute, unknown))
         else:
             numbers = as_numbers(name, column, NUMERIC_REMEDY)[rows]
             features.append(_fit_numeric(name, numbers, standardize, impute))
@@ -77,7 +78,10 @@ def fit_features(
 def _fit_categorical(
     name: str, texts: Texts, impute: Impute | None, unknown: UnknownCategory
 ) -> CategoricalFeature:
-    fill = None if impute is None else str(_most_frequent(texts[texts != ""]))
+    fill: str | None = None
+    if impute is not None:
+        present = texts[texts != ""]
+        fill = str(_most_frequent(present))
     return CategoricalFeature(name, distinct(texts), fill, unknown)
 
 
@@ -92,7 +96,10 @@ def _fit_numeric(
         return NumericFeature(name, mean=0.0, std=1.0, fill=fill)
     mean = _mean(numbers)
     # A constant column becomes zero.
-    std = math.sqrt(_mean((numbers - mean) ** 2)) if numbers.min() < numbers.max() else 1.0
+    std = 1.0
+    if numbers.min() < numbers.max():
+        squares = (numbers - mean) ** 2
+        std = math.sqrt(_mean(squares))
     return NumericFeature(name, mean, std, fill)
 
 

@@ -101,5 +101,5 @@ def _check_open_fractions(validation: float, test_fraction: float) -> None:
 
 def _check_choice(option: str, value: str | None, choices: Sequence[str | None]) -> None:
     if value not in choices:
-        valid = ", ".join(str(choice) for choice in choices)
+        valid = ", ".join(map(str, choices))
         raise UserError(f"{option}: unknown value {value!r}; valid values: {valid}")

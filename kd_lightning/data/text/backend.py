@@ -96,9 +96,13 @@ class LibraryTokenizer(Tokenizer):
         self._load_once()
         inputs: list[str | Sample] = []
         for sample in texts:
-            masked = tuple(text.replace(MASK, self.mask_token) for text in sample)
-            inputs.append(masked[0] if len(masked) == 1 else masked)
-        encodings = self.backend.encode_batch(inputs)
-        pieces = [(encoding.ids, encoding.type_ids) for encoding in encodings]
-        cut = sum(bool(encoding.overflowing) for encoding in encodings)
+            masked = [text.replace(MASK, self.mask_token) for text in sample]
+            # The backend takes a single text as a string, and a pair as a tuple.
+            inputs.append(masked[0] if len(masked) == 1 else tuple(masked))
+        pieces: list[Pieces] = []
+        cut = 0
+        for encoding in self.backend.encode_batch(inputs):
+            pieces.append((encoding.ids, encoding.type_ids))
+            if encoding.overflowing:
+                cut += 1
         return pieces, cut

@@ -41,16 +41,23 @@ class Corpus:
     def from_texts(cls, texts: Sequence[Sample]) -> Corpus:
         """Split and tag the texts of all samples."""
         # As written: the tagger and cased tokenizers read upper case and accents.
-        split = [words(text, plain=False) for sample in texts for text in sample]
-        flat = [word for text in split for word in text]
+        split: list[list[str]] = []
+        flat: list[str] = []
+        for sample in texts:
+            for text in sample:
+                text_words = words(text, plain=False)
+                split.append(text_words)
+                flat.extend(text_words)
         ids, distinct = _numbered(flat)
         tags = part_of_speech(split)
         # Sorted, so that the numbers do not depend on the order of the sentences.
-        tag_numbers = {tag: number for number, tag in enumerate(sorted(set(tags)))}
-        kind = torch.tensor([tag_numbers[tag] for tag in tags], dtype=torch.int64)
+        distinct_tags = sorted(set(tags))
+        tag_numbers = {tag: number for number, tag in enumerate(distinct_tags)}
+        kinds = [tag_numbers[tag] for tag in tags]
+        kind = torch.tensor(kinds, dtype=torch.int64)
         count = torch.bincount(kind, minlength=len(tag_numbers))
         first = count.cumsum(0) - count
-        lengths = torch.tensor([len(text) for text in split])
+        lengths = torch.tensor(list(map(len, split)))
         starts = lengths.cumsum(0) - lengths
         sides = len(texts[0])
         return cls(
@@ -68,4 +75,5 @@ def _numbered(flat: Sequence[str]) -> tuple[Tensor, list[str]]:
     """The number of each word, int64 `(T,)`, in order of first occurrence; and the words."""
     distinct = list(dict.fromkeys(flat))
     numbers = {word: number for number, word in enumerate(distinct)}
-    return torch.tensor([numbers[word] for word in flat], dtype=torch.int64), distinct
+    ids = [numbers[word] for word in flat]
+    return torch.tensor(ids, dtype=torch.int64), distinct

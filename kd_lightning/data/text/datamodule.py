@@ -9,14 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kd_lightning.data.datamodule import STAGES
 from kd_lightning.data.files import data_root
-from kd_lightning.data.subsets import check_fraction
+from kd_lightning.data.subsets import check_fraction, split_training_rows
 from kd_lightning.data.text.files import Column, Texts, read_sentences, read_table
 from kd_lightning.data.text.labels import read_labels
 from kd_lightning.data.text.sentence_datamodule import SentenceDataModule
 from kd_lightning.data.text.sentences import PREDICTS, TextSource
-from kd_lightning.data.text.splits import split_training_rows
 from kd_lightning.data.text.synthetic import SyntheticSentences
 from kd_lightning.data.text.tokenizers import Tokenizer, WordTokenizer
 from kd_lightning.errors import UserError
@@ -108,7 +106,7 @@ class TextDataModule(SentenceDataModule):
         self.label = label
         self.second = second
         # YAML reads labels such as 0 and 1 as numbers.
-        self.labels = [str(value) for value in labels] if labels else None
+        self.labels = list(map(str, labels)) if labels else None
         self.names = names
         self.views = _checked_views(views, augment)
         self.batch_size = batch_size
@@ -147,7 +145,8 @@ class TextDataModule(SentenceDataModule):
     def class_labels(self) -> list[str]:
         """The values of the label column, class 0 first."""
         if self.labels is None:
-            self.labels = read_labels(self.root / str(self.files["train"]), self.label)
+            path = self.root / str(self.files["train"])
+            self.labels = read_labels(path, self.label)
         return self.labels
 
     @property
@@ -250,7 +249,7 @@ class TextDataModule(SentenceDataModule):
             input_shape=(BLANK_TOKENS,),
             num_classes=len(self.classes),
             classes=tuple(self.classes),
-            samples={stage: len(self.source(stage)) for stage in STAGES},
+            samples=self._samples_per_stage(),
             source_samples=len(self.raw("train")),
             inputs=_blank_inputs(own),
             teacher_inputs=None if other is None else _blank_inputs(other),
@@ -264,17 +263,21 @@ class TextDataModule(SentenceDataModule):
         """How many samples of each source split are longer than the tokenizer allows."""
         truncated = {}
         for split in ("train", "test"):
-            truncated[split] = self.sentences(split).tokens(tokenizer, CLEAN).cut
+            tokens = self.sentences(split).tokens(tokenizer, CLEAN)
+            truncated[split] = tokens.cut
         return truncated
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides a teacher's inputs: sentences, encoding and augmentation."""
         self.learn()
         # Subsets and batch sizes do not count: one cache of teacher outputs serves all of them.
-        splits = [split for split, file in self.files.items() if file is not None]
+        samples = {}
+        for split, file in self.files.items():
+            if file is not None:
+                samples[split] = self.raw(split).checksum()
         return {
             "data": self.name,
-            "samples": {split: self.raw(split).checksum() for split in splits},
+            "samples": samples,
             "tokenizer": (self.teacher_tokenizer or self.tokenizer).fingerprint(),
             "augment": self.augment.fingerprint() if self.augment else None,
             "augmentation_seed": self.augmentation_seed if self.augment else None,

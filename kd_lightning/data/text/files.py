@@ -143,7 +143,10 @@ def read_table(
         UserError: if the file cannot be read, or if a line has too few columns, an unknown label or
             an empty text.
     """
-    columns = [column for column in (text, second, label) if column is not None]
+    columns = [text]
+    for column in (second, label):
+        if column is not None:
+            columns.append(column)
     rows = read_rows(path)
     heading: list[str] = []
     if any(isinstance(column, str) for column in columns):
@@ -196,7 +199,8 @@ def read_sentences(path: Path, pairs: bool) -> Texts:
             continue
         sample: Sample = (sentence,)
         if pairs:
-            sample = tuple(part.strip() for part in sentence.split("\t", 1))
+            parts = sentence.split("\t", 1)
+            sample = tuple(part.strip() for part in parts)
             if len(sample) != 2:
                 raise UserError(
                     f"{path}: sentence {len(texts) + 1} has no tab; "

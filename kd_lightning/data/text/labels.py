@@ -28,7 +28,10 @@ def read_labels(path: Path, label: Column) -> list[str]:
     if isinstance(label, str):
         _, heading = next(rows, (0, []))
     (position,) = column_positions(path, heading, [label])
-    values = [fields[position].strip() for _, fields in rows if position < len(fields)]
+    values: list[str] = []
+    for _, fields in rows:
+        if position < len(fields):
+            values.append(fields[position].strip())
     classes = sorted({*values} - {""})
     if not classes:
         raise UserError(
@@ -60,11 +63,13 @@ def _starts_with_heading(values: Sequence[str]) -> bool:
     if first.lower() in _HEADINGS:
         return True
     # A word above a column of numbers is a heading.
-    others = [value for value in counts if value not in (first, "")]
+    others = set(counts) - {first, ""}
     if others and not _is_number(first) and all(map(_is_number, others)):
         return True
     # If each class has several samples, a single one of another class is improbable.
-    return len(others) > 1 and min(counts[value] for value in others) > 1
+    if len(others) < 2:
+        return False
+    return min(counts[value] for value in others) > 1
 
 
 def _is_number(text: str) -> bool:

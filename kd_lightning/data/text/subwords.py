@@ -40,7 +40,9 @@ class SubwordTokenizer(LibraryTokenizer):
         super().__init__(max_length, checkpoint)
 
     def _learn(self, texts: Sequence[Sample]) -> None:
-        self._sentences = [text for sample in texts for text in sample]
+        self._sentences = []
+        for sample in texts:
+            self._sentences.extend(sample)
         # The next use of the backend trains it on these sentences.
         self._backend = None
 
@@ -66,10 +68,12 @@ class SubwordTokenizer(LibraryTokenizer):
             show_progress=False,
         )
         backend.train_from_iterator(self._sentences, trainer)
+        # `:1` is the token type of the second text.
+        special_ids = [(token, self.special.index(token)) for token in ("[CLS]", "[SEP]")]
         backend.post_processor = tokenizers.processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-            special_tokens=[(token, self.special.index(token)) for token in ("[CLS]", "[SEP]")],
+            special_tokens=special_ids,
         )
         trained: BackendTokenizer = backend
         return trained

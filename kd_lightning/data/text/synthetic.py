@@ -69,7 +69,10 @@ class SyntheticSentences:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that decides the variants of a sentence, except the seed."""
-        public = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        public = {}
+        for name, value in vars(self).items():
+            if not name.startswith("_"):
+                public[name] = value
         return {"name": type(self).__name__, **public, "tags": tagger_version()}
 
     def variant(self, row: Tensor, view: int) -> Tensor:
@@ -126,14 +129,15 @@ class SyntheticSentences:
         # `position` is the position of the word in the corpus.
         text = torch.repeat_interleave(lengths)
         ends = lengths.cumsum(0)
-        offset = torch.arange(len(text)) - (ends - lengths)[text]
+        begins = ends - lengths
+        offset = torch.arange(len(text)) - begins[text]
         position = offset + starts[text]
         draw = position * self.variants + variant[text]
         new = self._words(corpus, position, draw, seed).tolist()
         spelled = [corpus.words[number] for number in new]
         column: list[str] = []
-        for end, length in zip(ends.tolist(), lengths.tolist(), strict=True):
-            column.append(" ".join(spelled[end - length : end]))
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            column.append(" ".join(spelled[begin:end]))
         return column
 
     def _runs(self, corpus: Corpus, side: int, variant: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -142,10 +146,13 @@ class SyntheticSentences:
         lengths = corpus.lengths[:, side]
         # One number per row, variant and side, so that no two draws are equal.
         draw = (torch.arange(len(variant)) * self.variants + variant) * 2 + side
-        run = torch.minimum(integers(draw, 1, self.longest, seed, "length"), lengths)
+        drawn = integers(draw, 1, self.longest, seed, "length")
+        run = torch.minimum(drawn, lengths)
         is_cut = uniform(draw, seed, "ngram") < self.ngram
+        # Every start is possible from which the run ends within the text.
         shift = hashed(draw, seed, "start") % (lengths - run + 1)
-        return starts + torch.where(is_cut, shift, 0), torch.where(is_cut, run, lengths)
+        first = starts + torch.where(is_cut, shift, 0)
+        return first, torch.where(is_cut, run, lengths)
 
     def _words(self, corpus: Corpus, position: Tensor, draw: Tensor, seed: int) -> Tensor:
         """The words at some positions, partly masked or replaced.
@@ -162,7 +169,10 @@ class SyntheticSentences:
         chance = uniform(draw, seed, "word")
         # A uniform draw among the positions with this part of speech follows word frequencies.
         choice = hashed(draw, seed, "other") % corpus.count[position]
-        other = corpus.ids[corpus.by_tag[corpus.first[position] + choice]]
+        place = corpus.by_tag[corpus.first[position] + choice]
+        other = corpus.ids[place]
+        own = corpus.ids[position]
+        # One draw decides between masking, replacing and keeping a word.
+        new = torch.where(chance < self.mask + self.replace, other, own)
         mask = len(corpus.words) - 1
-        new = torch.where(chance < self.mask + self.replace, other, corpus.ids[position])
         return torch.where(chance < self.mask, mask, new)

@@ -170,7 +170,10 @@ class WordTokenizer(Tokenizer):
         for sample in texts:
             for text in sample:
                 counts.update(words(text))
-        frequent = [word for word, count in counts.items() if count >= self.min_count]
+        frequent: list[str] = []
+        for word, count in counts.items():
+            if count >= self.min_count:
+                frequent.append(word)
         # The alphabet breaks ties, so that the ids do not depend on the order of the sentences.
         frequent.sort(key=lambda word: (-counts[word], word))
         self._number([*self.special, *frequent])
@@ -202,7 +205,8 @@ class WordTokenizer(Tokenizer):
             first = self._word_ids(sample[0])
             second: list[int] = []
             if len(sample) > 1:
-                second = [self.special.index("[SEP]"), *self._word_ids(sample[1])]
+                separator = self.special.index("[SEP]")
+                second = [separator, *self._word_ids(sample[1])]
             if len(first) + len(second) > self.max_length:
                 cut += 1
             ids = (first + second)[: self.max_length]

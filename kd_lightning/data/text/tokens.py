@@ -45,10 +45,12 @@ class Tokens:
         """
         all_ids: list[int] = []
         all_types: list[int] = []
+        sizes: list[int] = []
         for ids, types in pieces:
             all_ids.extend(ids)
             all_types.extend(types)
-        lengths = torch.tensor([len(ids) for ids, _ in pieces])
+            sizes.append(len(ids))
+        lengths = torch.tensor(sizes)
         # Small integers save memory; `inputs` widens them per batch.
         return cls(
             ids=torch.tensor(all_ids, dtype=torch.int32),
@@ -74,7 +76,8 @@ class Tokens:
         column = torch.arange(longest)
         mask = column < lengths
         # Padding columns of the last samples point past the end; the mask hides what they read.
-        position = (self.starts[index, None] + column).clamp_(max=len(self.ids) - 1)
+        position = self.starts[index, None] + column
+        position.clamp_(max=len(self.ids) - 1)
         inputs = {
             "input_ids": torch.where(mask, self.ids[position], self.pad).long(),
             "attention_mask": mask.long(),

@@ -35,5 +35,7 @@ def words(text: str, plain: bool = True) -> list[str]:
 
 
 def _without_accents(text: str) -> str:
+    # The normal form NFKD writes an accent as a character of its own, after the letter.
     decomposed = unicodedata.normalize("NFKD", text)
-    return "".join(char for char in decomposed if not unicodedata.combining(char))
+    letters = [char for char in decomposed if not unicodedata.combining(char)]
+    return "".join(letters)
