@@ -236,9 +236,10 @@ def _counts_of_run(folder: RunFolder | None) -> NDArray[np.float64] | None:
         stored = load_file(folder.test_predictions)
         if "count" in stored:
             # An example without a label adds nothing to the count of either run.
-            return np.nan_to_num(stored["count"])
+            counts: NDArray[np.float64] = np.nan_to_num(stored["count"])
+            return counts
         # A run of version 0.1: classification, with one label per example.
-        wrong = stored["logits"].argmax(-1) != stored["target"]
+        wrong: NDArray[np.bool_] = stored["logits"].argmax(-1) != stored["target"]
     except (OSError, KeyError, SafetensorError):
         return None
     return wrong.astype(np.float64)

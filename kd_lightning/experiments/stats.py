@@ -214,7 +214,10 @@ def _differences(values_a: Sequence[float], values_b: Sequence[float]) -> NDArra
 
 
 def bootstrap_examples(
-    counts_a: NDArray[np.float64], counts_b: NDArray[np.float64], resamples: int = 10_000, seed: int = 0
+    counts_a: NDArray[np.float64],
+    counts_b: NDArray[np.float64],
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """95% percentile interval of the difference in counts, resampling test examples.
 
