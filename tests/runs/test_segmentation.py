@@ -105,7 +105,7 @@ def test_a_teacher_learns_and_its_test_stores_classes(data: Path, pixel_teacher:
     assert scores[best["epoch"]] == max(scores)
 
     stored = load_file(pixel_teacher / "predictions-test.safetensors")
-    assert sorted(stored) == ["classes", "index", "labelled_pixels", "wrong_pixels"]
+    assert sorted(stored) == ["classes", "count", "index", "labelled_pixels", "wrong_pixels"]
     arguments = yaml.safe_load(data.read_text())["data"]["init_args"]
     arguments["augment"] = []
     target = SegmentationDataModule(**arguments).source("test").target
