@@ -16,7 +16,7 @@ from kd_lightning.runs.memory import keep_memory
 kept = len(sys.argv) > 1 and keep_memory()
 def step():
     blocks = [torch.ones(40 * 2**20, dtype=torch.uint8) for _ in range(2)]
-for _ in range(6):
+for _ in range(20):  # until the heap has found its size
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(10):
