@@ -5,18 +5,39 @@ tests/training/test_lightning_compat.py fails if a new version of Lightning move
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.core.mixins.hparams_mixin import (
     _given_hyperparameters,
     _given_hyperparameters_context,
 )
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 if TYPE_CHECKING:
     # Slow to import, and needed by configs only.
     from lightning.pytorch.cli import LightningArgumentParser
+
+
+Step = TypeVar("Step", bound=Callable[..., Any])
+
+CURRENT_HOOK = "_current_fx_name"
+"""The attribute in which Lightning notes the running hook, some 40 times per step."""
+
+BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+
+
+def overridden_batch_hooks(datamodule: pl.LightningDataModule) -> frozenset[str]:
+    """The batch hooks that a datamodule overrides. Lightning asks three times per step."""
+    return frozenset(hook for hook in BATCH_HOOKS if is_overridden(hook, datamodule))
+
+
+def with_known_signature(step: Step) -> Step:
+    """Inspect the parameters of `training_step` once; Lightning does it in every step."""
+    vars(step)["__signature__"] = inspect.signature(step)
+    return step
 
 
 def built_from_config() -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import lightning.pytorch as pl
 import torch
@@ -80,6 +80,8 @@ class TrainingModule(pl.LightningModule):
         self._means = EpochMeans()
         self._resumed_sums: Tensor | None = None
         self._epoch_seed: tuple[int | str, ...] = ()
+        self._rank = 0
+        self._datamodule_hooks: frozenset[str] = frozenset()
         checkpointing.rename_in_checkpoints(
             self, {"learner.network.": f"{self.role}.", "objective.losses.": "losses."}
         )
@@ -161,6 +163,7 @@ class TrainingModule(pl.LightningModule):
             raise UserError(
                 "give the Trainer a datamodule of kd_lightning: trainer.fit(module, datamodule=...)"
             )
+        self._datamodule_hooks = lightning_compat.overridden_batch_hooks(datamodule)
         self.attach(datamodule, stage)
         self._join_cached_outputs(datamodule)
 
@@ -200,6 +203,30 @@ class TrainingModule(pl.LightningModule):
         placeholder = nn.Parameter(torch.zeros(1))
         optimize(self.optimizer, self.scheduler, [placeholder], lambda: 100)
 
+    # -- faster than Lightning's own; see lightning_compat -----------------------------------------
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == lightning_compat.CURRENT_HOOK:
+            # nn.Module would first look for a parameter, a buffer and a module of that name.
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def _call_batch_hook(self, hook_name: str, *args: object) -> Batch:
+        if hook_name in self._datamodule_hooks:
+            return cast(Batch, super()._call_batch_hook(hook_name, *args))
+        return cast(Batch, getattr(self, hook_name)(*args))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Lightning calls the precision plugin even if nothing is clipped.
+        if gradient_clip_val:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     # -- batches ----------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -232,12 +259,14 @@ class TrainingModule(pl.LightningModule):
         self._means = EpochMeans()
         self.objective.begin_epoch(self.current_epoch, self.trainer.world_size)
         self._epoch_seed = (run_seed(), "step", self.current_epoch)
+        self._rank = self.global_rank
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what
         # the uninterrupted run drew.
-        reseed(self.device, *self._epoch_seed, batch_idx, self.global_rank)
+        reseed(self.device, *self._epoch_seed, batch_idx, self._rank)
 
+    @lightning_compat.with_known_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # The teacher runs first: its activations are free again before the student's fill memory.
         teacher = self._teacher_output(batch) if self._uses_teacher else None

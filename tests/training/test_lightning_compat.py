@@ -28,7 +28,13 @@ def weights(datamodule: DigitsDataModule | None = None, **settings: Any) -> dict
     return copied(module.net)
 
 
-OVERRIDDEN = ("optimizer_zero_grad", "transfer_batch_to_device")
+OVERRIDDEN = (
+    "__setattr__",
+    "_call_batch_hook",
+    "configure_gradient_clipping",
+    "optimizer_zero_grad",
+    "transfer_batch_to_device",
+)
 
 
 @pytest.mark.parametrize(
@@ -41,6 +47,28 @@ def test_our_hooks_train_what_lightnings_own_train(
     for name in OVERRIDDEN:
         monkeypatch.setattr(TrainingModule, name, getattr(pl.LightningModule, name))
     assert same(ours, weights(**settings))
+
+
+def test_lightning_calls_what_we_replace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The names are Lightning's own: if it renames them, our versions would do nothing."""
+    hooks: set[str] = set()
+    names: set[str] = set()
+    call_hook = TrainingModule._call_batch_hook
+    set_attribute = TrainingModule.__setattr__
+
+    def call(module: TrainingModule, hook_name: str, *args: Any) -> Batch:
+        hooks.add(hook_name)
+        return call_hook(module, hook_name, *args)
+
+    def set_(module: TrainingModule, name: str, value: object) -> None:
+        names.add(name)
+        set_attribute(module, name, value)
+
+    monkeypatch.setattr(TrainingModule, "_call_batch_hook", call)
+    monkeypatch.setattr(TrainingModule, "__setattr__", set_)
+    weights()
+    assert hooks == set(lightning_compat.BATCH_HOOKS)
+    assert lightning_compat.CURRENT_HOOK in names
 
 
 def test_gradients_are_clipped() -> None:
