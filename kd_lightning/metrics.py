@@ -25,6 +25,17 @@ def sum_metric() -> SumMetric:
     return SumMetric(nan_strategy="disable")
 
 
+def labelled_rows(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Logits `(n, K)`, at least single precision, and class ids `(n,)` of the labelled positions."""
+    logits = full(output.logits)
+    labels = batch.labels
+    labelled = labels != UNLABELLED
+    # Most data is labelled throughout, and a selection would copy all of it.
+    if bool(labelled.all()):
+        return logits, labels
+    return logits[labelled], labels[labelled]
+
+
 class TaskMetrics(nn.Module, ABC):
     """The metrics of one task. A subclass implements `update` and `named`."""
 
@@ -106,12 +117,7 @@ class ClassificationMetrics(TaskMetrics):
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
         if teacher is not None:
             self.comparison.update(student, teacher)
-        logits = full(student.logits)
-        labels = batch.labels
-        labelled = labels != UNLABELLED
-        if not bool(labelled.all()):
-            logits = logits[labelled]
-            labels = labels[labelled]
+        logits, labels = labelled_rows(student, batch)
         if len(labels) == 0:
             return
         probs = logits.softmax(-1)

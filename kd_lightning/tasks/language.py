@@ -10,7 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from kd_lightning.metrics import TaskMetrics, TeacherComparison, mean_metric, sum_metric
+from kd_lightning.metrics import (
+    TaskMetrics,
+    TeacherComparison,
+    labelled_rows,
+    mean_metric,
+    sum_metric,
+)
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.types import UNLABELLED, Batch, Output, full
@@ -32,10 +38,7 @@ class LanguageMetrics(TaskMetrics):
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
         if teacher is not None:
             self.comparison.update(student, teacher)
-        labels = batch.labels
-        labelled = labels != UNLABELLED
-        logits = full(student.logits)[labelled]
-        labels = labels[labelled]
+        logits, labels = labelled_rows(student, batch)
         if len(labels) > 0:
             wrong = (logits.argmax(-1) != labels).float()
             self.nll.update(F.cross_entropy(logits, labels, reduction="none"))

@@ -13,7 +13,13 @@ from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
 from kd_lightning.errors import UserError
-from kd_lightning.metrics import TaskMetrics, TeacherComparison, mean_metric, sum_metric
+from kd_lightning.metrics import (
+    TaskMetrics,
+    TeacherComparison,
+    labelled_rows,
+    mean_metric,
+    sum_metric,
+)
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task, values_of_positions
 from kd_lightning.tasks.columns import Column, as_texts
@@ -50,10 +56,7 @@ class MultilabelMetrics(TaskMetrics):
         scores = differences.view(-1, self.num_classes)
         self.mean_average_precision.update(scores.sigmoid(), batch.target)
         self.f1.update(scores.sigmoid(), batch.target)
-        labels = batch.labels
-        labelled = labels != UNLABELLED
-        rows = rows[labelled]
-        labels = labels[labelled]
+        rows, labels = labelled_rows(student, batch)
         if len(labels) > 0:
             wrong = rows.argmax(-1) != labels
             self.errors.update(wrong.float())

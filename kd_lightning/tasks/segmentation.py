@@ -11,10 +11,16 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardIndex
 
-from kd_lightning.metrics import TaskMetrics, TeacherComparison, mean_metric, sum_metric
+from kd_lightning.metrics import (
+    TaskMetrics,
+    TeacherComparison,
+    labelled_rows,
+    mean_metric,
+    sum_metric,
+)
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
-from kd_lightning.types import UNLABELLED, Batch, Output, full
+from kd_lightning.types import UNLABELLED, Batch, Output
 
 
 class SegmentationMetrics(TaskMetrics):
@@ -38,10 +44,7 @@ class SegmentationMetrics(TaskMetrics):
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
         if teacher is not None:
             self.comparison.update(student, teacher)
-        labels = batch.labels
-        labelled = labels != UNLABELLED
-        logits = full(student.logits)[labelled]
-        labels = labels[labelled]
+        logits, labels = labelled_rows(student, batch)
         if len(labels) > 0:
             classes = logits.argmax(-1)
             self.miou.update(classes, labels)
