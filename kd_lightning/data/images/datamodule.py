@@ -139,7 +139,8 @@ class ImageDataModule(DataModule):
 
     def _check_attributes(self) -> None:
         for attribute in ("name", "classes", "mean", "std"):
-            if not hasattr(self, attribute):
+            # Lightning's own class sets `name` to None.
+            if getattr(self, attribute, None) is None:
                 raise UserError(
                     f"{type(self).__name__} must set the class attribute `{attribute}`; an "
                     "ImageDataModule has name, classes, mean and std"

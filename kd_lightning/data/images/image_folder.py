@@ -60,7 +60,7 @@ class ImageFolderDataModule(ImageDataModule):
         predict_folder: str | None = None,
         **base: Any,
     ) -> None:
-        if size is not None and not 1 <= size * size <= MAX_PIXELS:
+        if size is not None and (size < 1 or size * size > MAX_PIXELS):
             raise UserError(
                 f"data.size must be at least 1 pixel and at most {MAX_PIXELS:,} for the square, "
                 f"got {size}"
