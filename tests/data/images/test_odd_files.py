@@ -85,7 +85,7 @@ def test_segmentation_counts_what_it_skips(
     root = write_camvid(tmp_path / "small", train=2, val=0, test=1)
     (root / "train" / "images" / "notes.txt").write_text("x")
     shutil.copy(root / "train" / "labels" / "00.png", root / "train" / "labels" / "99.png")
-    SegmentationDataModule(str(root), CLASSES, [VOID], masks="labels")
+    SegmentationDataModule(str(root), {**CLASSES}, [VOID], masks="labels")
     printed = lines(capsys)
     assert len(printed) == 2
     assert "1 file in train/images/ that have no suffix of an image: 1 .txt" in printed[0]
@@ -98,7 +98,7 @@ def test_two_images_of_one_name_are_refused(tmp_path: Path) -> None:
     with Image.open(root / "train" / "images" / "00.png") as image:
         image.save(root / "train" / "images" / "00.bmp")
     with pytest.raises(ValueError, match="differ only in their suffix"):
-        SegmentationDataModule(str(root), CLASSES, [VOID], masks="labels")
+        SegmentationDataModule(str(root), {**CLASSES}, [VOID], masks="labels")
 
 
 # -- files that must not be read ----------------------------------------------------------------

@@ -31,8 +31,8 @@ class Own(ImageDataModule):
 
     name = "own"
     classes = CLASSES
-    mean = (0.5, 0.5, 0.5)
-    std = (0.25, 0.25, 0.25)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
 
     def __init__(self, images: object = None, target: object = None, **base: object) -> None:
         super().__init__(**base)  # type: ignore[arg-type]
