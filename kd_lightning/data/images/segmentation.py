@@ -146,6 +146,11 @@ class SegmentationDataModule(DataModule):
                     f"data.augment: {type(augment).__name__} mixes the labels of whole images; it "
                     "cannot mix labels of pixels"
                 )
+            if augment.interpolates:
+                raise UserError(
+                    f"data.augment: {type(augment).__name__} interpolates pixels, which masks do "
+                    "not allow; use PadCrop or Flip"
+                )
 
     def _read(self, path: Path, coding: MaskCoding, images: str, masks: str) -> None:
         """Decode both source splits, and find the rows of a validation folder."""

@@ -20,6 +20,7 @@ from kd_lightning.data import (
     Jitter,
     Mixup,
     PadCrop,
+    RandomResizedCrop,
     SegmentationDataModule,
 )
 from kd_lightning.data.source import batch_of_views
@@ -427,6 +428,7 @@ def test_an_unknown_color_is_named(tmp_path: Path) -> None:
         ({"fraction": 0.0}, "data.fraction"),
         ({"label_fraction": 1.5}, "data.label_fraction"),
         ({"augment": [Mixup()]}, "data.augment: Mixup"),
+        ({"augment": [RandomResizedCrop()]}, "data.augment: RandomResizedCrop interpolates"),
     ],
 )
 def test_bad_options(options: dict[str, object], part: str, folder: Path) -> None:
