@@ -1,4 +1,4 @@
-"""Random resized crops, random erasing and CutMix: which boxes are drawn, and what becomes of their pixels."""
+"""Augmentations that draw boxes: which ones are drawn, and what becomes of their pixels."""
 
 from __future__ import annotations
 

@@ -219,7 +219,9 @@ def test_gray_images_get_the_normalization_of_a_color_network() -> None:
     assert data.spec.input_shape == (3, 6, 5)
     # One value may be replaced, while the other is still that of the gray images.
     mixed = Grey(good_images(1), channels=3, mean=[0.1, 0.2, 0.3])
-    assert mixed.source("test").batch(torch.arange(2), -1).inputs.shape == (2, 3, 6, 5)  # type: ignore[union-attr]
+    inputs = mixed.source("test").batch(torch.arange(2), -1).inputs
+    assert isinstance(inputs, Tensor)
+    assert inputs.shape == (2, 3, 6, 5)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A folder `val` beside `train` is the validation split: never trained on, and never the test set in silence."""
+"""A folder `val` is the validation split: never trained on, never the test set in silence."""
 
 from __future__ import annotations
 
