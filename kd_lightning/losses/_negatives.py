@@ -48,7 +48,10 @@ def draw_negatives(
         int64 `(B, count)`.
     """
     rows = len(labels)
+    # Sorting makes every class one contiguous span, so that excluding a class takes two numbers
+    # per sample instead of a mask over all rows. A stable sort gives every device the same order.
     ordered, order = labels.sort(stable=True)
+    # Invert the permutation: `order` maps places to rows.
     place_of_row = torch.empty_like(order)
     place_of_row.scatter_(0, order, torch.arange(rows, device=order.device))
     place = place_of_row[index]
@@ -58,8 +61,12 @@ def draw_negatives(
     last = place + 1
     if negatives == "class":
         label = labels[index]
-        first = torch.where(label >= 0, torch.searchsorted(ordered, label), first)
-        last = torch.where(label >= 0, torch.searchsorted(ordered, label, right=True), last)
+        known = label >= 0
+        class_start = torch.searchsorted(ordered, label)
+        class_end = torch.searchsorted(ordered, label, right=True)
+        first = torch.where(known, class_start, first)
+        last = torch.where(known, class_end, last)
+    # Rows that training never visits keep random embeddings. Skip them when all others are known.
     unseen = (labels == UNSEEN).sum()
     skipped = torch.where(rows - unseen >= trained, unseen, 0)
     # Fall back to all other rows if no candidate is left.
@@ -68,9 +75,14 @@ def draw_negatives(
     last = torch.where(alone, place + 1, last)
     skipped = torch.where(alone, 0, skipped)
     candidates = rows - skipped - (last - first)
-    # Draw the n-th candidate, then step over the second span.
-    counter = (step * rows + index)[:, None] * count + torch.arange(count, device=index.device)
+    # Every draw has a counter of its own: (step, row, number of the negative).
+    draws = torch.arange(count, device=index.device)
+    counter = (step * rows + index)[:, None] * count + draws
+    # The remainder favors small numbers by a share of candidates / 2^63, which is negligible.
     number = hashed(counter, run_seed(), "crd", "negatives") % candidates[:, None]
+    # The first span is stepped over by adding its length, the second one only by the draws behind
+    # its start.
     drawn = skipped[:, None] + number
-    span = torch.where(drawn >= first[:, None], (last - first)[:, None], 0)
+    excluded = (last - first)[:, None]
+    span = torch.where(drawn >= first[:, None], excluded, 0)
     return order[drawn + span]

@@ -47,7 +47,9 @@ def target_mse(
     costs = cost(target)
     if partner is not None and share is not None:
         costs = torch.lerp(cost(partner), costs, share.to(values.dtype))
-    return costs.sum() / count_labelled(target, partner).clamp(min=1)
+    # Not `mean`: rows without a target are not part of it, and a batch may have none.
+    labelled = count_labelled(target, partner)
+    return costs.sum() / labelled.clamp(min=1)
 
 
 class TargetMSE(DistillLoss):
@@ -82,6 +84,6 @@ class TargetMSE(DistillLoss):
             )
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        return target_mse(
-            student.logits.squeeze(-1), batch.labels, batch.partner_labels, batch.row_share
-        )
+        """`target_mse` between the predicted values and the targets, a scalar in squared units."""
+        values = student.logits.squeeze(-1)
+        return target_mse(values, batch.labels, batch.partner_labels, batch.row_share)

@@ -44,6 +44,7 @@ def scores_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A scalar; zero if both agree on all pairs of tokens.
     """
+    # A score counts if both its query (third axis) and its key (fourth axis) are tokens.
     pairs = mask[:, None, :, None] * mask[:, None, None, :]
     return masked_mean((student - teacher).square(), pairs)
 
@@ -127,6 +128,11 @@ class TinyBERT(DistillLoss):
         self.maps = nn.ModuleList(shared * len(widths))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The sum of `states_loss` over `states` and of `scores_loss` over `scores`, a scalar.
+
+        Raises:
+            UserError: before `build`.
+        """
         targets = teacher_of(self, teacher)
         if len(self.maps) != len(self.states):
             raise UserError("TinyBERT has no maps yet; call build() with a probe of both networks")
