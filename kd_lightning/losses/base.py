@@ -127,7 +127,8 @@ class DistillLoss(nn.Module):
             return 0.0
         # Epoch `start` already has a part of the weight: a loss with weight 0 would waste it.
         if self.warmup:
-            return self.weight * min(1.0, (epoch - self.start + 1) / self.warmup)
+            progress = (epoch - self.start + 1) / self.warmup
+            return self.weight * min(1.0, progress)
         return self.weight
 
     def build(self, student: Probe, teacher: Probe | None) -> None:

@@ -205,7 +205,8 @@ class CRD(DistillLoss):
             generator = torch.Generator().manual_seed(seed)
             start = 2 * torch.rand(rows, self.dimensions, generator=generator) - 1
             # A uniform number in [-1, 1] has mean square 1/3; D of them times 3 / D give 1.
-            self.register_buffer(f"{side}_bank", start * math.sqrt(3 / self.dimensions))
+            scale = math.sqrt(3 / self.dimensions)
+            self.register_buffer(f"{side}_bank", start * scale)
         # Buffers rather than attributes, so that a resumed run continues with the same banks.
         self.register_buffer("labels", torch.full((rows,), UNSEEN))
         self.register_buffer("steps", torch.tensor(0))
@@ -289,15 +290,19 @@ class CRD(DistillLoss):
     def _log_z(self, similar: list[Tensor], joined: JoinedBatch) -> Tensor:
         """Log of Z for both directions, `(2,)`."""
         if self.convention == "paper":
-            return torch.full_like(self.log_z, -math.log(len(self.labels)))
+            # Z = 1 / M.
+            rows = len(self.labels)
+            return torch.full_like(self.log_z, -math.log(rows))
         # Log of the mean of e^a over all entries, first per sample, then over the joint batch.
         log_sums = torch.stack([a.detach().logsumexp(1) for a in similar], 1)
-        means = joined(log_sums - math.log(similar[0].shape[1]))
+        entries = similar[0].shape[1]
+        means = joined(log_sums - math.log(entries))
         first_batch = means.logsumexp(0) - math.log(len(means))
         # `where` instead of `if`, which would wait for the device in every step.
         return torch.where(self.steps > 0, self.log_z, first_batch)
 
     def _remember(self, bank: Tensor, index: Tensor, new: Tensor) -> None:
         """Move the bank's rows `index` `(B,)` towards the new embeddings `(B, D)`, in place."""
-        mixed = self.momentum * full(bank[index]) + (1 - self.momentum) * new
+        old = full(bank[index])
+        mixed = self.momentum * old + (1 - self.momentum) * new
         bank.index_copy_(0, index, unit(mixed).to(bank.dtype))

@@ -29,6 +29,7 @@ def cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     """
     own = F.normalize(student, dim=-1)
     target = F.normalize(teacher, dim=-1)
+    # Both have length one, so their inner product is the cosine.
     cosines = (own * target).sum(-1)
     return masked_mean(1 - cosines, mask)
 

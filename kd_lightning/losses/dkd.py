@@ -113,7 +113,8 @@ class DKD(DistillLoss):
         def cost(labels: Tensor) -> Tensor:
             # Class 0 stands in for an unknown label; the mask removes its cost and its gradient.
             target_class, others = decoupled_kl(q, p, labels.clamp(min=0))
-            return (self.alpha * target_class + self.beta * others) * is_labelled(labels)
+            weighted = self.alpha * target_class + self.beta * others
+            return weighted * is_labelled(labels)
 
         labels = batch.labels
         partner = batch.partner_labels

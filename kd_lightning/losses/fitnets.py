@@ -61,7 +61,8 @@ def convolution(student: Size, teacher: Size, convention: Convention) -> nn.Modu
         if half_as_large:
             return nn.ConvTranspose2d(*channels, kernel_size=4, stride=2, padding=1, bias=False)
     # A kernel of d + 1 without padding shortens a side by d.
-    height, width = (max(own - target, 0) + 1 for own, target in sizes)
+    kernel = [max(own - target, 0) + 1 for own, target in sizes]
+    height, width = kernel
     return nn.Conv2d(*channels, kernel_size=(height, width), bias=convention == "paper")
 
 

@@ -35,6 +35,7 @@ def logit_mse(
         difference = difference - difference.mean(-1, keepdim=True)
     squares = difference.square()
     per_row = squares.sum(-1) if classes == "sum" else squares.mean(-1)
+    # The paper's 1 / 2, which cancels in the gradient.
     return 0.5 * per_row.mean()
 
 

@@ -39,6 +39,7 @@ def standardized_log_probs(output: Output, temperature: float) -> Tensor:
     that a member with larger logits does not get more influence.
     """
     if isinstance(output, EnsembleOutput):
+        # `(N, M, K)` for M members: the statistics are over the last dimension only.
         members = standardized(output.members)
         return mean_log_probs(members, output.weights, temperature)
     scores = standardized(output.logits)

@@ -72,5 +72,7 @@ class PKD(DistillLoss):
         terms = []
         for own, target in feature_pairs(self, student, teacher):
             # The first token ([CLS] in BERT) stands for the sentence, and is never padding.
-            terms.append(patient_loss(own[:, 0], target[:, 0]))
+            own_first = own[:, 0]
+            target_first = target[:, 0]
+            terms.append(patient_loss(own_first, target_first))
         return torch.stack(terms).sum()

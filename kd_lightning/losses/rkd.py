@@ -63,6 +63,7 @@ def distance_loss(student: Tensor, teacher: Tensor, convention: Convention = "pa
 
 def _cosines(x: Tensor, first: int, last: int) -> Tensor:
     """Cosines of all angles at the vertices `first` to `last`: `(B, D)` to `(vertices, B, B)`."""
+    # Edge i of vertex j is x_i - x_j.
     edges = unit(x - x[first:last, None])
     return edges @ edges.mT
 
@@ -95,7 +96,9 @@ def angle_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper
     """
     rows = len(student)
     entries = rows**3 if convention == "benchmark" else rows * (rows - 1) * (rows - 2)
-    block = max(1, BLOCK // (rows * max(rows, student.shape[1], teacher.shape[1])))
+    # Per vertex, the edges are `(B, D)` and the cosines `(B, B)`; the larger one decides.
+    widest = max(rows, student.shape[1], teacher.shape[1])
+    block = max(1, BLOCK // (rows * widest))
     # Under autocast the products of edges would be computed in half precision.
     with torch.autocast(student.device.type, enabled=False):
         x = full(student)

@@ -41,7 +41,8 @@ def target_mse(
     def cost(labels: Tensor) -> Tensor:
         # Replace NaN before the subtraction: NaN times zero is NaN, in the gradient as well.
         known = is_labelled(labels)
-        differences = values - torch.where(known, labels, 0).to(values.dtype)
+        targets = torch.where(known, labels, 0)
+        differences = values - targets.to(values.dtype)
         return differences.square() * known
 
     costs = cost(target)

@@ -45,7 +45,9 @@ def scores_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         A scalar; zero if both agree on all pairs of tokens.
     """
     # A score counts if both its query (third axis) and its key (fourth axis) are tokens.
-    pairs = mask[:, None, :, None] * mask[:, None, None, :]
+    is_query = mask[:, None, :, None]
+    is_key = mask[:, None, None, :]
+    pairs = is_query * is_key
     return masked_mean((student - teacher).square(), pairs)
 
 
@@ -136,6 +138,7 @@ class TinyBERT(DistillLoss):
         targets = teacher_of(self, teacher)
         if len(self.maps) != len(self.states):
             raise UserError("TinyBERT has no maps yet; call build() with a probe of both networks")
+        # The maps are ordered like `states`: one per role, or the same one for all.
         terms = []
         for role, mapping in zip(self.states, self.maps, strict=True):
             target = feature_of("TinyBERT", targets, role)
