@@ -24,7 +24,9 @@ _METHOD_ATTRIBUTES = ("paper", "year", "family", "needs")
 
 def _classes(folder: str) -> Iterator[tuple[Path, ast.ClassDef]]:
     """The public classes of each file below a folder of the package, by file name."""
-    files = sorted((_PACKAGE / folder).rglob("*.py"), key=lambda path: path.name)
+    # Sorted by name alone: a reader of the list does not know the folders.
+    all_files = (_PACKAGE / folder).rglob("*.py")
+    files = sorted(all_files, key=lambda path: path.name)
     for path in files:
         if path.stem in _SKIPPED:
             continue
@@ -44,6 +46,7 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
     """The annotated class attributes whose values are literals."""
     values: dict[str, Any] = {}
     for item in node.body:
+        # An annotation alone, such as `labels: Tensor`, has no value.
         if not isinstance(item, ast.AnnAssign) or item.value is None:
             continue
         if not isinstance(item.target, ast.Name):
@@ -113,6 +116,7 @@ def data() -> list[Row]:
     # Imported here, because importing the package must be fast.
     import yaml
 
+    # The summaries come from the source files, so that no datamodule is imported.
     nodes = {}
     for folder in ("data", "specialists"):
         for _, node in _classes(folder):
@@ -197,6 +201,7 @@ def _table(rows: list[Row]) -> str:
     for row in rows:
         cells = [_cell(row[name]) for name in names]
         lines.append(cells)
+    # A column is as wide as its longest cell.
     widths = []
     for column in zip(*lines, strict=True):
         widths.append(max(map(len, column)))
@@ -210,6 +215,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _cell(value: list[str] | str | int | None) -> str:
+    """A value of a row as text; empty for None."""
     if isinstance(value, list):
         return ", ".join(value)
     return str(value or "")

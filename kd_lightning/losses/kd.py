@@ -27,7 +27,9 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     Returns:
         A scalar; zero if both agree.
     """
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    # Torch's argument order is (q, p). Its "mean" would also divide by the number of classes.
+    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
 
 
 class KD(DistillLoss):
@@ -74,5 +76,7 @@ class KD(DistillLoss):
         self.temperature = positive("KD", "temperature", temperature)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """`soft_target_kl` of both distributions at the temperature; a scalar in nats."""
         target = teacher_of(self, teacher).log_probs(self.temperature)
-        return soft_target_kl(student.log_probs(self.temperature), target, self.temperature)
+        prediction = student.log_probs(self.temperature)
+        return soft_target_kl(prediction, target, self.temperature)
