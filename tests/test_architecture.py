@@ -34,6 +34,7 @@ LAYERS = (
         "spec",
         "catalog",
         "hub",
+        "yaml_files",
     },
     {"features", "metrics"},
     {"tasks"},
