@@ -15,9 +15,9 @@ from kd_lightning.experiments.schema import MAX_JOBS, MAX_SEEDS
 from kd_lightning.experiments.spec import find, load
 from tests.experiments import HEAD, MINI, write
 
-A = {"a": {}}
+A: dict[str, Any] = {"a": {}}
 
-CONTENTS: dict[str, tuple[dict[str, Any], str]] = {
+CONTENTS: dict[str, tuple[dict[Any, Any], str]] = {
     # runs
     "no runs": ({"runs": {}}, "names no runs"),
     "run name of a number": ({"runs": {3: {}}}, "the run name 3"),
@@ -86,7 +86,7 @@ CONTENTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("content", "problem"), CONTENTS.values(), ids=CONTENTS)
 def test_a_malformed_value_is_one_line(
-    content: dict[str, Any], problem: str, tmp_path: Path
+    content: dict[Any, Any], problem: str, tmp_path: Path
 ) -> None:
     path = write(tmp_path, {**HEAD, **content})
     with pytest.raises(UserError) as caught:
