@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from kd_lightning.errors import UserError
+from kd_lightning.runs.ranges import MAX_VIEWS
 from kd_lightning.yaml_files import YamlValue
 
 MAX_SEEDS = 1000
 """The most seeds of one run."""
-
-MAX_VIEWS = 1_000_000
-"""The most views of a cache."""
 
 MAX_JOBS = 10_000
 """The most jobs (runs times seeds) of an experiment."""

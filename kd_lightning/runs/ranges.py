@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from kd_lightning.errors import UserError
 from kd_lightning.yaml_files import YamlValue
 
 MAX_NAME_BYTES = 255
 """The longest name of a file or folder on the usual file systems."""
+
+MAX_VIEWS = 1_000_000
+"""The most views of a cache, or of data."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ ARGUMENTS = {
     "pixels": Range(low=1, high=10_000),
     # Beyond, float32 cannot tell the probabilities apart.
     "temperature": Range(low=0, high=1e6, without_low=True),
-    "views": Range(low=1, high=10**6),
+    "views": Range(low=1, high=MAX_VIEWS),
     "weight": Range(low=0, high=1e12),
     "weight_decay": _NOT_NEGATIVE,
 }
@@ -190,4 +194,37 @@ def check_run_name(name: YamlValue) -> None:
         raise UserError(
             f"--run.name has {longest} bytes; the name of a folder has at most "
             f"{MAX_NAME_BYTES - 10}"
+        )
+
+
+def check_limits(settings: Mapping[str, object], batches: Mapping[str, int]) -> None:
+    """Check that the Trainer's fractions select a batch, and that validation takes place.
+
+    Lightning ends in a traceback otherwise.
+
+    Args:
+        settings: arguments of the Trainer.
+        batches: number of batches by stage ("train", "val" or "test"), before any limit.
+
+    Raises:
+        UserError: for a fraction that selects no batch, or an interval longer than an epoch.
+    """
+    for stage, count in batches.items():
+        name = f"limit_{stage}_batches"
+        limit = settings.get(name)
+        # 0 switches a stage off, and a whole number counts batches.
+        if isinstance(limit, float) and limit > 0 and count > 0 and int(limit * count) == 0:
+            raise UserError(
+                f"trainer.{name}={limit:g} selects none of the {count} batches; use at least "
+                f"{1 / count:.2g}, or a whole number of batches"
+            )
+    interval = settings.get("val_check_interval")
+    # Without check_val_every_n_epoch, the interval counts batches of all epochs.
+    in_epoch = settings.get("check_val_every_n_epoch") is not None
+    is_count = isinstance(interval, int) and not isinstance(interval, bool)
+    count = batches.get("train", 0)
+    if in_epoch and is_count and count and cast(int, interval) > count:
+        raise UserError(
+            f"trainer.val_check_interval={interval} is more than the {count} batches of an epoch; "
+            "use a fraction, or trainer.check_val_every_n_epoch"
         )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from kd_lightning.cli import main
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.command import help_text, parse_settings
+from kd_lightning.experiments import runner
+from kd_lightning.experiments.command import _train, help_text, parse_settings
 from kd_lightning.experiments.planning import RunnerOptions, plan
 from kd_lightning.experiments.schema import MAX_JOBS, MAX_SEEDS
 from kd_lightning.experiments.spec import find, load
@@ -208,10 +211,10 @@ def test_help_lists_the_settings_of_an_experiment(capsys: pytest.CaptureFixture[
 def test_markup_in_texts_is_printed_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from kd_lightning.experiments.runner import Runner
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Runner, "run", lambda self, jobs: (_ for _ in ()).throw(UserError("stop")))
-    path = write(tmp_path, {**MINI, "title": "A [/nope] title [T=4]"})
-    assert main(["reproduce", str(path)]) == 2
+    monkeypatch.setattr(runner.Runner, "run", lambda self, jobs: None)
+    # The handler of SIGTERM is that of the whole process.
+    monkeypatch.setattr(signal, "signal", lambda number, handler: None)
+    experiment = load(str(write(tmp_path, {**MINI, "title": "A [/nope] title [T=4]"})))
+    options = RunnerOptions(tmp_path / "out", tmp_path / "store", seeds=1, overrides={})
+    _train(experiment, [], options, Console())
     assert "A [/nope] title [T=4]" in capsys.readouterr().out

@@ -9,11 +9,12 @@ import pytest
 import yaml
 
 from kd_lightning.errors import UserError
+from kd_lightning.runs.cache_command import main as cache
 from kd_lightning.runs.configs import resolve_configs, with_own_config
 from kd_lightning.runs.parsing import parse_config
-from kd_lightning.runs.ranges import OPTIONS, Range, check_config
+from kd_lightning.runs.ranges import OPTIONS, Range, check_config, check_limits
 from kd_lightning.runs.suggestions import argument_names
-from tests.runs import TEACHER, student
+from tests.runs import TEACHER, Kd, student
 
 STUDENT = student("teacher.ckpt")
 
@@ -252,3 +253,43 @@ def test_a_name_that_no_file_can_have_is_one_line() -> None:
         resolve_configs(["fit", "-c", "x" * 5000])
     with pytest.raises(UserError, match="there is no file"):
         with_own_config(["test", "--ckpt_path", "x" * 5000])
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"limit_train_batches": 1e-9}, "limit_train_batches=1e-09 selects none of the 20 batches"),
+        ({"limit_val_batches": 0.4}, "limit_val_batches=0.4 selects none of the 2 batches"),
+        ({"val_check_interval": 21, "check_val_every_n_epoch": 1}, "the 20 batches of an epoch"),
+    ],
+)
+def test_limits_that_select_nothing_are_refused(settings: dict[str, Any], problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        check_limits(settings, {"train": 20, "val": 2})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"limit_train_batches": 0.05, "limit_val_batches": 0.0},
+        {"limit_train_batches": 1, "limit_val_batches": 0},
+        {"limit_test_batches": 1e-9},
+        {"val_check_interval": 21, "check_val_every_n_epoch": None},
+        {"val_check_interval": 1e-9, "check_val_every_n_epoch": 1},
+    ],
+)
+def test_other_limits_are_left_to_the_trainer(settings: dict[str, Any]) -> None:
+    check_limits(settings, {"train": 20, "val": 2})
+
+
+def test_the_limits_of_a_run_are_checked(kd: Kd) -> None:
+    outcome = kd(*TEACHER, "--trainer.limit_train_batches=1e-9")
+    assert outcome.code == 2
+    assert "selects none of the" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [["--views=1000000000"], ["--views=0"], ["--top-k=0"]])
+def test_the_sizes_of_a_cache_are_checked_first(words: list[str]) -> None:
+    with pytest.raises(UserError, match="kd cache: --"):
+        cache(["--output=x", *words])
