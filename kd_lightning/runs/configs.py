@@ -145,8 +145,9 @@ def _check_text(text: str, key: str) -> None:
     shown = text if len(text) <= 30 else f"{text[:27]}..."
     if len(text) > 30 and _DIGITS.fullmatch(text) is not None:
         raise UserError(f"{key}: the number {shown} is out of range")
-    is_time = key.endswith(_TIMES) and len(text) <= 30
-    if not is_time and _BASE_60.fullmatch(text) is not None:
+    # The options of a run are names and folders, not numbers.
+    is_plain = key.endswith(_TIMES) or key.rpartition(" ")[2].startswith(("run.", "--run."))
+    if not (is_plain and len(text) <= 30) and _BASE_60.fullmatch(text) is not None:
         raise UserError(f"{key} cannot be {shown}, which YAML takes for a number to base 60")
 
 

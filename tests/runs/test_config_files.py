@@ -213,6 +213,7 @@ VALID = [
     "--model.optimizer.lr=0",
     "--model.optimizer.lr=1e-3",
     "--run.name=my run",
+    "--run.name=12:30",
     "--run.name=group/run",
     "--run.name={a}",
     "--run.tags=[a, b]",
@@ -306,3 +307,11 @@ def test_the_text_command_of_the_readme_has_an_optimizer_that_learns() -> None:
     optimizer = config["model"]["init_args"]["optimizer"]
     assert optimizer["class_path"] == "torch.optim.AdamW"
     assert optimizer["init_args"]["lr"] == 0.001
+
+
+def test_a_config_is_printed_with_numbers_and_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_config([*TEACHER, "--model.optimizer.lr=1e-5", "--run.name=12:30", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["run"]["name"] == "12:30"
+    assert printed["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-5
