@@ -27,6 +27,7 @@ LAYERS = (
         "__init__",
         "errors",
         "types",
+        "trust",
         "paths",
         "randomness",
         "weights",

@@ -32,6 +32,7 @@ from kd_lightning.experiments.planning import Job
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
 from kd_lightning.runs.configs import with_current_names
+from kd_lightning.trust import check_config
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
 from kd_lightning.yaml_files import read_yaml_file
 
@@ -76,6 +77,7 @@ class Finished:
         path = self.folder / "config.yaml"
         # Configs of earlier versions name classes that have moved since.
         data = with_current_names(read_yaml_file(path, str(path)))["data"]
+        check_config(data, str(path))
         if self.root is not None:
             _innermost_arguments(data)["root"] = self.root
         parser = ArgumentParser(exit_on_error=False)

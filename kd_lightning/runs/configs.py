@@ -11,6 +11,7 @@ from typing import Any
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped
 from kd_lightning.runs.joined_lists import JoinedLists
+from kd_lightning.trust import check_config
 from kd_lightning.yaml_files import read_yaml_file
 
 MOVED = {
@@ -274,7 +275,9 @@ def with_own_config(argv: list[str]) -> list[str]:
     """Add the config of the run that a checkpoint belongs to, if the arguments name no config.
 
     Raises:
-        UserError: if they name no config, and a checkpoint that does not exist.
+        UserError: if they name no config and a checkpoint that does not exist, or if that config
+            names classes of a package that is not trusted. The user names only the checkpoint,
+            which may come from a stranger.
     """
     for argument in argv:
         if argument in CONFIG_OPTIONS or argument.startswith("--config="):
@@ -292,6 +295,7 @@ def with_own_config(argv: list[str]) -> list[str]:
             raise UserError(f"--ckpt_path: there is no file {checkpoint}")
         config = Path(checkpoint).parent.parent / "config.yaml"
         if config.is_file():
+            check_config(read_config(config, str(config)), str(config))
             return [argv[0], "-c", str(config), *argv[1:]]
     return argv
 
