@@ -14,6 +14,7 @@ from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped_root
+from kd_lightning.yaml_files import read_yaml_file
 
 Row = dict[str, Any]
 
@@ -113,9 +114,6 @@ def models() -> list[Row]:
 
 def data() -> list[Row]:
     """One row per datamodule that a shipped config names, with one of its configs."""
-    # Imported here, because importing the package must be fast.
-    import yaml
-
     # The summaries come from the source files, so that no datamodule is imported.
     nodes = {}
     for folder in ("data", "specialists"):
@@ -124,7 +122,7 @@ def data() -> list[Row]:
     rows: dict[str, Row] = {}
     configs = shipped_root() / "configs" / "data"
     for path in sorted(configs.glob("*.yaml")):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml_file(path, str(path))
         class_path = config["data"]["class_path"]
         class_name = class_path.rpartition(".")[2]
         name = class_name.removesuffix("DataModule").lower()
@@ -142,12 +140,10 @@ def data() -> list[Row]:
 
 def experiments() -> list[Row]:
     """One row per shipped experiment: its claim, and the time it takes."""
-    import yaml
-
     root = shipped_root() / "experiments"
     rows = []
     for path in sorted(root.rglob("*.yaml")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml_file(path, str(path))
         # Other YAML files, such as configs, may be next to the experiments.
         if not isinstance(content, dict) or "runs" not in content:
             continue

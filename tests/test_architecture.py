@@ -35,6 +35,7 @@ LAYERS = (
         "spec",
         "catalog",
         "hub",
+        "yaml_files",
     },
     {"features", "metrics"},
     {"tasks"},

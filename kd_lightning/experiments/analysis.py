@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -36,6 +35,7 @@ from kd_lightning.networks import build_network
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.trust import check_config
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
+from kd_lightning.yaml_files import read_yaml_file
 
 Stage = Literal["train", "validation", "test"]
 
@@ -77,7 +77,7 @@ class Finished:
 
         path = self.folder / "config.yaml"
         # Configs of earlier versions name classes that have moved since.
-        data = with_current_names(yaml.safe_load(path.read_text()))["data"]
+        data = with_current_names(read_yaml_file(path, str(path)))["data"]
         check_config(data, str(path))
         if self.root is not None:
             _innermost_arguments(data)["root"] = self.root

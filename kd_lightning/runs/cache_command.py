@@ -13,6 +13,7 @@ from rich.console import Console
 from kd_lightning.errors import UserError
 from kd_lightning.runs.arguments import CommandParser
 from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.ranges import MAX_VIEWS
 
 
 def parser() -> argparse.ArgumentParser:
@@ -106,6 +107,7 @@ def main(argv: list[str]) -> None:
         UserError: for a user's mistake.
     """
     options, rest = parser().parse_known_args(argv)
+    _check_counts(options)
     arguments = resolve_configs(rest)
     from kd_lightning.runs.build import build_run
     from kd_lightning.runs.memory import keep_memory
@@ -138,6 +140,14 @@ def main(argv: list[str]) -> None:
         progress=progress,
     )
     _report(folder, options.views if run.datamodule.augmented else None)
+
+
+def _check_counts(options: argparse.Namespace) -> None:
+    """Check the numbers before anything is planned for each of them."""
+    if not 1 <= options.views <= MAX_VIEWS:
+        raise UserError(f"kd cache: --views must be 1 to {MAX_VIEWS:,}, got {options.views}")
+    if options.top_k is not None and options.top_k < 1:
+        raise UserError(f"kd cache: --top-k must be at least 1, got {options.top_k}")
 
 
 def _device(accelerator: str) -> torch.device:
