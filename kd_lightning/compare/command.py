@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.arguments import CommandParser
 
 # Everything else is imported when it is needed: torch takes seconds, and a mistake in the arguments
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     # A CSV has no place for notes.
     if format_name == "csv":
         for note in table.notes:
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -11,9 +11,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
+from kd_lightning.escaping import plain
 from kd_lightning.experiments.spec import Experiment, RunSpec, load
 from kd_lightning.yaml_files import read_yaml
 
@@ -136,12 +137,12 @@ def help_text(name: str) -> str:
     lines = [parser().format_help(), f"settings of {experiment.name}:"]
     for setting, value in experiment.settings.items():
         shown = "null" if value is None else value
-        lines.append(f"  --{setting} VALUE  default: {shown}")
+        lines.append(f"  {printable(f'--{setting} VALUE')}  default: {printable(str(shown))}")
     if not experiment.settings:
         lines.append("  none")
     names = dict.fromkeys(run.name for run in experiment.runs)
     lines.append(f"runs of {experiment.name}:")
-    lines += [f"  {run}" for run in names]
+    lines += [f"  {printable(run)}" for run in names]
     return "\n".join(lines) + "\n"
 
 
@@ -150,9 +151,8 @@ def list_experiments(console: Console) -> None:
     from kd_lightning.catalog import experiments
 
     for row in experiments():
-        claim = row["claim"].strip()
-        text = f"[bold]{escape(row['name'])}[/bold] ({escape(row['time'])})\n  {escape(claim)}"
-        console.print(text, highlight=False)
+        console.print(Text.assemble(plain(row["name"], "bold"), " ", plain(f"({row['time']})")))
+        console.print(Text.assemble("  ", plain(row["claim"])))
 
 
 def reproduce(arguments: argparse.Namespace, console: Console) -> None:
@@ -188,7 +188,7 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
     _report(experiment, jobs, options, console)
     seconds = time.monotonic() - started
     files = f"{options.output}/results.json, results.md, summary.png"
-    console.print(f"{seconds:.0f} s; results in {files}", highlight=False)
+    console.print(plain(f"{seconds:.0f} s; results in {files}"))
 
 
 def _overrides(arguments: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
@@ -208,8 +208,8 @@ def _print_commands(jobs: list[Job], console: Console) -> None:
         state = "finished" if job.finished else "to run"
         if job.accepted_key is not None:
             state = "finished by other code"
-        text = f"{job.run}, seed {job.seed} ({state}):\n  {job.command}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(f"{job.run}, seed {job.seed} ({state}):"), soft_wrap=True)
+        console.print(Text.assemble("  ", plain(job.command)), soft_wrap=True)
 
 
 def _train(
@@ -226,8 +226,8 @@ def _train(
             f"the folder {options.output} cannot be written ({error.strerror}); "
             "choose another with --output"
         ) from error
-    title = f"[bold]{escape(experiment.title)}[/bold]: {len(jobs)} runs, {escape(experiment.time)}"
-    console.print(title, highlight=False)
+    size = plain(f": {len(jobs)} runs, {experiment.time}")
+    console.print(Text.assemble(plain(experiment.title, "bold"), size))
 
     # A batch system ends a job by SIGTERM; the run then keeps its last checkpoint, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -253,9 +253,9 @@ def _report(
     for table in tables(experiment.title, *results.cells(content), console.width):
         console.print(table)
     for comparison in content["comparisons"]:
-        console.print(comparison["sentence"], highlight=False, markup=False)
+        console.print(plain(comparison["sentence"]))
     if content["note"]:
-        console.print(content["note"], highlight=False, markup=False)
+        console.print(plain(content["note"]))
 
 
 def _note_accepted_runs(jobs: list[Job], content: Results) -> None:

@@ -56,11 +56,13 @@ _CACHING = ("runs/cache_command.py", "teachers/cache/teacher.py")
 """Files that `kd cache` starts from."""
 
 _REPORTING = (
+    "escaping.py",
     "paths.py",
     "runs/config_errors.py",
     "runs/configs.py",
     "runs/csv_logger.py",
     "runs/folder.py",
+    "runs/help.py",
     "runs/memory.py",
     "runs/options.py",
     "runs/profiler.py",

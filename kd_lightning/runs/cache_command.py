@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from kd_lightning.errors import UserError
+from kd_lightning.escaping import plain
 from kd_lightning.runs.arguments import CommandParser
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.ranges import MAX_VIEWS
@@ -160,8 +161,8 @@ def _report(folder: Path, views: int | None) -> None:
     """Print the size of a cache and how to train with it."""
     size = sum(path.stat().st_size for path in folder.iterdir())
     console = Console()
-    console.print(f"{folder}: {size / 1e6:,.1f} MB", highlight=False)
+    console.print(plain(f"{folder}: {size / 1e6:,.1f} MB"), soft_wrap=True)
     options = f"--model.teacher=kd_lightning.teachers.CachedTeacher --model.teacher.path={folder}"
     if views is not None:
         options += f" --data.views={views}"
-    console.print(f"train with: {options}", highlight=False, soft_wrap=True)
+    console.print(plain(f"train with: {options}"), soft_wrap=True)

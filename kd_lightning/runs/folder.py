@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning import __version__
 from kd_lightning.errors import UserError
+from kd_lightning.escaping import masked_command
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.yaml_files import read_yaml_file
 
@@ -287,7 +288,7 @@ class RunRecord:
             "status": "running",
             "metrics": earlier.get("metrics", {}),
             "started": earlier.get("started", now),
-            "command": ["kd", *sys.argv[1:]],
+            "command": masked_command(["kd", *sys.argv[1:]]),
             **content,
             "versions": versions(),
             "commit": commit(),
