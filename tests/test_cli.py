@@ -30,7 +30,7 @@ SLOW = (
     "matplotlib",
     "jsonargparse",
 )
-KINDS = ("methods", "models", "data", "experiments")
+KINDS = ("methods", "models", "data", "experiments", "configs")
 BASES = {"methods": DistillLoss, "models": nn.Module, "data": LightningDataModule}
 
 
