@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from kd_lightning.data.datamodule import DataModule
+from kd_lightning.errors import printable
 from kd_lightning.runs.options import RunOptions
 
 if TYPE_CHECKING:
@@ -96,7 +97,10 @@ def wandb_logger(
         return None
     mode = choose_mode(options.wandb)
     later = f"; send it later with: wandb sync {folder}/wandb/offline-run-*"
-    print(f"W&B: {mode}" + ("" if mode == "online" else later))
+    # Who never asked for W&B need not hear of it.
+    is_asked_for = options.wandb != "auto" or bool(os.environ.get("WANDB_MODE"))
+    if is_asked_for or mode == "online":
+        print(printable(f"W&B: {mode}" + ("" if mode == "online" else later)))
     # An experiment names folders by hashes; its runs then have a name of their own.
     name = options.name if options.dir else None
     # The config has a key `data` of its own, so the record's becomes `spec`.
