@@ -17,6 +17,11 @@ _TYPE = re.compile(r"Expected an? <class '([\w.]+)'>")
 _CHOICE = re.compile(r"Expected a typing\.Literal\[(.*)\]")
 _VALUE = re.compile(r"^Given value: (.{1,60})$")
 _NESTED_VALUE = re.compile(r"NestedArg\(key='([^']+)', val=(.*)\)$")
+_OTHER_CLASSES = re.compile(
+    r"The parameter 'num_classes' expected value (\d+) but got (\d+) instead"
+)
+"""torchvision's words for a number of classes that its weights do not have."""
+
 _NOISE = re.compile(
     r"^(Subtypes:|Given value|Does not validate|Errors:|Expected a path but|Traceback|File )"
 )
@@ -108,4 +113,11 @@ def config_errors() -> Iterator[None]:
     except UserError:
         raise
     except (ArgumentError, ValueError, TypeError, MisconfigurationException, OSError) as error:
+        other_classes = _OTHER_CLASSES.search(str(error))
+        if other_classes is not None:
+            raise UserError(
+                f"the pretrained weights are for {other_classes[1]} classes, the data has "
+                f"{other_classes[2]}; remove the argument weights and fine-tune them with "
+                "--model.init_from=NAME of the weights, such as ResNet18_Weights.DEFAULT"
+            ) from error
         raise UserError(one_line(str(error))) from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
 
 from kd_lightning.runs.build import BuiltRun
 from kd_lightning.runs.checkpoints import RunCheckpoint, StopAtStep
@@ -14,6 +15,7 @@ from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.predictions import SavePredictions
 from kd_lightning.runs.profiler import NoProfiler
 from kd_lightning.runs.progress import RunProgress
+from kd_lightning.training.checkpoint_io import WholeCheckpointIO
 
 
 def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
@@ -27,6 +29,7 @@ def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
     settings["callbacks"] = [*_as_list(settings.get("callbacks")), *_callbacks(run, folder)]
     settings["logger"] = _loggers(run, folder)
     settings["default_root_dir"] = str(folder)
+    settings["plugins"] = _plugins(run)
     settings["profiler"] = settings.get("profiler") or NoProfiler()
     return Trainer(**settings)
 
@@ -36,6 +39,14 @@ def _as_list(value: Any) -> list[Any]:
     if not value:
         return []
     return value if isinstance(value, list) else [value]
+
+
+def _plugins(run: BuiltRun) -> list[Any]:
+    """The user's plugins, and ours that writes checkpoints, unless the user has one for that."""
+    plugins = _as_list(run.trainer_settings.get("plugins"))
+    if any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        return plugins
+    return [*plugins, WholeCheckpointIO()]
 
 
 def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
