@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 
@@ -117,6 +118,13 @@ def main(argv: list[str] | None = None) -> int:
         # output once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Files are written whole or not at all, so what was there before is intact.
+        place = f" for {error.filename}" if error.filename else ""
+        print(f"kd: there is no space left on the disk{place}; free some", file=sys.stderr)
+        return 2
 
 
 def entry() -> None:

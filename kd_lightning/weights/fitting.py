@@ -57,7 +57,8 @@ def check_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) 
                 f"{tuple(tensor.shape)} in {network_name}; "
                 "do they belong to another network, or to other classes?"
             )
-        _check_finite(key, stored, key in parameters, what)
+        # As the network will hold it: a large value may not fit its dtype.
+        _check_finite(key, stored.to(tensor.dtype), key in parameters, what)
     unknown = unknown_problem(network, weights, what)
     if unknown is not None:
         raise UserError(unknown)
@@ -100,11 +101,9 @@ def _dtype_name(dtype: torch.dtype) -> str:
 def _check_finite(key: str, stored: Tensor, is_parameter: bool, what: str) -> None:
     if not stored.dtype.is_floating_point and not stored.dtype.is_complex:
         return
-    # torch has no isfinite for 8-bit floats.
-    values = stored.float() if stored.dtype.itemsize == 1 else stored
-    has_nan = bool(values.isnan().any())
+    has_nan = bool(stored.isnan().any())
     # A buffer may hold infinities on purpose, such as a mask that is added to scores.
-    has_infinity = is_parameter and not has_nan and bool(values.isinf().any())
+    has_infinity = is_parameter and not has_nan and bool(stored.isinf().any())
     if has_nan or has_infinity:
         value = "NaN" if has_nan else "an infinite value"
         raise UserError(

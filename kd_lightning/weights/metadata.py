@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import FunctionType
@@ -18,6 +19,7 @@ KEY = "kd_lightning"
 It holds the network's class and arguments, the data's spec and the teacher's source.
 """
 
+_VERSION = re.compile(r"\d+(\.\d+)*(\W|[a-z]|$)")
 _VOCABULARY = schema.record(
     {
         "size": schema.count,
@@ -74,11 +76,22 @@ _OPTIMIZER = schema.record(
         "param_groups": schema.list_of(schema.record({"params": schema.list_of(schema.INTEGER)})),
     }
 )
+_SCHEDULER = schema.record({"last_epoch": schema.INTEGER})
+
+
+def _version(value: object, name: str) -> str | None:
+    """The value is a version that Lightning can compare with its own."""
+    problem = schema.TEXT(value, name)
+    if problem is None and _VERSION.match(str(value)) is None:
+        return f"{name} is {value!r}"
+    return problem
+
+
 _EVALUATED = schema.record(
     {
         "epoch": schema.count,
         "global_step": schema.count,
-        "pytorch-lightning_version": schema.TEXT,
+        "pytorch-lightning_version": _version,
         "state_dict": _TENSORS,
     },
     {
@@ -89,7 +102,7 @@ _EVALUATED = schema.record(
 _RESUMED = schema.record(
     {
         "optimizer_states": schema.list_of(_OPTIMIZER),
-        "lr_schedulers": schema.list_of(schema.mapping_of(schema.anything)),
+        "lr_schedulers": schema.list_of(_SCHEDULER),
         "loops": schema.mapping_of(schema.MAPPING),
     }
 )
