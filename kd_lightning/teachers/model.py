@@ -27,7 +27,7 @@ from kd_lightning.weights import (
     weights_sha256,
 )
 
-HUB_CLASSIFIER = "kd_lightning.models.hub_classifier.HubClassifier"
+HUB_CLASSIFIER = "kd_lightning.models.HubClassifier"
 """The class path of the network that a folder of transformers holds."""
 
 

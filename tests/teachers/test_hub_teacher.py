@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from kd_lightning.data import DigitsDataModule, PretrainedTokenizer, SST2DataModule
-from kd_lightning.models.hub_classifier import HubClassifier
+from kd_lightning.models import HubClassifier
 from kd_lightning.runs.random_teacher import check_teachers_are_trained
 from kd_lightning.teachers import ModelTeacher
 from tests.sentences import save_bert, write_sst2

@@ -65,7 +65,7 @@ def test_only_the_number_of_outputs_may_differ(shape: tuple[int, ...], is_head: 
 
 def test_from_torchvision(monkeypatch: pytest.MonkeyPatch, data: DigitsDataModule) -> None:
     weights = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
-    state = models.shufflenet_v2_x0_5().state_dict()
+    state = copied(models.shufflenet_v2_x0_5())
 
     def downloaded(*_: Any, **__: Any) -> dict[str, Tensor]:
         return state

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from kd_lightning.weights import load_file_weights, read_file
+from kd_lightning.data import DigitsDataModule
+from kd_lightning.teachers import ModelTeacher
+from kd_lightning.weights import KEY, load_file_weights, read_file
 from tests.training.small import complaint, copied, mlp, same, shaky, trainer
 
 State = dict[str, Tensor]
@@ -125,6 +127,35 @@ def test_averages_are_never_mixed_up(tmp_path: Path) -> None:
         assert same(copied(loaded(content, mlp(), path, f"#{names[1]}")), average)
     message = complaint(lambda: read_file(f"{path}#nothing", "the file"))
     assert "has no entry 'nothing' with weights; its entries: state_dict" in message
+
+
+def test_our_own_average_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, average = copied(mlp()), copied(mlp())
+    content = {
+        KEY: {"role": "network"},
+        "state_dict": prefixed("network.", average),
+        # As Lightning's WeightAveraging stores it.
+        "current_model_state": prefixed("network.", raw),
+    }
+    path = tmp_path / "last.ckpt"
+    assert same(copied(loaded(content, mlp(), path)), average)
+    assert "state_dict holds averaged weights; the last ones are at '#current_model_state'" in (
+        capsys.readouterr().out
+    )
+    assert same(copied(loaded(content, mlp(), path, "#current_model_state")), raw)
+
+
+def test_a_teacher_records_which_weights_it_has(tmp_path: Path) -> None:
+    path = tmp_path / "file.pt"
+    torch.save({"state_dict": copied(mlp()), "state_dict_ema": copied(mlp())}, path)
+    teacher = ModelTeacher(checkpoint=f"{path}#state_dict_ema", network=mlp())
+    teacher.prepare(DigitsDataModule())
+    (source,) = teacher.sources()
+    assert source["path"] == str(path)
+    assert source["entry"] == "state_dict_ema"
+    assert "choose one as FILE#NAME" in complaint(
+        lambda: ModelTeacher(str(path), mlp()).prepare(DigitsDataModule())
+    )
 
 
 def test_only_one_of_two_networks_fits(tmp_path: Path) -> None:

@@ -77,7 +77,8 @@ def test_keys_that_are_no_names(tmp_path: Path) -> None:
 
 
 def test_no_tensors(tmp_path: Path) -> None:
-    for content in ({}, {"a": 1}, {"state_dict": []}, {"model": {"a": "b"}}):
+    contents: list[dict[str, Any]] = [{}, {"a": 1}, {"state_dict": []}, {"model": {"a": "b"}}]
+    for content in contents:
         torch.save(content, tmp_path / "file.pt")
         message = complaint(
             lambda: load_file_weights(mlp(), read_file(tmp_path / "file.pt", "here"), "here")
