@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -134,6 +135,10 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None:
             return _report_internal_error(error, argv)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # Files are written whole or not at all, so what was there before is intact.
+            place = f" for {error.filename}" if error.filename else ""
+            return _report(f"there is no space left on the disk{place}; free some", 2)
         return _report(f"{error.strerror}: {error.filename or 'a file of this command'}", 2)
     except Exception as error:
         return _report_internal_error(error, argv)

@@ -26,10 +26,10 @@ from kd_lightning.experiments.imports import (
     label,
     reached_files,
 )
-from kd_lightning.experiments.schema import YamlValue
 from kd_lightning.runs.parsing import parse_config
 from kd_lightning.trust import is_allowed
 from kd_lightning.weights import KEY, read_file, sha256_of
+from kd_lightning.yaml_files import YamlValue
 
 Key = Mapping[str, Any]
 

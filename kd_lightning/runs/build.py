@@ -20,6 +20,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.runs.config_errors import config_errors
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.parsing import plain_config
+from kd_lightning.runs.random_teacher import check_teachers_are_trained
 from kd_lightning.runs.ranges import check_limits
 from kd_lightning.runs.spec_arguments import fill_from_spec
 from kd_lightning.spec import Spec
@@ -27,7 +28,13 @@ from kd_lightning.training import lightning_compat
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.trust import import_factory
-from kd_lightning.weights import KEY, check_weights, network_weights, read_file
+from kd_lightning.weights import (
+    KEY,
+    check_lightning_entries,
+    check_weights,
+    network_weights,
+    read_file,
+)
 
 
 @dataclass
@@ -121,17 +128,22 @@ class BuiltRun:
 
     def _check_checkpoint(self, path: Path) -> None:
         content = self.checkpoint_content
-        if KEY not in content or content[KEY]["role"] != self.module.role:
+        if KEY not in content or content[KEY].get("role") != self.module.role:
             raise UserError(
                 f"--ckpt_path: {path} is not a checkpoint of a {type(self.module).__name__}; "
                 "give one with its config"
             )
-        check_weights(self.module.net, network_weights(content), f"--ckpt_path {path}")
-        if self.command == "fit" and not content.get("optimizer_states"):
+        owner = f"--ckpt_path {path}"
+        check_lightning_entries(content, owner, resumes=False)
+        check_weights(self.module.net, network_weights(content), owner)
+        if self.command != "fit":
+            return
+        if not content.get("optimizer_states"):
             raise UserError(
                 f"--ckpt_path: {path} holds no optimizer state to resume; give it as "
                 "--model.init_from"
             )
+        check_lightning_entries(content, owner, resumes=True)
 
 
 def build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
@@ -165,6 +177,8 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
     fill_from_spec(config.model, datamodule.spec)
     lightning_compat.keep_arguments_of(parser, TrainingModule, plain_config(config)["model"])
     _check_factories(config.model)
+    if command == "fit":
+        check_teachers_are_trained(plain_config(config)["model"])
     # The initial weights depend on the seed alone, not on what the data has drawn.
     torch.manual_seed(config.seed_everything)
     module = parser.instantiate_classes(Namespace(model=config.model)).model

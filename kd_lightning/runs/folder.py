@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning import __version__
 from kd_lightning.errors import UserError
+from kd_lightning.files import write_whole
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.yaml_files import read_yaml_file
 
@@ -138,10 +139,8 @@ def _cpu_name() -> str:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a file atomically: readers see the whole new file or the old one."""
-    # Named by the process, because several can write the same file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
-    temporary.replace(path)
+    text = json.dumps(content, indent=2, allow_nan=True) + "\n"
+    write_whole(path, text.encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
 
+from kd_lightning.errors import UserError
 from kd_lightning.runs.build import BuiltRun
 from kd_lightning.runs.checkpoints import RunCheckpoint, StopAtStep
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.predictions import SavePredictions
 from kd_lightning.runs.profiler import NoProfiler
 from kd_lightning.runs.progress import RunProgress
+from kd_lightning.training import lightning_compat
+from kd_lightning.training.checkpoint_io import WholeCheckpointIO
 
 
 def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
@@ -27,8 +32,62 @@ def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
     settings["callbacks"] = [*_as_list(settings.get("callbacks")), *_callbacks(run, folder)]
     settings["logger"] = _loggers(run, folder)
     settings["default_root_dir"] = str(folder)
+    settings["plugins"] = _plugins(run)
     settings["profiler"] = settings.get("profiler") or NoProfiler()
-    return Trainer(**settings)
+    trainer = Trainer(**settings)
+    if run.command == "fit" and run.checkpoint is not None:
+        _check_progress(trainer, run.checkpoint_content, run.checkpoint)
+    return trainer
+
+
+def _check_progress(trainer: Trainer, content: Mapping[str, Any], path: Path) -> None:
+    """Check the progress in a checkpoint before Lightning restores it.
+
+    Args:
+        trainer: that will resume.
+        content: of the checkpoint.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        UserError: one line that names the first entry that is missing or of another form.
+    """
+    own = trainer.fit_loop.state_dict()
+    problem = _difference(content["loops"].get("fit_loop"), own, "loops.fit_loop")
+    states = content.get("callbacks") or {}
+    for callback in lightning_compat.callbacks(trainer):
+        if problem is None and isinstance(callback, RunCheckpoint) and callback.state_key in states:
+            stored = states[callback.state_key]
+            problem = _missing(stored, callback.state_dict(), f"callbacks.{callback.state_key}")
+    if problem is not None:
+        raise UserError(
+            f"--ckpt_path: {path} is damaged ({problem}); give another checkpoint of the run, or "
+            "start a new run from its weights with --model.init_from"
+        )
+
+
+def _difference(stored: object, own: object, name: str) -> str | None:
+    """The first part of a stored state that is missing or has another type than our own."""
+    if not isinstance(own, Mapping):
+        is_same_kind = isinstance(stored, type(own))
+        return None if is_same_kind else f"{name} is a {type(stored).__name__}"
+    problem = _missing(stored, own, name)
+    if problem is not None:
+        return problem
+    assert isinstance(stored, Mapping)
+    for key, value in own.items():
+        problem = _difference(stored[key], value, f"{name}.{key}")
+        if problem is not None:
+            return problem
+    return None
+
+
+def _missing(stored: object, own: Mapping[str, Any], name: str) -> str | None:
+    if not isinstance(stored, Mapping):
+        return f"{name} is a {type(stored).__name__}"
+    for key in own:
+        if key not in stored:
+            return f"{name}.{key} is missing"
+    return None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -36,6 +95,14 @@ def _as_list(value: Any) -> list[Any]:
     if not value:
         return []
     return value if isinstance(value, list) else [value]
+
+
+def _plugins(run: BuiltRun) -> list[Any]:
+    """The user's plugins, and ours that writes checkpoints, unless the user has one for that."""
+    plugins = _as_list(run.trainer_settings.get("plugins"))
+    if any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        return plugins
+    return [*plugins, WholeCheckpointIO()]
 
 
 def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:

@@ -23,8 +23,9 @@ class ClassifierModule(TrainingModule):
             `total_steps` (one-cycle) receives the number of steps and moves after every step, any
             other after every epoch.
         layers: module name for each role, if a loss reads layers.
-        init_from: checkpoint or weights file to start from. Adapters of losses of the same name
-            continue from a kd checkpoint, too.
+        init_from: checkpoint or weights file to start from, or the name of torchvision weights
+            such as `ResNet18_Weights.DEFAULT`. A head for other classes is skipped. Adapters of
+            losses of the same name continue from a kd checkpoint, too.
         spec: what the data is; filled in from the datamodule.
         channels_last: keep images and convolutions in that memory format, which is faster for most
             convolutional networks.

@@ -220,7 +220,7 @@ DECISIVE = (
     "training/means.py",
     "training/optimizers.py",
     "types.py",
-    "weights.py",
+    "weights/fitting.py",
 )
 """Files of each room that decide the result of distilling an MLP on the digits with KD."""
 
