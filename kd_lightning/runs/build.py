@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.runs.config_errors import config_errors
+from kd_lightning.runs.folder import read_json
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.parsing import plain_config
+from kd_lightning.runs.settings import find_files
 from kd_lightning.runs.spec_arguments import fill_from_spec
-from kd_lightning.spec import Spec
+from kd_lightning.spec import Spec, check_spec
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.module import TrainingModule
@@ -38,6 +40,7 @@ class BuiltRun:
         options: `--run.*`.
         checkpoint: `--ckpt_path`.
         checkpoint_content: of that file; empty without one.
+        settings: the config as it was given, without what a checkpoint replaces; for config.yaml.
     """
 
     command: str
@@ -48,6 +51,7 @@ class BuiltRun:
     options: RunOptions
     checkpoint: Path | None
     checkpoint_content: Mapping[str, Any]
+    settings: dict[str, Any]
 
     @property
     def seed(self) -> int:
@@ -110,11 +114,21 @@ class BuiltRun:
                 "give one with its config"
             )
         check_weights(self.module.net, network_weights(content), f"--ckpt_path {path}")
+        self._check_spec(path)
         if self.command == "fit" and not content.get("optimizer_states"):
             raise UserError(
                 f"--ckpt_path: {path} holds no optimizer state to resume; give it as "
                 "--model.init_from"
             )
+
+    def _check_spec(self, path: Path) -> None:
+        """Compare the data with the data that the checkpoint was trained on."""
+        described = self.checkpoint_content[KEY].get("spec")
+        if described:
+            # The network of the checkpoint reads the student's inputs, not the teacher's.
+            data = replace(self.datamodule.spec, teacher_inputs=None, teacher_vocabulary=None)
+            owner = f"--ckpt_path: the network of {path}"
+            check_spec(owner, Spec.from_dict(described), data)
 
 
 def build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
@@ -135,6 +149,7 @@ def build_run(command: str, parser: LightningArgumentParser, config: Namespace) 
 def _build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
     torch.set_float32_matmul_precision(config.matmul_precision)
     _set_seed(config)
+    _find_files(config)
     lightning_compat.keep_arguments_of(parser, pl.LightningDataModule, plain_config(config)["data"])
     datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
     if not isinstance(datamodule, DataModule):
@@ -144,8 +159,10 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
         )
     checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
     content = read_file(checkpoint, "--ckpt_path") if checkpoint else {}
+    given = config.clone()
     _restore_from_checkpoint(content.get(KEY) or {}, config.model, datamodule)
     fill_from_spec(config.model, datamodule.spec)
+    fill_from_spec(given.model, datamodule.spec)
     lightning_compat.keep_arguments_of(parser, TrainingModule, plain_config(config)["model"])
     # The initial weights depend on the seed alone, not on what the data has drawn.
     torch.manual_seed(config.seed_everything)
@@ -160,7 +177,18 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
         options=rest.run,
         checkpoint=checkpoint,
         checkpoint_content=content,
+        settings=plain_config(given),
     )
+
+
+def _find_files(config: Namespace) -> None:
+    """Find the relative paths of a resumed or tested run from where it was started."""
+    if not config.ckpt_path:
+        return
+    start = read_json(Path(config.ckpt_path).resolve().parents[1] / "run.json").get("cwd")
+    if isinstance(start, str):
+        find_files(config.model, Path(start))
+        find_files(config.data, Path(start))
 
 
 def _set_seed(config: Namespace) -> None:
