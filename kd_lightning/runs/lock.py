@@ -42,6 +42,11 @@ def locked(folder: Path) -> Iterator[None]:
             path.unlink()
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process holds the lock of a run's folder."""
+    return _is_alive(_read(folder / LOCK))
+
+
 def _acquire(path: Path) -> None:
     own = {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_of(os.getpid())}
     for _ in range(_TRIES):
