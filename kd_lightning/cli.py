@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
 
 from kd_lightning import __version__
@@ -121,4 +122,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def entry() -> None:
     """The entry point of the `kd` script."""
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        # A second signal came while the first one was reported.
+        code = 130
+    # What remains is the end of the interpreter, where a second signal would print a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

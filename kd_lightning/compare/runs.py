@@ -128,10 +128,13 @@ def _check_config(source: str, config: Mapping[str, Any]) -> None:
             raise _wrong_type(source, f"config.yaml: {name}", value, dict)
 
 
+_TYPE_NAMES = {"dict": "a mapping", "list": "a list", "str": "a text"}
+
+
 def _wrong_type(source: str, what: str, value: object, expected: type) -> UserError:
-    names = {dict: "a mapping", list: "a list", str: "a text"}
+    name = _TYPE_NAMES[expected.__name__]
     kind = type(value).__name__
-    return UserError(f"{source}: {what} must be {names[expected]}, got {kind}")
+    return UserError(f"{source}: {what} must be {name}, got {kind}")
 
 
 def origin_of(record: Mapping[str, Any], key: Mapping[str, Any]) -> dict[str, str]:

@@ -101,7 +101,7 @@ class Job:
     @property
     def is_cache(self) -> bool:
         """Whether the job caches a teacher's outputs instead of training."""
-        return self.argv[0] == "cache"
+        return self.argv[:1] == ["cache"]
 
     @property
     def checkpoint(self) -> Path:

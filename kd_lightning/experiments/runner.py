@@ -74,6 +74,8 @@ class Runner:
         self._history = read_json(self._history_path)
         self.failures: list[Failure] = []
         """The jobs that failed or could not start."""
+        # The folders of the jobs that were not finished at the start.
+        self._unfinished: set[Path] = set()
 
     def run(self, jobs: list[Job]) -> list[Failure]:
         """Train every job that is not finished, each after the jobs that it needs.
@@ -85,21 +87,23 @@ class Runner:
         """
         self._accept(jobs)
         unfinished = [job for job in jobs if not job.finished]
+        self._unfinished = {job.folder for job in unfinished}
         if len(unfinished) < len(jobs):
             count = len(jobs) - len(unfinished)
             self._print(f"{count} of {len(jobs)} runs are finished already")
         self._explain(unfinished)
 
-        clock = Clock(jobs, unfinished, self.options.workers)
-        if self.options.workers > 1 and len(unfinished) > 1:
-            self._run_side_by_side(unfinished, clock)
+        due = _due(jobs)
+        clock = Clock(jobs, due, self.options.workers)
+        if self.options.workers > 1 and len(due) > 1:
+            self._run_side_by_side(due, clock)
         else:
-            self._run_in_turn(unfinished, clock)
+            self._run_in_turn(due, clock)
         return self.failures
 
     def _run_in_turn(self, jobs: list[Job], clock: Clock) -> None:
         for job in jobs:
-            if self._is_blocked(job, clock):
+            if self._needs_no_run(job, clock):
                 continue
             started = time.monotonic()
             try:
@@ -123,34 +127,40 @@ class Runner:
         with Workers(worker_count) as workers, Board(self.console, len(jobs)) as board:
             while waiting or workers.running:
                 for job in list(waiting):
-                    if self._is_blocked(job, clock):
+                    if not _can_start(job, workers.running, unfinished):
+                        continue
+                    if self._needs_no_run(job, clock):
                         waiting.remove(job)
+                        unfinished.discard(job.folder)
                         board.finish(job)
-                    elif workers.has_idle and _can_start(job, workers.running, unfinished):
+                    elif workers.has_idle:
                         waiting.remove(job)
                         workers.start(job)
                         started[job.name] = time.monotonic()
                 board.show(workers.running)
                 for job, problem, notes in workers.wait(seconds=1.0):
                     board.finish(job)
+                    # Jobs that need a failed one are refused when their turn comes.
+                    unfinished.discard(job.folder)
                     if problem is not None:
                         self._fail(job, problem, clock)
                         continue
-                    unfinished.discard(job.folder)
                     seconds = time.monotonic() - started[job.name]
                     self._finish(job, seconds, clock, notes)
 
-    def _is_blocked(self, job: Job, clock: Clock) -> bool:
-        """Whether a job cannot start because another one failed; it then counts as failed too."""
+    def _needs_no_run(self, job: Job, clock: Clock) -> bool:
+        """Whether a job is finished after all, or cannot start because another one failed."""
         failed = {failure.job.folder: failure.job for failure in self.failures}
         # Jobs with equal keys are the same run.
         for need in (job, *job.needs):
             if need.folder in failed:
                 culprit = failed[need.folder]
-                self._fail(
-                    job, f"not run, because {culprit.run}, seed {culprit.seed} failed", clock
-                )
+                reason = f"not run, because {culprit.run}, seed {culprit.seed} failed"
+                self._fail(job, reason, clock)
                 return True
+        if job.finished and job.folder not in self._unfinished:
+            clock.skip(job)
+            return True
         return False
 
     def _fail(self, job: Job, problem: str, clock: Clock) -> None:
@@ -256,6 +266,21 @@ class Clock:
             same_run = self._seconds[job.run]
             total += statistics.fmean(same_run) if same_run else mean
         return total / self._workers
+
+
+def _due(jobs: list[Job]) -> list[Job]:
+    """The jobs that are not finished, and those that may change because one that they need does.
+
+    Args:
+        jobs: each after the jobs that it needs.
+    """
+    due: list[Job] = []
+    folders: set[Path] = set()
+    for job in jobs:
+        if not job.finished or any(need.folder in folders for need in job.needs):
+            due.append(job)
+            folders.add(job.folder)
+    return due
 
 
 def _can_start(job: Job, running: list[Job], unfinished: set[Path]) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import json
 import multiprocessing
 import os
@@ -10,22 +12,26 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 
 from kd_lightning.cli import main
 from kd_lightning.errors import UserError
-from kd_lightning.experiments import results, workers
+from kd_lightning.experiments import results, runner, workers
 from kd_lightning.experiments.execution import execute
-from kd_lightning.experiments.planning import Job
-from kd_lightning.experiments.runner import summary
+from kd_lightning.experiments.planning import Job, RunnerOptions
+from kd_lightning.experiments.runner import Failure, Runner, summary
+from kd_lightning.experiments.spec import load
 from kd_lightning.experiments.store import alteration, read_record
 from kd_lightning.experiments.workers import Workers
 from kd_lightning.runs.lock import locked
 from tests.experiments import MINI, write
-from tests.experiments.test_runner import Bench, pretend, value_of
+from tests.experiments.test_runner import Launch, pretend, value_of
 
 
 def finish(argv: list[str], content: bytes = b"weights") -> None:
@@ -42,13 +48,64 @@ def finish(argv: list[str], content: bytes = b"weights") -> None:
     (folder / "run.json").write_text(json.dumps(record))
 
 
+class Bench:
+    """Jobs of three runs with two seeds each, in folders of their own; nothing is planned."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trained: list[str] = []
+        self.said = ""
+
+    def jobs(self) -> list[Job]:
+        jobs: list[Job] = []
+        for run in ("teacher", "student-alone", "distilled"):
+            for seed in (0, 1):
+                folder = self.folder / f"{run}-{seed}"
+                argv = ["fit", f"--run.dir={folder}", f"--run.name={run}"]
+                argv.append(f"--seed_everything={seed}")
+                needs = []
+                if run == "distilled":
+                    needs = [jobs[seed]]
+                    argv.append(f"--model.teacher.checkpoint={needs[0].checkpoint}")
+                jobs.append(Job(run, seed, {"run": run, "seed": seed}, folder, argv, needs))
+        return jobs
+
+    def run(self, launch: Launch, workers_count: int = 1) -> list[Job]:
+        """Run all jobs; `trained` then lists those that were launched."""
+        self.trained = []
+        text = io.StringIO()
+        jobs = self.jobs()
+
+        def counted(argv: list[str]) -> None:
+            name = f"{value_of('run.name', argv)}/{value_of('seed_everything', argv)}"
+            resumed = any(word.startswith("--ckpt_path=") for word in argv)
+            self.trained.append(name + " resumed" * resumed)
+            launch(argv)
+
+        options = RunnerOptions(self.folder, self.folder, 2, {}, workers=workers_count)
+        Runner(options, counted, Console(file=text, width=500)).run(jobs)
+        self.said = text.getvalue()
+        return jobs
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These jobs leave nothing behind, and collecting garbage after each takes long."""
+    monkeypatch.setattr(gc, "collect", lambda: 0)
+
+
 @pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    """The small experiment, run once."""
-    bench = Bench(tmp_path / "mini")
-    bench.run(finish)
-    assert len(bench.trained) == 6
-    return bench
+def empty(tmp_path: Path) -> Bench:
+    """No job is finished."""
+    return Bench(tmp_path)
+
+
+@pytest.fixture
+def bench(empty: Bench) -> Bench:
+    """All jobs are finished."""
+    empty.run(finish)
+    assert len(empty.trained) == 6
+    return empty
 
 
 def job_of(bench: Bench, run: str, seed: int = 0) -> Job:
@@ -68,8 +125,8 @@ def failing(run: str, error: Exception) -> Callable[[list[str]], None]:
 
 
 @pytest.mark.parametrize("error", [UserError("the loss became nan"), ValueError("a [bug]")])
-def test_a_failing_job_does_not_stop_the_others(error: Exception, tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
+def test_a_failing_job_does_not_stop_the_others(error: Exception, empty: Bench) -> None:
+    bench = empty
     jobs = bench.run(failing("student-alone", error))
     assert len(bench.trained) == 6
     assert [job.name for job in jobs if not job.finished] == ["student-alone/0"]
@@ -79,15 +136,50 @@ def test_a_failing_job_does_not_stop_the_others(error: Exception, tmp_path: Path
     assert str(error) in bench.said
 
 
-def test_jobs_that_need_a_failed_one_are_not_run(tmp_path: Path) -> None:
-    bench = Bench(tmp_path)
-    jobs = bench.run(failing("teacher", UserError("the loss became nan")))
+@pytest.mark.parametrize("workers_count", [1, 2])
+def test_jobs_that_need_a_failed_one_are_not_run(
+    workers_count: int, empty: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = empty
+    launch = failing("teacher", UserError("the loss became nan"))
+    monkeypatch.setattr(runner, "Workers", partial(FakeWorkers, launch))
+    jobs = bench.run(launch, workers_count)
     assert "distilled/0" not in bench.trained
     assert "distilled, seed 0 failed: not run, because teacher, seed 0 failed" in bench.said
     assert sum(job.finished for job in jobs) == 4
     # The next call runs what is missing.
     bench.run(finish)
     assert bench.trained == ["teacher/0", "distilled/0"]
+
+
+class FakeWorkers:
+    """Stands for `Workers`: runs jobs in this process."""
+
+    def __init__(self, launch: Launch, count: int) -> None:
+        self.launch = launch
+        self.running: list[Job] = []
+        self.count = count
+
+    def __enter__(self) -> FakeWorkers:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    @property
+    def has_idle(self) -> bool:
+        return len(self.running) < self.count
+
+    def start(self, job: Job) -> None:
+        self.running.append(job)
+
+    def wait(self, seconds: float) -> list[workers.Ended]:
+        if not self.running:
+            return []
+        job = self.running.pop(0)
+        try:
+            return [workers.Ended(job, None, execute(job, self.launch))]
+        except UserError as error:
+            return [workers.Ended(job, str(error), [])]
 
 
 def test_results_name_what_failed(
@@ -98,7 +190,7 @@ def test_results_name_what_failed(
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path, {**MINI, "paper": {}})
     code = main(["reproduce", str(path), "--output", "out", "--store", "store"])
-    out, err = capsys.readouterr()
+    _, err = capsys.readouterr()
     assert code == 2
     assert err == "kd: 1 of 6 runs failed: student-alone, seed 0: the loss became nan\n"
     content = json.loads(Path("out/results.json").read_text())
@@ -111,8 +203,6 @@ def test_results_name_what_failed(
 
 
 def test_a_summary_is_one_line(bench: Bench) -> None:
-    from kd_lightning.experiments.runner import Failure
-
     failures = [Failure(job, "why") for job in bench.jobs()]
     assert summary(failures, 6) == (
         "6 of 6 runs failed: teacher, seed 0: why; also teacher, seed 1; student-alone, seed 0; "
@@ -126,9 +216,8 @@ def test_values_that_are_not_finite_do_not_stop_the_results(bench: Bench) -> Non
     record["metrics"]["test_errors"] = float("nan")
     record.pop("stored")
     (job.folder / "run.json").write_text(json.dumps(record))
-    from kd_lightning.experiments.spec import load
-
-    experiment = load(str(write(bench.folder, bench.content)))
+    spec = {**MINI, "metrics": ["test_errors"]}
+    experiment = load(str(write(bench.folder, spec)))
     content = results.collect(experiment, bench.jobs(), bench.folder)
     results.write(experiment, content, bench.folder)
     assert "not finite (1 of 2)" in (bench.folder / "results.md").read_text()
@@ -193,8 +282,6 @@ def test_a_run_in_use_is_not_removed(bench: Bench) -> None:
 
 @pytest.mark.parametrize("best", [True, False])
 def test_a_damaged_checkpoint_is_not_a_dead_end(best: bool, bench: Bench, tmp_path: Path) -> None:
-    import torch
-
     job = job_of(bench, "student-alone")
     (job.folder / "run.json").write_text('{"status": "running"}')
     job.checkpoint.write_bytes(b"cut")
@@ -227,7 +314,7 @@ def test_a_worker_that_dies_is_named_and_replaced(
 ) -> None:
     # A forked worker starts at once.
     context = multiprocessing.get_context("fork")
-    monkeypatch.setattr(workers.multiprocessing, "get_context", lambda kind: context)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda kind: context)
     monkeypatch.setattr(workers, "_work", die)
     with Workers(1) as pool:
         for name in ("a", "b"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -286,7 +287,7 @@ def test_one_process_at_a_time(tmp_path: Path) -> None:
 def test_the_lock_of_a_dead_process_is_removed(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    held = {"pid": process.pid, "host": lock.socket.gethostname(), "started": "1"}
+    held = {"pid": process.pid, "host": socket.gethostname(), "started": "1"}
     for text in (json.dumps(held), "", json.dumps({**held, "pid": os.getpid()})):
         (tmp_path / lock.LOCK).write_text(text)
         with lock.locked(tmp_path):
