@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import errno
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -203,4 +204,12 @@ def use_current_folder() -> None:
 def entry() -> None:
     """The entry point of the `kd` script."""
     use_current_folder()
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        # A second signal came while the first one was reported.
+        code = 130
+    # What remains is the end of the interpreter, where a second signal would print a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

@@ -36,6 +36,15 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     _sync_folder(path.parent)
 
 
+def write_whole_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8; see `write_whole`.
+
+    Raises:
+        OSError: if the file cannot be written. The old file is untouched then.
+    """
+    write_whole(path, text.encode())
+
+
 def remove_leftovers(path: Path) -> None:
     """Remove temporary files of this file whose writing process was killed.
 

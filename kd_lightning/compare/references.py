@@ -52,6 +52,8 @@ class ReferenceResolver:
         for name, value in settings.items():
             resolved[name] = self._resolve(value, run)
         settings.update(resolved)
+        # Runs of other code or samples are no seeds of one run.
+        settings.update(run.origin)
         return settings
 
     def _resolve(self, value: SettingValue, run: Run) -> SettingValue:
