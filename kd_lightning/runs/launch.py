@@ -27,6 +27,7 @@ from kd_lightning.runs.quiet import quiet
 from kd_lightning.runs.trainer import build_trainer
 from kd_lightning.runs.wandb import log_test, wandb_logger
 from kd_lightning.training import lightning_compat
+from kd_lightning.training.first_report import FirstBatchReport
 from kd_lightning.training.module import TrainingModule
 
 
@@ -101,6 +102,7 @@ def _execute_in_folder(run: BuiltRun) -> RunResult:
         config = _save_config(run, folder)
         record = RunRecord(folder, _description(run, folder))
         logger = wandb_logger(run.options, folder, config, record.content)
+        _store_report(trainer, record)
     if logger is not None:
         trainer.loggers = [*trainer.loggers, logger]
     status = "failed"
@@ -125,6 +127,13 @@ def _execute_in_folder(run: BuiltRun) -> RunResult:
         if logger is not None:
             logger.experiment.finish(exit_code=int(status != "finished"))
     return RunResult(_folder_of_main(trainer, folder), metrics, run.module)
+
+
+def _store_report(trainer: Trainer, record: RunRecord) -> None:
+    """Let the first-batch report be written to run.json as soon as it is made."""
+    for callback in lightning_compat.callbacks(trainer):
+        if isinstance(callback, FirstBatchReport):
+            callback.store = lambda content: record.write(report=content)
 
 
 def _make_folder(run: BuiltRun) -> Path:

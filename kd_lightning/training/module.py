@@ -27,6 +27,7 @@ from kd_lightning.training.learner import Learner
 from kd_lightning.training.means import EpochMeans
 from kd_lightning.training.objective import Objective
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, optimize
+from kd_lightning.training.teacher_metric import TeacherMetric
 from kd_lightning.types import Batch, Inputs, Output
 from kd_lightning.weights import KEY
 
@@ -76,6 +77,7 @@ class TrainingModule(pl.LightningModule):
         self.trains = train
         self.task: Task | None = None
         self.metrics: TaskMetrics | None = None
+        self.teacher_metric: TeacherMetric | None = None
         self._uses_teacher = False
         self._means = EpochMeans()
         self._resumed_sums: Tensor | None = None
@@ -135,6 +137,9 @@ class TrainingModule(pl.LightningModule):
             self.task = datamodule.task
             self.spec = datamodule.spec
             self.metrics = datamodule.task.metrics(self.spec)
+            self.teacher_metric = TeacherMetric(
+                datamodule.task.metrics(self.spec), datamodule.task.monitor
+            )
             self.learner.set_task(datamodule.task)
         assert self.task is not None
         assert self.spec is not None
@@ -165,6 +170,8 @@ class TrainingModule(pl.LightningModule):
             )
         self._datamodule_hooks = lightning_compat.overridden_batch_hooks(datamodule)
         self.attach(datamodule, stage)
+        assert self.teacher_metric is not None
+        self.teacher_metric.forget()
         self._join_cached_outputs(datamodule)
 
     def _join_cached_outputs(self, datamodule: DataModule) -> None:
@@ -322,19 +329,26 @@ class TrainingModule(pl.LightningModule):
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        if self.metrics is not None:
+    def _begin_evaluation(self, stage: str) -> None:
+        if self.metrics is not None and self.teacher_metric is not None:
             self.metrics.reset()
+            self.teacher_metric.begin(stage)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
+        self._begin_evaluation("test")
 
     def _evaluate(self, batch: Batch) -> Output:
         """The student's output; the batch is added to the metrics."""
         assert self.metrics is not None
+        assert self.teacher_metric is not None
         student = self.objective.predict(self.learner(batch), batch)
         if not batch.placeholder:
-            self.metrics.update(student, self._teacher_output(batch), batch)
+            teacher = self._teacher_output(batch)
+            self.metrics.update(student, teacher, batch)
+            self.teacher_metric.update(teacher, batch)
         return student
 
     def _log_metrics(self, stage: str) -> None:
@@ -342,6 +356,8 @@ class TrainingModule(pl.LightningModule):
         values = {}
         for name, value in self.metrics.compute().items():
             values[f"{stage}_{name}"] = value.float()
+        if self.teacher_metric is not None:
+            values |= self.teacher_metric.finish(stage, whole=not self.trainer.sanity_checking)
         self.log_dict(values)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
