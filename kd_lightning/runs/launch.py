@@ -98,7 +98,9 @@ def _execute_in_folder(run: BuiltRun) -> RunResult:
         raise
     record = None
     logger = None
+    run.module.check_steps = run.options.check_steps
     if main:
+        run.module.capture_folder = folder
         config = _save_config(run, folder)
         record = RunRecord(folder, _description(run, folder))
         logger = wandb_logger(run.options, folder, config, record.content)
