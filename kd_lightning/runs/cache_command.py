@@ -138,6 +138,8 @@ def main(argv: list[str]) -> None:
         progress=progress,
     )
     _report(folder, options.views if run.datamodule.augmented else None)
+    for note in module.teacher.notes:
+        Console().print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _device(accelerator: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 
@@ -227,7 +228,8 @@ def note_on_learning_rate(factory: OptimizerFactory, optimizer: Optimizer) -> li
     alone = factory([nn.Parameter(torch.zeros(1))])
     lr = alone.param_groups[0]["lr"]
     # A rate that nobody set is the optimizer's default.
-    default = type(alone)([nn.Parameter(torch.zeros(1))]).param_groups[0]["lr"]
+    parameter = inspect.signature(type(alone)).parameters.get("lr")
+    default = None if parameter is None else parameter.default
     if lr in (max_lr, default):
         return []
     return [

@@ -29,6 +29,8 @@ ROW = 50
 class BrokenFor(nn.Module):
     """NaN for one training image, else a network of its own."""
 
+    image: Tensor
+
     def __init__(self, row: int) -> None:
         super().__init__()
         self.body = mlp(32)

@@ -375,6 +375,7 @@ def test_a_learning_rate_without_effect_is_a_note() -> None:
         "the optimizer's lr 0.3 has no effect"
     ]
     assert notes_of(0.1, 0.1) == []
+    assert notes_of(0.001, 0.1) == []  # the optimizer's default
 
 
 @pytest.mark.parametrize("temperature", [1e4, 1e5])
