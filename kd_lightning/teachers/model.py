@@ -15,7 +15,12 @@ from kd_lightning.spec import Spec, check_spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers import preprocessing
 from kd_lightning.teachers.base import Teacher
-from kd_lightning.teachers.preprocessing import InputAdapter, Preprocessing
+from kd_lightning.teachers.input_adapter import (
+    InputAdapter,
+    adapter_between,
+    described_as_spec,
+)
+from kd_lightning.teachers.preprocessing import Preprocessing
 from kd_lightning.types import Batch, Output
 from kd_lightning.weights import (
     KEY,
@@ -90,8 +95,8 @@ class ModelTeacher(Teacher):
         if not self.ready:
             self._load()
         expected = self._expected_inputs()
-        adapter = preprocessing.adapter_between(spec, expected)
-        trained_on = preprocessing.described_as_spec(self.spec, spec, expected)
+        adapter = adapter_between(spec, expected)
+        trained_on = described_as_spec(self.spec, spec, expected)
         check_spec("the teacher", trained_on, spec, inputs=adapter is None)
         self.adapter = adapter if adapter is not None and adapter.changes_inputs else None
         self._task = task

@@ -21,7 +21,8 @@ from kd_lightning.tasks import Classification, Segmentation
 from kd_lightning.teachers import EnsembleTeacher, ModelTeacher, preprocessing
 from kd_lightning.teachers.cache.fill import cache_teacher
 from kd_lightning.teachers.cache.manifest import Manifest
-from kd_lightning.teachers.preprocessing import InputAdapter, Preprocessing
+from kd_lightning.teachers.input_adapter import InputAdapter, adapter_between
+from kd_lightning.teachers.preprocessing import Preprocessing
 from kd_lightning.types import Batch
 from tests.training.small import complaint, samples
 
@@ -110,7 +111,7 @@ def test_images_are_resized() -> None:
 def test_gray_images_become_color() -> None:
     mean, std = IMAGENET
     network = Preprocessing(mean, std, channels=3)
-    adapter = preprocessing.adapter_between(data_of(1).spec, network)
+    adapter = adapter_between(data_of(1).spec, network)
     assert adapter is not None
     gray = PIXELS[:, :1]
     seen = adapter.adapt(batch_of(gray)).teacher_inputs
