@@ -79,9 +79,11 @@ class FirstBatchReport(pl.Callback):
         values = report.flat()
         for logger in trainer.loggers:
             logger.log_metrics(values, step=0)
-        if self.strict and report.warnings:
+        # All processes stop, or none does: their first batches differ.
+        warnings = trainer.strategy.broadcast(report.warnings)
+        if self.strict and warnings:
             raise UserError(
-                f"--run.strict: {'; '.join(report.warnings)} (--run.strict=false trains anyway)"
+                f"--run.strict: {'; '.join(warnings)} (--run.strict=false trains anyway)"
             )
 
 
@@ -150,9 +152,8 @@ class _Report:
         batch = next(batches, None)
         # Ends the thread that prefetches.
         batches.close()  # type: ignore[attr-defined]
-        if batch is None or batch.placeholder:
-            return None
-        return self._moved(batch)
+        # A process without samples takes part, too: losses may gather from all processes.
+        return None if batch is None else self._moved(batch)
 
     # -- judging ----------------------------------------------------------------------------------
 
