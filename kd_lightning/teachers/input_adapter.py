@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kd_lightning.spec import Spec
 from kd_lightning.teachers.preprocessing import Preprocessing
-from kd_lightning.types import Batch
+from kd_lightning.types import Batch, full
 
 RGB = 3
 
@@ -84,6 +84,9 @@ class InputAdapter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Adapt images `(B, C, H, W)`."""
+        dtype = images.dtype
+        # Not every device interpolates in half precision.
+        images = full(images)
         if self.channels is not None:
             images = images.expand(-1, self.channels, -1, -1)
         if self.renormalizes:
@@ -92,7 +95,7 @@ class InputAdapter(nn.Module):
             images = F.interpolate(
                 images, self.size, mode="bilinear", align_corners=False, antialias=True
             )
-        return images
+        return images.to(dtype)
 
     def adapt(self, batch: Batch) -> Batch:
         """The batch as the teacher reads it; the student's own inputs stay as they are."""

@@ -95,15 +95,16 @@ def of_timm(network: object) -> Preprocessing:
 
 
 def of_network(network: object) -> Preprocessing:
-    """What timm or Hugging Face say of a network that came with its weights."""
-    return of_timm(network).overridden_by(of_processor(folder_of(network)))
+    """What timm or Hugging Face say of a network that came with its weights.
+
+    A network of timm with another head than its pretrained weights was trained on something else.
+    """
+    known = of_timm(network) if has_original_head(network) else Preprocessing()
+    return known.overridden_by(of_processor(folder_of(network)))
 
 
 def of_file(path: Path, network: object) -> Preprocessing:
-    """What is known of the images behind a bare file of weights: its neighbors, or timm.
-
-    A file whose network has another head than timm's weights was trained on something else.
-    """
+    """What is known of the images behind a bare file of weights: its neighbors, or timm."""
     known = of_timm(network) if has_original_head(network) else Preprocessing()
     return known.overridden_by(of_processor(path.parent))
 

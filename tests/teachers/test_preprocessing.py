@@ -128,6 +128,16 @@ def test_the_student_reads_its_own_images() -> None:
     assert batch.teacher_inputs is None
 
 
+def test_half_precision() -> None:
+    teacher = ModelTeacher(network=Seeing(), mean=[0.1] * 3, std=[0.2] * 3, input_size=[8, 8])
+    batch = batch_of(PIXELS)
+    exact = seen_by(teacher, data_of(), batch)
+    batch.inputs = batch_of(PIXELS).inputs.bfloat16()  # type: ignore[union-attr]
+    seen = seen_by(teacher.to(torch.bfloat16), data_of(), batch)
+    assert seen.dtype == torch.bfloat16
+    torch.testing.assert_close(seen.float(), exact, rtol=0.02, atol=0.02)
+
+
 def test_gradients_reach_the_images_of_a_generator() -> None:
     teacher = ModelTeacher(network=Seeing(), mean=[0.1] * 3, std=[0.2] * 3, input_size=[8, 8])
     teacher.prepare(data_of())
@@ -188,6 +198,7 @@ def test_timm_knows_its_images() -> None:
     assert preprocessing.of_file(Path("none.pt"), network) == expected
     network.num_classes = 7  # a file for another head was trained on other data
     assert preprocessing.of_file(Path("none.pt"), network) == Preprocessing()
+    assert preprocessing.of_network(network) == Preprocessing()
 
 
 @pytest.mark.parametrize(
