@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
 from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
 
-from kd_lightning.types import UNLABELLED, Batch, Output, full
+from kd_lightning.types import UNLABELLED, Batch, Output, finite_log_probs, full
 
 
 def mean_metric() -> MeanMetric:
@@ -85,9 +85,9 @@ class TeacherComparison(nn.Module):
         """Add the rows of two outputs, `(N, K)` logits each."""
         same_class = full(student.logits).argmax(-1) == teacher.logits.argmax(-1)
         self.agreement.update(same_class.float())
-        divergence = F.kl_div(
-            student.log_probs(), teacher.log_probs(), reduction="none", log_target=True
-        )
+        log_q = finite_log_probs(student.log_probs())
+        log_p = finite_log_probs(teacher.log_probs())
+        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
         self.kl.update(divergence.sum(-1))
 
     def named(self) -> dict[str, Metric]:

@@ -170,6 +170,15 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def finite_log_probs(log_probs: Tensor) -> Tensor:
+    """Log-probabilities with the smallest finite number in place of -inf; others stay as they are.
+
+    A network may rule out a class with a logit of -inf. In a sum of `p * (log p - log q)` that
+    class then counts 0, as the limit of `p log p` demands, instead of `0 * inf`, which is NaN.
+    """
+    return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+
+
 @dataclass(slots=True)
 class Output:
     """A network's predictions for a batch.

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.losses.base import BaseOptions, DistillLoss, positive, teacher_of
-from kd_lightning.types import Batch, Output
+from kd_lightning.types import Batch, Output, finite_log_probs
 
 
 def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -17,7 +17,8 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     Hinton et al. 2015, section 2: $p = \mathrm{softmax}(v/T)$ of the teacher,
     $q = \mathrm{softmax}(z/T)$ of the student. KL differs from the cross-entropy with soft targets
     only by the teacher's entropy, so both have the same gradient. It scales as $1/T^2$; the factor
-    $T^2$ cancels that.
+    $T^2$ cancels that. A class to which the teacher gives no probability at all (a logit of -inf)
+    counts 0: $0 \ln 0 = 0$.
 
     Args:
         student: log-probabilities at the temperature, `(N, K)`.
@@ -27,8 +28,10 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     Returns:
         A scalar; zero if both agree.
     """
+    log_q = finite_log_probs(student)
+    log_p = finite_log_probs(teacher)
     # Torch's argument order is (q, p). Its "mean" would also divide by the number of classes.
-    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    divergence = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     return divergence * temperature**2
 
 

@@ -140,6 +140,8 @@ def main(argv: list[str]) -> None:
         progress=progress,
     )
     _report(folder, options.views if run.datamodule.augmented else None)
+    for note in module.teacher.notes:
+        Console().print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _check_counts(options: argparse.Namespace) -> None:

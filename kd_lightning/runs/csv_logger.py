@@ -13,6 +13,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning.files import write_whole_text
+from kd_lightning.training.first_report import PREFIX as REPORT_PREFIX
 
 Row = dict[str, float | int | str | None]
 
@@ -89,6 +90,9 @@ class EpochCSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add metrics to the row of their epoch."""
+        if all(name.startswith(REPORT_PREFIX) for name in metrics):
+            # The first-batch report belongs to no epoch; run.json holds it.
+            return
         epoch = int(metrics.get("epoch", 0))
         is_test = all(name.startswith("test_") or name == "epoch" for name in metrics)
         if self.rows and is_test:

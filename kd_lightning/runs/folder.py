@@ -290,6 +290,7 @@ class RunRecord:
         self.content = {
             "status": "running",
             "metrics": earlier.get("metrics", {}),
+            "report": earlier.get("report"),
             "started": earlier.get("started", now),
             "command": ["kd", *sys.argv[1:]],
             "cwd": str(Path.cwd()),

@@ -36,6 +36,7 @@ from kd_lightning.runs.session import EPOCH_ROW, Session, SessionCallback, add_c
 from kd_lightning.runs.trainer import build_trainer
 from kd_lightning.runs.wandb import check_wandb, log_test
 from kd_lightning.training import lightning_compat
+from kd_lightning.training.first_report import FirstBatchReport
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.weights import load_weights, network_weights
 
@@ -137,8 +138,12 @@ def _execute_and_record(
     """
     if session is not None and run.command == "fit":
         add_callback(run.trainer_settings, SessionCallback(session))
+    run.module.check_steps = run.options.check_steps
     with config_errors():
         trainer = build_trainer(run, folder)
+    if session is not None:
+        run.module.capture_folder = folder
+        _store_report(trainer, session)
     if resumed is not None:
         check_processes(resumed, run, trainer.world_size)
         _complete_last_row(run, trainer)
@@ -177,6 +182,18 @@ def _complete_last_row(run: BuiltRun, trainer: Trainer) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, EpochCSVLogger):
             logger.complete(row)
+
+
+def _store_report(trainer: Trainer, session: Session) -> None:
+    """Let the first-batch report be written to run.json as soon as it is made."""
+
+    def store(content: dict[str, object]) -> None:
+        if session.record is not None:
+            session.record.write(report=content)
+
+    for callback in lightning_compat.callbacks(trainer):
+        if isinstance(callback, FirstBatchReport):
+            callback.store = store
 
 
 def _make_folder(run: BuiltRun) -> Path:

@@ -19,6 +19,7 @@ from kd_lightning.runs.profiler import NoProfiler
 from kd_lightning.runs.progress import RunProgress
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.checkpoint_io import WholeCheckpointIO
+from kd_lightning.training.first_report import FirstBatchReport
 
 
 def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
@@ -107,7 +108,12 @@ def _plugins(run: BuiltRun) -> list[Any]:
 
 def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
     callbacks: list[Callback] = [SavePredictions(folder, run.datamodule.task)]
-    if run.trainer_settings.get("enable_progress_bar") is not False:
+    shows_progress = run.trainer_settings.get("enable_progress_bar") is not False
+    reports = run.options.report or run.options.strict
+    if run.command == "fit" and run.checkpoint is None and reports:
+        # Before the progress bar, which must not be interrupted by a table.
+        callbacks.append(FirstBatchReport(run.options.strict, show=shows_progress))
+    if shows_progress:
         callbacks.append(RunProgress(folder.name, f"val_{run.datamodule.task.monitor}"))
     if run.command == "fit" and run.trainer_settings.get("enable_checkpointing") is not False:
         callbacks.extend(_checkpoints(run, folder / "checkpoints"))

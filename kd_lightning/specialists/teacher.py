@@ -133,6 +133,14 @@ class SpecialistTeacher(Teacher):
             sources = sources + member.sources()
         return sources
 
+    @property
+    def notes(self) -> list[str]:
+        """What the generalist and the specialists have to say, each line once."""
+        notes = self._generalist.notes
+        for member in self._specialists:
+            notes = notes + member.notes
+        return list(dict.fromkeys(notes))
+
 
 def _prepare_specialist(member: ModelTeacher, spec: Spec, task: Task) -> SpecialistInfo:
     """Load a specialist and check its classes.
@@ -304,3 +312,8 @@ class SubsetTeacher(Teacher):
     def sources(self) -> list[dict[str, object]]:
         """The sources of the teacher of all classes."""
         return self.teacher.sources()
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes of the teacher of all classes."""
+        return self.teacher.notes

@@ -109,6 +109,11 @@ class Teacher(nn.Module, ABC):
         """Where the knowledge comes from, in plain values: path and sha256 of each file."""
         return []
 
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the prepared teacher, one line each."""
+        return []
+
     def train(self, mode: bool = True) -> Self:
         """A teacher stays in eval mode, whatever mode its owner is set to."""
         return super().train(False)

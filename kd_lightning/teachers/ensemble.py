@@ -72,3 +72,9 @@ class EnsembleTeacher(Teacher):
 
     def sources(self) -> list[dict[str, object]]:
         return [source for member in self._teachers for source in member.sources()]
+
+    @property
+    def notes(self) -> list[str]:
+        notes = [note for member in self._teachers for note in member.notes]
+        # Members of one kind say the same.
+        return list(dict.fromkeys(notes))

@@ -14,7 +14,14 @@ from kd_lightning.features import Taps, run_teacher_on_batch
 from kd_lightning.networks import KnowsItsClasses, build_network, weights_in_folder
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.tasks.base import Task
+from kd_lightning.teachers import preprocessing
 from kd_lightning.teachers.base import Teacher
+from kd_lightning.teachers.input_adapter import (
+    InputAdapter,
+    adapter_between,
+    described_as_spec,
+)
+from kd_lightning.teachers.preprocessing import Preprocessing
 from kd_lightning.types import Batch, Output
 from kd_lightning.weights import (
     KEY,
@@ -39,6 +46,10 @@ class ModelTeacher(Teacher):
     file); `weights`, a torchvision weights enum such as `ResNet18_Weights.IMAGENET1K_V1`; in
     Python also a trained `network` alone.
 
+    Images are adapted to what the network was trained on, as far as that is known: from the `kd`
+    checkpoint, from torchvision, timm or a Hugging Face image processor, or from the arguments
+    below. `notes` then say what is adapted.
+
     Args:
         checkpoint: path of a checkpoint, a state_dict, a safetensors file or a folder of
             transformers. `FILE#NAME` selects one of several weights in a file, such as
@@ -47,6 +58,9 @@ class ModelTeacher(Teacher):
         weights: name of a torchvision weights enum.
         layers: module name for each role that a loss may ask for.
         sha256: refuse a checkpoint file with another checksum.
+        mean, std: the network expects images normalized with these, per channel, of pixel values
+            in [0, 1].
+        input_size: height and width of the images that the network expects.
 
     Raises:
         UserError: from `prepare`, if files are missing, corrupt or changed, or do not fit the
@@ -60,6 +74,9 @@ class ModelTeacher(Teacher):
         weights: str | None = None,
         layers: dict[str, str] | None = None,
         sha256: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        input_size: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -67,6 +84,9 @@ class ModelTeacher(Teacher):
         self.weights = weights
         self.layers = dict(layers or {})
         self.sha256 = sha256
+        self._given = preprocessing.of_arguments(mean, std, input_size)
+        self._described = Preprocessing()
+        self.adapter: InputAdapter | None = None
         self.spec: Spec | None = None
         self.taps: Taps | None = None
         self._task: Task | None = None
@@ -83,11 +103,20 @@ class ModelTeacher(Teacher):
         """
         if not self.ready:
             self._load(spec)
-        check_spec("the teacher", self.spec, spec)
+        expected = self._expected_inputs()
+        adapter = adapter_between(spec, expected)
+        trained_on = described_as_spec(self.spec, spec, expected)
+        check_spec("the teacher", trained_on, spec, inputs=adapter is None)
+        self.adapter = adapter if adapter is not None and adapter.changes_inputs else None
         self._task = task
         self.requires_grad_(False)
         self.train(False)
         self.ready = True
+
+    def _expected_inputs(self) -> Preprocessing:
+        """The images that the network expects; the arguments win over what the files say."""
+        known = self._described.overridden_by(Preprocessing.of_spec(self.spec))
+        return known.overridden_by(self._given)
 
     def _load(self, spec: Spec) -> None:
         if self.weights is not None:
@@ -101,6 +130,7 @@ class ModelTeacher(Teacher):
             else:
                 self._load_file(self.checkpoint)
         elif self.network is not None:
+            self._described = preprocessing.of_network(self.network)
             digest = weights_sha256(self.network)
             self._source = {"sha256": digest, "network": type(self.network).__name__}
         else:
@@ -137,6 +167,7 @@ class ModelTeacher(Teacher):
         assert self.network is not None
         digest = weights_sha256(self.network)
         self._check_sha256(folder, digest)
+        self._described = preprocessing.of_processor(folder)
         self._source = {
             "path": str(folder.resolve()),
             "sha256": digest,
@@ -165,6 +196,8 @@ class ModelTeacher(Teacher):
         self._load_content(content, path)
         if described and described.get("spec"):
             self.spec = Spec.from_dict(described["spec"])
+        else:
+            self._described = preprocessing.of_file(path, self.network)
         self._source = {
             "path": str(path.resolve()),
             "sha256": digest,
@@ -208,6 +241,7 @@ class ModelTeacher(Teacher):
             ) from error
         classes = tuple(weights.meta["categories"])
         self.spec = Spec(data=name, num_classes=len(classes), classes=classes)
+        self._described = preprocessing.of_torchvision(weights.transforms())
         self._source = {"weights": name, "url": weights.url, "network": type(self.network).__name__}
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
@@ -223,10 +257,22 @@ class ModelTeacher(Teacher):
     def outputs(self, batch: Batch) -> Output:
         assert self.network is not None, "prepare() comes first"
         assert self._task is not None, "prepare() comes first"
+        if self.adapter is not None:
+            batch = self.adapter.adapt(batch)
         return run_teacher_on_batch(self.network, batch, self._task.rows, self.taps)
 
     def sources(self) -> list[dict[str, object]]:
-        return [self._source] if self._source else []
+        if not self._source:
+            return []
+        if self.adapter is None:
+            return [self._source]
+        return [{**self._source, "adapted_inputs": self.adapter.settings()}]
+
+    @property
+    def notes(self) -> list[str]:
+        if self.adapter is None:
+            return []
+        return [f"the teacher's inputs are adapted: {self.adapter.note}"]
 
 
 def _is_hub_folder(path: Path) -> bool:

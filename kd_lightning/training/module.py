@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import lightning.pytorch as pl
@@ -21,12 +23,13 @@ from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
-from kd_lightning.training import checkpointing, lightning_compat
+from kd_lightning.training import capture, checkpointing, lightning_compat
 from kd_lightning.training.initial_weights import load_initial_weights
 from kd_lightning.training.learner import Learner
 from kd_lightning.training.means import EpochMeans
 from kd_lightning.training.objective import Objective
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, optimize
+from kd_lightning.training.teacher_metric import TeacherMetric
 from kd_lightning.types import Batch, Inputs, Output
 from kd_lightning.weights import KEY
 
@@ -77,8 +80,15 @@ class TrainingModule(pl.LightningModule):
         self.trains = train
         self.task: Task | None = None
         self.metrics: TaskMetrics | None = None
+        self.teacher_metric: TeacherMetric | None = None
         self._uses_teacher = False
         self._means = EpochMeans()
+        self.capture_folder: Path | None = None
+        """Where a step whose loss is not finite is written to; nowhere if `None`."""
+        self.check_steps = False
+        """Whether accelerators check the loss in every step, which makes each step wait."""
+        self._checks_steps = False
+        self._window_start = capture.WindowStart(0, 0)
         self._resumed_sums: Tensor | None = None
         self._deferred_stage: str | None = None
         self._epoch_seed: tuple[int | str, ...] = ()
@@ -137,6 +147,9 @@ class TrainingModule(pl.LightningModule):
             self.task = datamodule.task
             self.spec = datamodule.spec
             self.metrics = datamodule.task.metrics(self.spec)
+            self.teacher_metric = TeacherMetric(
+                datamodule.task.metrics(self.spec), datamodule.task.monitor
+            )
             self.learner.set_task(datamodule.task)
         assert self.task is not None
         assert self.spec is not None
@@ -183,6 +196,8 @@ class TrainingModule(pl.LightningModule):
         """Prepare for the Trainer's data, once the network is built."""
         datamodule = cast(DataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
         self.attach(datamodule, stage)
+        assert self.teacher_metric is not None
+        self.teacher_metric.forget()
         self._join_cached_outputs(datamodule)
 
     def _join_cached_outputs(self, datamodule: DataModule) -> None:
@@ -278,11 +293,18 @@ class TrainingModule(pl.LightningModule):
         self.objective.begin_epoch(self.current_epoch, self.trainer.world_size)
         self._epoch_seed = (run_seed(), "step", self.current_epoch)
         self._rank = self.global_rank
+        # On a CPU there is no device to wait for.
+        alone_on_cpu = self.device.type == "cpu" and self.trainer.world_size == 1
+        self._checks_steps = self.check_steps or alone_on_cpu
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what
         # the uninterrupted run drew.
-        reseed(self.device, *self._epoch_seed, batch_idx, self._rank)
+        reseed(self.device, *self.step_seed(batch_idx))
+
+    def step_seed(self, batch_idx: int) -> tuple[int | str, ...]:
+        """What the random numbers of a step of the current epoch are a function of."""
+        return (*self._epoch_seed, batch_idx, self._rank)
 
     @lightning_compat.with_known_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -290,6 +312,14 @@ class TrainingModule(pl.LightningModule):
         teacher = self._teacher_output(batch) if self._uses_teacher else None
         student = self.learner(batch)
         total, terms, samples = self.objective(student, teacher, batch)
+        if self._checks_steps and not math.isfinite(total.detach().item()):
+            values = [term.detach().item() for term in terms]
+            failed = capture.FailedStep(
+                batch_idx, self.global_step, total.detach().item(), values, exact=True
+            )
+            capture.stop(self, failed, batch, student, teacher)
+        if len(self._means) == 0:
+            self._window_start = capture.WindowStart(batch_idx, self.global_step)
         self._means.add(samples, total, terms)
         return cast(Tensor, total)
 
@@ -318,11 +348,7 @@ class TrainingModule(pl.LightningModule):
         """Add the window's losses to the epoch's sums; stop if the loss is not finite."""
         not_finite = self._means.close()
         if not_finite is not None:
-            raise UserError(
-                f"the loss became {not_finite} in epoch {self.current_epoch}, at or before step "
-                f"{self.global_step}; lower the learning rate, or clip gradients with "
-                "--trainer.gradient_clip_val=1"
-            )
+            capture.stop_after_window(self, self._window_start, not_finite)
 
     def on_train_epoch_end(self) -> None:
         self._close_window()  # max_steps may have cut the epoch short
@@ -340,19 +366,26 @@ class TrainingModule(pl.LightningModule):
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        if self.metrics is not None:
+    def _begin_evaluation(self, stage: str) -> None:
+        if self.metrics is not None and self.teacher_metric is not None:
             self.metrics.reset()
+            self.teacher_metric.begin(stage)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
+        self._begin_evaluation("test")
 
     def _evaluate(self, batch: Batch) -> Output:
         """The student's output; the batch is added to the metrics."""
         assert self.metrics is not None
+        assert self.teacher_metric is not None
         student = self.objective.predict(self.learner(batch), batch)
         if not batch.placeholder:
-            self.metrics.update(student, self._teacher_output(batch), batch)
+            teacher = self._teacher_output(batch)
+            self.metrics.update(student, teacher, batch)
+            self.teacher_metric.update(teacher, batch)
         return student
 
     def _log_metrics(self, stage: str) -> None:
@@ -360,6 +393,8 @@ class TrainingModule(pl.LightningModule):
         values = {}
         for name, value in self.metrics.compute().items():
             values[f"{stage}_{name}"] = value.float()
+        if self.teacher_metric is not None:
+            values |= self.teacher_metric.finish(stage, whole=not self.trainer.sanity_checking)
         self.log_dict(values)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -22,6 +22,9 @@ class TorchvisionWeights(Protocol):
     def get_state_dict(self, *, progress: bool, check_hash: bool) -> Mapping[str, Tensor]:
         """The weights, from torchvision's cache or downloaded."""
 
+    def transforms(self) -> object:
+        """The preprocessing of the images that the weights were trained on."""
+
 
 def is_torchvision_name(name: str) -> bool:
     """Whether a name has the form of a torchvision weights enum."""
