@@ -85,9 +85,8 @@ class TeacherComparison(nn.Module):
         """Add the rows of two outputs, `(N, K)` logits each."""
         same_class = full(student.logits).argmax(-1) == teacher.logits.argmax(-1)
         self.agreement.update(same_class.float())
-        divergence = F.kl_div(
-            student.log_probs(), teacher.log_probs(), reduction="none", log_target=True
-        )
+        prediction, target = teacher.paired_log_probs(student)
+        divergence = F.kl_div(prediction, target, reduction="none", log_target=True)
         self.kl.update(divergence.sum(-1))
 
     def named(self) -> dict[str, Metric]:

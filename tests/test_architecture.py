@@ -27,6 +27,7 @@ LAYERS = (
         "__init__",
         "errors",
         "types",
+        "sparse",
         "paths",
         "randomness",
         "weights",

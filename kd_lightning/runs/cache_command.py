@@ -6,13 +6,18 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
 from kd_lightning.errors import UserError
+from kd_lightning.losses.base import positive
 from kd_lightning.runs.arguments import CommandParser
 from kd_lightning.runs.configs import resolve_configs
+
+if TYPE_CHECKING:
+    from kd_lightning.training.distillation import DistillationModule
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,7 +44,15 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--top-k",
         type=int,
-        help="keep the K largest logits of each sample, and the sum of the rest",
+        help="keep the K largest logits of each sample, and the sum of the rest per temperature",
+    )
+    options.add_argument(
+        "--temperatures",
+        type=float,
+        nargs="+",
+        metavar="T",
+        help="temperatures at which losses can read a top-k cache; "
+        "default: those of the config's losses",
     )
     options.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
     options.add_argument(
@@ -136,8 +149,27 @@ def main(argv: list[str]) -> None:
         features=tuple(options.features),
         device=_device(config.trainer.accelerator),
         progress=progress,
+        temperatures=_temperatures(options, module),
     )
     _report(folder, options.views if run.datamodule.augmented else None)
+
+
+def _temperatures(options: argparse.Namespace, module: DistillationModule) -> list[float]:
+    """The temperatures that a top-k cache stores: as given, or those of the module's losses.
+
+    Raises:
+        UserError: if temperatures are given for a cache of all logits, or are not positive.
+    """
+    if options.temperatures is None:
+        temperatures: list[float] = []
+        for _, loss in module.objective.named_losses():
+            temperatures += loss.teacher_temperatures
+        return temperatures
+    if options.top_k is None:
+        raise UserError(
+            "--temperatures is only for --top-k; a cache of all logits serves every temperature"
+        )
+    return [positive("kd cache", "--temperatures", value) for value in options.temperatures]
 
 
 def _device(accelerator: str) -> torch.device:

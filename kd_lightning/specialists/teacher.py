@@ -242,17 +242,17 @@ class SubsetTeacher(Teacher):
             )
         assert isinstance(datamodule, SpecialistDataModule)
         self.teacher.prepare(datamodule.data)
+        if not self.teacher.exact_logits:
+            raise UserError(
+                "SubsetTeacher needs every logit of its teacher; a top-k cache stores only some of "
+                "them: cache the teacher without --top-k"
+            )
         class_ids = specialist["class_ids"]
         known = membership([class_ids], datamodule.data.spec.num_classes)[0]
         self._inside = torch.tensor(class_ids)
         self._outside = (~known).nonzero()[:, 0]
         self._correction = -math.log(specialist["oversampling"])
         super().prepare(datamodule)
-
-    @property
-    def exact_logits(self) -> bool:
-        """Whether the logits of the teacher of all classes are exact."""
-        return self.teacher.exact_logits
 
     @property
     def joins(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
+from kd_lightning.sparse import TopKOutput, log_sum_of_others
 from kd_lightning.teachers.cache.manifest import Column
-from kd_lightning.types import EnsembleOutput, Output, TopKOutput, full, mean_log_probs
+from kd_lightning.teachers.cache.packing import pack, unpack
+from kd_lightning.types import EnsembleOutput, Output, full, mean_log_probs
 
 FEATURE = "feature."
 """Prefix of the columns that hold features."""
@@ -21,8 +23,8 @@ FEATURE = "feature."
 class Codec:
     """Turns Outputs into columns, one entry per sample, and back.
 
-    With `top_k` only the largest logits of a row are stored, and the log-sum-exp of all others,
-    which is spread evenly over them when it is read; see TopKOutput.
+    With `top_k` only the largest logits of a row are stored, their classes in as few bits as
+    possible, and the log-sum-exp of all others at each of `temperatures`; see TopKOutput.
 
     Attributes:
         dtype: "fp32", exact; or "fp16", half the size, with a relative error of up to 2**-11.
@@ -31,6 +33,7 @@ class Codec:
         weights: of an arithmetic ensemble's members, whose logits are then stored separately.
         features: roles of the features that are stored besides.
         positions: rows per sample; 1 for one label per sample, H * W for pixels.
+        temperatures: of a top-k cache, ascending: those at which losses and metrics can read it.
     """
 
     dtype: str = "fp32"
@@ -39,6 +42,7 @@ class Codec:
     weights: tuple[float, ...] | None = None
     features: tuple[str, ...] = ()
     positions: int = 1
+    temperatures: tuple[float, ...] = ()
 
     def settings(self) -> dict[str, object]:
         """The codec in plain values, for the cache's manifest."""
@@ -51,6 +55,8 @@ class Codec:
         }
         if self.positions != 1:
             settings["positions"] = self.positions
+        if self.top_k is not None:
+            settings["temperatures"] = list(self.temperatures)
         return settings
 
     @classmethod
@@ -64,16 +70,25 @@ class Codec:
             weights=None if weights is None else tuple(weights),
             features=tuple(cast(list[str], settings["features"])),
             positions=cast(int, settings.get("positions", 1)),
+            temperatures=tuple(cast(list[float], settings.get("temperatures", []))),
         )
 
     @classmethod
-    def for_output(cls, output: Output, dtype: str, top_k: int | None, samples: int) -> Codec:
+    def for_output(
+        cls,
+        output: Output,
+        dtype: str,
+        top_k: int | None,
+        samples: int,
+        temperatures: Sequence[float] = (),
+    ) -> Codec:
         """The codec for outputs like this one.
 
         Args:
             output: of a batch in which every position is predicted.
             dtype, top_k: see the attributes.
             samples: of the batch.
+            temperatures: of the losses that will read a top-k cache. Metrics read it at 1.
 
         Raises:
             UserError: if `top_k` is not smaller than the number of classes, or if it is combined
@@ -99,6 +114,7 @@ class Codec:
             weights=weights,
             features=tuple(sorted(output.features)),
             positions=rows // samples,
+            temperatures=() if top_k is None else tuple(sorted({1.0, *map(float, temperatures)})),
         )
 
     @property
@@ -113,12 +129,7 @@ class Codec:
         """
         columns = {}
         if self.top_k is not None:
-            logits = full(output.logits)
-            values, indices = logits.topk(self.top_k, dim=-1)
-            columns["values"] = values.to(self._float)
-            columns["indices"] = indices.to(torch.int16 if self.classes <= 2**15 else torch.int32)
-            rest = logits.scatter(-1, indices, float("-inf")).logsumexp(-1)
-            columns["rest"] = rest.float()
+            columns = self._encode_top_k(full(output.logits), self.top_k)
         elif isinstance(output, EnsembleOutput):
             columns["members"] = output.members.to(self._float)
         else:
@@ -130,6 +141,21 @@ class Codec:
         for role in self.features:
             columns[FEATURE + role] = output.features[role].to(self._float)
         return {name: tensor.detach().cpu() for name, tensor in columns.items()}
+
+    def _encode_top_k(self, logits: Tensor, top_k: int) -> dict[str, Tensor]:
+        """The columns of top-k outputs, `(N, ...)` each, from logits `(N, K)`."""
+        values, indices = logits.topk(top_k, dim=-1)
+        smallest = torch.finfo(torch.float32).min
+        rest = []
+        for temperature in self.temperatures:
+            others = log_sum_of_others(logits / temperature, indices)
+            # Other classes that are all impossible have the probability 0, not a NaN.
+            rest.append(others.float().clamp(min=smallest))
+        return {
+            "values": values.to(self._float),
+            "ids": pack(indices, self.classes),
+            "rest": torch.cat(rest, dim=-1),
+        }
 
     def columns(self, example: dict[str, Tensor]) -> dict[str, Column]:
         """The description of columns like these."""
@@ -151,7 +177,14 @@ class Codec:
             if not name.startswith(FEATURE):
                 rows[name] = self._rows(column, positions)
         if self.top_k is not None:
-            return TopKOutput(rows["values"], rows["indices"], rows["rest"], self.classes, features)
+            return TopKOutput(
+                rows["values"],
+                unpack(rows["ids"], self.top_k, self.classes),
+                rows["rest"],
+                self.temperatures,
+                self.classes,
+                features,
+            )
         if self.weights is not None:
             members = rows["members"]
             dtype = full(members).dtype

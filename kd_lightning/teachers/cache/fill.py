@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -99,6 +99,7 @@ def cache_teacher(
     features: tuple[str, ...] = (),
     device: torch.device | None = None,
     progress: Progress = _no_progress,
+    temperatures: Sequence[float] = (),
 ) -> Path:
     """Compute a teacher's outputs for every sample and view, and store them in a folder.
 
@@ -114,6 +115,7 @@ def cache_teacher(
         features: roles of the teacher's layers to cache besides the logits.
         device: where the teacher runs; the CPU if left out.
         progress: shows how many samples are done.
+        temperatures: of the losses that will read a top-k cache; 1 is always stored, for metrics.
 
     Raises:
         UserError: see Writer and Codec.
@@ -131,7 +133,7 @@ def cache_teacher(
     first_sources, first_view = next(iter(tables.values()))
     first_batch, _ = next(_batches(first_sources, first_view, 0, 1, size))
     example = teacher(first_batch.to(device))
-    codec = Codec.for_output(example, dtype, top_k, len(first_batch))
+    codec = Codec.for_output(example, dtype, top_k, len(first_batch), temperatures)
     writer = Writer(
         Path(output).expanduser(),
         {"teacher": teacher.sources(), "data": datamodule.fingerprint()},

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 
-VERSION = 1
+VERSION = 2
+"""Version 2 stores top-k caches in another form. Version 1 is still read, except for those."""
 MANIFEST_NAME = "manifest.json"
 
 Array: TypeAlias = NDArray[Any]
@@ -130,10 +131,17 @@ class Manifest:
             raise UserError(
                 f"{path} is damaged; delete the folder and create the cache again"
             ) from error
-        if version != VERSION:
+        if version not in (1, VERSION):
             raise UserError(
                 f"the teacher cache {folder} has version {version}, but this kd_lightning reads "
                 f"version {VERSION}; create the cache again"
+            )
+        top_k = content["settings"].get("top_k")
+        if version == 1 and top_k is not None:
+            raise UserError(
+                f"the teacher cache {folder} stores the {top_k} largest logits in the form of "
+                "version 0.1, which gives wrong targets; delete the folder and run: kd cache ... "
+                f"--output {folder} --top-k {top_k} --dtype {content['settings'].get('dtype')}"
             )
         return cls(folder, content)
 

@@ -103,6 +103,18 @@ class CachedTeacher(Teacher):
     def exact_logits(self) -> bool:
         return self._codec.top_k is None
 
+    def require_temperatures(self, temperatures: tuple[float, ...]) -> None:
+        stored = self._codec.temperatures
+        missing = sorted(set(temperatures) - set(stored))
+        if self._codec.top_k is None or not missing:
+            return
+        wanted = " ".join(f"{value:g}" for value in sorted({*stored, *temperatures}))
+        raise UserError(
+            f"the top-k teacher cache {self.path} holds no temperature {missing[0]:g}; delete it and "
+            f"make it again: kd cache ... --output {self.path} --top-k {self._codec.top_k} "
+            f"--dtype {self._codec.dtype} --temperatures {wanted}"
+        )
+
     @property
     def joins(self) -> bool:
         return True
