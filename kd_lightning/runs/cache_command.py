@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     options = CommandParser(
         "kd cache",
         usage="kd cache -c FILE.yaml ... [--model.teacher.checkpoint=PATH ...] --output DIR "
-        "[options]",
+        "[options]\n       kd cache --verify --output DIR",
         description="Compute a teacher's outputs for every sample and view once; "
         "CachedTeacher(path) replays them. Takes the configs and overrides of kd fit as well.",
     )
@@ -61,6 +61,11 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="ROLE",
         help="layers of the teacher to cache as well",
+    )
+    options.add_argument(
+        "--verify",
+        action="store_true",
+        help="compute nothing; check every file of the cache in DIR against its checksum",
     )
     return options
 
@@ -119,6 +124,13 @@ def main(argv: list[str]) -> None:
         UserError: for a user's mistake.
     """
     options, rest = parser().parse_known_args(argv)
+    if options.verify:
+        _verify(options.output, rest)
+        return
+    from kd_lightning.teachers.cache.fill import check_sizes
+
+    # Before the data is read: a wrong size is found at once.
+    check_sizes(options.views, options.top_k)
     arguments = resolve_configs(rest)
     from kd_lightning.runs.build import build_run
     from kd_lightning.runs.memory import keep_memory
@@ -152,6 +164,22 @@ def main(argv: list[str]) -> None:
         temperatures=_temperatures(options, module),
     )
     _report(folder, options.views if run.datamodule.augmented else None)
+
+
+def _verify(folder: Path, rest: list[str]) -> None:
+    """Check every file of a cache, and print how much it holds.
+
+    Raises:
+        UserError: if a file is damaged, or there are more arguments than the folder.
+    """
+    from kd_lightning.teachers.cache.teacher import verify_cache
+
+    if rest:
+        raise UserError(f"kd cache --verify takes nothing but --output, got {rest[0]}")
+    size = verify_cache(folder)
+    Console().print(
+        f"{folder}: all files are intact, {size / 1e6:,.1f} MB", highlight=False, markup=False
+    )
 
 
 def _temperatures(options: argparse.Namespace, module: DistillationModule) -> list[float]:

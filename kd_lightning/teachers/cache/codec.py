@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -11,8 +12,10 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.sparse import TopKOutput, log_sum_of_others
-from kd_lightning.teachers.cache.manifest import Column
-from kd_lightning.teachers.cache.packing import pack, unpack
+from kd_lightning.teachers.cache import schema
+from kd_lightning.teachers.cache.manifest import Column, Manifest
+from kd_lightning.teachers.cache.packing import pack, packed_size, unpack
+from kd_lightning.teachers.cache.schema import Json, SchemaError
 from kd_lightning.types import EnsembleOutput, Output, full, mean_log_probs
 
 FEATURE = "feature."
@@ -60,18 +63,64 @@ class Codec:
         return settings
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, object]) -> Codec:
-        """The codec that `settings` described."""
-        weights = cast(list[float] | None, settings["weights"])
-        return cls(
-            dtype=str(settings["dtype"]),
-            top_k=cast(int | None, settings["top_k"]),
-            classes=cast(int, settings["classes"]),
-            weights=None if weights is None else tuple(weights),
-            features=tuple(cast(list[str], settings["features"])),
-            positions=cast(int, settings.get("positions", 1)),
-            temperatures=tuple(cast(list[float], settings.get("temperatures", []))),
-        )
+    def of(cls, manifest: Manifest) -> Codec:
+        """The codec that a manifest describes.
+
+        Raises:
+            UserError: if its settings are damaged, or do not fit its columns.
+        """
+        settings = manifest.content["settings"]
+        try:
+            codec = cls(
+                dtype=schema.text(settings, "dtype", "settings"),
+                top_k=_top_k(settings),
+                classes=schema.integer(settings, "classes", "settings"),
+                weights=_numbers(settings, "weights"),
+                features=_names(settings, "features"),
+                positions=_positions(settings),
+                temperatures=_numbers(settings, "temperatures") or (),
+            )
+            codec._check_columns(manifest.columns)
+        except SchemaError as error:
+            raise manifest.damaged(str(error)) from error
+        return codec
+
+    def _check_columns(self, columns: Mapping[str, Column]) -> None:
+        """Check that the settings describe these columns, in this order."""
+        if self.dtype not in ("fp32", "fp16"):
+            raise SchemaError(f"settings.dtype is {self.dtype!r}")
+        shapes = self._row_shapes()
+        expected = [*shapes, *(FEATURE + role for role in self.features)]
+        if list(columns) != expected:
+            raise SchemaError(f"its columns are not {', '.join(expected)}, as its settings imply")
+        for name, column in columns.items():
+            own = shapes.get(name, Column(self._float_name, column.shape))
+            if column != own:
+                raise SchemaError(f"the column {name} is not {own.dtype} {list(own.shape)}")
+
+    def _row_shapes(self) -> dict[str, Column]:
+        """The columns of the logits."""
+        kind = self._float_name
+        if self.top_k is not None:
+            if not self.top_k < self.classes or not self.temperatures:
+                raise SchemaError("its settings of top_k, classes and temperatures do not fit")
+            columns = {
+                "values": Column(kind, (self.top_k,)),
+                "ids": Column("uint8", (packed_size(self.top_k, self.classes),)),
+                "rest": Column("float32", (len(self.temperatures),)),
+            }
+        elif self.weights is not None:
+            columns = {"members": Column(kind, (len(self.weights), self.classes))}
+        else:
+            columns = {"logits": Column(kind, (self.classes,))}
+        if self.positions > 1:
+            for column in columns.values():
+                column.shape = (self.positions, *column.shape)
+        return columns
+
+    @property
+    def _float_name(self) -> str:
+        return "float16" if self.dtype == "fp16" else "float32"
 
     @classmethod
     def for_output(
@@ -131,16 +180,30 @@ class Codec:
         if self.top_k is not None:
             columns = self._encode_top_k(full(output.logits), self.top_k)
         elif isinstance(output, EnsembleOutput):
-            columns["members"] = output.members.to(self._float)
+            columns["members"] = self._stored(output.members)
         else:
-            columns["logits"] = output.logits.to(self._float)
+            columns["logits"] = self._stored(output.logits)
         if self.positions > 1:
             # One entry per sample holds the rows of all its positions.
             for name, column in columns.items():
                 columns[name] = column.unflatten(0, (-1, self.positions))
         for role in self.features:
-            columns[FEATURE + role] = output.features[role].to(self._float)
+            columns[FEATURE + role] = self._stored(output.features[role])
         return {name: tensor.detach().cpu() for name, tensor in columns.items()}
+
+    def _stored(self, values: Tensor) -> Tensor:
+        """Values in the dtype of the cache.
+
+        Raises:
+            UserError: if half precision cannot hold them.
+        """
+        stored = values.to(self._float)
+        if self.dtype == "fp16" and bool(stored.isinf().any()) and bool(values.isfinite().all()):
+            raise UserError(
+                f"the teacher's outputs reach {values.abs().max().item():.3g}, and fp16 holds up to "
+                "65,504; use --dtype fp32"
+            )
+        return stored
 
     def _encode_top_k(self, logits: Tensor, top_k: int) -> dict[str, Tensor]:
         """The columns of top-k outputs, `(N, ...)` each, from logits `(N, K)`."""
@@ -152,7 +215,7 @@ class Codec:
             # Other classes that are all impossible have the probability 0, not a NaN.
             rest.append(others.float().clamp(min=smallest))
         return {
-            "values": values.to(self._float),
+            "values": self._stored(values),
             "ids": pack(indices, self.classes),
             "rest": torch.cat(rest, dim=-1),
         }
@@ -197,3 +260,34 @@ class Codec:
         """One row per predicted position from one entry per sample."""
         rows = column if self.positions == 1 else column.flatten(0, 1)
         return rows if positions is None else rows.index_select(0, positions)
+
+
+def _top_k(settings: Mapping[str, Json]) -> int | None:
+    if settings.get("top_k") is None:
+        return None
+    return schema.integer(settings, "top_k", "settings")
+
+
+def _positions(settings: Mapping[str, Json]) -> int:
+    if "positions" not in settings:
+        return 1
+    return schema.integer(settings, "positions", "settings")
+
+
+def _names(settings: Mapping[str, Json], key: str) -> tuple[str, ...]:
+    names = schema.sequence(settings, key, "settings")
+    if not all(isinstance(name, str) for name in names):
+        raise SchemaError(f"settings.{key} is no list of names")
+    return tuple(cast(list[str], names))
+
+
+def _numbers(settings: Mapping[str, Json], key: str) -> tuple[float, ...] | None:
+    if settings.get(key) is None:
+        return None
+    numbers = []
+    for value in schema.sequence(settings, key, "settings"):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < cast(float, value) < math.inf:
+            raise SchemaError(f"settings.{key} is no list of positive numbers")
+        numbers.append(float(cast(float, value)))
+    return tuple(numbers)

@@ -29,12 +29,12 @@ def pack(ids: Tensor, classes: int) -> Tensor:
     bits = bits_per_id(classes)
     count = ids.shape[-1]
     size = packed_size(count, classes)
-    places = torch.arange(bits, device=ids.device)
-    separate = (ids.long()[..., None] >> places) & 1
-    row_bits = separate.new_zeros(len(ids), 8 * size)
-    row_bits[:, : count * bits] = separate.flatten(1)
-    weights = 1 << torch.arange(8, device=ids.device)
-    packed = (row_bits.unflatten(-1, (size, 8)) * weights).sum(-1)
+    row_bits = torch.zeros(len(ids), 8 * size, dtype=torch.uint8, device=ids.device)
+    for bit in range(bits):
+        # Bit number `bit` of every id of the row.
+        row_bits[:, bit : count * bits : bits] = (ids >> bit) & 1
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=ids.device)
+    packed: Tensor = (row_bits.unflatten(-1, (size, 8)) * weights).sum(-1)
     return packed.to(torch.uint8)
 
 

@@ -289,5 +289,5 @@ def test_an_ensemble_in_top_k_is_refused(tmp_path: Path) -> None:
 def test_the_manifest_holds_builtins_and_no_weights(tmp_path: Path) -> None:
     cached(tmp_path / "cache", digits())
     content = json.loads((tmp_path / "cache" / "manifest.json").read_text())
-    assert set(content) == {"version", "fingerprint", "settings", "columns", "tables"}
+    assert set(content) == {"version", "fingerprint", "settings", "columns", "tables", "sha256"}
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".json", ".npy", ".bin"}
