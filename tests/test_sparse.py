@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from kd_lightning import losses
 from kd_lightning.errors import UserError
+from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.kd import KD
 from kd_lightning.metrics import TeacherComparison
 from kd_lightning.sparse import TopKOutput, log_sum_of_others
@@ -126,6 +128,23 @@ def test_the_dense_form_spreads_the_rest_evenly() -> None:
         expected = Output(logits).log_probs(temperature)
         torch.testing.assert_close(top.log_probs(temperature), expected)
     assert top.map(lambda tensor: tensor).logits.shape == (1, 4)
+
+
+def test_every_loss_on_a_distribution_of_the_teacher_knows_top_k() -> None:
+    """A loss on the teacher's logits refuses a top-k cache, or is 0 for an equal student."""
+    names = []
+    for name in losses.__all__:
+        loss = getattr(losses, name)
+        if not issubclass(loss, DistillLoss) or loss is DistillLoss or loss.exact_logits:
+            continue
+        if not any("logits" in need for need in loss.needs):
+            continue
+        names.append(name)
+        case = random_case(classes=50, scale=2.5)
+        [temperature] = loss().teacher_temperatures
+        teacher = sparse(case.teacher.logits, 5, (temperature,))
+        assert loss()(case.teacher, teacher, case.batch) == 0
+    assert names == ["KD"]
 
 
 def test_a_temperature_that_is_not_stored_is_named() -> None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -187,21 +187,21 @@ class Manifest:
             self._positions[file] = RowPositions(position, len(rows))
         return self._positions[file]
 
-    def teachers(self) -> list[dict[str, str | None]]:
-        """Where the teacher's weights came from: `path` and `sha256` of each file.
+    def teachers(self) -> list[dict[str, Json]]:
+        """Where the teacher's weights came from; `path` and `sha256` of each are texts or null.
 
         Raises:
             UserError: if the manifest does not list them.
         """
         fingerprint = self.content["fingerprint"]
-        sources: list[dict[str, str | None]] = []
+        sources = []
         try:
             for value in schema.sequence(fingerprint, "teacher", "fingerprint"):
                 source = schema.mapping(value, "fingerprint.teacher")
                 for key in ("path", "sha256"):
                     if not isinstance(source.get(key), str | None):
                         raise SchemaError(f"fingerprint.teacher.{key} is no text")
-                sources.append(cast(dict[str, str | None], source))
+                sources.append(source)
         except SchemaError as error:
             raise self.damaged(str(error)) from error
         return sources

@@ -13,6 +13,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
 from kd_lightning.teachers.cache.manifest import Manifest, describe_difference
+from kd_lightning.teachers.cache.schema import Json
 from kd_lightning.teachers.cache.table import Table
 from kd_lightning.types import CLEAN, Batch, JoinedOutput, Output
 from kd_lightning.weights import sha256_of
@@ -108,8 +109,8 @@ class CachedTeacher(Teacher):
         self._check_views(datamodule)
         super().prepare(datamodule)
 
-    def _check_unchanged(self, source: dict[str, str | None]) -> None:
-        path = Path(source.get("path") or "/")
+    def _check_unchanged(self, source: dict[str, Json]) -> None:
+        path = Path(str(source.get("path") or "/"))
         if path.is_file() and sha256_of(path) != source.get("sha256"):
             raise UserError(
                 f"the teacher {path} has changed since the cache {self.path} was made; "
