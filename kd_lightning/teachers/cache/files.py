@@ -151,7 +151,7 @@ def check_space(folder: Path, needed: int, described: str) -> None:
     free = shutil.disk_usage(existing).free
     if needed - stored > free:
         raise UserError(
-            f"the cache {folder} needs {needed / 1e9:,.1f} GB ({described}), and its disk has "
-            f"{free / 1e9:,.1f} GB free; use fewer --views, a smaller --top-k, --dtype fp16, or "
+            f"the cache {folder} needs {needed / 1e6:,.1f} MB ({described}), and its disk has "
+            f"{free / 1e6:,.1f} MB free; use fewer --views, a smaller --top-k, --dtype fp16, or "
             "another --output"
         )
