@@ -141,12 +141,16 @@ class Codec:
 
         Raises:
             UserError: if `top_k` is not smaller than the number of classes, or if it is combined
-                with an arithmetic ensemble.
+                with an arithmetic ensemble, or for a temperature that is not positive.
         """
         rows, classes = output.logits.shape
         if top_k is not None and not 1 <= top_k < classes:
             raise UserError(
                 f"--top-k must be at least 1 and less than the {classes} classes, got {top_k}"
+            )
+        if not all(0 < temperature < math.inf for temperature in temperatures):
+            raise UserError(
+                f"a cache's temperatures must be finite and greater than 0, got {list(temperatures)}"
             )
         weights = None
         if isinstance(output, EnsembleOutput):

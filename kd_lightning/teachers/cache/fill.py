@@ -149,18 +149,30 @@ def cache_teacher(
             columns,
             size,
         )
-        todo = {}
-        for name, (sources, _) in tables.items():
-            todo[name] = writer.open(name, _rows_of(sources))
-        total = sum(stop - start for ranges in todo.values() for _, start, stop in ranges)
-        with progress(total) as advance:
-            for name, ranges in todo.items():
-                sources, view = tables[name]
-                for shard, start, stop in ranges:
-                    batches = _batches(sources, view, start, stop, size)
-                    values = _compute(teacher, codec, batches, columns, device, advance)
-                    writer.put(name, shard, {key: value.numpy() for key, value in values.items()})
+        _fill(writer, teacher, codec, tables, device, progress)
     return folder
+
+
+def _fill(
+    writer: Writer,
+    teacher: Teacher,
+    codec: Codec,
+    tables: dict[str, tuple[list[Source], int]],
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Compute and write the shards that are missing."""
+    todo = {}
+    for name, (sources, _) in tables.items():
+        todo[name] = writer.open(name, _rows_of(sources))
+    total = sum(stop - start for ranges in todo.values() for _, start, stop in ranges)
+    with progress(total) as advance:
+        for name, ranges in todo.items():
+            sources, view = tables[name]
+            for shard, start, stop in ranges:
+                batches = _batches(sources, view, start, stop, writer.align)
+                columns = _compute(teacher, codec, batches, writer.columns, device, advance)
+                writer.put(name, shard, {key: value.numpy() for key, value in columns.items()})
 
 
 def check_sizes(views: int, top_k: int | None) -> None:

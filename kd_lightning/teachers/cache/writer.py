@@ -80,6 +80,7 @@ class Writer:
         }
         self.manifest = _open_manifest(folder, content)
         self.columns = columns
+        self.align = align
         rows_per_shard = SHARD_BYTES // record_dtype(columns).itemsize
         self.shard_rows = max(align, rows_per_shard // align * align)
 

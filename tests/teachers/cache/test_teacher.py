@@ -178,6 +178,14 @@ def test_a_temperature_that_was_not_cached_is_refused_before_training(tmp_path: 
     assert "--top-k 3 --dtype fp32 --temperatures 1 3 4" in message
 
 
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
+def test_impossible_temperatures_are_refused(tmp_path: Path, temperature: float) -> None:
+    def act() -> None:
+        cache_teacher(live(), digits(), tmp_path / "c", top_k=3, temperatures=[temperature])
+
+    assert "must be finite and greater than 0" in complaint(act)
+
+
 def test_a_full_cache_serves_every_temperature(tmp_path: Path) -> None:
     cached(tmp_path / "cache", digits()).require_temperatures((0.123, 17.0))
 
