@@ -16,7 +16,7 @@ test: .venv/.installed
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
 
 # The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
-OLDEST := lightning==2.5.1 jsonargparse[signatures]==4.45.0 torchmetrics==1.7.0
+OLDEST := lightning==2.5.1 jsonargparse[signatures]==4.50.0 torchmetrics==1.7.0
 NEWEST := lightning<2.8 jsonargparse[signatures]<5 torchmetrics
 VERSION_TESTS := tests/training tests/runs/test_resume.py
 

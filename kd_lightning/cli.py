@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from kd_lightning import __version__
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
+
+if TYPE_CHECKING:
+    import traceback
 
 COMMANDS = {
     "fit": "train a teacher, a baseline or a student: kd fit -c FILE.yaml ... [--key=value ...]",
@@ -18,6 +22,7 @@ COMMANDS = {
     "reproduce": "run an experiment and print its table: kd reproduce EXPERIMENT | --list",
     "compare": "print a table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
     "list": "list what is available: kd list methods|models|data|experiments [--json]",
+    "demo": "the first experiment, in a minute: the same as kd reproduce demo",
 }
 RUNS = ("fit", "validate", "test", "predict")
 
@@ -41,6 +46,7 @@ def usage() -> str:
         lines.append(f"  {name:<{width}}  {text}")
     lines.append("")
     lines.append("kd COMMAND --help describes a command; kd --version prints the version.")
+    lines.append("--trust PACKAGE lets checkpoints and run folders name classes of a package.")
     lines.append("")
     return "\n".join(lines) + "\n" + _FIRST_STEPS
 
@@ -54,6 +60,9 @@ def dispatch(argv: list[str]) -> int:
     Raises:
         UserError: if the command is unknown, or the user made a mistake in its arguments.
     """
+    from kd_lightning.trust import take_trust_options
+
+    argv = take_trust_options(argv)
     command = argv[0] if argv else "--help"
     if command in ("-h", "--help", "help"):
         print(usage(), end="")
@@ -67,6 +76,10 @@ def dispatch(argv: list[str]) -> int:
         from kd_lightning.experiments.command import main as reproduce
 
         reproduce(argv[1:])
+    elif command == "demo":
+        from kd_lightning.experiments.command import main as reproduce
+
+        reproduce(["demo", *argv[1:]])
     elif command == "compare":
         from kd_lightning.compare.command import main as compare
 
@@ -98,27 +111,91 @@ def main(argv: list[str] | None = None) -> int:
         argv: the arguments; by default those of this process.
 
     Returns:
-        The exit code: 2 for a user's mistake, 130 if interrupted, else that of the command.
+        The exit code: 2 for a user's mistake, 130 if interrupted, 1 for an internal error, else
+        that of the command.
     """
+    argv = sys.argv[1:] if argv is None else argv
     try:
-        code = dispatch(sys.argv[1:] if argv is None else argv)
+        code = dispatch(argv)
         # Flushed here, so that a closed pipe is handled below instead of at interpreter exit.
         sys.stdout.flush()
         return code
     except UserError as error:
-        message = " ".join(str(error).split())
-        print(f"kd: {message}", file=sys.stderr)
-        return 2
+        return _report(str(error), 2)
     except KeyboardInterrupt as interrupt:
-        print(f"kd: {interrupt or 'interrupted'}", file=sys.stderr)
-        return 130
+        return _report(str(interrupt) or "interrupted", 130)
     except BrokenPipeError:
         # The reader of our output has exited, as in `kd list | head`. Python flushes standard
         # output once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except MemoryError:
+        return _report("there is not enough memory; use a smaller batch size or less data", 2)
+    except OSError as error:
+        if error.errno is None:
+            return _report_internal_error(error, argv)
+        return _report(f"{error.strerror}: {error.filename or 'a file of this command'}", 2)
+    except Exception as error:
+        return _report_internal_error(error, argv)
+
+
+def _report(message: str, code: int) -> int:
+    """Print the one line on standard error that a failed command leaves; returns the exit code."""
+    print(f"kd: {printable(message)}", file=sys.stderr)
+    return code
+
+
+def _report_internal_error(error: Exception, argv: list[str]) -> int:
+    """Save the traceback of an unexpected error, and say where; returns the exit code."""
+    import tempfile
+    import traceback
+
+    if os.environ.get("KD_DEBUG"):
+        raise error
+    command = " ".join(["kd", *argv])
+    lines = traceback.format_exception(error)
+    content = f"kd_lightning {__version__}\nPython {sys.version}\n{command}\n\n{''.join(lines)}"
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="kd-error-", suffix=".txt", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(content)
+    summary = f"{type(error).__name__}: {printable(str(error))[:200]}"
+    own_code = _line_of_users_code(traceback.extract_tb(error.__traceback__)[-1])
+    if own_code is not None:
+        return _report(f"{own_code} raised {summary}; the traceback is in {file.name}", 1)
+    return _report(
+        f"internal error in kd_lightning {__version__}: {summary}; please report it with "
+        f"{file.name}, which holds the command and the traceback",
+        1,
+    )
+
+
+def _line_of_users_code(frame: traceback.FrameSummary) -> str | None:
+    """The file and line of a frame in the user's own code; `None` for installed packages and ours."""
+    import sysconfig
+    from pathlib import Path
+
+    path = Path(frame.filename).resolve()
+    standard_library = Path(sysconfig.get_path("stdlib")).resolve()
+    installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+    ours = path.is_relative_to(Path(__file__).resolve().parent)
+    if installed or ours or path.is_relative_to(standard_library) or not path.is_file():
+        return None
+    return f"{path}:{frame.lineno}"
+
+
+def use_current_folder() -> None:
+    """Let Python import the user's own modules from the current folder, after installed packages.
+
+    `python -m` puts the folder first and the `kd` script omits it. Last is safe: no file of the
+    folder can take the place of an installed package.
+    """
+    folder = os.getcwd()
+    sys.path[:] = [entry for entry in sys.path if entry not in ("", folder)]
+    sys.path.append(folder)
 
 
 def entry() -> None:
     """The entry point of the `kd` script."""
+    use_current_folder()
     sys.exit(main())

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.trust import check_class_path, import_factory
 
 NetworkFactory = Callable[..., nn.Module]
 
@@ -31,36 +30,18 @@ class UsesVocabulary(Protocol):
         """Receive the id of each token."""
 
 
-def _is_network_factory(candidate: object) -> bool:
-    if isinstance(candidate, type):
-        return issubclass(candidate, nn.Module)
-    if not callable(candidate):
-        return False
-    returned = typing.get_type_hints(candidate).get("return")
-    return isinstance(returned, type) and issubclass(returned, nn.Module)
-
-
 def resolve_network(class_path: str) -> NetworkFactory:
     """Import the nn.Module class, or the function annotated to return one, at a class path.
 
-    A checkpoint names the class path, so this check ensures that loading one calls nothing else.
+    A checkpoint names the class path, so nothing else is imported or called; see
+    `kd_lightning.trust`.
 
     Raises:
-        UserError: if the path cannot be imported, or names anything else.
+        UserError: if the package is not trusted, the path cannot be imported, or it names
+            anything else.
     """
-    module, _, name = class_path.rpartition(".")
-    try:
-        factory: NetworkFactory = getattr(import_module(module), name)
-        is_factory = _is_network_factory(factory)
-    except Exception as error:
-        raise UserError(
-            f"the network {class_path!r} cannot be imported ({error}); is its package installed?"
-        ) from error
-    if not is_factory:
-        raise UserError(
-            f"{class_path!r} is not an nn.Module class or a function annotated to return one"
-        )
-    return factory
+    check_class_path(class_path, "the checkpoint")
+    return import_factory(class_path, nn.Module, "network")
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:

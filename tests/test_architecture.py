@@ -28,6 +28,7 @@ LAYERS = (
         "errors",
         "types",
         "sparse",
+        "trust",
         "paths",
         "randomness",
         "weights",

@@ -2,6 +2,7 @@
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.images.augment import Augmentation, Jitter, Mixing
+from kd_lightning.data.images.boxes import CutMix, RandomErasing, RandomResizedCrop
 from kd_lightning.data.images.cifar10 import CIFAR10DataModule
 from kd_lightning.data.images.cifar100 import CIFAR100DataModule
 from kd_lightning.data.images.color import ColorJitter
@@ -34,6 +35,7 @@ __all__ = [
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "ColorJitter",
+    "CutMix",
     "Cutout",
     "DataModule",
     "DigitsDataModule",
@@ -49,6 +51,8 @@ __all__ = [
     "OmniglotDataModule",
     "PadCrop",
     "PretrainedTokenizer",
+    "RandomErasing",
+    "RandomResizedCrop",
     "SST2DataModule",
     "SegmentationDataModule",
     "SegmentationSource",

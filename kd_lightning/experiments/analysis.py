@@ -33,6 +33,7 @@ from kd_lightning.experiments.planning import Job
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
 from kd_lightning.runs.configs import with_current_names
+from kd_lightning.trust import check_config
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
 
 Stage = Literal["train", "validation", "test"]
@@ -73,9 +74,10 @@ class Finished:
         """Build the run's data again from its config.yaml."""
         from jsonargparse import ArgumentParser
 
-        text = (self.folder / "config.yaml").read_text()
+        path = self.folder / "config.yaml"
         # Configs of earlier versions name classes that have moved since.
-        data = with_current_names(yaml.safe_load(text))["data"]
+        data = with_current_names(yaml.safe_load(path.read_text()))["data"]
+        check_config(data, str(path))
         if self.root is not None:
             _innermost_arguments(data)["root"] = self.root
         parser = ArgumentParser(exit_on_error=False)

@@ -8,7 +8,7 @@ from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from kd_lightning.errors import UserError
@@ -41,12 +41,24 @@ def load_function(name: str) -> Any:
     Raises:
         ImportError, ValueError: if the module cannot be imported.
         AttributeError: if the module has no such function.
+        TypeError: if a function of a dotted path is not annotated to return `list[Row]`, as an
+            analysis is. So an experiment cannot call any function that it names, such as
+            `os.system`.
     """
-    file, colon, function = name.rpartition(":")
+    file, colon, function_name = name.rpartition(":")
     if colon:
-        return getattr(_load_file(Path(file)), function)
-    module, _, function = name.rpartition(".")
-    return getattr(import_module(module), function)
+        return getattr(_load_file(Path(file)), function_name)
+    module, _, function_name = name.rpartition(".")
+    function = getattr(import_module(module), function_name)
+    if not isinstance(function, FunctionType) or not _returns_rows(function):
+        raise TypeError("not an analysis: a function that is annotated to return list[Row]")
+    return function
+
+
+def _returns_rows(function: FunctionType) -> bool:
+    returned = function.__annotations__.get("return")
+    # `from __future__ import annotations` leaves the annotation as text.
+    return str(returned).replace("kd_lightning.experiments.analysis.", "") == "list[Row]"
 
 
 def _load_file(path: Path) -> ModuleType:

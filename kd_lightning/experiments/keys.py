@@ -27,6 +27,7 @@ from kd_lightning.experiments.imports import (
     reached_files,
 )
 from kd_lightning.runs.parsing import parse_config
+from kd_lightning.trust import is_allowed
 from kd_lightning.weights import KEY, read_file, sha256_of
 
 Key = Mapping[str, Any]
@@ -180,7 +181,8 @@ def _checkpoint_classes(path: Path, modified: int) -> frozenset[str]:
         # The run itself reports what is wrong with the file.
         return frozenset()
     network = content.get("network") if isinstance(content, Mapping) else None
-    return frozenset(_class_paths(dict(flat(network))))
+    # Finding the source of a class imports its module. The run refuses a class not trusted.
+    return frozenset(name for name in _class_paths(dict(flat(network))) if is_allowed(name))
 
 
 def _installed_version(package: str) -> dict[str, str]:

@@ -11,6 +11,8 @@ import lightning.pytorch as pl
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
@@ -22,6 +24,7 @@ from kd_lightning.spec import Spec
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.module import TrainingModule
+from kd_lightning.trust import import_factory
 from kd_lightning.weights import KEY, check_weights, network_weights, read_file
 
 
@@ -147,6 +150,7 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
     _restore_from_checkpoint(content.get(KEY) or {}, config.model, datamodule)
     fill_from_spec(config.model, datamodule.spec)
     lightning_compat.keep_arguments_of(parser, TrainingModule, plain_config(config)["model"])
+    _check_factories(config.model)
     # The initial weights depend on the seed alone, not on what the data has drawn.
     torch.manual_seed(config.seed_everything)
     module = parser.instantiate_classes(Namespace(model=config.model)).model
@@ -161,6 +165,19 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
         checkpoint=checkpoint,
         checkpoint_content=content,
     )
+
+
+def _check_factories(model: Namespace) -> None:
+    """Refuse an optimizer or scheduler that is neither a class nor a function that makes one.
+
+    The parser accepts any callable there, and would call it to build the module.
+    """
+    kinds: dict[str, type] = {"optimizer": Optimizer, "scheduler": LRScheduler}
+    for name, base in kinds.items():
+        value = model.init_args.get(name)
+        class_path = value.get("class_path") if isinstance(value, Namespace) else value
+        if isinstance(class_path, str):
+            import_factory(class_path, base, name)
 
 
 def _set_seed(config: Namespace) -> None:

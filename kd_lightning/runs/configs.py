@@ -9,6 +9,7 @@ from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped
+from kd_lightning.trust import check_config
 
 MOVED = {
     "kd_lightning.data.SpecialistDataModule": "kd_lightning.specialists.SpecialistDataModule",
@@ -174,7 +175,12 @@ def _refuse_old_option(argument: str, following: list[str]) -> None:
 
 
 def with_own_config(argv: list[str]) -> list[str]:
-    """Add the config of the run that a checkpoint belongs to, if the arguments name no config."""
+    """Add the config of the run that a checkpoint belongs to, if the arguments name no config.
+
+    Raises:
+        UserError: if that config names classes of a package that is not trusted. The user names
+            only the checkpoint, which may come from a stranger.
+    """
     for argument in argv:
         if argument in CONFIG_OPTIONS or argument.startswith("--config="):
             return argv
@@ -186,5 +192,6 @@ def with_own_config(argv: list[str]) -> list[str]:
             checkpoint = argv[position + 1]
         config = Path(checkpoint).parent.parent / "config.yaml"
         if checkpoint and config.is_file():
+            check_config(read_config(config, str(config)), str(config))
             return [argv[0], "-c", str(config), *argv[1:]]
     return argv

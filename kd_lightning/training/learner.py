@@ -12,6 +12,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.features import Rows, Taps, run_network, run_on_batch
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
+from kd_lightning.training.deferred import DeferredNetwork
 from kd_lightning.types import Batch, Inputs, Output
 
 
@@ -34,7 +35,7 @@ class Learner(nn.Module):
     Plain torch: it works in a Lightning module and in a loop of your own.
 
     Args:
-        network: any nn.Module that returns logits.
+        network: any nn.Module that returns logits, or a `DeferredNetwork` that builds one later.
         layers: module name for each role that a loss may ask for; `NAME:input` captures the
             module's input.
         task: what is predicted; one label per sample if left out.
@@ -51,9 +52,18 @@ class Learner(nn.Module):
         self.layers = dict(layers or {})
         self.taps: Taps | None = None
         self._rows: Rows = logits_as_rows if task is None else task.rows
-        self._constrained = [
-            module for module in network.modules() if isinstance(module, ConstrainedModule)
-        ]
+        self._constrained = _constrained_modules(network)
+
+    @property
+    def is_built(self) -> bool:
+        """False while a `DeferredNetwork` stands for the network."""
+        return not isinstance(self.network, DeferredNetwork)
+
+    def build(self) -> None:
+        """Build the network if that was deferred."""
+        if isinstance(self.network, DeferredNetwork):
+            self.network = self.network.build()
+            self._constrained = _constrained_modules(self.network)
 
     @property
     def name(self) -> str:
@@ -119,6 +129,11 @@ class Learner(nn.Module):
         """Let the network's constrained modules act after an optimizer step."""
         for module in self._constrained:
             module.after_step()
+
+
+def _constrained_modules(network: nn.Module) -> list[ConstrainedModule]:
+    """The modules that act after each optimizer step."""
+    return [module for module in network.modules() if isinstance(module, ConstrainedModule)]
 
 
 def _shape_of(inputs: Inputs) -> list[int]:

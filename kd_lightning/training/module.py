@@ -40,7 +40,8 @@ class TrainingModule(pl.LightningModule):
     weights have the prefix `role`, the losses' adapters the prefix `losses`.
 
     Args:
-        network: any nn.Module that returns logits.
+        network: any nn.Module that returns logits, or a `DeferredNetwork` that builds one in
+            `configure_model`.
         losses: by name.
         optimizer: from the trainable parameters to an optimizer.
         scheduler: from an optimizer to a learning-rate scheduler.
@@ -79,6 +80,7 @@ class TrainingModule(pl.LightningModule):
         self._uses_teacher = False
         self._means = EpochMeans()
         self._resumed_sums: Tensor | None = None
+        self._deferred_stage: str | None = None
         self._epoch_seed: tuple[int | str, ...] = ()
         self._rank = 0
         self._datamodule_hooks: frozenset[str] = frozenset()
@@ -164,6 +166,22 @@ class TrainingModule(pl.LightningModule):
                 "give the Trainer a datamodule of kd_lightning: trainer.fit(module, datamodule=...)"
             )
         self._datamodule_hooks = lightning_compat.overridden_batch_hooks(datamodule)
+        if self.learner.is_built:
+            self._attach_to_trainer(stage)
+        else:
+            # The Trainer calls configure_model next, which builds the network.
+            self._deferred_stage = stage
+
+    def configure_model(self) -> None:
+        # Lightning calls this without a Trainer when it loads a checkpoint.
+        self.learner.build()
+        if self._deferred_stage is not None:
+            self._attach_to_trainer(self._deferred_stage)
+            self._deferred_stage = None
+
+    def _attach_to_trainer(self, stage: str) -> None:
+        """Prepare for the Trainer's data, once the network is built."""
+        datamodule = cast(DataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
         self.attach(datamodule, stage)
         self._join_cached_outputs(datamodule)
 

@@ -24,9 +24,12 @@ class Augmentation:
     Attributes:
         geometric: whether it moves pixels without changing their values, and fills with 0. Called
             on a mask with the same (seed, view, index), it moves the mask as it moves the image.
+        interpolates: whether it moves pixels and changes their values, so that it cannot move a
+            mask.
     """
 
     geometric: ClassVar[bool] = False
+    interpolates: ClassVar[bool] = False
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
         """Augment a batch.

@@ -8,6 +8,7 @@ from torch import Tensor
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum
 from kd_lightning.data.images.augment import Augmentation, Mixing
+from kd_lightning.data.images.checks import checked_normalization, checked_samples
 from kd_lightning.data.images.source import Images, ImageSource
 from kd_lightning.data.subsets import check_classes, check_fraction, stratified_rank
 from kd_lightning.errors import UserError
@@ -20,13 +21,15 @@ class ImageDataModule(DataModule):
     """Base of the datamodules whose images lie in memory.
 
     A subclass sets `name`, `classes`, `mean` and `std`, on the class or before it calls this
-    constructor, and implements `load(split)` for the source splits "train" and "test".
+    constructor, and implements `load(split)` for the source splits "train" and "test". For several
+    labels per image it also sets `task = MultilabelClassification()`, and its targets are `(N, K)`.
 
     Args:
         batch_size: samples per training batch, on each device.
         eval_batch_size: samples per batch in validation, test and prediction.
         validation: fraction of the training set held out for validation, stratified; 0 holds
-            nothing out, for a final run on all data.
+            nothing out, for a final run on all data. If the data has a validation split of its own,
+            nothing else is held out, and 0 leaves that split unused.
         augment: applied to training samples in this order; one that mixes samples comes last.
         views: number of different augmentation draws; epoch e trains on view `e mod views`.
             `None`: a new one in every epoch.
@@ -45,15 +48,22 @@ class ImageDataModule(DataModule):
             several seeds.
         resident: keep the samples on the accelerator if there is one and they fit.
         prefetch: batches to make ahead of time, in a thread.
+        mean, std: normalize with these, one value per channel, of pixel values in [0, 1]; by
+            default those of the data. A pretrained network expects those of its own training.
 
     Raises:
         UserError: for an option out of range.
+
+    Attributes:
+        first_validation_row: if the data has a validation split of its own, the rows of the source
+            split "train" from this one on; `None` if it has none.
     """
 
     name: str
     classes: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    first_validation_row: int | None = None
 
     def __init__(
         self,
@@ -74,8 +84,11 @@ class ImageDataModule(DataModule):
         augmentation_seed: int | None = None,
         resident: bool = True,
         prefetch: int = 0,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
     ) -> None:
         super().__init__()
+        self._check_attributes()
         self.augment = list(augment or [])
         check_fraction("data.fraction", fraction)
         check_fraction("data.label_fraction", label_fraction, zero=True)
@@ -96,6 +109,9 @@ class ImageDataModule(DataModule):
             )
         self._check_channels(channels)
         self._check_mixing_is_last()
+        is_one_label = self.task.blank_target(Spec(num_classes=len(self.classes)), 1).ndim == 1
+        if not is_one_label and (keep_classes or drop_classes):
+            raise UserError("data.keep_classes and data.drop_classes need one label per image")
         check_classes("data.keep_classes", keep_classes or [], len(self.classes))
         check_classes("data.drop_classes", drop_classes or [], len(self.classes))
         self.batch_size = batch_size
@@ -109,13 +125,31 @@ class ImageDataModule(DataModule):
         self.parts = parts
         self.part = part
         self.label_fraction = label_fraction
-        self.channels = channels or len(self.mean)
+        self.image_channels = len(self.mean)
+        """Of the raw images; a network may read them repeated to `channels`."""
+        self.channels = channels or self.image_channels
+        self.mean = checked_normalization("mean", mean, self.mean, self.channels)
+        self.std = checked_normalization("std", std, self.std, self.channels)
         self.split_seed = split_seed
         self.resident = resident
         self.prefetch = prefetch
         self.augmentation_seed = run_seed() if augmentation_seed is None else augmentation_seed
         self._raw: dict[str, Images] = {}
         self._sources: dict[str, ImageSource] = {}
+
+    def _check_attributes(self) -> None:
+        for attribute in ("name", "classes", "mean", "std"):
+            # Lightning's own class sets `name` to None.
+            if getattr(self, attribute, None) is None:
+                raise UserError(
+                    f"{type(self).__name__} must set the class attribute `{attribute}`; an "
+                    "ImageDataModule has name, classes, mean and std"
+                )
+        if len(self.mean) != len(self.std):
+            raise UserError(
+                f"{type(self).__name__}: mean and std must have one value per channel, got "
+                f"{len(self.mean)} and {len(self.std)}"
+            )
 
     def _check_channels(self, channels: int | None) -> None:
         own = len(self.mean)
@@ -144,39 +178,64 @@ class ImageDataModule(DataModule):
         raise NotImplementedError
 
     def raw(self, split: str) -> Images:
-        """All samples of a source split, loaded once."""
+        """All samples of a source split, loaded once and checked.
+
+        Raises:
+            UserError: if `load` returns samples of another form.
+        """
         if split not in self._raw:
-            self._raw[split] = self.load(split)
+            self._raw[split] = checked_samples(
+                self.load(split), split, self.image_channels, len(self.classes), self.task
+            )
         return self._raw[split]
 
     def _train_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows to train on, rows among them whose label is withheld, and rows held out."""
         target = self.raw("train").target
-        index = torch.arange(len(target))
-        rank = stratified_rank(target, index, self.split_seed, "validation")
-        held_out = rank < self.validation
-        takes_part = ~held_out
+        strata = self.task.strata(target)
+        # Strata count from 0, also if no sample has a label.
+        strata = strata - strata.min()
+        rows, takes_part, validation = self._divided(strata)
         if self.parts > 1:
-            rank = stratified_rank(target, index, self.split_seed, "part")
+            rank = stratified_rank(strata[rows], rows, self.split_seed, "part")
             takes_part &= (rank * self.parts).long() == self.part
         if self.keep_classes is not None:
             chosen = torch.tensor(self.keep_classes)
-            takes_part &= torch.isin(target, chosen)
+            takes_part &= torch.isin(target[rows], chosen)
         if self.drop_classes is not None:
             dropped = torch.tensor(self.drop_classes)
-            takes_part &= ~torch.isin(target, dropped)
-        rows = index[takes_part]
+            takes_part &= ~torch.isin(target[rows], dropped)
+        rows = rows[takes_part]
         # One rank serves both fractions: the labelled tenth of a set is the same samples as a
         # tenth of the set.
-        rank = stratified_rank(target[rows], rows, self.split_seed, "fraction")
+        rank = stratified_rank(strata[rows], rows, self.split_seed, "fraction")
         if not bool((rank < self.fraction).any()):
             raise UserError(
-                "data: no training sample is left after keep_classes, drop_classes, part and "
-                "fraction"
+                "data: no training sample is left after validation, keep_classes, drop_classes, "
+                "part and fraction"
             )
         train = rows[rank < self.fraction]
         unlabelled = rows[rank >= self.fraction * self.label_fraction]
-        return train, unlabelled, index[held_out]
+        return train, unlabelled, validation
+
+    def _divided(self, strata: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Divide the source split "train" into training and validation.
+
+        Args:
+            strata: int64 `(N,)`, which samples are divided in equal shares.
+
+        Returns:
+            Rows `(n,)` that subsets for training are drawn from, whether each may be trained on,
+            bool `(n,)`, and the rows to validate on.
+        """
+        rows = torch.arange(len(strata))
+        first = self.first_validation_row
+        if first is None:
+            rank = stratified_rank(strata, rows, self.split_seed, "validation")
+            held_out = rank < self.validation
+            return rows, ~held_out, rows[held_out]
+        validation = rows[first:] if self.validation > 0 else rows[:0]
+        return rows[:first], torch.ones(first, dtype=torch.bool), validation
 
     def _source(
         self, split: str, rows: Tensor, target: Tensor, augment: list[Augmentation]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,8 +10,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_lightning.data.images.picture import as_shown, check_size, open_picture
 from kd_lightning.data.images.tree import Tree
-from kd_lightning.errors import UserError
 
 Pixels = NDArray[np.uint8]
 
@@ -20,7 +19,7 @@ _CHUNK_SIZE = 256
 
 
 def decode_image(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
-    """Decode one image.
+    """Decode one image to the pixels that a viewer shows; see `picture.py`.
 
     Args:
         tree: the tree that holds the image.
@@ -32,21 +31,17 @@ def decode_image(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
         uint8 `(C, H, W)`.
 
     Raises:
-        UserError: if the image cannot be read.
+        UserError: if the image cannot be read or has too many pixels.
     """
-    # Imported here, because importing torchvision is slow.
-    from PIL import Image
-    from torchvision.transforms.v2 import functional as v2
-
-    try:
-        with Image.open(io.BytesIO(tree.read(name))) as file:
-            image = file.convert("L" if grey else "RGB")
-    # Decoders raise any exception, depending on the broken bytes.
-    except Exception as error:
-        raise UserError(
-            f"{tree.path}: {name} cannot be read as an image; is the copy complete?"
-        ) from error
+    owner = f"{tree.path}: {name}"
+    image = as_shown(open_picture(tree.read(name), owner), grey, owner)
     if size is not None:
+        # Imported here, because importing torchvision is slow.
+        from torchvision.transforms.v2 import functional as v2
+
+        # The longer side may become very long.
+        longer = size * max(image.size) // min(image.size)
+        check_size(size * longer, f"{owner}, resized to data.size={size},")
         # The shorter side gets the size; the longer one is cropped on both ends.
         resized = v2.resize(image, [size])
         image = v2.center_crop(resized, [size, size])

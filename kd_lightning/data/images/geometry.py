@@ -57,7 +57,7 @@ class Flip(Augmentation):
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
         mirrored = uniform(index, seed, view, "flip") < self.probability
         flipped = images.flip(-1)
-        return _where(mirrored[:, None, None, None], flipped, images)
+        return where(mirrored[:, None, None, None], flipped, images)
 
 
 class Cutout(Augmentation):
@@ -99,7 +99,7 @@ class Cutout(Augmentation):
         columns = self._covered(center % width, width)
         square = rows[:, None, :, None] & columns[:, None, None, :]
         fill = images.new_tensor(self.fill or [0] * channels)
-        return _where(square, fill[:, None, None], images)
+        return where(square, fill[:, None, None], images)
 
     def _covered(self, center: Tensor, length: int) -> Tensor:
         """Which places of a side the square covers, bool `(B, length)`, for centers `(B,)`."""
@@ -109,6 +109,6 @@ class Cutout(Augmentation):
         return (place >= 0) & (place < self.size)
 
 
-def _where(mask: Tensor, images: Tensor, others: Tensor) -> Tensor:
+def where(mask: Tensor, images: Tensor, others: Tensor) -> Tensor:
     """`torch.where` for uint8 `(B, C, H, W)` and a bool mask; four times as fast on a CPU."""
     return (others * ~mask).add_(images * mask)

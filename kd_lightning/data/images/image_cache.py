@@ -23,13 +23,12 @@ from kd_lightning.data.images.decoding import (
     decode_image,
 )
 from kd_lightning.data.images.listing import Listing
+from kd_lightning.data.images.picture import DECODER_VERSION
 from kd_lightning.data.images.tree import Tree
 from kd_lightning.errors import UserError
 
 VERSION = 1
 """Version of the format. It is part of a cache's name, so other versions are never read."""
-
-_SPLITS = ("train", "test")
 
 
 @dataclass
@@ -38,8 +37,8 @@ class Decoded:
 
     Attributes:
         images: uint8 `(N, C, H, W)`, memory-mapped, for "train" and "test".
-        mean: mean of the training images' pixels in [0, 1], per channel.
-        std: standard deviation of the training images' pixels in [0, 1], per channel.
+        mean: mean of the pixels in [0, 1] of the folder `train`, per channel.
+        std: standard deviation of the same pixels, per channel.
     """
 
     images: dict[str, Tensor]
@@ -53,15 +52,15 @@ def cache_root(cache: str | None) -> Path:
 
 
 def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> str:
-    """The name of a cache: a function of the options and of the files' names and stamps.
+    """The name of a cache: a function of the options, the files' names and stamps, and the decoder.
 
     It does not depend on the path of the tree.
     """
     files: list[tuple[str, int, int]] = []
-    for split in _SPLITS:
-        for name in listing.files[split]:
+    for names in listing.files.values():
+        for name in names:
             files.append((name, *tree.files[name]))
-    content = json.dumps([VERSION, size, grey, files])
+    content = json.dumps([VERSION, DECODER_VERSION, size, grey, listing.num_train, files])
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -108,19 +107,28 @@ def decoded(
     return content
 
 
+def _stored_splits(listing: Listing) -> tuple[str, ...]:
+    """The source splits that have a file of their own in a cache."""
+    # Without a folder `test`, the test images are the last ones of "train".
+    if listing.test_folder == listing.validation_folder:
+        return ("train",)
+    return ("train", "test")
+
+
 def _open(folder: Path, listing: Listing) -> Decoded | None:
     """The cache in a folder, or None if it is missing or incomplete."""
     try:
         about = json.loads((folder / "about.json").read_text())
         images = {}
-        for split in _SPLITS:
+        for split in _stored_splits(listing):
             # Copy on write, because torch has no read-only tensors. Nothing is ever written.
             array = np.load(folder / f"{split}.npy", mmap_mode="c", allow_pickle=False)
-            if len(array) != len(listing.files[split]):
+            if len(array) != len(listing.files[split]) or array.dtype != np.uint8:
                 return None
             images[split] = torch.from_numpy(array)
+        images.setdefault("test", images["train"][listing.num_train :])
         return Decoded(images, tuple(about["mean"]), tuple(about["std"]))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
@@ -148,15 +156,18 @@ def _write(folder: Path, tree: Tree, listing: Listing, decode: Callable[[str], P
     temporary.mkdir()
     try:
         statistics = ChannelStatistics(shape[0])
-        total = sum(map(len, listing.files.values()))
+        splits = _stored_splits(listing)
+        total = sum(len(listing.files[split]) for split in splits)
         with _progress(total, tree.path, folder) as advance:
-            for split in _SPLITS:
+            for split in splits:
                 files = listing.files[split]
                 path = temporary / f"{split}.npy"
+                # Images of the folder `train` that the statistics lack; they come first.
+                missing = listing.num_train if split == "train" else 0
                 for chunk in _write_images(path, shape, files, decode_checked):
                     advance(len(chunk))
-                    if split == "train":
-                        statistics.update(chunk)
+                    statistics.update(chunk[:missing])
+                    missing = max(0, missing - len(chunk))
         mean, std = statistics.compute()
         about = {"source": tree.path.name, "mean": mean, "std": std}
         with (temporary / "about.json").open("wb") as file:
@@ -202,12 +213,13 @@ def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int]
         A function to call with the number of images done since the last call.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console()
     if not console.is_terminal:
         message = f"decoding the {total:,} images of {source} once, into {folder}"
-        console.print(message, highlight=False, soft_wrap=True)
+        console.print(message, highlight=False, markup=False, soft_wrap=True)
         yield lambda count: None
         return
     columns = (
@@ -217,5 +229,5 @@ def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"decoding {source.name}", total=total)
+        task = bar.add_task(f"decoding {escape(source.name)}", total=total)
         yield lambda count: bar.advance(task, count)

@@ -38,13 +38,24 @@ class Mixup(Mixing):
         self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
     ) -> tuple[Tensor, Tensor]:
         """Mix `inputs` with `others`, both float32 `(B, C, H, W)`; see `Mixing.mix`."""
-        quantile = integers(index, 0, _NUM_QUANTILES - 1, seed, view, "mixup", "share")
-        quantiles = _beta_quantiles(float(self.alpha), str(index.device))
-        share = quantiles.index_select(0, quantile)
+        share = draw_beta(self.alpha, index, seed, view, "mixup", "share")
         weight = share[:, None, None, None]
         # Not torch.lerp: its rounding depends on the place of a pixel in the batch.
         mixed = (inputs * weight).add_(others * (1 - weight))
         return mixed, share
+
+
+def draw_beta(alpha: float, index: Tensor, *parts: int | str) -> Tensor:
+    """Draw a number with the distribution Beta(alpha, alpha) per index, float32 `(B,)`.
+
+    Args:
+        alpha: greater than 0.
+        index: int64 `(B,)`.
+        parts: see `kd_lightning.randomness`.
+    """
+    quantile = integers(index, 0, _NUM_QUANTILES - 1, *parts)
+    quantiles = _beta_quantiles(float(alpha), str(index.device))
+    return quantiles.index_select(0, quantile)
 
 
 @functools.lru_cache(maxsize=8)

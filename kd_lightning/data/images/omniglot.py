@@ -14,7 +14,9 @@ from torch import Tensor
 
 from kd_lightning.data.files import data_root
 from kd_lightning.data.images.datamodule import ImageDataModule
+from kd_lightning.data.images.picture import as_shown, open_picture
 from kd_lightning.data.images.source import Images
+from kd_lightning.data.images.tree import read_regular
 from kd_lightning.data.subsets import stratified_rank
 from kd_lightning.errors import UserError
 
@@ -91,13 +93,8 @@ def _decode_all(paths: tuple[Path, ...]) -> Tensor:
 
 def _decode(path: Path) -> NDArray[np.uint8]:
     """One drawing, uint8 `(28, 28)`, with bright ink on black."""
-    try:
-        with Image.open(path) as image:
-            # Grayscale, because one-bit images cannot be averaged over the area of a pixel.
-            gray = image.convert("L")
-            small = gray.resize((SIDE, SIDE), Image.Resampling.BOX)
-            return 255 - np.asarray(small, dtype=np.uint8)
-    except OSError as error:
-        raise UserError(
-            f"Omniglot: {path} cannot be read as an image; is the copy complete?"
-        ) from error
+    owner = f"Omniglot: {path}"
+    # Gray, because one-bit images cannot be averaged over the area of a pixel.
+    gray = as_shown(open_picture(read_regular(path), owner), grey=True, owner=owner)
+    small = gray.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return 255 - np.asarray(small, dtype=np.uint8)

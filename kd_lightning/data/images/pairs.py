@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from kd_lightning.data.images.decoding import Pixels
-from kd_lightning.data.images.listing import SUFFIXES
+from kd_lightning.data.images.listing import is_image, report_skipped
 from kd_lightning.data.images.masks import MaskCoding
+from kd_lightning.data.images.picture import as_shown, check_size, open_picture
 from kd_lightning.data.images.tree import Tree
 from kd_lightning.errors import UserError
 
@@ -51,7 +51,7 @@ def list_pairs(tree: Tree, split: str, images: str, masks: str) -> list[Pair]:
         images, masks: folders within it. Suffixes may differ between an image and its mask.
 
     Raises:
-        UserError: if there are no images, or if an image has no mask.
+        UserError: if there are no images, if an image has no mask, or if two files have one name.
     """
     mask_of_stem = _images_by_stem(tree, f"{split}/{masks}/")
     pairs = []
@@ -67,16 +67,29 @@ def list_pairs(tree: Tree, split: str, images: str, masks: str) -> list[Pair]:
             f"{tree.path}: there are no images in {split}/{images}; it must hold SPLIT/{images} "
             f"and SPLIT/{masks} with files of the same names"
         )
+    used = {pair.mask for pair in pairs}
+    unused = [mask for mask in mask_of_stem.values() if mask not in used]
+    report_skipped(tree, unused, f"in {split}/{masks} that are masks of no image")
     return pairs
 
 
 def _images_by_stem(tree: Tree, folder: str) -> dict[str, str]:
     """The image files below a folder, by their path within it without the suffix."""
-    files = {}
+    files: dict[str, str] = {}
+    skipped: list[str] = []
     for name in tree.files:
-        if name.startswith(folder) and name.lower().endswith(SUFFIXES):
-            stem, _ = os.path.splitext(name.removeprefix(folder))
-            files[stem] = name
+        if not name.startswith(folder):
+            continue
+        if not is_image(name):
+            skipped.append(name)
+            continue
+        stem, _ = os.path.splitext(name.removeprefix(folder))
+        if stem in files:
+            raise UserError(
+                f"{tree.path}: {files[stem]} and {name} differ only in their suffix; keep one"
+            )
+        files[stem] = name
+    report_skipped(tree, skipped, f"in {folder} that have no suffix of an image")
     return files
 
 
@@ -120,39 +133,32 @@ def _decode_pair(
     tree: Tree, pair: Pair, coding: MaskCoding, size: Sequence[int] | None
 ) -> tuple[Pixels, Pixels]:
     """One image `(3, H, W)` and its mask `(H, W)`."""
-    image = _open(tree, pair.image).convert("RGB")
-    mask = _open(tree, pair.mask)
+    image_owner = f"{tree.path}: {pair.image}"
+    image = as_shown(open_picture(tree.read(pair.image), image_owner), False, image_owner)
+    mask_owner = f"{tree.path}: the mask {pair.mask}"
+    # The values of a mask are codes, which must not be scaled.
+    mask = open_picture(tree.read(pair.mask), mask_owner)
     if coding.colored:
-        mask = mask.convert("RGB")
+        mask = as_shown(mask, False, mask_owner)
     elif len(mask.getbands()) != 1:
         raise UserError(
-            f"{tree.path}: the mask {pair.mask} has colors, data.classes has values; give each "
+            f"{mask_owner} has colors, data.classes has values; give each "
             "class as [red, green, blue]"
         )
     if mask.size != image.size:
         raise UserError(
-            f"{tree.path}: the mask {pair.mask} is {mask.width}x{mask.height}, its image "
+            f"{mask_owner} is {mask.width}x{mask.height}, its image "
             f"{pair.image} is {image.width}x{image.height}"
         )
     if size is not None:
         height, width = size
+        check_size(height * width, f"data.size={list(size)}:")
         image = image.resize((width, height), Image.Resampling.BILINEAR)
         # Classes cannot be averaged.
         mask = mask.resize((width, height), Image.Resampling.NEAREST)
     pixels = np.asarray(image, dtype=np.uint8)
-    encoded = coding.encode(np.asarray(mask), f"{tree.path}: the mask {pair.mask}")
+    encoded = coding.encode(np.asarray(mask), mask_owner)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), encoded
-
-
-def _open(tree: Tree, name: str) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(tree.read(name)))
-        image.load()
-    except Exception as error:  # decoders raise any exception, depending on the broken bytes
-        raise UserError(
-            f"{tree.path}: {name} cannot be read as an image; is the copy complete?"
-        ) from error
-    return image
 
 
 def _size_text(mask: Pixels) -> str:

@@ -10,12 +10,14 @@ from torch import Tensor
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum, data_root
 from kd_lightning.data.images.augment import Augmentation, Mixing
+from kd_lightning.data.images.checks import checked_normalization
 from kd_lightning.data.images.decoding import ChannelStatistics
+from kd_lightning.data.images.listing import find_validation_folder
 from kd_lightning.data.images.masks import WITHHELD, MaskCoding, PixelCode
 from kd_lightning.data.images.pairs import MaskedImages, decode_pairs, list_pairs
 from kd_lightning.data.images.segmentation_source import SegmentationSource
 from kd_lightning.data.images.source import ImageSource
-from kd_lightning.data.images.tree import open_tree
+from kd_lightning.data.images.tree import Tree, open_tree
 from kd_lightning.data.subsets import check_fraction, stratified_rank
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed
@@ -42,8 +44,10 @@ class SegmentationDataModule(DataModule):
         size: resize images and masks to this `[height, width]`; needed if images differ in size.
         batch_size: images per training batch, on each device.
         eval_batch_size: images per batch in validation, test and prediction.
-        validation: fraction of the training images held out for validation, or the name of a
-            split's folder, such as `val`; 0 holds nothing out.
+        validation: fraction of the training images held out for validation.
+            A folder `val`, `valid` or `validation` is the validation split instead: nothing else is
+            held out. The name of a folder chooses another one. 0 holds nothing out and leaves the
+            folder unused.
         augment: applied to training images in this order.
         views: number of different augmentation draws; epoch e trains on view `e mod views`.
             `None`: a new one in every epoch.
@@ -57,6 +61,8 @@ class SegmentationDataModule(DataModule):
         resident: keep the samples on the accelerator if there is one and they fit. Counting the
             void pixels of a batch then waits for the device.
         prefetch: batches to make ahead of time, in a thread.
+        mean, std: normalize with these, one value per channel, of pixel values in [0, 1]; by
+            default those of the folder `train`.
 
     Raises:
         UserError: if the layout is another one, if an image has no mask of its size, if a mask
@@ -87,6 +93,8 @@ class SegmentationDataModule(DataModule):
         augmentation_seed: int | None = None,
         resident: bool = False,
         prefetch: int = 2,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
     ) -> None:
         super().__init__()
         self.augment = list(augment or [])
@@ -109,7 +117,9 @@ class SegmentationDataModule(DataModule):
         self._samples: dict[str, MaskedImages] = {}
         self._sources: dict[str, SegmentationSource] = {}
         self._read(source, MaskCoding(classes, void or []), images, masks)
-        self.mean, self.std = self._channel_statistics()
+        own_mean, own_std = self._channel_statistics()
+        self.mean = checked_normalization("mean", mean, own_mean, 3)
+        self.std = checked_normalization("std", std, own_std, 3)
 
     def _check_options(self) -> None:
         check_fraction("data.fraction", self.fraction)
@@ -136,6 +146,11 @@ class SegmentationDataModule(DataModule):
                     f"data.augment: {type(augment).__name__} mixes the labels of whole images; it "
                     "cannot mix labels of pixels"
                 )
+            if augment.interpolates:
+                raise UserError(
+                    f"data.augment: {type(augment).__name__} interpolates pixels, which masks do "
+                    "not allow; use PadCrop or Flip"
+                )
 
     def _read(self, path: Path, coding: MaskCoding, images: str, masks: str) -> None:
         """Decode both source splits, and find the rows of a validation folder."""
@@ -143,9 +158,10 @@ class SegmentationDataModule(DataModule):
         train = list_pairs(tree, "train", images, masks)
         test = list_pairs(tree, "test", images, masks)
         self._first_validation_row = len(train)
-        if isinstance(self.validation, str):
+        self._validation_folder = self._find_validation_folder(tree)
+        if self._validation_folder is not None:
             # Rows of a validation folder follow the training rows in the same source split.
-            train += list_pairs(tree, self.validation, images, masks)
+            train += list_pairs(tree, self._validation_folder, images, masks)
         # Both splits at once, because all images must have one size.
         samples = decode_pairs(tree, train + test, coding, self.size)
         first_test = len(train)
@@ -153,6 +169,11 @@ class SegmentationDataModule(DataModule):
             "train": MaskedImages(samples.images[:first_test], samples.masks[:first_test]),
             "test": MaskedImages(samples.images[first_test:], samples.masks[first_test:]),
         }
+
+    def _find_validation_folder(self, tree: Tree) -> str | None:
+        if isinstance(self.validation, str):
+            return self.validation
+        return find_validation_folder(tree) if self.validation > 0 else None
 
     def _channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel of the images in the folder `train`."""
@@ -176,10 +197,10 @@ class SegmentationDataModule(DataModule):
     def _train_rows(self) -> tuple[Tensor, Tensor, Tensor]:
         """Rows to train on, rows among them whose mask is withheld, and rows held out."""
         index = torch.arange(len(self._samples["train"].masks))
-        if isinstance(self.validation, str):
+        if self._validation_folder is not None:
             is_held_out = index >= self._first_validation_row
         else:
-            is_held_out = self._rank(index, "validation") < self.validation
+            is_held_out = self._rank(index, "validation") < float(self.validation)
         rows = index[~is_held_out]
         # One rank serves both fractions: the labelled tenth of a set is the same images as a tenth
         # of the set.

@@ -18,7 +18,8 @@ class Images:
 
     Attributes:
         images: uint8 `(N, C, H, W)`.
-        target: int64 `(N,)`.
+        target: int64 `(N,)`; `(N, K)` of 0 and 1 for several labels per image. -100 marks a label
+            that is not known.
     """
 
     images: Tensor
@@ -34,7 +35,7 @@ class ImageSource(Source):
         target: int64 `(N,)`, of the whole source split.
         rows: int64 `(n,)`, the rows of the source split that take part.
         split: the name of the source split.
-        mean, std: `(C,)`, of pixel values in [0, 1].
+        mean, std: `(C,)` or `(channels,)`, of pixel values in [0, 1].
         augment: applied in this order to every view except `CLEAN`.
         seed: of the augmentation.
         channels: a single channel is repeated this many times.
@@ -89,6 +90,9 @@ class ImageSource(Source):
         if view != CLEAN:
             for augment in self.augment:
                 images = augment(images, index, self.seed, view)
+        # Values for each of the channels that a gray image is repeated to.
+        if len(self.mean) > images.shape[1] or len(self.std) > images.shape[1]:
+            images = images.expand(-1, self.channels, -1, -1)
         # The statistics are those of pixel values in [0, 1]; the pixels are in [0, 255].
         inputs = images.float().sub_(255 * self.mean[:, None, None])
         inputs = inputs.div_(255 * self.std[:, None, None])

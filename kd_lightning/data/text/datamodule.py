@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.files import data_root
+from kd_lightning.data.predictions import write_prediction_table
 from kd_lightning.data.subsets import check_fraction, split_training_rows
 from kd_lightning.data.text.files import Column, Texts, read_sentences, read_table
 from kd_lightning.data.text.labels import read_labels
@@ -291,21 +292,12 @@ class TextDataModule(SentenceDataModule):
             folder: of the run.
         """
         texts = self.raw(PREDICTS if self.predict_file else "test").texts
-        probs = predictions["logits"].float().softmax(-1)
         per_sample = len(texts[0])
         names = ["text"]
         if per_sample > 1:
             names = [f"text{number}" for number in range(1, per_sample + 1)]
-        lines = ["\t".join(["label", *self.classes, *names])]
-        for index, row in zip(predictions["index"].tolist(), probs, strict=True):
-            label = self.classes[int(row.argmax())]
-            probabilities = [f"{probability:.6f}" for probability in row.tolist()]
-            # Tabs and line ends within a text would break the table.
-            cleaned = [" ".join(text.split()) for text in texts[index]]
-            lines.append("\t".join([label, *probabilities, *cleaned]))
         path = folder / "predictions.tsv"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return path
+        return write_prediction_table(path, predictions, self.classes, texts, names)
 
 
 def _blank_inputs(tokenizer: Tokenizer) -> dict[str, InputSpec]:

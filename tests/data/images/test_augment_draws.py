@@ -17,6 +17,8 @@ from kd_lightning.data import (
     Mixing,
     Mixup,
     PadCrop,
+    RandomErasing,
+    RandomResizedCrop,
 )
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import permutation
@@ -28,6 +30,8 @@ AUGMENTATIONS = [
     Cutout(5),
     Cutout(4, [9, 8, 7]),
     ColorJitter(0.4, 0.4, 0.4, 0.1),
+    RandomResizedCrop((0.2, 1.0)),
+    RandomErasing(0.9, fill=[9, 8, 7]),
 ]
 each = pytest.mark.parametrize(
     "augment", AUGMENTATIONS, ids=lambda a: f"{type(a).__name__}{list(vars(a).values())}"

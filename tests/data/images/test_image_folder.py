@@ -419,7 +419,7 @@ def test_a_zip_whose_bytes_are_damaged(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[start + 60 : start + 64] = bytes(4)
     path.write_bytes(content)
-    assert "train/bee/0.png cannot be read as an image" in complaint(path)
+    assert "train/bee/0.png cannot be read from the zip" in complaint(path)
 
 
 def test_two_classes_of_one_name_stay_apart(folder: Path) -> None:

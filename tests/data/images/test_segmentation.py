@@ -20,6 +20,7 @@ from kd_lightning.data import (
     Jitter,
     Mixup,
     PadCrop,
+    RandomResizedCrop,
     SegmentationDataModule,
 )
 from kd_lightning.data.source import batch_of_views
@@ -256,7 +257,16 @@ def test_no_label_at_all(folder: Path) -> None:
     assert bool((batch.labels == UNLABELLED).all())
 
 
-def test_a_fraction_is_held_out_for_validation(folder: Path) -> None:
+def test_a_validation_folder_is_used_unless_validation_is_off(folder: Path) -> None:
+    data = read(folder, validation=0.25)
+    assert data.source("train").rows.tolist() == list(range(8))
+    assert data.source("validation").rows.tolist() == list(range(8, 12))
+    unused = read(folder, validation=0)
+    assert unused.spec.samples == {"train": 8, "validation": 0, "test": 4}
+
+
+def test_a_fraction_is_held_out_for_validation(tmp_path: Path) -> None:
+    folder = write_camvid(tmp_path / "small", val=0)
     data = read(folder, validation=0.25)
     train = data.source("train").rows
     held_out = data.source("validation").rows
@@ -418,6 +428,7 @@ def test_an_unknown_color_is_named(tmp_path: Path) -> None:
         ({"fraction": 0.0}, "data.fraction"),
         ({"label_fraction": 1.5}, "data.label_fraction"),
         ({"augment": [Mixup()]}, "data.augment: Mixup"),
+        ({"augment": [RandomResizedCrop()]}, "data.augment: RandomResizedCrop interpolates"),
     ],
 )
 def test_bad_options(options: dict[str, object], part: str, folder: Path) -> None:
