@@ -14,6 +14,7 @@ from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped_root
+from kd_lightning.yaml_files import read_yaml_file
 
 Row = dict[str, Any]
 
@@ -24,7 +25,9 @@ _METHOD_ATTRIBUTES = ("paper", "year", "family", "needs")
 
 def _classes(folder: str) -> Iterator[tuple[Path, ast.ClassDef]]:
     """The public classes of each file below a folder of the package, by file name."""
-    files = sorted((_PACKAGE / folder).rglob("*.py"), key=lambda path: path.name)
+    # Sorted by name alone: a reader of the list does not know the folders.
+    all_files = (_PACKAGE / folder).rglob("*.py")
+    files = sorted(all_files, key=lambda path: path.name)
     for path in files:
         if path.stem in _SKIPPED:
             continue
@@ -44,6 +47,7 @@ def _literals(node: ast.ClassDef) -> dict[str, Any]:
     """The annotated class attributes whose values are literals."""
     values: dict[str, Any] = {}
     for item in node.body:
+        # An annotation alone, such as `labels: Tensor`, has no value.
         if not isinstance(item, ast.AnnAssign) or item.value is None:
             continue
         if not isinstance(item.target, ast.Name):
@@ -110,9 +114,7 @@ def models() -> list[Row]:
 
 def data() -> list[Row]:
     """One row per datamodule that a shipped config names, with one of its configs."""
-    # Imported here, because importing the package must be fast.
-    import yaml
-
+    # The summaries come from the source files, so that no datamodule is imported.
     nodes = {}
     for folder in ("data", "specialists"):
         for _, node in _classes(folder):
@@ -120,7 +122,7 @@ def data() -> list[Row]:
     rows: dict[str, Row] = {}
     configs = shipped_root() / "configs" / "data"
     for path in sorted(configs.glob("*.yaml")):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml_file(path, str(path))
         class_path = config["data"]["class_path"]
         class_name = class_path.rpartition(".")[2]
         name = class_name.removesuffix("DataModule").lower()
@@ -138,12 +140,10 @@ def data() -> list[Row]:
 
 def experiments() -> list[Row]:
     """One row per shipped experiment: its claim, and the time it takes."""
-    import yaml
-
     root = shipped_root() / "experiments"
     rows = []
     for path in sorted(root.rglob("*.yaml")):
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml_file(path, str(path))
         # Other YAML files, such as configs, may be next to the experiments.
         if not isinstance(content, dict) or "runs" not in content:
             continue
@@ -197,6 +197,7 @@ def _table(rows: list[Row]) -> str:
     for row in rows:
         cells = [_cell(row[name]) for name in names]
         lines.append(cells)
+    # A column is as wide as its longest cell.
     widths = []
     for column in zip(*lines, strict=True):
         widths.append(max(map(len, column)))
@@ -210,6 +211,7 @@ def _table(rows: list[Row]) -> str:
 
 
 def _cell(value: list[str] | str | int | None) -> str:
+    """A value of a row as text; empty for None."""
     if isinstance(value, list):
         return ", ".join(value)
     return str(value or "")

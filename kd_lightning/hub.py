@@ -119,6 +119,7 @@ def library(name: str) -> ModuleType:
 
 def vocabulary_sha256(vocabulary: Mapping[str, int]) -> str:
     """One checksum over all tokens and their ids."""
+    # Dictionaries of equal vocabularies can differ in their order.
     ordered = sorted(vocabulary.items(), key=lambda item: (item[1], item[0]))
     lines = [f"{number} {token}" for token, number in ordered]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -161,10 +162,12 @@ def from_pretrained(kind: str, name: str, **options: HubOption) -> Any:
             f"there is no folder {name} with a transformers model; "
             "give an existing folder, or a name on the hub"
         )
+    # The cache first: asking the hub for a newer version takes seconds, and fails offline.
     try:
         return factory.from_pretrained(name, local_files_only=True, **options)
     except Exception:
-        # The cache may lack any of the files. If the hub can be reached, its answer counts.
+        # The library raises errors of many kinds, and the cache may lack any of the files. If the
+        # hub can be reached, its answer counts.
         if not _reachable():
             raise UserError(
                 f"the model {name} is not in the cache of the hub and there is no network; "
@@ -180,6 +183,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _reachable() -> bool:
+    """Whether the hub's name can be resolved: a quick test for a network."""
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     try:
         return bool(socket.getaddrinfo(host, 443))
@@ -188,6 +192,7 @@ def _reachable() -> bool:
 
 
 def _load(factory: _Factory, name: str, problem: str, options: Mapping[str, HubOption]) -> Any:
+    """Load a model or tokenizer; a UserError names the problem and the library's reason."""
     try:
         return factory.from_pretrained(name, **options)
     except Exception as error:

@@ -22,13 +22,19 @@ def run_seed() -> int:
 
 def seed_from(*parts: int | str) -> int:
     """A 63-bit seed that is a function of all parts and unrelated to the seed of other parts."""
-    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    # `repr` tells 1 from "1" and keeps the parts apart. Python's own `hash` of a string differs in
+    # every process.
+    text = repr(parts).encode()
+    digest = hashlib.blake2b(text, digest_size=8).digest()
+    # 63 bits fit into an int64, torch's type for integers.
     return int.from_bytes(digest, "little") >> 1
 
 
 def permutation(n: int, *parts: int | str) -> Tensor:
     """A random order of `n` samples, int64 `(n,)`, as a function of the parts (seed, epoch)."""
-    generator = torch.Generator().manual_seed(seed_from("order", *parts))
+    # On the CPU, because a GPU's generator gives another order.
+    seed = seed_from("order", *parts)
+    generator = torch.Generator().manual_seed(seed)
     return torch.randperm(n, generator=generator)
 
 
@@ -47,7 +53,8 @@ def reseed(device: torch.device, *parts: int | str) -> None:
 def _signed(value: int) -> int:
     """The value, taken modulo 2**64, as the int64 with the same bits."""
     value &= _MASK
-    return value - (1 << 64) if value >= 1 << 63 else value
+    has_sign_bit = value >= 1 << 63
+    return value - (1 << 64) if has_sign_bit else value
 
 
 # The constants of splitmix64 (Steele, Lea and Flood 2014).
@@ -74,14 +81,17 @@ def hashed(index: Tensor, *parts: int | str) -> Tensor:
     Returns:
         int64 of `index`'s shape, values in [0, 2**63).
     """
+    # int64 arithmetic wraps around, so it has the same bits as splitmix64's unsigned integers.
     stream = _signed(seed_from(*parts))
     x = index * _INCREMENT
     x.add_(stream)
+    # The finalizer of splitmix64: every bit of the counter affects every bit of the result.
     x.bitwise_xor_(_shift(x, 30))
     x.mul_(_MULTIPLIER_1)
     x.bitwise_xor_(_shift(x, 27))
     x.mul_(_MULTIPLIER_2)
     x.bitwise_xor_(_shift(x, 31))
+    # Drop a bit, so that the result is not negative.
     return _shift(x, 1)
 
 
@@ -99,11 +109,12 @@ def integers(index: Tensor, low: int, high: int, *parts: int | str) -> Tensor:
     Returns:
         int64 of `index`'s shape.
     """
-    return hashed(index, *parts).remainder_(high - low + 1).add_(low)
+    choices = high - low + 1
+    return hashed(index, *parts).remainder_(choices).add_(low)
 
 
 def uniform(index: Tensor, *parts: int | str) -> Tensor:
     """Draw a float32 in [0, 1) per index, of `index`'s shape, as a function of (parts, index)."""
-    # A float32 represents 24 bits exactly.
+    # A float32 represents 24 bits exactly; more would round some draws up to 1.
     upper_bits = _shift(hashed(index, *parts), 39)
     return upper_bits.to(torch.float32) * 2.0**-24

@@ -36,6 +36,7 @@ LAYERS = (
         "spec",
         "catalog",
         "hub",
+        "yaml_files",
     },
     {"features", "metrics"},
     {"tasks"},

@@ -161,6 +161,7 @@ def commands(options: argparse.Namespace) -> list[Row]:
     for name in ("trainer", "data/digits", "teachers/digits_mlp", "loggers/csv"):
         fit += ["-c", str(CONFIGS / f"{name}.yaml")]
     fit += ["--trainer.max_steps=1", "--trainer.limit_val_batches=0"]
+    # Nearly all of the time is spent on imports, so Lightning's own import is the yardstick.
     with tempfile.TemporaryDirectory() as folder:
         workloads: Workloads = {
             "kd fit": partial(_command_seconds, [*fit, f"--run.root={folder}"]),
@@ -173,6 +174,7 @@ def commands(options: argparse.Namespace) -> list[Row]:
 
 
 def _command_seconds(command: list[str]) -> float:
+    """The seconds that a command takes; its output is discarded."""
     started = time.perf_counter()
     subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - started
@@ -188,7 +190,8 @@ def inputs(options: argparse.Namespace) -> list[Row]:
             root=options.data_root, batch_size=batch_size, validation=0.0, augment=[Jitter(2)]
         )
         seconds = epoch_seconds(data, itertools.islice(epochs, 10))
-        return sum(seconds) / (len(seconds) * len(data.source("train")))
+        images = len(seconds) * len(data.source("train"))
+        return sum(seconds) / images
 
     workloads: Workloads = {
         str(batch_size): partial(seconds_per_image, batch_size) for batch_size in (128, 1024)
@@ -210,6 +213,7 @@ def mlps(options: argparse.Namespace) -> list[Row]:
     steps = options.steps
     comparisons = MLP_COMPARISONS
     with tempfile.TemporaryDirectory() as folder:
+        # The teacher has random weights: the time of a step does not depend on them.
         cache_teacher(ModelTeacher(network=teacher), data, folder)
         cached = CachedTeacher(folder)
         live_run = partial(distilled, student, teacher, data, steps)
@@ -227,6 +231,7 @@ def mlps(options: argparse.Namespace) -> list[Row]:
             "live, compiled": partial(live_run, switch=CompileNetworks()),
         }
         if importlib.util.find_spec("torchdistill"):
+            # Fewer steps, because both peers are several times slower.
             workloads |= _peers(student, teacher, str(data.root), steps // 3)
             comparisons += PEER_COMPARISONS
         timings = interleave(workloads, options.rounds)
@@ -236,6 +241,8 @@ def mlps(options: argparse.Namespace) -> list[Row]:
 def _peers(
     student: Callable[[], nn.Module], teacher: nn.Module, root: str, steps: int
 ) -> Workloads:
+    """The same training by other libraries."""
+    # Imported late, because torchdistill is optional.
     from peers import naive_lightning, torchdistill
 
     return {
@@ -246,6 +253,7 @@ def _peers(
 
 def tiny(options: argparse.Namespace) -> list[Row]:
     """The overhead per step, measured on a model that computes almost nothing."""
+    # So little computation that what remains is the framework's own work.
     data = MNISTDataModule(root=options.data_root, batch_size=32, validation=0.0)
     student = partial(MLP, [16], input_shape=[1, 28, 28], num_classes=10)
     teacher = MLP([16], input_shape=[1, 28, 28], num_classes=10)
@@ -254,6 +262,7 @@ def tiny(options: argparse.Namespace) -> list[Row]:
         "live": partial(distilled, student, teacher, data, TINY_STEPS),
     }
     timings = interleave(workloads, options.rounds)
+    # A difference within each round: a slow phase of the machine affects both sides.
     pairs = zip(timings.seconds["live"], timings.seconds["by hand"], strict=True)
     added = [1000 * (live - floor) for live, floor in pairs]
     name = "tiny model: added a step over the floor"
@@ -265,7 +274,9 @@ def resnets(options: argparse.Namespace) -> list[Row]:
     data = Noise(batch_size=64, validation=0.0)
     student = partial(CIFARResNet, 20, input_shape=[3, 32, 32], num_classes=10)
     teacher = CIFARResNet(56, input_shape=[3, 32, 32], num_classes=10)
+    # `to` changes a network in place, and other workloads use the teacher as it is.
     teacher_last = copy.deepcopy(teacher).to(memory_format=torch.channels_last)
+    # A step takes much longer than one of the MLPs.
     steps = max(6, options.steps // 20)
 
     def student_last() -> nn.Module:

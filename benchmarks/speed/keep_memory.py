@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+# The benchmarks are scripts, not a package, and are run from any folder.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from timings import Timings
@@ -38,7 +39,8 @@ def input_seconds(root: str | None, batch_size: int) -> float:
     """Seconds per epoch of jittered MNIST, the median of seven epochs."""
     data = MNISTDataModule(root=root, batch_size=batch_size, validation=0.0, augment=[Jitter(2)])
     # The first two epochs warm up.
-    return statistics.median(epoch_seconds(data, range(9))[2:])
+    measured = epoch_seconds(data, range(9))[2:]
+    return statistics.median(measured)
 
 
 def measure(root: str | None, keep: bool) -> dict[str, float]:
@@ -77,7 +79,9 @@ def measure_in_child(side: str, root: str | None) -> dict[str, float]:
     if root:
         command += ["--data-root", root]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
-    results: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    # Lightning prints advice before the results.
+    last_line = process.stdout.splitlines()[-1]
+    results: dict[str, float] = json.loads(last_line)
     return results
 
 
@@ -96,7 +100,8 @@ def main() -> None:
     options = parse_options()
     root = options.data_root or os.environ.get("KD_DATA_ROOT")
     if options.child:
-        print(json.dumps(measure(root, options.child == KEPT)))
+        measured = measure(root, options.child == KEPT)
+        print(json.dumps(measured))
         return
     results: dict[str, list[dict[str, float]]] = {KEPT: [], GIVEN_BACK: []}
     for _ in range(options.rounds):
@@ -107,13 +112,15 @@ def main() -> None:
     for name in results[KEPT][0]:
         values = {}
         for side, rounds in results.items():
-            values[side] = [measured[name] for measured in rounds]
+            values[side] = [results_of_round[name] for results_of_round in rounds]
+        # Pairs from the same round cancel slow phases of the machine.
         timings = Timings(values, dropped=0)
         median, low, high = timings.ratio(KEPT, GIVEN_BACK)
         medians = {side: timings.median(side) for side in results}
         row = {"workload": name, "value": median, "low": low, "high": high, "medians": medians}
         rows.append(row)
-        print(f"{name}: {KEPT} / {GIVEN_BACK} {median:.3f} [{low:.3f}, {high:.3f}], {medians}")
+        ratio = f"{median:.3f} [{low:.3f}, {high:.3f}]"
+        print(f"{name}: {KEPT} / {GIVEN_BACK} {ratio}, {medians}")
     content = {
         "rows": rows,
         "rounds": options.rounds,

@@ -43,6 +43,7 @@ def mnist(root: str, samples: int) -> Subset[tuple[Tensor, int]]:
 
 
 def _torchdistill_config(batch_size: int) -> dict[str, Any]:
+    """The training config of torchdistill's example, with the optimizer of our workloads."""
     return {
         "num_epochs": 1,
         "train_data_loader": {
@@ -93,13 +94,16 @@ def torchdistill(
     logger.add_meter("img/s", SmoothedValue(window_size=10, fmt="{value}"))
     box.pre_epoch_process(epoch=0)
     box.student_model.train()
+    # The data set and the box are built before the clock starts, as for the other workloads.
     started = time.perf_counter()
     for sample, targets, supplement in logger.log_every(box.train_data_loader, 1000, "Epoch: [0]"):
         step_started = time.time()
+        # The copies to the device and the two meters are part of the example's loop.
         loss = box.forward_process(sample.to(device), targets.to(device), supplement)
         box.post_forward_process(loss=loss)
         logger.update(loss=loss.item(), lr=box.optimizer.param_groups[0]["lr"])
-        logger.meters["img/s"].update(len(sample) / (time.time() - step_started))
+        step_seconds = time.time() - step_started
+        logger.meters["img/s"].update(len(sample) / step_seconds)
     box.post_epoch_process()
     return (time.perf_counter() - started) / steps
 
@@ -119,11 +123,14 @@ class _TutorialModule(pl.LightningModule):
         """The loss of a batch of inputs `(B, 1, 28, 28)` and targets `(B,)`."""
         x, y = batch
         with torch.no_grad():
-            soft = torch.softmax(self.teacher(x) / TEMPERATURE, dim=-1)
+            teacher_logits = self.teacher(x)
+            soft = torch.softmax(teacher_logits / TEMPERATURE, dim=-1)
         logits = self.student(x)
         log_probs = torch.log_softmax(logits / TEMPERATURE, dim=-1)
         kl = F.kl_div(log_probs, soft, reduction="batchmean")
-        loss = 0.1 * F.cross_entropy(logits, y) + 0.9 * TEMPERATURE**2 * kl
+        cross_entropy = F.cross_entropy(logits, y)
+        loss = 0.1 * cross_entropy + 0.9 * TEMPERATURE**2 * kl
+        # Progress bar and metrics in every step are what tutorials show, and what costs time.
         self.log("loss", loss, prog_bar=True)
         for name in ("accuracy", "top3", "calibration"):
             metric = getattr(self, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 from rich.console import Console
 from rich.table import Table
@@ -61,6 +61,7 @@ def value_row(workload: str, values: list[float], unit: str, dropped: int, targe
         dropped: number of dropped rounds.
         target: the target as text.
     """
+    # Not an interval of the median: a single quantity has no partner in its round to cancel noise.
     ordered = sorted(values)
     return {
         "workload": workload,
@@ -80,7 +81,8 @@ def print_table(rows: list[Row], threads: int) -> None:
         title=f"{threads} CPU threads, medians with 95% intervals of paired ratios (or range)"
     )
     for heading in ("workload", "target", "measured", "interval"):
-        table.add_column(heading, justify="left" if heading == "workload" else "right")
+        justify: Literal["left", "right"] = "left" if heading == "workload" else "right"
+        table.add_column(heading, justify=justify)
     for row in rows:
         measured = f"{row['value']:.3f} {row['unit']}"
         interval = f"[{row['low']:.3f}, {row['high']:.3f}]"

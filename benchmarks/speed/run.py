@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+# The benchmarks are scripts, not a package, and are run from any folder.
 sys.path.insert(0, str(Path(__file__).parent))
 # Compiles in this process, because compiler processes would count as a disturbance.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")

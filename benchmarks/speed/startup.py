@@ -14,7 +14,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 ROOT = Path(__file__).parent.parent.parent / "configs"
 CONFIGS = ("trainer", "data/digits", "teachers/digits_mlp", "loggers/csv")
@@ -39,7 +42,9 @@ class Stopwatch:
     def finish(self, part: str) -> None:
         """Add the time since the previous call to a part."""
         now = time.time()
-        self.parts[part] = self.parts.get(part, 0.0) + now - self._last
+        # A part may be finished more than once: its times add up.
+        seconds_so_far = self.parts.get(part, 0.0)
+        self.parts[part] = seconds_so_far + now - self._last
         self._last = now
 
     def wrap(self, owner: type, method: str, before: str, during: str) -> None:
@@ -51,15 +56,19 @@ class Stopwatch:
             before: part that ends when the method is called.
             during: part that ends when the method returns.
         """
-        original: Callable[..., Any] = getattr(owner, method)
+        original = getattr(owner, method)
+        setattr(owner, method, self._timed(original, before, during))
 
-        def timed(*args: Any, **kwargs: Any) -> Any:
+    def _timed(self, function: Callable[P, R], before: str, during: str) -> Callable[P, R]:
+        """The function, timed as `wrap` describes."""
+
+        def timed(*args: P.args, **kwargs: P.kwargs) -> R:
             self.finish(before)
-            result = original(*args, **kwargs)
+            result = function(*args, **kwargs)
             self.finish(during)
             return result
 
-        setattr(owner, method, timed)
+        return timed
 
 
 def run_child(started: float, folder: str) -> None:
@@ -70,6 +79,7 @@ def run_child(started: float, folder: str) -> None:
         folder: a temporary folder for the run.
     """
     watch = Stopwatch(started)
+    # The imports are inside of this function, so that each can be timed by itself.
     watch.finish("start of the interpreter")
     import torch  # noqa: F401
 
@@ -101,7 +111,9 @@ def measure_start() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--child", str(time.time()), folder]
         process = subprocess.run(command, capture_output=True, text=True, check=True)
-    parts: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    # The run itself prints before the results.
+    last_line = process.stdout.splitlines()[-1]
+    parts: dict[str, float] = json.loads(last_line)
     return parts
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+# The benchmarks are scripts, not a package, and are run from any folder.
 sys.path.insert(0, str(Path(__file__).parent))
 
 from timings import interleave
@@ -51,6 +52,7 @@ def main() -> None:
         "distilled": partial(distilled, student, teacher, data, options.steps),
         "student alone": partial(plain, student, data, options.steps),
     }
+    # The workloads take turns, so that the ratios below come from the same rounds.
     timings = interleave(workloads, options.rounds)
     milliseconds = {name: 1000 * timings.median(name) for name in workloads}
     for name, value in milliseconds.items():

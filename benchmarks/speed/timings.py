@@ -18,6 +18,7 @@ MAX_DISTURBANCE = 0.10
 def _machine_cpu_seconds() -> float:
     """CPU seconds that the whole machine has spent working; 0 if the system does not report it."""
     try:
+        # The first line is `cpu user nice system idle iowait irq softirq steal ...`, in ticks.
         fields = Path("/proc/stat").read_text().split()[1:9]
         user, nice, system, _, _, irq, softirq, steal = map(int, fields)
     except (OSError, ValueError):
@@ -49,9 +50,14 @@ class Timings:
 
     def ratio(self, a: str, b: str) -> tuple[float, float, float]:
         """Median of the paired ratios a / b, and the bounds of its 95% bootstrap interval."""
-        ratios = np.array(self.seconds[a]) / np.array(self.seconds[b])
-        resampled = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
-        low, high = np.percentile(np.median(resampled, axis=1), [2.5, 97.5])
+        seconds_a = np.array(self.seconds[a])
+        seconds_b = np.array(self.seconds[b])
+        ratios = seconds_a / seconds_b
+        # Resample rounds with replacement, and take the median of each resample.
+        generator = np.random.default_rng(0)
+        resampled = generator.choice(ratios, (10_000, len(ratios)))
+        medians = np.median(resampled, axis=1)
+        low, high = np.percentile(medians, [2.5, 97.5])
         return float(np.median(ratios)), float(low), float(high)
 
 
@@ -71,6 +77,7 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in workloads}
     counted = 0
     dropped = 0
+    # The first run of a workload chooses kernels and fills caches, and is not counted.
     for workload in workloads.values():
         workload()
     order = list(workloads)
@@ -89,7 +96,8 @@ def interleave(
         counted += 1
         for name, result in results.items():
             seconds[name].append(result)
-        print("  ".join(f"{name} {1000 * results[name]:.4g} ms" for name in workloads), flush=True)
+        shown = [f"{name} {1000 * results[name]:.4g} ms" for name in workloads]
+        print("  ".join(shown), flush=True)
     if counted < rounds:
         raise SystemExit(
             f"only {counted} of {rounds} rounds were undisturbed; try again on a quiet machine"

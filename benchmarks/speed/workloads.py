@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning.pytorch as pl
 import torch
@@ -24,6 +24,8 @@ from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.profiler import NoProfiler
 from kd_lightning.runs.progress import RunProgress
 from kd_lightning.teachers import ModelTeacher, Teacher
+from kd_lightning.training.optimizers import OptimizerFactory
+from kd_lightning.types import Batch
 
 SGD = partial(torch.optim.SGD, lr=0.01, momentum=0.9, nesterov=True)
 """PyTorch's own default implementation, which the manual loops use."""
@@ -70,8 +72,8 @@ class Clock(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
+        outputs: Tensor | Mapping[str, Tensor] | None,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
         """Restart the clock after the last batch that is not measured."""
@@ -103,6 +105,7 @@ def fit(
     Returns:
         Seconds per step.
     """
+    # A compiler may work for minutes before the first step, which no long run would notice.
     warm_up = WARM_UP_STEPS if isinstance(switch, CompileNetworks) else 0
     clock = Clock(warm_up)
     callbacks: list[pl.Callback] = [clock, RunProgress()]
@@ -132,7 +135,8 @@ def distilled(
     steps: int,
     precision: Precision = "32-true",
     switch: pl.Callback | None = None,
-    **options: Any,
+    optimizer: OptimizerFactory = FUSED,
+    channels_last: bool = False,
 ) -> float:
     """Distill through the Trainer.
 
@@ -143,7 +147,8 @@ def distilled(
         steps: number of steps to measure.
         precision: see `fit`.
         switch: see `fit`.
-        options: further arguments of DistillationModule.
+        optimizer: see DistillationModule.
+        channels_last: see DistillationModule.
 
     Returns:
         Seconds per step.
@@ -152,14 +157,20 @@ def distilled(
         # A copy, because some switches change the network in place, which must not affect others.
         teacher = ModelTeacher(network=copy.deepcopy(teacher))
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
-    options = {"optimizer": FUSED, **options}
-    module = DistillationModule(make_student(), teacher, losses, **options)
+    module = DistillationModule(
+        make_student(),
+        teacher,
+        losses,
+        optimizer=optimizer,
+        channels_last=channels_last,
+    )
     return fit(module, datamodule, steps, precision, switch)
 
 
 def at_precision(matmul: str, workload: Callable[[], float]) -> float:
     """Run a workload under `--matmul_precision`."""
     torch.set_float32_matmul_precision(matmul)
+    # The setting holds for the whole process, so it must not reach the next workload.
     try:
         return workload()
     finally:
@@ -170,7 +181,8 @@ def plain(
     make_student: Callable[[], nn.Module], datamodule: pl.LightningDataModule, steps: int
 ) -> float:
     """Train the student alone through the Trainer; returns seconds per step."""
-    return fit(ClassifierModule(make_student(), optimizer=FUSED), datamodule, steps)
+    module = ClassifierModule(make_student(), optimizer=FUSED)
+    return fit(module, datamodule, steps)
 
 
 def epoch_seconds(datamodule: ImageDataModule, epochs: Iterable[int]) -> list[float]:
@@ -208,6 +220,7 @@ def by_hand(
     source = datamodule.source("train")
     images = source.images
     target = source.target
+    # The source holds bytes; its mean and deviation refer to pixel values in [0, 1].
     mean = 255 * source.mean[:, None, None]
     std = 255 * source.std[:, None, None]
     batch_size = datamodule.batch_size
@@ -217,12 +230,16 @@ def by_hand(
     order = source.rows[torch.randperm(len(source))]
 
     def rows_of(step: int) -> Tensor:
+        """The rows of a step's batch, int64 `(batch_size,)`."""
         return order[step * batch_size : (step + 1) * batch_size]
 
     def soft_targets(x: Tensor) -> Tensor:
+        """The teacher's log-probabilities at the temperature, `(B, K)`."""
         with torch.no_grad():
-            return torch.log_softmax(teacher(x) / TEMPERATURE, dim=-1)
+            logits = teacher(x)
+            return torch.log_softmax(logits / TEMPERATURE, dim=-1)
 
+    # The cache of a manual loop: soft targets in the order in which the steps use them.
     table: list[Tensor] = []
     for step in range(steps if cached else 0):
         x = (images[rows_of(step)].float() - mean) / std
@@ -235,10 +252,22 @@ def by_hand(
         # The teacher runs before the student: the other order costs new memory pages per step.
         soft = table[step] if cached else soft_targets(x)
         logits = student(x)
-        log_probs = torch.log_softmax(logits / TEMPERATURE, dim=-1)
-        kl = F.kl_div(log_probs, soft, reduction="batchmean", log_target=True)
-        loss = 0.1 * F.cross_entropy(logits, y) + 0.9 * TEMPERATURE**2 * kl
+        loss = _loss(logits, y, soft)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     return (time.perf_counter() - started) / steps
+
+
+def _loss(logits: Tensor, target: Tensor, soft: Tensor) -> Tensor:
+    """The loss of `distilled`, written by hand.
+
+    Args:
+        logits: the student's, `(B, K)`.
+        target: int64 `(B,)`.
+        soft: the teacher's log-probabilities at the temperature, `(B, K)`.
+    """
+    log_probs = torch.log_softmax(logits / TEMPERATURE, dim=-1)
+    kl = F.kl_div(log_probs, soft, reduction="batchmean", log_target=True)
+    cross_entropy = F.cross_entropy(logits, target)
+    return 0.1 * cross_entropy + 0.9 * TEMPERATURE**2 * kl

@@ -60,7 +60,8 @@ def ensemble(runs: Runs, output: Path, run: str) -> list[Row]:
         name = f"ensemble of {len(members)}, {mean} mean"
         wrong = scores.argmax(1) != target
         errors = float(wrong.sum())
-        accuracy = 1 - float(wrong.double().mean())
+        error_rate = float(wrong.double().mean())
+        accuracy = 1 - error_rate
         rows.append(Row(name, "test_errors", [errors]))
         rows.append(Row(name, "test_accuracy", [accuracy]))
     return rows

@@ -42,7 +42,9 @@ class Labels:
 
 def coordinates(name: str) -> dict[str, str]:
     """Read the grid's values from a run's name: `student hidden=[30, 30] temperature=2.0`."""
-    return dict(_KEY.findall(name))
+    # A value in brackets may contain spaces; every other value ends at the next space.
+    pairs = _KEY.findall(name)
+    return dict(pairs)
 
 
 def curves(
@@ -112,7 +114,9 @@ def _plot_curve(axes: Axes, curve: Curve) -> None:
         values = curve[point]
         means.append(float(np.mean(values)))
         # A single seed has no deviation.
-        deviation = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+        deviation = 0.0
+        if len(values) > 1:
+            deviation = float(np.std(values, ddof=1))
         deviations.append(deviation)
     axes.errorbar(points, means, yerr=deviations, fmt="o-", capsize=3)
     axes.set_xscale("log")

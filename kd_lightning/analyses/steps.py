@@ -9,9 +9,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -19,9 +19,14 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished, Row, Runs
+from kd_lightning.types import Batch
 
 WARM_UP = 5
 """Steps that are not measured: the first ones choose kernels and touch new memory pages."""
+
+
+Measurement = dict[str, float]
+"""Median "seconds" per step, and peak "bytes"."""
 
 
 def private_bytes() -> int:
@@ -65,7 +70,12 @@ class Meter(pl.Callback):
         self.peak = max(self.peak, private_bytes())
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Tensor | Mapping[str, Tensor] | None,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """Note when the step ended."""
         # A GPU computes asynchronously, so the step may still be running.
@@ -85,7 +95,7 @@ class Meter(pl.Callback):
         Path(self.path).write_text(json.dumps(measurement))
 
 
-def measure_run(run: Finished, steps: int) -> dict[str, float]:
+def measure_run(run: Finished, steps: int) -> Measurement:
     """Run the first steps of a run again.
 
     Args:
@@ -110,7 +120,7 @@ def measure_run(run: Finished, steps: int) -> dict[str, float]:
             # The last line of a traceback names the error.
             errors = process.stderr.strip().splitlines() or [""]
             raise UserError(f"{run.folder}: its steps cannot be run again: {errors[-1]}")
-        content: dict[str, float] = json.loads(measurement.read_text())
+        content: Measurement = json.loads(measurement.read_text())
         return content
 
 
@@ -157,7 +167,7 @@ def time_and_memory(
         Rows `step_time_relative_to_...` and `step_memory_relative_to_...` with one value per round.
     """
     order = list(dict.fromkeys([reference, *names]))
-    measurements: dict[str, list[dict[str, float]]] = {name: [] for name in order}
+    measurements: dict[str, list[Measurement]] = {name: [] for name in order}
     for _ in range(rounds):
         for name in order:
             first_seed = runs[name][0]
@@ -166,6 +176,7 @@ def time_and_memory(
     rows = []
     ending = f"relative_to_{reference.lower()}"
     for name in order:
+        # Ratios within a round cancel the machine's slow phases.
         for metric, key in (("step_time", "seconds"), ("step_memory", "bytes")):
             ratios = _ratios(measurements[name], measurements[reference], key)
             if ratios:
@@ -174,7 +185,7 @@ def time_and_memory(
 
 
 def _ratios(
-    measurements: list[dict[str, float]], references: list[dict[str, float]], key: str
+    measurements: list[Measurement], references: list[Measurement], key: str
 ) -> list[float]:
     """A run's measurements over those of the reference, round by round."""
     ratios = []

@@ -35,6 +35,7 @@ def tie_groups(
     rows = []
     group = 0
     reach = float("-inf")
+    # Sorted by the lower end, so that one pass finds the chains of overlapping ranges.
     for name in sorted(ranges, key=lambda name: ranges[name]):
         lowest, highest = ranges[name]
         # A gap to all earlier runs starts a new group.

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-import yaml
 from lightning.pytorch import LightningDataModule
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -30,11 +29,13 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import load_function
 from kd_lightning.experiments.planning import Job
+from kd_lightning.experiments.schema import YamlValue
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.trust import check_config
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
+from kd_lightning.yaml_files import read_yaml_file
 
 Stage = Literal["train", "validation", "test"]
 
@@ -76,10 +77,11 @@ class Finished:
 
         path = self.folder / "config.yaml"
         # Configs of earlier versions name classes that have moved since.
-        data = with_current_names(yaml.safe_load(path.read_text()))["data"]
+        data = with_current_names(read_yaml_file(path, str(path)))["data"]
         check_config(data, str(path))
         if self.root is not None:
             _innermost_arguments(data)["root"] = self.root
+        # Without this option, jsonargparse would end the process at the first error.
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--data", type=LightningDataModule)
         config = parser.parse_object({"data": data})
@@ -101,7 +103,9 @@ class Finished:
         """
         if stage == "test":
             return load_file(self.folder / "predictions-test.safetensors")
-        loader = (datamodule or self.datamodule()).loader(stage)
+        if datamodule is None:
+            datamodule = self.datamodule()
+        loader = datamodule.loader(stage)
         # The loader of the training samples shuffles and augments by default.
         loader.views = 0
         loader.shuffle = False
@@ -112,7 +116,8 @@ class Finished:
         indices = []
         with torch.inference_mode():
             for batch in loader:
-                logits.append(run_network(network, batch.inputs).logits)
+                output = run_network(network, batch.inputs)
+                logits.append(output.logits)
                 targets.append(batch.target)
                 indices.append(batch.index)
         return {
@@ -166,7 +171,7 @@ def finished(jobs: Mapping[str, Sequence[Job]]) -> Runs:
     return runs
 
 
-def analyse(label: str, described: Mapping[str, Any], runs: Runs, output: Path) -> list[Row]:
+def analyse(label: str, described: Mapping[str, YamlValue], runs: Runs, output: Path) -> list[Row]:
     """Run one analysis of an experiment.
 
     Args:
@@ -179,11 +184,12 @@ def analyse(label: str, described: Mapping[str, Any], runs: Runs, output: Path) 
         UserError: if the function does not exist or does not accept its options.
     """
     options = dict(described)
-    name = options.pop("function")
+    name = str(options.pop("function"))
     try:
         function: Analysis = load_function(name)
         # Wrong options are reported as the user's mistake; errors of the analysis itself are not.
-        inspect.signature(function).bind(runs, output, **options)
+        signature = inspect.signature(function)
+        signature.bind(runs, output, **options)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"the analysis {label!r}: {name}: {error}") from error
     return function(runs, output, **options)

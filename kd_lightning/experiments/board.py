@@ -47,16 +47,19 @@ class Board:
 
     def show(self, jobs: list[Job]) -> None:
         """Update the bars of running jobs."""
+        # Without a terminal, reading the files of all jobs would be wasted.
         if self._progress.disable:
             return
         for job in jobs:
             bar = self._bar(job)
             # Each epoch adds a row below the heading. The file appears after the first epoch.
             with contextlib.suppress(OSError):
-                lines = (job.folder / "metrics.csv").read_text().count("\n")
+                text = (job.folder / "metrics.csv").read_text()
+                lines = text.count("\n")
                 self._progress.update(bar, completed=lines - 1)
 
     def _bar(self, job: Job) -> TaskID:
+        """The bar of a job, added when the job is first seen running."""
         name = str(job.folder)
         if name not in self._bars:
             epochs = job.key.get("trainer.max_epochs")

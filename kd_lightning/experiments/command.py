@@ -11,9 +11,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
+from rich.markup import escape
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.spec import Experiment, RunSpec, load
+from kd_lightning.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     # These modules import torch, which a wrong argument need not wait for.
@@ -100,6 +102,9 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: for a wrong argument, and if a run fails.
     """
+    if _asks_about_experiment(argv):
+        print(help_text(argv[0]), end="")
+        return
     arguments, unknown = parser().parse_known_args(argv)
     arguments.set += setting_words(unknown)
     console = Console()
@@ -115,13 +120,38 @@ def main(argv: list[str]) -> None:
     reproduce(arguments, console)
 
 
+def _asks_about_experiment(argv: list[str]) -> bool:
+    """Whether the arguments are an experiment and --help."""
+    asks = "--help" in argv or "-h" in argv
+    return asks and not argv[0].startswith("-")
+
+
+def help_text(name: str) -> str:
+    """The text of `kd reproduce NAME --help`: the options, then the settings of the experiment.
+
+    Raises:
+        UserError: if there is no such experiment, or if its YAML is wrong.
+    """
+    experiment = load(name)
+    lines = [parser().format_help(), f"settings of {experiment.name}:"]
+    for setting, value in experiment.settings.items():
+        shown = "null" if value is None else value
+        lines.append(f"  --{setting} VALUE  default: {shown}")
+    if not experiment.settings:
+        lines.append("  none")
+    names = dict.fromkeys(run.name for run in experiment.runs)
+    lines.append(f"runs of {experiment.name}:")
+    lines += [f"  {run}" for run in names]
+    return "\n".join(lines) + "\n"
+
+
 def list_experiments(console: Console) -> None:
     """Print the name, the claim and the duration of every shipped experiment."""
     from kd_lightning.catalog import experiments
 
     for row in experiments():
         claim = row["claim"].strip()
-        text = f"[bold]{row['name']}[/bold] ({row['time']})\n  {claim}"
+        text = f"[bold]{escape(row['name'])}[/bold] ({escape(row['time'])})\n  {escape(claim)}"
         console.print(text, highlight=False)
 
 
@@ -196,7 +226,7 @@ def _train(
             f"the folder {options.output} cannot be written ({error.strerror}); "
             "choose another with --output"
         ) from error
-    title = f"[bold]{experiment.title}[/bold]: {len(jobs)} runs, {experiment.time}"
+    title = f"[bold]{escape(experiment.title)}[/bold]: {len(jobs)} runs, {escape(experiment.time)}"
     console.print(title, highlight=False)
 
     # A batch system ends a job by SIGTERM; the run then keeps its last checkpoint, as after Ctrl-C.
@@ -223,9 +253,9 @@ def _report(
     for table in tables(experiment.title, *results.cells(content), console.width):
         console.print(table)
     for comparison in content["comparisons"]:
-        console.print(comparison["sentence"], highlight=False)
+        console.print(comparison["sentence"], highlight=False, markup=False)
     if content["note"]:
-        console.print(content["note"], highlight=False)
+        console.print(content["note"], highlight=False, markup=False)
 
 
 def _note_accepted_runs(jobs: list[Job], content: Results) -> None:
@@ -279,14 +309,12 @@ def parse_settings(words: list[str]) -> dict[str, Any]:
     Raises:
         UserError: for a word that is not of this form.
     """
-    import yaml
-
     settings = {}
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or not name:
             raise UserError(f"kd reproduce: --set takes NAME=VALUE, got {word!r}")
-        settings[name] = yaml.safe_load(value)
+        settings[name] = read_yaml(value, f"kd reproduce: the value of --set {name}")
     return settings
 
 
@@ -300,7 +328,7 @@ def quick(experiment: Experiment) -> Experiment:
         raise UserError(
             f"{experiment.name} has no quick form; kd reproduce --list shows how long it takes"
         )
-    seeds = int(experiment.quick.get("seeds", 1))
+    seeds = experiment.quick.get("seeds", 1)
     return replace(
         experiment,
         name=f"{experiment.name}-quick",

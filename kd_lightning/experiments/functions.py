@@ -24,6 +24,7 @@ def resolve_function(name: str, folder: Path) -> str:
     Raises:
         UserError: if the file does not exist.
     """
+    # From the right: a path on Windows contains a colon of its own.
     file, colon, function = name.rpartition(":")
     if not colon:
         return name
@@ -80,6 +81,7 @@ def _load_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except BaseException:
+        # As Python's own import does: a second attempt must not find half a module.
         del sys.modules[name]
         raise
     return module

@@ -36,6 +36,7 @@ def parse_source(path: Path) -> ast.Module:
 
 
 def _is_constant(statement: ast.stmt) -> bool:
+    """Whether a statement is a constant that stands alone, such as a docstring."""
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
@@ -114,18 +115,29 @@ def defining_files(module: Path | None, name: str) -> set[Path]:
     for node in parse_source(package).body:
         if isinstance(node, ast.ImportFrom):
             origin = imported_module(node, package)
-            names = [alias.name for alias in node.names if name == (alias.asname or alias.name)]
+
+            original = _original_name(node, name)
             # `from . import name` names a submodule, which is looked up below.
-            if names and origin != module:
-                return defining_files(origin, names[0])
+            if original is not None and origin != module:
+                return defining_files(origin, original)
     submodule = _source_files(module / name)
     if submodule:
         return submodule
     if name in _assigned_names(package):
         return {package}
+    # The name may come from `from .a import *` or a module's `__getattr__`: import and look.
     loaded = _file_of_loaded(_dotted_name(module), name)
     # If nobody can say where the name comes from, all imports of the package count.
     return {package if loaded is None else loaded}
+
+
+def _original_name(node: ast.ImportFrom, name: str) -> str | None:
+    """What a name is called where it is imported from; None if the statement does not import it."""
+    for alias in node.names:
+        # `from .a import x as name` renames x.
+        if name == (alias.asname or alias.name):
+            return alias.name
+    return None
 
 
 def _source_files(module: Path | None) -> set[Path]:
@@ -137,6 +149,7 @@ def _source_files(module: Path | None) -> set[Path]:
 
 
 def _dotted_name(module: Path) -> str:
+    """The name under which a package, given its location, is imported."""
     root = _package_root(module / "__init__.py")
     return ".".join(module.relative_to(root).parts)
 
@@ -147,6 +160,7 @@ def _assigned_names(path: Path) -> Iterator[str]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             yield node.name
         elif isinstance(node, ast.Assign | ast.AnnAssign):
+            # `a = b = 1` has two targets, `a: int = 1` has one.
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:
                 if isinstance(target, ast.Name):
@@ -159,7 +173,8 @@ def find_module(name: str) -> Path | None:
     Returns None for the standard library and for installed packages.
     """
     parts = name.split(".")
-    folders = [PACKAGE.parent] if parts[0] == PACKAGE.name else user_folders()
+    is_own = parts[0] == PACKAGE.name
+    folders = [PACKAGE.parent] if is_own else user_folders()
     modules = [folder.joinpath(*parts) for folder in folders]
     for module in modules:
         if _source_files(module):
@@ -178,6 +193,7 @@ def user_folders() -> list[Path]:
 
 @cache
 def _resolved(folder: str) -> Path:
+    """The absolute path of an entry of `sys.path`; cached, because the disk is slow."""
     return Path(folder).resolve()
 
 
@@ -186,7 +202,9 @@ def _is_installed(path: Path) -> bool:
     """Whether a path belongs to the standard library or to an installed package."""
     if path.is_relative_to(PACKAGE):
         return False
-    if path.is_relative_to(Path(sysconfig.get_path("stdlib")).resolve()) or path.suffix == ".zip":
+    standard_library = Path(sysconfig.get_path("stdlib")).resolve()
+    # Python may keep its standard library in a zip file.
+    if path.is_relative_to(standard_library) or path.suffix == ".zip":
         return True
     return not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
 
@@ -200,7 +218,10 @@ def class_file(class_path: str) -> Path | None:
 def _file_of_loaded(module_name: str, name: str) -> Path | None:
     """Import a module and return the source file that defines one of its names."""
     module = import_module(module_name)
-    defined_in = getattr(getattr(module, name, None), "__module__", module_name)
+    # A class or function records where it is defined, which may differ from where it is imported.
+    value = getattr(module, name, None)
+    defined_in = getattr(value, "__module__", module_name)
+    # Built-in modules have no file.
     file = getattr(sys.modules.get(defined_in), "__file__", None)
     path = Path(file or "").resolve()
     if path.suffix != ".py" or _is_installed(path):

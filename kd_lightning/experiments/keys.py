@@ -26,6 +26,7 @@ from kd_lightning.experiments.imports import (
     label,
     reached_files,
 )
+from kd_lightning.experiments.schema import YamlValue
 from kd_lightning.runs.parsing import parse_config
 from kd_lightning.trust import is_allowed
 from kd_lightning.weights import KEY, read_file, sha256_of
@@ -84,10 +85,11 @@ def is_relevant(name: str) -> bool:
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield `("a.b.c", value)` for every leaf of a nested config."""
+    # An empty mapping and a list of plain values are leaves: both are values of a setting.
     if isinstance(config, Mapping) and config:
         for name, value in config.items():
             yield from flat(value, f"{prefix}{name}.")
-    elif isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
+    elif isinstance(config, list) and _holds_mapping(config):
         for position, item in enumerate(config):
             yield from flat(item, f"{prefix}{position}.")
     else:
@@ -106,18 +108,25 @@ def run_key(argv: list[str], caches: bool = False) -> dict[str, Any]:
 
 def config_key(config: Mapping[str, Any], caches: bool = False) -> dict[str, Any]:
     """Return the key of a resolved config; see `run_key`."""
+    settings: dict[str, YamlValue] = {}
     leaves = dict(flat(config))
-    settings = {n: v for n, v in leaves.items() if is_relevant(n) and v is not None}
-    key = {name: _by_content(name, value) for name, value in settings.items()}
+    for name, value in leaves.items():
+        # A setting that is None has no effect, so that a new option does not retrain old runs.
+        if is_relevant(name) and value is not None:
+            settings[name] = value
+    key: dict[str, Any] = {}
+    for name, value in settings.items():
+        key[name] = _by_content(name, value)
     # Which weights are tested: the last ones, or the best ones on the validation data.
     key["run.test"] = config["run"]["test"]
     key.update(code_key(settings, caches))
     key["data checksum"] = data_checksum(config["data"])
+    # Sums over several threads round in another order.
     key["threads"] = torch.get_num_threads()
     return key
 
 
-def code_key(settings: Mapping[str, Any], caches: bool = False) -> dict[str, str]:
+def code_key(settings: Mapping[str, YamlValue], caches: bool = False) -> dict[str, str]:
     """Return the versions of all code that decides the result of a run.
 
     Args:
@@ -136,14 +145,16 @@ def code_key(settings: Mapping[str, Any], caches: bool = False) -> dict[str, str
         if path is not None:
             start.append(path)
         else:
-            versions.update(_installed_version(class_path.partition(".")[0]))
+            package = class_path.partition(".")[0]
+            versions.update(_installed_version(package))
 
     # Without the local part, such as "+cu126": builds of one version for a CPU and for a GPU
     # compute alike on the same device.
     versions["version.torch"] = _public(torch.__version__)
 
     files: dict[str, list[str]] = {}
-    for path in reached_files(start, [PACKAGE / name for name in _REPORTING]):
+    ignored = [PACKAGE / name for name in _REPORTING]
+    for path in reached_files(start, ignored):
         files.setdefault(label(path), []).append(code_version(path))
     # Two packages of the user may hold files of the same name, so a label may have two versions.
     for name, file_versions in files.items():
@@ -156,7 +167,7 @@ def is_code(name: str) -> bool:
     return name.startswith(_CODE_PREFIXES)
 
 
-def _class_paths(settings: Mapping[str, Any]) -> set[str]:
+def _class_paths(settings: Mapping[str, YamlValue]) -> set[str]:
     """Return the classes that a flat config names, also those in checkpoints that it names."""
     class_paths = set()
     for name, value in settings.items():
@@ -165,7 +176,8 @@ def _class_paths(settings: Mapping[str, Any]) -> set[str]:
         elif isinstance(value, str) and value.endswith(".ckpt"):
             path = Path(value).expanduser()
             if path.is_file():
-                class_paths.update(_checkpoint_classes(path, path.stat().st_mtime_ns))
+                modified = path.stat().st_mtime_ns
+                class_paths.update(_checkpoint_classes(path, modified))
     return class_paths
 
 
@@ -180,9 +192,11 @@ def _checkpoint_classes(path: Path, modified: int) -> frozenset[str]:
     except UserError:
         # The run itself reports what is wrong with the file.
         return frozenset()
+    # A checkpoint of another program has no such entry, and then names no classes.
     network = content.get("network") if isinstance(content, Mapping) else None
+    class_paths = _class_paths(dict(flat(network)))
     # Finding the source of a class imports its module. The run refuses a class not trusted.
-    return frozenset(name for name in _class_paths(dict(flat(network))) if is_allowed(name))
+    return frozenset(name for name in class_paths if is_allowed(name))
 
 
 def _installed_version(package: str) -> dict[str, str]:
@@ -194,10 +208,11 @@ def _installed_version(package: str) -> dict[str, str]:
 
 
 def _public(package_version: str) -> str:
+    """A version without its local part, which follows a plus sign."""
     return package_version.partition("+")[0]
 
 
-def _by_content(name: str, value: Any) -> Any:
+def _by_content(name: str, value: YamlValue) -> YamlValue:
     """Replace the path of a file or of a pretrained model's folder with a hash of its content.
 
     The content decides the result, the location does not. Arguments of the data itself stay as
@@ -210,23 +225,30 @@ def _by_content(name: str, value: Any) -> Any:
     path = Path(value).expanduser()
     if path.is_file():
         return f"sha256:{_file_sha256(path)}"
+    # Folders of the transformers library contain this file.
     if (path / "config.json").is_file():
         return f"sha256:{_folder_sha256(path)}"
     return value
 
 
 def _folder_sha256(folder: Path) -> str:
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
-    sums = [f"{path.name} {_file_sha256(path)}" for path in files]
-    return hashlib.sha256(" ".join(sums).encode()).hexdigest()
+    """A checksum over the names and contents of a folder's files."""
+    sums = []
+    for path in sorted(folder.iterdir()):
+        if path.is_file():
+            sums.append(f"{path.name} {_file_sha256(path)}")
+    text = " ".join(sums)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _file_sha256(path: Path) -> str:
+    """A checksum of a file, computed again if the file was modified."""
     return _cached_sha256(path, path.stat().st_mtime_ns)
 
 
 @cache
 def _cached_sha256(path: Path, modified: int) -> str:
+    """The checksum of a file; `modified` only distinguishes entries of the cache."""
     return sha256_of(path)
 
 
@@ -243,45 +265,67 @@ def data_checksum(config: Mapping[str, Any]) -> str:
         return data_checksum(inner)
     # Arguments that the class passes on to a base class do not choose samples, nor do nested
     # objects such as augmentations.
-    parameters = inspect.signature(_load_class(config["class_path"])).parameters
-    names = [name for name in parameters if _is_plain(init_args.get(name))]
-    arguments = {name: init_args[name] for name in names}
-    return _data_checksum(config["class_path"], json.dumps(arguments, sort_keys=True))
+    class_path = config["class_path"]
+    arguments = {}
+    for name in inspect.signature(_load_class(class_path)).parameters:
+        if _is_plain(init_args.get(name)):
+            arguments[name] = init_args[name]
+    # As text, because a dictionary cannot be the key of the cache.
+    return _data_checksum(class_path, json.dumps(arguments, sort_keys=True))
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: YamlValue) -> bool:
     """Return whether an argument is given and holds no nested object."""
-    items = value if isinstance(value, list) else [value]
-    return value is not None and not any(isinstance(item, Mapping) for item in items)
+    if value is None:
+        return False
+    items: list[YamlValue] = [*value] if isinstance(value, list) else [value]
+    return not _holds_mapping(items)
+
+
+def _holds_mapping(items: list[YamlValue]) -> bool:
+    """Whether one of the items is a nested object."""
+    return any(isinstance(item, Mapping) for item in items)
 
 
 @cache
 def _data_checksum(class_path: str, arguments: str) -> str:
-    datamodule = _load_class(class_path)(**json.loads(arguments))
+    """The checksum of the samples that a datamodule with these arguments, as JSON, serves."""
+    data_class = _load_class(class_path)
+    datamodule = data_class(**json.loads(arguments))
     samples = json.dumps(datamodule.fingerprint()["samples"], sort_keys=True)
     return hashlib.sha256(samples.encode()).hexdigest()[:16]
 
 
 def _load_class(class_path: str) -> Any:
+    """Import a class by its dotted path."""
     module, _, name = class_path.rpartition(".")
     return getattr(import_module(module), name)
 
 
 def address(key: Key) -> str:
     """Return 16 hexadecimal digits that stand for a key, whatever the order of its entries."""
+    # Values that JSON does not know, such as paths, count by their text.
     text = json.dumps(key, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def changed_names(old: Key, new: Key) -> list[str]:
     """Return the names of the entries that differ between two keys, settings before code."""
-    names = sorted({*old, *new}, key=lambda name: (is_code(name), name))
-    return [name for name in names if old.get(name) != new.get(name)]
+    all_names = {*old, *new}
+    changed = [name for name in all_names if old.get(name) != new.get(name)]
+    # False sorts before True.
+    return sorted(changed, key=lambda name: (is_code(name), name))
 
 
 def difference(old: Key, new: Key) -> str:
     """Describe the first three entries that differ, and count the others."""
     changed = changed_names(old, new)
-    shown = [f"{n} ({old.get(n, 'unset')} -> {new.get(n, 'unset')})" for n in changed[:3]]
-    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return ", ".join(shown) + more
+    shown = []
+    for name in changed[:3]:
+        before = old.get(name, "unset")
+        after = new.get(name, "unset")
+        shown.append(f"{name} ({before} -> {after})")
+    text = ", ".join(shown)
+    if len(changed) > 3:
+        text += f" and {len(changed) - 3} more"
+    return text

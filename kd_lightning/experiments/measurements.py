@@ -155,6 +155,7 @@ def values_over_shared_seeds(
 
 
 def _mean(results: Sequence[SeedResult], metric: str) -> float:
+    """The mean of a metric over results that share a seed."""
     return statistics.fmean(result.metrics[metric] for result in results)
 
 
@@ -198,6 +199,7 @@ def _add_bootstrap(comparison: Comparison, a: SeedGroup, b: SeedGroup) -> None:
     shared_seeds = sorted(results_a.keys() & results_b.keys())
     counts_a = _counts_of_examples(results_a, shared_seeds)
     counts_b = _counts_of_examples(results_b, shared_seeds)
+    # A run that was tested by another program, or on other data, cannot be compared per example.
     if counts_a is None or counts_b is None:
         return
     # Both groups must have been tested on equally many examples.
@@ -239,7 +241,8 @@ def _counts_of_run(folder: RunFolder | None) -> NDArray[np.float64] | None:
             counts: NDArray[np.float64] = np.nan_to_num(stored["count"])
             return counts
         # A run of version 0.1: classification, with one label per example.
-        wrong: NDArray[np.bool_] = stored["logits"].argmax(-1) != stored["target"]
+        predicted = stored["logits"].argmax(-1)
+        wrong: NDArray[np.bool_] = predicted != stored["target"]
     except (OSError, KeyError, SafetensorError):
         return None
     return wrong.astype(np.float64)

@@ -12,9 +12,10 @@ import yaml
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.keys import address, run_key
-from kd_lightning.experiments.schema import YamlValue
+from kd_lightning.experiments.schema import MAX_JOBS
 from kd_lightning.experiments.spec import Experiment, RunSpec
 from kd_lightning.experiments.store import FinishedRuns, is_finished, read_record
+from kd_lightning.yaml_files import YamlValue
 
 
 @dataclass
@@ -141,12 +142,20 @@ class _Planner:
             self._finished_runs = FinishedRuns(options.store, options.output)
 
     def plan(self) -> list[Job]:
-        for run in chosen(self.experiment, self.options.only):
+        runs = chosen(self.experiment, self.options.only)
+        # Before a job is made, because seeds can stand for any number of them.
+        count = sum(len(self._seeds(run)) for run in runs)
+        if count > MAX_JOBS:
+            raise UserError(
+                f"{self.experiment.name} would have {count:,} jobs (runs times seeds); at most "
+                f"{MAX_JOBS:,} are planned"
+            )
+        for run in runs:
             for seed in self._seeds(run):
                 self._job(run, seed, above=())
         return list(self._jobs.values())
 
-    def _seeds(self, run: RunSpec) -> Iterable[int]:
+    def _seeds(self, run: RunSpec) -> Sequence[int]:
         if run.seeds is not None:
             return run.seeds
         return range(self.options.seeds)
@@ -312,7 +321,8 @@ def _is_named(run: RunSpec, name: str) -> bool:
 def _with_inner_root(overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Return the overrides with `data.root` moved to the inner data if the data wraps other data."""
     data = overrides.get("data")
-    if not isinstance(data, dict) or not data.get("init_args", {}).get("data"):
+    arguments = data.get("init_args") if isinstance(data, dict) else None
+    if not isinstance(arguments, dict) or not arguments.get("data"):
         return dict(overrides)
     moved = {}
     for name, value in overrides.items():

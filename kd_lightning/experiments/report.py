@@ -82,12 +82,14 @@ def table_cells(rows: Sequence[ResultRow]) -> Cells:
         line = [run, str(first["n"]) if first else ""]
         for metric in metrics:
             cell = by_cell.get((run, metric))
+            # A run may lack a metric that others have.
             line.append(_format_mean(cell) if cell else "")
             if metric in metrics_with_paper:
                 line.append(_format_paper(cell) if cell else "")
         lines.append(line)
 
     is_wide = len(headings) > _MAX_COLUMNS
+    # Many runs would make the transposed table as wide as the original.
     if is_wide and len(lines) <= _MAX_TRANSPOSED_RUNS:
         transposed = [list(column) for column in zip(headings, *lines, strict=True)]
         return Cells(transposed[0], transposed[1:])
@@ -115,6 +117,7 @@ def _format_mean(row: ResultRow) -> str:
 
 
 def _format_spread(mean: float, std: float | None, scale: int, digits: int) -> str:
+    """Mean ± standard deviation, which is multiplied by `scale`; the mean already is."""
     text = f"{mean:.{digits}f}"
     if std is None:
         return text
@@ -122,6 +125,7 @@ def _format_spread(mean: float, std: float | None, scale: int, digits: int) -> s
 
 
 def _format_paper(row: ResultRow) -> str:
+    """The paper's number as the paper prints it; empty if there is none."""
     paper = row["paper"]
     if paper is None:
         return ""

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from kd_lightning.experiments.board import Board
 from kd_lightning.experiments.execution import Launch, execute
@@ -96,7 +97,7 @@ class Runner:
         if clock.unfinished:
             left = f"; about {_duration(clock.seconds_left())} left"
         # The backslash keeps rich from reading the brackets as markup.
-        name = f"\\[{count}] {job.run}, seed {job.seed}"
+        name = f"\\[{count}] {escape(job.run)}, seed {job.seed}"
         self._print(f"{name}: {result}{seconds:.1f} s{left}")
         self._history[job.name] = {"address": job.folder.name, "key": job.key}
         write_json(self._history_path, self._history)
@@ -127,7 +128,7 @@ class Runner:
             changed = changed_names(earlier_key, job.key)
             if all(map(is_code, changed)):
                 reason += "; --keep-finished keeps finished runs of other code"
-            self._print(f"{job.run} is run again: {reason}")
+            self._print(escape(f"{job.run} is run again: {reason}"))
 
     def _print(self, text: str) -> None:
         self.console.print(text, highlight=False)

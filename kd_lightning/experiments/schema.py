@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from kd_lightning.errors import UserError
+from kd_lightning.runs.ranges import MAX_VIEWS
+from kd_lightning.yaml_files import YamlValue
 
-YamlValue = bool | int | float | str | list["YamlValue"] | dict[str, "YamlValue"] | None
-"""What a YAML file may hold."""
+MAX_SEEDS = 1000
+"""The most seeds of one run."""
+
+MAX_JOBS = 10_000
+"""The most jobs (runs times seeds) of an experiment."""
+
+_FUNCTION = re.compile(r"(?:[^:\x00-\x1f]+\.py:\w+|\w+(?:\.\w+)+)")
+"""A dotted path, or a function of a file."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,10 @@ def check_keys(where: str, content: YamlValue, schema: Mapping[str, Check]) -> N
         UserError: for the first key or value that is wrong.
     """
     if not isinstance(content, dict):
-        raise UserError(f"{where} must be keys with values, got {content!r}")
+        raise UserError(f"{where} must be keys with values, got {_shown(content)}")
+    for name in content:
+        if not isinstance(name, str):
+            raise UserError(f"{where}: the key {_shown(name)} must be text")
     unknown = sorted(set(content) - set(schema))
     if unknown:
         valid = ", ".join(sorted(schema))
@@ -44,11 +58,41 @@ def check_keys(where: str, content: YamlValue, schema: Mapping[str, Check]) -> N
     for name, value in content.items():
         check = schema[name]
         if value is not None and not check.accepts(value):
-            raise UserError(f"{where}: {name} must be {check.kind}, got {value!r}")
+            raise UserError(f"{where}: {name} must be {check.kind}, got {_shown(value)}")
+
+
+def check_run_names(where: str, names: Iterable[YamlValue]) -> None:
+    """Check that runs have names that can be referred to and printed.
+
+    Raises:
+        UserError: for the first name that is no text, is empty, or holds `@` or a control
+            character.
+    """
+    for name in names:
+        if not _is_line(name) or not str(name).strip():
+            raise UserError(f"{where}: the run name {_shown(name)} must be a line of text")
+        if "@" in str(name):
+            raise UserError(
+                f"{where}: the run name {name!r} must not hold @, which precedes a seed in needs"
+            )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def _is_text(value: YamlValue) -> bool:
     return isinstance(value, str)
+
+
+def _is_line(value: YamlValue) -> bool:
+    return isinstance(value, str) and value.isprintable()
+
+
+def _is_paragraph(value: YamlValue) -> bool:
+    # Line ends are white space, but terminal escapes are not.
+    return isinstance(value, str) and "".join(value.split()).isprintable()
 
 
 def _is_flag(value: YamlValue) -> bool:
@@ -56,14 +100,21 @@ def _is_flag(value: YamlValue) -> bool:
 
 
 def _is_mapping(value: YamlValue) -> bool:
-    return isinstance(value, dict)
+    return isinstance(value, dict) and _are_all(value, str)
 
 
-def _is_count(value: YamlValue) -> bool:
-    # In Python, true and false are whole numbers.
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, int) and value >= 1
+def _is_number(value: YamlValue) -> bool:
+    # In Python, true and false are numbers.
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(cast(float, value))
+
+
+def _is_whole(value: YamlValue, low: int, high: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_seed_count(value: YamlValue) -> bool:
+    return _is_whole(value, 1, MAX_SEEDS)
 
 
 def _is_list_of(value: YamlValue, kind: type) -> bool:
@@ -74,8 +125,14 @@ def _is_texts(value: YamlValue) -> bool:
     return _is_list_of(value, str)
 
 
+def _is_filled_texts(value: YamlValue) -> bool:
+    return _is_texts(value) and bool(value)
+
+
 def _is_seeds(value: YamlValue) -> bool:
-    return _is_list_of(value, int)
+    if not isinstance(value, list) or not 1 <= len(value) <= MAX_SEEDS:
+        return False
+    return all(_is_whole(seed, 0, 2**32 - 1) for seed in value)
 
 
 def _is_mapping_of(value: YamlValue, kind: type) -> bool:
@@ -90,27 +147,53 @@ def _is_mapping_of_texts(value: YamlValue) -> bool:
     return _is_mapping_of(value, str)
 
 
-def _is_mapping_of_lists(value: YamlValue) -> bool:
-    return _is_mapping_of(value, list)
+def _is_grid(value: YamlValue) -> bool:
+    if not _is_mapping_of(value, list) or not _is_mapping(value):
+        return False
+    # Without a value, there would be no run.
+    return all(cast(Mapping[str, YamlValue], value).values())
 
 
-def _is_mapping_of_mappings(value: YamlValue) -> bool:
-    return _is_mapping_of(value, dict)
-
-
-def _is_needs(value: YamlValue) -> bool:
+def _is_paper(value: YamlValue) -> bool:
     if not isinstance(value, dict):
         return False
-    for needed in value.values():
-        # A setting may need one run or several.
-        is_valid = _is_text(needed) or _is_texts(needed)
-        if not is_valid:
+    for metrics in value.values():
+        if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
             return False
     return True
 
 
+def _is_needs(value: YamlValue) -> bool:
+    if not isinstance(value, dict) or not _is_mapping(value):
+        return False
+    for needed in value.values():
+        # A setting may need one run or several.
+        names = needed if isinstance(needed, list) else [needed]
+        if not names or not all(map(_is_reference, names)):
+            return False
+    return True
+
+
+def _is_reference(value: YamlValue) -> bool:
+    """Whether a value is NAME, NAME@SEED or NAME@*."""
+    if not isinstance(value, str):
+        return False
+    _, at, seed = value.partition("@")
+    return not at or seed == "*" or (seed.isascii() and seed.isdigit() and len(seed) < 10)
+
+
 def _is_cache(value: YamlValue) -> bool:
-    return isinstance(value, dict) and set(value) <= {"views", "top_k", "dtype"}
+    if not isinstance(value, dict) or not set(value) <= {"views", "top_k", "dtype"}:
+        return False
+    has_views = _is_whole(value.get("views", 1), 1, MAX_VIEWS)
+    has_top_k = _is_whole(value.get("top_k", 1), 1, 10**9)
+    return has_views and has_top_k and value.get("dtype", "fp32") in ("fp32", "fp16")
+
+
+def _is_quick(value: YamlValue) -> bool:
+    if not isinstance(value, dict) or not set(value) <= {"seeds", "overrides"}:
+        return False
+    return _is_seed_count(value.get("seeds", 1)) and _is_mapping(value.get("overrides", {}))
 
 
 def _is_pairs(value: YamlValue) -> bool:
@@ -128,6 +211,10 @@ def _is_equivalences(value: YamlValue) -> bool:
     for pair in value:
         if not isinstance(pair, dict) or set(pair) != {"a", "b", "margin"}:
             return False
+        has_names = _is_text(pair["a"]) and _is_text(pair["b"])
+        margin = pair["margin"]
+        if not has_names or not _is_number(margin) or cast(float, margin) <= 0:
+            return False
     return True
 
 
@@ -135,45 +222,55 @@ def _is_analyses(value: YamlValue) -> bool:
     if not isinstance(value, dict):
         return False
     for analysis in value.values():
-        if not isinstance(analysis, dict) or not _is_text(analysis.get("function")):
+        if not isinstance(analysis, dict) or not _is_mapping(analysis):
+            return False
+        function = analysis.get("function")
+        if not isinstance(function, str) or _FUNCTION.fullmatch(function) is None:
             return False
     return True
 
 
-_TEXT = Check(_is_text, "a text")
+_TEXT = Check(_is_paragraph, "a text without control characters")
+_LINE = Check(_is_line, "one line of text")
 _TEXTS = Check(_is_texts, "a list of texts")
-_KEYS = Check(_is_mapping, "keys with values")
+_KEYS = Check(_is_mapping, "keys (texts) with values")
 _FLAG = Check(_is_flag, "true or false")
 
 RUN = {
-    "cache": Check(_is_cache, "views, top_k and dtype"),
+    "cache": Check(
+        _is_cache, f"views (1 to {MAX_VIEWS:,}), top_k (at least 1) and dtype (fp32 or fp16)"
+    ),
     "configs": _TEXTS,
-    "grid": Check(_is_mapping_of_lists, "config keys with lists of values"),
+    "grid": Check(_is_grid, "config keys with lists of one or more values"),
     "may_fail": _FLAG,
-    "needs": Check(_is_needs, "config keys with names of runs"),
+    "needs": Check(_is_needs, "config keys with names of runs (NAME, NAME@SEED or NAME@*)"),
     "overrides": _KEYS,
-    "seeds": Check(_is_seeds, "a list of whole numbers"),
+    "seeds": Check(_is_seeds, f"a list of 1 to {MAX_SEEDS:,} whole numbers, from 0 to 2^32 - 1"),
 }
 """The keys of a run, with the fields of `RunSpec`."""
 
 EXPERIMENT = {
-    "alike": Check(_is_equivalences, "a list of pairs with a, b and margin"),
-    "analyses": Check(_is_analyses, "labels with a function and its options"),
+    "alike": Check(
+        _is_equivalences, "a list of pairs with the names a and b, and a margin above 0"
+    ),
+    "analyses": Check(
+        _is_analyses, "labels with a function (module.name or file.py:name) and its options"
+    ),
     "claim": _TEXT,
     "compare": Check(_is_pairs, "a list of pairs of runs"),
-    "compare_metric": _TEXT,
+    "compare_metric": _LINE,
     "configs": _TEXTS,
     "costs": _FLAG,
     "instead": Check(_is_mapping_of_texts, "settings with names of experiments"),
-    "metrics": _TEXTS,
+    "metrics": Check(_is_filled_texts, "a list of one or more names of metrics"),
     "note": _TEXT,
     "overrides": _KEYS,
-    "paper": Check(_is_mapping_of_mappings, "runs with metrics with numbers"),
-    "quick": _KEYS,
-    "runs": _KEYS,
-    "seeds": Check(_is_count, "a number of at least 1"),
+    "paper": Check(_is_paper, "runs with metrics with numbers"),
+    "quick": Check(_is_quick, "seeds (a whole number of at least 1) and overrides"),
+    "runs": Check(lambda value: isinstance(value, dict), "names of runs with their keys"),
+    "seeds": Check(_is_seed_count, f"a whole number from 1 to {MAX_SEEDS:,}"),
     "settings": _KEYS,
-    "time": _TEXT,
-    "title": _TEXT,
+    "time": _LINE,
+    "title": _LINE,
 }
 """The keys of an experiment, with the fields of `Experiment`."""

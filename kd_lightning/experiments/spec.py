@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import resolve_function
-from kd_lightning.experiments.schema import EXPERIMENT, RUN, YamlValue, check_keys
+from kd_lightning.experiments.schema import (
+    EXPERIMENT,
+    MAX_JOBS,
+    RUN,
+    check_keys,
+    check_run_names,
+)
 from kd_lightning.paths import shipped_root
 from kd_lightning.runs.configs import with_current_names
+from kd_lightning.runs.ranges import MAX_NAME_BYTES
+from kd_lightning.yaml_files import YamlValue, read_yaml_file
 
 PAPER_METRICS = ("test_errors", "test_accuracy")
 
@@ -56,6 +64,11 @@ class RunSpec:
                 name, _, _ = reference.partition("@")
                 names.append(name)
         return names
+
+    @property
+    def combinations(self) -> int:
+        """The number of runs that `expanded` returns."""
+        return math.prod(len(values) for values in self.grid.values())
 
     def expanded(self) -> list[RunSpec]:
         """Return one run per combination of the grid's values, with the values in its name."""
@@ -131,28 +144,52 @@ def find(name: str) -> Path:
     """Return the path of an experiment's YAML, given its name or its path.
 
     Raises:
-        UserError: if there is no such experiment.
+        UserError: if there is no such experiment; the message names similar ones.
     """
-    for path in (Path(name), _experiments() / f"{name}.yaml"):
-        if path.is_file():
-            return path.absolute()
-    raise UserError(f"there is no experiment {name!r}; kd reproduce --list names them")
+    try:
+        for path in (Path(name), _experiments() / f"{name}.yaml"):
+            if path.is_file():
+                return path.absolute()
+    except OSError as error:
+        # For example a name that is too long.
+        raise UserError(f"there is no experiment {name[:100]!r}: {error.strerror}") from None
+    names = shipped_names()
+    matches = difflib.get_close_matches(name, names, n=3)
+    # `mnist` stands for hinton2015/mnist, and `hinton2015` for all of its experiments.
+    matches += [other for other in names if name and name in other.split("/")]
+    hint = ""
+    if matches:
+        hint = f"did you mean {' or '.join(list(dict.fromkeys(matches))[:3])}? "
+    raise UserError(f"there is no experiment {name!r}; {hint}kd reproduce --list names all")
+
+
+def shipped_names() -> list[str]:
+    """The names of the YAML files below experiments/."""
+    root = _experiments()
+    paths = sorted(root.rglob("*.yaml"))
+    return [path.relative_to(root).with_suffix("").as_posix() for path in paths]
 
 
 def _experiments() -> Path:
     return shipped_root() / "experiments"
 
 
-def load(name: str, changes: Mapping[str, YamlValue] | None = None) -> Experiment:
+def load(
+    name: str, changes: Mapping[str, YamlValue] | None = None, above: tuple[str, ...] = ()
+) -> Experiment:
     """Read and check an experiment.
 
     Args:
         name: the experiment's name, or the path of a YAML.
         changes: settings that differ from the YAML's; they become part of the experiment's name.
+        above: the experiments that this one replaces.
 
     Raises:
         UserError: if there is no such experiment, or if its YAML is wrong.
     """
+    if name in above:
+        circle = " -> ".join([*above, name])
+        raise UserError(f"the experiments replace each other in a circle (instead): {circle}")
     path = find(name)
     content = _read(path)
     changes = changes or {}
@@ -162,12 +199,14 @@ def load(name: str, changes: Mapping[str, YamlValue] | None = None) -> Experimen
     for setting, other in instead.items():
         is_changed = changes.get(setting) not in (None, defaults.get(setting))
         if is_changed:
-            return load(other, changes)
+            return load(other, changes, (*above, name))
 
     unknown = sorted(set(changes) - set(defaults))
     if unknown:
         valid = ", ".join(defaults) or "none"
-        raise UserError(f"{name} has no setting --{unknown[0]}; it has {valid}")
+        close = difflib.get_close_matches(unknown[0], defaults, n=1)
+        hint = f"; did you mean --{close[0]}?" if close else ""
+        raise UserError(f"{name} has no setting --{unknown[0]}; it has {valid}{hint}")
     # A setting that is given its default value does not change the experiment's name.
     changed = {}
     for setting, value in changes.items():
@@ -176,9 +215,13 @@ def load(name: str, changes: Mapping[str, YamlValue] | None = None) -> Experimen
     settings = {**defaults, **changed}
     content = _filled(content, settings)
     content["settings"] = settings
+    # Now that the settings are filled in, all values have their final types.
+    check_keys(str(path), content, EXPERIMENT)
+    # A key without a value is null in YAML, and means the default.
+    content = {key: value for key, value in content.items() if value is not None}
 
     runs = _runs(path, content.pop("runs"))
-    analyses = content.get("analyses") or {}
+    analyses = content.get("analyses", {})
     for analysis in analyses.values():
         # Afterwards the experiment no longer depends on the folder of its YAML.
         analysis["function"] = resolve_function(analysis["function"], path.parent)
@@ -192,13 +235,14 @@ def load(name: str, changes: Mapping[str, YamlValue] | None = None) -> Experimen
 
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of an experiment's YAML with its top level checked."""
-    try:
-        content = with_current_names(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the experiment {path} is not YAML: {error}") from error
+    content = with_current_names(read_yaml_file(path, f"the experiment {path}"))
     if not isinstance(content, dict) or not isinstance(content.get("runs"), dict):
         raise UserError(f"the experiment {path} names no runs")
-    check_keys(str(path), content, EXPERIMENT)
+    if not content["runs"]:
+        raise UserError(f"the experiment {path} names no runs")
+    # Other values may still be placeholders.
+    early = ("settings", "instead")
+    check_keys(str(path), {key: content[key] for key in early if key in content}, EXPERIMENT)
     return content
 
 
@@ -225,14 +269,24 @@ def _filled(value: Any, settings: Mapping[str, YamlValue]) -> Any:
 
 def _runs(path: Path, content: Mapping[str, Any]) -> list[RunSpec]:
     """Return the runs of a YAML, one per combination of each grid."""
-    fields_of_run = {}
+    check_run_names(str(path), content)
+    grids = []
     for name, fields in content.items():
         # A run without any fields is null in YAML.
-        fields_of_run[name] = {} if fields is None else fields
-        check_keys(f"{path}: runs.{name}", fields_of_run[name], RUN)
+        values = {} if fields is None else fields
+        check_keys(f"{path}: runs.{name}", values, RUN)
+        given = {key: value for key, value in values.items() if value is not None}
+        grids.append(RunSpec(name=name, **given))
+    # Before the combinations are made: a short grid can stand for any number of them.
+    for grid in grids:
+        if grid.combinations > MAX_JOBS:
+            raise UserError(
+                f"{path}: runs.{grid.name}: the grid has {grid.combinations:,} combinations; at "
+                f"most {MAX_JOBS:,} are planned"
+            )
     runs = []
-    for name, fields in fields_of_run.items():
-        runs += RunSpec(name=name, **fields).expanded()
+    for grid in grids:
+        runs += grid.expanded()
     return runs
 
 
@@ -246,6 +300,9 @@ def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
         # The name becomes that of a folder, so it holds only the last part of a path.
         last_part = str(value).rstrip("/").rpartition("/")[2]
         name += f"-{key}-{last_part}"
+    longest = max(len(part.encode()) for part in name.split("/"))
+    if longest > MAX_NAME_BYTES - 50:
+        raise UserError(f"the settings make the experiment's name too long: {name[:100]}...")
     return name
 
 

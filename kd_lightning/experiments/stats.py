@@ -123,6 +123,7 @@ def interval(values: Sequence[float]) -> list[float] | None:
     n = len(values)
     if n < LEAST_SEEDS:
         return None
+    # Imported late, because scipy.stats is slow to import.
     from scipy.stats import t
 
     mean = float(np.mean(values))

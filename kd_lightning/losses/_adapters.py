@@ -37,6 +37,7 @@ def check_role(owner: str, name: str, role: str) -> str:
 
 def check_layers(owner: str, layers: Sequence[str]) -> list[str]:
     """Return the roles as a list; UserError for a single string, an empty list or duplicates."""
+    # A string is a sequence too: "stage1" would become six roles of one letter each.
     roles = [] if isinstance(layers, str) else list(layers)
     if not roles or len(set(roles)) < len(roles):
         raise UserError(
@@ -78,6 +79,8 @@ def shapes_of(
 
 
 def _shape_of(owner: str, network: str, probe: Probe, role: str, ranks: tuple[int, ...]) -> Size:
+    # A hook captures whatever the layer returns: some return tuples, which `Output` cannot rule
+    # out.
     feature: object = probe.output.features.get(role)
     if not isinstance(feature, Tensor):
         raise UserError(
@@ -119,9 +122,12 @@ def feature_pairs(
     """The student's and the teacher's feature of each of the loss's roles; see `feature_of`."""
     name = type(owner).__name__
     target = teacher_of(owner, teacher)
-    return [
-        (feature_of(name, student, role), feature_of(name, target, role)) for role in owner.roles
-    ]
+    pairs = []
+    for role in owner.roles:
+        own_feature = feature_of(name, student, role)
+        teacher_feature = feature_of(name, target, role)
+        pairs.append((own_feature, teacher_feature))
+    return pairs
 
 
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,6 +137,7 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """
     if student.shape[2:] == teacher.shape[2:]:
         return student, teacher
+    # Averaging down loses detail, but interpolating up would invent some.
     height = min(student.shape[2], teacher.shape[2])
     width = min(student.shape[3], teacher.shape[3])
     student = F.adaptive_avg_pool2d(student, (height, width))
@@ -143,4 +150,8 @@ def adapted(adapter: nn.Module, feature: Tensor) -> Tensor:
 
     The adapter itself runs in the precision of its parameters, or in that of autocast.
     """
-    return full(adapter(feature.to(next(adapter.parameters()).dtype)))
+    # Features come in single precision even from a network in bfloat16 (see `feature_of`), which
+    # a layer with bfloat16 weights would refuse.
+    dtype = next(adapter.parameters()).dtype
+    output = adapter(feature.to(dtype))
+    return full(output)

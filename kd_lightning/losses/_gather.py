@@ -28,11 +28,14 @@ class _AllGather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, own: Tensor) -> Tensor:
         parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        # The collective fills the tensors of `parts` in place, in the order of ranks.
         dist.all_gather(parts, own)
         return torch.stack(parts)
 
     @staticmethod
     def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
+        # `all_reduce` works in place and needs contiguous memory; autograd may still use the
+        # original.
         total = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total[dist.get_rank()]
@@ -52,9 +55,12 @@ class JoinedBatch:
     def __init__(self, batch: Batch) -> None:
         self.rows = 0 if batch.placeholder else len(batch)
         self.exists: Tensor | None = None
-        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        distributed = dist.is_available() and dist.is_initialized()
+        if distributed and dist.get_world_size() > 1:
             sizes = batch.index.new_empty(dist.get_world_size())
-            dist.all_gather(list(sizes.unbind()), batch.index.new_tensor(self.rows))
+            # `unbind` returns views, so that the gather fills `sizes` itself.
+            views = list(sizes.unbind())
+            dist.all_gather(views, batch.index.new_tensor(self.rows))
             # Row i of process r is row i W + r of the joint batch, if process r has that many rows.
             rows = torch.arange(int(sizes.max()), device=sizes.device)
             self.exists = rows[:, None] < sizes
@@ -68,9 +74,12 @@ class JoinedBatch:
             return own
         # All processes must send equally many rows: pad before the gather, select after it.
         missing = len(self.exists) - self.rows
-        padded = torch.cat([own[: self.rows], own.new_zeros(missing, *own.shape[1:])])
+        padding = own.new_zeros(missing, *own.shape[1:])
+        padded = torch.cat([own[: self.rows], padding])
         gathered = cast(Tensor, _AllGather.apply(padded))
-        return gathered.transpose(0, 1)[self.exists]
+        # `exists` is `(rows, processes)`; selecting with it restores the order of the joint batch.
+        by_row = gathered.transpose(0, 1)
+        return by_row[self.exists]
 
 
 def unit(x: Tensor) -> Tensor:
@@ -81,4 +90,6 @@ def unit(x: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     nonzero = norm > 0
     # The inner `where` keeps 1 / 0 out of the backward pass, where it would become NaN.
-    return x * torch.where(nonzero, 1 / torch.where(nonzero, norm, 1), 0)
+    safe_norm = torch.where(nonzero, norm, 1)
+    scale = torch.where(nonzero, 1 / safe_norm, 0)
+    return x * scale

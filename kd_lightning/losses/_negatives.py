@@ -48,18 +48,17 @@ def draw_negatives(
         int64 `(B, count)`.
     """
     rows = len(labels)
+    # Sorting makes every class one contiguous span, so that excluding a class takes two numbers
+    # per sample instead of a mask over all rows. A stable sort gives every device the same order.
     ordered, order = labels.sort(stable=True)
-    place_of_row = torch.empty_like(order)
-    place_of_row.scatter_(0, order, torch.arange(rows, device=order.device))
-    place = place_of_row[index]
+    place = _inverse(order)[index]
     # In sorted order a sample excludes two spans: the places before `skipped` (unseen rows), and
     # those from `first` to before `last` (its own row or class).
     first = place
     last = place + 1
     if negatives == "class":
-        label = labels[index]
-        first = torch.where(label >= 0, torch.searchsorted(ordered, label), first)
-        last = torch.where(label >= 0, torch.searchsorted(ordered, label, right=True), last)
+        first, last = _class_span(ordered, labels[index], place)
+    # Rows that training never visits keep random embeddings. Skip them when all others are known.
     unseen = (labels == UNSEEN).sum()
     skipped = torch.where(rows - unseen >= trained, unseen, 0)
     # Fall back to all other rows if no candidate is left.
@@ -68,9 +67,40 @@ def draw_negatives(
     last = torch.where(alone, place + 1, last)
     skipped = torch.where(alone, 0, skipped)
     candidates = rows - skipped - (last - first)
-    # Draw the n-th candidate, then step over the second span.
-    counter = (step * rows + index)[:, None] * count + torch.arange(count, device=index.device)
+    # Every draw has a counter of its own: (step, row, number of the negative).
+    draws = torch.arange(count, device=index.device)
+    sample_counter = step * rows + index
+    counter = sample_counter[:, None] * count + draws
+    # The remainder favors small numbers by a share of candidates / 2^63, which is negligible.
     number = hashed(counter, run_seed(), "crd", "negatives") % candidates[:, None]
+    # The first span is stepped over by adding its length, the second one only by the draws behind
+    # its start.
     drawn = skipped[:, None] + number
-    span = torch.where(drawn >= first[:, None], (last - first)[:, None], 0)
+    excluded = (last - first)[:, None]
+    span = torch.where(drawn >= first[:, None], excluded, 0)
     return order[drawn + span]
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """The inverse of a permutation, int64 `(M,)`: from rows to places, given places to rows."""
+    places = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).scatter_(0, order, places)
+
+
+def _class_span(ordered: Tensor, label: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """The places that hold a sample's class; its own place if its class is unknown.
+
+    Args:
+        ordered: the labels of all rows in ascending order, `(M,)`.
+        label: the samples' labels, `(B,)`.
+        place: the samples' places in the order, `(B,)`.
+
+    Returns:
+        The first place and the place after the last one, each int64 `(B,)`.
+    """
+    is_known = label >= 0
+    class_start = torch.searchsorted(ordered, label)
+    class_end = torch.searchsorted(ordered, label, right=True)
+    first = torch.where(is_known, class_start, place)
+    last = torch.where(is_known, class_end, place + 1)
+    return first, last

@@ -22,11 +22,12 @@ def token_mask(batch: Batch, states: Tensor) -> Tensor:
         batch: its inputs may be a mapping with an "attention_mask" `(B, L)`.
         states: `(B, L, H)` or `(B, heads, L, L)`; gives the shape, type and device.
     """
-    mask = batch.inputs.get("attention_mask") if isinstance(batch.inputs, Mapping) else None
+    mask = None
+    if isinstance(batch.inputs, Mapping):
+        mask = batch.inputs.get("attention_mask")
     if mask is None:
-        return torch.ones(
-            states.shape[0], states.shape[-2], dtype=states.dtype, device=states.device
-        )
+        # The token axis is the last but one, of states and of scores.
+        return states.new_ones(states.shape[0], states.shape[-2])
     return mask.to(states.dtype)
 
 
@@ -39,8 +40,10 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
         values: `(B, ...)`.
         mask: 0 or 1, of a shape that broadcasts to that of `values`; not all zeros in any sample.
     """
+    # Expand before counting: a mask of one column stands for all numbers of a token.
     mask = mask.expand_as(values).flatten(1)
-    per_sample = (values.flatten(1) * mask).sum(1) / mask.sum(1)
+    masked = values.flatten(1) * mask
+    per_sample = masked.sum(1) / mask.sum(1)
     return per_sample.mean()
 
 
@@ -73,6 +76,7 @@ def check_tokens(
 
 
 def _token_shape(owner: str, network: str, probe: Probe, role: str, rank: int) -> torch.Size:
+    # A hook captures whatever the layer returns: transformers often return tuples.
     feature: object = probe.output.features.get(role)
     if isinstance(feature, Tensor) and feature.ndim == rank:
         return feature.shape

@@ -28,6 +28,7 @@ def attention_map(feature: Tensor) -> Tensor:
     $F^2_{sum}$ of Zagoruyko and Komodakis 2017, section 3.1; normalization cancels the factor
     $1/C$.
     """
+    # Squares of half-precision activations overflow above 256.
     return full(feature).square().mean(1, keepdim=True)
 
 
@@ -56,9 +57,12 @@ def attention_loss(student: Tensor, teacher: Tensor, convention: Convention = "p
         student, teacher = same_size(full(student), full(teacher))
         student = attention_map(student)
         teacher = attention_map(teacher)
-    difference = F.normalize(student.flatten(1)) - F.normalize(teacher.flatten(1))
+    # `normalize` divides by at least 1e-12, so that a map of zeros stays zero.
+    student_map = F.normalize(student.flatten(1))
+    teacher_map = F.normalize(teacher.flatten(1))
+    difference = student_map - teacher_map
     if convention == "paper":
-        # The gradient of a norm is undefined at 0; `vector_norm` returns 0 there.
+        # The gradient of a norm is undefined at 0; `vector_norm` returns the gradient 0 there.
         distance: Tensor = torch.linalg.vector_norm(difference, dim=1)
         return 0.5 * distance.mean()
     return difference.square().mean()
@@ -110,13 +114,15 @@ class AT(DistillLoss):
         """Refuse layers without attention, before training; there is nothing to create."""
         for role in self.roles:
             maps = shapes_of("AT", student, teacher, (role, role), ranks=(4,))
-            if min(shape[2:].numel() for shape in maps) < 2:
+            positions = [shape[2:].numel() for shape in maps]
+            if min(positions) < 2:
                 raise UserError(
                     "AT: a map of one position is always the same when normalized; "
                     f"leave out the layer {role!r}"
                 )
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The sum over the layers of `attention_loss`, a scalar."""
         pairs = feature_pairs(self, student, teacher)
         terms = [attention_loss(*pair, self.convention) for pair in pairs]
         return torch.stack(terms).sum()

@@ -91,6 +91,7 @@ class DistillLoss(nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
+        # NaN passes a comparison such as `weight < 0`, and would silently ruin the run.
         if not is_number(weight) or weight < 0:
             raise UserError(f"{name}: weight must be a finite number of at least 0, got {weight}")
         epochs = [start, warmup] if end is None else [start, warmup, end]
@@ -134,8 +135,10 @@ class DistillLoss(nn.Module):
         """The weight in an epoch; the first epoch is 0."""
         if epoch < self.start or (self.end is not None and epoch >= self.end):
             return 0.0
+        # Epoch `start` already has a part of the weight: a loss with weight 0 would waste it.
         if self.warmup:
-            return self.weight * min(1.0, (epoch - self.start + 1) / self.warmup)
+            progress = (epoch - self.start + 1) / self.warmup
+            return self.weight * min(1.0, progress)
         return self.weight
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
@@ -171,9 +174,12 @@ class DistillLoss(nn.Module):
         """Hook: the optimizer has just updated the weights."""
 
 
-def is_number(value: object) -> bool:
+def is_number(value: float) -> bool:
     """Whether `value` is a finite number; booleans are not numbers here."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # `True` is an int to Python. As a weight or a temperature it is a mistake in the YAML.
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def positive(owner: str, name: str, value: float) -> float:
@@ -197,6 +203,7 @@ def teacher_of(owner: DistillLoss, teacher: Output | None) -> Output:
         raise UserError(
             f"{type(owner).__name__} needs a teacher; use DistillationModule with model.teacher"
         )
+    # The teacher is a constant of the loss, even if its output carries a graph.
     return teacher.detached()
 
 
@@ -238,10 +245,14 @@ def weight_of(mean_over: MeanOver, batch: Batch) -> Tensor:
     if mean_over == "labelled" and not batch.placeholder:
         return count_labelled(batch.labels, batch.partner_labels)
     if mean_over == "joint":
+        # All processes hold the same value, so equal weights leave it unchanged. A placeholder
+        # counts too: its process takes part in the gather.
         terms = 1
     elif batch.placeholder:
         terms = 0
+    elif mean_over == "rows":
+        terms = batch.num_rows
     else:
-        terms = batch.num_rows if mean_over == "rows" else len(batch)
+        terms = len(batch)
     # A fill kernel: unlike a copy of a host scalar, it does not wait for the device.
     return batch.index.new_full((), terms)

@@ -66,7 +66,9 @@ def mixed_cross_entropy(
 
     own = cost(target)
     costs = torch.lerp(cost(partner), own, share.to(own.dtype))
-    return costs.sum() / count_labelled(target, partner).clamp(min=1)
+    # `cost` is zero where a label is unknown, so the sum needs no mask.
+    labelled = count_labelled(target, partner)
+    return costs.sum() / labelled.clamp(min=1)
 
 
 class CrossEntropy(DistillLoss):
@@ -93,6 +95,7 @@ class CrossEntropy(DistillLoss):
         self.label_smoothing = label_smoothing
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """Cross-entropy with the labels, or with both labels of mixed samples; a scalar in nats."""
         partner = batch.partner_labels
         share = batch.row_share
         if partner is None or share is None:

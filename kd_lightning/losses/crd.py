@@ -42,8 +42,13 @@ def nce(similarity: Tensor, log_z: Tensor) -> Tensor:
     Returns:
         A scalar.
     """
-    logit = similarity - log_z - math.log(similarity.shape[1] - 1)
-    return -(F.logsigmoid(logit[:, 0]) + F.logsigmoid(-logit[:, 1:]).sum(1)).mean()
+    # h = e^a / (e^a + N Z) is the sigmoid of a - log N - log Z, and 1 - h that of its negative. In
+    # this form no exponential overflows, so no small number is needed inside the logarithms.
+    num_negatives = similarity.shape[1] - 1
+    logit = similarity - log_z - math.log(num_negatives)
+    own = F.logsigmoid(logit[:, 0])
+    others = F.logsigmoid(-logit[:, 1:]).sum(1)
+    return -(own + others).mean()
 
 
 def info_nce(student: Tensor, teacher: Tensor, apart: Tensor, temperature: float) -> Tensor:
@@ -62,9 +67,13 @@ def info_nce(student: Tensor, teacher: Tensor, apart: Tensor, temperature: float
         A scalar.
     """
     target = torch.arange(len(apart), device=apart.device)
+    # A pair that is neither positive nor negative must not be in the sum: exp(-inf) is zero.
     excluded = ~apart & (target[:, None] != target)
-    similarity = (student @ teacher.T / temperature).masked_fill(excluded, -math.inf)
-    return F.cross_entropy(similarity, target) + F.cross_entropy(similarity.T, target)
+    similarity = student @ teacher.T / temperature
+    similarity = similarity.masked_fill(excluded, -math.inf)
+    student_finds_teacher = F.cross_entropy(similarity, target)
+    teacher_finds_student = F.cross_entropy(similarity.T, target)
+    return student_finds_teacher + teacher_finds_student
 
 
 class CRD(DistillLoss):
@@ -149,6 +158,7 @@ class CRD(DistillLoss):
         if negatives not in get_args(Negatives):
             raise UserError(f"CRD: negatives must be 'class' or 'instance', got {negatives!r}")
         if temperature is None:
+            # The paper's text gives 0.1, its authors' code uses 0.07.
             temperature = 0.1 if convention == "paper" and not in_batch else 0.07
         self.layer = check_role("CRD", "layer", layer)
         self.roles = [self.layer]
@@ -174,7 +184,8 @@ class CRD(DistillLoss):
             )
         layers = {}
         for side, probe in (("student", student), ("teacher", teacher)):
-            width = feature_of("CRD", probe.output, self.layer).flatten(1).shape[1]
+            feature = feature_of("CRD", probe.output, self.layer)
+            width = feature.flatten(1).shape[1]
             layers[side] = nn.Linear(width, self.dimensions)
         self.embeddings = nn.ModuleDict(layers)
         if not self.in_batch:
@@ -184,14 +195,19 @@ class CRD(DistillLoss):
         rows = spec.source_samples
         if rows < 2:
             raise UserError(
-                "CRD: the data's spec must say as source_samples how many rows there are "
-                f"(2 or more), not {rows}"
+                "CRD: the data's spec must give the number of rows as source_samples, "
+                f"2 or more, got {rows}"
             )
         self._trained_rows = spec.samples.get("train", rows)
         for side in ("student", "teacher"):
-            generator = torch.Generator().manual_seed(seed_from(run_seed(), "crd", side))
+            # A generator of its own: the banks do not depend on what was drawn before them.
+            seed = seed_from(run_seed(), "crd", side)
+            generator = torch.Generator().manual_seed(seed)
             start = 2 * torch.rand(rows, self.dimensions, generator=generator) - 1
-            self.register_buffer(f"{side}_bank", start * math.sqrt(3 / self.dimensions))
+            # A uniform number in [-1, 1] has mean square 1/3; D of them times 3 / D give 1.
+            scale = math.sqrt(3 / self.dimensions)
+            self.register_buffer(f"{side}_bank", start * scale)
+        # Buffers rather than attributes, so that a resumed run continues with the same banks.
         self.register_buffer("labels", torch.full((rows,), UNSEEN))
         self.register_buffer("steps", torch.tensor(0))
         self.register_buffer("log_z", torch.zeros(2))
@@ -201,16 +217,27 @@ class CRD(DistillLoss):
 
         Returns:
             `(B, dimensions)`, rows of length one.
+
+        Raises:
+            UserError: before `build`.
         """
         if self.embeddings is None:
             raise UserError("CRD has no embeddings yet; call build() with a probe of both networks")
         layer = self.embeddings[side]
         assert isinstance(layer, nn.Linear)
         feature = feature_of("CRD", output, self.layer).flatten(1)
-        return unit(F.linear(feature, full(layer.weight), full(layer.bias)))
+        # The functional form: a network in half precision has a layer in half precision.
+        embedding = F.linear(feature, full(layer.weight), full(layer.bias))
+        return unit(embedding)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The contrastive loss of this process's samples, or of the joint batch with `in_batch`.
+
+        Returns:
+            A scalar, in nats. In training, the memory banks then hold the batch's embeddings.
+        """
         target_output = teacher_of(self, teacher)
+        # Similarities divided by a temperature of 0.07 need single precision.
         with torch.autocast(student.logits.device.type, enabled=False):
             own = self.embed("student", student)
             target = self.embed("teacher", target_output)
@@ -229,6 +256,7 @@ class CRD(DistillLoss):
         return info_nce(joined(own), joined(target), apart, self.temperature)
 
     def _with_banks(self, own: Tensor, target: Tensor, batch: Batch, joined: JoinedBatch) -> Tensor:
+        # Labels are learned before the draw, so that no sample meets its own class unknowingly.
         index = joined(batch.index)
         labels = self.labels.index_copy(0, index, joined(batch.target))
         negatives = draw_negatives(
@@ -240,8 +268,10 @@ class CRD(DistillLoss):
             self._similarities(target, self.student_bank, rows),
         ]
         log_z = self._log_z(similar, joined)
-        loss = torch.stack([nce(a, z) for a, z in zip(similar, log_z, strict=True)]).sum()
+        directions = [nce(a, z) for a, z in zip(similar, log_z, strict=True)]
+        loss = torch.stack(directions).sum()
         if self.training:
+            # Every process stores the joint batch, which keeps the banks of all processes equal.
             self._remember(self.student_bank, index, joined(own.detach()))
             self._remember(self.teacher_bank, index, joined(target.detach()))
             self.labels.copy_(labels)
@@ -253,17 +283,26 @@ class CRD(DistillLoss):
         """Inner products of `(B, D)` with the bank's rows `(B, 1 + N)`, over the temperature."""
         # Compute all B * M products and select: gathering B * N rows of the bank would take 80
         # times the memory. A copy of the bank, because it changes before the backward pass.
-        return (embedding @ full(bank).clone().T / self.temperature).gather(1, rows)
+        current = full(bank).clone()
+        similarity = embedding @ current.T / self.temperature
+        return similarity.gather(1, rows)
 
     def _log_z(self, similar: list[Tensor], joined: JoinedBatch) -> Tensor:
         """Log of Z for both directions, `(2,)`."""
         if self.convention == "paper":
-            return torch.full_like(self.log_z, -math.log(len(self.labels)))
+            # Z = 1 / M.
+            rows = len(self.labels)
+            return torch.full_like(self.log_z, -math.log(rows))
+        # Log of the mean of e^a over all entries, first per sample, then over the joint batch.
         log_sums = torch.stack([a.detach().logsumexp(1) for a in similar], 1)
-        means = joined(log_sums - math.log(similar[0].shape[1]))
+        entries = similar[0].shape[1]
+        means = joined(log_sums - math.log(entries))
         first_batch = means.logsumexp(0) - math.log(len(means))
+        # `where` instead of `if`, which would wait for the device in every step.
         return torch.where(self.steps > 0, self.log_z, first_batch)
 
     def _remember(self, bank: Tensor, index: Tensor, new: Tensor) -> None:
-        mixed = self.momentum * full(bank[index]) + (1 - self.momentum) * new
+        """Move the bank's rows `index` `(B,)` towards the new embeddings `(B, D)`, in place."""
+        old = full(bank[index])
+        mixed = self.momentum * old + (1 - self.momentum) * new
         bank.index_copy_(0, index, unit(mixed).to(bank.dtype))

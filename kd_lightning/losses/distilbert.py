@@ -27,7 +27,10 @@ def cosine_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
         A scalar in [0, 2]; zero if the directions agree on all tokens. A state of zeros is at a
         right angle to all others.
     """
-    cosines = (F.normalize(student, dim=-1) * F.normalize(teacher, dim=-1)).sum(-1)
+    own = F.normalize(student, dim=-1)
+    target = F.normalize(teacher, dim=-1)
+    # Both have length one, so their inner product is the cosine.
+    cosines = (own * target).sum(-1)
     return masked_mean(1 - cosines, mask)
 
 
@@ -68,5 +71,6 @@ class DistilBERT(DistillLoss):
         check_tokens("DistilBERT", student, teacher, self.roles[0], rank=3, same=(1, 2))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """`cosine_loss` of the layer's states, over all tokens but the padding; a scalar."""
         [(own, target)] = feature_pairs(self, student, teacher)
         return cosine_loss(own, target, token_mask(batch, target))

@@ -38,7 +38,8 @@ def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tens
     Returns:
         TCKD and NCKD, each `(N,)`.
     """
-    # All columns but the target's: those from the target on move up by one.
+    # All columns but the target's: those from the target on move up by one. An index, unlike a
+    # boolean mask, has a known size, so the device does not wait.
     columns = torch.arange(student.shape[1] - 1, device=student.device)
     other_columns = columns + (columns >= target[:, None])
     q_binary, q_rest = _split(student, target, other_columns)
@@ -50,9 +51,11 @@ def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tens
 
 def _split(log_probs: Tensor, target: Tensor, other_columns: Tensor) -> tuple[Tensor, Tensor]:
     """Split `(N, K)` into the binary distribution `(N, 2)` and that of the others `(N, K - 1)`."""
+    own = log_probs.gather(1, target[:, None])
     rest = log_probs.gather(1, other_columns)
+    # The log of 1 - p_t, without the cancellation in that difference.
     log_rest = rest.logsumexp(1, keepdim=True)
-    binary = torch.cat([log_probs.gather(1, target[:, None]), log_rest], 1)
+    binary = torch.cat([own, log_rest], 1)
     return binary, rest - log_rest
 
 
@@ -103,13 +106,15 @@ class DKD(DistillLoss):
         self.temperature = positive("DKD", "temperature", temperature)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The weighted sum of TCKD and NCKD, mean over labelled rows; a scalar in nats."""
         p = teacher_of(self, teacher).log_probs(self.temperature)
         q = student.log_probs(self.temperature)
 
         def cost(labels: Tensor) -> Tensor:
             # Class 0 stands in for an unknown label; the mask removes its cost and its gradient.
             target_class, others = decoupled_kl(q, p, labels.clamp(min=0))
-            return (self.alpha * target_class + self.beta * others) * is_labelled(labels)
+            weighted = self.alpha * target_class + self.beta * others
+            return weighted * is_labelled(labels)
 
         labels = batch.labels
         partner = batch.partner_labels
@@ -118,4 +123,6 @@ class DKD(DistillLoss):
             costs = cost(labels)
         else:
             costs = torch.lerp(cost(partner), cost(labels), share.to(q.dtype))
-        return self.temperature**2 * costs.sum() / count_labelled(labels, partner).clamp(min=1)
+        # A batch without labels costs zero instead of 0 / 0.
+        labelled = count_labelled(labels, partner).clamp(min=1)
+        return self.temperature**2 * costs.sum() / labelled

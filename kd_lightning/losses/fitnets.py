@@ -52,11 +52,17 @@ def convolution(student: Size, teacher: Size, convention: Convention) -> nn.Modu
     """
     channels = (student[1], teacher[1])
     sizes = list(zip(student[2:], teacher[2:], strict=True))
-    if convention == "benchmark" and all(own == 2 * target for own, target in sizes):
-        return nn.Conv2d(*channels, kernel_size=3, stride=2, padding=1, bias=False)
-    if convention == "benchmark" and all(2 * own == target for own, target in sizes):
-        return nn.ConvTranspose2d(*channels, kernel_size=4, stride=2, padding=1, bias=False)
-    height, width = (max(own - target, 0) + 1 for own, target in sizes)
+    if convention == "benchmark":
+        twice_as_large = all(own == 2 * target for own, target in sizes)
+        half_as_large = all(2 * own == target for own, target in sizes)
+        # Kernel, stride and padding halve or double the size exactly.
+        if twice_as_large:
+            return nn.Conv2d(*channels, kernel_size=3, stride=2, padding=1, bias=False)
+        if half_as_large:
+            return nn.ConvTranspose2d(*channels, kernel_size=4, stride=2, padding=1, bias=False)
+    # A kernel of d + 1 without padding shortens a side by d.
+    kernel = [max(own - target, 0) + 1 for own, target in sizes]
+    height, width = kernel
     return nn.Conv2d(*channels, kernel_size=(height, width), bias=convention == "paper")
 
 
@@ -147,14 +153,23 @@ class FitNets(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the regressor."""
-        shapes = shapes_of("FitNets", student, teacher, (self.student_layer, self.teacher_layer))
+        roles = (self.student_layer, self.teacher_layer)
+        shapes = shapes_of("FitNets", student, teacher, roles)
         self.regressor = regressor(*shapes, self.convention, self.relu)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """`hint_loss` between the regressed feature and the hint, a scalar.
+
+        Raises:
+            UserError: before `build`.
+        """
         hint = feature_of("FitNets", teacher_of(self, teacher), self.teacher_layer)
         if self.regressor is None:
             raise UserError(
                 "FitNets has no regressor yet; call build() with a probe of both networks"
             )
-        guided = adapted(self.regressor, feature_of("FitNets", student, self.student_layer))
-        return hint_loss(*same_size(guided, hint), self.convention)
+        own = feature_of("FitNets", student, self.student_layer)
+        guided = adapted(self.regressor, own)
+        # The regressor shrinks a larger map of the student; here a larger hint is averaged down.
+        guided, hint = same_size(guided, hint)
+        return hint_loss(guided, hint, self.convention)

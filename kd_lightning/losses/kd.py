@@ -27,7 +27,9 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     Returns:
         A scalar; zero if both agree.
     """
-    return F.kl_div(student, teacher, reduction="batchmean", log_target=True) * temperature**2
+    # Torch's argument order is (q, p). Its "mean" would also divide by the number of classes.
+    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    return divergence * temperature**2
 
 
 class KD(DistillLoss):
@@ -82,6 +84,7 @@ class KD(DistillLoss):
         return (self.temperature,)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """`soft_target_kl` of both distributions at the temperature; a scalar in nats."""
         target = teacher_of(self, teacher)
         pair = target.paired_log_probs(student, self.temperature)
         return soft_target_kl(*pair, self.temperature)

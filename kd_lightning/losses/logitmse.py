@@ -29,11 +29,13 @@ def logit_mse(
     Returns:
         A scalar; zero if both agree.
     """
+    # Half precision would lose most digits of a difference between nearly equal logits.
     difference = full(student) - full(teacher)
     if center:
         difference = difference - difference.mean(-1, keepdim=True)
     squares = difference.square()
     per_row = squares.sum(-1) if classes == "sum" else squares.mean(-1)
+    # The paper's 1 / 2, which cancels in the gradient.
     return 0.5 * per_row.mean()
 
 
@@ -44,6 +46,9 @@ class LogitMSE(DistillLoss):
         classes: "sum" over classes (the paper) or "mean" (many ports).
         center: subtract each row's mean logit first, as in the high-temperature limit of KD.
         base: weight, start, end, warmup; see `DistillLoss`.
+
+    Raises:
+        UserError: if `classes` is neither "sum" nor "mean".
     """
 
     paper: ClassVar[str] = "Ba and Caruana 2014, arXiv 1312.6184"
@@ -63,5 +68,6 @@ class LogitMSE(DistillLoss):
         self.center = center
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """`logit_mse` between the logits of both networks, a scalar."""
         target = teacher_of(self, teacher).logits
         return logit_mse(student.logits, target, self.classes, self.center)

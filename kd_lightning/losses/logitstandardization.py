@@ -26,7 +26,10 @@ def standardized(logits: Tensor) -> Tensor:
         the logits are constant.
     """
     z = full(logits)
-    return (z - z.mean(-1, keepdim=True)) / (z.std(-1, keepdim=True) + EPSILON)
+    mean = z.mean(-1, keepdim=True)
+    # `std` divides by K - 1, as in the authors' code. EPSILON is outside the root, as there.
+    deviation = z.std(-1, keepdim=True)
+    return (z - mean) / (deviation + EPSILON)
 
 
 def standardized_log_probs(output: Output, temperature: float) -> Tensor:
@@ -36,8 +39,11 @@ def standardized_log_probs(output: Output, temperature: float) -> Tensor:
     that a member with larger logits does not get more influence.
     """
     if isinstance(output, EnsembleOutput):
-        return mean_log_probs(standardized(output.members), output.weights, temperature)
-    return torch.log_softmax(standardized(output.logits) / temperature, dim=-1)
+        # `(N, M, K)` for M members: the statistics are over the last dimension only.
+        members = standardized(output.members)
+        return mean_log_probs(members, output.weights, temperature)
+    scores = standardized(output.logits)
+    return torch.log_softmax(scores / temperature, dim=-1)
 
 
 class LogitStandardization(DistillLoss):
@@ -71,6 +77,7 @@ class LogitStandardization(DistillLoss):
         self.temperature = positive("LogitStandardization", "temperature", temperature)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """`soft_target_kl` between the distributions given by the z-scores; a scalar in nats."""
         target = standardized_log_probs(teacher_of(self, teacher), self.temperature)
         prediction = standardized_log_probs(student, self.temperature)
         return soft_target_kl(prediction, target, self.temperature)

@@ -27,7 +27,9 @@ def patient_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 4]; zero if the directions agree.
     """
-    return (F.normalize(student) - F.normalize(teacher)).square().sum(1).mean()
+    difference = F.normalize(student) - F.normalize(teacher)
+    # The paper sums over the hidden units; F.mse_loss would divide by their number.
+    return difference.square().sum(1).mean()
 
 
 class PKD(DistillLoss):
@@ -66,7 +68,11 @@ class PKD(DistillLoss):
             check_tokens("PKD", student, teacher, role, rank=3, same=(2,))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The sum over the layers of `patient_loss` of the first token's states, a scalar."""
         terms = []
         for own, target in feature_pairs(self, student, teacher):
-            terms.append(patient_loss(own[:, 0], target[:, 0]))
+            # The first token ([CLS] in BERT) stands for the sentence, and is never padding.
+            own_first = own[:, 0]
+            target_first = target[:, 0]
+            terms.append(patient_loss(own_first, target_first))
         return torch.stack(terms).sum()

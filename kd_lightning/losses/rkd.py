@@ -32,8 +32,10 @@ def distance_potential(x: Tensor) -> Tensor:
     Returns:
         `(B (B - 1) / 2,)`.
     """
+    # `pdist` computes each pair once, and its gradient at distance 0 is 0 rather than NaN.
     distances = F.pdist(x)
-    mean = distances.sum() / (distances > 0).sum().clamp(min=1)
+    apart = (distances > 0).sum()
+    mean = distances.sum() / apart.clamp(min=1)
     return distances / torch.where(mean > 0, mean, 1)
 
 
@@ -61,6 +63,7 @@ def distance_loss(student: Tensor, teacher: Tensor, convention: Convention = "pa
 
 def _cosines(x: Tensor, first: int, last: int) -> Tensor:
     """Cosines of all angles at the vertices `first` to `last`: `(B, D)` to `(vertices, B, B)`."""
+    # Edge i of vertex j is x_i - x_j.
     edges = unit(x - x[first:last, None])
     return edges @ edges.mT
 
@@ -93,10 +96,15 @@ def angle_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper
     """
     rows = len(student)
     entries = rows**3 if convention == "benchmark" else rows * (rows - 1) * (rows - 2)
-    block = max(1, BLOCK // (rows * max(rows, student.shape[1], teacher.shape[1])))
+    # Per vertex, the edges are `(B, D)` and the cosines `(B, B)`; the larger one decides.
+    widest = max(rows, student.shape[1], teacher.shape[1])
+    block = max(1, BLOCK // (rows * widest))
+    # Under autocast the products of edges would be computed in half precision.
     with torch.autocast(student.device.type, enabled=False):
         x = full(student)
         y = full(teacher)
+        # Recompute only if one block cannot hold all vertices: small batches need no second forward
+        # pass.
         if block < rows:
             return _blockwise_angle_cost(x, y, block) / max(entries, 1)
         return _angle_cost(x, y, 0, rows) / max(entries, 1)
@@ -108,6 +116,7 @@ def _blockwise_angle_cost(student: Tensor, teacher: Tensor, block: int) -> Tenso
     costs = []
     for first in range(0, rows, block):
         last = min(first + block, rows)
+        # The computation has no dropout, so saving the state of the generators is wasted time.
         cost = checkpoint(
             _angle_cost,
             student,
@@ -182,6 +191,7 @@ class RKD(DistillLoss):
         self.convention = check_convention("RKD", convention)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The weighted sum of `distance_loss` and `angle_loss` over the joint batch, a scalar."""
         joined = JoinedBatch(batch)
         [(own, target)] = feature_pairs(self, student, teacher)
         own = joined(own.flatten(1))

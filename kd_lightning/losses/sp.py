@@ -25,6 +25,7 @@ def similarities(feature: Tensor) -> Tensor:
     Returns:
         `(B, B)`.
     """
+    # Sums over all features of a sample need single precision, also under autocast.
     with torch.autocast(feature.device.type, enabled=False):
         flat = full(feature).flatten(1)
         return unit(flat @ flat.T)
@@ -41,7 +42,9 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
         A scalar; zero if both sides have the same similarities, for example if their features are
         equal up to one factor or a rotation.
     """
-    return (similarities(student) - similarities(teacher)).square().mean()
+    # The mean over B * B entries is the paper's squared Frobenius norm over B^2.
+    difference = similarities(student) - similarities(teacher)
+    return difference.square().mean()
 
 
 class SP(DistillLoss):
@@ -70,6 +73,7 @@ class SP(DistillLoss):
         self.roles = [check_role("SP", "layer", layer)]
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """`similarity_loss` over the joint batch of all processes, a scalar."""
         [(own, target)] = feature_pairs(self, student, teacher)
         joined = JoinedBatch(batch)
         return similarity_loss(joined(own), joined(target))

@@ -41,13 +41,16 @@ def target_mse(
     def cost(labels: Tensor) -> Tensor:
         # Replace NaN before the subtraction: NaN times zero is NaN, in the gradient as well.
         known = is_labelled(labels)
-        differences = values - torch.where(known, labels, 0).to(values.dtype)
+        targets = torch.where(known, labels, 0)
+        differences = values - targets.to(values.dtype)
         return differences.square() * known
 
     costs = cost(target)
     if partner is not None and share is not None:
         costs = torch.lerp(cost(partner), costs, share.to(values.dtype))
-    return costs.sum() / count_labelled(target, partner).clamp(min=1)
+    # Not `mean`: rows without a target are not part of it, and a batch may have none.
+    labelled = count_labelled(target, partner)
+    return costs.sum() / labelled.clamp(min=1)
 
 
 class TargetMSE(DistillLoss):
@@ -82,6 +85,6 @@ class TargetMSE(DistillLoss):
             )
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
-        return target_mse(
-            student.logits.squeeze(-1), batch.labels, batch.partner_labels, batch.row_share
-        )
+        """`target_mse` between the predicted values and the targets, a scalar in squared units."""
+        values = student.logits.squeeze(-1)
+        return target_mse(values, batch.labels, batch.partner_labels, batch.row_share)

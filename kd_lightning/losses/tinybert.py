@@ -44,7 +44,10 @@ def scores_loss(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
     Returns:
         A scalar; zero if both agree on all pairs of tokens.
     """
-    pairs = mask[:, None, :, None] * mask[:, None, None, :]
+    # A score counts if both its query (third axis) and its key (fourth axis) are tokens.
+    is_query = mask[:, None, :, None]
+    is_key = mask[:, None, None, :]
+    pairs = is_query * is_key
     return masked_mean((student - teacher).square(), pairs)
 
 
@@ -127,9 +130,15 @@ class TinyBERT(DistillLoss):
         self.maps = nn.ModuleList(shared * len(widths))
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The sum of `states_loss` over `states` and of `scores_loss` over `scores`, a scalar.
+
+        Raises:
+            UserError: before `build`.
+        """
         targets = teacher_of(self, teacher)
         if len(self.maps) != len(self.states):
             raise UserError("TinyBERT has no maps yet; call build() with a probe of both networks")
+        # The maps are ordered like `states`: one per role, or the same one for all.
         terms = []
         for role, mapping in zip(self.states, self.maps, strict=True):
             target = feature_of("TinyBERT", targets, role)

@@ -42,8 +42,11 @@ def gaussian_loss(
         A scalar. For a given variance its minimum, $\frac{1}{2} \log \sigma_c^2$ per element, is
         where mean and target agree.
     """
-    variance = full(variance).view(-1, *[1] * (mean.ndim - 2))
-    terms = 0.5 * ((full(target) - full(mean)).square() / variance + variance.log())
+    # Broadcast one variance per channel over the positions of a map.
+    positions = [1] * (mean.ndim - 2)
+    variance = full(variance).view(-1, *positions)
+    squares = (full(target) - full(mean)).square()
+    terms = 0.5 * (squares / variance + variance.log())
     if convention == "paper":
         return terms.flatten(1).sum(1).mean()
     return terms.mean()
@@ -59,6 +62,7 @@ def mean_network(student: Size, teacher: Size) -> nn.Module:
     if len(student) == 2:
         return nn.Linear(student[1], channels)
     return nn.Sequential(
+        # The paper does not specify the network; this is the one of the CIFAR-100 benchmark.
         nn.Conv2d(student[1], channels, 1, bias=False),
         nn.ReLU(),
         nn.Conv2d(channels, channels, 1, bias=False),
@@ -74,7 +78,8 @@ class _Gaussian(nn.Module):
         super().__init__()
         self.mean = mean_network(student, teacher)
         self.eps = eps
-        # Invert softplus, so that the first variance is `variance`.
+        # Invert softplus, so that the first variance is `variance`. This form of log(e^x - 1)
+        # neither overflows for a large x nor cancels for a small one.
         start = variance - eps
         alpha = start + math.log(-math.expm1(-start))
         self.alpha = nn.Parameter(torch.full((teacher[1],), alpha))
@@ -85,7 +90,8 @@ class _Gaussian(nn.Module):
 
     def forward(self, student: Tensor, teacher: Tensor, convention: Convention) -> Tensor:
         student, teacher = same_size(student, teacher)
-        return gaussian_loss(adapted(self.mean, student), teacher, self.variance(), convention)
+        mean = adapted(self.mean, student)
+        return gaussian_loss(mean, teacher, self.variance(), convention)
 
 
 class VID(DistillLoss):
@@ -140,10 +146,18 @@ class VID(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create a mean network and the variances of each layer."""
-        shapes = [shapes_of("VID", student, teacher, (role, role)) for role in self.roles]
-        self.gaussians = nn.ModuleList(_Gaussian(*pair, self.variance, self.eps) for pair in shapes)
+        gaussians = []
+        for role in self.roles:
+            shapes = shapes_of("VID", student, teacher, (role, role))
+            gaussians.append(_Gaussian(*shapes, self.variance, self.eps))
+        self.gaussians = nn.ModuleList(gaussians)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
+        """The sum over the layers of `gaussian_loss`, a scalar in nats.
+
+        Raises:
+            UserError: before `build`.
+        """
         pairs = feature_pairs(self, student, teacher)
         if not self.gaussians:
             raise UserError(

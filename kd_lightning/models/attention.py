@@ -1,6 +1,7 @@
 """Attention scores before the softmax, for losses that match them.
 
-Fused attention does not return its scores, so they are computed separately, if a hook waits.
+Fused attention does not return its scores, so they are computed a second time for the losses that
+read them.
 """
 
 from __future__ import annotations
@@ -46,13 +47,17 @@ def attention(
     """
     tap = module.__dict__.get(_TAP)
     if tap is not None and tap._forward_hooks:
-        # The scores are computed for the hooks only; the fused kernel below computes its own.
+        # The scores are computed for the hooks only; the fused kernel below computes its own. They
+        # are taken before the mask, whose infinite entries would make any distance NaN.
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-        tap(query @ key.transpose(-1, -2) * factor)
+        scores = query @ key.transpose(-1, -2) * factor
+        tap(scores)
     mixed = F.scaled_dot_product_attention(
         query, key, value, attention_mask, dropout, scale=scaling
     )
-    return mixed.transpose(1, 2).contiguous(), None
+    # The library merges the heads with a view, which needs contiguous memory.
+    by_token = mixed.transpose(1, 2).contiguous()
+    return by_token, None
 
 
 def tap_scores(encoder: Encoder, layers: nn.ModuleList, taps: Iterable[nn.Module]) -> None:
@@ -65,6 +70,7 @@ def tap_scores(encoder: Encoder, layers: nn.ModuleList, taps: Iterable[nn.Module
     """
     transformers = library("transformers")
     transformers.AttentionInterface.register(NAME, attention)
+    # An attention function without a mask function of the same name would receive no mask at all.
     masks = library("transformers.masking_utils")
     transformers.AttentionMaskInterface.register(NAME, masks.sdpa_mask)
     encoder.set_attn_implementation(NAME)

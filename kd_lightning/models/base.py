@@ -26,7 +26,7 @@ def check_image_shapes(
     if input_shape is None or num_classes is None:
         raise UserError(
             f"{owner}: input_shape or num_classes is missing; "
-            "kd takes both from the data, in Python pass them"
+            "kd takes both from the data; in Python, pass them"
         )
     if len(input_shape) != 3:
         raise UserError(
@@ -38,6 +38,7 @@ def check_image_shapes(
 
 def global_pool() -> nn.Sequential:
     """The mean over all pixels, `(B, C, H, W)` to `(B, C)`."""
+    # Adaptive pooling reads images of any size, and leaves two dimensions of length one.
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 

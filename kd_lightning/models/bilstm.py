@@ -71,6 +71,7 @@ class BiLSTMClassifier(nn.Module):
         self.onward = nn.LSTM(embedding, hidden, batch_first=True)
         self.backward_ = nn.LSTM(embedding, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
+        # Both directions are concatenated, hence twice the units.
         self.hidden = nn.Sequential(
             nn.Linear(2 * hidden, head),
             nn.ReLU(),
@@ -96,6 +97,7 @@ class BiLSTMClassifier(nn.Module):
             Logits `(B, K)`.
         """
         mask = attention_mask.bool()
+        # Sentences are padded at the end, so the number of tokens gives the last one's position.
         last = attention_mask.sum(1, keepdim=True) - 1
         # The backward direction reads the words in reverse order; padding stays at the end.
         position = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -125,6 +127,7 @@ class BiLSTMClassifier(nn.Module):
         if self.pooling == "max":
             return masked_max(states, mask)
         # The last word of each direction, not the last column, which may be padding.
-        index = last[..., None].expand(-1, -1, states.shape[2])
+        units = states.shape[2]
+        index = last[..., None].expand(-1, -1, units)
         last_states: Tensor = states.gather(1, index).squeeze(1)
         return last_states

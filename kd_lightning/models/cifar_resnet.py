@@ -23,14 +23,21 @@ class _Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1 or channels_in != channels:
+            # The paper's option B; its other option for CIFAR pads the channels with zeros.
             self.shortcut = nn.Sequential(
-                nn.Conv2d(channels_in, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+                nn.Conv2d(channels_in, channels, 1, stride, bias=False),
+                nn.BatchNorm2d(channels),
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + self.shortcut(x))
+        """Features `(B, channels, H', W')` of `(B, channels_in, H, W)`."""
+        y = self.conv1(x)
+        y = F.relu(self.bn1(y))
+        y = self.conv2(y)
+        y = self.bn2(y)
+        # ReLU follows the sum, so that a block can also lower its input.
+        total = y + self.shortcut(x)
+        return F.relu(total)
 
 
 class CIFARResNet(nn.Module):
@@ -70,6 +77,7 @@ class CIFARResNet(nn.Module):
         channels3 = 64 * width
         self.conv = nn.Conv2d(channels_in, first, 3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(first)
+        # Two layers are the first convolution and the classifier; a block has two convolutions.
         blocks = (depth - 2) // 6
         self.stage1 = self._stage(first, channels1, blocks, 1)
         self.stage2 = self._stage(channels1, channels2, blocks, 2)
@@ -87,9 +95,11 @@ class CIFARResNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits `(B, num_classes)` of images `(B, C, H, W)`."""
-        y = F.relu(self.bn(self.conv(x)))
+        y = self.conv(x)
+        y = F.relu(self.bn(y))
         y = self.stage1(y)
         y = self.stage2(y)
         y = self.stage3(y)
-        logits: Tensor = self.head(self.pool(y))
+        pooled = self.pool(y)
+        logits: Tensor = self.head(pooled)
         return logits

@@ -34,6 +34,8 @@ class CIFARResNet50(nn.Module):
         channels_in, classes = check_image_shapes("CIFARResNet50", input_shape, num_classes)
         # Only the residual stages and the classifier of this network are used.
         body = resnet50(num_classes=classes)
+        # A hook on an in-place ReLU's input would see the values after the ReLU, so nothing is in
+        # place.
         self.stem = Conv2dNormActivation(channels_in, 64, 3, inplace=False)
         self.stage1 = body.layer1
         self.stage2 = body.layer2
@@ -50,5 +52,6 @@ class CIFARResNet50(nn.Module):
         y = self.stage2(y)
         y = self.stage3(y)
         y = self.stage4(y)
-        logits: Tensor = self.head(self.pool(y))
+        pooled = self.pool(y)
+        logits: Tensor = self.head(pooled)
         return logits

@@ -34,6 +34,7 @@ class WordEmbedding(nn.Embedding):
 
     def __init__(self, words: int, width: int, pad: int = 0, vectors: str | None = None) -> None:
         super().__init__(words, width, padding_idx=pad)
+        # Checked here, although the file is read later: a typo is reported before any training.
         if vectors is not None and not Path(vectors).expanduser().is_file():
             raise UserError(f"there is no file {vectors} with word vectors")
         self.vectors = vectors
@@ -92,8 +93,10 @@ def read_vectors(
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             fields = line.rstrip().split(b" ")
-            is_header = number == 1 and len(fields) == 2  # fastText: number of words, and width
-            if is_header or not line.strip():
+            # fastText's first line holds the number of words and the width of a vector.
+            is_header = number == 1 and len(fields) == 2
+            is_blank = not line.strip()
+            if is_header or is_blank:
                 continue
             place = f"{path}, line {number}"
             word = _word(place, fields, width)
@@ -103,6 +106,7 @@ def read_vectors(
 
 
 def _word(place: str, fields: list[bytes], width: int) -> str:
+    """The word of a line: all fields but the last `width`; UserError if there is none."""
     if len(fields) <= width:
         raise UserError(
             f"{place}: {len(fields) - 1} numbers instead of {width}, the width of the embedding"
@@ -115,6 +119,7 @@ def _word(place: str, fields: list[bytes], width: int) -> str:
 
 
 def _vector(place: str, fields: list[bytes], width: int) -> list[float]:
+    """The last `width` fields as numbers; UserError if they are not numbers."""
     try:
         return [float(field) for field in fields[-width:]]
     except ValueError as error:
@@ -132,12 +137,15 @@ def vocabulary_of(owner: str, spec: Mapping[str, Any] | None, size: int | None) 
     Raises:
         UserError: if neither gives the number of tokens.
     """
-    vocabulary = (spec or {}).get("vocabulary", {})
+    described = spec or {}
+    vocabulary = described.get("vocabulary", {})
+    # The argument comes first: it is the only source outside of `kd`.
     if size is None:
         size = vocabulary.get("size")
     if size is None:
         raise UserError(f"{owner} reads tokens: set vocabulary, or train it under kd on text data")
-    return int(size), int(vocabulary.get("pad", 0))
+    pad = vocabulary.get("pad", 0)
+    return int(size), int(pad)
 
 
 def check_shares(owner: str, **values: float) -> None:
@@ -174,4 +182,5 @@ def masked_max(states: Tensor, mask: Tensor) -> Tensor:
     """
     # Padding must not win the maximum.
     is_padding = ~mask[..., None]
-    return states.masked_fill(is_padding, float("-inf")).amax(1)
+    candidates = states.masked_fill(is_padding, float("-inf"))
+    return candidates.amax(1)

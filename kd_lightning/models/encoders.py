@@ -58,6 +58,8 @@ def make_encoder(architecture: dict[str, Any], tokens: Tokens) -> Encoder:
         config = transformers.AutoConfig.for_model(**settings)
         return cast(Encoder, transformers.AutoModel.from_config(config))
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
+        # Configurations check their arguments in ways of their own, and some explain over many
+        # lines.
         reason = str(error).splitlines()[0]
         raise UserError(f"TransformerClassifier: architecture: {reason}") from error
 
@@ -111,6 +113,7 @@ def check_tokens(pretrained: str | None, encoder: Encoder, tokens: Tokens) -> No
         )
     if pretrained is not None:
         _check_vocabulary(pretrained, tokens)
+    # Too long a sample would fail in the embedding of positions, in the middle of training.
     limit = _length_limit(encoder)
     if 0 < limit < tokens["max_length"]:
         raise UserError(
@@ -120,6 +123,7 @@ def check_tokens(pretrained: str | None, encoder: Encoder, tokens: Tokens) -> No
 
 
 def _check_vocabulary(pretrained: str, tokens: Tokens) -> None:
+    """Refuse data whose tokenizer has another vocabulary than the pretrained encoder's."""
     try:
         own = vocabulary_sha256(pretrained_tokenizer(pretrained).get_vocab())
     except UserError:
@@ -146,6 +150,7 @@ def _length_limit(encoder: Encoder) -> int:
 
 def encoder_layers(encoder: Encoder) -> nn.ModuleList:
     """The list of an encoder's layers; empty if there is none, as in ALBERT, which repeats one."""
+    # Every architecture gives this list another name, so it is recognized by its length.
     count = int(getattr(encoder.config, "num_hidden_layers", 0))
     for module in encoder.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:

@@ -36,10 +36,12 @@ def copy_encoder_layers(
     """
     content = read_file(path, "copy_from")
     described = content.get(KEY) or {}
+    # Equal sizes do not mean equal tokens: the weights would load and mean other words.
     if spec is not None and described.get("spec"):
         data_spec = Spec.from_dict(spec)
         trained_on = Spec.from_dict(described["spec"])
         check_vocabulary(f"copy_from {path}", trained_on, data_spec, data_spec.vocabulary)
+    # The checkpoint holds a classifier, whose encoder has a prefix; its head has no counterpart.
     source: dict[str, Tensor] = {}
     for key, tensor in network_weights(content).items():
         source[key.removeprefix("encoder.")] = tensor
@@ -47,7 +49,8 @@ def copy_encoder_layers(
     available = _layer_numbers(source, prefix)
     if chosen is None:
         chosen = _evenly_spaced(len(layers), len(available))
-    if len(chosen) != len(layers) or not set(chosen) <= available:
+    all_exist = set(chosen) <= available
+    if len(chosen) != len(layers) or not all_exist:
         raise UserError(
             f"copy_from: {path} has {len(available)} layers; "
             f"choose {len(layers)} of them, not {chosen}"
@@ -55,7 +58,8 @@ def copy_encoder_layers(
     # The tensors of a state_dict share memory with the parameters and have no graph.
     for name, tensor in encoder.state_dict().items():
         source_name = _source_name(name, prefix, chosen)
-        if source_name not in source or source[source_name].shape != tensor.shape:
+        fits = source_name in source and source[source_name].shape == tensor.shape
+        if not fits:
             raise UserError(
                 f"copy_from: {path} has no {source_name!r} of shape {tuple(tensor.shape)}; "
                 "give a checkpoint of the same width"
@@ -96,4 +100,5 @@ def _source_name(name: str, prefix: str, chosen: list[int]) -> str:
     if not name.startswith(prefix):
         return name
     number, _, rest = name.removeprefix(prefix).partition(".")
-    return f"{prefix}{chosen[int(number)]}.{rest}"
+    source_layer = chosen[int(number)]
+    return f"{prefix}{source_layer}.{rest}"

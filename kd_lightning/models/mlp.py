@@ -22,6 +22,7 @@ class _Dropout(nn.Dropout):
     # differ for the same seed.
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop elements of `x`, of any shape, in training; the kept ones are scaled up."""
         if not self.training or x.device.type != "cpu":
             return super().forward(x)
         # Each 64-bit integer gives four 16-bit integers, uniform in [-2**15, 2**15).
@@ -68,7 +69,7 @@ class MLP(nn.Module):
         if input_shape is None or num_classes is None:
             raise UserError(
                 "MLP: input_shape or num_classes is missing; "
-                "kd takes both from the data, in Python pass them"
+                "kd takes both from the data; in Python, pass them"
             )
         _check_options(hidden, dropout, input_dropout, max_norm)
         self.max_norm = max_norm
@@ -104,6 +105,7 @@ class MLP(nn.Module):
 def _check_options(
     hidden: list[int], dropout: float, input_dropout: float, max_norm: float | None
 ) -> None:
+    """Refuse options of an `MLP` that are out of range."""
     if not hidden or min(hidden) < 1:
         raise UserError(
             f"MLP: hidden must list at least one layer of at least one unit, got {hidden}"

@@ -49,9 +49,11 @@ class _InvertedResidual(nn.Module):
             Conv2dNormActivation(hidden, hidden, 3, stride, groups=hidden, inplace=False),
             Conv2dNormActivation(hidden, channels, 1, activation_layer=None),
         )
+        # The shortcut has no convolution of its own, so it needs equal shapes.
         self.residual = stride == 1 and channels_in == channels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features `(B, channels, H', W')` of `(B, channels_in, H, W)`."""
         y: Tensor = self.layers(x)
         return x + y if self.residual else y
 
@@ -115,6 +117,7 @@ class CIFARMobileNetV2(nn.Module):
         self.stage2 = nn.Sequential(*groups[2])
         self.stage3 = nn.Sequential(*groups[3], *groups[4])
         self.stage4 = nn.Sequential(*groups[5], *groups[6])
+        # The paper narrows all layers but the last one (section 5.1): it feeds the classifier.
         last = int(1280 * max(1.0, width))
         self.last = Conv2dNormActivation(channels, last, 1, inplace=False)
         self.pool = global_pool()
@@ -132,5 +135,6 @@ class CIFARMobileNetV2(nn.Module):
         y = self.stage3(y)
         y = self.stage4(y)
         y = self.last(y)
-        logits: Tensor = self.head(self.pool(y))
+        pooled = self.pool(y)
+        logits: Tensor = self.head(pooled)
         return logits

@@ -28,6 +28,7 @@ class _Block(nn.Module):
         super().__init__()
         # Channels that the convolutions compute; the shortcut provides the others.
         computed = channels if stride == 1 else channels - channels_in
+        # The bottleneck has a quarter of the output channels (section 3.2 of the paper).
         hidden = computed // 4
         self.expand = Conv2dNormActivation(channels_in, hidden, 1, groups=groups_in, inplace=False)
         self.shuffle = nn.ChannelShuffle(groups_in)
@@ -44,8 +45,12 @@ class _Block(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.shuffle(self.expand(x))
-        y = self.project(self.depthwise(y))
+        """Features `(B, channels, H', W')` of `(B, channels_in, H, W)`."""
+        y = self.expand(x)
+        # Without the shuffle, each group of `project` would see one group of `expand` only.
+        y = self.shuffle(y)
+        y = self.depthwise(y)
+        y = self.project(y)
         shortcut = self.shortcut(x)
         joined = torch.cat([y, shortcut], 1) if self.appends else y + shortcut
         out: Tensor = self.relu(joined)
@@ -100,5 +105,6 @@ class CIFARShuffleNetV1(nn.Module):
         y = self.stage1(y)
         y = self.stage2(y)
         y = self.stage3(y)
-        logits: Tensor = self.head(self.pool(y))
+        pooled = self.pool(y)
+        logits: Tensor = self.head(pooled)
         return logits

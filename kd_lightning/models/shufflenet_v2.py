@@ -51,6 +51,7 @@ class CIFARShuffleNetV2(nn.Module):
     def _stage(channels_in: int, channels: int, blocks: int) -> nn.Sequential:
         # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [InvertedResidual(channels, channels, 1) for _ in range(blocks - 1)]
+        # Each stage halves the resolution in its first block.
         first = InvertedResidual(channels_in, channels, 2)
         return nn.Sequential(first, *rest)
 
@@ -61,5 +62,6 @@ class CIFARShuffleNetV2(nn.Module):
         y = self.stage2(y)
         y = self.stage3(y)
         y = self.last(y)
-        logits: Tensor = self.head(self.pool(y))
+        pooled = self.pool(y)
+        logits: Tensor = self.head(pooled)
         return logits

@@ -134,12 +134,14 @@ class TransformerClassifier(nn.Module):
                 logits = self(padded, padded_mask)
         except Exception as error:
             # Encoders of other kinds fail in many ways.
+            # Some of the errors have no text at all.
             lines = str(error).splitlines()
             reason = lines[0] if lines else type(error).__name__
             raise UserError(
                 f"{name} cannot read a sentence; use an encoder for text, such as bert: {reason}"
             ) from error
         self.train()
+        # Fused kernels sum in another order for another length, so the logits are not identical.
         if not torch.allclose(expected, logits, atol=1e-4):
             raise UserError(
                 f"{name} does not ignore padding, so logits would depend on the batch; "
@@ -153,6 +155,7 @@ class TransformerClassifier(nn.Module):
                 f"TransformerClassifier: trainable_layers must be 0 to {len(layers)}, got {count}"
             )
         self.encoder.requires_grad_(False)
+        # Not `layers[-count:]`, which is the whole list if the count is 0.
         layers[len(layers) - count :].requires_grad_(True)
 
     def forward(
@@ -182,7 +185,9 @@ class TransformerClassifier(nn.Module):
         )
         for tap, state in zip(self.states, outputs.hidden_states or (), strict=False):
             tap(state)
-        logits: Tensor = self.head(outputs.last_hidden_state[:, 0])
+        # The first token ([CLS] in BERT) stands for the sentence.
+        sentence = outputs.last_hidden_state[:, 0]
+        logits: Tensor = self.head(sentence)
         return logits
 
 
@@ -203,6 +208,7 @@ def _encoder(
 
 
 def _head(width: int, hidden: int | None, dropout: float, num_classes: int) -> nn.Sequential:
+    """From a state `(B, width)` to logits `(B, num_classes)`, with one hidden layer or none."""
     layers: list[nn.Module] = []
     if hidden is not None:
         layers.append(nn.Dropout(dropout))
@@ -215,6 +221,7 @@ def _head(width: int, hidden: int | None, dropout: float, num_classes: int) -> n
 
 
 def _taps(count: int) -> nn.ModuleList:
+    """Modules that return their input, for hooks on values that are not a module's output."""
     taps = nn.ModuleList()
     for _ in range(count):
         taps.append(nn.Identity())

@@ -32,8 +32,10 @@ class _Up(nn.Module):
         self.convs = _DoubleConv(channels_in + channels, channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Features `(B, channels, H, W)` of a map `(B, channels_in, h, w)` and a skip of H x W."""
         # To the exact size: pooling rounds odd heights and widths down.
-        enlarged = F.interpolate(x, size=skip.shape[-2:], mode="nearest")
+        height_width = skip.shape[-2:]
+        enlarged = F.interpolate(x, size=height_width, mode="nearest")
         joined = torch.cat([enlarged, skip], dim=1)
         features: Tensor = self.convs(joined)
         return features
@@ -106,6 +108,7 @@ class UNet(nn.Module):
         skips = []
         for level in self.encoder:
             skip = level(x)
+            # The decoder takes the maps in reverse order, the deepest one first.
             skips.append(skip)
             x = F.max_pool2d(skip, kernel_size=2)
         x = self.bottom(x)

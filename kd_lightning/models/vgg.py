@@ -25,7 +25,9 @@ def _block(channels_in: int, channels: int, convolutions: int) -> list[nn.Module
     """3x3 convolutions with bias, batch norm and ReLU."""
     layers: list[nn.Module] = []
     for _ in range(convolutions):
-        layers.append(Conv2dNormActivation(channels_in, channels, bias=True, inplace=False))
+        # The bias has no effect before batch norm, but the benchmark's checkpoints contain it.
+        layer = Conv2dNormActivation(channels_in, channels, bias=True, inplace=False)
+        layers.append(layer)
         channels_in = channels
     return layers
 
@@ -58,9 +60,19 @@ class CIFARVGG(nn.Module):
             raise UserError(f"CIFARVGG: depth must be one of {valid}, got {depth}")
         counts = CONVOLUTIONS[depth]
         self.stem = nn.Sequential(*_block(channels_in, 64, counts[0]))
-        self.stage1 = nn.Sequential(nn.MaxPool2d(2), *_block(64, 128, counts[1]))
-        self.stage2 = nn.Sequential(nn.MaxPool2d(2), *_block(128, 256, counts[2]))
-        self.stage3 = nn.Sequential(nn.MaxPool2d(2), *_block(256, 512, counts[3]))
+        self.stage1 = nn.Sequential(
+            nn.MaxPool2d(2),
+            *_block(64, 128, counts[1]),
+        )
+        self.stage2 = nn.Sequential(
+            nn.MaxPool2d(2),
+            *_block(128, 256, counts[2]),
+        )
+        self.stage3 = nn.Sequential(
+            nn.MaxPool2d(2),
+            *_block(256, 512, counts[3]),
+        )
+        # No pooling here: the benchmark keeps the last two blocks at the same resolution.
         self.stage4 = nn.Sequential(*_block(512, 512, counts[4]))
         self.pool = global_pool()
         self.head = nn.Linear(512, classes)
@@ -76,5 +88,6 @@ class CIFARVGG(nn.Module):
         y = self.stage2(y)
         y = self.stage3(y)
         y = self.stage4(y)
-        logits: Tensor = self.head(self.pool(y))
+        pooled = self.pool(y)
+        logits: Tensor = self.head(pooled)
         return logits

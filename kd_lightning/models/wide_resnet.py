@@ -28,10 +28,14 @@ class _Block(nn.Module):
             self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        active = self.relu1(self.bn1(x))
+        """Sums `(B, channels, H', W')` of `(B, channels_in, H, W)`, before any ReLU."""
+        y = self.bn1(x)
+        active = self.relu1(y)
         y = self.conv1(active)
-        y = self.relu2(self.bn2(y))
+        y = self.bn2(y)
+        y = self.relu2(y)
         y = self.conv2(y)
+        # No ReLU after the sum: the path of the shortcuts stays linear from stem to head.
         shortcut = x if self.shortcut is None else self.shortcut(active)
         total: Tensor = y + shortcut
         return total
@@ -75,6 +79,8 @@ class WideResNet(nn.Module):
             )
         if width < 1:
             raise UserError(f"WideResNet: width must be at least 1, got {width}")
+        # Beside the blocks of two convolutions each, the paper counts the first convolution and the
+        # three of the shortcuts.
         blocks = (depth - 4) // 6
         self.stem = nn.Conv2d(channels_in, 16, 3, padding=1, bias=False)
         channels1 = 16 * width
@@ -104,5 +110,6 @@ class WideResNet(nn.Module):
         y = self.stage2(y)
         y = self.stage3(y)
         y = self.final(y)
-        logits: Tensor = self.head(self.pool(y))
+        pooled = self.pool(y)
+        logits: Tensor = self.head(pooled)
         return logits

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.runs.config_errors import config_errors
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.parsing import plain_config
+from kd_lightning.runs.ranges import check_limits
 from kd_lightning.runs.spec_arguments import fill_from_spec
 from kd_lightning.spec import Spec
 from kd_lightning.training import lightning_compat
@@ -81,6 +83,7 @@ class BuiltRun:
         if self.command == "predict":
             # Reads what is to be predicted.
             self.datamodule.predict_dataloader()
+        check_limits(self.trainer_settings, self._batches())
         if self.command == "fit":
             self.module.check_optimizer()
         if self.options.test == "best":
@@ -92,6 +95,17 @@ class BuiltRun:
                 f"kd {self.command} needs trained weights; give "
                 "--ckpt_path=RUN/checkpoints/last.ckpt"
             )
+
+    def _batches(self) -> dict[str, int]:
+        """The number of batches by stage on one device, for the stages of the command."""
+        data = self.datamodule
+        stages = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
+        batches = {}
+        for stage in stages.get(self.command, ()):
+            size = data.batch_size if stage == "train" else data.eval_batch_size
+            name = "val" if stage == "validation" else stage
+            batches[name] = math.ceil(data.spec.samples.get(stage, 0) / size)
+        return batches
 
     def _check_best_checkpoint(self) -> None:
         if not self.has_validation:

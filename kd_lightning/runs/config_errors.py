@@ -17,8 +17,13 @@ _TYPE = re.compile(r"Expected an? <class '([\w.]+)'>")
 _CHOICE = re.compile(r"Expected a typing\.Literal\[(.*)\]")
 _VALUE = re.compile(r"^Given value: (.{1,60})$")
 _NESTED_VALUE = re.compile(r"NestedArg\(key='([^']+)', val=(.*)\)$")
+_CALLABLE = re.compile(r"^Type .* expects a function or a callable class: (.*)$")
+_GOT_CLASS = re.compile(r"\. Got value: Namespace\(class_path='([\w.]+)'.*$")
+_NO_IMPORT = "Expected a dot import path"
+_MAX_LENGTH = 500
 _NOISE = re.compile(
-    r"^(Subtypes:|Given value|Does not validate|Errors:|Expected a path but|Traceback|File )"
+    r"^(Subtypes:|Given value|Does not validate|Errors:|Expected a path but"
+    r"|Traceback|File )"
 )
 
 
@@ -36,21 +41,29 @@ def one_line(message: str) -> str:
     key_problems = []
     other_problems = []
     value = None
+    nested = None
     for line in _lines(message):
         key = _KEY.match(line)
         class_path = _CLASS.match(line)
         given = _VALUE.match(line)
         if given is not None and value is None:
             value = given[1]
+        argument = _NESTED_VALUE.match(given[1]) if given is not None else None
+        # The longest key is the one below the outermost key.
+        if argument is not None and (nested is None or len(argument[1]) > len(nested[1])):
+            nested = argument
         if key is not None:
             keys.append(key[1])
             if key[2]:
                 key_problems.append(key[2])
         elif class_path is None and _NOISE.match(line) is None:
-            other_problems.append(line)
+            other_problems.append(_GOT_CLASS.sub("", line))
         if class_path is not None:
             classes.append(class_path[1])
-    nested = _NESTED_VALUE.match(value) if value else None
+        # The class of an optimizer or a scheduler.
+        got_class = _GOT_CLASS.search(line)
+        if got_class is not None:
+            classes.append(got_class[1])
     if nested is not None:
         # The value then holds the whole path below the outermost key.
         keys = [*keys[:1], nested[1]]
@@ -58,13 +71,22 @@ def one_line(message: str) -> str:
     parts = [".".join(keys)] if keys else []
     parts.extend(classes[-1:])
     parts.append(_problem(key_problems + other_problems, value, has_key=bool(keys)))
-    return ": ".join(parts)
+    text = ": ".join(parts)
+    # A value may be of any length.
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
 
 
 def _lines(message: str) -> list[str]:
-    """The lines that are not empty, without the marks of lists."""
-    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    return [line for line in lines if line]
+    """The lines that are not empty, without the marks of lists and the types of callables."""
+    lines = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        callable_problem = _CALLABLE.match(text)
+        if callable_problem is not None:
+            text = callable_problem[1]
+        if text:
+            lines.append(text)
+    return lines
 
 
 def _problem(lines: list[str], value: str | None, has_key: bool) -> str:
@@ -78,7 +100,11 @@ def _problem(lines: list[str], value: str | None, has_key: bool) -> str:
     types = []
     choices: list[str] = []
     others = []
+    not_imported = []
     for line in lines:
+        if line.startswith(_NO_IMPORT):
+            not_imported.append(line)
+            continue
         expected_type = _TYPE.match(line)
         if expected_type is not None and expected_type[1] != "NoneType":
             types.append(expected_type[1])
@@ -87,6 +113,8 @@ def _problem(lines: list[str], value: str | None, has_key: bool) -> str:
         choice = _CHOICE.match(line)
         if choice is not None:
             choices.extend(choice[1].split(", "))
+    if not types and not others:
+        others = not_imported
     got = f", got {value!r}" if value else ""
     if choices and all(_CHOICE.match(line) for line in others):
         expected = ", ".join(dict.fromkeys(choices))

@@ -1,15 +1,18 @@
-"""Finds the config files that a command names, reads them and merges their losses."""
+"""Finds the config files that a command names, reads them and merges their losses and lists."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped
+from kd_lightning.runs.joined_lists import JoinedLists
 from kd_lightning.trust import check_config
+from kd_lightning.yaml_files import read_yaml_file
 
 MOVED = {
     "kd_lightning.data.SpecialistDataModule": "kd_lightning.specialists.SpecialistDataModule",
@@ -26,6 +29,14 @@ MOVED = {
 """Import paths of version 0.1 that have moved since; configs and run folders may still name them."""
 
 CONFIG_OPTIONS = ("-c", "--config")
+
+SECTIONS = ("trainer", "model", "data", "run")
+"""The keys of a config that hold other keys."""
+
+_DIGITS = re.compile(r"[-+]?[0-9_]+")
+_BASE_60 = re.compile(r"[-+]?[0-9][0-9_]*(?::[0-5]?[0-9])+(?:\.[0-9_]*)?")
+_TIMES = ("time", "interval", "duration")
+"""How the names of options end that may hold a time such as 00:12:00:00."""
 
 _OLD_LABELS_OPTION = re.compile(r"--data\.(?:[\w.]+\.)?labels")
 """`--data.labels`, also of data that other data wraps."""
@@ -75,20 +86,70 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
     Raises:
         UserError: if the file does not hold keys with values.
     """
-    import yaml
-
-    # The C loader is much faster, but PyYAML is not always built with it.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"the config file {name} is not YAML: {error}") from error
+    content = read_yaml_file(path, f"the config file {name}")
     if not content:
         raise UserError(f"the config file {name} is empty")
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise UserError(f"the config file {name} holds a {kind}, not keys with values")
+    check_sections(content, f"the config file {name}")
     return content
+
+
+def check_sections(content: Mapping[Any, Any], place: str) -> None:
+    """Check the top level of a config, and the arguments of its classes.
+
+    Args:
+        content: as read from YAML.
+        place: what an error message calls the config.
+
+    Raises:
+        UserError: for a key that is not text, or a section or `init_args` without keys.
+    """
+    for key, value in content.items():
+        if not isinstance(key, str):
+            raise UserError(f"{place}: the key {key!r} must be text")
+        # A model or data may be a class path alone.
+        is_class_path = key in ("model", "data") and isinstance(value, str)
+        if key in SECTIONS and not isinstance(value, dict) and not is_class_path:
+            raise UserError(f"{place}: {_without_keys(key, value)}")
+        _check_arguments(value, place, key)
+
+
+def _check_arguments(value: object, place: str, key: str) -> None:
+    if isinstance(value, str):
+        _check_text(value, f"{place}: {key}")
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_arguments(item, place, f"{key}[{number}]")
+    if not isinstance(value, dict):
+        return
+    for name, item in value.items():
+        inner = f"{key}.{name}"
+        if name in ("init_args", "dict_kwargs") and not isinstance(item, dict):
+            raise UserError(f"{place}: {_without_keys(inner, item)}")
+        _check_arguments(item, place, inner)
+
+
+def _without_keys(key: str, value: object) -> str:
+    if value is None:
+        return f"{key} is empty; remove it, or write its keys below it"
+    return f"{key} must hold keys with values, got {repr(value)[:60]}"
+
+
+def _check_text(text: str, key: str) -> None:
+    """Refuse texts that the parser would take for strange numbers.
+
+    Raises:
+        UserError: for a number that is too long, or one to base 60 where no time belongs.
+    """
+    shown = text if len(text) <= 30 else f"{text[:27]}..."
+    if len(text) > 30 and _DIGITS.fullmatch(text) is not None:
+        raise UserError(f"{key}: the number {shown} is out of range")
+    # The options of a run are names and folders, not numbers.
+    is_plain = key.endswith(_TIMES) or key.rpartition(" ")[2].startswith(("run.", "--run."))
+    if not (is_plain and len(text) <= 30) and _BASE_60.fullmatch(text) is not None:
+        raise UserError(f"{key} cannot be {shown}, which YAML takes for a number to base 60")
 
 
 def losses_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,8 +167,9 @@ def resolve_configs(argv: list[str]) -> list[str]:
 
     A path that does not exist is looked up among the shipped configs. The parser would replace the
     losses of one file with those of the next. Here they are merged; if two files configure a loss
-    of the same name, the later file wins. The argument of `-c` is then the merged content as YAML,
-    which the parser accepts instead of a path.
+    of the same name, the later file wins. The lists of callbacks, loggers and augmentations are
+    joined; see `JoinedLists`. The argument of `-c` is then the merged content as YAML, which the
+    parser accepts instead of a path.
 
     Args:
         argv: the command's name and its arguments.
@@ -118,44 +180,79 @@ def resolve_configs(argv: list[str]) -> list[str]:
     Raises:
         UserError: if a file is missing or damaged, or an option has a new name.
     """
-    losses: dict[str, Any] = {}
+    earlier = _Earlier()
     resolved = []
     expects_config = False
     for position, argument in enumerate(argv):
         if expects_config:
-            resolved.append(_resolve_config(argument, losses))
+            resolved.append(_resolve_config(argument, earlier))
             expects_config = False
         elif argument.startswith("--config="):
             name = argument.removeprefix("--config=")
-            resolved.append(f"--config={_resolve_config(name, losses)}")
+            resolved.append(f"--config={_resolve_config(name, earlier)}")
         else:
             _refuse_old_option(argument, argv[position + 1 : position + 2])
+            _check_argument(argument, argv[position - 1] if position else "")
             resolved.append(argument)
             expects_config = argument in CONFIG_OPTIONS
     return resolved
 
 
-def _resolve_config(name: str, losses: dict[str, Any]) -> str:
+@dataclass
+class _Earlier:
+    """What the config files before the current one hold.
+
+    Attributes:
+        losses: by name.
+        lists: those that are joined.
+    """
+
+    losses: dict[str, Any] = field(default_factory=dict)
+    lists: JoinedLists = field(default_factory=JoinedLists)
+
+
+def _resolve_config(name: str, earlier: _Earlier) -> str:
     """The path of a config file, or its content as YAML if the content had to be changed.
 
     Args:
         name: as given on the command line.
-        losses: those of the files before this one; updated in place.
+        earlier: the files before this one; updated in place.
     """
     import yaml
 
-    path = Path(name) if Path(name).is_file() else shipped(name)
-    if path is None or not path.is_file():
-        raise UserError(f"there is no config file {name}")
+    path = _config_path(name)
     written = read_config(path, name)
     content = with_current_names(written)
     changed = content != written
     own_losses = losses_of(content)
-    if own_losses and losses:
-        content["model"]["init_args"]["losses"] = {**losses, **own_losses}
+    if own_losses and earlier.losses:
+        content["model"]["init_args"]["losses"] = {**earlier.losses, **own_losses}
         changed = True
-    losses.update(own_losses)
+    earlier.losses.update(own_losses)
+    if earlier.lists.join(content):
+        changed = True
     return yaml.safe_dump(content, sort_keys=False) if changed else str(path)
+
+
+def _config_path(name: str) -> Path:
+    """The path of a config file: as given, or below the shipped files."""
+    try:
+        path = Path(name) if Path(name).is_file() else shipped(name)
+    except OSError as error:
+        # For example a name that is too long.
+        raise UserError(f"there is no config file {name:.200}: {error.strerror}") from None
+    if path is None:
+        raise UserError(f"there is no config file {name}")
+    return path
+
+
+def _check_argument(argument: str, previous: str) -> None:
+    """Check the value in `--OPTION=VALUE`, or in `VALUE` after `--OPTION`."""
+    option, has_value, value = argument.partition("=")
+    if not argument.startswith("--"):
+        _check_text(argument, previous)
+    elif has_value:
+        _check_text(value, option)
 
 
 def _refuse_old_option(argument: str, following: list[str]) -> None:
@@ -178,8 +275,9 @@ def with_own_config(argv: list[str]) -> list[str]:
     """Add the config of the run that a checkpoint belongs to, if the arguments name no config.
 
     Raises:
-        UserError: if that config names classes of a package that is not trusted. The user names
-            only the checkpoint, which may come from a stranger.
+        UserError: if they name no config and a checkpoint that does not exist, or if that config
+            names classes of a package that is not trusted. The user names only the checkpoint,
+            which may come from a stranger.
     """
     for argument in argv:
         if argument in CONFIG_OPTIONS or argument.startswith("--config="):
@@ -190,8 +288,21 @@ def with_own_config(argv: list[str]) -> list[str]:
             checkpoint = argument.removeprefix("--ckpt_path=")
         elif argument == "--ckpt_path" and position + 1 < len(argv):
             checkpoint = argv[position + 1]
+        if not checkpoint:
+            continue
+        if not _is_file(Path(checkpoint)):
+            # The config that the parser would miss lies next to the checkpoint.
+            raise UserError(f"--ckpt_path: there is no file {checkpoint}")
         config = Path(checkpoint).parent.parent / "config.yaml"
-        if checkpoint and config.is_file():
+        if config.is_file():
             check_config(read_config(config, str(config)), str(config))
             return [argv[0], "-c", str(config), *argv[1:]]
     return argv
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; also answers for names that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False

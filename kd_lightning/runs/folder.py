@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning import __version__
 from kd_lightning.errors import UserError
 from kd_lightning.runs.configs import with_current_names
+from kd_lightning.yaml_files import read_yaml_file
 
 _PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "wandb")
 
@@ -213,12 +213,10 @@ class RunFolder:
         Raises:
             UserError: if config.yaml is missing, damaged or not a mapping.
         """
-        # The C loader is much faster, but PyYAML is not always built with it.
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
         try:
-            content = yaml.load(self.config_path.read_text(encoding="utf-8"), Loader=loader)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise UserError(f"{self.path}: config.yaml is missing or damaged") from error
+            content = read_yaml_file(self.config_path, str(self.config_path))
+        except UserError as error:
+            raise UserError(f"{self.path}: config.yaml is missing or damaged: {error}") from error
         if not isinstance(content, dict):
             raise UserError(f"{self.path}: config.yaml does not hold keys with values")
         return dict(with_current_names(content))

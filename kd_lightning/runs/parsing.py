@@ -8,15 +8,22 @@ import lightning.pytorch as pl
 from jsonargparse import (  # type: ignore[attr-defined]
     ActionConfigFile,
     Namespace,
+    set_loader,
 )
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from yaml import YAMLError
 
+from kd_lightning.errors import UserError
 from kd_lightning.runs.config_errors import config_errors
 from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.joined_lists import JOINED_LISTS
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.quiet import quiet
+from kd_lightning.runs.ranges import check_config
+from kd_lightning.runs.suggestions import with_suggestion
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.weights import plain
+from kd_lightning.yaml_files import parse_yaml
 
 TRAINER_DEFAULTS = {
     "trainer.enable_model_summary": False,
@@ -24,6 +31,27 @@ TRAINER_DEFAULTS = {
     "trainer.use_distributed_sampler": False,
     "trainer.num_sanity_val_steps": 0,
 }
+
+PARSER_MODE = "kd_yaml"
+"""The name under which jsonargparse knows our YAML reader."""
+
+
+def read_argument(text: str) -> Any:
+    """The value of a config or of an option's text, read as YAML.
+
+    Raises:
+        yaml.YAMLError: if the text is not valid; the parser then takes it as plain text.
+    """
+    value = parse_yaml(text)
+    if isinstance(value, dict) and all(item is None for item in value.values()):
+        # `name:` and `{name}` are text to a user, but mappings to null in YAML.
+        words = text.strip().strip("{}").replace(" ", "").removesuffix(":").split(",")
+        if words == list(map(str, value)):
+            return text
+    return value
+
+
+set_loader(PARSER_MODE, read_argument, (YAMLError,))
 
 
 def run_parser(command: str) -> LightningArgumentParser:
@@ -39,10 +67,17 @@ def run_parser(command: str) -> LightningArgumentParser:
         prog=f"kd {command}",
         description=f"kd {command} on PyTorch Lightning",
         exit_on_error=False,
+        parser_mode=PARSER_MODE,
         # An abbreviation that works today would become ambiguous with the next option.
         allow_abbrev=False,
     )
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help="a config file in YAML")
+    parser.add_argument(
+        "-c",
+        "--config",
+        action=ActionConfigFile,
+        help="a config file in YAML; may be repeated. Later files take precedence, losses are "
+        f"merged by name, and the lists {JOINED_LISTS} are joined in the order of the files",
+    )
     parser.add_argument(
         "--seed_everything",
         type=bool | int,
@@ -72,10 +107,18 @@ def parse_resolved(parser: LightningArgumentParser, arguments: list[str]) -> Nam
     """Parse arguments that `resolve_configs` returned, without the command's name.
 
     Raises:
-        UserError: if the parser does not accept them.
+        UserError: if the parser does not accept them, or if a number is out of range.
     """
-    with config_errors():
-        return parser.parse_args(arguments)
+    try:
+        with config_errors():
+            config = parser.parse_args(arguments)
+    except UserError as error:
+        options: list[str] = []
+        for action in parser._actions:
+            options += action.option_strings
+        raise UserError(with_suggestion(str(error), options)) from error
+    check_config(plain_config(config))
+    return config
 
 
 def plain_config(config: Namespace) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Hinton et al. 2015 (arXiv 1503.02531), section 5.5.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +18,12 @@ MAX_ITERATIONS = 10_000
 
 
 def membership(class_ids: Sequence[Sequence[int]], classes: int) -> Tensor:
-    """Which of K classes each of M specialists knows, bool `(M, K)`."""
+    """Which of K classes each of M specialists knows, bool `(M, K)`.
+
+    Args:
+        class_ids: the classes of each specialist.
+        classes: K.
+    """
     known = torch.zeros(len(class_ids), classes, dtype=torch.bool)
     for row, ids in zip(known, class_ids, strict=True):
         row[list(ids)] = True
@@ -77,22 +83,17 @@ def agreed_log_probs(
         log q, `(B, K)`, in the dtype of `generalist`.
     """
     z = generalist.double()
-    known = membership(class_ids, z.shape[-1])
-    outside = (~known).to(z)  # 1 for each class in a specialist's dustbin, (M, K)
-    weights = active.double()
-    fixed, dustbins = _sum_opinions(z, specialists, class_ids, weights)
-    opinions = 1 + weights.sum(1, keepdim=True)
+    opinions = _Opinions.of(z, specialists, class_ids, active)
     tiny = torch.finfo(z.dtype).tiny
-
     result = z.clone()
-    rows = torch.arange(len(z), device=z.device)  # samples that are not done
+    # The samples that are not done.
+    rows = torch.arange(len(z), device=z.device)
     for _ in range(max_iterations):
         q = z.softmax(1)
-        # p_m(dustbin) / Q_m of each specialist, (B, M); t is `target`, (B, K).
-        spread = dustbins / (q @ outside.T).clamp(min=tiny)
-        target = (fixed + q * (spread @ outside)) / opinions
+        target = opinions.mean(q)
         difference = target - q
-        z = z + difference / torch.maximum(q, target).clamp(min=tiny)
+        largest = torch.maximum(q, target).clamp(min=tiny)
+        z = z + difference / largest
         unfinished = difference.abs().sum(1) > tolerance
         if bool(unfinished.all()):
             continue
@@ -100,39 +101,70 @@ def agreed_log_probs(
         result[rows[~unfinished]] = z[~unfinished]
         rows = rows[unfinished]
         z = z[unfinished]
-        fixed = fixed[unfinished]
-        dustbins = dustbins[unfinished]
-        opinions = opinions[unfinished]
+        opinions = opinions.select(unfinished)
         if not len(rows):
             break
+    # The samples that reached the limit of iterations.
     result[rows] = z
     return result.log_softmax(1).to(generalist.dtype)
 
 
-def _sum_opinions(
-    generalist: Tensor,
-    specialists: Sequence[Tensor],
-    class_ids: Sequence[Sequence[int]],
-    weights: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """The parts of the sum of all opinions that do not depend on q.
+@dataclass
+class _Opinions:
+    """What a generalist and its active specialists say about B samples.
 
-    Args:
-        generalist: log-probabilities, `(B, K)`.
-        specialists: log-probabilities of each specialist, `(B, m + 1)`.
-        class_ids: the m classes of each specialist.
-        weights: 1 if a specialist is active and 0 if not, `(B, M)`.
-
-    Returns:
-        Sum of the probabilities of each class, `(B, K)`, and each specialist's probability of its
-        dustbin, `(B, M)`.
+    Attributes:
+        fixed: sum of all opinions on each class, without the dustbins, `(B, K)`.
+        dustbins: each specialist's probability of its dustbin, `(B, M)`; 0 if it is not active.
+        count: number of opinions per sample, `(B, 1)`.
+        outside: 1 for each class in a specialist's dustbin, `(M, K)`.
     """
-    fixed = generalist.exp()
-    dustbins = torch.empty_like(weights)
-    for column, (log_probs, ids) in enumerate(zip(specialists, class_ids, strict=True)):
-        # A specialist that is not active has weight 0 and adds nothing.
-        probs = log_probs.double().exp() * weights[:, column, None]
-        columns = torch.tensor(ids, device=fixed.device)
-        fixed[:, columns] += probs[:, :-1]
-        dustbins[:, column] = probs[:, -1]
-    return fixed, dustbins
+
+    fixed: Tensor
+    dustbins: Tensor
+    count: Tensor
+    outside: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        generalist: Tensor,
+        specialists: Sequence[Tensor],
+        class_ids: Sequence[Sequence[int]],
+        active: Tensor,
+    ) -> _Opinions:
+        """Sum up the log-probabilities; see `agreed_log_probs` for the arguments."""
+        weights = active.double()
+        fixed = generalist.exp()
+        dustbins = torch.empty_like(weights)
+        pairs = zip(specialists, class_ids, strict=True)
+        for column, (log_probs, ids) in enumerate(pairs):
+            # A specialist that is not active has weight 0 and adds nothing.
+            probs = log_probs.double().exp() * weights[:, column, None]
+            columns = torch.tensor(ids, device=fixed.device)
+            fixed[:, columns] += probs[:, :-1]
+            dustbins[:, column] = probs[:, -1]
+        known = membership(class_ids, generalist.shape[-1])
+        outside = (~known).to(generalist)
+        # The generalist's opinion always counts.
+        count = 1 + weights.sum(1, keepdim=True)
+        return cls(fixed, dustbins, count, outside)
+
+    def mean(self, q: Tensor) -> Tensor:
+        """The mean of all opinions, with each dustbin spread over its classes like q, `(B, K)`."""
+        # Q_m can underflow to zero if q is sure of a specialist's own class.
+        tiny = torch.finfo(q.dtype).tiny
+        outside_mass = (q @ self.outside.T).clamp(min=tiny)
+        # p_m(dustbin) / Q_m of each specialist, (B, M).
+        spread = self.dustbins / outside_mass
+        total = self.fixed + q * (spread @ self.outside)
+        return total / self.count
+
+    def select(self, rows: Tensor) -> _Opinions:
+        """The opinions on some samples, given a bool mask `(B,)`."""
+        return replace(
+            self,
+            fixed=self.fixed[rows],
+            dustbins=self.dustbins[rows],
+            count=self.count[rows],
+        )

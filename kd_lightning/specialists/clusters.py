@@ -28,6 +28,7 @@ def prediction_covariance(
     probs = torch.softmax(softened, dim=-1).numpy()
     covariance = np.cov(probs, rowvar=False)
     if correlation:
+        # A division by zero is left out rather than suppressed: its result would be NaN.
         std = np.sqrt(covariance.diagonal())
         scale = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
         covariance = covariance * scale[:, None] * scale
@@ -73,21 +74,23 @@ def confusable_classes(
     # Importing scikit-learn takes 0.8 s.
     from sklearn.cluster import MiniBatchKMeans
 
-    kmeans = MiniBatchKMeans(
-        specialists, random_state=seed_from("clusters", seed) % 2**32, n_init=10, batch_size=1024
-    )
+    # scikit-learn accepts seeds of 32 bits only.
+    random_state = seed_from("clusters", seed) % 2**32
+    kmeans = MiniBatchKMeans(specialists, random_state=random_state, n_init=10, batch_size=1024)
     centroids = kmeans.fit(columns).cluster_centers_
     # Unlike the labels of K-means, the nearest columns of two centroids can overlap.
     distances = []
     for centroid in centroids:
         squares = (columns - centroid) ** 2
         distances.append(squares.sum(1))
+    # A stable sort breaks ties by class id, so the sets do not depend on numpy's algorithm.
     order = np.stack(distances).argsort(1, kind="stable")
     nearest = order[:, :classes_each]
     return [sorted(ids) for ids in nearest.tolist()]
 
 
 def _check_numbers(classes: int, specialists: int, classes_each: int, temperature: float) -> None:
+    """Refuse numbers that do not fit the data's number of classes."""
     if not 1 <= specialists <= classes:
         raise UserError(
             f"data.specialists must be 1 to the number of classes, {classes}, got {specialists}"

@@ -22,95 +22,13 @@ from kd_lightning.data.source import Source
 from kd_lightning.errors import UserError
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
-from kd_lightning.randomness import permutation, run_seed
+from kd_lightning.randomness import run_seed
 from kd_lightning.spec import Spec, SpecialistInfo, check_spec
 from kd_lightning.specialists.clusters import confusable_classes
+from kd_lightning.specialists.source import SpecialistSource
 from kd_lightning.specialists.weights import specialist_weights
-from kd_lightning.types import CLEAN, Batch
+from kd_lightning.types import CLEAN
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file, sha256_of
-
-
-def _relabelled(target: Tensor, new_class: Tensor) -> Tensor:
-    """Targets among the specialist's classes; unlabelled ones stay unlabelled."""
-    mapped = new_class.to(target.device)[target.clamp(min=0)]
-    return torch.where(target < 0, target, mapped)
-
-
-class SpecialistSource(Source):
-    """A source whose classes are a specialist's.
-
-    In training, each epoch serves all samples of the specialist's own classes and as many samples
-    of all other classes, drawn as a function of (seed, epoch).
-
-    Args:
-        inner: the source with all classes.
-        new_class: int64 `(K,)`, the specialist's class for each class.
-        own, others: positions in `inner` of the samples of its own classes and of all others;
-            `None`: all samples, in order.
-        seed: of the draws among the others.
-    """
-
-    def __init__(
-        self,
-        inner: Source,
-        new_class: Tensor,
-        own: Tensor | None = None,
-        others: Tensor | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.inner = inner
-        self.new_class = new_class
-        self.own = own
-        self.others = others
-        self.seed = seed
-        self.split = inner.split
-        self.target = _relabelled(inner.target, new_class)
-        self._epoch: int | None = None
-        self.begin_epoch(0)
-
-    def begin_epoch(self, epoch: int) -> None:
-        self.inner.begin_epoch(epoch)
-        if epoch == self._epoch:
-            return
-        self._epoch = epoch
-        self.positions = self._positions(epoch)
-        """This epoch's samples as positions in `inner`."""
-        inner_rows = self.inner.rows
-        self.rows = inner_rows[self.positions.to(inner_rows.device)]
-
-    def _positions(self, epoch: int) -> Tensor:
-        if self.own is None or self.others is None:
-            return torch.arange(len(self.inner))
-        order = permutation(len(self.others), self.seed, epoch, "others")
-        # Without replacement; if there are fewer others than own samples, the order repeats.
-        place = torch.arange(len(self.own)) % len(order)
-        drawn = self.others[order[place]]
-        return torch.cat([self.own, drawn])
-
-    @property
-    def sample_bytes(self) -> int:
-        return self.inner.sample_bytes
-
-    @property
-    def resident_bytes(self) -> int | None:
-        return self.inner.resident_bytes
-
-    def to(self, device: torch.device) -> SpecialistSource:
-        moved = self.inner.to(device)
-        return SpecialistSource(moved, self.new_class, self.own, self.others, self.seed)
-
-    def lengths(self, view: int = CLEAN) -> Tensor | None:
-        lengths = self.inner.lengths(view)
-        return None if lengths is None else lengths[self.positions]
-
-    def batch(self, rows: Tensor, view: int) -> Batch:
-        positions = self.positions[rows.cpu()]
-        batch = self.inner.batch(positions, view)
-        target = _relabelled(batch.target, self.new_class)
-        partner = batch.partner
-        if partner is not None:
-            partner = _relabelled(partner, self.new_class)
-        return replace(batch, target=target, partner=partner)
 
 
 class SpecialistDataModule(DataModule):
@@ -158,6 +76,7 @@ class SpecialistDataModule(DataModule):
                 f"data.specialist must be in 0 to data.specialists - 1 = {specialists - 1}, "
                 f"got {specialist}"
             )
+        # YAML allows any datamodule here; only ours can serve a selection of samples.
         if not isinstance(data, DataModule):
             raise UserError(
                 f"data.data: {type(data).__name__} serves no batches by indices; use a datamodule "
@@ -183,6 +102,7 @@ class SpecialistDataModule(DataModule):
                     f"data.augment: {type(data).__name__} has no augmentation of images"
                 )
             data.augment = list(augment)
+        # `data` builds the loaders, so its values are the ones in force.
         self.batch_size = data.batch_size
         self.eval_batch_size = data.eval_batch_size
         self.views = data.views
@@ -192,12 +112,23 @@ class SpecialistDataModule(DataModule):
 
     @property
     def augmented(self) -> bool:
+        """Whether the training samples are augmented."""
         return self.data.augmented
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
+        """Images of `data`, as its own method returns them; `None` if its samples are not images.
+
+        Args:
+            index: int64 `(n,)`, rows of the source split.
+        """
         return self.data.images_for_display(index)
 
     def texts_for_display(self, index: Tensor) -> Sequence[str] | None:
+        """Texts of `data`, as its own method returns them; `None` if its samples are not texts.
+
+        Args:
+            index: int64 `(n,)`, rows of the source split.
+        """
         return self.data.texts_for_display(index)
 
     @cached_property
@@ -207,15 +138,17 @@ class SpecialistDataModule(DataModule):
         described = content.get(KEY)
         if not described or not described.get("network"):
             raise UserError(
-                f"data.generalist: {self.generalist} does not say which network it holds; give a "
-                "kd checkpoint"
+                f"data.generalist: {self.generalist} does not contain a description of its "
+                "network; give a kd checkpoint"
             )
         trained_on = Spec.from_dict(described["spec"])
         check_spec(f"the generalist {self.generalist}", trained_on, self.data.spec)
         network = build_network(described["network"])
         load_weights(network, network_weights(content), f"data.generalist {self.generalist}")
+        # The clean training samples: held-out ones must not decide what specialists learn.
+        logits = _predictions(network, self.data.source("train"))
         return confusable_classes(
-            _predictions(network, self.data.source("train")),
+            logits,
             self.specialists,
             self.classes_each,
             self.cluster_temperature,
@@ -232,6 +165,7 @@ class SpecialistDataModule(DataModule):
     def _new_class(self) -> Tensor:
         """The specialist's class for each class of `data`, int64 `(K,)`; the dustbin is last."""
         dustbin = len(self.class_ids)
+        # Every class starts in the dustbin; the specialist's own classes leave it.
         new_class = torch.full((self.data.spec.num_classes,), dustbin)
         new_class[self.class_ids] = torch.arange(dustbin)
         return new_class
@@ -244,7 +178,8 @@ class SpecialistDataModule(DataModule):
         """
         source = self.data.source("train")
         target = source.target[source.rows].cpu()
-        is_own = torch.isin(target, torch.tensor(self.class_ids))
+        class_ids = torch.tensor(self.class_ids)
+        is_own = torch.isin(target, class_ids)
         own = is_own.nonzero()[:, 0]
         is_other = ~is_own & (target >= 0)
         others = is_other.nonzero()[:, 0]
@@ -257,6 +192,7 @@ class SpecialistDataModule(DataModule):
         return own, others
 
     def _wrapped(self, stage: str, inner: Source) -> SpecialistSource:
+        """The specialist's view of a stage's source; only training selects samples."""
         own, others = self._own_and_others if stage == "train" else (None, None)
         return SpecialistSource(inner, self._new_class, own, others, run_seed())
 
@@ -295,6 +231,10 @@ class SpecialistDataModule(DataModule):
         trained_on: Spec | None,
         owner: str,
     ) -> dict[str, Tensor]:
+        """A generalist's weights with the head cut to the specialist's classes.
+
+        See `specialist_weights` for arguments and errors.
+        """
         return specialist_weights(network, weights, trained_on, self.spec, owner)
 
     def fingerprint(self) -> dict[str, object]:
@@ -302,7 +242,9 @@ class SpecialistDataModule(DataModule):
         return {**self.data.fingerprint(), "class_ids": self.class_ids}
 
     def loader(self, stage: str) -> BatchLoader:
-        """The batches of a stage, as `data` serves them, for the process that asks."""
+        """The batches of a stage for this process, as `data` serves them."""
+        # Lightning attaches the trainer to the outer datamodule only; `data` needs it to know the
+        # processes and the device.
         self.data.trainer = self.trainer
         loader = self.data.loader(stage)
         loader.source = self._wrapped(stage, loader.source)
@@ -312,6 +254,7 @@ class SpecialistDataModule(DataModule):
 
 def _predictions(network: nn.Module, source: Source, batch_size: int = 1000) -> Tensor:
     """Logits `(n, K)` of all samples of a source, without augmentation."""
+    # Lightning has not placed anything on a device yet: the number of classes is still unknown.
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network.to(device).eval()
     logits = []

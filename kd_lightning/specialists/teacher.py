@@ -79,6 +79,7 @@ class SpecialistTeacher(Teacher):
     def prepare(self, datamodule: DataModule) -> None:
         """Load all checkpoints and check them against the data."""
         self._generalist.prepare(datamodule)
+        # Start empty: a teacher may be prepared again, for other data.
         self.class_ids = []
         self.corrections = []
         for member in self._specialists:
@@ -90,12 +91,14 @@ class SpecialistTeacher(Teacher):
 
     def outputs(self, batch: Batch) -> Output:
         """The agreed log-probabilities, `(B, K)`."""
-        generalist = full(self._generalist(batch).logits).log_softmax(-1)
+        logits = full(self._generalist(batch).logits)
+        generalist = logits.log_softmax(-1)
         known = membership(self.class_ids, generalist.shape[-1])
         active = active_specialists(generalist, known, self.n)
         opinions: list[Tensor] = []
         for number in range(len(self._specialists)):
-            opinions.append(self._opinion(number, batch, generalist, active[:, number]))
+            queried = active[:, number]
+            opinions.append(self._opinion(number, batch, generalist, queried))
         agreed = agreed_log_probs(
             generalist, opinions, self.class_ids, active, self.tolerance, self.max_iterations
         )
@@ -141,7 +144,11 @@ def _prepare_specialist(member: ModelTeacher, spec: Spec, task: Task) -> Special
 
     Returns:
         The entry "specialist" of the spec that it was trained on.
+
+    Raises:
+        UserError: if the checkpoint is not a specialist's, or knows other classes.
     """
+    # The specialist's own spec comes first: it names the classes that the network must predict.
     path = str(member.checkpoint)
     metadata = read_file(path, "the specialist").get(KEY) or {}
     trained_on: Spec | None = None
@@ -175,13 +182,19 @@ def corrected(logits: Tensor, correction: float) -> Tensor:
             in training.
         correction: added to the dustbin's logit: the logarithm of the oversampling factor.
     """
+    # A copy: the caller's logits may be a cached output.
     logits = full(logits).clone()
     logits[:, -1] += correction
     return logits.log_softmax(-1)
 
 
 def _select(batch: Batch, rows: Tensor) -> Batch:
-    """Some samples of a batch, with all fields that a network reads."""
+    """Some samples of a batch, with all fields that a network reads.
+
+    Args:
+        batch: B samples.
+        rows: int64 `(n,)`, which of them.
+    """
     teacher_inputs = None
     if batch.teacher_inputs is not None:
         teacher_inputs = _select_inputs(batch.teacher_inputs, rows)
@@ -197,6 +210,7 @@ def _select(batch: Batch, rows: Tensor) -> Batch:
 
 
 def _select_inputs(inputs: Inputs, rows: Tensor) -> Inputs:
+    """Rows of a tensor, or of every tensor of a mapping."""
     if isinstance(inputs, Tensor):
         return inputs[rows]
     return {name: tensor[rows] for name, tensor in inputs.items()}
@@ -251,14 +265,22 @@ class SubsetTeacher(Teacher):
         known = membership([class_ids], datamodule.data.spec.num_classes)[0]
         self._inside = torch.tensor(class_ids)
         self._outside = (~known).nonzero()[:, 0]
+        # Oversampling makes the dustbin rarer in training, by this factor.
         self._correction = -math.log(specialist["oversampling"])
         super().prepare(datamodule)
 
     @property
     def joins(self) -> bool:
+        """Whether the teacher of all classes joins cached outputs to the data's batches."""
         return self.teacher.joins
 
     def join(self, batch: Batch, index: Tensor) -> Batch:
+        """The batch with the outputs of the teacher of all classes, which `outputs` then reduces.
+
+        Args:
+            batch: B samples.
+            index: int64 `(B,)`, their rows in the source split.
+        """
         return self.teacher.join(batch, index)
 
     def probe(self, batch: Batch) -> Output:
@@ -270,9 +292,11 @@ class SubsetTeacher(Teacher):
         return self._reduce(self.teacher(batch))
 
     def _reduce(self, output: Output) -> Output:
+        """From logits of all classes, `(B, K)`, to the specialist's log-probabilities."""
         log_probs = output.log_probs()
         inside = log_probs[:, self._inside.to(log_probs.device)]
         outside = log_probs[:, self._outside.to(log_probs.device)]
+        # The log of the sum of the other classes' probabilities.
         dustbin = outside.logsumexp(-1, keepdim=True)
         joined = torch.cat([inside, dustbin], dim=-1)
         return Output(corrected(joined, self._correction))

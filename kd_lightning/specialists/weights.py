@@ -47,7 +47,9 @@ def specialist_weights(
         if key not in targets or targets[key].shape == tensor.shape:
             continue
         has_all_classes = len(tensor) > max(class_ids)
-        if has_all_classes and targets[key].shape == (rows, *tensor.shape[1:]):
+        # A tensor of the head is recognized by its shape, because any layer may be the head.
+        cut_shape = (rows, *tensor.shape[1:])
+        if has_all_classes and targets[key].shape == cut_shape:
             _check_class_names(class_ids, trained_on, data, owner)
             converted[key] = _cut_head(tensor, class_ids)
     return converted
@@ -59,6 +61,7 @@ def _check_class_names(
     data: Spec,
     owner: str,
 ) -> None:
+    """Refuse weights that give the specialist's class ids other names; UserError if so."""
     if trained_on is None or not trained_on.classes:
         return
     names = trained_on.classes
@@ -90,6 +93,7 @@ def _cut_head(tensor: Tensor, class_ids: Sequence[int]) -> Tensor:
         if row not in known:
             others.append(row)
     dustbin = tensor[others].mean(0, keepdim=True)
+    # Only the bias: added to the weights, log(n) would be multiplied by the features.
     if tensor.ndim == 1:
         dustbin = dustbin + math.log(len(others))
     return torch.cat([tensor[class_ids], dustbin])

@@ -454,7 +454,7 @@ def test_needs_what_it_is_built_from() -> None:
     with pytest.raises(UserError, match="CRD has no embeddings yet"):
         CRD()(case.student, case.teacher, case.batch)
     probe = Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, 4)}))
-    with pytest.raises(UserError, match="must say as source_samples how many rows there are"):
+    with pytest.raises(UserError, match="must give the number of rows as source_samples"):
         CRD().build(probe, probe)
     with pytest.raises(UserError, match="CRD needs a teacher"):
         CRD().build(probe, None)

@@ -204,7 +204,9 @@ def test_what_cannot_be(generalist: str, tmp_path: Path) -> None:
     assert "there is no file" in complaint(lambda: made(str(tmp_path / "none.ckpt")).spec)
     bare = tmp_path / "bare.pt"
     torch.save({"weight": torch.zeros(2)}, bare)
-    assert "does not say which network it holds" in complaint(lambda: made(str(bare)).spec)
+    assert "does not contain a description of its network" in complaint(
+        lambda: made(str(bare)).spec
+    )
 
 
 def test_a_class_without_samples(generalist: str, monkeypatch: pytest.MonkeyPatch) -> None:

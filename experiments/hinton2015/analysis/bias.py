@@ -50,13 +50,14 @@ def errors_by_shift(logits: Tensor, target: Tensor, classes: list[int]) -> NDArr
     best_shifted = logits[:, shifted_classes].max(1)
     best_other = logits[:, other_classes].max(1)
     gap = (best_other.values - best_shifted.values).double()
-    shifted_wins = torch.from_numpy(SHIFTS)[:, None] > gap[None]
-    predicted = torch.where(
-        shifted_wins,
-        shifted_classes[best_shifted.indices][None],
-        other_classes[best_other.indices][None],
-    )
-    errors: NDArray[np.int64] = (predicted != target[None]).sum(1).numpy()
+    # From here on, one row per shift and one column per sample.
+    shifts = torch.from_numpy(SHIFTS)
+    shifted_wins = shifts[:, None] > gap[None]
+    best_shifted_class = shifted_classes[best_shifted.indices]
+    best_other_class = other_classes[best_other.indices]
+    predicted = torch.where(shifted_wins, best_shifted_class[None], best_other_class[None])
+    wrong = predicted != target[None]
+    errors: NDArray[np.int64] = wrong.sum(1).numpy()
     return errors
 
 
@@ -66,8 +67,10 @@ def best_shift(errors: NDArray[np.int64]) -> float:
     Args:
         errors: error counts of shape `(len(SHIFTS),)`.
     """
+    # Several shifts often tie; the middle one is the farthest from any worse one.
     best = np.flatnonzero(errors == errors.min())
-    return float(SHIFTS[best[len(best) // 2]])
+    middle = best[len(best) // 2]
+    return float(SHIFTS[middle])
 
 
 @dataclass
@@ -127,6 +130,7 @@ def correct(
         `errors_on_these_classes` and `shift`.
     """
     reported = torch.tensor(classes if report is None else report)
+    # Each seed has its own student, and a shift of its own.
     students = [Student.of(one, classes) for one in runs[run]]
 
     uncorrected = Row(run, "errors_on_these_classes", [])
@@ -140,20 +144,23 @@ def correct(
         name = f"{run}, bias chosen on {samples}"
         errors = Row(name, "test_errors", [])
         errors_on_classes = Row(name, "errors_on_these_classes", [])
-        shift = Row(name, "shift", [best_shift(student.curves[stage]) for student in students])
+        amounts = [best_shift(student.curves[stage]) for student in students]
+        shift = Row(name, "shift", amounts)
         for student, amount in zip(students, shift.values, strict=True):
             wrong = student.wrong(classes, amount)
             errors.values.append(float(wrong.sum()))
             errors_on_classes.values.append(_errors_on(wrong, student.target, reported))
         rows += [errors, errors_on_classes, shift]
         shifts[stage] = shift.values
-    _plot([student.curves["test"] for student in students], shifts, output / "bias.png")
+    curves = [student.curves["test"] for student in students]
+    _plot(curves, shifts, output / "bias.png")
     return rows
 
 
 def _errors_on(wrong: Tensor, target: Tensor, classes: Tensor) -> float:
     """The number of misclassified samples of some classes."""
-    return float((wrong & torch.isin(target, classes)).sum())
+    in_classes = torch.isin(target, classes)
+    return float((wrong & in_classes).sum())
 
 
 def _plot(curves: list[NDArray[np.int64]], shifts: dict[str, list[float]], path: Path) -> None:
@@ -169,6 +176,7 @@ def _plot(curves: list[NDArray[np.int64]], shifts: dict[str, list[float]], path:
         for shift in shifts[stage]:
             axes.axvline(shift, color=color, alpha=0.5, linestyle=style, label=label)
             label = None
+    # Without its examples, a class is nearly always missed: errors span orders of magnitude.
     axes.set_yscale("log")
     axes.set_xlabel("added to the biases")
     axes.set_ylabel("test errors")

@@ -18,7 +18,9 @@ def rates(counts: Counts, totals: Counts) -> list[float]:
         counts: `(seeds, strings)`.
         totals: `(strings,)`.
     """
-    return [float(rate) for rate in counts.sum(1) / totals.sum()]
+    # The rate over all strings, not the mean of their rates: long strings count more.
+    rate_of_seed = counts.sum(1) / totals.sum()
+    return [float(rate) for rate in rate_of_seed]
 
 
 def mean_rate(counts: Counts, totals: Counts) -> float:
@@ -44,6 +46,7 @@ class Bootstrap:
     def __init__(self, strings: int) -> None:
         self._generator = np.random.default_rng(0)
         uniform = np.full(strings, 1 / strings)
+        # How often each string is drawn is all that a sum over strings needs.
         draws = self._generator.multinomial(strings, uniform, size=RESAMPLES)
         self._weights = draws.astype(float)
 
@@ -57,9 +60,13 @@ class Bootstrap:
         Returns:
             Shape `(RESAMPLES,)`.
         """
-        rates_by_seed = (self._weights @ counts.T) / (self._weights @ totals)[:, None]
-        seeds = self._generator.integers(len(counts), size=(RESAMPLES, len(counts)))
-        means: Counts = np.take_along_axis(rates_by_seed, seeds, 1).mean(1)
+        resampled_totals = self._weights @ totals
+        rates_by_seed = (self._weights @ counts.T) / resampled_totals[:, None]
+        # Seeds are resampled too, with replacement: training varies as much as the test set.
+        num_seeds = len(counts)
+        seeds = self._generator.integers(num_seeds, size=(RESAMPLES, num_seeds))
+        drawn_rates = np.take_along_axis(rates_by_seed, seeds, 1)
+        means: Counts = drawn_rates.mean(1)
         return means
 
 

@@ -71,27 +71,34 @@ def spread(
     weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
 
     def mean_loss(weights: dict[str, Tensor], x: Tensor, v: Tensor, y: Tensor) -> Tensor:
-        return loss(functional_call(network, weights, (x,)), v, y)
+        logits = functional_call(network, weights, (x,))
+        return loss(logits, v, y)
 
     def squared_norm_of_case(x: Tensor, v: Tensor, y: Tensor) -> Tensor:
+        # `vmap` passes one case; the network reads batches.
         gradients = grad(mean_loss)(weights, x[None], v[None], y[None])
-        return torch.stack([g.square().sum() for g in gradients.values()]).sum()
+        squares = [gradient.square().sum() for gradient in gradients.values()]
+        return torch.stack(squares).sum()
 
     # The gradients of all cases at once would not fit into memory.
     total = 0.0
     for start in range(0, len(inputs), chunk):
         part = slice(start, start + chunk)
-        squared_norms = vmap(squared_norm_of_case)(inputs[part], teacher[part], target[part])
+        norms_of_cases = vmap(squared_norm_of_case)
+        squared_norms = norms_of_cases(inputs[part], teacher[part], target[part])
         total += float(squared_norms.double().sum())
 
     squared_norm_of_mean = 0.0
-    for gradient in grad(mean_loss)(weights, inputs, teacher, target).values():
+    mean_gradients = grad(mean_loss)(weights, inputs, teacher, target)
+    for gradient in mean_gradients.values():
         squared_norm_of_mean += float(gradient.double().square().sum())
 
     n = len(inputs)
     # E|g|^2 - |E g|^2, with the sample variance's factor n / (n - 1).
-    variance = (total / n - squared_norm_of_mean) / squared_norm_of_mean * n / (n - 1)
-    return variance, squared_norm_of_mean**0.5
+    mean_squared_norm = total / n
+    relative_variance = (mean_squared_norm - squared_norm_of_mean) / squared_norm_of_mean
+    sample_variance = relative_variance * n / (n - 1)
+    return sample_variance, squared_norm_of_mean**0.5
 
 
 def variance(
@@ -121,7 +128,8 @@ def variance(
 
     values: dict[tuple[str, str], list[float]] = defaultdict(list)
     for run in runs[student]:
-        batch = run.datamodule().source("train").batch(torch.arange(cases), CLEAN)
+        source = run.datamodule().source("train")
+        batch = source.batch(torch.arange(cases), CLEAN)
         with torch.inference_mode():
             teacher_network = _teacher_of(run, runs[teacher]).network()
             teacher_logits = run_network(teacher_network, batch.inputs).logits.clone()
@@ -140,7 +148,10 @@ def variance(
                 )
                 values[name, f"gradient_variance_at_{stage}"].append(relative_variance)
                 values[name, f"gradient_norm_at_{stage}"].append(norm)
-    return [Row(name, metric, numbers) for (name, metric), numbers in values.items()]
+    rows = []
+    for (name, metric), numbers in values.items():
+        rows.append(Row(name, metric, numbers))
+    return rows
 
 
 def _teacher_of(student: Finished, teachers: Sequence[Finished]) -> Finished:
@@ -154,6 +165,7 @@ def _teacher_of(student: Finished, teachers: Sequence[Finished]) -> Finished:
 def _untrained(run: Finished) -> nn.Module:
     """The run's network with new initial weights, drawn with the run's seed."""
     network = run.network()
+    # The same seed as in training, although the draws differ: any fresh weights will do.
     torch.manual_seed(run.seed)
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -184,11 +196,15 @@ def high_temperature_limit(
     for run in runs[student]:
         z = _centered_logits(run)
         v = _centered_logits(_teacher_of(run, runs[teacher]))
-        magnitudes.append(float(torch.cat([z, v]).abs().max()))
-        limit = (z - v) / z.shape[1] / len(z)
+        all_logits = torch.cat([z, v])
+        magnitudes.append(float(all_logits.abs().max()))
+        # The loss is a mean over samples, so its gradient has a factor 1 / N too.
+        samples, classes = z.shape
+        limit = (z - v) / classes / samples
         for temperature in temperatures:
             gradient = _kd_gradient(z, v, temperature)
-            errors[temperature].append(float((gradient - limit).norm() / limit.norm()))
+            distance = (gradient - limit).norm()
+            errors[temperature].append(float(distance / limit.norm()))
     _plot_limit(errors, max(magnitudes), output / "limit.png")
 
     rows = []
@@ -210,7 +226,8 @@ def _kd_gradient(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     logits = student.clone().requires_grad_()
     n = len(logits)
     # KD reads logits only, so the batch's content does not matter.
-    batch = Batch(torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64), torch.arange(n))
+    target = torch.zeros(n, dtype=torch.int64)
+    batch = Batch(torch.zeros(n, 1), target, torch.arange(n))
     loss = KD(temperature)(Output(logits), Output(teacher), batch)
     (gradient,) = torch.autograd.grad(loss, logits)
     return gradient
@@ -221,7 +238,9 @@ def _plot_limit(errors: dict[float, list[float]], magnitude: float, path: Path) 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     temperatures = sorted(errors)
-    curves = zip(*(errors[temperature] for temperature in temperatures), strict=True)
+    # From one list of seeds per temperature to one curve per seed.
+    by_temperature = [errors[temperature] for temperature in temperatures]
+    curves = zip(*by_temperature, strict=True)
     for curve in curves:
         axes.loglog(temperatures, curve, "o-", color="C0", alpha=0.6)
     expected = [magnitude / temperature for temperature in temperatures]
@@ -258,7 +277,8 @@ def highest_rate(
             for run in group:
                 # A run that diverged has no test errors.
                 if run.metrics.get("test_errors", float("inf")) <= at_most:
-                    highest[run.seed] = max(rate, highest.get(run.seed, rate))
+                    highest_so_far = highest.get(run.seed, rate)
+                    highest[run.seed] = max(rate, highest_so_far)
         if highest:
             values = [highest[seed] for seed in sorted(highest)]
             rows.append(Row(label, "highest_rate_that_trains", values))

@@ -27,7 +27,9 @@ class EarlyStopped(Finished):
     @property
     def epochs(self) -> int:
         """The number of epochs until the best one, itself included."""
-        return int(read_file(self.checkpoint, "the checkpoint")["epoch"]) + 1
+        content = read_file(self.checkpoint, "the checkpoint")
+        # A checkpoint counts epochs from 0.
+        return int(content["epoch"]) + 1
 
 
 def regularizers(
@@ -50,6 +52,7 @@ def regularizers(
     Raises:
         UserError: if `compare` contains an unknown name.
     """
+    # Only the training accuracies must be computed; test accuracies are in the runs' own records.
     rows = []
     for name, group in runs.items():
         # A cache of teacher outputs is a run without a checkpoint.
@@ -73,6 +76,7 @@ def regularizers(
 
 
 def _accuracies(name: str, group: Sequence[Finished], data: DataModule, stage: Stage) -> Row:
+    """The accuracy of each seed of a run on the samples of a stage."""
     values = [accuracy(run.network(), data, stage) for run in group]
     return Row(name, f"{stage}_accuracy", values)
 
@@ -80,10 +84,12 @@ def _accuracies(name: str, group: Sequence[Finished], data: DataModule, stage: S
 def _early_stopping(name: str, group: Sequence[Finished], data: DataModule) -> list[Row]:
     """The rows of runs at their best epochs."""
     best = [EarlyStopped(run.seed, run.folder, run.metrics) for run in group]
+    epochs = [float(run.epochs) for run in best]
+    # The stored test predictions are those of the last epoch, so both accuracies are computed.
     return [
         _accuracies(name, best, data, "train"),
         _accuracies(name, best, data, "test"),
-        Row(name, "stopped_after_epochs", [float(run.epochs) for run in best]),
+        Row(name, "stopped_after_epochs", epochs),
     ]
 
 
@@ -97,10 +103,12 @@ def _write_tests(
             if name not in accuracies:
                 known = ", ".join(accuracies)
                 raise UserError(f"the analysis compares {name!r}; there are {known}")
-        tests.append(paired(a, b, "test_accuracy", accuracies[a], accuracies[b]))
+        test = paired(a, b, "test_accuracy", accuracies[a], accuracies[b])
+        tests.append(test)
     holm(tests)
     lines = [f"- {test.sentence()}." for test in tests]
-    path.write_text("\n".join(lines) + "\n")
+    text = "\n".join(lines)
+    path.write_text(text + "\n")
 
 
 def accuracy(network: nn.Module, datamodule: DataModule, stage: Stage) -> float:
@@ -115,7 +123,9 @@ def accuracy(network: nn.Module, datamodule: DataModule, stage: Stage) -> float:
     total = 0
     with torch.inference_mode():
         for batch in datamodule.loader(stage):
-            predicted = run_network(network, batch.inputs).logits.argmax(1)
-            correct += int((predicted == batch.target).sum())
+            output = run_network(network, batch.inputs)
+            predicted = output.logits.argmax(1)
+            is_correct = predicted == batch.target
+            correct += int(is_correct.sum())
             total += len(batch)
     return correct / total

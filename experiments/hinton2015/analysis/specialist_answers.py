@@ -64,9 +64,12 @@ class Answers:
         correct = []
         for ids in map(torch.tensor, class_ids):
             rows = torch.isin(self.target, ids)
-            predicted = ids[self.log_probs[rows][:, ids].argmax(1)]
+            # A column of the selection is a position in `ids`, not a class.
+            possible = self.log_probs[rows][:, ids]
+            predicted = ids[possible.argmax(1)]
             correct.append(predicted == self.target[rows])
-        return float(torch.cat(correct).double().mean())
+        all_correct = torch.cat(correct)
+        return float(all_correct.double().mean())
 
 
 def mean_answers(members: Sequence[Finished], stage: Stage) -> Answers:
@@ -77,8 +80,14 @@ def mean_answers(members: Sequence[Finished], stage: Stage) -> Answers:
         stage: the samples.
     """
     predictions = [member.predictions(stage) for member in members]
-    log_probs = torch.stack([one["logits"].double().log_softmax(1) for one in predictions])
+    log_probs_of_members = []
+    for prediction in predictions:
+        logits = prediction["logits"].double()
+        log_probs_of_members.append(logits.log_softmax(1))
+    # The log of the mean probability: log sum exp, minus the log of the number of members.
+    log_probs = torch.stack(log_probs_of_members)
     mean = log_probs.logsumexp(0) - math.log(len(predictions))
+    # All members were tested on the same samples in the same order.
     return Answers(mean, predictions[0]["target"])
 
 
@@ -112,10 +121,12 @@ class Baselines:
         """
         answers = {}
         if self.longer is not None:
+            # The mean over one run is that run's own prediction.
             same_seed = [run for run in runs[self.longer] if run.seed == generalist.seed]
             answers[self.longer] = mean_answers(same_seed, stage)
         if self.others is not None:
-            members = [generalist, *self._other_generalists(runs[self.others], position)]
+            others = self._other_generalists(runs[self.others], position)
+            members = [generalist, *others]
             name = f"ensemble of {len(members)} generalists"
             answers[name] = mean_answers(members, stage)
         return answers
@@ -166,8 +177,10 @@ class Panel:
                 )
             description = spec["specialist"]
             logits = member.predictions(stage)["logits"]
+            # In training, the dustbin was rarer by this factor than it is in the data.
+            correction = math.log(description["oversampling"])
             panel.class_ids.append(list(description["class_ids"]))
-            panel.log_probs.append(corrected(logits, math.log(description["oversampling"])))
+            panel.log_probs.append(corrected(logits, correction))
             # The last class is the dustbin.
             panel.names.append(spec["classes"][:-1])
         return panel
@@ -186,9 +199,12 @@ class Panel:
         for class_ids, log_probs in zip(self.class_ids, self.log_probs, strict=True):
             ids = torch.tensor(class_ids)
             rows = torch.isin(target, ids)
-            predicted = ids[log_probs[rows, :-1].argmax(1)]
+            # Without the dustbin, which is the last column.
+            own_classes = log_probs[rows, :-1]
+            predicted = ids[own_classes.argmax(1)]
             correct.append(predicted == target[rows])
-        return float(torch.cat(correct).double().mean())
+        all_correct = torch.cat(correct)
+        return float(all_correct.double().mean())
 
 
 class Study:
@@ -227,7 +243,8 @@ class Study:
                 self.panels_by_run[run] = Panel.of(members, stage)
             panel = self.panels_by_run[run]
             self.panels[label] = panel
-            self.answers[label] = self._combine(panel, int(system.get("n", 1)))
+            n = int(system.get("n", 1))
+            self.answers[label] = self._combine(panel, n)
 
     def _combine(self, panel: Panel, n: int) -> Answers:
         """The distributions on which the generalist and its active specialists agree best."""
@@ -246,11 +263,17 @@ class Study:
         target = self.base.target
         before = self.base.correct
         after = self.answers[label].correct
-        specialists = self.panels[label].coverage(self.base.log_probs.shape[1])[target]
+        num_classes = self.base.log_probs.shape[1]
+        specialists_of_class = self.panels[label].coverage(num_classes)
+        # From classes to samples: the number of specialists that know each sample's class.
+        specialists = specialists_of_class[target]
         coverage = {}
         for count in specialists.unique().tolist():
             rows = specialists == count
-            coverage[count] = (int(rows.sum()), int(before[rows].sum()), int(after[rows].sum()))
+            samples = int(rows.sum())
+            correct_before = int(before[rows].sum())
+            correct_after = int(after[rows].sum())
+            coverage[count] = (samples, correct_before, correct_after)
         return coverage
 
 
@@ -261,6 +284,7 @@ def runs_of_grid(runs: Runs, run: str) -> list[Sequence[Finished]]:
         runs: the finished runs.
         run: the run's name before its grid.
     """
+    # The runner appends the grid's values to a run's name.
     pattern = re.compile(re.escape(run) + r" specialist=\d+")
     return [group for name, group in runs.items() if pattern.fullmatch(name)]
 

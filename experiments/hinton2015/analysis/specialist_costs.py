@@ -43,11 +43,15 @@ class Cost:
         seconds = []
         for run in group:
             config = yaml.safe_load((run.folder / "config.yaml").read_text())
+            # The data's own count, because a specialist sees a part of the training samples.
             record = read_json(run.folder / "run.json")
             epochs = config["trainer"]["max_epochs"]
-            samples.append(float(epochs * record["data"]["samples"]["train"]))
+            samples_per_epoch = record["data"]["samples"]["train"]
+            samples.append(float(epochs * samples_per_epoch))
             seconds.append(float(record["wall_time_s"]))
-        return cls(label, statistics.fmean(samples), statistics.fmean(seconds), count)
+        mean_samples = statistics.fmean(samples)
+        mean_seconds = statistics.fmean(seconds)
+        return cls(label, mean_samples, mean_seconds, count)
 
 
 def training_cost(
@@ -62,6 +66,7 @@ def training_cost(
         baselines: the runs of the baselines.
     """
     grid = runs_of_grid(runs, specialists)
+    # Specialists train on different numbers of samples, so the cost of one is a mean over all.
     every_specialist = [run for group in grid for run in group]
     costs = [
         Cost.of(generalist, runs[generalist]),

@@ -54,18 +54,25 @@ def report(
 
 def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     """The lines of a table, with an empty line after it."""
+    # Text is aligned to the left, and numbers, in all other columns, to the right.
     rule = ["---"] + ["---:"] * (len(head) - 1)
-    lines = [f"| {' | '.join(row)} |" for row in [head, rule, *rows]]
+    lines = []
+    for row in [head, rule, *rows]:
+        cells = " | ".join(row)
+        lines.append(f"| {cells} |")
     return [*lines, ""]
 
 
 def _accuracy_table(values: Values, accuracy: str) -> list[str]:
+    """One line per system, with its conditional and its overall accuracy."""
     rows = []
     for run, metric in values:
         if metric == CONDITIONAL:
             conditional = _percent(values[run, CONDITIONAL])
             # A specialist by itself has no overall accuracy.
-            overall = _percent(values[run, accuracy]) if (run, accuracy) in values else ""
+            overall = ""
+            if (run, accuracy) in values:
+                overall = _percent(values[run, accuracy])
             rows.append([run, conditional, overall])
     return _table(["system", "conditional", "overall"], rows)
 
@@ -79,6 +86,7 @@ def _percent(values: Sequence[float]) -> str:
 
 
 def _coverage_table(coverage: Sequence[Coverage]) -> list[str]:
+    """One line per number of specialists that know a sample's class, summed over seeds."""
     totals: dict[int, list[int]] = {}
     for seed in coverage:
         for count, numbers in seed.items():
@@ -88,13 +96,18 @@ def _coverage_table(coverage: Sequence[Coverage]) -> list[str]:
     rows = []
     for count in sorted(totals):
         samples, before, after = totals[count]
-        gain = f"{100 * (after / before - 1):+.1f}%" if before else ""
-        rows.append([str(count), str(samples), str(before), f"{after - before:+}", gain])
+        # Relative to the generalist, which may have no such sample right.
+        gain = ""
+        if before:
+            gain = f"{100 * (after / before - 1):+.1f}%"
+        change = f"{after - before:+}"
+        rows.append([str(count), str(samples), str(before), change, gain])
     head = ["specialists", "samples, all seeds", "generalist correct", "change", "relative gain"]
     return _table(head, rows)
 
 
 def _cost_table(costs: Sequence[Cost]) -> list[str]:
+    """One line per kind of network."""
     rows = []
     for cost in costs:
         samples = f"{cost.samples:,.0f}"

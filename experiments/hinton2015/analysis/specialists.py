@@ -108,6 +108,7 @@ def _write_json(
     costs: list[Cost],
     clusters: dict[int, list[list[str]]],
 ) -> None:
+    """Write what the report shows, in full, for later analyses."""
     content = {
         "tests": [test.as_dict() for test in tests],
         "coverage": coverage,
@@ -118,6 +119,7 @@ def _write_json(
 
 
 def _rows(values: Values, runs: Runs, accuracy: str) -> list[Row]:
+    """The accuracies as rows of results.json."""
     rows = []
     for (name, metric), numbers in values.items():
         # The table of the runs already shows the accuracies of the runs themselves.
@@ -135,12 +137,18 @@ def gain_by_coverage(coverage: Coverage) -> float:
         coverage: samples, correct before and correct after, by the number of specialists.
     """
     specialists = torch.tensor(list(coverage)).double()
-    samples, before, after = torch.tensor(list(coverage.values())).double().T
-    centered = specialists - (samples * specialists).sum() / samples.sum()
+    counts = torch.tensor(list(coverage.values())).double()
+    samples, before, after = counts.T
+    # A weighted fit: each count of specialists stands for as many points as it has samples. The
+    # slope is covariance over variance; the gain of a sample is 1, 0 or -1.
+    mean = (samples * specialists).sum() / samples.sum()
+    centered = specialists - mean
     variance = float((samples * centered.square()).sum())
     if not variance:
         return 0.0
-    return float(((after - before) * centered).sum()) / variance
+    gains = after - before
+    covariance = float((gains * centered).sum())
+    return covariance / variance
 
 
 def _coverage_test(coverage: list[Coverage], accuracy: str) -> Comparison:
@@ -158,6 +166,7 @@ def _panels_for(label: str, panels: Mapping[str, Panel]) -> dict[str, Panel]:
     if label in panels:
         return {label: panels[label]}
     first = next(iter(panels.values()))
+    # Systems with equal classes would give a rival the same number twice.
     evaluated = {label: first}
     for system, panel in panels.items():
         if panel.class_ids != first.class_ids:
@@ -199,7 +208,11 @@ def _tests(values: Values, systems: list[str], accuracy: str) -> list[Comparison
 
     tests = []
     for a, b in against_rivals + among_systems:
-        tests.append(paired(a, b, accuracy, values[a, accuracy], values[b, accuracy]))
+        overall_a = values[a, accuracy]
+        overall_b = values[b, accuracy]
+        tests.append(paired(a, b, accuracy, overall_a, overall_b))
     for a, b in same_classes:
-        tests.append(paired(a, b, CONDITIONAL, values[a, CONDITIONAL], values[b, CONDITIONAL]))
+        conditional_a = values[a, CONDITIONAL]
+        conditional_b = values[b, CONDITIONAL]
+        tests.append(paired(a, b, CONDITIONAL, conditional_a, conditional_b))
     return tests

@@ -45,17 +45,17 @@ def recognition(
     Raises:
         UserError: if one of the runs is missing, or was tested on other data.
     """
-    for name in (baseline, members, distilled):
-        if not runs.get(name):
-            known = ", ".join(runs)
-            raise UserError(f"the speech analysis needs the run {name!r}; there are {known}")
+    _check_names(runs, [baseline, members, distilled])
     test = TestStrings(runs[baseline][0].datamodule())
     scores = {}
     for name, group in runs.items():
         if _was_tested(group):
-            scores[name] = test.score([test.log_probs(run) for run in group])
+            log_probs = [test.log_probs(run) for run in group]
+            scores[name] = test.score(log_probs)
+    # The seeds of the members form one ensemble, which therefore has a single seed.
     ensemble = f"ensemble of {len(runs[members])}"
-    scores[ensemble] = test.score([_ensemble_log_probs(test, runs[members])])
+    ensemble_log_probs = _ensemble_log_probs(test, runs[members])
+    scores[ensemble] = test.score([ensemble_log_probs])
 
     bootstrap = Bootstrap(len(test.words))
     share, (low, high) = gain_share(
@@ -77,6 +77,14 @@ def recognition(
         Row(distilled, "gain_share_low", [low]),
         Row(distilled, "gain_share_high", [high]),
     ]
+
+
+def _check_names(runs: Runs, names: Sequence[str]) -> None:
+    """Refuse names of runs that do not exist or did not finish."""
+    for name in names:
+        if not runs.get(name):
+            known = ", ".join(runs)
+            raise UserError(f"the speech analysis needs the run {name!r}; there are {known}")
 
 
 def _document(table: list[str], gains: list[str], share: str) -> str:
@@ -113,7 +121,9 @@ def _was_tested(group: Sequence[Finished]) -> bool:
 def _ensemble_log_probs(test: TestStrings, members: Sequence[Finished]) -> Tensor:
     """Log of the mean of the members' distributions, `(F, K)`."""
     log_probs = torch.stack([test.log_probs(member) for member in members])
-    return log_probs.logsumexp(0) - float(np.log(len(members)))
+    # The log of a mean of probabilities: log sum exp, minus the log of their number.
+    log_count = float(np.log(len(members)))
+    return log_probs.logsumexp(0) - log_count
 
 
 def gain_share(
@@ -134,7 +144,9 @@ def gain_share(
     b = mean_rate(baseline, totals)
     e = mean_rate(ensemble, totals)
     d = mean_rate(distilled, totals)
-    share = (d - b) / (e - b) if e != b else float("nan")
+    share = float("nan")
+    if e != b:
+        share = (d - b) / (e - b)
 
     b_resampled = bootstrap.means(baseline, totals)
     e_resampled = bootstrap.means(ensemble, totals)
@@ -154,9 +166,12 @@ def _gains(
     for name, score in scores.items():
         if name == baseline:
             continue
-        gain = mean_rate(score.right, test.frames) - mean_rate(start, test.frames)
+        rate = mean_rate(score.right, test.frames)
+        gain = rate - mean_rate(start, test.frames)
+        # Both sides share the resampled strings, so their difference is paired.
         resampled = bootstrap.means(score.right, test.frames)
-        low, high = interval(resampled - bootstrap.means(start, test.frames))
+        resampled_start = bootstrap.means(start, test.frames)
+        low, high = interval(resampled - resampled_start)
         lines.append(
             f"- {name} - {baseline}: {100 * gain:+.2f} points of frame accuracy "
             f"[{100 * low:+.2f}, {100 * high:+.2f}]"
@@ -176,11 +191,14 @@ def _table(test: TestStrings, scores: Mapping[str, Score], bootstrap: Bootstrap)
             _cell(bootstrap, score.spoken, test.spoken_frames),
             _cell(bootstrap, score.errors, test.words),
         ]
-        lines.append(f"| {name} | {len(score.right)} | {' | '.join(cells)} |")
+        seeds = len(score.right)
+        lines.append(f"| {name} | {seeds} | {' | '.join(cells)} |")
     return lines
 
 
 def _cell(bootstrap: Bootstrap, counts: Counts, totals: Counts) -> str:
     """A mean rate and its 95% interval."""
-    low, high = interval(bootstrap.means(counts, totals))
-    return f"{mean_rate(counts, totals):.2%} [{low:.2%}, {high:.2%}]"
+    rate = mean_rate(counts, totals)
+    resampled = bootstrap.means(counts, totals)
+    low, high = interval(resampled)
+    return f"{rate:.2%} [{low:.2%}, {high:.2%}]"

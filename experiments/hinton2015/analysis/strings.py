@@ -63,7 +63,8 @@ class TestStrings:
         UserError: if the data has no strings of words.
     """
 
-    __test__ = False  # pytest would collect the class because of its name
+    # pytest would collect the class because of its name.
+    __test__ = False
 
     def __init__(self, datamodule: LightningDataModule) -> None:
         if not isinstance(datamodule, SpeechData):
@@ -83,8 +84,9 @@ class TestStrings:
     def _by_string(self, values: Tensor) -> Counts:
         """The sum over each string's frames; `values` has the shape `(F,)`."""
         zeros = torch.zeros(len(self.lengths), dtype=torch.float64)
-        sums: Counts = zeros.index_add(0, self.speech.string, values.double()).numpy()
-        return sums
+        sums = zeros.index_add(0, self.speech.string, values.double())
+        counts: Counts = sums.numpy()
+        return counts
 
     def word_errors(self, scores: Tensor) -> Counts:
         """Count the word errors of each string.
@@ -95,7 +97,8 @@ class TestStrings:
         Returns:
             Shape `(strings,)`.
         """
-        padded = pad_sequence(list(scores.split(self.lengths.tolist())), batch_first=True)
+        scores_of_strings = scores.split(self.lengths.tolist())
+        padded = pad_sequence(list(scores_of_strings), batch_first=True)
         decoded = self.loop.decode(padded, self.lengths)
         errors = []
         for words, transcript in zip(decoded, self.speech.transcripts, strict=True):
@@ -115,13 +118,20 @@ class TestStrings:
         errors = []
         undivided = []
         for posteriors in log_probs:
-            correct = (posteriors.argmax(1) == self.speech.target).float()
+            predicted = posteriors.argmax(1)
+            correct = (predicted == self.speech.target).float()
             right.append(self._by_string(correct))
             spoken.append(self._by_string(correct * ~self.silent))
             # Posteriors over priors are likelihoods but for a factor per frame.
-            errors.append(self.word_errors(posteriors - self.loop.prior))
+            likelihoods = posteriors - self.loop.prior
+            errors.append(self.word_errors(likelihoods))
             undivided.append(self.word_errors(posteriors))
-        return Score(np.stack(right), np.stack(spoken), np.stack(errors), np.stack(undivided))
+        return Score(
+            right=np.stack(right),
+            spoken=np.stack(spoken),
+            errors=np.stack(errors),
+            undivided=np.stack(undivided),
+        )
 
     def log_probs(self, run: Finished) -> Tensor:
         """Read a run's log-posteriors of all test frames, `(F, K)`.
@@ -135,8 +145,11 @@ class TestStrings:
         predictions = run.predictions("test")
         if not torch.equal(predictions["target"], self.speech.target):
             raise UserError(f"{run.folder} was tested on other frames; run it again")
-        return predictions["logits"].float().log_softmax(-1)
+        # A run in half precision stores its logits so.
+        logits = predictions["logits"].float()
+        return logits.log_softmax(-1)
 
 
 def _text(words: Sequence[int]) -> str:
+    """Words as torchmetrics expects them, separated by spaces."""
     return " ".join(map(str, words))

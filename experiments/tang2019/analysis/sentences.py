@@ -41,13 +41,15 @@ def mean_of_logits(runs: Runs, output: Path, run: str, members: list[str]) -> li
     for seed in seeds:
         logits = []
         for name in members:
-            predictions = _with_seed(runs[name], seed).predictions("test")
+            member = _with_seed(runs[name], seed)
+            predictions = member.predictions("test")
             logits.append(predictions["logits"].double())
         mean = torch.stack(logits).mean(0)
         # All members were tested on the same sentences in the same order.
         wrong = mean.argmax(1) != predictions["target"]
         errors.values.append(float(wrong.sum()))
-        accuracy.values.append(1 - float(wrong.double().mean()))
+        error_rate = float(wrong.double().mean())
+        accuracy.values.append(1 - error_rate)
     return [errors, accuracy]
 
 
@@ -60,6 +62,7 @@ def _common_seeds(runs: Runs, names: list[str]) -> list[int]:
 
 
 def _with_seed(group: Sequence[Finished], seed: int) -> Finished:
+    """The run with a seed, which must exist."""
     return next(run for run in group if run.seed == seed)
 
 
@@ -89,7 +92,8 @@ def best_validation(runs: Runs, output: Path) -> list[Row]:
 def _highest(path: Path, metric: str) -> float:
     """The highest value of a column over all epochs."""
     with path.open(newline="") as file:
-        return max(float(epoch[metric]) for epoch in csv.DictReader(file))
+        epochs = csv.DictReader(file)
+        return max(float(epoch[metric]) for epoch in epochs)
 
 
 def throughput(
@@ -120,13 +124,16 @@ def throughput(
     speed_rows = []
     speeds = {}
     for name in names:
-        speeds[name] = _sentences_per_second(runs[name][0], batch_size, repeats)
+        # The speed depends on the network, not on its weights: one seed is enough.
+        first_seed = runs[name][0]
+        speeds[name] = _sentences_per_second(first_seed, batch_size, repeats)
         speed_rows.append(Row(name, "sentences_per_second", [speeds[name]]))
 
     size_rows = []
     for ensemble, members in (together or {}).items():
         # The members run one after another, so their times per sentence add up.
-        speed = 1 / sum(1 / speeds[member] for member in members)
+        seconds_per_sentence = sum(1 / speeds[member] for member in members)
+        speed = 1 / seconds_per_sentence
         speed_rows.append(Row(ensemble, "sentences_per_second", [speed]))
         size = sum(_parameters(runs[member][0]) for member in members)
         size_rows.append(Row(ensemble, "parameters", [float(size)]))
@@ -134,10 +141,13 @@ def throughput(
 
 
 def _parameters(run: Finished) -> int:
-    return sum(parameter.numel() for parameter in run.network().parameters())
+    """The number of parameters of a run's network."""
+    network = run.network()
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _sentences_per_second(run: Finished, batch_size: int, repeats: int) -> float:
+    """The median speed of a run's network over several passes; see `throughput`."""
     loader = run.datamodule().loader("test")
     loader.batch_size = batch_size
     network = run.network()
@@ -151,4 +161,6 @@ def _sentences_per_second(run: Finished, batch_size: int, repeats: int) -> float
                 run_network(network, batch.inputs)
             seconds.append(time.perf_counter() - start)
     sentences = sum(len(batch) for batch in batches)
-    return sentences / statistics.median(seconds[1:])
+    # The first pass warms up.
+    median_seconds = statistics.median(seconds[1:])
+    return sentences / median_seconds

@@ -60,23 +60,31 @@ def load_corpus(
     Raises:
         UserError: if a recording is missing or damaged, or a part of the data is empty.
     """
-    digest = hashlib.sha256(repr((held_out, lexicon, seed)).encode())
+    arguments = repr((held_out, lexicon, seed))
+    digest = hashlib.sha256(arguments.encode())
     for module in _SOURCES:
-        digest.update(Path(str(module.__file__)).read_bytes())
-    # A cached corpus can be read without librosa.
+        path = Path(str(module.__file__))
+        digest.update(path.read_bytes())
+    # Versions of librosa may compute other features, but a cached corpus can be read without it.
     with contextlib.suppress(PackageNotFoundError):
         digest.update(version("librosa").encode())
     for path in sorted(folder.glob("*.wav")):
+        # A hash per file has a fixed length, so that files cannot be confused with their neighbors.
+        content = hashlib.sha256(path.read_bytes())
         digest.update(path.name.encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return _load_or_build(digest.hexdigest()[:32], folder, held_out, lexicon, seed)
+        digest.update(content.digest())
+    key = digest.hexdigest()[:32]
+    return _load_or_build(key, folder, held_out, lexicon, seed)
 
 
 @functools.lru_cache(maxsize=4)
 def _load_or_build(
     key: str, folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int
 ) -> dict[str, Speech]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "kd_lightning"
+    """The corpus of a key, from memory, from the cache file, or built from the recordings."""
+    # An empty variable counts as unset, as the XDG specification demands.
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    cache = caches.expanduser() / "kd_lightning"
     path = cache / f"spoken-digits-{key}.safetensors"
     # A missing or damaged file is built anew.
     with contextlib.suppress(OSError, SafetensorError):
@@ -90,9 +98,12 @@ def _load_or_build(
 
 
 def _read(path: Path) -> dict[str, Speech]:
+    """Read what `_write` wrote."""
     corpus = {}
     with safe_open(path, "pt") as file:
-        for split, lists in json.loads(file.metadata()["speech"]).items():
+        # safetensors holds tensors and text only, so the lists are JSON in its metadata.
+        lists_of_splits = json.loads(file.metadata()["speech"])
+        for split, lists in lists_of_splits.items():
             tensors = {}
             for name in _TENSORS:
                 tensors[name] = file.get_tensor(f"{split}.{name}")
@@ -101,6 +112,7 @@ def _read(path: Path) -> dict[str, Speech]:
 
 
 def _write(path: Path, corpus: dict[str, Speech]) -> None:
+    """Write the tensors and lists of all splits to one file."""
     tensors = {}
     lists: dict[str, dict[str, list[object]]] = {}
     for split, speech in corpus.items():

@@ -68,7 +68,8 @@ def make_strings(
     speaker = recordings[0].speaker
     # The key of a recording depends on its take and digit alone, not on the other recordings.
     numbers = [10 * recording.take + recording.digit for recording in recordings]
-    sort_keys = hashed(torch.tensor(numbers), seed, part, speaker, "order").tolist()
+    hashes = hashed(torch.tensor(numbers), seed, part, speaker, "order")
+    sort_keys = hashes.tolist()
     ordered = _stratified_order(recordings, sort_keys)
 
     strings = []
@@ -88,7 +89,9 @@ def draw_lengths(total: int, *seed_parts: int | str) -> list[int]:
 
     A string is shorter than 3 only if there are fewer than 3 recordings.
     """
-    drawn = integers(torch.arange(total), SHORTEST, LONGEST, *seed_parts).tolist()
+    # More draws than strings: how many strings there are depends on the draws.
+    positions = torch.arange(total)
+    drawn = integers(positions, SHORTEST, LONGEST, *seed_parts).tolist()
     lengths: list[int] = []
     remaining = total
     while remaining > 0:
@@ -103,13 +106,15 @@ def draw_lengths(total: int, *seed_parts: int | str) -> list[int]:
 
 def _stratified_order(recordings: Sequence[Recording], sort_keys: Sequence[int]) -> list[Recording]:
     """Shuffle by the keys, but let all digits occur n times before any occurs n + 1 times."""
-    shuffled = sorted(range(len(recordings)), key=lambda row: sort_keys[row])
+    rows = range(len(recordings))
+    shuffled = sorted(rows, key=lambda row: sort_keys[row])
     occurrences: Counter[int] = Counter()
     ranks = []
     for row in shuffled:
         digit = recordings[row].digit
         ranks.append((occurrences[digit], sort_keys[row], row))
         occurrences[digit] += 1
+    # First by the number of earlier occurrences, then by key: one round of all digits at a time.
     ranks.sort()
     ordered = []
     for _, _, row in ranks:
@@ -130,8 +135,11 @@ def _concatenate(
     length = sum(gaps)
     for recording in recordings:
         length += len(recording.samples)
-    whole_hops = -(-length // HOP) * HOP
-    generator = torch.Generator().manual_seed(seed_from(*seed_parts, "noise"))
+    # Round up, so that a string starts at a whole frame when all strings are put in a row.
+    num_hops = -(-length // HOP)
+    whole_hops = num_hops * HOP
+    noise_seed = seed_from(*seed_parts, "noise")
+    generator = torch.Generator().manual_seed(noise_seed)
     noise = torch.randn(whole_hops, generator=generator) * level
     # Whole numbers, as in the recordings.
     samples = noise.round().numpy()
@@ -149,7 +157,8 @@ def _concatenate(
         start = stop + gap
 
     # The state of a frame is that of the sample in the middle of its transform.
-    frame_centers = torch.arange(frames_in(whole_hops)) * HOP + FFT // 2
+    frame_starts = torch.arange(frames_in(whole_hops)) * HOP
+    frame_centers = frame_starts + FFT // 2
     return samples, states[frame_centers]
 
 

@@ -72,8 +72,10 @@ def normalize(strings: Sequence[DigitString], frames: Sequence[Tensor]) -> list[
     """
     normalized = list(frames)
     for rows, statistics_rows in by_speaker(strings):
+        # Sums over thousands of frames lose digits in single precision.
         joined = torch.cat(select(frames, statistics_rows)).double()
         mean = joined.mean(0).float()
+        # A band without any variation, such as one above a low-pass filter, must not divide by 0.
         std = joined.std(0).clamp(min=1e-3).float()
         for row in rows:
             normalized[row] = (frames[row] - mean) / std

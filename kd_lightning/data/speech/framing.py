@@ -16,4 +16,6 @@ MELS = 40
 
 def frames_in(samples: int) -> int:
     """Number of frames whose whole Fourier transform fits into `samples` samples."""
+    # The first frame starts at sample 0; the others advance by a hop while the transform still
+    # fits.
     return 1 + (samples - FFT) // HOP

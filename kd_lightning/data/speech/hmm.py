@@ -91,6 +91,7 @@ def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
     Raises:
         UserError: if an utterance has fewer frames than its chain has states.
     """
+    # A path visits every state for at least one frame.
     sizes = torch.tensor(list(map(len, chains)))
     too_short = lengths < sizes
     if bool(too_short.any()):
@@ -129,10 +130,12 @@ def _best_advances(scores: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
     """
     utterances, places = states.shape
     frames = scores.shape[1]
+    # A path starts in the first state of its chain, so all other places are out of reach.
     unreachable = scores.new_full((utterances, 1), -torch.inf)
-    start = scores[:, 0].gather(1, states[:, :1])
-    # A path starts in the first state of its chain.
-    best = torch.cat([start, unreachable.expand(-1, places - 1)], 1)
+    first_states = states[:, :1]
+    start = scores[:, 0].gather(1, first_states)
+    other_places = unreachable.expand(-1, places - 1)
+    best = torch.cat([start, other_places], 1)
     advanced = torch.zeros(frames, utterances, places, dtype=torch.bool)
     for t in range(1, frames):
         # The score at place j of advancing from place j - 1.
@@ -171,15 +174,19 @@ class Gaussians:
         counts = torch.bincount(state, minlength=size).double()[:, None]
         empty = counts == 0
         if bool(empty.any()):
+            state_number = int(empty.nonzero()[0, 0])
             raise UserError(
-                f"state {int(empty.nonzero()[0, 0])} has no frame; "
+                f"state {state_number} has no frame; "
                 "check that each word occurs in the training data"
             )
         # Sums over many frames, and the difference below, would lose digits in single precision.
         frames = frames.double()
         zeros = torch.zeros(size, frames.shape[1], dtype=torch.float64)
-        mean = zeros.index_add(0, state, frames) / counts
-        mean_square = zeros.index_add(0, state, frames.square()) / counts
+        # `index_add` sums the frames of each state.
+        total = zeros.index_add(0, state, frames)
+        total_square = zeros.index_add(0, state, frames.square())
+        mean = total / counts
+        mean_square = total_square / counts
         variance = mean_square - mean.square()
         return cls(mean, variance.clamp(min=VARIANCE_FLOOR))
 
@@ -191,11 +198,13 @@ class Gaussians:
         """
         frames = frames.double()
         precision = 1 / self.variance
+        # (x - mu)^2 / var = x^2 / var - 2 x mu / var + mu^2 / var.
         quadratic = frames.square() @ precision.T
         linear = 2 * frames @ (self.mean * precision).T
         per_feature = self.mean.square() * precision + self.variance.log()
         constant = per_feature.sum(1)
-        return (-0.5 * (quadratic - linear + constant)).float()
+        log_likelihood = -0.5 * (quadratic - linear + constant)
+        return log_likelihood.float()
 
 
 def train_alignment(

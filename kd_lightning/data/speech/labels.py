@@ -41,6 +41,7 @@ def label_frames(
             lexicon.size,
             ROUNDS,
         )
+        # The model is trained on the training part, but labels all of the speaker's strings.
         speaker_frames = select(frames, rows)
         aligned = align_all(model, speaker_frames, select(chains, rows))
         lengths = list(map(len, speaker_frames))

@@ -61,7 +61,8 @@ def read_recordings(folder: Path) -> list[Recording]:
                 if path is None:
                     missing = folder / f"{digit}_{speaker}_{take}.wav"
                     raise UserError(f"spoken digits: {missing} is missing")
-                recordings.append(Recording(digit, speaker, take, _read_wav(path)))
+                samples = _read_wav(path)
+                recordings.append(Recording(digit, speaker, take, samples))
     return recordings
 
 
@@ -100,6 +101,7 @@ def _read_wav(path: Path) -> NDArray[np.float32]:
         raise UserError(
             f"spoken digits: {path} is shorter than its header states; is the copy complete?"
         )
+    # WAV files are little-endian on every machine.
     samples = np.frombuffer(data, dtype="<i2").astype(np.float32)
     if len(samples) < 2 * WINDOW:
         raise UserError(
@@ -118,5 +120,7 @@ def noise_level(recordings: Sequence[Recording]) -> float:
         blocks.append(samples.reshape(-1, HOP))
     power = np.square(np.concatenate(blocks)).mean(1)
     # The quietest blocks hold no speech.
-    level = np.quantile(np.sqrt(power), NOISE_QUANTILE)
+    loudness = np.sqrt(power)
+    level = np.quantile(loudness, NOISE_QUANTILE)
+    # A recording with digital silence would have no noise at all.
     return max(1.0, float(level))

@@ -47,6 +47,7 @@ def fetch(folder: Path, allowed: bool) -> None:
                 tarfile.open(fileobj=response, mode="r|gz") as archive,
             ):
                 archive.extractall(temporary, filter="data")
+            # The archive has one folder, named after the branch. Otherwise this is a ValueError.
             [recordings] = Path(temporary).glob("*/recordings")
             recordings.rename(folder)
     except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
@@ -93,8 +94,10 @@ def build_corpus(
     strings: list[DigitString] = []
     for (speaker, part), group in groups.items():
         # The noise of a held-out speaker, who has no training part, comes from its test part.
-        level = noise_level(groups.get((speaker, "train")) or groups[speaker, "test"])
+        reference = groups.get((speaker, "train")) or groups[speaker, "test"]
+        level = noise_level(reference)
         strings.extend(make_strings(group, part, level, lexicon, seed))
+    # Alignment reads normalized features: its variance floor assumes a variance of 1.
     frames = normalize(strings, log_mel(strings))
     targets = label_frames(strings, frames, lexicon)
 
@@ -106,7 +109,9 @@ def build_corpus(
     corpus = {}
     for split, rows in split_rows.items():
         corpus[split] = concatenate(
-            select(strings, rows), select(frames, rows), select(targets, rows)
+            select(strings, rows),
+            select(frames, rows),
+            select(targets, rows),
         )
     return corpus
 
@@ -123,6 +128,7 @@ def _group(
 
 
 def _check_held_out(held_out: tuple[str, ...], speakers: Sequence[str]) -> None:
+    """Refuse held-out speakers that do not exist, or that leave nobody to train on."""
     for name in held_out:
         if name not in speakers:
             raise UserError(
@@ -133,7 +139,8 @@ def _check_held_out(held_out: tuple[str, ...], speakers: Sequence[str]) -> None:
 
 
 def _check_states(lexicon: Lexicon, recordings: Sequence[Recording]) -> None:
-    """A path through a digit needs at least one frame per state."""
+    """Refuse more states than the shortest recording has frames."""
+    # A path through a digit needs at least one frame per state.
     shortest = min(recordings, key=lambda recording: len(recording.samples))
     frames = len(shortest.samples) // HOP
     if lexicon.states > frames:
@@ -145,6 +152,7 @@ def _check_states(lexicon: Lexicon, recordings: Sequence[Recording]) -> None:
 
 
 def _check_parts(groups: dict[tuple[str, str], list[Recording]], folder: Path) -> None:
+    """Refuse recordings of which a part would be empty."""
     present = {part for _, part in groups}
     for part in ("train", "validation", "test"):
         if part not in present:

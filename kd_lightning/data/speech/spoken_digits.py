@@ -91,6 +91,7 @@ class SpokenDigitsDataModule(DataModule):
         self.eval_batch_size = eval_batch_size
         self.validation = validation
         self.split = split
+        # The order in which speakers are named must not decide the cache file.
         self.held_out = sorted(held_out or [])
         self.fraction = fraction
         self.split_seed = split_seed
@@ -114,7 +115,8 @@ class SpokenDigitsDataModule(DataModule):
             folder = self.root / "free-spoken-digit-dataset" / "recordings"
             if not folder.is_dir():
                 fetch(folder, self.download)
-            self._raw = load_corpus(folder, tuple(self.held_out), self.lexicon, self.split_seed)
+            held_out = tuple(self.held_out)
+            self._raw = load_corpus(folder, held_out, self.lexicon, self.split_seed)
         return self._raw[split]
 
     def source(self, stage: str) -> SpeechSource:
@@ -124,13 +126,17 @@ class SpokenDigitsDataModule(DataModule):
         return self._sources[stage]
 
     def _make_source(self, stage: str) -> SpeechSource:
+        """The frames of a stage, as rows of its source split."""
+        # Validation strings are rows of the source split "train".
         split = "test" if stage == "test" else "train"
         speech = self.raw(split)
         # Whole strings are selected: a fraction of the data consists of the first ones.
         selected = []
         for part, share in zip(speech.parts, speech.shares, strict=True):
             selected.append(self._is_selected(stage, part, share))
-        rows = torch.tensor(selected)[speech.string].nonzero()[:, 0]
+        # From strings to frames: each frame is selected if its string is.
+        is_selected = torch.tensor(selected)[speech.string]
+        rows = is_selected.nonzero()[:, 0]
         if stage == "train":
             self._check_classes(speech.target[rows])
         return SpeechSource(speech.windows, speech.first, speech.target, rows, split)
@@ -141,10 +147,14 @@ class SpokenDigitsDataModule(DataModule):
             return part == "test"
         if stage == "validation":
             return part == "validation" and self.validation
-        return (part == "train" or not self.validation) and share < self.fraction
+        # Without validation, its part is trained on as well.
+        is_trained_on = part == "train" or not self.validation
+        return is_trained_on and share < self.fraction
 
     def _check_classes(self, target: Tensor) -> None:
-        missing = torch.bincount(target, minlength=len(self.classes)) == 0
+        """Refuse training samples, int64 `(n,)`, that do not contain every class."""
+        counts = torch.bincount(target, minlength=len(self.classes))
+        missing = counts == 0
         if bool(missing.any()):
             state = self.classes[int(missing.nonzero()[0])]
             word, _, _ = state.partition("/")
@@ -161,10 +171,13 @@ class SpokenDigitsDataModule(DataModule):
         speech = self.raw("train")
         in_training = [part == "train" for part in speech.parts]
         rows = torch.tensor(in_training)[speech.string]
-        return WordLoop.from_alignment(self.lexicon, speech.target[rows], speech.string[rows])
+        states = speech.target[rows]
+        strings = speech.string[rows]
+        return WordLoop.from_alignment(self.lexicon, states, strings)
 
     @property
     def spec(self) -> Spec:
+        """Windows of 26 frames as images of one channel, and the HMM states as classes."""
         return Spec(
             data=self.name,
             task=self.task.name,
@@ -176,6 +189,11 @@ class SpokenDigitsDataModule(DataModule):
         )
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
+        """The windows of test frames as images, `(n, 1, 26, 40)`.
+
+        Args:
+            index: int64 `(n,)`, rows of the source split "test".
+        """
         return self.raw("test").images[index]
 
     def fingerprint(self) -> dict[str, Any]:

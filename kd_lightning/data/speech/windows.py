@@ -47,13 +47,16 @@ class Speech:
     @property
     def windows(self) -> Tensor:
         """All runs of 26 frames, `(P - 25, 1040)`: overlapping views of `frames`, not copies."""
+        # A window starts at every frame: consecutive rows of the view overlap in all but one frame.
+        # The copies would take 26 times the memory.
         rows = max(0, len(self.frames) - CONTEXT + 1)
         return self.frames.as_strided((rows, CONTEXT * MELS), (MELS, 1))
 
     @property
     def images(self) -> Tensor:
         """The window of each frame as an image that W&B can show, `(F, 1, 26, 40)`."""
-        return self.windows.index_select(0, self.first).view(-1, 1, CONTEXT, MELS)
+        windows = self.windows.index_select(0, self.first)
+        return windows.view(-1, 1, CONTEXT, MELS)
 
     @property
     def lengths(self) -> Tensor:
@@ -81,21 +84,25 @@ class SpeechSource(Source):
 
     @property
     def sample_bytes(self) -> int:
+        """Bytes of one window of float32 numbers."""
         return 4 * CONTEXT * MELS
 
     @property
     def resident_bytes(self) -> int:
+        """Bytes that `to` copies to a device."""
         frames = self.windows.shape[0] + CONTEXT - 1
         # The windows share their frames, so the frames are counted once.
         frame_bytes = 4 * frames * MELS
-        return frame_bytes + self.first.nbytes + self.target.nbytes + self.rows.nbytes
+        index_bytes = self.first.nbytes + self.target.nbytes + self.rows.nbytes
+        return frame_bytes + index_bytes
 
     def to(self, device: torch.device) -> SpeechSource:
         """The same source with its samples on `device`."""
         # The windows overlap: copy the frames below them, then rebuild the overlapping views.
         frames_before_last_window = self.windows[:, :MELS]
         rest_of_last_window = self.windows[-1, MELS:].view(-1, MELS)
-        frames = torch.cat([frames_before_last_window, rest_of_last_window]).to(device)
+        all_frames = torch.cat([frames_before_last_window, rest_of_last_window])
+        frames = all_frames.to(device)
         return replace(
             self,
             windows=frames.as_strided(self.windows.shape, self.windows.stride()),
@@ -114,7 +121,8 @@ class SpeechSource(Source):
         Returns:
             A batch with inputs `(B, 1, 26, 40)` and targets `(B,)`.
         """
-        index = self.rows.index_select(0, rows.to(self.rows.device))
+        positions = rows.to(self.rows.device)
+        index = self.rows.index_select(0, positions)
         first = self.first.index_select(0, index)
         inputs = self.windows.index_select(0, first)
         return Batch(
@@ -138,6 +146,7 @@ def concatenate(
     """
     before = PREDICTED
     after = CONTEXT - 1 - PREDICTED
+    # A frame near the edge has a full window too: the first and last frame stand in for the rest.
     padded = []
     for string_frames in frames:
         first_repeated = string_frames[:1].expand(before, -1)

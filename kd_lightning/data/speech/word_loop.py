@@ -49,7 +49,9 @@ class WordLoop:
         utterance_changes = utterance[1:] != utterance[:-1]
         is_last[:-1] = state_changes | utterance_changes
         frames = torch.bincount(state, minlength=lexicon.size).double()
-        exits = torch.bincount(state[is_last], minlength=lexicon.size).double() + 1
+        # One more exit and one more stay than were counted, so that neither probability is 0.
+        last_states = state[is_last]
+        exits = torch.bincount(last_states, minlength=lexicon.size).double() + 1
         leave = exits / (frames + 2)
 
         # Silence is the last of the words; the others share their counts equally.
@@ -104,8 +106,10 @@ class WordLoop:
         # A path starts in the first state of a word.
         best = torch.full_like(scores[:, 0], -torch.inf)
         best[:, first] = self.word + scores[:, 0, first]
-        origins = []  # per frame from 1: the state of the best path one frame before, (B, S)
-        word_starts = []  # per frame from 1: whether the best path enters a word here, (B, S)
+        # Per frame from 1: the state of the best path one frame before, (B, S).
+        origins = []
+        # Per frame from 1: whether the best path enters a word here, (B, S).
+        word_starts = []
         for t in range(1, scores.shape[1]):
             in_utterance = (t < lengths)[:, None]
             staying = best + self.stay
@@ -132,13 +136,16 @@ class WordLoop:
         leaving = best + self.leave
         # Within a word, a state is entered from the state before it.
         previous = torch.arange(-1, self.lexicon.size - 1)
-        previous[first] = 0  # a valid index only; these entries are overwritten below
+        # Any valid index: the entries of first states are overwritten below.
+        previous[first] = 0
         entering = leaving[:, previous]
         origin = previous.expand_as(best).clone()
         # The first state of a word is entered from the best end of any word.
-        word_end, ended_word = leaving[:, last].max(1, keepdim=True)
-        entering[:, first] = word_end + self.word
-        origin[:, first] = last[ended_word].expand(-1, len(first))
+        word_ends = leaving[:, last]
+        best_end, ended_word = word_ends.max(1, keepdim=True)
+        entering[:, first] = best_end + self.word
+        end_state = last[ended_word]
+        origin[:, first] = end_state.expand(-1, len(first))
         return entering, origin
 
     def _trace_back(
@@ -153,11 +160,13 @@ class WordLoop:
         """
         last = self.lexicon.last
         leaving = best + self.leave
-        final_word = leaving[:, last].argmax(1)
+        word_ends = leaving[:, last]
+        final_word = word_ends.argmax(1)
         state = last[final_word][:, None]
         # Per frame, from the last to the first: the word that starts there, or -1, (B, 1).
         started = []
-        for origin, word_start in zip(reversed(origins), reversed(word_starts), strict=True):
+        steps_back = zip(reversed(origins), reversed(word_starts), strict=True)
+        for origin, word_start in steps_back:
             word = state // self.lexicon.states
             starts_here = word_start.gather(1, state)
             started.append(torch.where(starts_here, word, -1))
@@ -167,7 +176,8 @@ class WordLoop:
 
         transcripts = []
         # Skip the frames that start no word, and silence.
-        for words in torch.cat(started[::-1], 1):
+        in_order = torch.cat(started[::-1], 1)
+        for words in in_order:
             is_spoken = (words >= 0) & (words < self.lexicon.words)
             transcripts.append(words[is_spoken].tolist())
         return transcripts

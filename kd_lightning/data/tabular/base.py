@@ -14,10 +14,11 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum
 from kd_lightning.data.subsets import TrainingSplit, split_training_rows, stratified_rank
 from kd_lightning.data.tabular.features import FeatureEncoder, check_features, column_of
-from kd_lightning.data.tabular.files import Table, num_rows, rows_of
+from kd_lightning.data.tabular.files import Table, consistent_labels, num_rows, rows_of
 from kd_lightning.data.tabular.fitting import fit_features
 from kd_lightning.data.tabular.options import TableOptions, TableSettings
 from kd_lightning.data.tabular.source import TableSource
+from kd_lightning.data.text.labels import rare_classes
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.types import UNLABELLED
@@ -99,6 +100,7 @@ class TableDataModule(DataModule):
         if self._target_names is None:
             self._target_names = self.task.target_names(columns)
         target = self.task.encode_target(columns, self._target_names)
+        self._report_rare_classes(target, self._target_names)
         strata = self.task.strata(target)
         index = torch.arange(num_rows(table))
         rank = stratified_rank(strata, index, self.settings.test_seed, "table-test")
@@ -109,7 +111,22 @@ class TableDataModule(DataModule):
         self._tables["test"] = rows_of(table, test_rows)
 
     def _target_columns(self, table: Table) -> Table:
-        return {name: column_of(table, name, "data.target") for name in self.target}
+        columns: Table = {}
+        for name in self.target:
+            columns[name] = consistent_labels(column_of(table, name, "data.target"))
+        return columns
+
+    def _report_rare_classes(self, target: Tensor, names: Sequence[str]) -> None:
+        """Print one line if some classes `(N,)` have so few samples that they may be mistakes."""
+        if target.dim() != 1 or target.is_floating_point():
+            return
+        counts = torch.bincount(target[target >= 0], minlength=len(names)).tolist()
+        rare = rare_classes(dict(zip(names, counts, strict=True)))
+        if rare:
+            print(
+                f"data: few samples have the classes {rare} in column {self.target[0]!r}; if these "
+                "are mistakes, correct the file"
+            )
 
     # -- features and targets ---------------------------------------------------------------------
 
@@ -119,7 +136,10 @@ class TableDataModule(DataModule):
         train = self.table("train") if self._target_names is None else {}
         # Dividing the only table finds the names, too.
         if self._target_names is None:
-            self._target_names = self.task.target_names(self._target_columns(train))
+            columns = self._target_columns(train)
+            self._target_names = self.task.target_names(columns)
+            target = self.task.encode_target(columns, self._target_names)
+            self._report_rare_classes(target, self._target_names)
         return self._target_names
 
     @property

@@ -8,6 +8,7 @@ from kd_lightning.data.files import data_root
 from kd_lightning.data.tabular.base import TableDataModule
 from kd_lightning.data.tabular.files import Table, read_table
 from kd_lightning.data.tabular.options import TableOptions
+from kd_lightning.data.text.dialect import Dialect
 from kd_lightning.errors import UserError
 from kd_lightning.tasks.base import Task
 from kd_lightning.tasks.classification import Classification
@@ -23,6 +24,8 @@ class TabularDataModule(TableDataModule):
         file: path below `root`, of a file with all samples; `test_fraction` of them is the test
             set.
         train_file, test_file: paths below `root`, instead of `file`.
+        delimiter: between the fields of text files: one character, or "tab"; default: detected.
+        quoted: whether quotation marks enclose fields of text files; default: detected.
         options: features, categorical, standardize, impute and others; see TableSettings.
 
     Raises:
@@ -37,6 +40,8 @@ class TabularDataModule(TableDataModule):
         file: str | None = None,
         train_file: str | None = None,
         test_file: str | None = None,
+        delimiter: str | None = None,
+        quoted: bool | None = None,
         **options: Unpack[TableOptions],
     ) -> None:
         columns = [target] if isinstance(target, str) else target
@@ -46,6 +51,7 @@ class TabularDataModule(TableDataModule):
         if has_both == (file is not None) or (has_one and not has_both):
             raise UserError("set data.file, or else data.train_file and data.test_file")
         self.root = data_root(root)
+        self.dialect = Dialect(delimiter, quoted)
         self.files = {"train": train_file or file, "test": test_file}
 
     @property
@@ -58,4 +64,4 @@ class TabularDataModule(TableDataModule):
 
     def read(self, split: str) -> Table:
         """Read the file of "train" or "test"."""
-        return read_table(self.root / str(self.files[split]))
+        return read_table(self.root / str(self.files[split]), self.dialect)

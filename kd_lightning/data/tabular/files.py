@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from kd_lightning.data.text.files import read_rows
+from kd_lightning.data.text.dialect import Dialect
+from kd_lightning.data.text.files import DETECTED, canonical_label, read_rows
 from kd_lightning.errors import UserError
 from kd_lightning.tasks.columns import Column
 
@@ -15,18 +16,19 @@ Table = dict[str, Column]
 """Columns by name, all of the same length."""
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, dialect: Dialect = DETECTED) -> Table:
     """Read all columns of a file, in its order.
 
     Args:
         path: Parquet if it ends in `.parquet`, quoted CSV if in `.csv`, else split at tabs. The
             first line of a text file names its columns.
+        dialect: the format of a text file, if it is another one.
 
     Raises:
         UserError: if the file cannot be read or holds no samples.
     """
     is_parquet = path.suffix.lower() == ".parquet"
-    table = _read_parquet(path) if is_parquet else _read_text(path)
+    table = _read_parquet(path) if is_parquet else _read_text(path, dialect)
     if num_rows(table) == 0:
         raise UserError(f"the file {path} holds no samples")
     return table
@@ -42,8 +44,19 @@ def rows_of(table: Table, rows: np.ndarray[tuple[int], np.dtype[np.int64]]) -> T
     return {name: column[rows] for name, column in table.items()}
 
 
-def _read_text(path: Path) -> Table:
-    rows = read_rows(path)
+def consistent_labels(column: Column) -> Column:
+    """A column of classes, with one spelling of each number if it has several, as 1 and 1.0."""
+    if column.dtype.kind != "U":
+        return column
+    values = np.unique(column)
+    canonical = [canonical_label(value) for value in values.tolist()]
+    if len(set(canonical)) == len(canonical):
+        return column
+    return np.array([canonical_label(value) for value in column.tolist()], dtype=np.str_)
+
+
+def _read_text(path: Path, dialect: Dialect) -> Table:
+    rows = read_rows(path, dialect)
     _, heading = next(rows)
     names = [name.strip() for name in heading]
     _check_names(path, names)

@@ -11,9 +11,21 @@ from torch import Tensor
 
 from kd_lightning.data.files import data_root
 from kd_lightning.data.predictions import write_prediction_table
-from kd_lightning.data.subsets import check_fraction, split_training_rows
-from kd_lightning.data.text.files import Column, Texts, read_sentences, read_table
+from kd_lightning.data.subsets import split_training_rows
+from kd_lightning.data.text.dialect import Dialect
+from kd_lightning.data.text.files import (
+    Column,
+    Texts,
+    read_sentences,
+    read_table,
+)
 from kd_lightning.data.text.labels import read_labels
+from kd_lightning.data.text.options import (
+    check_fractions,
+    check_labels,
+    check_sizes,
+    checked_views,
+)
 from kd_lightning.data.text.sentence_datamodule import SentenceDataModule
 from kd_lightning.data.text.sentences import PREDICTS, TextSource
 from kd_lightning.data.text.synthetic import SyntheticSentences
@@ -30,8 +42,9 @@ BLANK_TOKENS = 32
 class TextDataModule(SentenceDataModule):
     """Labeled sentences, or pairs of texts, from CSV or TSV files.
 
-    Files that end in `.csv` are quoted CSV; others are split at tabs, without quoting. Everything
-    is read and tokenized once.
+    Files that end in `.csv` are quoted CSV; others are split at tabs, without quoting. If a file
+    looks different, the format that was detected is printed and used. Everything is read and
+    tokenized once.
 
     Args:
         root: folder of the files; default: `KD_DATA_ROOT`, else `./data`.
@@ -61,6 +74,8 @@ class TextDataModule(SentenceDataModule):
             several seeds share a teacher cache.
         predict_file: raw sentences for `kd predict`, one per line (pairs separated by a tab);
             default: the test set.
+        delimiter: between the fields of all files: one character, or "tab"; default: detected.
+        quoted: whether quotation marks enclose fields (or are part of the text); default: detected.
     """
 
     name = "text"
@@ -89,9 +104,11 @@ class TextDataModule(SentenceDataModule):
         split_seed: int = 0,
         augmentation_seed: int | None = None,
         predict_file: str | None = None,
+        delimiter: str | None = None,
+        quoted: bool | None = None,
     ) -> None:
-        _check_fractions(fraction, label_fraction, validation)
-        _check_sizes(batch_size, eval_batch_size, pool)
+        check_fractions(fraction, label_fraction, validation)
+        check_sizes(batch_size, eval_batch_size, pool)
         if augmentation_seed is None:
             augmentation_seed = run_seed()
         super().__init__(
@@ -108,8 +125,10 @@ class TextDataModule(SentenceDataModule):
         self.second = second
         # YAML reads labels such as 0 and 1 as numbers.
         self.labels = list(map(str, labels)) if labels else None
+        check_labels(self.labels or [])
+        self.dialect = Dialect(delimiter, quoted)
         self.names = names
-        self.views = _checked_views(views, augment)
+        self.views = checked_views(views, augment)
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.pool = pool
@@ -134,7 +153,8 @@ class TextDataModule(SentenceDataModule):
             path = Path(str(self.predict_file)).expanduser()
             return read_sentences(path, pairs=self.second is not None)
         path = self.root / str(self.files[split])
-        return read_table(path, self.text, self.label, self.second, self.class_labels)
+        labels = self.class_labels
+        return read_table(path, self.text, self.label, self.second, labels, self.dialect)
 
     def raw(self, split: str) -> Texts:
         """All samples of a source split, read once."""
@@ -147,7 +167,7 @@ class TextDataModule(SentenceDataModule):
         """The values of the label column, class 0 first."""
         if self.labels is None:
             path = self.root / str(self.files["train"])
-            self.labels = read_labels(path, self.label)
+            self.labels = read_labels(path, self.label, self.dialect)
         return self.labels
 
     @property
@@ -307,30 +327,3 @@ def _blank_inputs(tokenizer: Tokenizer) -> dict[str, InputSpec]:
     if tokenizer.typed:
         inputs["token_type_ids"] = InputSpec(shape, 0)
     return inputs
-
-
-def _check_fractions(fraction: float, label_fraction: float, validation: float) -> None:
-    check_fraction("data.fraction", fraction)
-    check_fraction("data.label_fraction", label_fraction, zero=True)
-    if not 0 <= validation < 1:
-        raise UserError(
-            f"data.validation must be a fraction in [0, 1), got {validation}; "
-            "0 trains without validation"
-        )
-
-
-def _check_sizes(batch_size: int, eval_batch_size: int, pool: int) -> None:
-    if min(batch_size, eval_batch_size, pool) < 1:
-        raise UserError("data.batch_size, data.eval_batch_size and data.pool must be at least 1")
-
-
-def _checked_views(views: int | None, augment: SyntheticSentences | None) -> int | None:
-    """The number of views, by default one per variant of a sentence."""
-    variants = augment.variants if augment is not None else 1
-    if views is None:
-        return variants if augment is not None else None
-    if not 1 <= views <= variants:
-        raise UserError(
-            f"data.views must be 1 to {variants}, the number of variants of a sentence, got {views}"
-        )
-    return views

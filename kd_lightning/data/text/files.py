@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from kd_lightning.data.text.dialect import Dialect, Row
 from kd_lightning.data.text.words import Sample
 from kd_lightning.errors import UserError
 from kd_lightning.types import UNLABELLED
 
+_NUMBER = re.compile(r"[-+]?(?:0|[1-9][0-9]{0,14})(?:\.[0-9]{0,14})?")
+
 Column = int | str
 """A column: its name in the file's first line, or its number from 0 if there are no names."""
 
-Row = tuple[int, list[str]]
-"""The number of a line, from 1, and its fields."""
+DETECTED = Dialect()
+"""The format that a file itself suggests."""
 
 
 @dataclass
@@ -68,37 +70,18 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def read_rows(path: Path) -> Iterator[Row]:
+def read_rows(path: Path, dialect: Dialect = DETECTED, report: bool = True) -> Iterator[Row]:
     """Yield each line that is not blank.
 
-    Files that end in `.csv` are quoted CSV; others are split at tabs, without quoting.
+    Args:
+        path: the file.
+        dialect: its format.
+        report: print in one line what was detected, if it is not what the suffix suggests.
 
     Raises:
         UserError: if the file cannot be read.
     """
-    text = read_text(path)
-    if path.suffix.lower() == ".csv":
-        yield from _csv_rows(path, text)
-    else:
-        yield from _tsv_rows(text)
-
-
-def _csv_rows(path: Path, text: str) -> Iterator[Row]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        for row in reader:
-            if any(row):
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _tsv_rows(text: str) -> Iterator[Row]:
-    # As in GLUE's files, a quotation mark is part of the sentence. `splitlines` would also split at
-    # rare marks such as U+2028, which occur within sentences.
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            yield number, line.rstrip("\r").split("\t")
+    yield from dialect.rows(path, read_text(path), report)
 
 
 def column_positions(path: Path, heading: Sequence[str], columns: Sequence[Column]) -> list[int]:
@@ -128,7 +111,12 @@ def column_positions(path: Path, heading: Sequence[str], columns: Sequence[Colum
 
 
 def read_table(
-    path: Path, text: Column, label: Column | None, second: Column | None, labels: Sequence[str]
+    path: Path,
+    text: Column,
+    label: Column | None,
+    second: Column | None,
+    labels: Sequence[str],
+    dialect: Dialect = DETECTED,
 ) -> Texts:
     """Read the samples of a CSV or TSV file.
 
@@ -137,31 +125,41 @@ def read_table(
         text: column of the text.
         label: column of the label; `None`: no sample has one.
         second: column of the second text of a pair.
-        labels: the values of the label column, class 0 first. An empty value means "no label".
+        labels: the values of the label column, class 0 first. An empty value means "no label", and
+            two spellings of one number, such as 1 and 1.0, are one label.
+        dialect: the format of the file.
 
     Raises:
-        UserError: if the file cannot be read, or if a line has too few columns, an unknown label or
-            an empty text.
+        UserError: if the file cannot be read, or if a line has another number of fields than the
+            first one, an unknown label or an empty text.
     """
     columns = [text]
     for column in (second, label):
         if column is not None:
             columns.append(column)
-    rows = read_rows(path)
+    rows = read_rows(path, dialect)
     heading: list[str] = []
     if any(isinstance(column, str) for column in columns):
         _, heading = next(rows, (0, []))
     positions = column_positions(path, heading, columns)
-    classes = {name: number for number, name in enumerate(labels)}
+    classes = {canonical_label(name): number for number, name in enumerate(labels)}
+    num_fields = len(heading)
     texts: list[Sample] = []
     target: list[int] = []
     for line, fields in rows:
-        values = _values(f"{path}, line {line}", fields, positions)
+        place = f"{path}, line {line}"
+        num_fields = num_fields or len(fields)
+        values = _values(place, fields, positions)
+        if len(fields) != num_fields:
+            raise UserError(
+                f"{place}: {len(fields)} fields, but the first line has {num_fields}; correct the "
+                "line, or set data.delimiter and data.quoted"
+            )
         # The label column is the last one.
-        value = values.pop() if label is not None else ""
+        value = canonical_label(values.pop()) if label is not None else ""
         if value and value not in classes:
             raise UserError(
-                f"{path}, line {line}: unknown label {value!r}; valid labels: {', '.join(labels)}"
+                f"{place}: unknown label {value[:100]!r}; valid labels: {_listed(labels)}"
             )
         if not all(values):
             raise UserError(f"{path}, line {line}: the text is empty")
@@ -170,6 +168,21 @@ def read_table(
     if not texts:
         raise UserError(f"the file {path} has a heading but no samples")
     return Texts(texts, torch.tensor(target))
+
+
+def canonical_label(label: str) -> str:
+    """One spelling of a label that is a number: 1 for "1", "1.0" and " 1"; others are unchanged."""
+    text = label.strip()
+    # 01 may be a code, and stays.
+    if _NUMBER.fullmatch(text) is None:
+        return text
+    number = float(text)
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
+def _listed(labels: Sequence[str]) -> str:
+    text = ", ".join(labels)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _values(place: str, fields: Sequence[str], positions: Sequence[int]) -> list[str]:

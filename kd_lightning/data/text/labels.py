@@ -3,27 +3,39 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from kd_lightning.data.text.files import Column, column_positions, read_rows
+from kd_lightning.data.text.dialect import Dialect
+from kd_lightning.data.text.files import (
+    DETECTED,
+    Column,
+    canonical_label,
+    column_positions,
+    read_rows,
+)
 from kd_lightning.errors import UserError
 
 _HEADINGS = ("label", "labels", "class", "target", "category", "sentiment")
 
 
-def read_labels(path: Path, label: Column) -> list[str]:
+def read_labels(path: Path, label: Column, dialect: Dialect = DETECTED) -> list[str]:
     """The distinct labels of a file, in alphabetical order.
+
+    Two spellings of one number, such as 1 and 1.0, are one label. Labels with very few samples are
+    reported in one line, because a malformed line often looks like a label of its own.
 
     Args:
         path: the file.
         label: the label column.
+        dialect: the format of the file.
 
     Raises:
         UserError: if there are fewer than two labels, or if the first line looks like a heading
             although the column is given by its number.
     """
-    rows = read_rows(path)
+    # Reading the samples reports the format once.
+    rows = read_rows(path, dialect, report=False)
     heading: list[str] = []
     if isinstance(label, str):
         _, heading = next(rows, (0, []))
@@ -32,7 +44,12 @@ def read_labels(path: Path, label: Column) -> list[str]:
     for _, fields in rows:
         if position < len(fields):
             values.append(fields[position].strip())
-    classes = sorted({*values} - {""})
+    spellings: dict[str, str] = {}
+    for value in sorted({*values} - {""}):
+        canonical = canonical_label(value)
+        # A label with one spelling keeps it.
+        spellings[canonical] = canonical if canonical in spellings else value
+    classes = sorted(spellings.values())
     if not classes:
         raise UserError(
             f"{path}: no sample has a label in column {label!r}; set data.label to another column"
@@ -47,7 +64,31 @@ def read_labels(path: Path, label: Column) -> list[str]:
         raise UserError(
             f"{path}: all samples have the label {classes[0]!r}; list all classes in data.labels"
         )
+    rare = rare_classes(Counter(map(canonical_label, values)))
+    if rare:
+        print(
+            f"data: {path}: few samples have the labels {rare}; if these are mistakes, correct the "
+            "file, or list the valid labels in data.labels"
+        )
     return classes
+
+
+def rare_classes(counts: Mapping[str, int]) -> str:
+    """The classes that are probably mistakes, with their counts, in words; empty if there is none.
+
+    These have at most 3 samples, and less than a twentieth of an average class.
+
+    Args:
+        counts: number of samples per class; "" stands for samples without a class.
+    """
+    present = {name: count for name, count in counts.items() if name}
+    average = sum(present.values()) / max(1, len(present))
+    rare = []
+    for name, count in sorted(present.items()):
+        if count <= 3 and 20 * count < average:
+            rare.append(f"{name[:50]!r} ({count})")
+    listed = ", ".join(rare[:10])
+    return f"{listed} and {len(rare) - 10} others" if len(rare) > 10 else listed
 
 
 def _starts_with_heading(values: Sequence[str]) -> bool:

@@ -239,3 +239,18 @@ def test_a_class_that_the_training_file_lacks_is_one_line(root: Path) -> None:
         "column 'species' has a class that the training file lacks in 1 rows, such as 'emu'; "
         "the classes are cat, dog"
     )
+
+
+def test_rare_classes_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{number},{'ab'[number % 2]}" for number in range(100)] + ["1,mistake"]
+    cases: list[dict[str, Any]] = [
+        {"file": "a.csv"},
+        {"train_file": "a.csv", "test_file": "a.csv"},
+    ]
+    for files in cases:
+        (tmp_path / "a.csv").write_text("\n".join(["x,y", *rows]) + "\n")
+        module = TabularDataModule(target="y", root=str(tmp_path), **files)
+        assert module.target_names == ("a", "b", "mistake")
+        module.source("test")
+        out = capsys.readouterr().out
+        assert out.count("few samples have the classes 'mistake' (1) in column 'y'") == 1

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kd_lightning.data.tabular.files import read_table
+from kd_lightning.data.tabular.files import consistent_labels, read_table
+from kd_lightning.data.text.dialect import Dialect
 from tests.data.tabular.tables import lines_of, write
 from tests.training.small import complaint
 
@@ -85,3 +86,22 @@ def test_a_broken_parquet_file_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     path.write_bytes(b"no parquet")
     assert "is not a readable Parquet file" in complaint(lambda: read_table(path))
+
+
+def test_semicolons_and_given_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x;y\n1,5;a\n2,5;b\n")
+    expected = {"x": ["1,5", "2,5"], "y": ["a", "b"]}
+    for dialect in (Dialect(), Dialect(";")):
+        table = read_table(path, dialect)
+        assert {name: column.tolist() for name, column in table.items()} == expected
+    assert capsys.readouterr().out.count("detected semicolons") == 1
+
+
+def test_spellings_of_one_number_are_one_class() -> None:
+    mixed = np.array(["1", "1.0", "0"])
+    assert consistent_labels(mixed).tolist() == ["1", "1", "0"]
+    same = np.array(["1.0", "0.0"])
+    assert consistent_labels(same) is same
+    numbers = np.array([1.0, 0.0])
+    assert consistent_labels(numbers) is numbers
