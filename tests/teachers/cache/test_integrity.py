@@ -17,7 +17,6 @@ from kd_lightning.data import DigitsDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.models import MLP
 from kd_lightning.teachers import CachedTeacher, ModelTeacher, cache_teacher
-from kd_lightning.teachers.cache.fill import MAX_VIEWS
 from kd_lightning.teachers.cache.teacher import verify_cache
 from kd_lightning.types import Output
 
@@ -349,38 +348,3 @@ def test_full_caches_of_version_1_are_verified_and_continued(
     cache_teacher(teacher(), data, old)
     assert before == {path.name: path.read_bytes() for path in old.glob("*.bin")}
     verify_cache(old)
-
-
-@pytest.mark.parametrize("views", [0, -1, MAX_VIEWS + 1, 10**9])
-def test_views_are_checked_before_anything_is_planned(
-    data: DigitsDataModule, tmp_path: Path, views: int
-) -> None:
-    assert "--views must be from 1 to" in complaint(
-        lambda: cache_teacher(teacher(), data, tmp_path / "c", views=views)
-    )
-    assert not (tmp_path / "c").exists()
-
-
-def test_the_size_is_compared_with_the_disk(
-    data: DigitsDataModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    size = 40 * 1797
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
-    message = complaint(lambda: cache_teacher(teacher(), data, tmp_path / "c"))
-    assert "1,797 outputs in 2 tables of 40 bytes each" in message
-    assert not (tmp_path / "c").exists()
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size))
-    cache_teacher(teacher(), data, tmp_path / "c")
-    # What is there already needs no room.
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
-    cache_teacher(teacher(), data, tmp_path / "c")
-
-
-def test_logits_beyond_half_precision_are_refused(data: DigitsDataModule, tmp_path: Path) -> None:
-    loud = teacher()
-    with torch.no_grad():
-        next(iter(loud.parameters())).mul_(1e6)
-    assert "use --dtype fp32" in complaint(
-        lambda: cache_teacher(loud, data, tmp_path / "c", dtype="fp16")
-    )
