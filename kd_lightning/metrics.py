@@ -85,8 +85,9 @@ class TeacherComparison(nn.Module):
         """Add the rows of two outputs, `(N, K)` logits each."""
         same_class = full(student.logits).argmax(-1) == teacher.logits.argmax(-1)
         self.agreement.update(same_class.float())
-        log_q = finite_log_probs(student.log_probs())
-        log_p = finite_log_probs(teacher.log_probs())
+        prediction, target = teacher.paired_log_probs(student)
+        log_q = finite_log_probs(prediction)
+        log_p = finite_log_probs(target)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
         self.kl.update(divergence.sum(-1))
 

@@ -28,6 +28,7 @@ LAYERS = (
         "errors",
         "files",
         "types",
+        "sparse",
         "trust",
         "paths",
         "randomness",

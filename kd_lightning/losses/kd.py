@@ -60,6 +60,10 @@ class KD(DistillLoss):
     - T^2 dropped if alpha is 0 or None changes the scale silently; here T^2 is in the loss.
     - MSE between probabilities is another loss; for MSE between logits see `LogitMSE`.
 
+    If a cache stores only the teacher's k largest logits, both distributions are over k + 1 events:
+    the k classes, and all other classes together. This KL is a lower bound of that over all
+    classes, and equally zero at the teacher.
+
     Args:
         temperature: T, greater than 0. Testing and deployment always use T = 1.
         base: weight, start, end, warmup; see `DistillLoss`.
@@ -78,8 +82,12 @@ class KD(DistillLoss):
         super().__init__(**base)
         self.temperature = positive("KD", "temperature", temperature)
 
+    @property
+    def teacher_temperatures(self) -> tuple[float, ...]:
+        return (self.temperature,)
+
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """`soft_target_kl` of both distributions at the temperature; a scalar in nats."""
-        target = teacher_of(self, teacher).log_probs(self.temperature)
-        prediction = student.log_probs(self.temperature)
-        return soft_target_kl(prediction, target, self.temperature)
+        target = teacher_of(self, teacher)
+        pair = target.paired_log_probs(student, self.temperature)
+        return soft_target_kl(*pair, self.temperature)

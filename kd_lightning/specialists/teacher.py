@@ -264,6 +264,11 @@ class SubsetTeacher(Teacher):
             )
         assert isinstance(datamodule, SpecialistDataModule)
         self.teacher.prepare(datamodule.data)
+        if not self.teacher.exact_logits:
+            raise UserError(
+                "SubsetTeacher needs every logit of its teacher; a top-k cache stores only some of "
+                "them: cache the teacher without --top-k"
+            )
         class_ids = specialist["class_ids"]
         known = membership([class_ids], datamodule.data.spec.num_classes)[0]
         self._inside = torch.tensor(class_ids)
@@ -271,11 +276,6 @@ class SubsetTeacher(Teacher):
         # Oversampling makes the dustbin rarer in training, by this factor.
         self._correction = -math.log(specialist["oversampling"])
         super().prepare(datamodule)
-
-    @property
-    def exact_logits(self) -> bool:
-        """Whether the logits of the teacher of all classes are exact."""
-        return self.teacher.exact_logits
 
     @property
     def joins(self) -> bool:

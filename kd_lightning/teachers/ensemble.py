@@ -60,6 +60,11 @@ class EnsembleTeacher(Teacher):
     def prepare(self, datamodule: DataModule) -> None:
         for member in self._teachers:
             member.prepare(datamodule)
+            if not member.exact_logits:
+                raise UserError(
+                    "EnsembleTeacher: a member is a top-k cache, and a mean needs every logit; "
+                    "cache the member without --top-k, or cache the ensemble"
+                )
         super().prepare(datamodule)
 
     def outputs(self, batch: Batch) -> Output:
