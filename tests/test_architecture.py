@@ -32,6 +32,7 @@ LAYERS = (
         "randomness",
         "weights",
         "networks",
+        "outputs",
         "spec",
         "catalog",
         "hub",

@@ -11,6 +11,7 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_teacher_on_batch
 from kd_lightning.networks import build_network
+from kd_lightning.outputs import Reading
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
@@ -38,6 +39,8 @@ class ModelTeacher(Teacher):
         weights: name of a torchvision weights enum.
         layers: module name for each role that a loss may ask for.
         sha256: refuse a checkpoint file with another checksum.
+        outputs: which entry of the network's output holds the logits: the index in a tuple, or the
+            key or attribute. By default the output is a tensor or has an entry `logits`.
 
     Raises:
         UserError: from `prepare`, if files are missing, corrupt or changed, or do not fit the
@@ -51,6 +54,7 @@ class ModelTeacher(Teacher):
         weights: str | None = None,
         layers: dict[str, str] | None = None,
         sha256: str | None = None,
+        outputs: int | str | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -58,6 +62,7 @@ class ModelTeacher(Teacher):
         self.weights = weights
         self.layers = dict(layers or {})
         self.sha256 = sha256
+        self.reading = Reading(outputs, owner="the teacher", option="--model.teacher")
         self.spec: Spec | None = None
         self.taps: Taps | None = None
         self._task: Task | None = None
@@ -152,13 +157,14 @@ class ModelTeacher(Teacher):
             self.taps = None
         if not roles:
             return {}
-        self.taps = Taps(self.network, self.layers, roles)
+        self.taps = Taps(self.network, self.layers, roles, self.reading)
         return self.taps.modules
 
     def outputs(self, batch: Batch) -> Output:
         assert self.network is not None, "prepare() comes first"
         assert self._task is not None, "prepare() comes first"
-        return run_teacher_on_batch(self.network, batch, self._task.rows, self.taps)
+        rows = self._task.rows
+        return run_teacher_on_batch(self.network, batch, rows, self.taps, self.reading)
 
     def sources(self) -> list[dict[str, object]]:
         return [self._source] if self._source else []

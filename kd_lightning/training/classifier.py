@@ -29,6 +29,9 @@ class ClassifierModule(TrainingModule):
         channels_last: keep images and convolutions in that memory format, which is faster for most
             convolutional networks.
         train: what the optimizer updates: the network, the losses' adapters, or both.
+        outputs: which entry of the network's output holds the logits: the index in a tuple, or the
+            key or attribute. By default the output is a tensor or has an entry `logits`. Another
+            head gets a loss of its own with `CrossEntropy(head=ROLE)`.
     """
 
     role: ClassVar[str] = "network"
@@ -44,6 +47,7 @@ class ClassifierModule(TrainingModule):
         spec: dict[str, Any] | None = None,
         channels_last: bool = False,
         train: Trains = "both",
+        outputs: int | str | None = None,
     ) -> None:
         super().__init__(
             network=network,
@@ -55,6 +59,7 @@ class ClassifierModule(TrainingModule):
             spec=spec,
             channels_last=channels_last,
             train=train,
+            outputs=outputs,
         )
         self.keep_hyperparameters()
 

@@ -25,7 +25,7 @@ class DistillationModule(TrainingModule):
         student: any nn.Module that returns logits.
         teacher: what to learn from.
         losses: by name, the hard loss among them.
-        optimizer, scheduler, init_from, spec, channels_last, train: see ClassifierModule.
+        optimizer, scheduler, init_from, spec, channels_last, train, outputs: see ClassifierModule.
         layers: module name for each role, of the student's layers.
     """
 
@@ -43,6 +43,7 @@ class DistillationModule(TrainingModule):
         spec: dict[str, Any] | None = None,
         channels_last: bool = False,
         train: Trains = "both",
+        outputs: int | str | None = None,
     ) -> None:
         super().__init__(
             network=student,
@@ -54,6 +55,7 @@ class DistillationModule(TrainingModule):
             spec=spec,
             channels_last=channels_last,
             train=train,
+            outputs=outputs,
         )
         self.teacher = teacher
         self.teacher_note: str | None = None

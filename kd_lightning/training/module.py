@@ -17,6 +17,7 @@ from kd_lightning.data.loader import BatchLoader
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.metrics import TaskMetrics
+from kd_lightning.outputs import Reading
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
@@ -50,6 +51,7 @@ class TrainingModule(pl.LightningModule):
         spec: of the data; filled in from the datamodule.
         channels_last: keep images and convolutions in that memory format.
         train: what the optimizer updates.
+        outputs: which entry of the network's output holds the logits.
     """
 
     role: ClassVar[str]
@@ -65,9 +67,11 @@ class TrainingModule(pl.LightningModule):
         spec: Mapping[str, object] | None,
         channels_last: bool,
         train: Trains,
+        outputs: int | str | None = None,
     ) -> None:
         super().__init__()
-        self.learner = Learner(network, layers)
+        reading = Reading(outputs, owner=f"the {self.role}", option="--model")
+        self.learner = Learner(network, layers, reading=reading)
         self.objective = Objective(losses)
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -149,6 +153,8 @@ class TrainingModule(pl.LightningModule):
             self._build_objective(blank)
         if first:
             self.learner.check_output(blank, self.task, self.spec)
+            if stage == "fit":
+                self.learner.check_training(blank, self.task, self.spec)
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
 
