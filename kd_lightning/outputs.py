@@ -58,7 +58,8 @@ def entries_of(output: object) -> dict[int | str, object]:
     if isinstance(output, Mapping):
         return dict(output)
     if isinstance(output, tuple | list):
-        return dict(enumerate(output))
+        names = getattr(output, "_fields", range(len(output)))
+        return dict(zip(names, output, strict=True))
     if is_dataclass(output):
         return {field.name: getattr(output, field.name) for field in fields(output)}
     return dict(getattr(output, "__dict__", {}))
@@ -96,7 +97,7 @@ def as_logits(output: object, reading: Reading = PLAIN_READING) -> Tensor:
         if len(holding) > 1:
             raise UserError(
                 f"{reading.owner} returned {len(holding)} entries that may be logits "
-                f"({_describe(output)}); name one with {reading.setting('outputs', 'INDEX')}"
+                f"({_describe(output)}); name one with {reading.setting('outputs', 'ENTRY')}"
             )
     problem = f"{reading.owner} returned {type(output).__name__}, which holds no logits"
     choices = _describe(output)
@@ -109,18 +110,15 @@ def _named_entry(output: object, reading: Reading) -> object:
     """The entry that the setting `outputs` names."""
     name = reading.entry
     entries = entries_of(output)
-    if isinstance(name, str) and isinstance(output, tuple) and hasattr(output, name):
-        return getattr(output, name)
-    if isinstance(name, int) and not isinstance(output, tuple | list):
-        values = list(entries.values())
-        entries = dict(enumerate(values))
-    if name not in entries:
-        raise UserError(
-            f"{reading.setting('outputs', str(name))}: {reading.owner} returned "
-            f"{type(output).__name__} without this entry; its tensors are "
-            f"{_describe(output) or 'none'}"
-        )
-    return entries[name]
+    if name in entries:
+        return entries[name]
+    values = list(entries.values())
+    if isinstance(name, int) and -len(values) <= name < len(values):
+        return values[name]
+    raise UserError(
+        f"{reading.setting('outputs', str(name))}: {reading.owner} returned "
+        f"{type(output).__name__} without this entry; its tensors are {_describe(output) or 'none'}"
+    )
 
 
 def _holds_logits(value: object) -> bool:

@@ -64,12 +64,12 @@ def test_with_a_setting(kind: str) -> None:
     assert as_logits(output, Reading(entry)) is LOGITS
 
 
-@pytest.mark.parametrize("output", [(LOGITS, OTHER), [LOGITS, WIDE], Heads(LOGITS, OTHER)])
+@pytest.mark.parametrize("output", [(LOGITS, OTHER), [LOGITS, WIDE]])
 def test_several_candidates_are_refused(output: object) -> None:
     reading = Reading(owner="the teacher", option="--model.teacher")
     message = complaint(lambda: as_logits(output, reading))
     assert message.startswith("the teacher returned 2 entries that may be logits (0 [3], 1 [")
-    assert message.endswith("--model.teacher.outputs=INDEX")
+    assert message.endswith("--model.teacher.outputs=ENTRY")
 
 
 @pytest.mark.parametrize("entry", [2, "aux"])

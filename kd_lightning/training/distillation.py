@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
+from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.teachers.base import Teacher
+from kd_lightning.teachers.model import ModelTeacher
 from kd_lightning.training.module import TrainingModule, Trains
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
 
@@ -68,6 +70,11 @@ class DistillationModule(TrainingModule):
     def student(self) -> nn.Module:
         """The network that is trained."""
         return self.net
+
+    @classmethod
+    def arguments_of_loaded(cls) -> dict[str, object]:
+        # Enough to predict and to evaluate; training on needs the teacher and the losses.
+        return {"teacher": ModelTeacher(), "losses": {"ce": CrossEntropy()}}
 
     @property
     def learns_from_teacher(self) -> bool:

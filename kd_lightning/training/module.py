@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, Literal, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.optim import Optimizer
 from kd_lightning.data.blank import blank_batch
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.loader import BatchLoader
+from kd_lightning.data.plain import as_batch
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.metrics import TaskMetrics
@@ -25,16 +25,18 @@ from kd_lightning.teachers.base import Teacher
 from kd_lightning.training import checkpointing, lightning_compat
 from kd_lightning.training.initial_weights import load_initial_weights
 from kd_lightning.training.learner import Learner
+from kd_lightning.training.learner_module import ModuleOfLearner
 from kd_lightning.training.means import EpochMeans
 from kd_lightning.training.objective import Objective
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, optimize
+from kd_lightning.training.plain_loaders import data_of
 from kd_lightning.types import Batch, Inputs, Output
 from kd_lightning.weights import KEY
 
 Trains = Literal["both", "network", "losses"]
 
 
-class TrainingModule(pl.LightningModule):
+class TrainingModule(ModuleOfLearner):
     """Trains one network with a dict of losses. Contains Lightning hooks only.
 
     The `Learner` holds the network, the `Objective` the losses. In checkpoints the network's
@@ -53,8 +55,6 @@ class TrainingModule(pl.LightningModule):
         train: what the optimizer updates.
         outputs: which entry of the network's output holds the logits.
     """
-
-    role: ClassVar[str]
 
     def __init__(
         self,
@@ -166,11 +166,7 @@ class TrainingModule(pl.LightningModule):
         self.objective.build(self.learner, teacher, blank, self.spec, self.task)
 
     def setup(self, stage: str) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, DataModule):
-            raise UserError(
-                "give the Trainer a datamodule of kd_lightning: trainer.fit(module, datamodule=...)"
-            )
+        datamodule = lightning_compat.datamodule_of(self.trainer)
         self._datamodule_hooks = lightning_compat.overridden_batch_hooks(datamodule)
         if self.learner.is_built:
             self._attach_to_trainer(stage)
@@ -187,7 +183,7 @@ class TrainingModule(pl.LightningModule):
 
     def _attach_to_trainer(self, stage: str) -> None:
         """Prepare for the Trainer's data, once the network is built."""
-        datamodule = cast(DataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        datamodule = data_of(self.trainer, self.learner)
         self.attach(datamodule, stage)
         self._join_cached_outputs(datamodule)
 
@@ -254,6 +250,7 @@ class TrainingModule(pl.LightningModule):
     # -- batches ----------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        batch = as_batch(batch)
         if self.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
             batch.inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
         return batch
@@ -262,7 +259,7 @@ class TrainingModule(pl.LightningModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
         # Copies from page-locked memory run beside the kernels that are queued already.
-        return batch.to(device, non_blocking=True)
+        return as_batch(batch).to(device, non_blocking=True)
 
     # -- training ---------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def test_a_head_without_a_loss_is_refused() -> None:
 def test_a_tuple_of_heads_is_refused_before_training() -> None:
     message = complaint(lambda: ClassifierModule(TwoHeads(kind=pair)).attach(DigitsDataModule()))
     assert "0 [10], 1 [10]" in message
-    assert "--model.outputs=INDEX" in message
+    assert "--model.outputs=ENTRY" in message
 
 
 @pytest.mark.parametrize(("outputs", "kind"), [("logits", Outputs), (0, pair)])
@@ -131,7 +131,7 @@ def test_the_teacher_has_a_setting_of_its_own() -> None:
     module = distillation(teacher=ModelTeacher(network=Wrapped()))
     message = complaint(lambda: module.attach(DigitsDataModule()))
     assert message.startswith("the teacher returned 2 entries")
-    assert message.endswith("--model.teacher.outputs=INDEX")
+    assert message.endswith("--model.teacher.outputs=ENTRY")
     fit(distillation(teacher=ModelTeacher(network=Wrapped(), outputs=1)))
 
 
