@@ -72,5 +72,9 @@ class PlainData(DataModule):
     def source(self, stage: str) -> Source:
         raise UserError(NO_INDEX)
 
+    def smallest_batch(self) -> int:
+        # Unknown; taken for large enough.
+        return 2
+
     def fingerprint(self) -> dict[str, object]:
         raise UserError(NO_INDEX)

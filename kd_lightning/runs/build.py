@@ -20,6 +20,7 @@ from kd_lightning.runs.config_errors import config_errors
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.parsing import plain_config
 from kd_lightning.runs.spec_arguments import fill_from_spec
+from kd_lightning.runs.trainer_checks import check_trainer
 from kd_lightning.spec import Spec
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.distillation import DistillationModule
@@ -83,6 +84,7 @@ class BuiltRun:
             self.datamodule.predict_dataloader()
         if self.command == "fit":
             self.module.check_optimizer()
+            check_trainer(self.trainer_settings, self.options, self.module, self.has_validation)
         if self.options.test == "best":
             self._check_best_checkpoint()
         if self.checkpoint is not None:
@@ -143,7 +145,8 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
     if not isinstance(datamodule, DataModule):
         raise UserError(
             f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
-            "from kd_lightning.data.DataModule"
+            "from kd_lightning.data.TensorDataModule (tensors in memory) or "
+            "kd_lightning.data.DataModule"
         )
     checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
     content = read_file(checkpoint, "--ckpt_path") if checkpoint else {}

@@ -100,7 +100,8 @@ def _execute_in_folder(run: BuiltRun) -> RunResult:
     if main:
         config = _save_config(run, folder)
         record = RunRecord(folder, _description(run, folder))
-        logger = wandb_logger(run.options, folder, config, record.content)
+        if run.trainer_settings.get("logger") is not False:
+            logger = wandb_logger(run.options, folder, config, record.content)
     if logger is not None:
         trainer.loggers = [*trainer.loggers, logger]
     status = "failed"

@@ -14,6 +14,7 @@ from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.model import ModelTeacher
 from kd_lightning.training.module import TrainingModule, Trains
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
+from kd_lightning.training.parameter_groups import ParameterGroup
 
 
 class DistillationModule(TrainingModule):
@@ -27,7 +28,8 @@ class DistillationModule(TrainingModule):
         student: any nn.Module that returns logits.
         teacher: what to learn from.
         losses: by name, the hard loss among them.
-        optimizer, scheduler, init_from, spec, channels_last, train, outputs: see ClassifierModule.
+        optimizer, scheduler, init_from, spec, channels_last, train, outputs, parameter_groups: see
+            ClassifierModule.
         layers: module name for each role, of the student's layers.
     """
 
@@ -46,6 +48,7 @@ class DistillationModule(TrainingModule):
         channels_last: bool = False,
         train: Trains = "both",
         outputs: int | str | None = None,
+        parameter_groups: list[ParameterGroup] | None = None,
     ) -> None:
         super().__init__(
             network=student,
@@ -58,6 +61,7 @@ class DistillationModule(TrainingModule):
             channels_last=channels_last,
             train=train,
             outputs=outputs,
+            parameter_groups=parameter_groups,
         )
         self.teacher = teacher
         self.teacher_note: str | None = None

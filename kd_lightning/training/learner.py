@@ -149,6 +149,17 @@ class Learner(nn.Module):
             used = [feature for feature in features.values() if isinstance(feature, Tensor)]
             probing.check_heads(self.network, blank.inputs, raw, logits, used, self.reading)
 
+    def check_single_sample(self, blank: Batch) -> None:
+        """Refuse a network that cannot train on a batch of one sample, such as the blank one.
+
+        Raises:
+            UserError: one line, with what to change.
+        """
+        probing.check_single_sample(self.network, blank.inputs, self.name)
+        if self.taps is not None:
+            self.taps.overwritten()
+            self.taps.take()
+
     def _run_as_in_training(self, blank: Batch) -> object:
         """What the network returns in the mode in which it trains, with a graph."""
         try:

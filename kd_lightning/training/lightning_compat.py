@@ -6,6 +6,7 @@ tests/training/test_lightning_compat.py fails if a new version of Lightning move
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -65,6 +66,12 @@ def batches_done_in_epoch(trainer: pl.Trainer) -> int:
 def log_every_n_steps(trainer: pl.Trainer) -> int:
     """The Trainer's option of that name; Lightning attaches it without declaring it."""
     return int(cast(Any, trainer).log_every_n_steps)
+
+
+def planned_steps(trainer: pl.Trainer) -> int:
+    """The number of optimizer steps of the whole training; -1 if it has no end."""
+    steps = trainer.estimated_stepping_batches
+    return -1 if math.isinf(steps) else int(steps)
 
 
 def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:

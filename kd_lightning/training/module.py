@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -29,6 +29,7 @@ from kd_lightning.training.learner_module import ModuleOfLearner
 from kd_lightning.training.means import EpochMeans
 from kd_lightning.training.objective import Objective
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, optimize
+from kd_lightning.training.parameter_groups import ParameterGroup, parameters_in_groups
 from kd_lightning.training.plain_loaders import data_of
 from kd_lightning.types import Batch, Inputs, Output
 from kd_lightning.weights import KEY
@@ -54,6 +55,7 @@ class TrainingModule(ModuleOfLearner):
         channels_last: keep images and convolutions in that memory format.
         train: what the optimizer updates.
         outputs: which entry of the network's output holds the logits.
+        parameter_groups: parameters that the optimizer treats differently.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class TrainingModule(ModuleOfLearner):
         channels_last: bool,
         train: Trains,
         outputs: int | str | None = None,
+        parameter_groups: Sequence[ParameterGroup] | None = None,
     ) -> None:
         super().__init__()
         reading = Reading(outputs, owner=f"the {self.role}", option="--model")
@@ -79,6 +82,7 @@ class TrainingModule(ModuleOfLearner):
         self.spec = Spec.from_dict(spec) if spec else None
         self.channels_last = channels_last
         self.trains = train
+        self.parameter_groups = list(parameter_groups or [])
         self.task: Task | None = None
         self.metrics: TaskMetrics | None = None
         self._uses_teacher = False
@@ -155,6 +159,8 @@ class TrainingModule(ModuleOfLearner):
             self.learner.check_output(blank, self.task, self.spec)
             if stage == "fit":
                 self.learner.check_training(blank, self.task, self.spec)
+                if datamodule.smallest_batch() == 1:
+                    self.learner.check_single_sample(blank_batch(self.spec, self.task, samples=1))
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
 
@@ -199,19 +205,17 @@ class TrainingModule(ModuleOfLearner):
                 datamodule.joins.pop(name, None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        modules: dict[Trains, list[nn.Module]] = {
-            "both": [self.net, self.losses],
-            "network": [self.net],
-            "losses": [self.losses],
-        }
-        parameters: list[nn.Parameter] = []
-        for module in modules[self.trains]:
-            parameters.extend(p for p in module.parameters() if p.requires_grad)
+        modules: dict[str, nn.Module] = {}
+        if self.trains != "losses":
+            modules[self.role] = self.net
+        if self.trains != "network":
+            modules["losses"] = self.losses
+        parameters = parameters_in_groups(modules, self.parameter_groups)
         return optimize(
             self.optimizer,
             self.scheduler,
             parameters,
-            lambda: int(self.trainer.estimated_stepping_batches),
+            lambda: lightning_compat.planned_steps(self.trainer),
         )
 
     def check_optimizer(self) -> None:
@@ -419,7 +423,7 @@ class TrainingModule(ModuleOfLearner):
             state = cast(dict[str, Tensor], checkpoint.get("state_dict") or {})
             checkpointing.check_loss_state(state, self.losses)
             schedules = cast(list[dict[str, object]], checkpoint.get("lr_schedulers") or [])
-            steps = int(self.trainer.estimated_stepping_batches) if schedules else 0
+            steps = lightning_compat.planned_steps(self.trainer) if schedules else 0
             checkpointing.check_schedule(schedules, self.scheduler, steps)
         if self.task is None and described["spec"]:
             # The copy in the hyperparameters went through YAML, which reads some names as numbers.

@@ -206,7 +206,7 @@ def test_mistakes(kind: str, data: DigitsDataModule) -> None:
 
 def test_no_datamodule() -> None:
     maps = Batch(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8), torch.arange(2))
-    message = complaint(lambda: trainer().fit(ClassifierModule(mlp()), [maps]))
+    message = complaint(lambda: trainer().fit(ClassifierModule(mlp()), [[maps]]))
     assert "give the Trainer a datamodule" in message
 
 
