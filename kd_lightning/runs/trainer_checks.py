@@ -74,7 +74,7 @@ def logged_metrics(module: TrainingModule, has_validation: bool) -> list[str]:
         names.append(f"train_loss_{name}")
     names.append("learning_rate")
     if has_validation and module.metrics is not None:
-        for name in module.metrics.named():
+        for name in module.metrics.names():
             if module.active_teacher is not None or not name.startswith("teacher_"):
                 names.append(f"val_{name}")
     return names

@@ -13,6 +13,7 @@ from kd_lightning.data.subsets import check_classes, check_fraction, stratified_
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed
 from kd_lightning.spec import Spec
+from kd_lightning.tasks.classification import Classification
 from kd_lightning.types import UNLABELLED
 
 
@@ -45,6 +46,9 @@ class ImageDataModule(DataModule):
             several seeds.
         resident: keep the samples on the accelerator if there is one and they fit.
         prefetch: batches to make ahead of time, in a thread.
+        drop_last: leave out the last training batch of an epoch if it is smaller than the others.
+        balanced: draw training samples with replacement, so that all classes are equally frequent.
+        task: what is predicted, such as `kd_lightning.tasks.Classification` with further metrics.
 
     Raises:
         UserError: for an option out of range.
@@ -74,8 +78,13 @@ class ImageDataModule(DataModule):
         augmentation_seed: int | None = None,
         resident: bool = True,
         prefetch: int = 0,
+        drop_last: bool = False,
+        balanced: bool = False,
+        task: Classification | None = None,
     ) -> None:
         super().__init__()
+        if task is not None:
+            self.task = task
         self.augment = list(augment or [])
         check_fraction("data.fraction", fraction)
         check_fraction("data.label_fraction", label_fraction, zero=True)
@@ -113,6 +122,8 @@ class ImageDataModule(DataModule):
         self.split_seed = split_seed
         self.resident = resident
         self.prefetch = prefetch
+        self.drop_last = drop_last
+        self.balanced = balanced
         self.augmentation_seed = run_seed() if augmentation_seed is None else augmentation_seed
         self._raw: dict[str, Images] = {}
         self._sources: dict[str, ImageSource] = {}
