@@ -6,13 +6,17 @@ Without tapped layers no hook is placed, so plain networks run at full speed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.errors import UserError
 from kd_lightning.outputs import MOST_NAMED, PLAIN_READING, Reading, as_logits
+from kd_lightning.randomness import run_seed, seed_from
 from kd_lightning.types import Batch, Inputs, Output
 
 Rows = Callable[[Tensor, Batch], Tensor]
@@ -51,6 +55,48 @@ def candidate_layers(network: nn.Module) -> list[str]:
         if len(names) > 1 or depth >= deepest:
             return names
         depth += 1
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every submodule then returns to its own mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def create_lazy_weights(network: nn.Module, inputs: Inputs, owner: str) -> None:
+    """Give lazy layers (`nn.LazyLinear`, ...) their weights, which are a function of the seed.
+
+    Args:
+        network: nothing happens if it has no lazy layer without weights.
+        inputs: of a blank batch.
+        owner: what messages call the network.
+
+    Raises:
+        UserError: if the network cannot read the inputs.
+    """
+    if not has_lazy_weights(network):
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), evaluating(network), torch.no_grad():
+            torch.manual_seed(seed_from(run_seed(), "lazy layers"))
+            network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+    except Exception as error:
+        raise UserError(f"{owner} has lazy layers, but cannot read the data: {error}") from error
+    if has_lazy_weights(network):
+        raise UserError(
+            f"{owner} has lazy layers that it does not run in evaluation; give them sizes"
+        )
+
+
+def has_lazy_weights(network: nn.Module) -> bool:
+    """Whether a layer waits for its first inputs to create its weights."""
+    return any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers()))
 
 
 class _Capture:

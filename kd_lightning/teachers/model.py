@@ -7,9 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from kd_lightning.data.blank import blank_inputs
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
-from kd_lightning.features import Taps, run_teacher_on_batch
+from kd_lightning.features import (
+    Taps,
+    create_lazy_weights,
+    has_lazy_weights,
+    run_teacher_on_batch,
+)
 from kd_lightning.networks import build_network
 from kd_lightning.outputs import Reading
 from kd_lightning.spec import Spec, check_spec
@@ -78,19 +84,21 @@ class ModelTeacher(Teacher):
             UserError: one line, if the teacher is not available or does not fit.
         """
         if not self.ready:
-            self._load()
+            self._load(spec.for_teacher())
         check_spec("the teacher", self.spec, spec)
         self._task = task
         self.requires_grad_(False)
         self.train(False)
         self.ready = True
 
-    def _load(self) -> None:
+    def _load(self, data: Spec) -> None:
         if self.weights is not None:
             self._load_torchvision(self.weights)
         elif self.checkpoint is not None:
-            self._load_file(Path(self.checkpoint).expanduser())
+            self._load_file(Path(self.checkpoint).expanduser(), data)
         elif self.network is not None:
+            if has_lazy_weights(self.network):
+                raise UserError("the teacher's network has lazy layers that were never trained")
             digest = weights_sha256(self.network)
             self._source = {"sha256": digest, "network": type(self.network).__name__}
         else:
@@ -99,7 +107,7 @@ class ModelTeacher(Teacher):
                 "teacher"
             )
 
-    def _load_file(self, path: Path) -> None:
+    def _load_file(self, path: Path, data: Spec) -> None:
         content = read_file(path, "the teacher")
         digest = sha256_of(path)
         if self.sha256 not in (None, digest):
@@ -114,6 +122,8 @@ class ModelTeacher(Teacher):
                     "model.teacher.network"
                 )
             self.network = build_network(described["network"])
+        if has_lazy_weights(self.network):
+            create_lazy_weights(self.network, blank_inputs(data, samples=2), "the teacher")
         load_weights(self.network, network_weights(content), f"the teacher {path}")
         if described and described.get("spec"):
             self.spec = Spec.from_dict(described["spec"])

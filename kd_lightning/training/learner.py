@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.features import Rows, Taps, run_network, run_on_batch
+from kd_lightning.features import Rows, Taps, evaluating, run_network, run_on_batch
 from kd_lightning.outputs import PLAIN_READING, Reading, as_logits
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
@@ -107,7 +107,7 @@ class Learner(nn.Module):
             UserError: if the network cannot read inputs of this shape.
         """
         try:
-            with probing.evaluating(self.network), torch.no_grad():
+            with evaluating(self.network), torch.no_grad():
                 return self.forward(blank)
         except UserError:
             raise

@@ -15,6 +15,7 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.data.plain import as_batch
 from kd_lightning.errors import UserError
+from kd_lightning.features import create_lazy_weights
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.metrics import TaskMetrics
 from kd_lightning.outputs import Reading
@@ -149,6 +150,7 @@ class TrainingModule(ModuleOfLearner):
         assert self.task is not None
         assert self.spec is not None
         blank = blank_batch(self.spec, self.task)
+        create_lazy_weights(self.net, blank.inputs, self.learner.name)
         if stage == "fit" and not self.objective.built:
             earlier_losses = load_initial_weights(self.net, self.init_from, datamodule, self.spec)
             self._build_objective(blank)

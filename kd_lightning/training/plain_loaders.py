@@ -11,7 +11,7 @@ from torch import Tensor
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.plain import PlainData, as_batch
 from kd_lightning.errors import UserError
-from kd_lightning.features import run_network
+from kd_lightning.features import evaluating, run_network
 from kd_lightning.spec import InputSpec, Spec
 from kd_lightning.training import lightning_compat, probing
 from kd_lightning.training.learner import Learner
@@ -38,7 +38,7 @@ def data_of(trainer: pl.Trainer, learner: Learner) -> DataModule:
             "loaders without a datamodule serve classification with one label per sample; for other "
             "tasks give the Trainer a datamodule of kd_lightning: trainer.fit(module, datamodule=...)"
         )
-    with probing.evaluating(learner.network), probing.unchanged(learner.network), torch.no_grad():
+    with evaluating(learner.network), probing.unchanged(learner.network), torch.no_grad():
         width = run_network(learner.network, batch.inputs, reading=learner.reading).logits.shape[-1]
     highest = int(batch.target.max())
     if highest >= width:

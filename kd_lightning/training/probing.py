@@ -10,20 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kd_lightning.errors import UserError
+from kd_lightning.features import evaluating
 from kd_lightning.outputs import MOST_NAMED, Reading, as_logits, entries_of
 from kd_lightning.types import Inputs
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every submodule then returns to its own mode."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 @contextmanager

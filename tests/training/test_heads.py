@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.data import DigitsDataModule
-from kd_lightning.losses import CrossEntropy
+from kd_lightning.losses import CrossEntropy, FitNets
+from kd_lightning.runs.parsing import parse_config
 from kd_lightning.teachers import ModelTeacher
 from kd_lightning.training import ClassifierModule
+from tests.runs import PAIR
 from tests.training.small import complaint, copied, distillation, mlp, same, trainer
 
 Outputs = namedtuple("Outputs", ["logits", "aux_logits"])
@@ -143,3 +145,19 @@ def test_a_role_without_a_layer_names_network_option_and_candidates() -> None:
         "the student TwoHeads: a loss reads the role 'aux', which no layer is named for (named "
         "roles: none); set --model.layers='{aux: MODULE}' with a module such as body, head, aux"
     )
+
+
+def test_a_role_that_the_teacher_lacks() -> None:
+    losses: dict[str, Any] = {"ce": CrossEntropy(), "hint": FitNets("first", "first")}
+    module = distillation(losses, layers={"first": "body.1"})
+    message = complaint(lambda: module.attach(DigitsDataModule()))
+    assert message.startswith("the teacher MLP: a loss reads the role 'first'")
+    assert "set --model.teacher.layers='{first: MODULE}'" in message
+    assert message.endswith("such as body, head")
+
+
+def test_the_settings_on_a_command_line() -> None:
+    config = parse_config([*PAIR, "--model.outputs=logits", "--model.teacher.outputs=1"])
+    arguments = config["model"]["init_args"]
+    assert arguments["outputs"] == "logits"
+    assert arguments["teacher"]["init_args"]["outputs"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import lightning.pytorch as pl
@@ -182,6 +183,12 @@ def test_modules_that_a_parser_builds_keep_their_config() -> None:
     module = parser.instantiate_classes(Namespace(model=config.model)).model
     assert module.hparams["_class_path"] == plain["class_path"]
     assert module.hparams["network"] == plain["init_args"]["network"]
+    # Its optimizer and scheduler come from factories of jsonargparse.
+    module.attach(DigitsDataModule())
+    twin = copy.deepcopy(module)
+    assert same(copied(twin.net), copied(module.net))
+    assert twin.net is not module.net
+    twin.check_optimizer()
 
 
 class Loaders(pl.Callback):
