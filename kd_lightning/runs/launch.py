@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import save_file
 
 from kd_lightning.errors import UserError
@@ -171,6 +172,10 @@ def _explain(problem: Exception, message: str) -> None:
             "some weights get no gradient from these losses; several devices then need "
             "--trainer.strategy=ddp_find_unused_parameters_true"
         ) from problem
+    is_setting = isinstance(problem, MisconfigurationException)
+    if is_setting or message.startswith("Early stopping conditioned on metric"):
+        # Lightning's own text names the setting, and for a metric those that are logged.
+        raise UserError(message) from problem
 
 
 def _execute(

@@ -74,6 +74,25 @@ def test_refused(kind: str, kd: Kd) -> None:
     assert not Path("runs").exists()
 
 
+class Quiet(pl.Callback):
+    """A user's own callback, which might log metrics of its own."""
+
+
+def test_a_metric_that_is_found_missing_in_training(kd: Kd) -> None:
+    for name in ("EarlyStopping", "ModelCheckpoint"):
+        described = [
+            {"class_path": f"{__name__}.Quiet"},
+            {
+                "class_path": f"lightning.pytorch.callbacks.{name}",
+                "init_args": {"monitor": "val_acc"},
+            },
+        ]
+        result = kd(*TEACHER, f"--trainer.callbacks={json.dumps(described)}", *QUICK)
+        assert result.code == 2
+        assert "val_accuracy" in result.err
+        assert result.err.count("\n") == 1
+
+
 def test_time_alone_with_a_rate_that_has_no_end(kd: Kd) -> None:
     options = ["--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01", NO_SCHEDULE]
     assert kd(*TEACHER, *options, *QUICK).code == 0

@@ -185,6 +185,22 @@ def test_a_deep_copy_trains_by_itself(make: Any) -> None:
     assert same(copied(twin.net), copied(module.net))
 
 
+def test_averages_hold_adapters_and_teacher() -> None:
+    """The callback copies the module before Lightning would set it up."""
+    ema = pl.callbacks.EMAWeightAveraging(decay=0.5)
+    module = hinted()
+    run = trainer(callbacks=[ema], limit_train_batches=2)
+    run.fit(module, datamodule=DigitsDataModule())
+    assert ema._average_model is not None
+    average = ema._average_model.module
+    assert [name for name, _ in average.named_parameters()] == [
+        name for name, _ in module.named_parameters()
+    ]
+    assert average.state_dict().keys() == module.state_dict().keys()
+    message = complaint(lambda: trainer(callbacks=[ema]).fit(hinted(), loader()))
+    assert message.startswith("callbacks that average weights need a datamodule")
+
+
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, DistillationModule]:
     module = distillation()
