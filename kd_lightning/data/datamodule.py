@@ -213,7 +213,8 @@ class DataModule(pl.LightningDataModule, ABC):
             )
         return 1.0 / counts[classes].double()
 
-    def _repeats_batches(self) -> bool:
+    @property
+    def repeats_batches(self) -> bool:
         """Whether the Trainer is to overfit a few batches, which must then stay the same."""
         # Lightning attaches the Trainer's option without declaring it.
         return bool(getattr(self.trainer, "overfit_batches", 0))
@@ -240,7 +241,7 @@ class DataModule(pl.LightningDataModule, ABC):
             pin=self._device().type == "cuda" and not moved,
             drop_last=train and self.drop_last,
             weights=self.sample_weights() if train else None,
-            repeat=train and self._repeats_batches(),
+            repeat=train and self.repeats_batches,
         )
         loader.join = self.joins.get(stage)
         return loader

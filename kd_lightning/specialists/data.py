@@ -305,6 +305,8 @@ class SpecialistDataModule(DataModule):
         """The batches of a stage, as `data` serves them, for the process that asks."""
         self.data.trainer = self.trainer
         loader = self.data.loader(stage)
+        if loader.weights is not None:
+            raise UserError("data.balanced: a specialist has a draw of its own; set it to false")
         loader.source = self._wrapped(stage, loader.source)
         loader.join = self.joins.get(stage)
         return loader
