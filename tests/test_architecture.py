@@ -34,6 +34,7 @@ LAYERS = (
         "randomness",
         "weights",
         "networks",
+        "outputs",
         "spec",
         "catalog",
         "hub",
@@ -270,4 +271,7 @@ def test_every_other_config_is_understood(path: Path) -> None:
             config["data"]["class_path"] == yaml.safe_load(path.read_text())["data"]["class_path"]
         )
     else:
-        assert config["run"]["wandb"] == {"csv": "off", "wandb": "auto"}[path.stem]
+        assert (
+            config["run"]["wandb"]
+            == {"csv": "off", "wandb": "auto", "tensorboard": "off"}[path.stem]
+        )

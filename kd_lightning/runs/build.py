@@ -25,6 +25,7 @@ from kd_lightning.runs.random_teacher import check_teachers_are_trained
 from kd_lightning.runs.ranges import check_limits
 from kd_lightning.runs.settings import find_files
 from kd_lightning.runs.spec_arguments import fill_from_spec
+from kd_lightning.runs.trainer_checks import check_trainer
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.distillation import DistillationModule
@@ -97,6 +98,7 @@ class BuiltRun:
         check_limits(self.trainer_settings, self._batches())
         if self.command == "fit":
             self.module.check_optimizer()
+            check_trainer(self.trainer_settings, self.options, self.module, self.has_validation)
         if self.options.test == "best":
             self._check_best_checkpoint()
         if self.checkpoint is not None:
@@ -184,7 +186,8 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
     if not isinstance(datamodule, DataModule):
         raise UserError(
             f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
-            "from kd_lightning.data.DataModule"
+            "from kd_lightning.data.TensorDataModule (tensors in memory) or "
+            "kd_lightning.data.DataModule"
         )
     checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
     content = read_file(checkpoint, "--ckpt_path") if checkpoint else {}

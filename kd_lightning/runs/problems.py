@@ -6,6 +6,8 @@ import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
 from kd_lightning.errors import UserError
 
 _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
@@ -30,6 +32,10 @@ def explain(problem: BaseException, folder: Path, writes: bool) -> UserError | N
             "some weights get no gradient from these losses; several devices then need "
             "--trainer.strategy=ddp_find_unused_parameters_true"
         )
+    is_setting = isinstance(problem, MisconfigurationException)
+    if is_setting or str(problem).startswith("Early stopping conditioned on metric"):
+        # Lightning's own text names the setting, and for a metric those that are logged.
+        return UserError(str(problem))
     if writes and not folder.is_dir():
         return deleted(folder)
     for error in _chain(problem):

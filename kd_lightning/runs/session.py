@@ -64,6 +64,8 @@ class Session:
         config = config_content(self.run, self.resumed is not None)
         self._write_config(config)
         self.record = RunRecord(self.folder, self._description(trainer))
+        if self.run.trainer_settings.get("logger") is False:
+            return
         logger = wandb_logger(self.run.options, self.folder, config, self.record.content)
         self.logger = logger
         if logger is not None:

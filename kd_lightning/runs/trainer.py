@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 
 from kd_lightning.errors import UserError
+from kd_lightning.runs.averaging import SaveAveraged
 from kd_lightning.runs.build import BuiltRun
 from kd_lightning.runs.checkpoints import RunCheckpoint, StopAtStep
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.predictions import SavePredictions
 from kd_lightning.runs.profiler import NoProfiler
 from kd_lightning.runs.progress import RunProgress
+from kd_lightning.runs.trainer_checks import callbacks_of
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.checkpoint_io import WholeCheckpointIO
 from kd_lightning.training.first_report import FirstBatchReport
@@ -137,7 +140,12 @@ def _checkpoints(run: BuiltRun, folder: Path) -> list[Callback]:
     last = RunCheckpoint(
         folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    return [*callbacks, StopAtStep(folder / "last.ckpt"), last]
+    callbacks.extend([StopAtStep(folder / "last.ckpt"), last])
+    if any(
+        isinstance(own, StochasticWeightAveraging) for own in callbacks_of(run.trainer_settings)
+    ):
+        callbacks.append(SaveAveraged(folder / "last.ckpt"))
+    return callbacks
 
 
 def _loggers(run: BuiltRun, folder: Path) -> list[Logger]:
@@ -145,6 +153,8 @@ def _loggers(run: BuiltRun, folder: Path) -> list[Logger]:
     if run.command == "fit" and run.checkpoint_content:
         first_epoch = int(run.checkpoint_content["epoch"]) + 1
     extra = run.trainer_settings.get("logger")
+    if extra is False:
+        return []
     # True asks for Lightning's default logger, which ours replaces.
     own = [] if isinstance(extra, bool) else _as_list(extra)
     return [EpochCSVLogger(folder, first_epoch), *own]

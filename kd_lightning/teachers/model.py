@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from kd_lightning.data.blank import blank_inputs
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
-from kd_lightning.features import Taps, run_teacher_on_batch
+from kd_lightning.features import (
+    Taps,
+    create_lazy_weights,
+    has_lazy_weights,
+    run_teacher_on_batch,
+)
 from kd_lightning.networks import KnowsItsClasses, build_network, weights_in_folder
+from kd_lightning.outputs import Reading
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers import preprocessing
@@ -61,6 +68,8 @@ class ModelTeacher(Teacher):
         mean, std: the network expects images normalized with these, per channel, of pixel values
             in [0, 1].
         input_size: height and width of the images that the network expects.
+        outputs: which entry of the network's output holds the logits: the index in a tuple, or the
+            key or attribute. By default the output is a tensor or has an entry `logits`.
 
     Raises:
         UserError: from `prepare`, if files are missing, corrupt or changed, or do not fit the
@@ -77,6 +86,7 @@ class ModelTeacher(Teacher):
         mean: list[float] | None = None,
         std: list[float] | None = None,
         input_size: list[int] | None = None,
+        outputs: int | str | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -87,6 +97,7 @@ class ModelTeacher(Teacher):
         self._given = preprocessing.of_arguments(mean, std, input_size)
         self._described = Preprocessing()
         self.adapter: InputAdapter | None = None
+        self.reading = Reading(outputs, owner="the teacher", option="--model.teacher")
         self.spec: Spec | None = None
         self.taps: Taps | None = None
         self._task: Task | None = None
@@ -128,8 +139,10 @@ class ModelTeacher(Teacher):
             elif _is_hub_folder(folder):
                 self._load_hub_weights(folder)
             else:
-                self._load_file(self.checkpoint)
+                self._load_file(self.checkpoint, spec)
         elif self.network is not None:
+            if has_lazy_weights(self.network):
+                raise UserError("the teacher's network has lazy layers that were never trained")
             self._described = preprocessing.of_network(self.network)
             digest = weights_sha256(self.network)
             self._source = {"sha256": digest, "network": type(self.network).__name__}
@@ -180,7 +193,7 @@ class ModelTeacher(Teacher):
                 f"the teacher {path} has sha256 {digest}, not {self.sha256}: the file is another one"
             )
 
-    def _load_file(self, checkpoint: str) -> None:
+    def _load_file(self, checkpoint: str, spec: Spec) -> None:
         content = read_file(checkpoint, "the teacher")
         path, choice = split_choice(checkpoint)
         digest = sha256_of(path)
@@ -193,6 +206,9 @@ class ModelTeacher(Teacher):
                     "model.teacher.network"
                 )
             self.network = build_network(described["network"])
+        if has_lazy_weights(self.network):
+            inputs = blank_inputs(spec.for_teacher(), samples=2)
+            create_lazy_weights(self.network, inputs, "the teacher")
         self._load_content(content, path)
         if described and described.get("spec"):
             self.spec = Spec.from_dict(described["spec"])
@@ -251,7 +267,7 @@ class ModelTeacher(Teacher):
             self.taps = None
         if not roles:
             return {}
-        self.taps = Taps(self.network, self.layers, roles)
+        self.taps = Taps(self.network, self.layers, roles, self.reading)
         return self.taps.modules
 
     def outputs(self, batch: Batch) -> Output:
@@ -259,7 +275,8 @@ class ModelTeacher(Teacher):
         assert self._task is not None, "prepare() comes first"
         if self.adapter is not None:
             batch = self.adapter.adapt(batch)
-        return run_teacher_on_batch(self.network, batch, self._task.rows, self.taps)
+        rows = self._task.rows
+        return run_teacher_on_batch(self.network, batch, rows, self.taps, self.reading)
 
     def sources(self) -> list[dict[str, object]]:
         if not self._source:
