@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING
 
@@ -138,6 +140,10 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         if error.errno is None:
             return _report_internal_error(error, argv)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            # Files are written whole or not at all, so what was there before is intact.
+            place = f" for {error.filename}" if error.filename else ""
+            return _report(f"there is no space left on the disk{place}; free some", 2)
         return _report(f"{error.strerror}: {error.filename or 'a file of this command'}", 2)
     except Exception as error:
         return _report_internal_error(error, argv)
@@ -204,4 +210,12 @@ def use_current_folder() -> None:
 def entry() -> None:
     """The entry point of the `kd` script."""
     use_current_folder()
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:
+        # A second signal came while the first one was reported.
+        code = 130
+    # What remains is the end of the interpreter, where a second signal would print a traceback.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)

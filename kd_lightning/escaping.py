@@ -41,12 +41,14 @@ def plain(text: str, style: str = "") -> Text:
     """The text for a rich console or table: without control characters, markup and emoji codes.
 
     Args:
-        text: any text; white space of any length becomes one space.
+        text: any text; line breaks and tabs become spaces.
         style: of the whole text, such as "bold".
     """
     from rich.text import Text
 
-    return Text(printable(text), style=style)
+    # Word by word, so that spaces keep their number: they align columns.
+    shown = " ".join(printable(word) for word in text.split(" "))
+    return Text(shown, style=style)
 
 
 def markdown(text: str) -> str:

@@ -6,32 +6,24 @@ Without tapped layers no hook is placed, so plain networks run at full speed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.hooks import RemovableHandle
 
 from kd_lightning.errors import UserError
+from kd_lightning.outputs import MOST_NAMED, PLAIN_READING, Reading, as_logits
+from kd_lightning.randomness import run_seed, seed_from
 from kd_lightning.types import Batch, Inputs, Output
 
 Rows = Callable[[Tensor, Batch], Tensor]
 """Turns a network's output for a batch into one row per predicted position; see `Task.rows`."""
 
-ForwardHook = Callable[[nn.Module, tuple[Tensor, ...], dict[str, Tensor], object], None]
 
-LOGIT_NAMES = ("logits", "out")
-"""Under which names networks return logits: transformers say `logits`, torchvision's `out`."""
-
-
-@runtime_checkable
-class HasLogits(Protocol):
-    """An output object with logits, such as those of the transformers library."""
-
-    logits: Tensor
-
-
-def find_layer(network: nn.Module, name: str) -> nn.Module:
+def find_layer(network: nn.Module, name: str, reading: Reading = PLAIN_READING) -> nn.Module:
     """The submodule of that name.
 
     Raises:
@@ -42,11 +34,93 @@ def find_layer(network: nn.Module, name: str) -> nn.Module:
     if name not in modules:
         near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or list(modules)[:5]
         raise UserError(
-            f"{type(network).__name__} has no layer {name!r}; the nearest names are "
-            f"{', '.join(near)}"
+            f"{reading.owner} {type(network).__name__} has no layer {name!r}; the nearest names "
+            f"are {', '.join(near)}"
         )
     found: nn.Module = modules[name]
     return found
+
+
+def candidate_layers(network: nn.Module) -> list[str]:
+    """Names of layers that a role may stand for: the outermost ones, but more than a single one."""
+    depth = 1
+    while True:
+        names = []
+        deepest = 0
+        for name, _ in network.named_modules():
+            level = name.count(".") + 1 if name else 0
+            deepest = max(deepest, level)
+            if level == depth:
+                names.append(name)
+        if len(names) > 1 or depth >= deepest:
+            return names
+        depth += 1
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every submodule then returns to its own mode."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def create_lazy_weights(network: nn.Module, inputs: Inputs, owner: str) -> None:
+    """Give lazy layers (`nn.LazyLinear`, ...) their weights, which are a function of the seed.
+
+    Args:
+        network: nothing happens if it has no lazy layer without weights.
+        inputs: of a blank batch.
+        owner: what messages call the network.
+
+    Raises:
+        UserError: if the network cannot read the inputs.
+    """
+    if not has_lazy_weights(network):
+        return
+    try:
+        with torch.random.fork_rng(devices=[]), evaluating(network), torch.no_grad():
+            torch.manual_seed(seed_from(run_seed(), "lazy layers"))
+            network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+    except Exception as error:
+        raise UserError(f"{owner} has lazy layers, but cannot read the data: {error}") from error
+    if has_lazy_weights(network):
+        raise UserError(
+            f"{owner} has lazy layers that it does not run in evaluation; give them sizes"
+        )
+
+
+def has_lazy_weights(network: nn.Module) -> bool:
+    """Whether a layer waits for its first inputs to create its weights."""
+    return any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers()))
+
+
+class _Capture:
+    """The hook of one layer.
+
+    An object and not a closure, so that a deep copy of the network feeds the copy of its taps.
+    """
+
+    def __init__(self, taps: Taps, role: str, takes_input: bool) -> None:
+        self.taps = taps
+        self.role = role
+        self.takes_input = takes_input
+
+    def __call__(
+        self,
+        module: nn.Module,
+        args: tuple[Tensor, ...],
+        kwargs: dict[str, Tensor],
+        output: object,
+    ) -> None:
+        feature: object = output
+        if self.takes_input:
+            feature = args[0] if args else next(iter(kwargs.values()))
+        self.taps.capture(self.role, feature)
 
 
 class Taps:
@@ -56,57 +130,69 @@ class Taps:
         network: any nn.Module.
         layers: module name for each role; `NAME:input` captures the module's input instead.
         roles: the roles to capture; only these layers get a hook.
+        reading: how messages name the network and its options.
 
     Raises:
         UserError: if a role has no layer, or a layer does not exist.
     """
 
-    def __init__(self, network: nn.Module, layers: Mapping[str, str], roles: set[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        layers: Mapping[str, str],
+        roles: set[str],
+        reading: Reading = PLAIN_READING,
+    ) -> None:
+        self._network = network
+        self._layers = dict(layers)
+        self._reading = reading
         self.features: dict[str, Tensor] = {}
         self.modules: dict[str, nn.Module] = {}
         self._handles: list[RemovableHandle] = []
         self._versions: dict[str, int] = {}
         self._copied: set[str] = set()
         for role in sorted(roles):
-            self._tap(network, layers, role)
+            self._tap(role)
         if roles:
             # An in-place activation would overwrite the feature captured before it.
             for layer in network.modules():
                 if getattr(layer, "inplace", False):
                     setattr(layer, "inplace", False)  # noqa: B010
 
-    def _tap(self, network: nn.Module, layers: Mapping[str, str], role: str) -> None:
-        if role not in layers:
-            known = ", ".join(layers) or "none"
-            raise UserError(
-                f"{type(network).__name__}: no layer is named for the role {role!r}; "
-                f"named roles: {known}"
-            )
-        name, colon, suffix = layers[role].partition(":")
+    def _tap(self, role: str) -> None:
+        network = self._network
+        if role not in self._layers:
+            raise UserError(self._missing(role))
+        layer = self._layers[role]
+        name, colon, suffix = layer.partition(":")
         if colon and suffix != "input":
             raise UserError(
-                f"the layer {layers[role]!r} of the role {role!r}: only ':input' may follow the "
-                "name of a layer"
+                f"{self._reading.owner}: the layer {layer!r} of the role {role!r}: only ':input' "
+                "may follow the name of a layer"
             )
-        module = find_layer(network, name)
+        module = find_layer(network, name, self._reading)
         self.modules[role] = module
-        hook = self._hook(role, takes_input=bool(colon))
+        hook = _Capture(self, role, takes_input=bool(colon))
         self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
-    def _hook(self, role: str, takes_input: bool) -> ForwardHook:
-        def capture(
-            _: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: object
-        ) -> None:
-            feature: object = output
-            if takes_input:
-                feature = args[0] if args else next(iter(kwargs.values()))
-            if isinstance(feature, Tensor) and not feature.is_inference():
-                if role in self._copied:
-                    feature = feature.clone()
-                self._versions[role] = feature._version
-            self.features[role] = feature  # type: ignore[assignment]
+    def _missing(self, role: str) -> str:
+        """What to do about a role without a layer."""
+        known = ", ".join(self._layers) or "none"
+        candidates = ", ".join(candidate_layers(self._network)[:MOST_NAMED]) or "none"
+        setting = self._reading.setting("layers", f"'{{{role}: MODULE}}'")
+        return (
+            f"{self._reading.owner} {type(self._network).__name__}: a loss reads the role {role!r}, "
+            f"which no layer is named for (named roles: {known}); set {setting} with a module "
+            f"such as {candidates}"
+        )
 
-        return capture
+    def capture(self, role: str, feature: object) -> None:
+        """Note the feature of a role during a forward pass."""
+        if isinstance(feature, Tensor) and not feature.is_inference():
+            if role in self._copied:
+                feature = feature.clone()
+            self._versions[role] = feature._version
+        self.features[role] = feature  # type: ignore[assignment]
 
     def take(self) -> dict[str, Tensor]:
         """Hand over the features of the last forward pass, so that none outlives its step."""
@@ -121,7 +207,8 @@ class Taps:
         """
         changed = set()
         for role, version in self._versions.items():
-            if self.features[role]._version != version:
+            # A head that only training runs may be missing in evaluation.
+            if role in self.features and self.features[role]._version != version:
                 changed.add(role)
         self._copied |= changed
         self._versions = {}
@@ -134,58 +221,50 @@ class Taps:
         self._handles = []
 
 
-def as_logits(output: object) -> Tensor:
-    """Logits from what a network returned.
-
-    Args:
-        output: a tensor; a mapping or object with `logits` (or torchvision's `out`); or a tuple
-            that starts with one of these.
-
-    Raises:
-        UserError: if there are no logits in it.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, tuple | list) and output:
-        return as_logits(output[0])
-    if isinstance(output, Mapping):
-        for name in LOGIT_NAMES:
-            logits = output.get(name)
-            if isinstance(logits, Tensor):
-                return logits
-    elif isinstance(output, HasLogits) and isinstance(output.logits, Tensor):
-        return output.logits
-    raise UserError(f"the network returned {type(output).__name__}, which holds no logits")
-
-
-def run_network(network: nn.Module, inputs: Inputs, taps: Taps | None = None) -> Output:
+def run_network(
+    network: nn.Module,
+    inputs: Inputs,
+    taps: Taps | None = None,
+    reading: Reading = PLAIN_READING,
+) -> Output:
     """One forward pass, with the logits in the shape in which the network returned them.
 
     Args:
         network: any nn.Module that returns logits; see `as_logits`.
         inputs: a tensor, or a mapping that becomes keyword arguments.
         taps: captures features during the pass.
+        reading: which entry of the network's output holds the logits.
     """
     raw = network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
     # The first pass, on blank samples before training, finds layers that are written over.
     if taps is not None and taps.overwritten():
-        return run_network(network, inputs, taps)
+        return run_network(network, inputs, taps, reading)
     features = taps.take() if taps is not None else {}
-    return Output(as_logits(raw), features)
+    return Output(as_logits(raw, reading), features)
 
 
-def run_on_batch(network: nn.Module, batch: Batch, rows: Rows, taps: Taps | None = None) -> Output:
+def run_on_batch(
+    network: nn.Module,
+    batch: Batch,
+    rows: Rows,
+    taps: Taps | None = None,
+    reading: Reading = PLAIN_READING,
+) -> Output:
     """One forward pass of a student on a batch, with one row of logits per predicted position."""
-    output = run_network(network, batch.inputs, taps)
+    output = run_network(network, batch.inputs, taps, reading)
     output.logits = rows(output.logits, batch)
     return output
 
 
 def run_teacher_on_batch(
-    network: nn.Module, batch: Batch, rows: Rows, taps: Taps | None = None
+    network: nn.Module,
+    batch: Batch,
+    rows: Rows,
+    taps: Taps | None = None,
+    reading: Reading = PLAIN_READING,
 ) -> Output:
     """The same for a teacher, which may read another encoding of the samples."""
     inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
-    output = run_network(network, inputs, taps)
+    output = run_network(network, inputs, taps, reading)
     output.logits = rows(output.logits, batch)
     return output

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from typing import Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric, SumMetric
-from torchmetrics.classification import MulticlassAccuracy, MulticlassCalibrationError
+from torchmetrics.classification import (
+    MulticlassAccuracy,
+    MulticlassCalibrationError,
+    MulticlassConfusionMatrix,
+    MulticlassF1Score,
+    MulticlassRecall,
+)
 
-from kd_lightning.types import UNLABELLED, Batch, Output, full
+from kd_lightning.types import UNLABELLED, Batch, Output, finite_log_probs, full
 
 
 def mean_metric() -> MeanMetric:
@@ -55,6 +62,10 @@ class TaskMetrics(nn.Module, ABC):
     def named(self) -> Mapping[str, Metric]:
         """All metrics by name, in the order in which they are reported."""
 
+    def names(self) -> list[str]:
+        """The names of the values that `compute` can return."""
+        return list(self.named())
+
     def compute(self) -> dict[str, Tensor]:
         """The value of each metric that has seen data, over all processes."""
         values = {}
@@ -85,14 +96,31 @@ class TeacherComparison(nn.Module):
         """Add the rows of two outputs, `(N, K)` logits each."""
         same_class = full(student.logits).argmax(-1) == teacher.logits.argmax(-1)
         self.agreement.update(same_class.float())
-        divergence = F.kl_div(
-            student.log_probs(), teacher.log_probs(), reduction="none", log_target=True
-        )
+        prediction, target = teacher.paired_log_probs(student)
+        log_q = finite_log_probs(prediction)
+        log_p = finite_log_probs(target)
+        divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
         self.kl.update(divergence.sum(-1))
 
     def named(self) -> dict[str, Metric]:
         """Both metrics by name."""
         return {"teacher_agreement": self.agreement, "teacher_kl": self.kl}
+
+
+class BalancedAccuracy(MulticlassConfusionMatrix):
+    """The mean recall of the classes that occur among the labels."""
+
+    def compute(self) -> Tensor:
+        """A scalar in [0, 1]."""
+        counts = super().compute().double()
+        support = counts.sum(1)
+        recalls = counts.diagonal() / support.clamp(min=1)
+        return recalls[support > 0].mean()
+
+
+def by_class(classes: Sequence[str], name: str) -> list[str]:
+    """The name of a metric of each class, as loggers and file formats accept it."""
+    return [f"{name}_{re.sub(r'[^0-9A-Za-z_-]+', '_', label)}" for label in classes]
 
 
 class ClassificationMetrics(TaskMetrics):
@@ -102,9 +130,14 @@ class ClassificationMetrics(TaskMetrics):
 
     Args:
         num_classes: K.
+        classes: for which recall and F1 are reported one by one, with balanced accuracy and the
+            mean F1; `None`: for none.
+        top_k: report the share of rows whose label is among the k largest logits, too.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(
+        self, num_classes: int, classes: Sequence[str] | None = None, top_k: int | None = None
+    ) -> None:
         super().__init__()
         self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
         self.calibration_error = MulticlassCalibrationError(
@@ -113,6 +146,19 @@ class ClassificationMetrics(TaskMetrics):
         self.errors = sum_metric()
         self.nll = mean_metric()
         self.comparison = TeacherComparison()
+        self.classes = classes
+        self.top_k = top_k
+        # Kept apart from the others: these are optional, and two of them have a value per class.
+        self.further = nn.ModuleDict()
+        if classes is not None:
+            self.further["balanced_accuracy"] = BalancedAccuracy(num_classes, validate_args=False)
+            self.further["f1"] = MulticlassF1Score(num_classes, average="macro")
+            self.further["recall_by_class"] = MulticlassRecall(num_classes, average=None)
+            self.further["f1_by_class"] = MulticlassF1Score(num_classes, average=None)
+        if top_k is not None:
+            self.further[f"top{top_k}_accuracy"] = MulticlassAccuracy(
+                num_classes, top_k=top_k, average="micro", validate_args=False
+            )
 
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
         if teacher is not None:
@@ -125,12 +171,34 @@ class ClassificationMetrics(TaskMetrics):
         self.calibration_error.update(probs, labels)
         self.errors.update((logits.argmax(-1) != labels).float())
         self.nll.update(F.cross_entropy(logits, labels, reduction="none"))
+        for metric in self.further.values():
+            cast(Metric, metric).update(probs, labels)
 
     def named(self) -> Mapping[str, Metric]:
+        further = {name: cast(Metric, metric) for name, metric in self.further.items()}
         return {
             "accuracy": self.accuracy,
             "calibration_error": self.calibration_error,
             "errors": self.errors,
             "nll": self.nll,
+            **further,
             **self.comparison.named(),
         }
+
+    def names(self) -> list[str]:
+        names = []
+        for name in self.named():
+            metric, separator, _ = name.partition("_by_class")
+            names.extend(by_class(self.classes or (), metric) if separator else [name])
+        return names
+
+    def compute(self) -> dict[str, Tensor]:
+        """The value of each metric; those of each class under the class's name."""
+        values = {}
+        for name, value in super().compute().items():
+            if value.ndim == 0:
+                values[name] = value
+            else:
+                names = by_class(self.classes or (), name.removesuffix("_by_class"))
+                values.update(zip(names, value, strict=True))
+        return values

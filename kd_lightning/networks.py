@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.spec import Spec
 from kd_lightning.trust import check_class_path, import_factory
 
 NetworkFactory = Callable[..., nn.Module]
@@ -30,6 +32,62 @@ class UsesVocabulary(Protocol):
         """Receive the id of each token."""
 
 
+@runtime_checkable
+class KnowsItsClasses(Protocol):
+    """A pretrained network that knows what it predicts, such as a classifier of transformers."""
+
+    def trained_on(self, data: Spec) -> Spec:
+        """The spec of the data that the network was trained on, as far as it is known.
+
+        Args:
+            data: the spec of the data that the network will read.
+
+        Raises:
+            UserError: if the network does not read the tokens of the data.
+        """
+
+
+@runtime_checkable
+class ReadsFolders(Protocol):
+    """A network whose class reads weights from a folder, such as those of transformers."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: bool) -> Any:
+        """The network with the weights in a folder, and a report if it is asked for."""
+
+
+def weights_in_folder(network: nn.Module, folder: Path) -> dict[str, Tensor] | None:
+    """The weights in a folder by the names that the running network has for them.
+
+    The files may name tensors as older versions of transformers did.
+
+    Args:
+        network: any network.
+        folder: written by `save_pretrained` of transformers.
+
+    Returns:
+        The weights; `None` if the network's class does not read folders.
+
+    Raises:
+        UserError: if the folder does not hold all weights of such a network.
+    """
+    if not isinstance(network, ReadsFolders):
+        return None
+    try:
+        # From safetensors files alone, because pickles can run code.
+        loaded, report = type(network).from_pretrained(
+            str(folder), use_safetensors=True, output_loading_info=True, local_files_only=True
+        )
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{folder} has no readable {type(network).__name__}: {reason}") from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise UserError(f"{folder} has no {missing[0]!r} for {type(network).__name__}")
+    weights: dict[str, Tensor] = loaded.state_dict()
+    return weights
+
+
 def resolve_network(class_path: str) -> NetworkFactory:
     """Import the nn.Module class, or the function annotated to return one, at a class path.
 
@@ -45,17 +103,19 @@ def resolve_network(class_path: str) -> NetworkFactory:
 
 
 def build_network(config: Mapping[str, Any]) -> nn.Module:
-    """Build the network described by `class_path` and `init_args`.
+    """Build the network described by `class_path`, `init_args` and `dict_kwargs`.
 
-    Arguments with a `class_path` of their own are built first. The global random state is left
+    `dict_kwargs` holds the arguments of a function or class that takes any keywords, such as
+    `timm.create_model`. Arguments with a `class_path` of their own are built first. The global random state is left
     unchanged.
 
     Raises:
         UserError: if the network cannot be imported, or rejects its arguments.
     """
     arguments = {}
-    for name, value in (config.get("init_args") or {}).items():
-        arguments[name] = _build_argument(value)
+    for part in ("init_args", "dict_kwargs"):
+        for name, value in (config.get(part) or {}).items():
+            arguments[name] = _build_argument(value)
     factory = resolve_network(str(config.get("class_path")))
     try:
         with torch.random.fork_rng():

@@ -38,6 +38,24 @@ def permutation(n: int, *parts: int | str) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
+def weighted_draws(weights: Tensor, *parts: int | str) -> Tensor:
+    """As many samples as there are weights, drawn with replacement, as a function of the parts.
+
+    Args:
+        weights: float64 `(n,)`, at least 0; the probabilities are proportional to them.
+        parts: seed, epoch.
+
+    Returns:
+        int64 `(n,)`, positions of the samples.
+    """
+    generator = torch.Generator().manual_seed(seed_from("weighted order", *parts))
+    draws = torch.rand(len(weights), generator=generator, dtype=torch.float64)
+    # Inverse of the cumulative distribution: torch.multinomial is limited to 2**24 samples.
+    cumulative = weights.double().cumsum(0)
+    positions = torch.searchsorted(cumulative, draws * cumulative[-1], right=True)
+    return positions.clamp(max=len(weights) - 1)
+
+
 def reseed(device: torch.device, *parts: int | str) -> None:
     """Set the global generators of the CPU and of `device` to a function of the parts.
 

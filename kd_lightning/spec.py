@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TypedDict, cast
 
 from kd_lightning.errors import UserError
+
+SYNSET = re.compile(r"n\d{8}")
+"""A WordNet synset id, such as n01440764."""
+
+IMAGENET_CLASSES = 1000
+
+IMAGENET_FIRST_CLASS = "tench"
+"""The name of class 0, the synset n01440764."""
 
 MOST_SHOWN = 4
 """The most values per input that a message shows in full; a table may have hundreds of columns."""
@@ -198,13 +207,14 @@ def check_vocabulary(
     )
 
 
-def check_spec(owner: str, trained_on: Spec | None, data: Spec) -> None:
+def check_spec(owner: str, trained_on: Spec | None, data: Spec, inputs: bool = True) -> None:
     """Refuse a network that was trained on data of another kind: task, classes, inputs or scaling.
 
     Args:
         owner: what the message calls the network.
         trained_on: the spec of the data that the network was trained on, if it is known.
         data: the spec of the data that the network will read.
+        inputs: whether to compare shape and scaling of the inputs; not if they are adapted.
 
     Raises:
         UserError: one line that names the first difference.
@@ -220,6 +230,17 @@ def check_spec(owner: str, trained_on: Spec | None, data: Spec) -> None:
             f"{owner} knows {trained_on.num_classes} classes, "
             f"the data {data.data} has {data.num_classes}"
         )
+    if not _same_by_synset_order(trained_on.classes, data.classes):
+        _check_classes(owner, trained_on, data)
+    check_vocabulary(owner, trained_on, data, data.for_teacher().vocabulary)
+    if not inputs:
+        return
+    _check_same(owner, "inputs of shape", trained_on.input_shape, data.input_shape, data.data)
+    _check_same(owner, "inputs normalized by mean", trained_on.mean, data.mean, data.data)
+    _check_same(owner, "inputs normalized by std", trained_on.std, data.std, data.data)
+
+
+def _check_classes(owner: str, trained_on: Spec, data: Spec) -> None:
     # A spec may have no class names, and then there is nothing to compare.
     pairs = zip(trained_on.classes, data.classes, strict=False)
     for class_id, (known, given) in enumerate(pairs):
@@ -228,10 +249,19 @@ def check_spec(owner: str, trained_on: Spec | None, data: Spec) -> None:
                 f"{owner} calls class {class_id} {known!r}, the data {data.data} calls it "
                 f"{given!r}: the classes or their order differ"
             )
-    check_vocabulary(owner, trained_on, data, data.for_teacher().vocabulary)
-    _check_same(owner, "inputs of shape", trained_on.input_shape, data.input_shape, data.data)
-    _check_same(owner, "inputs normalized by mean", trained_on.mean, data.mean, data.data)
-    _check_same(owner, "inputs normalized by std", trained_on.std, data.std, data.data)
+
+
+def _same_by_synset_order(known: tuple[str, ...], given: tuple[str, ...]) -> bool:
+    """Whether classes are those of ImageNet, once by name and once by WordNet's synset ids.
+
+    ImageNet's folders are named by synsets, and its 1,000 classes are numbered in their order. The
+    names do not identify the classes: both a bird and a machine are called "crane".
+    """
+    if len(known) != IMAGENET_CLASSES or len(given) != IMAGENET_CLASSES:
+        return False
+    begins_as_imagenet = known[0].startswith(IMAGENET_FIRST_CLASS)
+    all_synsets = all(SYNSET.fullmatch(name) for name in given)
+    return begins_as_imagenet and all_synsets and list(given) == sorted(given)
 
 
 def _check_same(

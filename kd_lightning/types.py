@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self, overload
@@ -170,6 +169,15 @@ def full(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def finite_log_probs(log_probs: Tensor) -> Tensor:
+    """Log-probabilities with the smallest finite number in place of -inf; others stay as they are.
+
+    A network may rule out a class with a logit of -inf. In a sum of `p * (log p - log q)` that
+    class then counts 0, as the limit of `p log p` demands, instead of `0 * inf`, which is NaN.
+    """
+    return log_probs.clamp(min=torch.finfo(log_probs.dtype).min)
+
+
 @dataclass(slots=True)
 class Output:
     """A network's predictions for a batch.
@@ -183,9 +191,25 @@ class Output:
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
+    def tempered_logits(self, temperature: float = 1.0) -> Tensor:
+        """Logits of the distribution at a temperature, `(N, K)`, at least single precision."""
+        return full(self.logits) / temperature
+
     def log_probs(self, temperature: float = 1.0) -> Tensor:
         """Log of the predicted distribution at a temperature, `(N, K)`, at least single precision."""
-        return torch.log_softmax(full(self.logits) / temperature, dim=-1)
+        return torch.log_softmax(self.tempered_logits(temperature), dim=-1)
+
+    def paired_log_probs(self, student: Output, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of a student and of this output, its teacher, over the same events.
+
+        The events are the K classes, unless this output knows only some of them: a `TopKOutput`
+        knows its largest classes and the probability of all others together. A loss that compares
+        distributions reads them here, so that student = teacher is exactly its minimum.
+
+        Returns:
+            The student's and the teacher's, of one shape `(N, events)`.
+        """
+        return student.log_probs(temperature), self.log_probs(temperature)
 
     def map(self, change: TensorMap) -> Self:
         """An output of the same kind with `change` applied to every tensor."""
@@ -216,6 +240,9 @@ class EnsembleOutput(Output):
     members: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0))
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
+    def tempered_logits(self, temperature: float = 1.0) -> Tensor:
+        return mean_log_probs(self.members, self.weights, temperature)
+
     def log_probs(self, temperature: float = 1.0) -> Tensor:
         return mean_log_probs(self.members, self.weights, temperature)
 
@@ -226,54 +253,6 @@ class EnsembleOutput(Output):
             features=self._map_features(change),
             members=change(self.members),
             weights=change(self.weights),
-        )
-
-
-class TopKOutput(Output):
-    """The largest logits of each row; the remaining probability is spread evenly.
-
-    The values stay sparse until a loss asks for a dense distribution: `logits` and `log_probs`
-    build `(N, K)` when they are called. At every temperature the result is a distribution over all
-    K classes; at temperature 1 it is exact on the stored classes.
-
-    Attributes:
-        values: `(N, k)`, the largest logits.
-        indices: integers `(N, k)`, their classes.
-        rest: `(N,)`, the log-sum-exp of all other logits.
-        num_classes: K.
-    """
-
-    __slots__ = ("indices", "num_classes", "rest", "values")
-
-    def __init__(
-        self,
-        values: Tensor,
-        indices: Tensor,
-        rest: Tensor,
-        num_classes: int,
-        features: dict[str, Tensor] | None = None,
-    ) -> None:
-        self.values = values
-        self.indices = indices
-        self.rest = rest
-        self.num_classes = num_classes
-        self.features = features or {}
-
-    @property
-    def logits(self) -> Tensor:  # type: ignore[override]
-        """The dense logits, `(N, K)`."""
-        other_classes = self.num_classes - self.values.shape[-1]
-        spread = self.rest - math.log(other_classes)
-        dense = spread[..., None].expand(*spread.shape, self.num_classes)
-        return dense.scatter(-1, self.indices.long(), self.values.float())
-
-    def map(self, change: TensorMap) -> Self:
-        return type(self)(
-            change(self.values),
-            change(self.indices),
-            change(self.rest),
-            self.num_classes,
-            self._map_features(change),
         )
 
 

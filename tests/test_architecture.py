@@ -27,12 +27,15 @@ LAYERS = (
         "__init__",
         "errors",
         "escaping",
+        "files",
         "types",
+        "sparse",
         "trust",
         "paths",
         "randomness",
         "weights",
         "networks",
+        "outputs",
         "spec",
         "catalog",
         "hub",
@@ -269,4 +272,7 @@ def test_every_other_config_is_understood(path: Path) -> None:
             config["data"]["class_path"] == yaml.safe_load(path.read_text())["data"]["class_path"]
         )
     else:
-        assert config["run"]["wandb"] == {"csv": "off", "wandb": "auto"}[path.stem]
+        assert (
+            config["run"]["wandb"]
+            == {"csv": "off", "wandb": "auto", "tensorboard": "off"}[path.stem]
+        )

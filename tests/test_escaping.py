@@ -50,7 +50,7 @@ def test_plain_text_is_shown_as_it_is() -> None:
     assert MARKUP in shown
     assert "\\x1b[31m" in shown
     assert not acts_on_terminal(shown)
-    assert on_terminal(plain("a  \n b")) == "a b\n"
+    assert on_terminal(plain("[ 1/10]   a\nb\tc")) == "[ 1/10]   a b c\n"
 
 
 def test_tables_show_titles_headings_and_cells_as_they_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 
 from kd_lightning.errors import UserError
-from kd_lightning.features import Taps, as_logits, find_layer, run_network
+from kd_lightning.features import Taps, find_layer, run_network
+from kd_lightning.outputs import as_logits
 
 STAGES = {
     "stage1": "layer1",
@@ -124,8 +126,22 @@ def test_a_wrong_layer_lists_the_nearest() -> None:
 def test_a_role_without_a_layer_lists_the_roles_there_are() -> None:
     message = complaint(lambda: Taps(Small(), {"hidden": "first", "out": "second"}, {"stage9"}))
     assert "'stage9'" in message
-    assert message.endswith("hidden, out")
-    assert complaint(lambda: Taps(Small(), {}, {"stage9"})).endswith("none")
+    assert "(named roles: hidden, out)" in message
+    assert message.endswith("such as first, second")
+    assert "(named roles: none)" in complaint(lambda: Taps(Small(), {}, {"stage9"}))
+
+
+def test_a_deep_copy_captures_its_own_features(x: Tensor) -> None:
+    network = Small()
+    taps = Taps(network, {"hidden": "first"}, {"hidden"})
+    copied_network, copied_taps = copy.deepcopy((network, taps))
+    output = run_network(copied_network, x, copied_taps)
+    assert taps.features == {}
+    assert torch.equal(output.features["hidden"], network.first(x))
+    assert copied_taps.modules == {"hidden": copied_network.first}
+    copied_taps.close()
+    assert hooks(copied_network) == {}
+    assert hooks(network) == {"first": 1}
 
 
 def test_a_torchvision_network() -> None:
@@ -145,7 +161,6 @@ WRAPPED: dict[str, Callable[[Tensor], Any]] = {
     "tensor": lambda logits: logits,
     "mapping": lambda logits: {"hidden": logits * 0, "logits": logits},
     "object": lambda logits: SimpleNamespace(loss=None, logits=logits),
-    "tuple": lambda logits: (logits, logits * 0),
     "list": lambda logits: [logits, None],
     "mapping in a tuple": lambda logits: ({"logits": logits}, None),
 }

@@ -174,7 +174,7 @@ def test_an_internal_error_is_a_line_and_a_file(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(28, "No space left on device", "runs/x"), "No space left on device: runs/x"),
+        (OSError(28, "No space left on device", "runs/x"), "no space left on the disk for runs/x"),
         (MemoryError(), "not enough memory"),
     ],
 )

@@ -14,7 +14,6 @@ from kd_lightning.types import (
     Inputs,
     JoinedOutput,
     Output,
-    TopKOutput,
     full,
     mean_log_probs,
 )
@@ -245,13 +244,3 @@ def test_slice_takes_every_field_of_one_row_per_sample() -> None:
     assert part.teacher_inputs.tolist() == [1, 2]
     assert part.partner.tolist() == [1, 0]
     assert part.share.tolist() == [0.25, 1.0]
-
-
-def test_top_k_spreads_the_rest_evenly() -> None:
-    # Probabilities (1/2, 1/4, 1/8, 1/8): the two largest are stored, the rest is log(1/4).
-    logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
-    top = TopKOutput(logits[:, :2], torch.tensor([[0, 1]]), torch.tensor([math.log(0.25)]), 4)
-    torch.testing.assert_close(top.logits, logits)
-    torch.testing.assert_close(top.log_probs(), logits)
-    assert top.log_probs(4.0).exp().sum().item() == pytest.approx(1)
-    assert top.map(lambda tensor: tensor).logits.shape == (1, 4)

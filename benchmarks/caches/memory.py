@@ -20,10 +20,12 @@ import torch
 
 from kd_lightning.runs.folder import commit, hardware, write_json
 from kd_lightning.teachers.cache.manifest import Column, Manifest
+from kd_lightning.teachers.cache.packing import packed_size
 from kd_lightning.teachers.cache.table import Table
 from kd_lightning.teachers.cache.writer import Writer
 
 BATCH_SIZE = 256
+CLASSES = 1000
 NUM_BATCHES = 400
 
 
@@ -41,8 +43,9 @@ def write_cache(folder: Path, num_rows: int, views: int, top_k: int) -> int:
     """
     columns = {
         "values": Column("float16", (top_k,)),
-        "indices": Column("int16", (top_k,)),
-        "rest": Column("float32", ()),
+        "ids": Column("uint8", (packed_size(top_k, CLASSES),)),
+        # At temperature 1, for metrics, and at that of one loss.
+        "rest": Column("float32", (2,)),
     }
     writer = Writer(folder, {}, {}, columns, BATCH_SIZE)
     generator = np.random.default_rng(0)

@@ -147,16 +147,29 @@ def _read_groups(options: argparse.Namespace) -> tuple[list[SeedGroup], list[str
 
     folders = []
     results = {}
+    others = []
     for name in dict.fromkeys(options.runs):
         path = find_results(name)
         if path is not None:
             results[name] = path
         elif (Path(name) / "run.json").exists():
             folders.append(name)
+        elif Path(name).exists() and len(options.runs) > 1:
+            # A shell makes such a list of `runs/*`.
+            others.append(name)
         else:
             raise nothing_to_compare(name)
+    if not folders and not results:
+        raise nothing_to_compare(others[0])
+    if others and results and folders:
+        # `runs/*` also names the results of experiments.
+        others += results
+        results = {}
     if not results:
-        return _groups_of_folders(folders, options.by)
+        groups, notes = _groups_of_folders(folders, options.by)
+        if others:
+            notes.append(f"Skipped what is not a run: {', '.join(others)}.")
+        return groups, notes
     if folders:
         raise UserError(
             f"kd compare: {folders[0]} is a run and {next(iter(results))} an experiment; "

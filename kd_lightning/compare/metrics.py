@@ -85,9 +85,7 @@ def _common_test_metrics(groups: Sequence[SeedGroup], measured: Sequence[str]) -
             tested.append(group)
             common &= group.metrics
     if not tested:
-        raise UserError(
-            "none of these runs was tested; train with --run.test=last, or name other --metrics"
-        )
+        return _common_validation_metrics(groups, measured)
     if not common:
         raise UserError(
             f"these runs share no test metric; name some with --metrics: {', '.join(measured)}"
@@ -98,6 +96,24 @@ def _common_test_metrics(groups: Sequence[SeedGroup], measured: Sequence[str]) -
     if untested:
         notes.append(f"Skipped untested rows: {join_first(untested)}.")
     return Selection(first + others, tested, notes)
+
+
+def _common_validation_metrics(groups: Sequence[SeedGroup], measured: Sequence[str]) -> Selection:
+    """The validation metrics that all groups have, for runs that were not tested."""
+    common = {metric for metric in measured if metric.startswith("val_")}
+    for group in groups:
+        common &= group.metrics
+    if not common:
+        raise UserError(
+            "none of these runs was tested; train with --run.test=last, or name other --metrics"
+        )
+    first = [metric for metric in ("val_errors", "val_accuracy") if metric in common]
+    others = sorted(common.difference(first))
+    note = (
+        "None of these runs was tested, so these are validation metrics, by which recipes are "
+        "chosen; --run.test=last tests a run."
+    )
+    return Selection(first + others, list(groups), [note])
 
 
 def table_rows(groups: Sequence[SeedGroup], metrics: Sequence[str]) -> list[ResultRow]:

@@ -52,6 +52,8 @@ class ReferenceResolver:
         for name, value in settings.items():
             resolved[name] = self._resolve(value, run)
         settings.update(resolved)
+        # Runs of other code or samples are no seeds of one run.
+        settings.update(run.origin)
         return settings
 
     def _resolve(self, value: SettingValue, run: Run) -> SettingValue:
@@ -112,8 +114,8 @@ class ReferenceResolver:
         manifest = read_json(folder / "manifest.json")
         keys: list[SettingValue] = []
         labels = []
-        for source in manifest.get("fingerprint", {}).get("teacher", []):
-            teacher = self._reference(Path(source.get("path", "")))
+        for source in _teacher_sources(manifest):
+            teacher = self._reference(Path(str(source.get("path") or "")))
             if teacher is not None:
                 keys.append(teacher.key)
                 labels.append(teacher.label)
@@ -133,6 +135,15 @@ class ReferenceResolver:
             except UserError:
                 self._runs[folder] = None
         return self._runs[folder]
+
+
+def _teacher_sources(manifest: Mapping[str, object]) -> list[dict[str, Any]]:
+    """The teachers that a cache's manifest names; none if it is damaged."""
+    fingerprint = manifest.get("fingerprint")
+    sources = fingerprint.get("teacher") if isinstance(fingerprint, dict) else None
+    if not isinstance(sources, list):
+        return []
+    return [source for source in sources if isinstance(source, dict)]
 
 
 def _recorded_paths(source: TeacherSource) -> list[str]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kd_lightning.compare.settings import Config
+from kd_lightning.compare.settings import Config, digest
 from kd_lightning.errors import UserError
-from kd_lightning.runs.folder import RunFolder
+from kd_lightning.experiments.keys import is_code
+from kd_lightning.runs.folder import RunFolder, read_json
 
 FINISHED = "finished"
 
@@ -30,6 +31,7 @@ class Run:
         metrics: the last value of each metric.
         data: the datamodule's description of the data.
         teacher_sources: where its teachers' weights came from: `path`, `sha256`, perhaps `cache`.
+        origin: what decides its result besides its settings: code, versions and samples.
     """
 
     source: str
@@ -42,11 +44,12 @@ class Run:
     metrics: Mapping[str, float]
     data: Mapping[str, Any] = field(default_factory=dict)
     teacher_sources: Sequence[Mapping[str, Any]] = ()
+    origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def display_name(config: Config, folder_name: str, job_type: str) -> str:
     """The name that the user gave the run, or its folder's, or the kind of run."""
-    given = config.get("run", {}).get("name")
+    given = (config.get("run") or {}).get("name")
     if given:
         return str(given)
     # Folders of `kd reproduce` are named by a hash, which would tell a reader nothing.
@@ -67,15 +70,14 @@ def read_run(source: str) -> Run:
         if folder.record_path.exists():
             raise UserError(f"{source}: run.json is damaged")
         raise UserError(f"{source} is not a run: it has no run.json; give folders of runs")
-    has_metrics = isinstance(record.get("metrics"), dict)
-    if not has_metrics or not isinstance(record.get("seed"), int):
-        raise UserError(f"{source}: another program or version wrote run.json")
+    _check_types(source, record)
     try:
         config = folder.config
     except UserError as error:
         raise UserError(
             f"{source}: config.yaml is missing or damaged; this folder cannot be compared"
         ) from error
+    _check_config(source, config)
     return Run(
         source=source,
         folder=folder,
@@ -87,4 +89,80 @@ def read_run(source: str) -> Run:
         metrics=folder.metrics,
         data=folder.data,
         teacher_sources=folder.teacher_sources,
+        origin=origin_of(record, read_json(folder.path / "key.json")),
     )
+
+
+def _check_types(source: str, record: Mapping[str, Any]) -> None:
+    """Raise a UserError if an entry of run.json is of another type than ours."""
+    has_metrics = isinstance(record.get("metrics"), dict)
+    if not has_metrics or not isinstance(record.get("seed"), int):
+        raise UserError(f"{source}: another program or version wrote run.json")
+    expected: dict[str, type] = {
+        "data": dict,
+        "teacher": list,
+        "versions": dict,
+        "data_sha256": dict,
+        "task": dict,
+        "commit": str,
+    }
+    for name, kind in expected.items():
+        value = record.get(name)
+        if value is not None and not isinstance(value, kind):
+            raise _wrong_type(source, f"run.json: {name}", value, kind)
+    data = record.get("data") or {}
+    if not isinstance(data.get("samples", {}), dict):
+        raise _wrong_type(source, "run.json: data.samples", data["samples"], dict)
+    for entry in record.get("teacher") or []:
+        if not isinstance(entry, dict):
+            raise _wrong_type(source, "run.json: teacher", entry, dict)
+    count = (record.get("task") or {}).get("count", "")
+    if not isinstance(count, str):
+        raise _wrong_type(source, "run.json: task.count", count, str)
+
+
+def _check_config(source: str, config: Mapping[str, Any]) -> None:
+    for name in ("data", "model", "run", "trainer"):
+        value = config.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise _wrong_type(source, f"config.yaml: {name}", value, dict)
+
+
+_TYPE_NAMES = {"dict": "a mapping", "list": "a list", "str": "a text"}
+
+
+def _wrong_type(source: str, what: str, value: object, expected: type) -> UserError:
+    name = _TYPE_NAMES[expected.__name__]
+    kind = type(value).__name__
+    return UserError(f"{source}: {what} must be {name}, got {kind}")
+
+
+def origin_of(record: Mapping[str, Any], key: Mapping[str, Any]) -> dict[str, str]:
+    """What decides a result besides the settings, as far as it is known.
+
+    Args:
+        record: the content of run.json.
+        key: the key under which an experiment stored the run; empty for other runs. It names the
+            version of each file that the run used; otherwise the commit stands for the code.
+    """
+    origin = {}
+    code = {name: value for name, value in key.items() if is_code(name)}
+    if code:
+        origin["code"] = digest({name: str(value) for name, value in code.items()})[:8]
+    elif record.get("commit"):
+        commit, _, dirty = str(record["commit"]).partition("-")
+        origin["code"] = "-".join(filter(None, [commit[:8], dirty]))
+    torch = (record.get("versions") or {}).get("torch")
+    if torch and not code:
+        origin["torch"] = str(torch)
+    samples = record.get("data_sha256")
+    if samples:
+        origin["samples"] = digest({name: str(value) for name, value in samples.items()})[:8]
+    # Runs of earlier versions have no checksum of their samples, but these follow from them.
+    data = record.get("data") or {}
+    for name in ("mean", "std"):
+        if data.get(name) is not None:
+            origin[f"data.{name}"] = str(data[name])
+    if data.get("classes"):
+        origin["data.classes"] = digest([str(label) for label in data["classes"]])[:8]
+    return origin

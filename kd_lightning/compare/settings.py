@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kd_lightning.errors import UserError
-from kd_lightning.experiments.keys import flat, is_relevant
+from kd_lightning.experiments.keys import is_relevant
+from kd_lightning.runs.settings import flat
 from kd_lightning.runs.spec_arguments import SPEC_ARGUMENTS
 
 

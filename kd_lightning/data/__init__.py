@@ -22,6 +22,7 @@ from kd_lightning.data.speech.spoken_digits import SpokenDigitsDataModule
 from kd_lightning.data.tabular.base import TableDataModule
 from kd_lightning.data.tabular.datamodule import TabularDataModule
 from kd_lightning.data.tabular.sklearn_tables import SklearnTableDataModule
+from kd_lightning.data.tensors import TensorDataModule
 from kd_lightning.data.text.datamodule import TextDataModule
 from kd_lightning.data.text.sst2 import SST2DataModule
 from kd_lightning.data.text.subwords import PretrainedTokenizer, SubwordTokenizer
@@ -63,6 +64,7 @@ __all__ = [
     "SyntheticSentences",
     "TableDataModule",
     "TabularDataModule",
+    "TensorDataModule",
     "TextDataModule",
     "Tokenizer",
     "WordTokenizer",

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from kd_lightning.data.fetch import Join
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.data.source import Source
+from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed, seed_from
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
@@ -42,6 +43,8 @@ class DataModule(pl.LightningDataModule, ABC):
         copies: how many views of each sample a training batch holds.
         resident: keep the samples on the accelerator if there is one and they fit.
         prefetch: batches to make ahead of time, in a thread.
+        drop_last: leave out the last training batch of an epoch if it is smaller than the others.
+        balanced: draw training samples with replacement, so that all classes are equally frequent.
     """
 
     task: Task = Classification()
@@ -51,6 +54,8 @@ class DataModule(pl.LightningDataModule, ABC):
     copies: int = 1
     resident: bool = False
     prefetch: int = 0
+    drop_last: bool = False
+    balanced: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,6 +186,39 @@ class DataModule(pl.LightningDataModule, ABC):
         fits = size <= RESIDENT_SHARE * free_bytes
         return source.to(device) if fits else source
 
+    def smallest_batch(self) -> int:
+        """The fewest samples of a training batch in any process."""
+        samples = len(self.source("train"))
+        _, world_size = self.rank_and_world_size
+        rest = samples % (self.batch_size * world_size)
+        if rest == 0 or self.drop_last:
+            return self.batch_size * self.copies
+        # A process without a sample trains on a placeholder of one.
+        return max(1, rest // world_size) * self.copies
+
+    def sample_weights(self) -> Tensor | None:
+        """The weight of each training sample in the draw of an epoch, float64 `(n,)`.
+
+        Raises:
+            UserError: if the classes are to be balanced and the samples have no classes.
+        """
+        if not self.balanced:
+            return None
+        source = self.source("train")
+        classes = self.task.strata(source.target[source.rows.to(source.target.device)].cpu())
+        counts = classes.bincount()
+        if len(counts) < 2:
+            raise UserError(
+                f"data.balanced needs samples with classes; the task is {self.task.name}"
+            )
+        return 1.0 / counts[classes].double()
+
+    @property
+    def repeats_batches(self) -> bool:
+        """Whether the Trainer is to overfit a few batches, which must then stay the same."""
+        # Lightning attaches the Trainer's option without declaring it.
+        return bool(getattr(self.trainer, "overfit_batches", 0))
+
     def loader(self, stage: str) -> BatchLoader:
         """The batches of a stage, for the process that asks."""
         train = stage == "train"
@@ -201,6 +239,9 @@ class DataModule(pl.LightningDataModule, ABC):
             fetch=FETCH_BYTES // sample_bytes if sample_bytes > 0 else 0,
             prefetch=self.prefetch,
             pin=self._device().type == "cuda" and not moved,
+            drop_last=train and self.drop_last,
+            weights=self.sample_weights() if train else None,
+            repeat=train and self.repeats_batches,
         )
         loader.join = self.joins.get(stage)
         return loader

@@ -26,6 +26,8 @@ class BatchLoader:
         fetch: ask the source for up to this many samples at once if batches are smaller.
         prefetch: make this many batches ahead of time, in a thread; 0: in the training loop.
         pin: put batches in page-locked memory, for copies to a GPU that do not block.
+        drop_last, weights: see Schedule.
+        repeat: serve the batches of the first epoch in every epoch.
     """
 
     def __init__(
@@ -42,6 +44,9 @@ class BatchLoader:
         fetch: int = 0,
         prefetch: int = 0,
         pin: bool = False,
+        drop_last: bool = False,
+        weights: Tensor | None = None,
+        repeat: bool = False,
     ) -> None:
         self.source = source
         self.batch_size = batch_size
@@ -54,6 +59,9 @@ class BatchLoader:
         self.fetch = fetch
         self.prefetch = prefetch
         self.pin = pin
+        self.drop_last = drop_last
+        self.weights = weights
+        self.repeat = repeat
         self.epoch = 0
         self.join: Join | None = None
         """Adds cached teacher outputs to each batch; set by the module that trains."""
@@ -63,7 +71,7 @@ class BatchLoader:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration serves."""
-        self.epoch = epoch
+        self.epoch = 0 if self.repeat else epoch
 
     def state_dict(self) -> dict[str, int]:
         """Marks the loader as one that can resume within an epoch; Lightning asks for it."""
@@ -89,6 +97,8 @@ class BatchLoader:
             copies=self.copies,
             rank=self.rank,
             world_size=self.world_size,
+            drop_last=self.drop_last,
+            weights=self.weights,
         )
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kd_lightning.randomness import permutation
+from kd_lightning.randomness import permutation, weighted_draws
 from kd_lightning.types import CLEAN
 
 
@@ -46,6 +46,9 @@ class Schedule:
         copies: views of each sample in one batch.
         rank: this process, of `world_size`.
         world_size: number of processes.
+        drop_last: leave out the last batch of an epoch if it is smaller than the others.
+        weights: float64 `(n,)`, for an order that draws each sample with a probability
+            proportional to its weight, with replacement; `None`: each sample once.
     """
 
     num_samples: int
@@ -56,6 +59,8 @@ class Schedule:
     copies: int = 1
     rank: int = 0
     world_size: int = 1
+    drop_last: bool = False
+    weights: Tensor | None = None
 
     @property
     def joint_batch_size(self) -> int:
@@ -64,6 +69,8 @@ class Schedule:
 
     def __len__(self) -> int:
         """The number of steps of an epoch."""
+        if self.drop_last:
+            return self.num_samples // self.joint_batch_size
         return -(-self.num_samples // self.joint_batch_size)
 
     def views_of(self, epoch: int) -> tuple[int, ...]:
@@ -81,7 +88,9 @@ class Schedule:
         if self.num_samples == 0:
             return
         order = torch.arange(self.num_samples)
-        if self.shuffle:
+        if self.weights is not None:
+            order = weighted_draws(self.weights, self.seed, epoch)
+        elif self.shuffle:
             order = permutation(self.num_samples, self.seed, epoch)
         yield from order.split(self.joint_batch_size)
 
@@ -93,7 +102,7 @@ class Schedule:
             first: the step to begin with; a resumed run skips those that it has done.
         """
         views = self.views_of(epoch)
-        for rows in itertools.islice(self.joint_batches(epoch), first, None):
+        for rows in itertools.islice(self.joint_batches(epoch), first, len(self)):
             own = rows[self.rank :: self.world_size]
             if len(own) > 0:
                 yield Step(own, views)

@@ -29,13 +29,12 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import load_function
 from kd_lightning.experiments.planning import Job
-from kd_lightning.experiments.schema import YamlValue
 from kd_lightning.features import run_network
 from kd_lightning.networks import build_network
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.trust import check_config
 from kd_lightning.weights import KEY, load_weights, network_weights, read_file
-from kd_lightning.yaml_files import read_yaml_file
+from kd_lightning.yaml_files import YamlValue, read_yaml_file
 
 Stage = Literal["train", "validation", "test"]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     # These modules import torch, which a wrong argument need not wait for.
     from kd_lightning.experiments.planning import Job, RunnerOptions
     from kd_lightning.experiments.results import Results
+    from kd_lightning.experiments.runner import Failure
 
 
 class _Parser(argparse.ArgumentParser):
@@ -151,8 +152,8 @@ def list_experiments(console: Console) -> None:
     from kd_lightning.catalog import experiments
 
     for row in experiments():
-        console.print(Text.assemble(plain(row["name"], "bold"), " ", plain(f"({row['time']})")))
-        console.print(Text.assemble("  ", plain(row["claim"])))
+        console.print(Text.assemble(plain(row["name"], "bold"), plain(f" ({row['time']})")))
+        console.print(plain(f"  {row['claim'].strip()}"))
 
 
 def reproduce(arguments: argparse.Namespace, console: Console) -> None:
@@ -184,11 +185,17 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
         return
 
     # Runs that are finished already are not trained again, so the command also resumes.
-    _train(experiment, jobs, options, console)
-    _report(experiment, jobs, options, console)
-    seconds = time.monotonic() - started
-    files = f"{options.output}/results.json, results.md, summary.png"
-    console.print(plain(f"{seconds:.0f} s; results in {files}"))
+    failures = _train(experiment, jobs, options, console)
+    finished = [job for job in jobs if job.finished]
+    if finished:
+        _report(experiment, finished, options, console, failures)
+        seconds = time.monotonic() - started
+        files = f"{options.output}/results.json, results.md, summary.png"
+        console.print(plain(f"{seconds:.0f} s; results in {files}"))
+    if failures:
+        from kd_lightning.experiments.runner import summary
+
+        raise UserError(summary(failures, len(jobs)))
 
 
 def _overrides(arguments: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
@@ -209,13 +216,13 @@ def _print_commands(jobs: list[Job], console: Console) -> None:
         if job.accepted_key is not None:
             state = "finished by other code"
         console.print(plain(f"{job.run}, seed {job.seed} ({state}):"), soft_wrap=True)
-        console.print(Text.assemble("  ", plain(job.command)), soft_wrap=True)
+        console.print(plain(f"  {job.command}"), soft_wrap=True)
 
 
 def _train(
     experiment: Experiment, jobs: list[Job], options: RunnerOptions, console: Console
-) -> None:
-    """Train the unfinished jobs, until an interrupt."""
+) -> list[Failure]:
+    """Train the unfinished jobs, until an interrupt; returns those that failed."""
     from kd_lightning.experiments.runner import Runner
     from kd_lightning.runs.command import execute
 
@@ -232,21 +239,26 @@ def _train(
     # A batch system ends a job by SIGTERM; the run then keeps its last checkpoint, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        Runner(options, execute, console).run(jobs)
+        return Runner(options, execute, console).run(jobs)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("interrupted; repeat the command to resume") from stop
 
 
 def _report(
-    experiment: Experiment, jobs: list[Job], options: RunnerOptions, console: Console
+    experiment: Experiment,
+    jobs: list[Job],
+    options: RunnerOptions,
+    console: Console,
+    failures: list[Failure],
 ) -> None:
-    """Write the results and print them as tables."""
+    """Write the results of the finished jobs and print them as tables."""
     from kd_lightning.experiments import results
     from kd_lightning.experiments.tables import tables
 
     # With --only, the runs of some analyses may be missing.
     is_complete = not options.only
-    content = results.collect(experiment, jobs, options.output, complete=is_complete)
+    failed = [results.failed_run(each.job, each.error) for each in failures]
+    content = results.collect(experiment, jobs, options.output, is_complete, failed)
     _note_accepted_runs(jobs, content)
     results.write(experiment, content, options.output)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -26,10 +26,11 @@ from kd_lightning.experiments.imports import (
     label,
     reached_files,
 )
-from kd_lightning.experiments.schema import YamlValue
 from kd_lightning.runs.parsing import parse_config
+from kd_lightning.runs.settings import flat
 from kd_lightning.trust import is_allowed
 from kd_lightning.weights import KEY, read_file, sha256_of
+from kd_lightning.yaml_files import YamlValue
 
 Key = Mapping[str, Any]
 
@@ -61,13 +62,19 @@ _REPORTING = (
     "runs/config_errors.py",
     "runs/configs.py",
     "runs/csv_logger.py",
+    "runs/fingerprint.py",
     "runs/folder.py",
     "runs/help.py",
+    "runs/lock.py",
     "runs/memory.py",
     "runs/options.py",
+    "runs/problems.py",
     "runs/profiler.py",
     "runs/progress.py",
     "runs/quiet.py",
+    "runs/resume.py",
+    "runs/session.py",
+    "runs/settings.py",
     "runs/wandb.py",
 )
 """Files that read settings, name folders, log and report. A change in them changes no result."""
@@ -83,19 +90,6 @@ def is_relevant(name: str) -> bool:
     while name.startswith("data.init_args.data."):
         name = name.removeprefix("data.init_args.")
     return not name.startswith(_IRRELEVANT)
-
-
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield `("a.b.c", value)` for every leaf of a nested config."""
-    # An empty mapping and a list of plain values are leaves: both are values of a setting.
-    if isinstance(config, Mapping) and config:
-        for name, value in config.items():
-            yield from flat(value, f"{prefix}{name}.")
-    elif isinstance(config, list) and _holds_mapping(config):
-        for position, item in enumerate(config):
-            yield from flat(item, f"{prefix}{position}.")
-    else:
-        yield prefix.rstrip("."), config
 
 
 def run_key(argv: list[str], caches: bool = False) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from kd_lightning.runs.folder import RunFolder
 class ResultRow(TypedDict):
     """One metric of one group, as results.json holds it.
 
-    `std` is None with one seed. `interval` is the 95% interval of the mean, None with few seeds.
+    `std` is None with one seed. If a value is not finite, `mean` is NaN and `std` None. `interval` is the 95% interval of the mean, None with few seeds.
     `values` and `seeds` are in the same order.
     """
 
@@ -72,10 +73,11 @@ class SeedGroup:
         return metrics
 
     def by_seed(self, metric: str) -> dict[int, list[SeedResult]]:
-        """The results that have a metric, by seed; pooled runs can share a seed."""
+        """The results that have a finite metric, by seed; pooled runs can share a seed."""
         results: dict[int, list[SeedResult]] = {}
         for result in self.results:
-            if metric in result.metrics:
+            # No test can use a value that is not finite.
+            if math.isfinite(result.metrics.get(metric, math.nan)):
                 results.setdefault(result.seed, []).append(result)
         return results
 
@@ -119,16 +121,18 @@ def result_row(
         seeds: the seeds of the values, if they are known.
         with_interval: whether to add the 95% interval of the mean.
     """
+    is_finite = all(map(math.isfinite, values))
+    has_spread = is_finite and len(values) > 1
     # The keys of results.json keep this order, so that two results can be compared as text.
     row: dict[str, object] = {
         "run": run,
         "metric": metric,
         "paper": paper,
-        "mean": statistics.fmean(values),
-        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "mean": statistics.fmean(values) if is_finite else math.nan,
+        "std": statistics.stdev(values) if has_spread else None,
     }
     if with_interval:
-        row["interval"] = interval(values)
+        row["interval"] = interval(values) if is_finite else None
     row["n"] = len(values)
     row["values"] = values
     if seeds is not None:

@@ -14,7 +14,14 @@ from kd_lightning.errors import UserError
 from kd_lightning.experiments.keys import address, run_key
 from kd_lightning.experiments.schema import MAX_JOBS
 from kd_lightning.experiments.spec import Experiment, RunSpec
-from kd_lightning.experiments.store import FinishedRuns, is_finished, read_record
+from kd_lightning.experiments.store import (
+    FinishedRuns,
+    alteration,
+    is_finished,
+    read_record,
+    stored_checkpoint,
+)
+from kd_lightning.runs.folder import read_json
 from kd_lightning.yaml_files import YamlValue
 
 
@@ -61,12 +68,41 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether the run needs no more training."""
-        return is_finished(self.record, self.may_fail)
+        return is_finished(self.record, self.may_fail) and self.alteration is None
+
+    @property
+    def alteration(self) -> str | None:
+        """Why the run in the folder is no longer this job's, if it was changed."""
+        record = self.record
+        altered = alteration(self.folder, record)
+        if altered is not None:
+            return altered
+        sources = record.get("teacher")
+        if self.is_cache:
+            manifest = read_json(self.folder / "manifest.json")
+            sources = manifest.get("fingerprint", {}).get("teacher")
+        for source in sources or []:
+            for need in self.needs:
+                if need.differs_from(source):
+                    return f"it was made with other weights of {need.run}, seed {need.seed}"
+        return None
+
+    def differs_from(self, source: Mapping[str, Any]) -> bool:
+        """Whether a teacher's weights came from this run, but are not those that it has now.
+
+        Args:
+            source: `path` and `sha256` of the weights.
+        """
+        current = stored_checkpoint(self.record)
+        # The store may have moved since.
+        path = Path(str(source.get("path", ""))).parts[-3:]
+        is_own = path == self.checkpoint.parts[-3:]
+        return is_own and current is not None and source.get("sha256") != current
 
     @property
     def is_cache(self) -> bool:
         """Whether the job caches a teacher's outputs instead of training."""
-        return self.argv[0] == "cache"
+        return self.argv[:1] == ["cache"]
 
     @property
     def checkpoint(self) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -102,6 +103,9 @@ def _format_mean(row: ResultRow) -> str:
     """Mean ± standard deviation in the precision that suits the metric."""
     metric = row["metric"]
     mean = row["mean"]
+    if not math.isfinite(mean):
+        count = sum(not math.isfinite(value) for value in row["values"])
+        return f"not finite ({count} of {row['n']})"
     if metric in ("parameters", "flops"):
         return f"{mean:,.0f}"
     if metric.endswith("_bytes"):

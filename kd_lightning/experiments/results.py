@@ -35,11 +35,25 @@ from kd_lightning.experiments.stats import Comparison, Equivalence, alike
 from kd_lightning.runs.folder import RunFolder, commit, hardware, write_json
 
 
+class FailedRun(TypedDict):
+    """A run that failed, or that could not start because another one failed."""
+
+    run: str
+    seed: int
+    error: str
+
+
+def failed_run(job: Job, error: str) -> FailedRun:
+    """The entry of results.json for a failed job."""
+    return {"run": job.run, "seed": job.seed, "error": error}
+
+
 class Results(TypedDict):
     """The content of results.json.
 
     `comparisons` holds the attributes of each Comparison and Equivalence, and its `sentence`.
     `accepted` lists the runs that other code finished; see `kd reproduce --keep-finished`.
+    `failed` lists the runs that are missing because they failed.
     """
 
     experiment: str
@@ -50,10 +64,15 @@ class Results(TypedDict):
     wall_time_s: float
     note: str
     accepted: NotRequired[list[dict[str, Any]]]
+    failed: NotRequired[list[FailedRun]]
 
 
 def collect(
-    experiment: Experiment, jobs: Sequence[Job], output: Path, complete: bool = True
+    experiment: Experiment,
+    jobs: Sequence[Job],
+    output: Path,
+    complete: bool = True,
+    failed: Sequence[FailedRun] = (),
 ) -> Results:
     """Collect the content of results.json.
 
@@ -61,13 +80,15 @@ def collect(
         experiment: the experiment.
         jobs: its finished jobs.
         output: the folder of the results; analyses can write plots there.
-        complete: whether `jobs` has all runs; if not, the analyses are skipped.
+        complete: whether all runs were asked for; if not, the analyses are skipped.
+        failed: the runs that are missing because they failed; the analyses are then skipped too.
 
     Raises:
         UserError: if no run measured a metric that the experiment names.
     """
     groups = seed_groups(experiment, jobs)
-    _check_metrics(experiment, groups)
+    if not failed:
+        _check_metrics(experiment, groups)
     rows = metric_rows(experiment, groups)
     tests = []
     for comparison in comparisons(experiment, groups):
@@ -76,12 +97,14 @@ def collect(
         tests.append(equivalence.as_dict())
     note = experiment.note.strip()
     # Analyses may need any run of the experiment.
-    if complete:
+    if complete and not failed:
         rows += analysis_rows(experiment, jobs, output)
-    else:
+    if not complete:
         note = f"{note} Some runs only (--only).".strip()
+    if failed:
+        note = f"{note} {_failure_note(failed)}".strip()
     wall_time_s = sum(RunFolder(job.folder).wall_time_s for job in jobs)
-    return {
+    content: Results = {
         "experiment": experiment.name,
         "rows": rows,
         "comparisons": tests,
@@ -90,6 +113,14 @@ def collect(
         "wall_time_s": round(wall_time_s, 1),
         "note": note,
     }
+    if failed:
+        content["failed"] = list(failed)
+    return content
+
+
+def _failure_note(failed: Sequence[FailedRun]) -> str:
+    names = [f"{each['run']} (seed {each['seed']})" for each in failed]
+    return f"Incomplete: {len(failed)} runs failed and are missing: {', '.join(names)}."
 
 
 def seed_groups(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, SeedGroup]:
@@ -210,6 +241,8 @@ def markdown(experiment: Experiment, content: Results) -> str:
 
 def _interval_sentence(rows: Sequence[ResultRow]) -> str:
     """One sentence with the intervals of the table's first metric; empty if there are none."""
+    if not rows:
+        return ""
     metric = rows[0]["metric"]
     scale = 1
     unit = ""

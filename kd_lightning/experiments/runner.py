@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
+from kd_lightning.errors import UserError
+from kd_lightning.escaping import plain
 from kd_lightning.experiments.board import Board
 from kd_lightning.experiments.execution import Launch, execute
 from kd_lightning.experiments.keys import changed_names, difference, is_code
@@ -17,6 +20,40 @@ from kd_lightning.experiments.planning import Job, RunnerOptions
 from kd_lightning.experiments.store import record_acceptance
 from kd_lightning.experiments.workers import Workers
 from kd_lightning.runs.folder import read_json, write_json
+
+_SHOWN = 4
+"""A summary names this many failed jobs."""
+
+
+@dataclass
+class Failure:
+    """A job that failed.
+
+    Attributes:
+        job: the job.
+        error: why, in one line.
+    """
+
+    job: Job
+    error: str
+
+
+def summary(failures: Sequence[Failure], total: int) -> str:
+    """One line about the jobs that failed; the first one is named with its error.
+
+    Args:
+        failures: at least one.
+        total: the number of jobs.
+    """
+    first = failures[0]
+    line = f"{len(failures)} of {total} runs failed: {first.job.run}, seed {first.job.seed}: "
+    line += first.error
+    others = [f"{failure.job.run}, seed {failure.job.seed}" for failure in failures[1:_SHOWN]]
+    if others:
+        line += f"; also {'; '.join(others)}"
+    if len(failures) > _SHOWN:
+        line += f" and {len(failures) - _SHOWN} more"
+    return line
 
 
 class Runner:
@@ -36,32 +73,51 @@ class Runner:
         # The jobs that this experiment finished, with their keys: `RUN/SEED` -> address, key.
         self._history_path = options.output / "jobs.json"
         self._history = read_json(self._history_path)
+        self.failures: list[Failure] = []
+        """The jobs that failed or could not start."""
+        # The folders of the jobs that were not finished at the start.
+        self._unfinished: set[Path] = set()
 
-    def run(self, jobs: list[Job]) -> None:
+    def run(self, jobs: list[Job]) -> list[Failure]:
         """Train every job that is not finished, each after the jobs that it needs.
 
-        Raises:
-            UserError: if a job fails.
+        A job that fails does not stop the others, but those that need it.
+
+        Returns:
+            The jobs that failed or could not start.
         """
         self._accept(jobs)
         unfinished = [job for job in jobs if not job.finished]
+        self._unfinished = {job.folder for job in unfinished}
         if len(unfinished) < len(jobs):
             count = len(jobs) - len(unfinished)
             self._print(f"{count} of {len(jobs)} runs are finished already")
         self._explain(unfinished)
 
-        clock = Clock(jobs, unfinished, self.options.workers)
-        if self.options.workers > 1 and len(unfinished) > 1:
-            self._run_side_by_side(unfinished, clock)
+        due = _due(jobs)
+        clock = Clock(jobs, due, self.options.workers)
+        if self.options.workers > 1 and len(due) > 1:
+            self._run_side_by_side(due, clock)
         else:
-            self._run_in_turn(unfinished, clock)
+            self._run_in_turn(due, clock)
+        return self.failures
 
     def _run_in_turn(self, jobs: list[Job], clock: Clock) -> None:
         for job in jobs:
+            if self._needs_no_run(job, clock):
+                continue
             started = time.monotonic()
-            execute(job, self.launch)
+            try:
+                notes = execute(job, self.launch)
+            except UserError as error:
+                self._fail(job, str(error), clock)
+                continue
+            except Exception as error:
+                # An error of the job's own code stops no other job either.
+                self._fail(job, f"{type(error).__name__}: {error}", clock)
+                continue
             seconds = time.monotonic() - started
-            self._finish(job, seconds, clock)
+            self._finish(job, seconds, clock, notes)
 
     def _run_side_by_side(self, jobs: list[Job], clock: Clock) -> None:
         waiting = list(jobs)
@@ -72,19 +128,53 @@ class Runner:
         with Workers(worker_count) as workers, Board(self.console, len(jobs)) as board:
             while waiting or workers.running:
                 for job in list(waiting):
-                    if workers.has_idle and _can_start(job, workers.running, unfinished):
+                    if not _can_start(job, workers.running, unfinished):
+                        continue
+                    if self._needs_no_run(job, clock):
+                        waiting.remove(job)
+                        unfinished.discard(job.folder)
+                        board.finish(job)
+                    elif workers.has_idle:
                         waiting.remove(job)
                         workers.start(job)
                         started[job.name] = time.monotonic()
                 board.show(workers.running)
-                for job in workers.wait(seconds=1.0):
-                    unfinished.discard(job.folder)
+                for job, problem, notes in workers.wait(seconds=1.0):
                     board.finish(job)
+                    # Jobs that need a failed one are refused when their turn comes.
+                    unfinished.discard(job.folder)
+                    if problem is not None:
+                        self._fail(job, problem, clock)
+                        continue
                     seconds = time.monotonic() - started[job.name]
-                    self._finish(job, seconds, clock)
+                    self._finish(job, seconds, clock, notes)
 
-    def _finish(self, job: Job, seconds: float, clock: Clock) -> None:
+    def _needs_no_run(self, job: Job, clock: Clock) -> bool:
+        """Whether a job is finished after all, or cannot start because another one failed."""
+        failed = {failure.job.folder: failure.job for failure in self.failures}
+        # Jobs with equal keys are the same run.
+        for need in (job, *job.needs):
+            if need.folder in failed:
+                culprit = failed[need.folder]
+                reason = f"not run, because {culprit.run}, seed {culprit.seed} failed"
+                self._fail(job, reason, clock)
+                return True
+        if job.finished and job.folder not in self._unfinished:
+            clock.skip(job)
+            return True
+        return False
+
+    def _fail(self, job: Job, problem: str, clock: Clock) -> None:
+        """Report a job that failed; the others go on."""
+        clock.skip(job)
+        one_line = " ".join(problem.split())
+        self.failures.append(Failure(job, one_line))
+        self._print(f"{job.run}, seed {job.seed} failed: {one_line}", wrap=False)
+
+    def _finish(self, job: Job, seconds: float, clock: Clock, notes: list[str]) -> None:
         """Report a job that ended, and remember its key."""
+        for note in notes:
+            self._print(f"{job.run}, seed {job.seed}: {note}", wrap=False)
         clock.finish(job, seconds)
         record = job.record
         count_name = record.get("task", {}).get("count", "errors")
@@ -96,8 +186,7 @@ class Runner:
         left = ""
         if clock.unfinished:
             left = f"; about {_duration(clock.seconds_left())} left"
-        # The backslash keeps rich from reading the brackets as markup.
-        name = f"\\[{count}] {escape(job.run)}, seed {job.seed}"
+        name = f"[{count}] {job.run}, seed {job.seed}"
         self._print(f"{name}: {result}{seconds:.1f} s{left}")
         self._history[job.name] = {"address": job.folder.name, "key": job.key}
         write_json(self._history_path, self._history)
@@ -128,10 +217,10 @@ class Runner:
             changed = changed_names(earlier_key, job.key)
             if all(map(is_code, changed)):
                 reason += "; --keep-finished keeps finished runs of other code"
-            self._print(escape(f"{job.run} is run again: {reason}"))
+            self._print(f"{job.run} is run again: {reason}")
 
-    def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+    def _print(self, text: str, wrap: bool = True) -> None:
+        self.console.print(plain(text), soft_wrap=not wrap)
 
 
 class Clock:
@@ -158,6 +247,10 @@ class Clock:
         """How many of the jobs that were to be run have finished."""
         return self.total - len(self.unfinished)
 
+    def skip(self, job: Job) -> None:
+        """Count a job that failed as done."""
+        self.unfinished.remove(job)
+
     def finish(self, job: Job, seconds: float) -> None:
         """Count a job as finished after that time."""
         self.unfinished.remove(job)
@@ -173,6 +266,21 @@ class Clock:
             same_run = self._seconds[job.run]
             total += statistics.fmean(same_run) if same_run else mean
         return total / self._workers
+
+
+def _due(jobs: list[Job]) -> list[Job]:
+    """The jobs that are not finished, and those that may change because one that they need does.
+
+    Args:
+        jobs: each after the jobs that it needs.
+    """
+    due: list[Job] = []
+    folders: set[Path] = set()
+    for job in jobs:
+        if not job.finished or any(need.folder in folders for need in job.needs):
+            due.append(job)
+            folders.add(job.folder)
+    return due
 
 
 def _can_start(job: Job, running: list[Job], unfinished: set[Path]) -> bool:

@@ -6,14 +6,18 @@ finished before `key.json` existed have their keys in the `jobs.json` of their e
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from kd_lightning.experiments.keys import Key, address, changed_names, is_code
 from kd_lightning.runs.configs import MOVED
 from kd_lightning.runs.folder import read_json, write_json
+from kd_lightning.weights import sha256_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,62 @@ def is_finished(record: Mapping[str, object], may_fail: bool = False) -> bool:
     """
     status = record.get("status")
     return status == "finished" or (may_fail and status == "failed")
+
+
+def write_proof(folder: Path) -> None:
+    """Record in `run.json` the checksums by which a later change of the run is noticed."""
+    record = read_record(folder)
+    record["stored"] = {
+        "checkpoint": _checkpoint_sha256(folder),
+        "metrics": _metrics_sha256(record),
+    }
+    write_json(folder / "run.json", record)
+
+
+def alteration(folder: Path, record: Mapping[str, Any]) -> str | None:
+    """How a run was changed after the experiment finished it; `None` if it was not.
+
+    Args:
+        folder: of the run.
+        record: the content of its `run.json`; runs of earlier versions have no checksums.
+    """
+    stored = record.get("stored")
+    if not isinstance(stored, Mapping):
+        return None
+    checkpoint = _checkpoint_sha256(folder)
+    # Deleting checkpoints to save space changes no result.
+    if checkpoint is not None and stored.get("checkpoint") not in (None, checkpoint):
+        return "last.ckpt changed after the run was finished"
+    if stored.get("metrics") not in (None, _metrics_sha256(record)):
+        return "the metrics in run.json changed after the run was finished"
+    return None
+
+
+def stored_checkpoint(record: Mapping[str, Any]) -> str | None:
+    """The checksum of a run's last checkpoint when it was finished, if it is known."""
+    stored = record.get("stored")
+    checksum = stored.get("checkpoint") if isinstance(stored, Mapping) else None
+    return checksum if isinstance(checksum, str) else None
+
+
+def _metrics_sha256(record: Mapping[str, Any]) -> str:
+    text = json.dumps(record.get("metrics"), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checkpoint_sha256(folder: Path) -> str | None:
+    path = folder / "checkpoints" / "last.ckpt"
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return _file_sha256(path, state.st_mtime_ns, state.st_size)
+
+
+@cache
+def _file_sha256(path: Path, modified: int, size: int) -> str:
+    """The checksum of a file, computed again if its time stamp or size changes."""
+    return sha256_of(path)
 
 
 def write_key(folder: Path, key: Key) -> None:
@@ -78,7 +138,8 @@ class FinishedRuns:
         finished = []
         for run in self._by_settings.get(_settings_address(key), []):
             record = read_record(run.folder)
-            if is_finished(record, may_fail):
+            is_unchanged = alteration(run.folder, record) is None
+            if is_finished(record, may_fail) and is_unchanged:
                 finished.append(run)
         return max(finished, key=_finish_time, default=None)
 

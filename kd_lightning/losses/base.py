@@ -69,7 +69,9 @@ class DistillLoss(nn.Module):
         compares_classes: whether the loss works on distributions over classes. Such a loss refuses
             real-valued outputs, which have rows of width 1.
         exact_logits: whether the loss needs every teacher logit exactly. Such a loss refuses a
-            cache that stores only the largest logits.
+            cache that stores only the largest logits. Any other loss on the teacher's distribution
+            reads it with `Output.paired_log_probs` and names its temperature in
+            `teacher_temperatures`.
         minimum_at_teacher: whether a student that equals its teacher is a minimum of the loss,
             with the value 0 and no gradient. `tests/losses/properties.py` checks it.
     """
@@ -120,6 +122,14 @@ class DistillLoss(nn.Module):
     def teacher_roles(self) -> set[str]:
         """Roles of the teacher's layers that this loss reads."""
         return set(self.roles)
+
+    @property
+    def teacher_temperatures(self) -> tuple[float, ...]:
+        """Temperatures at which the loss reads the teacher's distribution.
+
+        A top-k cache stores the log-sum-exp of the rest for these.
+        """
+        return ()
 
     def weight_at(self, epoch: int) -> float:
         """The weight in an epoch; the first epoch is 0."""

@@ -9,26 +9,44 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, count_labelled
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    count_labelled,
+    is_number,
+)
 from kd_lightning.types import UNLABELLED, Batch, Output, full
 
 
-def hard_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    r"""Mean over the labelled rows of $-\sum_k y_k \log \mathrm{softmax}(z)_k$, in nats.
+def hard_cross_entropy(
+    logits: Tensor,
+    target: Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    r"""Mean over the labelled rows of $-\sum_k w_k y_k \log \mathrm{softmax}(z)_k$, in nats.
+
+    The mean divides by the number of labelled rows and not, as torch's own does, by the sum of
+    their weights: a row then counts the same in every batch and on any number of devices.
 
     Args:
         logits: $z$, `(N, K)`.
         target: int64 `(N,)`; rows of -100 are ignored.
         label_smoothing: s; $y$ is $(1 - s)$ one-hot plus $s / K$ (Szegedy et al. 2016,
             arXiv 1512.00567).
+        class_weights: $w$, `(K,)`; ones if left out.
 
     Returns:
         A scalar; zero, with a graph, if no row is labelled.
     """
+    logits = full(logits)
     # Not reduction="mean": it would be 0 / 0 if no row is labelled.
     total = F.cross_entropy(
-        full(logits),
+        logits,
         target,
+        weight=_like(class_weights, logits),
         ignore_index=UNLABELLED,
         label_smoothing=label_smoothing,
         reduction="sum",
@@ -37,7 +55,12 @@ def hard_cross_entropy(logits: Tensor, target: Tensor, label_smoothing: float = 
 
 
 def mixed_cross_entropy(
-    logits: Tensor, target: Tensor, partner: Tensor, share: Tensor, label_smoothing: float = 0.0
+    logits: Tensor,
+    target: Tensor,
+    partner: Tensor,
+    share: Tensor,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> Tensor:
     r"""Mean of $\lambda \, CE(z, y) + (1 - \lambda) \, CE(z, y')$, in nats.
 
@@ -50,15 +73,18 @@ def mixed_cross_entropy(
         partner: int64 `(N,)`, $y'$, -100 if unknown.
         share: `(N,)`, $\lambda$, in [0, 1].
         label_smoothing: applied to both labels; see `hard_cross_entropy`.
+        class_weights: `(K,)`, applied to both labels; see `hard_cross_entropy`.
 
     Returns:
         A scalar; zero, with a graph, if no part is labelled.
     """
+    logits = full(logits)
 
     def cost(labels: Tensor) -> Tensor:
         return F.cross_entropy(
-            full(logits),
+            logits,
             labels,
+            weight=_like(class_weights, logits),
             ignore_index=UNLABELLED,
             label_smoothing=label_smoothing,
             reduction="none",
@@ -71,11 +97,20 @@ def mixed_cross_entropy(
     return costs.sum() / labelled.clamp(min=1)
 
 
+def _like(class_weights: Tensor | None, logits: Tensor) -> Tensor | None:
+    """The weights in the precision of the logits, as torch requires."""
+    return None if class_weights is None else class_weights.to(logits.dtype)
+
+
 class CrossEntropy(DistillLoss):
     """Cross-entropy with the labels; mixed samples (`Mixup`) count both labels by their shares.
 
     Args:
         label_smoothing: in [0, 1).
+        class_weights: one number of at least 0 per class, in the order of the classes. Each row's
+            loss is multiplied by the weight of its class, and divided by the number of labelled
+            rows; see `hard_cross_entropy`. Weights of mean 1 over the samples keep the scale.
+        head: the role of a layer whose output is taken for the logits, such as an auxiliary head.
         base: weight, start, end, warmup; see `DistillLoss`.
     """
 
@@ -86,20 +121,72 @@ class CrossEntropy(DistillLoss):
     uses_teacher: ClassVar[bool] = False
     mean_over: MeanOver = "labelled"
 
-    def __init__(self, label_smoothing: float = 0.0, **base: Unpack[BaseOptions]) -> None:
+    def __init__(
+        self,
+        label_smoothing: float = 0.0,
+        class_weights: list[float] | None = None,
+        head: str | None = None,
+        **base: Unpack[BaseOptions],
+    ) -> None:
         super().__init__(**base)
         if not 0 <= label_smoothing < 1:
             raise UserError(
                 f"CrossEntropy: label_smoothing must be in [0, 1), got {label_smoothing}"
             )
         self.label_smoothing = label_smoothing
+        self.head = head
+        self.roles = () if head is None else (head,)
+        self.class_weights: Tensor | None
+        # A setting and not state: a checkpoint does not hold it.
+        self.register_buffer("class_weights", _weights_tensor(class_weights), persistent=False)
+
+    def build(self, student: Probe, teacher: Probe | None) -> None:
+        """Check that there is one weight per class."""
+        weights = self.class_weights
+        num_classes = student.output.logits.shape[-1]
+        if weights is not None and len(weights) != num_classes:
+            raise UserError(
+                f"CrossEntropy: class_weights has {len(weights)} numbers, the data "
+                f"{student.spec.data} has {num_classes} classes"
+            )
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """Cross-entropy with the labels, or with both labels of mixed samples; a scalar in nats."""
+        logits = student.logits if self.head is None else self._head_logits(student)
         partner = batch.partner_labels
         share = batch.row_share
         if partner is None or share is None:
-            return hard_cross_entropy(student.logits, batch.labels, self.label_smoothing)
+            return hard_cross_entropy(
+                logits, batch.labels, self.label_smoothing, self.class_weights
+            )
         return mixed_cross_entropy(
-            student.logits, batch.labels, partner, share, self.label_smoothing
+            logits, batch.labels, partner, share, self.label_smoothing, self.class_weights
         )
+
+    def _head_logits(self, student: Output) -> Tensor:
+        """The output of the head, `(N, K)`."""
+        logits = student.features.get(self.head or "")
+        if logits is None or logits.shape != student.logits.shape:
+            shape = "nothing" if logits is None else f"shape {list(logits.shape)}"
+            raise UserError(
+                f"CrossEntropy: the head {self.head!r} returned {shape}; it must return logits of "
+                f"shape {list(student.logits.shape)}"
+            )
+        return logits
+
+
+def _weights_tensor(class_weights: list[float] | None) -> Tensor | None:
+    """The weights `(K,)`, checked.
+
+    Raises:
+        UserError: if one is not a number of at least 0, or if all are 0.
+    """
+    if class_weights is None:
+        return None
+    valid = all(is_number(weight) and weight >= 0 for weight in class_weights)
+    if not valid or not any(class_weights):
+        raise UserError(
+            "CrossEntropy: class_weights must be finite numbers of at least 0, not all 0, got "
+            f"{class_weights}"
+        )
+    return torch.tensor(class_weights, dtype=torch.float32)

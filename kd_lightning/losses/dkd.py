@@ -19,7 +19,7 @@ from kd_lightning.losses.base import (
     positive,
     teacher_of,
 )
-from kd_lightning.types import Batch, Output
+from kd_lightning.types import Batch, Output, finite_log_probs
 
 
 def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,9 +54,9 @@ def _split(log_probs: Tensor, target: Tensor, other_columns: Tensor) -> tuple[Te
     own = log_probs.gather(1, target[:, None])
     rest = log_probs.gather(1, other_columns)
     # The log of 1 - p_t, without the cancellation in that difference.
-    log_rest = rest.logsumexp(1, keepdim=True)
+    log_rest = finite_log_probs(rest.logsumexp(1, keepdim=True))
     binary = torch.cat([own, log_rest], 1)
-    return binary, rest - log_rest
+    return finite_log_probs(binary), finite_log_probs(rest - log_rest)
 
 
 class DKD(DistillLoss):

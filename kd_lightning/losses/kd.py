@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.losses.base import BaseOptions, DistillLoss, positive, teacher_of
-from kd_lightning.types import Batch, Output
+from kd_lightning.types import Batch, Output, finite_log_probs
 
 
 def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -17,7 +17,8 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     Hinton et al. 2015, section 2: $p = \mathrm{softmax}(v/T)$ of the teacher,
     $q = \mathrm{softmax}(z/T)$ of the student. KL differs from the cross-entropy with soft targets
     only by the teacher's entropy, so both have the same gradient. It scales as $1/T^2$; the factor
-    $T^2$ cancels that.
+    $T^2$ cancels that. A class to which the teacher gives no probability at all (a logit of -inf)
+    counts 0: $0 \ln 0 = 0$.
 
     Args:
         student: log-probabilities at the temperature, `(N, K)`.
@@ -27,8 +28,10 @@ def soft_target_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tens
     Returns:
         A scalar; zero if both agree.
     """
+    log_q = finite_log_probs(student)
+    log_p = finite_log_probs(teacher)
     # Torch's argument order is (q, p). Its "mean" would also divide by the number of classes.
-    divergence = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    divergence = F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
     return divergence * temperature**2
 
 
@@ -57,6 +60,10 @@ class KD(DistillLoss):
     - T^2 dropped if alpha is 0 or None changes the scale silently; here T^2 is in the loss.
     - MSE between probabilities is another loss; for MSE between logits see `LogitMSE`.
 
+    If a cache stores only the teacher's k largest logits, both distributions are over k + 1 events:
+    the k classes, and all other classes together. This KL is a lower bound of that over all
+    classes, and equally zero at the teacher.
+
     Args:
         temperature: T, greater than 0. Testing and deployment always use T = 1.
         base: weight, start, end, warmup; see `DistillLoss`.
@@ -75,8 +82,12 @@ class KD(DistillLoss):
         super().__init__(**base)
         self.temperature = positive("KD", "temperature", temperature)
 
+    @property
+    def teacher_temperatures(self) -> tuple[float, ...]:
+        return (self.temperature,)
+
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """`soft_target_kl` of both distributions at the temperature; a scalar in nats."""
-        target = teacher_of(self, teacher).log_probs(self.temperature)
-        prediction = student.log_probs(self.temperature)
-        return soft_target_kl(prediction, target, self.temperature)
+        target = teacher_of(self, teacher)
+        pair = target.paired_log_probs(student, self.temperature)
+        return soft_target_kl(*pair, self.temperature)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,26 @@ from torch.optim.lr_scheduler import LRScheduler
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.runs.config_errors import config_errors
+from kd_lightning.runs.folder import read_json
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.parsing import plain_config
+from kd_lightning.runs.random_teacher import check_teachers_are_trained
 from kd_lightning.runs.ranges import check_limits
+from kd_lightning.runs.settings import find_files
 from kd_lightning.runs.spec_arguments import fill_from_spec
-from kd_lightning.spec import Spec
+from kd_lightning.runs.trainer_checks import check_trainer
+from kd_lightning.spec import Spec, check_spec
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.trust import import_factory
-from kd_lightning.weights import KEY, check_weights, network_weights, read_file
+from kd_lightning.weights import (
+    KEY,
+    check_lightning_entries,
+    check_weights,
+    network_weights,
+    read_file,
+)
 
 
 @dataclass
@@ -43,6 +53,7 @@ class BuiltRun:
         options: `--run.*`.
         checkpoint: `--ckpt_path`.
         checkpoint_content: of that file; empty without one.
+        settings: the config as it was given, without what a checkpoint replaces; for config.yaml.
     """
 
     command: str
@@ -53,6 +64,7 @@ class BuiltRun:
     options: RunOptions
     checkpoint: Path | None
     checkpoint_content: Mapping[str, Any]
+    settings: dict[str, Any]
 
     @property
     def seed(self) -> int:
@@ -86,6 +98,7 @@ class BuiltRun:
         check_limits(self.trainer_settings, self._batches())
         if self.command == "fit":
             self.module.check_optimizer()
+            check_trainer(self.trainer_settings, self.options, self.module, self.has_validation)
         if self.options.test == "best":
             self._check_best_checkpoint()
         if self.checkpoint is not None:
@@ -121,17 +134,32 @@ class BuiltRun:
 
     def _check_checkpoint(self, path: Path) -> None:
         content = self.checkpoint_content
-        if KEY not in content or content[KEY]["role"] != self.module.role:
+        if KEY not in content or content[KEY].get("role") != self.module.role:
             raise UserError(
                 f"--ckpt_path: {path} is not a checkpoint of a {type(self.module).__name__}; "
                 "give one with its config"
             )
-        check_weights(self.module.net, network_weights(content), f"--ckpt_path {path}")
-        if self.command == "fit" and not content.get("optimizer_states"):
+        owner = f"--ckpt_path {path}"
+        check_lightning_entries(content, owner, resumes=False)
+        check_weights(self.module.net, network_weights(content), owner)
+        self._check_spec(path)
+        if self.command != "fit":
+            return
+        if not content.get("optimizer_states"):
             raise UserError(
                 f"--ckpt_path: {path} holds no optimizer state to resume; give it as "
                 "--model.init_from"
             )
+        check_lightning_entries(content, owner, resumes=True)
+
+    def _check_spec(self, path: Path) -> None:
+        """Compare the data with the data that the checkpoint was trained on."""
+        described = self.checkpoint_content[KEY].get("spec")
+        if described:
+            # The network of the checkpoint reads the student's inputs, not the teacher's.
+            data = replace(self.datamodule.spec, teacher_inputs=None, teacher_vocabulary=None)
+            owner = f"--ckpt_path: the network of {path}"
+            check_spec(owner, Spec.from_dict(described), data)
 
 
 def build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
@@ -152,19 +180,25 @@ def build_run(command: str, parser: LightningArgumentParser, config: Namespace) 
 def _build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
     torch.set_float32_matmul_precision(config.matmul_precision)
     _set_seed(config)
+    _find_files(config)
     lightning_compat.keep_arguments_of(parser, pl.LightningDataModule, plain_config(config)["data"])
     datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
     if not isinstance(datamodule, DataModule):
         raise UserError(
             f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
-            "from kd_lightning.data.DataModule"
+            "from kd_lightning.data.TensorDataModule (tensors in memory) or "
+            "kd_lightning.data.DataModule"
         )
     checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
     content = read_file(checkpoint, "--ckpt_path") if checkpoint else {}
+    given = config.clone()
     _restore_from_checkpoint(content.get(KEY) or {}, config.model, datamodule)
     fill_from_spec(config.model, datamodule.spec)
+    fill_from_spec(given.model, datamodule.spec)
     lightning_compat.keep_arguments_of(parser, TrainingModule, plain_config(config)["model"])
     _check_factories(config.model)
+    if command == "fit":
+        check_teachers_are_trained(plain_config(config)["model"])
     # The initial weights depend on the seed alone, not on what the data has drawn.
     torch.manual_seed(config.seed_everything)
     module = parser.instantiate_classes(Namespace(model=config.model)).model
@@ -178,6 +212,7 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
         options=rest.run,
         checkpoint=checkpoint,
         checkpoint_content=content,
+        settings=plain_config(given),
     )
 
 
@@ -192,6 +227,16 @@ def _check_factories(model: Namespace) -> None:
         class_path = value.get("class_path") if isinstance(value, Namespace) else value
         if isinstance(class_path, str):
             import_factory(class_path, base, name)
+
+
+def _find_files(config: Namespace) -> None:
+    """Find the relative paths of a resumed or tested run from where it was started."""
+    if not config.ckpt_path:
+        return
+    start = read_json(Path(config.ckpt_path).resolve().parents[1] / "run.json").get("cwd")
+    if isinstance(start, str):
+        find_files(config.model, Path(start))
+        find_files(config.data, Path(start))
 
 
 def _set_seed(config: Namespace) -> None:

@@ -6,15 +6,19 @@ import argparse
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
 
 from kd_lightning.errors import UserError
 from kd_lightning.escaping import plain
+from kd_lightning.losses.base import positive
 from kd_lightning.runs.arguments import CommandParser
 from kd_lightning.runs.configs import resolve_configs
-from kd_lightning.runs.ranges import MAX_VIEWS
+
+if TYPE_CHECKING:
+    from kd_lightning.training.distillation import DistillationModule
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     options = CommandParser(
         "kd cache",
         usage="kd cache -c FILE.yaml ... [--model.teacher.checkpoint=PATH ...] --output DIR "
-        "[options]",
+        "[options]\n       kd cache --verify --output DIR",
         description="Compute a teacher's outputs for every sample and view once; "
         "CachedTeacher(path) replays them. Takes the configs and overrides of kd fit as well.",
     )
@@ -41,7 +45,15 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--top-k",
         type=int,
-        help="keep the K largest logits of each sample, and the sum of the rest",
+        help="keep the K largest logits of each sample, and the sum of the rest per temperature",
+    )
+    options.add_argument(
+        "--temperatures",
+        type=float,
+        nargs="+",
+        metavar="T",
+        help="temperatures at which losses can read a top-k cache; "
+        "default: those of the config's losses",
     )
     options.add_argument("--dtype", choices=("fp32", "fp16"), default="fp32")
     options.add_argument(
@@ -50,6 +62,11 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="ROLE",
         help="layers of the teacher to cache as well",
+    )
+    options.add_argument(
+        "--verify",
+        action="store_true",
+        help="compute nothing; check every file of the cache in DIR against its checksum",
     )
     return options
 
@@ -108,7 +125,13 @@ def main(argv: list[str]) -> None:
         UserError: for a user's mistake.
     """
     options, rest = parser().parse_known_args(argv)
-    _check_counts(options)
+    if options.verify:
+        _verify(options.output, rest)
+        return
+    from kd_lightning.teachers.cache.fill import check_sizes
+
+    # Before the data is read: a wrong size is found at once.
+    check_sizes(options.views, options.top_k)
     arguments = resolve_configs(rest)
     from kd_lightning.runs.build import build_run
     from kd_lightning.runs.memory import keep_memory
@@ -139,16 +162,44 @@ def main(argv: list[str]) -> None:
         features=tuple(options.features),
         device=_device(config.trainer.accelerator),
         progress=progress,
+        temperatures=_temperatures(options, module),
     )
     _report(folder, options.views if run.datamodule.augmented else None)
+    for note in module.teacher.notes:
+        Console().print(plain(f"note: {note}"), soft_wrap=True)
 
 
-def _check_counts(options: argparse.Namespace) -> None:
-    """Check the numbers before anything is planned for each of them."""
-    if not 1 <= options.views <= MAX_VIEWS:
-        raise UserError(f"kd cache: --views must be 1 to {MAX_VIEWS:,}, got {options.views}")
-    if options.top_k is not None and options.top_k < 1:
-        raise UserError(f"kd cache: --top-k must be at least 1, got {options.top_k}")
+def _verify(folder: Path, rest: list[str]) -> None:
+    """Check every file of a cache, and print how much it holds.
+
+    Raises:
+        UserError: if a file is damaged, or there are more arguments than the folder.
+    """
+    from kd_lightning.teachers.cache.teacher import verify_cache
+
+    if rest:
+        raise UserError(f"kd cache --verify takes nothing but --output, got {rest[0]}")
+    size = verify_cache(folder)
+    text = f"{folder}: all files are intact, {size / 1e6:,.1f} MB"
+    Console().print(plain(text), soft_wrap=True)
+
+
+def _temperatures(options: argparse.Namespace, module: DistillationModule) -> list[float]:
+    """The temperatures that a top-k cache stores: as given, or those of the module's losses.
+
+    Raises:
+        UserError: if temperatures are given for a cache of all logits, or are not positive.
+    """
+    if options.temperatures is None:
+        temperatures: list[float] = []
+        for _, loss in module.objective.named_losses():
+            temperatures += loss.teacher_temperatures
+        return temperatures
+    if options.top_k is None:
+        raise UserError(
+            "--temperatures is only for --top-k; a cache of all logits serves every temperature"
+        )
+    return [positive("kd cache", "--temperatures", value) for value in options.temperatures]
 
 
 def _device(accelerator: str) -> torch.device:

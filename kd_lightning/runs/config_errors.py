@@ -21,6 +21,11 @@ _CALLABLE = re.compile(r"^Type .* expects a function or a callable class: (.*)$"
 _GOT_CLASS = re.compile(r"\. Got value: Namespace\(class_path='([\w.]+)'.*$")
 _NO_IMPORT = "Expected a dot import path"
 _MAX_LENGTH = 500
+_OTHER_CLASSES = re.compile(
+    r"The parameter 'num_classes' expected value (\d+) but got (\d+) instead"
+)
+"""torchvision's words for a number of classes that its weights do not have."""
+
 _NOISE = re.compile(
     r"^(Subtypes:|Given value|Does not validate|Errors:|Expected a path but"
     r"|Traceback|File )"
@@ -136,4 +141,11 @@ def config_errors() -> Iterator[None]:
     except UserError:
         raise
     except (ArgumentError, ValueError, TypeError, MisconfigurationException, OSError) as error:
+        other_classes = _OTHER_CLASSES.search(str(error))
+        if other_classes is not None:
+            raise UserError(
+                f"the pretrained weights are for {other_classes[1]} classes, the data has "
+                f"{other_classes[2]}; remove the argument weights and fine-tune them with "
+                "--model.init_from=NAME of the weights, such as ResNet18_Weights.DEFAULT"
+            ) from error
         raise UserError(one_line(str(error))) from error

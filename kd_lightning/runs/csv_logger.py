@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
+
+from kd_lightning.files import write_whole_text
+from kd_lightning.training.first_report import PREFIX as REPORT_PREFIX
 
 Row = dict[str, float | int | str | None]
 
@@ -43,6 +47,19 @@ class EpochCSVLogger(Logger):
                 if epoch < first_epoch:
                     self.rows[epoch] = {name: cell for name, cell in cells.items() if cell}
 
+    def complete(self, row: Row) -> None:
+        """Add the cells that the file lacks of the epoch that a checkpoint ended.
+
+        The file is written after the checkpoint, so a kill between both leaves it behind.
+
+        Args:
+            row: of that epoch, from the checkpoint.
+        """
+        epoch = int(row["epoch"] or 0)
+        own = self.rows.setdefault(epoch, {})
+        for name, value in row.items():
+            own.setdefault(name, value)
+
     @property
     def name(self) -> str:
         """Empty: the file lies in the run's folder itself."""
@@ -73,6 +90,9 @@ class EpochCSVLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Add metrics to the row of their epoch."""
+        if all(name.startswith(REPORT_PREFIX) for name in metrics):
+            # The first-batch report belongs to no epoch; run.json holds it.
+            return
         epoch = int(metrics.get("epoch", 0))
         is_test = all(name.startswith("test_") or name == "epoch" for name in metrics)
         if self.rows and is_test:
@@ -93,12 +113,11 @@ class EpochCSVLogger(Logger):
         names: dict[str, None] = {}
         for row in self.rows.values():
             names.update(dict.fromkeys(row))
-        temporary = self.path.with_name(".metrics.csv")
-        with temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(names))
-            writer.writeheader()
-            writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
-        temporary.replace(self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, fieldnames=list(names))
+        writer.writeheader()
+        writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
+        write_whole_text(self.path, text.getvalue())
         self._written_at = time.monotonic()
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -22,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from kd_lightning import __version__
 from kd_lightning.errors import UserError
 from kd_lightning.escaping import masked_command
+from kd_lightning.files import write_whole_text
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.yaml_files import read_yaml_file
 
@@ -138,11 +140,8 @@ def _cpu_name() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write a file atomically: readers see the whole new file or the old one."""
-    # Named by the process, because several can write the same file.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=True) + "\n")
-    temporary.replace(path)
+    """Write a JSON file atomically: readers see the whole new file or the old one."""
+    write_whole_text(path, json.dumps(content, indent=2, allow_nan=True) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -270,11 +269,16 @@ class RunFolder:
         return self.record.get("teacher") or []
 
 
+_KEPT = ("accepted", "stored")
+"""Entries of run.json that a resumed run keeps."""
+
+
 class RunRecord:
     """Keeps run.json: what ran, on what, for how long, and how it ended.
 
     Args:
-        folder: the run's folder; a resumed run keeps its metrics, start and time.
+        folder: the run's folder; a resumed run keeps its metrics, start and time, and lists the
+            commands, commits and versions before this one as `earlier`.
         content: entries that the command adds.
     """
 
@@ -287,18 +291,43 @@ class RunRecord:
         self.content = {
             "status": "running",
             "metrics": earlier.get("metrics", {}),
+            "report": earlier.get("report"),
             "started": earlier.get("started", now),
             "command": masked_command(["kd", *sys.argv[1:]]),
+            "cwd": str(Path.cwd()),
             **content,
             "versions": versions(),
             "commit": commit(),
             "hardware": hardware(),
         }
+        for name in _KEPT:
+            if name in earlier:
+                self.content[name] = earlier[name]
+        if "command" in earlier:
+            part = {name: earlier.get(name) for name in ("command", "commit", "versions")}
+            self.content["earlier"] = [*earlier.get("earlier", []), part]
         self.write()
 
     def write(self, **changes: Any) -> None:
-        """Update entries and the elapsed time, and write run.json."""
+        """Update entries and the elapsed time, and write run.json.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
         self.content |= changes
         elapsed_s = time.monotonic() - self._started
         self.content["wall_time_s"] = round(self._earlier_s + elapsed_s, 3)
         write_json(self.path, self.content)
+
+    def write_anyway(self, **changes: Any) -> None:
+        """Like `write`, also on a full disk: the file's own blocks are then written over.
+
+        Nothing is raised, because this is called while another error is on its way.
+        """
+        try:
+            self.write(**changes)
+        except OSError:
+            text = json.dumps(self.content, indent=None, allow_nan=True) + "\n"
+            with contextlib.suppress(OSError), self.path.open("r+", encoding="utf-8") as file:
+                file.write(text)
+                file.truncate()

@@ -10,24 +10,35 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-import yaml
 from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import WandbLogger
 from safetensors.torch import save_file
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.build import BuiltRun, build_run
 from kd_lightning.runs.config_errors import config_errors, one_line
 from kd_lightning.runs.configs import resolve_configs, with_own_config
-from kd_lightning.runs.folder import RunRecord, is_main, make_folder
+from kd_lightning.runs.csv_logger import EpochCSVLogger
+from kd_lightning.runs.folder import RunFolder, is_main, make_folder
+from kd_lightning.runs.lock import locked
 from kd_lightning.runs.memory import keep_memory
-from kd_lightning.runs.parsing import parse_resolved, plain_config, run_parser
+from kd_lightning.runs.parsing import parse_resolved, run_parser
 from kd_lightning.runs.predictions import SavePredictions, gather_processes, join_batches
+from kd_lightning.runs.problems import explain
 from kd_lightning.runs.quiet import quiet
+from kd_lightning.runs.resume import (
+    Resumed,
+    check_processes,
+    check_resume,
+    folder_of_checkpoint,
+    nothing_to_do,
+)
+from kd_lightning.runs.session import EPOCH_ROW, Session, SessionCallback, add_callback
 from kd_lightning.runs.trainer import build_trainer
-from kd_lightning.runs.wandb import log_test, wandb_logger
+from kd_lightning.runs.wandb import check_wandb, log_test
 from kd_lightning.training import lightning_compat
+from kd_lightning.training.first_report import FirstBatchReport
 from kd_lightning.training.module import TrainingModule
+from kd_lightning.weights import load_weights, network_weights
 
 
 @dataclass
@@ -84,55 +95,112 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 def _execute_in_folder(run: BuiltRun) -> RunResult:
-    """Execute a run, and record in its folder how it ended."""
-    main = is_main()
-    # Only the main process writes to the folder; Lightning tells the others where checkpoints are.
-    folder = _make_folder(run) if main else Path(run.options.root)
+    """Execute a run in its folder, which no other process may use meanwhile."""
+    check_wandb(run.options)
+    resumed = check_resume(run)
+    if resumed is not None:
+        reason = nothing_to_do(resumed, run)
+        if reason is not None:
+            return _unchanged(run, resumed, reason)
+    if not is_main():
+        # Only the main process writes to the folder; Lightning tells the others where checkpoints
+        # are.
+        return _execute_and_record(run, Path(run.options.root), resumed, None)
+    folder = _make_folder(run)
     try:
-        with config_errors():
-            trainer = build_trainer(run, folder)
+        with locked(folder):
+            return _execute_and_record(run, folder, resumed, Session(run, folder, resumed))
     except UserError:
-        if main and not any(folder.iterdir()):
+        if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
-    record = None
-    logger = None
-    if main:
-        config = _save_config(run, folder)
-        record = RunRecord(folder, _description(run, folder))
-        logger = wandb_logger(run.options, folder, config, record.content)
-    if logger is not None:
-        trainer.loggers = [*trainer.loggers, logger]
+
+
+def _unchanged(run: BuiltRun, resumed: Resumed, reason: str) -> RunResult:
+    """The result of a finished run that has nothing left to do."""
+    if is_main():
+        print(printable(reason))
+    weights = network_weights(run.checkpoint_content)
+    load_weights(run.module.net, weights, f"--ckpt_path {run.checkpoint}")
+    return RunResult(resumed.folder, RunFolder(resumed.folder).metrics, run.module)
+
+
+def _execute_and_record(
+    run: BuiltRun, folder: Path, resumed: Resumed | None, session: Session | None
+) -> RunResult:
+    """Execute a run, and record in its folder how it ended.
+
+    Args:
+        run: what to execute.
+        folder: of the run.
+        resumed: the run as it was, if it is resumed.
+        session: writes the files of the run; `None` except in the main process.
+    """
+    if session is not None and run.command == "fit":
+        add_callback(run.trainer_settings, SessionCallback(session))
+    run.module.check_steps = run.options.check_steps
+    with config_errors():
+        trainer = build_trainer(run, folder)
+    if session is not None:
+        run.module.capture_folder = folder
+        _store_report(trainer, session)
+    if resumed is not None:
+        check_processes(resumed, run, trainer.world_size)
+        _complete_last_row(run, trainer)
     status = "failed"
     error = None
     metrics: dict[str, float] = {}
     try:
-        metrics = _execute(run, trainer, folder, logger)
+        if session is not None and resumed is None:
+            session.start(trainer)
+        metrics = _execute(run, trainer, folder, session)
+        if session is not None:
+            session.finish("finished", None, metrics)
         status = "finished"
     except (KeyboardInterrupt, SystemExit) as stop:
         status = "interrupted"
         raise Interrupted(_how_to_resume(folder)) from stop
     except Exception as problem:
-        error = one_line(str(problem))
-        _explain(problem, error)
+        explained = explain(problem, folder, session is not None)
+        error = one_line(str(explained or problem))
+        if explained is not None:
+            raise explained from problem
         raise
     finally:
-        if record is not None:
-            # A finished run that is resumed measures nothing new.
-            metrics = {**record.content["metrics"], **metrics}
-            teacher = run.module.provenance()
-            record.write(status=status, error=error, metrics=metrics, teacher=teacher)
-        if logger is not None:
-            logger.experiment.finish(exit_code=int(status != "finished"))
+        if session is not None:
+            if status != "finished":
+                session.finish(status, error, metrics)
+            session.close(status)
     return RunResult(_folder_of_main(trainer, folder), metrics, run.module)
+
+
+def _complete_last_row(run: BuiltRun, trainer: Trainer) -> None:
+    """Add to metrics.csv what a kill after the last checkpoint kept from it."""
+    row = run.checkpoint_content.get(EPOCH_ROW)
+    if not isinstance(row, dict) or "epoch" not in row:
+        return
+    for logger in trainer.loggers:
+        if isinstance(logger, EpochCSVLogger):
+            logger.complete(row)
+
+
+def _store_report(trainer: Trainer, session: Session) -> None:
+    """Let the first-batch report be written to run.json as soon as it is made."""
+
+    def store(content: dict[str, object]) -> None:
+        if session.record is not None:
+            session.record.write(report=content)
+
+    for callback in lightning_compat.callbacks(trainer):
+        if isinstance(callback, FirstBatchReport):
+            callback.store = store
 
 
 def _make_folder(run: BuiltRun) -> Path:
     """Create the run's folder, or return that of the run that is resumed."""
-    if run.checkpoint is not None and run.command == "fit":
-        own_folder = run.checkpoint.resolve().parent.parent
-        if (own_folder / "config.yaml").is_file():
-            return make_folder(own_folder, True)
+    own_folder = folder_of_checkpoint(run)
+    if own_folder is not None:
+        return make_folder(own_folder, True)
     if run.options.dir:
         folder = Path(run.options.dir)
         if not folder.exists():
@@ -163,17 +231,8 @@ def _how_to_resume(folder: Path) -> str:
     return "interrupted before the first checkpoint; start the run again"
 
 
-def _explain(problem: Exception, message: str) -> None:
-    """Raise a UserError instead of an error whose message does not tell what to do."""
-    if "not used in producing the loss" in message:
-        raise UserError(
-            "some weights get no gradient from these losses; several devices then need "
-            "--trainer.strategy=ddp_find_unused_parameters_true"
-        ) from problem
-
-
 def _execute(
-    run: BuiltRun, trainer: Trainer, folder: Path, logger: WandbLogger | None
+    run: BuiltRun, trainer: Trainer, folder: Path, session: Session | None
 ) -> dict[str, float]:
     """Train or evaluate; returns the metrics.
 
@@ -181,7 +240,7 @@ def _execute(
         run: what to execute.
         trainer: of the run.
         folder: of the run, in the main process.
-        logger: of W&B, if the run is logged there.
+        session: writes the files of the run, in the main process.
     """
     module = run.module
     datamodule = run.datamodule
@@ -191,6 +250,9 @@ def _execute(
         return {}
     if run.command == "fit":
         trainer.fit(module, datamodule=datamodule, ckpt_path=checkpoint)
+        if session is not None:
+            # A resumed run may have nothing left but its test.
+            session.start(trainer)
     elif run.command == "validate":
         trainer.validate(module, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
     else:
@@ -203,8 +265,8 @@ def _execute(
         trainer.test(module, datamodule=datamodule, verbose=False)
         metrics.update(_measured(trainer))
     stored = _stored_outputs(trainer)
-    if logger is not None and stored is not None:
-        log_test(logger, stored, datamodule)
+    if session is not None and session.logger is not None and stored is not None:
+        log_test(session.logger, stored, datamodule)
     return metrics
 
 
@@ -228,32 +290,3 @@ def _predict(run: BuiltRun, trainer: Trainer, folder: Path, checkpoint: str | No
         predictions = join_batches(batches)
         save_file(predictions, folder / "predictions.safetensors")
         run.datamodule.write_predictions(predictions, folder)
-
-
-def _save_config(run: BuiltRun, folder: Path) -> dict[str, Any]:
-    """Write the config, unless a resumed run has one already; returns its content."""
-    # With nulls: an argument whose default is not null may have been set to null.
-    content = plain_config(run.config)
-    # A second run of this config needs a folder of its own.
-    content["run"]["dir"] = None
-    if content.get("ckpt_path") is None:
-        # A null here would override a --ckpt_path that stands before this file on a command line.
-        content.pop("ckpt_path", None)
-    path = folder / "config.yaml"
-    if not path.is_file():
-        path.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
-    return content
-
-
-def _description(run: BuiltRun, folder: Path) -> dict[str, Any]:
-    """The entries of run.json that say what runs."""
-    resumed = run.checkpoint is not None and run.command == "fit"
-    return {
-        "name": folder.name,
-        "job_type": run.job_type,
-        "seed": run.seed,
-        "data": run.datamodule.spec.to_dict(),
-        "task": run.datamodule.task.describe(),
-        "teacher": run.module.provenance(),
-        "resumed_from": str(run.checkpoint) if resumed else None,
-    }

@@ -21,6 +21,11 @@ class RunOptions:
         project: W&B project.
         entity: W&B user or team.
         test: after training, evaluate the "last" or the "best" checkpoint on the test set, once.
+        report: before training, measure the teacher on the validation split and the losses on the
+            first batch, print both, and warn of what looks wrong.
+        strict: end the run before it trains if that report has warnings.
+        check_steps: stop at the very step whose loss is not finite. A CPU always does; an
+            accelerator checks every `log_every_n_steps` steps, so as not to wait in each.
         keep_memory: keep freed memory in the process, which can speed up steps with large tensors
             on a CPU (glibc only).
     """
@@ -35,4 +40,7 @@ class RunOptions:
     project: str = "kd_lightning"
     entity: str | None = None
     test: Literal["no", "last", "best"] = "no"
+    report: bool = True
+    strict: bool = False
+    check_steps: bool = False
     keep_memory: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import lightning.pytorch as pl
@@ -22,10 +23,18 @@ LINE_EVERY_S = 20
 """Time between two lines in a log file, in seconds."""
 
 
-class RunProgress(ProgressBar):
-    """Shows the finished epochs, the latest metrics and the time left.
+def clock(seconds: float) -> str:
+    """A duration as `h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
 
-    It only reads a clock in each step and redraws a few times per second.
+
+class RunProgress(ProgressBar):
+    """Shows the finished epochs, the metrics of the last one and the time left.
+
+    It only reads a clock in each step and redraws a few times per second. In a log file a line
+    appears every `LINE_EVERY_S` seconds, within long epochs, too.
 
     Args:
         label: stands before the bar.
@@ -47,7 +56,8 @@ class RunProgress(ProgressBar):
         self._drawn_at = 0.0
         self._enabled = True
         self._started_at = 0.0
-        self._first_epoch = 0
+        self._first_epoch = 0.0
+        self._finished_epochs: int | None = None
         self._next_line_at = time.monotonic() + LINE_EVERY_S
 
     def disable(self) -> None:
@@ -69,7 +79,7 @@ class RunProgress(ProgressBar):
         if not self._enabled:
             return
         self._started_at = time.monotonic()
-        self._first_epoch = trainer.current_epoch
+        self._first_epoch = float(trainer.current_epoch)
         if not self.console.is_terminal:
             return
         self._bar = Progress(
@@ -83,7 +93,7 @@ class RunProgress(ProgressBar):
             auto_refresh=False,
         )
         self._task = self._bar.add_task(
-            self.label, total=trainer.max_epochs, completed=trainer.current_epoch, metrics=""
+            self.label, total=_last_epoch(trainer), completed=trainer.current_epoch, metrics=""
         )
         self._bar.start()
 
@@ -95,32 +105,50 @@ class RunProgress(ProgressBar):
         batch: object,
         batch_idx: int,
     ) -> None:
-        if self._bar is None:
-            return
         now = time.monotonic()
+        batches = max(1, trainer.num_training_batches)
+        epochs_done = trainer.current_epoch + (batch_idx + 1) / batches
+        if self._bar is None:
+            # The line at the end of the epoch says the same and more.
+            if self._enabled and now >= self._next_line_at and batch_idx + 1 < batches:
+                self._print_line(trainer, epochs_done, f"  batch {batch_idx + 1}/{batches}")
+            return
         if now - self._drawn_at < self.every_s:
             return
         self._drawn_at = now
-        batches = max(1, trainer.num_training_batches)
-        epochs_done = trainer.current_epoch + (batch_idx + 1) / batches
         self._bar.update(self._task, completed=round(epochs_done, 2), refresh=True)
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show_finished(trainer)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epochs_done = trainer.current_epoch + 1
+        # The module logs its losses after this hook, so the epoch is shown in the next one.
+        self._finished_epochs = trainer.current_epoch + 1
+
+    def _show_finished(self, trainer: pl.Trainer) -> None:
+        """Show the epoch that has just ended, if there is one, with the metrics of that epoch."""
+        epochs_done = self._finished_epochs
+        self._finished_epochs = None
+        if epochs_done is None:
+            return
         if self._bar is not None:
             self._bar.update(self._task, completed=epochs_done, metrics=self._metrics(trainer))
         elif self._enabled and time.monotonic() >= self._next_line_at:
-            self._print_line(trainer, epochs_done)
+            self._print_line(trainer, epochs_done, f"  {self._metrics(trainer)}")
 
-    def _print_line(self, trainer: pl.Trainer, epochs_done: int) -> None:
+    def _print_line(self, trainer: pl.Trainer, epochs_done: float, state: str) -> None:
+        """Print the epoch, the state of the run and the time left, if the end is known."""
         now = time.monotonic()
         self._next_line_at = now + LINE_EVERY_S
-        epoch_s = (now - self._started_at) / max(1, epochs_done - self._first_epoch)
-        left_s = epoch_s * ((trainer.max_epochs or epochs_done) - epochs_done)
-        self.console.print(
-            f"{self.label}: epoch {epochs_done}/{trainer.max_epochs}  "
-            f"{self._metrics(trainer)}  {left_s:.0f} s left"
-        )
+        last = _last_epoch(trainer)
+        epoch = str(math.ceil(epochs_done))
+        left = ""
+        if last is not None:
+            epoch = f"{epoch}/{last}"
+            done = max(1e-9, epochs_done - self._first_epoch)
+            left_s = (now - self._started_at) / done * max(0.0, last - epochs_done)
+            left = f"  {clock(left_s)} left"
+        self.console.print(f"{self.label}: epoch {epoch}{state}{left}", soft_wrap=True)
 
     def _stop(self) -> None:
         if self._bar is not None:
@@ -129,9 +157,16 @@ class RunProgress(ProgressBar):
             self._bar = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._show_finished(trainer)
         self._stop()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._stop()
+
+
+def _last_epoch(trainer: pl.Trainer) -> int | None:
+    """The number of epochs of the whole training; `None` if it has no end in epochs."""
+    epochs = trainer.max_epochs
+    return epochs if epochs is not None and epochs > 0 else None

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.io import CheckpointIO
 
+from kd_lightning.errors import UserError
+from kd_lightning.runs.averaging import SaveAveraged
 from kd_lightning.runs.build import BuiltRun
 from kd_lightning.runs.checkpoints import RunCheckpoint, StopAtStep
 from kd_lightning.runs.csv_logger import EpochCSVLogger
 from kd_lightning.runs.predictions import SavePredictions
 from kd_lightning.runs.profiler import NoProfiler
 from kd_lightning.runs.progress import RunProgress
+from kd_lightning.runs.trainer_checks import callbacks_of
+from kd_lightning.training import lightning_compat
+from kd_lightning.training.checkpoint_io import WholeCheckpointIO
+from kd_lightning.training.first_report import FirstBatchReport
 
 
 def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
@@ -27,8 +36,62 @@ def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
     settings["callbacks"] = [*_as_list(settings.get("callbacks")), *_callbacks(run, folder)]
     settings["logger"] = _loggers(run, folder)
     settings["default_root_dir"] = str(folder)
+    settings["plugins"] = _plugins(run)
     settings["profiler"] = settings.get("profiler") or NoProfiler()
-    return Trainer(**settings)
+    trainer = Trainer(**settings)
+    if run.command == "fit" and run.checkpoint is not None:
+        _check_progress(trainer, run.checkpoint_content, run.checkpoint)
+    return trainer
+
+
+def _check_progress(trainer: Trainer, content: Mapping[str, Any], path: Path) -> None:
+    """Check the progress in a checkpoint before Lightning restores it.
+
+    Args:
+        trainer: that will resume.
+        content: of the checkpoint.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        UserError: one line that names the first entry that is missing or of another form.
+    """
+    own = trainer.fit_loop.state_dict()
+    problem = _difference(content["loops"].get("fit_loop"), own, "loops.fit_loop")
+    states = content.get("callbacks") or {}
+    for callback in lightning_compat.callbacks(trainer):
+        if problem is None and isinstance(callback, RunCheckpoint) and callback.state_key in states:
+            stored = states[callback.state_key]
+            problem = _missing(stored, callback.state_dict(), f"callbacks.{callback.state_key}")
+    if problem is not None:
+        raise UserError(
+            f"--ckpt_path: {path} is damaged ({problem}); give another checkpoint of the run, or "
+            "start a new run from its weights with --model.init_from"
+        )
+
+
+def _difference(stored: object, own: object, name: str) -> str | None:
+    """The first part of a stored state that is missing or has another type than our own."""
+    if not isinstance(own, Mapping):
+        is_same_kind = isinstance(stored, type(own))
+        return None if is_same_kind else f"{name} is a {type(stored).__name__}"
+    problem = _missing(stored, own, name)
+    if problem is not None:
+        return problem
+    assert isinstance(stored, Mapping)
+    for key, value in own.items():
+        problem = _difference(stored[key], value, f"{name}.{key}")
+        if problem is not None:
+            return problem
+    return None
+
+
+def _missing(stored: object, own: Mapping[str, Any], name: str) -> str | None:
+    if not isinstance(stored, Mapping):
+        return f"{name} is a {type(stored).__name__}"
+    for key in own:
+        if key not in stored:
+            return f"{name}.{key} is missing"
+    return None
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -38,9 +101,22 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def _plugins(run: BuiltRun) -> list[Any]:
+    """The user's plugins, and ours that writes checkpoints, unless the user has one for that."""
+    plugins = _as_list(run.trainer_settings.get("plugins"))
+    if any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+        return plugins
+    return [*plugins, WholeCheckpointIO()]
+
+
 def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
     callbacks: list[Callback] = [SavePredictions(folder, run.datamodule.task)]
-    if run.trainer_settings.get("enable_progress_bar") is not False:
+    shows_progress = run.trainer_settings.get("enable_progress_bar") is not False
+    reports = run.options.report or run.options.strict
+    if run.command == "fit" and run.checkpoint is None and reports:
+        # Before the progress bar, which must not be interrupted by a table.
+        callbacks.append(FirstBatchReport(run.options.strict, show=shows_progress))
+    if shows_progress:
         callbacks.append(RunProgress(folder.name, f"val_{run.datamodule.task.monitor}"))
     if run.command == "fit" and run.trainer_settings.get("enable_checkpointing") is not False:
         callbacks.extend(_checkpoints(run, folder / "checkpoints"))
@@ -64,7 +140,12 @@ def _checkpoints(run: BuiltRun, folder: Path) -> list[Callback]:
     last = RunCheckpoint(
         folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
     )
-    return [*callbacks, StopAtStep(folder / "last.ckpt"), last]
+    callbacks.extend([StopAtStep(folder / "last.ckpt"), last])
+    if any(
+        isinstance(own, StochasticWeightAveraging) for own in callbacks_of(run.trainer_settings)
+    ):
+        callbacks.append(SaveAveraged(folder / "last.ckpt"))
+    return callbacks
 
 
 def _loggers(run: BuiltRun, folder: Path) -> list[Logger]:
@@ -72,6 +153,8 @@ def _loggers(run: BuiltRun, folder: Path) -> list[Logger]:
     if run.command == "fit" and run.checkpoint_content:
         first_epoch = int(run.checkpoint_content["epoch"]) + 1
     extra = run.trainer_settings.get("logger")
+    if extra is False:
+        return []
     # True asks for Lightning's default logger, which ours replaces.
     own = [] if isinstance(extra, bool) else _as_list(extra)
     return [EpochCSVLogger(folder, first_epoch), *own]

@@ -1,7 +1,7 @@
 """Logs to Weights & Biases.
 
 Enabled by default: online if an API key is found, otherwise offline. Skipped if wandb is not
-installed.
+installed, and if it is off or disabled. A resumed run continues its run in W&B.
 """
 
 from __future__ import annotations
@@ -9,35 +9,55 @@ from __future__ import annotations
 import contextlib
 import netrc
 import os
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from kd_lightning.data.datamodule import DataModule
-from kd_lightning.errors import printable
+from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.options import RunOptions
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
     from torch import Tensor
 
+MODES = ("online", "offline", "disabled")
+"""What WANDB_MODE may be; `disabled` is our `off`."""
+
+_OLD_MODES = {"run": "online", "dryrun": "offline"}
+"""Names that W&B still accepts."""
+
 MISTAKES = 25
 """How many of the most confident mistakes of a test are shown."""
 
 
 def choose_mode(mode: str) -> str:
-    """The mode of W&B, such as "online" or "offline".
+    """The mode of W&B: "online", "offline" or "disabled".
 
     Args:
         mode: `--run.wandb`; for "auto", the variable WANDB_MODE decides, then whether there is an
             API key.
+
+    Raises:
+        UserError: if WANDB_MODE is none of these, or if an online run has no API key.
     """
-    if mode != "auto":
-        return mode
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
-    return "online" if has_key() else "offline"
+    chosen = "disabled" if mode == "off" else mode
+    if mode == "auto":
+        named = os.environ.get("WANDB_MODE")
+        if not named:
+            return "online" if has_key() else "offline"
+        chosen = _OLD_MODES.get(named, named)
+        if chosen not in MODES:
+            raise UserError(f"WANDB_MODE is {named!r}; valid modes: {', '.join(MODES)}")
+    if chosen == "online" and not has_key():
+        # wandb itself would ask for a key and wait.
+        raise UserError(
+            "W&B: an online run needs an API key; run wandb login, set WANDB_API_KEY, or use "
+            "--run.wandb=offline"
+        )
+    return chosen
 
 
 def has_key() -> bool:
@@ -45,7 +65,8 @@ def has_key() -> bool:
 
     Asking wandb itself could prompt the user or use the network.
     """
-    return bool(os.environ.get("WANDB_API_KEY")) or _key_in_netrc()
+    named = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+    return any(os.environ.get(name) for name in named) or _key_in_netrc()
 
 
 def _key_in_netrc() -> bool:
@@ -73,29 +94,53 @@ def _hosts() -> set[str]:
     return hosts
 
 
+def is_installed() -> bool:
+    """Whether wandb can be imported."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def check_wandb(options: RunOptions) -> None:
+    """Find mistakes in the mode before a run's folder is made.
+
+    Raises:
+        UserError: see `choose_mode`.
+    """
+    if options.wandb != "off" and is_installed():
+        choose_mode(options.wandb)
+
+
 def wandb_logger(
     options: RunOptions, folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]
 ) -> WandbLogger | None:
-    """Start a run in W&B.
+    """Start a run in W&B, or continue the one of a resumed run.
 
     Args:
         options: of the run.
         folder: of the run.
         config: of the run, in plain values.
-        record: the content of run.json.
+        record: the content of run.json; its entry `wandb` names the run that continues.
 
     Returns:
         The logger; None if W&B is off or not installed.
+
+    Raises:
+        UserError: if W&B cannot be reached or refuses the run.
     """
     if options.wandb == "off":
         return None
-    try:
-        import wandb
-        from lightning.pytorch.loggers import WandbLogger
-    except ImportError:
+    if not is_installed():
         print("W&B is not installed: metrics go to metrics.csv only")
         return None
     mode = choose_mode(options.wandb)
+    if mode == "disabled":
+        return None
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
     later = f"; send it later with: wandb sync {folder}/wandb/offline-run-*"
     # Who never asked for W&B need not hear of it.
     is_asked_for = options.wandb != "auto" or bool(os.environ.get("WANDB_MODE"))
@@ -107,19 +152,45 @@ def wandb_logger(
     logged = {**config, "spec": record["data"], "folder": str(folder.resolve())}
     for key in ("teacher", "commit", "versions", "hardware"):
         logged[key] = record[key]
-    run = wandb.init(
-        name=name or folder.name,
-        dir=str(folder.resolve()),
-        project=options.project,
-        entity=options.entity,
-        group=options.group,
-        job_type=record["job_type"],
-        tags=options.tags,
-        mode=mode,  # type: ignore[arg-type,unused-ignore]
-        config=logged,
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    try:
+        run = wandb.init(
+            id=record["wandb"]["id"],
+            resume="allow",
+            name=name or folder.name,
+            dir=str(folder.resolve()),
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            job_type=record["job_type"],
+            tags=options.tags,
+            mode=mode,  # type: ignore[arg-type,unused-ignore]
+            config=logged,
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+    # wandb raises errors of its own and of the libraries below it.
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"W&B could not start the run ({lines[0]}); check the network and the key, or use "
+            "--run.wandb=offline"
+        ) from error
     return WandbLogger(experiment=run)
+
+
+def run_identity(earlier: Mapping[str, Any], options: RunOptions) -> dict[str, str | None]:
+    """The identity of a run in W&B, for run.json: that of the resumed run, or a new one.
+
+    Args:
+        earlier: the content of run.json before; empty for a new run.
+        options: of the run.
+    """
+    stored = earlier.get("wandb") or {}
+    place = {"project": options.project, "entity": options.entity}
+    # An id belongs to a project; in another one the run starts anew.
+    if stored.get("id") and {name: stored.get(name) for name in place} == place:
+        return {"id": str(stored["id"]), **place}
+    # Not from a random generator that training also uses.
+    return {"id": uuid.uuid4().hex[:8], **place}
 
 
 def log_test(logger: WandbLogger, stored: dict[str, Tensor], datamodule: DataModule) -> None:

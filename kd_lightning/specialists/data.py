@@ -247,6 +247,8 @@ class SpecialistDataModule(DataModule):
         # processes and the device.
         self.data.trainer = self.trainer
         loader = self.data.loader(stage)
+        if loader.weights is not None:
+            raise UserError("data.balanced: a specialist has a draw of its own; set it to false")
         loader.source = self._wrapped(stage, loader.source)
         loader.join = self.joins.get(stage)
         return loader

@@ -133,6 +133,14 @@ class SpecialistTeacher(Teacher):
             sources = sources + member.sources()
         return sources
 
+    @property
+    def notes(self) -> list[str]:
+        """What the generalist and the specialists have to say, each line once."""
+        notes = self._generalist.notes
+        for member in self._specialists:
+            notes = notes + member.notes
+        return list(dict.fromkeys(notes))
+
 
 def _prepare_specialist(member: ModelTeacher, spec: Spec, task: Task) -> SpecialistInfo:
     """Load a specialist and check its classes.
@@ -256,6 +264,11 @@ class SubsetTeacher(Teacher):
             )
         assert isinstance(datamodule, SpecialistDataModule)
         self.teacher.prepare(datamodule.data)
+        if not self.teacher.exact_logits:
+            raise UserError(
+                "SubsetTeacher needs every logit of its teacher; a top-k cache stores only some of "
+                "them: cache the teacher without --top-k"
+            )
         class_ids = specialist["class_ids"]
         known = membership([class_ids], datamodule.data.spec.num_classes)[0]
         self._inside = torch.tensor(class_ids)
@@ -263,11 +276,6 @@ class SubsetTeacher(Teacher):
         # Oversampling makes the dustbin rarer in training, by this factor.
         self._correction = -math.log(specialist["oversampling"])
         super().prepare(datamodule)
-
-    @property
-    def exact_logits(self) -> bool:
-        """Whether the logits of the teacher of all classes are exact."""
-        return self.teacher.exact_logits
 
     @property
     def joins(self) -> bool:
@@ -304,3 +312,8 @@ class SubsetTeacher(Teacher):
     def sources(self) -> list[dict[str, object]]:
         """The sources of the teacher of all classes."""
         return self.teacher.sources()
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes of the teacher of all classes."""
+        return self.teacher.notes

@@ -17,15 +17,34 @@ from kd_lightning.types import UNLABELLED, Batch, Output
 
 
 class Classification(Task):
-    """Predict one of K classes for each sample."""
+    """Predict one of K classes for each sample.
+
+    Args:
+        per_class: also report balanced accuracy, the mean F1, and recall and F1 of each class.
+        top_k: also report the share of samples whose label is among the k largest logits.
+    """
 
     name: ClassVar[str] = "classification"
     monitor: ClassVar[str] = "accuracy"
     mode: ClassVar[Literal["max", "min"]] = "max"
     count: ClassVar[str] = "errors"
 
+    def __init__(self, per_class: bool = False, top_k: int | None = None) -> None:
+        if top_k is not None and top_k < 2:
+            raise UserError(f"Classification: top_k must be at least 2, got {top_k}")
+        self.per_class = per_class
+        self.top_k = top_k
+
     def metrics(self, spec: Spec) -> ClassificationMetrics:
-        return ClassificationMetrics(spec.num_classes)
+        if self.top_k is not None and self.top_k >= spec.num_classes:
+            raise UserError(
+                f"Classification: top_k={self.top_k} needs more classes than the "
+                f"{spec.num_classes} of {spec.data}"
+            )
+        classes = None
+        if self.per_class:
+            classes = spec.classes or [str(number) for number in range(spec.num_classes)]
+        return ClassificationMetrics(spec.num_classes, classes, self.top_k)
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
         # One position per sample: the output is checked once, before training.

@@ -59,6 +59,13 @@ class Teacher(nn.Module, ABC):
         """Whether every class's logit is the network's own, not an approximation."""
         return True
 
+    def require_temperatures(self, temperatures: tuple[float, ...]) -> None:
+        """Check that this teacher has distributions at these temperatures; most have all of them.
+
+        Raises:
+            UserError: if a top-k cache does not store one of them.
+        """
+
     @property
     def joins(self) -> bool:
         """Whether outputs come with the data: the loader calls `join` for each batch."""
@@ -107,6 +114,11 @@ class Teacher(nn.Module, ABC):
 
     def sources(self) -> list[dict[str, object]]:
         """Where the knowledge comes from, in plain values: path and sha256 of each file."""
+        return []
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the prepared teacher, one line each."""
         return []
 
     def train(self, mode: bool = True) -> Self:

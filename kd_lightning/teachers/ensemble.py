@@ -60,6 +60,11 @@ class EnsembleTeacher(Teacher):
     def prepare(self, datamodule: DataModule) -> None:
         for member in self._teachers:
             member.prepare(datamodule)
+            if not member.exact_logits:
+                raise UserError(
+                    "EnsembleTeacher: a member is a top-k cache, and a mean needs every logit; "
+                    "cache the member without --top-k, or cache the ensemble"
+                )
         super().prepare(datamodule)
 
     def outputs(self, batch: Batch) -> Output:
@@ -72,3 +77,9 @@ class EnsembleTeacher(Teacher):
 
     def sources(self) -> list[dict[str, object]]:
         return [source for member in self._teachers for source in member.sources()]
+
+    @property
+    def notes(self) -> list[str]:
+        notes = [note for member in self._teachers for note in member.notes]
+        # Members of one kind say the same.
+        return list(dict.fromkeys(notes))

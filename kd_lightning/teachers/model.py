@@ -3,41 +3,73 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from kd_lightning.data.blank import blank_inputs
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
-from kd_lightning.features import Taps, run_teacher_on_batch
-from kd_lightning.networks import build_network
+from kd_lightning.features import (
+    Taps,
+    create_lazy_weights,
+    has_lazy_weights,
+    run_teacher_on_batch,
+)
+from kd_lightning.networks import KnowsItsClasses, build_network, weights_in_folder
+from kd_lightning.outputs import Reading
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.tasks.base import Task
+from kd_lightning.teachers import preprocessing
 from kd_lightning.teachers.base import Teacher
+from kd_lightning.teachers.input_adapter import (
+    InputAdapter,
+    adapter_between,
+    described_as_spec,
+)
+from kd_lightning.teachers.preprocessing import Preprocessing
 from kd_lightning.types import Batch, Output
 from kd_lightning.weights import (
     KEY,
+    load_file_weights,
     load_weights,
-    network_weights,
     read_file,
     sha256_of,
+    split_choice,
+    torchvision_enum,
     weights_sha256,
 )
+
+HUB_CLASSIFIER = "kd_lightning.models.HubClassifier"
+"""The class path of the network that a folder of transformers holds."""
 
 
 class ModelTeacher(Teacher):
     """A trained network.
 
-    Give one of: `checkpoint` of a `kd` run; `network` and `checkpoint` (any state_dict or
-    safetensors file); `weights`, a torchvision weights enum such as
-    `ResNet18_Weights.IMAGENET1K_V1`; in Python also a trained `network` alone.
+    Give one of: `checkpoint` of a `kd` run; `checkpoint`, a folder that `save_pretrained` of
+    transformers wrote for a classifier; `network` and `checkpoint` (any state_dict or safetensors
+    file); `weights`, a torchvision weights enum such as `ResNet18_Weights.IMAGENET1K_V1`; in
+    Python also a trained `network` alone.
+
+    Images are adapted to what the network was trained on, as far as that is known: from the `kd`
+    checkpoint, from torchvision, timm or a Hugging Face image processor, or from the arguments
+    below. `notes` then say what is adapted.
 
     Args:
-        checkpoint: path of a checkpoint, a state_dict or a safetensors file.
+        checkpoint: path of a checkpoint, a state_dict, a safetensors file or a folder of
+            transformers. `FILE#NAME` selects one of several weights in a file, such as
+            `run.pt#state_dict_ema`.
         network: the network that a bare file's weights belong to.
         weights: name of a torchvision weights enum.
         layers: module name for each role that a loss may ask for.
         sha256: refuse a checkpoint file with another checksum.
+        mean, std: the network expects images normalized with these, per channel, of pixel values
+            in [0, 1].
+        input_size: height and width of the images that the network expects.
+        outputs: which entry of the network's output holds the logits: the index in a tuple, or the
+            key or attribute. By default the output is a tensor or has an entry `logits`.
 
     Raises:
         UserError: from `prepare`, if files are missing, corrupt or changed, or do not fit the
@@ -51,6 +83,10 @@ class ModelTeacher(Teacher):
         weights: str | None = None,
         layers: dict[str, str] | None = None,
         sha256: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        input_size: list[int] | None = None,
+        outputs: int | str | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -58,6 +94,10 @@ class ModelTeacher(Teacher):
         self.weights = weights
         self.layers = dict(layers or {})
         self.sha256 = sha256
+        self._given = preprocessing.of_arguments(mean, std, input_size)
+        self._described = Preprocessing()
+        self.adapter: InputAdapter | None = None
+        self.reading = Reading(outputs, owner="the teacher", option="--model.teacher")
         self.spec: Spec | None = None
         self.taps: Taps | None = None
         self._task: Task | None = None
@@ -73,19 +113,37 @@ class ModelTeacher(Teacher):
             UserError: one line, if the teacher is not available or does not fit.
         """
         if not self.ready:
-            self._load()
-        check_spec("the teacher", self.spec, spec)
+            self._load(spec)
+        expected = self._expected_inputs()
+        adapter = adapter_between(spec, expected)
+        trained_on = described_as_spec(self.spec, spec, expected)
+        check_spec("the teacher", trained_on, spec, inputs=adapter is None)
+        self.adapter = adapter if adapter is not None and adapter.changes_inputs else None
         self._task = task
         self.requires_grad_(False)
         self.train(False)
         self.ready = True
 
-    def _load(self) -> None:
+    def _expected_inputs(self) -> Preprocessing:
+        """The images that the network expects; the arguments win over what the files say."""
+        known = self._described.overridden_by(Preprocessing.of_spec(self.spec))
+        return known.overridden_by(self._given)
+
+    def _load(self, spec: Spec) -> None:
         if self.weights is not None:
             self._load_torchvision(self.weights)
         elif self.checkpoint is not None:
-            self._load_file(Path(self.checkpoint).expanduser())
+            folder = Path(self.checkpoint).expanduser()
+            if self.network is None and _is_hub_folder(folder):
+                self._load_hub_classifier(folder, spec)
+            elif _is_hub_folder(folder):
+                self._load_hub_weights(folder)
+            else:
+                self._load_file(self.checkpoint, spec)
         elif self.network is not None:
+            if has_lazy_weights(self.network):
+                raise UserError("the teacher's network has lazy layers that were never trained")
+            self._described = preprocessing.of_network(self.network)
             digest = weights_sha256(self.network)
             self._source = {"sha256": digest, "network": type(self.network).__name__}
         else:
@@ -94,13 +152,52 @@ class ModelTeacher(Teacher):
                 "teacher"
             )
 
-    def _load_file(self, path: Path) -> None:
-        content = read_file(path, "the teacher")
-        digest = sha256_of(path)
+    def _load_hub_classifier(self, folder: Path, spec: Spec) -> None:
+        """A classifier of transformers with its head."""
+        # By its class path, as that of a kd checkpoint: most runs need nothing of transformers.
+        network = build_network(
+            {"class_path": HUB_CLASSIFIER, "init_args": {"folder": str(folder)}}
+        )
+        assert isinstance(network, KnowsItsClasses)
+        self.network = network
+        self.spec = network.trained_on(spec)
+        self._keep_source_of_folder(folder)
+
+    def _load_hub_weights(self, folder: Path) -> None:
+        """The weights of a folder of transformers for a network that the user built."""
+        assert self.network is not None
+        weights = weights_in_folder(self.network, folder)
+        if weights is None:
+            raise UserError(
+                f"the teacher {folder} is a folder of transformers, but "
+                f"{type(self.network).__name__} is no network of that library; leave out "
+                "model.teacher.network"
+            )
+        load_weights(self.network, weights, f"the teacher {folder}")
+        self._keep_source_of_folder(folder)
+
+    def _keep_source_of_folder(self, folder: Path) -> None:
+        assert self.network is not None
+        digest = weights_sha256(self.network)
+        self._check_sha256(folder, digest)
+        self._described = preprocessing.of_processor(folder)
+        self._source = {
+            "path": str(folder.resolve()),
+            "sha256": digest,
+            "network": type(self.network).__name__,
+        }
+
+    def _check_sha256(self, path: Path, digest: str) -> None:
         if self.sha256 not in (None, digest):
             raise UserError(
                 f"the teacher {path} has sha256 {digest}, not {self.sha256}: the file is another one"
             )
+
+    def _load_file(self, checkpoint: str, spec: Spec) -> None:
+        content = read_file(checkpoint, "the teacher")
+        path, choice = split_choice(checkpoint)
+        digest = sha256_of(path)
+        self._check_sha256(path, digest)
         described = content.get(KEY)
         if self.network is None:
             if not described or not described.get("network"):
@@ -109,30 +206,47 @@ class ModelTeacher(Teacher):
                     "model.teacher.network"
                 )
             self.network = build_network(described["network"])
-        load_weights(self.network, network_weights(content), f"the teacher {path}")
+        if has_lazy_weights(self.network):
+            inputs = blank_inputs(spec.for_teacher(), samples=2)
+            create_lazy_weights(self.network, inputs, "the teacher")
+        self._load_content(content, path)
         if described and described.get("spec"):
             self.spec = Spec.from_dict(described["spec"])
+        else:
+            self._described = preprocessing.of_file(path, self.network)
         self._source = {
             "path": str(path.resolve()),
             "sha256": digest,
             "network": type(self.network).__name__,
         }
+        if choice is not None:
+            self._source["entry"] = choice
+
+    def _load_content(self, content: dict[str, Any], path: Path) -> None:
+        assert self.network is not None
+        try:
+            load_file_weights(self.network, content, f"the teacher {path}")
+        except UserError as error:
+            if not _is_hub_folder(path.parent):
+                raise
+            # Its tensors may have other names in the file than in the running model.
+            weights = weights_in_folder(self.network, path.parent)
+            if weights is None:
+                raise UserError(
+                    f"{error} It lies in a folder of transformers: to use that classifier with "
+                    f"its head, give --model.teacher.checkpoint={path.parent} and no network"
+                ) from error
+            load_weights(self.network, weights, f"the teacher {path}")
 
     def _load_torchvision(self, name: str) -> None:
         from torchvision import models
 
-        try:
-            weights = models.get_weight(name)
-            builder = next(
-                builder
-                for builder in models.list_models()
-                if models.get_model_weights(builder) is type(weights)
-            )
-        except (ValueError, KeyError, AttributeError, StopIteration) as error:
-            raise UserError(
-                f"torchvision has no weights {name!r}; a valid name looks like "
-                "ResNet18_Weights.IMAGENET1K_V1"
-            ) from error
+        weights = torchvision_enum(name)
+        builder = next(
+            builder
+            for builder in models.list_models()
+            if models.get_model_weights(builder) is type(weights)
+        )
         try:
             with torch.random.fork_rng():
                 self.network = models.get_model(builder, weights=weights)
@@ -143,6 +257,7 @@ class ModelTeacher(Teacher):
             ) from error
         classes = tuple(weights.meta["categories"])
         self.spec = Spec(data=name, num_classes=len(classes), classes=classes)
+        self._described = preprocessing.of_torchvision(weights.transforms())
         self._source = {"weights": name, "url": weights.url, "network": type(self.network).__name__}
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
@@ -152,13 +267,31 @@ class ModelTeacher(Teacher):
             self.taps = None
         if not roles:
             return {}
-        self.taps = Taps(self.network, self.layers, roles)
+        self.taps = Taps(self.network, self.layers, roles, self.reading)
         return self.taps.modules
 
     def outputs(self, batch: Batch) -> Output:
         assert self.network is not None, "prepare() comes first"
         assert self._task is not None, "prepare() comes first"
-        return run_teacher_on_batch(self.network, batch, self._task.rows, self.taps)
+        if self.adapter is not None:
+            batch = self.adapter.adapt(batch)
+        rows = self._task.rows
+        return run_teacher_on_batch(self.network, batch, rows, self.taps, self.reading)
 
     def sources(self) -> list[dict[str, object]]:
-        return [self._source] if self._source else []
+        if not self._source:
+            return []
+        if self.adapter is None:
+            return [self._source]
+        return [{**self._source, "adapted_inputs": self.adapter.settings()}]
+
+    @property
+    def notes(self) -> list[str]:
+        if self.adapter is None:
+            return []
+        return [f"the teacher's inputs are adapted: {self.adapter.note}"]
+
+
+def _is_hub_folder(path: Path) -> bool:
+    """Whether a folder was written by `save_pretrained` of transformers."""
+    return (path / "config.json").is_file()

@@ -10,6 +10,7 @@ from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.training.module import TrainingModule, Trains
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
+from kd_lightning.training.parameter_groups import ParameterGroup
 
 
 class ClassifierModule(TrainingModule):
@@ -20,15 +21,22 @@ class ClassifierModule(TrainingModule):
         losses: by name; cross-entropy with the labels if left out.
         optimizer: from the trainable parameters to an optimizer.
         scheduler: from an optimizer to a learning-rate scheduler. A scheduler that takes
-            `total_steps` (one-cycle) receives the number of steps and moves after every step, any
-            other after every epoch.
+            `total_steps` (OneCycleLR, `kd_lightning.training.schedulers.WarmupCosineLR`) receives
+            the number of steps and moves after every step; `lightning.pytorch.cli.ReduceLROnPlateau`
+            with its `monitor` after each validation; any other after every epoch.
         layers: module name for each role, if a loss reads layers.
-        init_from: checkpoint or weights file to start from. Adapters of losses of the same name
-            continue from a kd checkpoint, too.
+        init_from: checkpoint or weights file to start from, or the name of torchvision weights
+            such as `ResNet18_Weights.DEFAULT`. A head for other classes is skipped. Adapters of
+            losses of the same name continue from a kd checkpoint, too.
         spec: what the data is; filled in from the datamodule.
         channels_last: keep images and convolutions in that memory format, which is faster for most
             convolutional networks.
         train: what the optimizer updates: the network, the losses' adapters, or both.
+        outputs: which entry of the network's output holds the logits: the index in a tuple, or the
+            key or attribute. By default the output is a tensor or has an entry `logits`. Another
+            head gets a loss of its own with `CrossEntropy(head=ROLE)`.
+        parameter_groups: parameters with a learning rate or weight decay of their own; see
+            `kd_lightning.training.parameter_groups.ParameterGroup`.
     """
 
     role: ClassVar[str] = "network"
@@ -44,6 +52,8 @@ class ClassifierModule(TrainingModule):
         spec: dict[str, Any] | None = None,
         channels_last: bool = False,
         train: Trains = "both",
+        outputs: int | str | None = None,
+        parameter_groups: list[ParameterGroup] | None = None,
     ) -> None:
         super().__init__(
             network=network,
@@ -55,6 +65,8 @@ class ClassifierModule(TrainingModule):
             spec=spec,
             channels_last=channels_last,
             train=train,
+            outputs=outputs,
+            parameter_groups=parameter_groups,
         )
         self.keep_hyperparameters()
 

@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
+from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.teachers.base import Teacher
+from kd_lightning.teachers.model import ModelTeacher
 from kd_lightning.training.module import TrainingModule, Trains
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
+from kd_lightning.training.parameter_groups import ParameterGroup
 
 
 class DistillationModule(TrainingModule):
@@ -25,7 +28,8 @@ class DistillationModule(TrainingModule):
         student: any nn.Module that returns logits.
         teacher: what to learn from.
         losses: by name, the hard loss among them.
-        optimizer, scheduler, init_from, spec, channels_last, train: see ClassifierModule.
+        optimizer, scheduler, init_from, spec, channels_last, train, outputs, parameter_groups: see
+            ClassifierModule.
         layers: module name for each role, of the student's layers.
     """
 
@@ -43,6 +47,8 @@ class DistillationModule(TrainingModule):
         spec: dict[str, Any] | None = None,
         channels_last: bool = False,
         train: Trains = "both",
+        outputs: int | str | None = None,
+        parameter_groups: list[ParameterGroup] | None = None,
     ) -> None:
         super().__init__(
             network=student,
@@ -54,6 +60,8 @@ class DistillationModule(TrainingModule):
             spec=spec,
             channels_last=channels_last,
             train=train,
+            outputs=outputs,
+            parameter_groups=parameter_groups,
         )
         self.teacher = teacher
         self.teacher_note: str | None = None
@@ -66,6 +74,11 @@ class DistillationModule(TrainingModule):
     def student(self) -> nn.Module:
         """The network that is trained."""
         return self.net
+
+    @classmethod
+    def arguments_of_loaded(cls) -> dict[str, object]:
+        # Enough to predict and to evaluate; training on needs the teacher and the losses.
+        return {"teacher": ModelTeacher(), "losses": {"ce": CrossEntropy()}}
 
     @property
     def learns_from_teacher(self) -> bool:

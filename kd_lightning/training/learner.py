@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.features import Rows, Taps, run_network, run_on_batch
+from kd_lightning.features import Rows, Taps, evaluating, run_network, run_on_batch
+from kd_lightning.outputs import PLAIN_READING, Reading, as_logits
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
+from kd_lightning.training import probing
 from kd_lightning.training.deferred import DeferredNetwork
 from kd_lightning.types import Batch, Inputs, Output
 
@@ -39,6 +41,7 @@ class Learner(nn.Module):
         layers: module name for each role that a loss may ask for; `NAME:input` captures the
             module's input.
         task: what is predicted; one label per sample if left out.
+        reading: which entry of the network's output holds the logits, and how messages name it.
     """
 
     def __init__(
@@ -46,8 +49,10 @@ class Learner(nn.Module):
         network: nn.Module,
         layers: Mapping[str, str] | None = None,
         task: Task | None = None,
+        reading: Reading = PLAIN_READING,
     ) -> None:
         super().__init__()
+        self.reading = reading
         self.network = network
         self.layers = dict(layers or {})
         self.taps: Taps | None = None
@@ -67,8 +72,8 @@ class Learner(nn.Module):
 
     @property
     def name(self) -> str:
-        """The class name of the network, for messages."""
-        return type(self.network).__name__
+        """What messages call the network: the student or the network, and its class."""
+        return f"{self.reading.owner} {type(self.network).__name__}"
 
     def set_task(self, task: Task) -> None:
         """Predict the positions of this task from now on."""
@@ -76,11 +81,11 @@ class Learner(nn.Module):
 
     def forward(self, batch: Batch) -> Output:
         """Logits `(N, K)` and the tapped features."""
-        return run_on_batch(self.network, batch, self._rows, self.taps)
+        return run_on_batch(self.network, batch, self._rows, self.taps, self.reading)
 
     def logits(self, inputs: Inputs) -> Tensor:
         """The network's logits as it returns them, at temperature 1, as in deployment."""
-        return run_network(self.network, inputs).logits
+        return run_network(self.network, inputs, reading=self.reading).logits
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
         """Capture the features of these roles from now on; returns the tapped modules by role.
@@ -92,7 +97,7 @@ class Learner(nn.Module):
             self.taps.close()
             self.taps = None
         if roles:
-            self.taps = Taps(self.network, self.layers, roles)
+            self.taps = Taps(self.network, self.layers, roles, self.reading)
         return self.taps.modules if self.taps is not None else {}
 
     def probe(self, blank: Batch) -> Output:
@@ -101,19 +106,16 @@ class Learner(nn.Module):
         Raises:
             UserError: if the network cannot read inputs of this shape.
         """
-        training = self.network.training
-        self.network.eval()
         try:
-            with torch.no_grad():
+            with evaluating(self.network), torch.no_grad():
                 return self.forward(blank)
         except UserError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             shape = _shape_of(blank.inputs)
-            raise UserError(f"{self.name} cannot read inputs of shape {shape}: {reason}") from error
-        finally:
-            self.network.train(training)
+            raise UserError(
+                f"{self.name} cannot read inputs of shape {shape}: {probing.reason_of(error)}"
+            ) from error
 
     def check_output(self, blank: Batch, task: Task, spec: Spec) -> None:
         """Refuse a network whose output does not fit the task and the data.
@@ -124,6 +126,53 @@ class Learner(nn.Module):
         problem = task.output_problem(self.name, self.probe(blank).logits, spec)
         if problem is not None:
             raise UserError(problem)
+
+    def check_training(self, blank: Batch, task: Task, spec: Spec) -> None:
+        """Run the network once as in training, where it may return something else, or fail.
+
+        Buffers and random generators are restored.
+
+        Raises:
+            UserError: if it fails, does not fit the task, or has a head that no loss trains.
+        """
+        # Gradients need the buffers as the forward pass left them: all of it comes before they
+        # are restored.
+        with probing.unchanged(self.network), torch.enable_grad():
+            raw = self._run_as_in_training(blank)
+            features = self.taps.take() if self.taps is not None else {}
+            logits = as_logits(raw, self.reading)
+            problem = task.output_problem(self.name, self._rows(logits, blank), spec)
+            if problem is not None:
+                raise UserError(f"in training {problem}")
+            if raw is logits:
+                return
+            used = [feature for feature in features.values() if isinstance(feature, Tensor)]
+            probing.check_heads(self.network, blank.inputs, raw, logits, used, self.reading)
+
+    def check_single_sample(self, blank: Batch) -> None:
+        """Refuse a network that cannot train on a batch of one sample, such as the blank one.
+
+        Raises:
+            UserError: one line, with what to change.
+        """
+        probing.check_single_sample(self.network, blank.inputs, self.name)
+        if self.taps is not None:
+            self.taps.overwritten()
+            self.taps.take()
+
+    def _run_as_in_training(self, blank: Batch) -> object:
+        """What the network returns in the mode in which it trains, with a graph."""
+        try:
+            raw = probing.forward(self.network, blank.inputs)
+            if self.taps is not None and self.taps.overwritten():
+                raw = probing.forward(self.network, blank.inputs)
+        except Exception as error:
+            shape = _shape_of(blank.inputs)
+            raise UserError(
+                f"{self.name} fails in training on inputs of shape {shape}: "
+                f"{probing.reason_of(error)}"
+            ) from error
+        return raw
 
     def after_step(self) -> None:
         """Let the network's constrained modules act after an optimizer step."""

@@ -6,6 +6,7 @@ tests/training/test_lightning_compat.py fails if a new version of Lightning move
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -29,8 +30,10 @@ CURRENT_HOOK = "_current_fx_name"
 BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 
 
-def overridden_batch_hooks(datamodule: pl.LightningDataModule) -> frozenset[str]:
+def overridden_batch_hooks(datamodule: pl.LightningDataModule | None) -> frozenset[str]:
     """The batch hooks that a datamodule overrides. Lightning asks three times per step."""
+    if datamodule is None:
+        return frozenset()
     return frozenset(hook for hook in BATCH_HOOKS if is_overridden(hook, datamodule))
 
 
@@ -65,6 +68,12 @@ def log_every_n_steps(trainer: pl.Trainer) -> int:
     return int(cast(Any, trainer).log_every_n_steps)
 
 
+def planned_steps(trainer: pl.Trainer) -> int:
+    """The number of optimizer steps of the whole training; -1 if it has no end."""
+    steps = trainer.estimated_stepping_batches
+    return -1 if math.isinf(steps) else int(steps)
+
+
 def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether Lightning validates within the epoch after this batch.
 
@@ -85,6 +94,30 @@ def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
 def callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     """The Trainer's callbacks; Lightning attaches them without declaring them."""
     return list(cast(Any, trainer).callbacks)
+
+
+def datamodule_of(trainer: pl.Trainer) -> pl.LightningDataModule | None:
+    """The datamodule that the Trainer was given, if any; Lightning attaches it undeclared."""
+    return cast("pl.LightningDataModule | None", getattr(trainer, "datamodule", None))
+
+
+def loader_in_use(trainer: pl.Trainer) -> object:
+    """The loader, or loaders, of the stage that the Trainer is in, before it has set them up."""
+    loops = {
+        "fit": trainer.fit_loop,
+        "validate": trainer.validate_loop,
+        "test": trainer.test_loop,
+        "predict": trainer.predict_loop,
+    }
+    stage = trainer.state.fn
+    assert stage is not None, "the Trainer runs nothing"
+    return cast(Any, loops[stage.value])._data_source.dataloader()
+
+
+def averages_weights(trainer: pl.Trainer) -> bool:
+    """Whether a callback copies the module before training, to average its weights."""
+    averaging = pl.callbacks.WeightAveraging | pl.callbacks.StochasticWeightAveraging
+    return any(isinstance(callback, averaging) for callback in callbacks(trainer))
 
 
 def keep_arguments_of(

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
+
+
+class NotFinite(NamedTuple):
+    """The first step of a window whose total is not finite.
+
+    Attributes:
+        position: of the step in the window, from 0.
+        total: the weighted sum of the losses.
+        terms: each loss.
+    """
+
+    position: int
+    total: float
+    terms: list[float]
 
 
 class EpochMeans:
@@ -28,8 +44,8 @@ class EpochMeans:
         """Hold references to the values of a step, which are means over its samples."""
         self._window.append((samples, [total.detach(), *(term.detach() for term in terms)]))
 
-    def close(self) -> float | None:
-        """Add the window to the sums; returns the first total that is not finite, if any."""
+    def close(self) -> NotFinite | None:
+        """Add the window to the sums; returns the first step that is not finite, if any."""
         if not self._window:
             return None
         sizes = [float(size) for size, _ in self._window]
@@ -37,9 +53,11 @@ class EpochMeans:
         steps = torch.stack([torch.stack(values) for _, values in self._window])
         values = steps.double().cpu()
         self._window = []
-        not_finite = values[~values[:, 0].isfinite(), 0]
-        if len(not_finite) > 0:
-            return float(not_finite[0])
+        finite = values[:, 0].isfinite()
+        if not bool(finite.all()):
+            position = int((~finite).nonzero()[0])
+            total, *terms = values[position].tolist()
+            return NotFinite(position, total, terms)
         sums = torch.cat([samples @ values, samples.sum()[None]])
         self._sums = sums if self._sums is None else self._sums + sums
         return None

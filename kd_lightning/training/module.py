@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, cast
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -14,26 +15,33 @@ from torch.optim import Optimizer
 from kd_lightning.data.blank import blank_batch
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.loader import BatchLoader
+from kd_lightning.data.plain import as_batch
 from kd_lightning.errors import UserError
+from kd_lightning.features import create_lazy_weights
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.metrics import TaskMetrics
+from kd_lightning.outputs import Reading
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
-from kd_lightning.training import checkpointing, lightning_compat
+from kd_lightning.training import capture, checkpointing, lightning_compat
 from kd_lightning.training.initial_weights import load_initial_weights
 from kd_lightning.training.learner import Learner
+from kd_lightning.training.learner_module import ModuleOfLearner
 from kd_lightning.training.means import EpochMeans
 from kd_lightning.training.objective import Objective
 from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, optimize
+from kd_lightning.training.parameter_groups import ParameterGroup, parameters_in_groups
+from kd_lightning.training.plain_loaders import data_of
+from kd_lightning.training.teacher_metric import TeacherMetric
 from kd_lightning.types import Batch, Inputs, Output
 from kd_lightning.weights import KEY
 
 Trains = Literal["both", "network", "losses"]
 
 
-class TrainingModule(pl.LightningModule):
+class TrainingModule(ModuleOfLearner):
     """Trains one network with a dict of losses. Contains Lightning hooks only.
 
     The `Learner` holds the network, the `Objective` the losses. In checkpoints the network's
@@ -50,9 +58,9 @@ class TrainingModule(pl.LightningModule):
         spec: of the data; filled in from the datamodule.
         channels_last: keep images and convolutions in that memory format.
         train: what the optimizer updates.
+        outputs: which entry of the network's output holds the logits.
+        parameter_groups: parameters that the optimizer treats differently.
     """
-
-    role: ClassVar[str]
 
     def __init__(
         self,
@@ -65,9 +73,12 @@ class TrainingModule(pl.LightningModule):
         spec: Mapping[str, object] | None,
         channels_last: bool,
         train: Trains,
+        outputs: int | str | None = None,
+        parameter_groups: Sequence[ParameterGroup] | None = None,
     ) -> None:
         super().__init__()
-        self.learner = Learner(network, layers)
+        reading = Reading(outputs, owner=f"the {self.role}", option="--model")
+        self.learner = Learner(network, layers, reading=reading)
         self.objective = Objective(losses)
         self.optimizer = optimizer
         self.scheduler = scheduler
@@ -75,10 +86,18 @@ class TrainingModule(pl.LightningModule):
         self.spec = Spec.from_dict(spec) if spec else None
         self.channels_last = channels_last
         self.trains = train
+        self.parameter_groups = list(parameter_groups or [])
         self.task: Task | None = None
         self.metrics: TaskMetrics | None = None
+        self.teacher_metric: TeacherMetric | None = None
         self._uses_teacher = False
         self._means = EpochMeans()
+        self.capture_folder: Path | None = None
+        """Where a step whose loss is not finite is written to; nowhere if `None`."""
+        self.check_steps = False
+        """Whether accelerators check the loss in every step, which makes each step wait."""
+        self._checks_steps = False
+        self._window_start = capture.WindowStart(0, 0)
         self._resumed_sums: Tensor | None = None
         self._deferred_stage: str | None = None
         self._epoch_seed: tuple[int | str, ...] = ()
@@ -137,10 +156,14 @@ class TrainingModule(pl.LightningModule):
             self.task = datamodule.task
             self.spec = datamodule.spec
             self.metrics = datamodule.task.metrics(self.spec)
+            self.teacher_metric = TeacherMetric(
+                datamodule.task.metrics(self.spec), datamodule.task.monitor
+            )
             self.learner.set_task(datamodule.task)
         assert self.task is not None
         assert self.spec is not None
         blank = blank_batch(self.spec, self.task)
+        create_lazy_weights(self.net, blank.inputs, self.learner.name)
         if stage == "fit" and not self.objective.built:
             earlier_losses = load_initial_weights(self.net, self.init_from, datamodule, self.spec)
             self._build_objective(blank)
@@ -149,6 +172,10 @@ class TrainingModule(pl.LightningModule):
             self._build_objective(blank)
         if first:
             self.learner.check_output(blank, self.task, self.spec)
+            if stage == "fit":
+                self.learner.check_training(blank, self.task, self.spec)
+                if datamodule.smallest_batch() == 1:
+                    self.learner.check_single_sample(blank_batch(self.spec, self.task, samples=1))
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
 
@@ -160,11 +187,7 @@ class TrainingModule(pl.LightningModule):
         self.objective.build(self.learner, teacher, blank, self.spec, self.task)
 
     def setup(self, stage: str) -> None:
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, DataModule):
-            raise UserError(
-                "give the Trainer a datamodule of kd_lightning: trainer.fit(module, datamodule=...)"
-            )
+        datamodule = lightning_compat.datamodule_of(self.trainer)
         self._datamodule_hooks = lightning_compat.overridden_batch_hooks(datamodule)
         if self.learner.is_built:
             self._attach_to_trainer(stage)
@@ -181,8 +204,10 @@ class TrainingModule(pl.LightningModule):
 
     def _attach_to_trainer(self, stage: str) -> None:
         """Prepare for the Trainer's data, once the network is built."""
-        datamodule = cast(DataModule, self.trainer.datamodule)  # type: ignore[attr-defined]
+        datamodule = data_of(self.trainer, self.learner)
         self.attach(datamodule, stage)
+        assert self.teacher_metric is not None
+        self.teacher_metric.forget()
         self._join_cached_outputs(datamodule)
 
     def _join_cached_outputs(self, datamodule: DataModule) -> None:
@@ -197,19 +222,17 @@ class TrainingModule(pl.LightningModule):
                 datamodule.joins.pop(name, None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        modules: dict[Trains, list[nn.Module]] = {
-            "both": [self.net, self.losses],
-            "network": [self.net],
-            "losses": [self.losses],
-        }
-        parameters: list[nn.Parameter] = []
-        for module in modules[self.trains]:
-            parameters.extend(p for p in module.parameters() if p.requires_grad)
+        modules: dict[str, nn.Module] = {}
+        if self.trains != "losses":
+            modules[self.role] = self.net
+        if self.trains != "network":
+            modules["losses"] = self.losses
+        parameters = parameters_in_groups(modules, self.parameter_groups)
         return optimize(
             self.optimizer,
             self.scheduler,
             parameters,
-            lambda: int(self.trainer.estimated_stepping_batches),
+            lambda: lightning_compat.planned_steps(self.trainer),
         )
 
     def check_optimizer(self) -> None:
@@ -248,6 +271,7 @@ class TrainingModule(pl.LightningModule):
     # -- batches ----------------------------------------------------------------------------------
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        batch = as_batch(batch)
         if self.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
             batch.inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
         return batch
@@ -256,7 +280,7 @@ class TrainingModule(pl.LightningModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
         # Copies from page-locked memory run beside the kernels that are queued already.
-        return batch.to(device, non_blocking=True)
+        return as_batch(batch).to(device, non_blocking=True)
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -278,11 +302,18 @@ class TrainingModule(pl.LightningModule):
         self.objective.begin_epoch(self.current_epoch, self.trainer.world_size)
         self._epoch_seed = (run_seed(), "step", self.current_epoch)
         self._rank = self.global_rank
+        # On a CPU there is no device to wait for.
+        alone_on_cpu = self.device.type == "cpu" and self.trainer.world_size == 1
+        self._checks_steps = self.check_steps or alone_on_cpu
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Dropout is a function of (seed, epoch, batch, rank), so that a resumed run draws what
         # the uninterrupted run drew.
-        reseed(self.device, *self._epoch_seed, batch_idx, self._rank)
+        reseed(self.device, *self.step_seed(batch_idx))
+
+    def step_seed(self, batch_idx: int) -> tuple[int | str, ...]:
+        """What the random numbers of a step of the current epoch are a function of."""
+        return (*self._epoch_seed, batch_idx, self._rank)
 
     @lightning_compat.with_known_signature
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -290,6 +321,14 @@ class TrainingModule(pl.LightningModule):
         teacher = self._teacher_output(batch) if self._uses_teacher else None
         student = self.learner(batch)
         total, terms, samples = self.objective(student, teacher, batch)
+        if self._checks_steps and not math.isfinite(total.detach().item()):
+            values = [term.detach().item() for term in terms]
+            failed = capture.FailedStep(
+                batch_idx, self.global_step, total.detach().item(), values, exact=True
+            )
+            capture.stop(self, failed, batch, student, teacher)
+        if len(self._means) == 0:
+            self._window_start = capture.WindowStart(batch_idx, self.global_step)
         self._means.add(samples, total, terms)
         return cast(Tensor, total)
 
@@ -318,11 +357,7 @@ class TrainingModule(pl.LightningModule):
         """Add the window's losses to the epoch's sums; stop if the loss is not finite."""
         not_finite = self._means.close()
         if not_finite is not None:
-            raise UserError(
-                f"the loss became {not_finite} in epoch {self.current_epoch}, at or before step "
-                f"{self.global_step}; lower the learning rate, or clip gradients with "
-                "--trainer.gradient_clip_val=1"
-            )
+            capture.stop_after_window(self, self._window_start, not_finite)
 
     def on_train_epoch_end(self) -> None:
         self._close_window()  # max_steps may have cut the epoch short
@@ -340,19 +375,26 @@ class TrainingModule(pl.LightningModule):
 
     # -- evaluation -------------------------------------------------------------------------------
 
-    def on_validation_epoch_start(self) -> None:
-        if self.metrics is not None:
+    def _begin_evaluation(self, stage: str) -> None:
+        if self.metrics is not None and self.teacher_metric is not None:
             self.metrics.reset()
+            self.teacher_metric.begin(stage)
+
+    def on_validation_epoch_start(self) -> None:
+        self._begin_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
-        self.on_validation_epoch_start()
+        self._begin_evaluation("test")
 
     def _evaluate(self, batch: Batch) -> Output:
         """The student's output; the batch is added to the metrics."""
         assert self.metrics is not None
+        assert self.teacher_metric is not None
         student = self.objective.predict(self.learner(batch), batch)
         if not batch.placeholder:
-            self.metrics.update(student, self._teacher_output(batch), batch)
+            teacher = self._teacher_output(batch)
+            self.metrics.update(student, teacher, batch)
+            self.teacher_metric.update(teacher, batch)
         return student
 
     def _log_metrics(self, stage: str) -> None:
@@ -360,6 +402,8 @@ class TrainingModule(pl.LightningModule):
         values = {}
         for name, value in self.metrics.compute().items():
             values[f"{stage}_{name}"] = value.float()
+        if self.teacher_metric is not None:
+            values |= self.teacher_metric.finish(stage, whole=not self.trainer.sanity_checking)
         self.log_dict(values)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -416,7 +460,7 @@ class TrainingModule(pl.LightningModule):
             state = cast(dict[str, Tensor], checkpoint.get("state_dict") or {})
             checkpointing.check_loss_state(state, self.losses)
             schedules = cast(list[dict[str, object]], checkpoint.get("lr_schedulers") or [])
-            steps = int(self.trainer.estimated_stepping_batches) if schedules else 0
+            steps = lightning_compat.planned_steps(self.trainer) if schedules else 0
             checkpointing.check_schedule(schedules, self.scheduler, steps)
         if self.task is None and described["spec"]:
             # The copy in the hyperparameters went through YAML, which reads some names as numbers.

@@ -131,6 +131,7 @@ class Objective(nn.Module):
                     f"the loss {name!r} needs every logit of the teacher; a top-k cache stores "
                     "only some of them"
                 )
+            teacher.require_temperatures(loss.teacher_temperatures)
         teacher.tap(roles)
         output = teacher.probe(blank)
         problem = task.output_problem("the teacher", output.logits, spec)

@@ -1,4 +1,13 @@
-"""Creates optimizer and scheduler from the factories of a config."""
+"""Creates optimizer and scheduler from the factories of a config.
+
+When a scheduler moves:
+
+- per step, if it takes `total_steps` (OneCycleLR, WarmupCosineLR) and neither that nor `epochs` is
+  given: the number of steps is filled in;
+- per epoch, if it does not;
+- after each validation, if it is `lightning.pytorch.cli.ReduceLROnPlateau`, whose argument
+  `monitor` names a logged metric, such as `val_nll`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +17,13 @@ from functools import partial
 from typing import cast
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from kd_lightning.errors import UserError
+from kd_lightning.training.parameter_groups import GroupOptions, check_groups
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 SchedulerFactory = Callable[[Optimizer], LRScheduler]
@@ -41,10 +51,16 @@ def takes_total_steps(factory: SchedulerFactory) -> bool:
     return False
 
 
+def plateau_monitor(factory: SchedulerFactory | None) -> str | None:
+    """The metric that a ReduceLROnPlateau from a config monitors; `None` for other schedulers."""
+    monitor = factory.keywords.get("monitor") if isinstance(factory, partial) else None
+    return monitor if isinstance(monitor, str) else None
+
+
 def optimize(
     optimizer: OptimizerFactory,
     scheduler: SchedulerFactory | None,
-    parameters: list[nn.Parameter],
+    parameters: list[nn.Parameter] | list[GroupOptions],
     total_steps: Callable[[], int],
 ) -> OptimizerLRScheduler:
     """An optimizer of the parameters, and its scheduler, in Lightning's form.
@@ -52,22 +68,30 @@ def optimize(
     Args:
         optimizer: from parameters to an optimizer.
         scheduler: from an optimizer to a scheduler.
-        parameters: what to train.
+        parameters: what to train: parameters, or groups of them as `parameter_groups` returns.
         total_steps: the number of optimizer steps; called only if the scheduler needs it.
 
     Raises:
         UserError: if one of them does not accept its arguments.
     """
     try:
-        made = optimizer(parameters)
+        # Optimizers accept both forms, which the type of a config's factory does not say.
+        made = optimizer(cast(Iterable[nn.Parameter], parameters))
+        check_groups(made)
         if scheduler is None:
             return made
         if takes_total_steps(scheduler):
             factory = cast(Callable[..., LRScheduler], scheduler)
+            rates = [group["lr"] for group in made.param_groups]
             per_step = factory(made, total_steps=total_steps())
+            _check_rates(made, rates)
             return {"optimizer": made, "lr_scheduler": {"scheduler": per_step, "interval": "step"}}
         per_epoch = scheduler(made)
+        if isinstance(per_epoch, ReduceLROnPlateau):
+            return {"optimizer": made, "lr_scheduler": _on_plateau(per_epoch)}
         return {"optimizer": made, "lr_scheduler": {"scheduler": per_epoch, "interval": "epoch"}}
+    except UserError:
+        raise
     except ZeroDivisionError as error:
         raise UserError(
             "model.scheduler: the run has too few steps for its schedule; train longer, or set "
@@ -75,3 +99,29 @@ def optimize(
         ) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"model.optimizer or model.scheduler: {error}") from error
+
+
+def _on_plateau(scheduler: ReduceLROnPlateau) -> LRSchedulerConfigType:
+    """The scheduler with the metric that it monitors.
+
+    Raises:
+        UserError: if no metric is named.
+    """
+    monitor = vars(scheduler).get("monitor")
+    if not isinstance(monitor, str):
+        raise UserError(
+            "model.scheduler: ReduceLROnPlateau must know what to monitor; use "
+            "lightning.pytorch.cli.ReduceLROnPlateau with monitor: val_nll, or another logged metric"
+        )
+    return {"scheduler": scheduler, "interval": "epoch", "monitor": monitor}
+
+
+def _check_rates(optimizer: Optimizer, rates: list[float]) -> None:
+    """Refuse learning rates of groups that a scheduler with one `max_lr` for all overrides."""
+    peaks = {group.get("max_lr") for group in optimizer.param_groups}
+    if len(peaks) == 1 and None not in peaks and len(set(rates)) > 1:
+        raise UserError(
+            "model.scheduler: max_lr replaces the lr of every parameter group; give max_lr as a "
+            f"list of {len(rates)} rates, of the other parameters first, or remove lr from "
+            "model.parameter_groups"
+        )

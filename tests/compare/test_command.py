@@ -13,7 +13,15 @@ import pytest
 from scipy.stats import ttest_rel
 
 from kd_lightning.cli import main
-from tests.compare.comparing import add_predictions, compare, make_run, refused, seeds, table
+from tests.compare.comparing import (
+    SPEC,
+    add_predictions,
+    compare,
+    make_run,
+    refused,
+    seeds,
+    table,
+)
 
 Capture = pytest.CaptureFixture[str]
 T2 = {"model.losses.kd.temperature": 2.0}
@@ -107,8 +115,111 @@ def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
     assert "Skipped untested rows: temperature=2." in said
     assert f"Skipped teacher caches: {place / 'cache'}." in said
     assert "none of the 1 runs is finished" in refused(capsys, running)
-    assert "none of these runs was tested" in refused(capsys, untested)
     assert "a teacher's cache" in refused(capsys, str(place / "cache"))
+
+
+def test_untested_runs_are_compared_on_validation_data(place: Path, capsys: Capture) -> None:
+    runs = [make_run(place / f"u-{seed}", seed) for seed in (0, 1)]
+    content = compare(capsys, *runs)
+    assert table(content, "val_accuracy") == {"u": [0.5, 0.5]}
+    assert content["notes"][-1].startswith("None of these runs was tested")
+    nothing = make_run(place / "nothing", 0, metrics={})
+    assert "none of these runs was tested" in refused(capsys, nothing)
+
+
+ORIGIN: dict[str, Any] = {
+    "commit": "a" * 40,
+    "versions": {"torch": "2.14.1"},
+    "data_sha256": {"train": "1", "test": "2"},
+    "data": {**SPEC, "mean": [0.5], "classes": ["a", "b"]},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"commit": "b" * 40}, "code"),
+        ({"versions": {"torch": "2.13.0"}}, "torch"),
+        ({"data_sha256": {"train": "1", "test": "3"}}, "samples"),
+        ({"data": {**ORIGIN["data"], "mean": [0.1]}}, "mean"),
+        ({"data": {**ORIGIN["data"], "classes": ["b", "a"]}}, "classes"),
+    ],
+)
+def test_runs_of_other_code_or_data_are_not_seeds_of_one_run(
+    change: dict[str, Any], name: str, place: Path, capsys: Capture
+) -> None:
+    runs = [
+        make_run(place / "one", 0, 10, **ORIGIN),
+        make_run(place / "two", 1, 12, **ORIGIN),
+        make_run(place / "other", 2, 50, **{**ORIGIN, **change}),
+    ]
+    found = table(compare(capsys, *runs))
+    assert list(found.values()) == [[10, 12], [50]]
+    assert all(f"{name}=" in label for label in found), found
+    pooled = compare(capsys, *runs, "--by", "optimizer.lr")
+    assert list(table(pooled).values()) == [[10, 12, 50]]
+    assert f"pools runs that differ in {name}" in " ".join(pooled["notes"])
+
+
+def test_the_code_of_a_stored_run_is_that_of_its_key(place: Path, capsys: Capture) -> None:
+    runs = [make_run(place / "one", 0, 10, **ORIGIN)]
+    runs += [make_run(place / "two", 1, 12, **{**ORIGIN, "commit": "b" * 40})]
+    for run in runs:
+        key = {"code.runs/launch.py": "1", "version.torch": "2.14.1", "seed": run}
+        (Path(run) / "key.json").write_text(json.dumps(key))
+    # Another commit that changed none of the run's files.
+    assert list(table(compare(capsys, *runs)).values()) == [[10, 12]]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_metric_that_is_not_finite_is_marked(value: float, place: Path, capsys: Capture) -> None:
+    runs = seeds(place, "a", [10, 11, value])
+    runs += seeds(place, "b", [8, 9, 10], T2)
+    assert main(["compare", *runs, "--metrics", "test_errors", "--baseline", "temperature=2"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "not finite (1 of 3)" in out
+    # The seed is not paired.
+    assert "no test: 2 seeds" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"data": [1]}, "run.json: data must be a mapping, got list"),
+        ({"data": {"samples": 3}}, "run.json: data.samples must be a mapping, got int"),
+        ({"teacher": "t"}, "run.json: teacher must be a list, got str"),
+        ({"teacher": ["t"]}, "run.json: teacher must be a mapping, got str"),
+        ({"versions": 1}, "run.json: versions must be a mapping, got int"),
+        ({"commit": 1}, "run.json: commit must be a text, got int"),
+        ({"task": "x"}, "run.json: task must be a mapping, got str"),
+        ({"metrics": 1}, "another program or version wrote run.json"),
+    ],
+)
+def test_wrong_types_are_one_line(
+    changes: dict[str, Any], line: str, place: Path, capsys: Capture
+) -> None:
+    assert line in refused(capsys, make_run(place / "a", 0, 10, **changes))
+
+
+def test_a_wrong_config_is_one_line(place: Path, capsys: Capture) -> None:
+    run = make_run(place / "a", 0, 10)
+    (place / "a" / "config.yaml").write_text("run: [1]\n")
+    assert "config.yaml: run must be a mapping, got list" in refused(capsys, run)
+
+
+def test_what_is_no_run_is_skipped(place: Path, capsys: Capture) -> None:
+    runs = seeds(Path("runs"), "a", [10, 12])
+    Path("runs/store").mkdir()
+    Path("runs/notes.txt").touch()
+    Path("runs/mine").mkdir()
+    Path("runs/mine/results.json").write_text('{"rows": []}')
+    everything = sorted(map(str, Path("runs").iterdir()))
+    content = compare(capsys, *everything)
+    assert list(table(content).values()) == [[10, 12]]
+    said = " ".join(content["notes"])
+    assert "Skipped what is not a run: runs/notes.txt, runs/store, runs/mine." in said
+    assert "no run or experiment is called 'nobody'" in refused(capsys, *runs, "nobody")
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,16 @@ def test_a_cache_is_known_by_its_teacher(place: Path, capsys: Capture) -> None:
     assert table(content) == {"s": [10, 11]}
 
 
+@pytest.mark.parametrize("fingerprint", [None, [], {"teacher": None}, {"teacher": ["x", {}]}])
+def test_a_cache_with_a_damaged_manifest_has_no_teacher(
+    place: Path, capsys: Capture, fingerprint: object
+) -> None:
+    runs = students(place, "s", teachers(place, "t", 0.1), cache=True)
+    for path in place.glob("cache-*/manifest.json"):
+        path.write_text(json.dumps({"settings": {}, "fingerprint": fingerprint}))
+    assert table(compare(capsys, *runs))
+
+
 def test_an_ensemble_is_its_members(place: Path, capsys: Capture) -> None:
     members = teachers(place, "t", 0.1)
     both = [

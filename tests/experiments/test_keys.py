@@ -13,9 +13,10 @@ import kd_lightning.losses.kd
 from kd_lightning.data import DigitsDataModule, Images
 from kd_lightning.experiments import imports, keys
 from kd_lightning.experiments.imports import PACKAGE, code_version
-from kd_lightning.experiments.keys import address, config_key, difference, flat, run_key
+from kd_lightning.experiments.keys import address, config_key, difference, run_key
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.parsing import parse_config
+from kd_lightning.runs.settings import flat
 from tests.runs import student
 
 
@@ -220,7 +221,7 @@ DECISIVE = (
     "training/means.py",
     "training/optimizers.py",
     "types.py",
-    "weights.py",
+    "weights/fitting.py",
 )
 """Files of each room that decide the result of distilling an MLP on the digits with KD."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def wandb_runs(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
         made.append(FakeRun(**arguments))
         return made[-1]
 
+    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setattr("wandb.init", init)
     monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", FakeLogger)
     return made
@@ -132,6 +134,79 @@ def test_the_csv_config_turns_wandb_off(wandb_runs: list[FakeRun], kd: Kd) -> No
     assert wandb_runs == []
     assert kd(*WITHOUT_CSV_CONFIG).code == 0
     assert len(wandb_runs) == 1
+
+
+@pytest.mark.parametrize("off", ["--run.wandb=off", "WANDB_MODE"])
+def test_off_is_off(
+    off: str, wandb_runs: list[FakeRun], kd: Kd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [*WITHOUT_CSV_CONFIG]
+    if off == "WANDB_MODE":
+        monkeypatch.setenv("WANDB_MODE", "disabled")
+    else:
+        argv.append(off)
+    outcome = kd(*argv)
+    assert (outcome.code, wandb_runs) == (0, [])
+    assert "wandb" not in outcome.out.lower()
+    assert "W&B" not in outcome.out
+
+
+def test_a_wrong_mode_is_one_line(
+    wandb_runs: list[FakeRun], kd: Kd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    outcome = kd(*WITHOUT_CSV_CONFIG)
+    line = "kd: WANDB_MODE is 'onlin'; valid modes: online, offline, disabled\n"
+    assert (outcome.code, outcome.err) == (2, line)
+    assert not Path("runs").exists()
+
+
+def test_online_without_a_key_is_one_line(
+    wandb_runs: list[FakeRun], kd: Kd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", "no-netrc")
+    outcome = kd(*TEACHER, "--run.wandb=online")
+    assert outcome.code == 2
+    assert "needs an API key; run wandb login" in outcome.err
+    assert outcome.err.count("\n") == 1
+    assert not Path("runs").exists()
+
+
+def test_an_error_of_wandb_is_one_line(kd: Kd, monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**arguments: Any) -> None:
+        raise RuntimeError("no network\nat all")
+
+    monkeypatch.setattr("wandb.init", init)
+    outcome = kd(*TEACHER, "--run.wandb=offline")
+    assert outcome.code == 2
+    assert outcome.err.startswith("kd: W&B could not start the run (no network)")
+    said = json.loads(Path("runs/digits-mlp/run.json").read_text())
+    assert said["status"] == "failed"
+
+
+def test_a_resumed_run_continues_its_run(wandb_runs: list[FakeRun], kd: Kd) -> None:
+    argv = [*TEACHER, "--run.wandb=offline", "--model.scheduler=null"]
+    assert kd(*argv).code == 0
+    last = "--ckpt_path=runs/digits-mlp/checkpoints/last.ckpt"
+    assert kd("fit", last).code == 0
+    assert len(wandb_runs) == 1  # nothing was left to train
+    assert kd("fit", last, "--trainer.max_epochs=2").code == 0
+    first, second = (run.arguments for run in wandb_runs)
+    said = json.loads(Path("runs/digits-mlp/run.json").read_text())
+    assert first["id"] == second["id"] == said["wandb"]["id"]
+    assert second["resume"] == "allow"
+    assert kd(*argv).code == 0
+    assert wandb_runs[-1].arguments["id"] != first["id"]
+
+
+def test_losses_within_an_epoch_are_logged(wandb_runs: list[FakeRun], kd: Kd) -> None:
+    assert kd(*TEACHER, "--run.wandb=offline", "--trainer.log_every_n_steps=5").code == 0
+    [run] = wandb_runs
+    steps = [row for row in run.rows if "train_loss_step" in row]
+    assert len(steps) == 3
+    assert all(row["learning_rate_step"] > 0 for row in steps)
 
 
 def test_a_run_goes_on_without_wandb(monkeypatch: pytest.MonkeyPatch, kd: Kd) -> None:

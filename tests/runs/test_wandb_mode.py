@@ -53,6 +53,7 @@ def test_a_key_is_found_where_wandb_itself_writes_it(
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_what_the_user_says_counts(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert choose_mode(mode) == mode
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert choose_mode("auto") == "disabled"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from kd_lightning.data import BatchLoader, DigitsDataModule, Jitter, SpokenDigitsDataModule
 from kd_lightning.data.source import Source
+from kd_lightning.errors import UserError
 from kd_lightning.specialists import SpecialistDataModule, SpecialistSource
 from kd_lightning.types import CLEAN, UNLABELLED, Batch
 from tests.data.speech.spoken import spoken_digits
@@ -236,3 +237,9 @@ def test_a_generalist_of_other_classes(tmp_path: Path) -> None:
     )
     turned = files.save(tmp_path / "turned.ckpt", replace(spec, classes=spec.classes[::-1]), seed=0)
     assert "calls class 0 '9', the data digits calls it '0'" in complaint(lambda: made(turned).spec)
+
+
+def test_balanced_draws_are_refused(generalist: str) -> None:
+    data = made(generalist, inner=DigitsDataModule(batch_size=64, balanced=True))
+    with pytest.raises(UserError, match="a specialist has a draw of its own"):
+        data.loader("train")

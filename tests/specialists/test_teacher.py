@@ -321,3 +321,13 @@ def test_invalid_subset_teachers_are_errors(team: dict[str, Any], data: DigitsDa
         message
         == "SubsetTeacher needs a specialist's data; use kd_lightning.specialists.SpecialistDataModule"
     )
+
+
+def test_a_subset_of_a_top_k_cache_is_refused(
+    team: dict[str, Any], share: SpecialistDataModule, tmp_path: Path
+) -> None:
+    """The classes beyond the K largest would get a share that the teacher never gave them."""
+    cache_teacher(ModelTeacher(team["generalist"]), share.data, tmp_path / "cache", top_k=3)
+    teacher = SubsetTeacher(teacher=CachedTeacher(str(tmp_path / "cache")))
+    message = complaint(lambda: teacher.prepare(share))
+    assert "SubsetTeacher needs every logit of its teacher" in message

@@ -48,7 +48,12 @@ def imagenet() -> Any:
     return SimpleNamespace(
         task=Classification(),
         spec=Spec(
-            data="imagenet", num_classes=1000, classes=tuple(classes), input_shape=(3, 224, 224)
+            data="imagenet",
+            num_classes=1000,
+            classes=tuple(classes),
+            input_shape=(3, 224, 224),
+            mean=(0.485, 0.456, 0.406),
+            std=(0.229, 0.224, 0.225),
         ),
     )
 

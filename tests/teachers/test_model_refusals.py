@@ -176,14 +176,6 @@ class Reversed(DigitsDataModule):
     classes = DigitsDataModule.classes[::-1]
 
 
-class OtherMean(DigitsDataModule):
-    mean = (0.5,)
-
-
-class OtherStd(DigitsDataModule):
-    std = (0.5,)
-
-
 OTHER_DATA: dict[str, tuple[Callable[[], DigitsDataModule], str]] = {
     "classes": (Eleven, "knows 10 classes, the data digits has 11"),
     "order": (Reversed, "calls class 0 '0', the data digits calls it '9'"),
@@ -191,8 +183,6 @@ OTHER_DATA: dict[str, tuple[Callable[[], DigitsDataModule], str]] = {
         lambda: DigitsDataModule(channels=3),
         "inputs of shape [1, 8, 8], the data digits gives [3, 8, 8]",
     ),
-    "mean": (OtherMean, "inputs normalized by mean [0.3058], the data digits gives [0.5]"),
-    "std": (OtherStd, "inputs normalized by std [0.3762], the data digits gives [0.5]"),
 }
 
 

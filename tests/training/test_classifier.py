@@ -204,8 +204,9 @@ def test_mistakes(kind: str, data: DigitsDataModule) -> None:
     assert words in complaint(lambda: make().attach(data))
 
 
-def test_no_datamodule(data: DigitsDataModule) -> None:
-    message = complaint(lambda: trainer().fit(ClassifierModule(mlp()), data.train_dataloader()))
+def test_no_datamodule() -> None:
+    maps = Batch(torch.zeros(2, 1, 8, 8), torch.zeros(2, 8, 8), torch.arange(2))
+    message = complaint(lambda: trainer().fit(ClassifierModule(mlp()), [[maps]]))
     assert "give the Trainer a datamodule" in message
 
 

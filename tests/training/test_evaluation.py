@@ -55,6 +55,10 @@ def by_hand(student: Tensor, teacher: Tensor | None, target: Tensor) -> dict[str
     return {name: float(value) for name, value in values.items()}
 
 
+def accuracy_by_hand(logits: Tensor, target: Tensor) -> float:
+    return float((logits.argmax(1).numpy() == target.numpy()).mean())
+
+
 def random_case(rows: int = 200) -> tuple[Output, Output, Tensor]:
     """Right half of the time, however sure: some bins are too confident and others not enough."""
     rng = torch.Generator().manual_seed(3)
@@ -110,6 +114,7 @@ def test_after_a_fit(precision: str) -> None:
     )  # the teacher's logits are taken again in single
     teacher = module.teacher(batch).logits
     expected = by_hand(logits, teacher, batch.target)
+    expected["teacher_accuracy"] = accuracy_by_hand(teacher, batch.target)
     for name, value in expected.items():
         own = name.startswith("teacher") or precision == "64-true"
         assert tested[f"test_{name}"] == pytest.approx(value, rel=wide if own else 1e-5), name
@@ -121,12 +126,36 @@ def test_validation_by_hand(data: DigitsDataModule) -> None:
     module = distillation()
     (values,) = trainer().validate(module, datamodule=data, verbose=False)
     batch = samples(data, "validation")
-    expected = by_hand(
-        module.eval()(batch.inputs).detach(), module.teacher(batch).logits, batch.target
-    )
+    teacher = module.teacher(batch).logits
+    expected = by_hand(module.eval()(batch.inputs).detach(), teacher, batch.target)
+    expected["teacher_accuracy"] = accuracy_by_hand(teacher, batch.target)
     assert values == {
         f"val_{name}": pytest.approx(value, rel=1e-5) for name, value in expected.items()
     }
+
+
+def test_the_teacher_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is frozen: later validations repeat its value, and the student alone is measured."""
+    data = DigitsDataModule()
+    module, fit = distillation(), trainer(max_epochs=3)
+    seen: list[int] = []
+    original = ClassificationMetrics.update
+
+    def update(self: ClassificationMetrics, *args: Any) -> None:
+        seen.append(id(self))
+        original(self, *args)
+
+    monkeypatch.setattr(ClassificationMetrics, "update", update)
+    fit.fit(module, datamodule=data)
+    assert module.metrics is not None
+    assert module.teacher_metric is not None
+    assert seen.count(id(module.metrics)) == 3
+    assert seen.count(id(module.teacher_metric.metrics)) == 1
+    batch = samples(data, "validation")
+    expected = accuracy_by_hand(module.teacher(batch).logits, batch.target)
+    assert float(fit.callback_metrics["val_teacher_accuracy"]) == pytest.approx(expected)
+    fit.validate(module, DigitsDataModule(validation=0.5), verbose=False)  # other samples
+    assert seen.count(id(module.teacher_metric.metrics)) == 2
 
 
 def test_batches_of_any_size() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import lightning.pytorch as pl
@@ -182,3 +183,47 @@ def test_modules_that_a_parser_builds_keep_their_config() -> None:
     module = parser.instantiate_classes(Namespace(model=config.model)).model
     assert module.hparams["_class_path"] == plain["class_path"]
     assert module.hparams["network"] == plain["init_args"]["network"]
+    # Its optimizer and scheduler come from factories of jsonargparse.
+    module.attach(DigitsDataModule())
+    twin = copy.deepcopy(module)
+    assert same(copied(twin.net), copied(module.net))
+    assert twin.net is not module.net
+    twin.check_optimizer()
+
+
+class Loaders(pl.Callback):
+    """Notes the loader and the datamodule that the compatibility functions find."""
+
+    def __init__(self) -> None:
+        self.loaders: list[object] = []
+        self.datamodules: list[object] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.loaders.append(lightning_compat.loader_in_use(trainer))
+        self.datamodules.append(lightning_compat.datamodule_of(trainer))
+
+
+def test_the_loaders_of_each_stage() -> None:
+    loaders = Loaders()
+    data = DigitsDataModule()
+    own = [data.loader(stage) for stage in ("train", "test", "test", "test")]
+    run = trainer(callbacks=[loaders], limit_train_batches=1)
+    module = distillation()
+    run.fit(module, own[0])
+    run.validate(module, own[1], verbose=False)
+    run.test(module, own[2], verbose=False)
+    run.predict(module, own[3])
+    assert loaders.loaders == own
+    assert loaders.datamodules == [None] * 4
+    run.fit(module, datamodule=data)
+    assert loaders.datamodules[-1] is data
+
+
+def test_callbacks_that_average_weights() -> None:
+    averaging: list[pl.Callback] = [
+        pl.callbacks.EMAWeightAveraging(),
+        pl.callbacks.StochasticWeightAveraging(swa_lrs=0.1),
+    ]
+    for callback in averaging:
+        assert lightning_compat.averages_weights(trainer(callbacks=[callback]))
+    assert not lightning_compat.averages_weights(trainer())

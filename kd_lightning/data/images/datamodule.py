@@ -14,6 +14,7 @@ from kd_lightning.data.subsets import check_classes, check_fraction, stratified_
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed
 from kd_lightning.spec import Spec
+from kd_lightning.tasks.classification import Classification
 from kd_lightning.types import UNLABELLED
 
 
@@ -50,6 +51,9 @@ class ImageDataModule(DataModule):
         prefetch: batches to make ahead of time, in a thread.
         mean, std: normalize with these, one value per channel, of pixel values in [0, 1]; by
             default those of the data. A pretrained network expects those of its own training.
+        drop_last: leave out the last training batch of an epoch if it is smaller than the others.
+        balanced: draw training samples with replacement, so that all classes are equally frequent.
+        task: what is predicted, such as `kd_lightning.tasks.Classification` with further metrics.
 
     Raises:
         UserError: for an option out of range.
@@ -86,8 +90,13 @@ class ImageDataModule(DataModule):
         prefetch: int = 0,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        drop_last: bool = False,
+        balanced: bool = False,
+        task: Classification | None = None,
     ) -> None:
         super().__init__()
+        if task is not None:
+            self.task = task
         self._check_attributes()
         self.augment = list(augment or [])
         check_fraction("data.fraction", fraction)
@@ -133,6 +142,8 @@ class ImageDataModule(DataModule):
         self.split_seed = split_seed
         self.resident = resident
         self.prefetch = prefetch
+        self.drop_last = drop_last
+        self.balanced = balanced
         self.augmentation_seed = run_seed() if augmentation_seed is None else augmentation_seed
         self._raw: dict[str, Images] = {}
         self._sources: dict[str, ImageSource] = {}

@@ -61,6 +61,8 @@ class TableDataModule(DataModule):
         self.eval_batch_size = self.settings.eval_batch_size
         self.resident = self.settings.resident
         self.prefetch = self.settings.prefetch
+        self.drop_last = self.settings.drop_last
+        self.balanced = self.settings.balanced
         self._tables: dict[str, Table] = {}
         self._encoded: dict[str, tuple[Tensor, Tensor]] = {}
         self._sources: dict[str, TableSource] = {}

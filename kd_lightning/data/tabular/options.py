@@ -30,6 +30,8 @@ class TableOptions(TypedDict, total=False):
     split_seed: int
     resident: bool
     prefetch: int
+    drop_last: bool
+    balanced: bool
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class TableSettings:
         split_seed: of the validation split and the fractions.
         resident: keep the samples on the accelerator if there is one and they fit.
         prefetch: batches to make ahead of time, in a thread.
+        drop_last: leave out the last training batch of an epoch if it is smaller than the others.
+        balanced: draw training samples with replacement, so that all classes are equally frequent.
 
     Raises:
         UserError: for an option out of range.
@@ -76,6 +80,8 @@ class TableSettings:
     split_seed: int = 0
     resident: bool = True
     prefetch: int = 0
+    drop_last: bool = False
+    balanced: bool = False
 
     def __post_init__(self) -> None:
         check_fraction("data.fraction", self.fraction)

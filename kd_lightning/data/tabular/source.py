@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +17,7 @@ class TableSource(Source):
     """Some rows of a source split.
 
     Attributes:
-        inputs: float32 `(N, F)`, the whole source split; subsets share it.
+        inputs: `(N, ...)`, the whole source split; subsets share it.
         target: `(N, *S)`, of the whole source split.
         rows: int64 `(n,)`, the rows of the source split that take part.
         split: the name of the source split.
@@ -29,7 +30,7 @@ class TableSource(Source):
 
     @property
     def sample_bytes(self) -> int:
-        return self.inputs.element_size() * self.inputs.shape[1]
+        return self.inputs.element_size() * math.prod(self.inputs.shape[1:])
 
     @property
     def resident_bytes(self) -> int:

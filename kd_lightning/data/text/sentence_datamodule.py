@@ -121,6 +121,8 @@ class SentenceDataModule(DataModule):
             prefetch=self.prefetch,
             pin=self._device().type == "cuda",
         )
+        loader.drop_last = is_training and self.drop_last
+        loader.repeat = is_training and self.repeats_batches
         loader.join = self.joins.get(stage)
         return loader
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -10,8 +11,12 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.teachers.cache.manifest import Column
-from kd_lightning.types import EnsembleOutput, Output, TopKOutput, full, mean_log_probs
+from kd_lightning.sparse import TopKOutput, log_sum_of_others
+from kd_lightning.teachers.cache import schema
+from kd_lightning.teachers.cache.manifest import Column, Manifest
+from kd_lightning.teachers.cache.packing import pack, packed_size, unpack
+from kd_lightning.teachers.cache.schema import Json, SchemaError
+from kd_lightning.types import EnsembleOutput, Output, full, mean_log_probs
 
 FEATURE = "feature."
 """Prefix of the columns that hold features."""
@@ -21,8 +26,8 @@ FEATURE = "feature."
 class Codec:
     """Turns Outputs into columns, one entry per sample, and back.
 
-    With `top_k` only the largest logits of a row are stored, and the log-sum-exp of all others,
-    which is spread evenly over them when it is read; see TopKOutput.
+    With `top_k` only the largest logits of a row are stored, their classes in as few bits as
+    possible, and the log-sum-exp of all others at each of `temperatures`; see TopKOutput.
 
     Attributes:
         dtype: "fp32", exact; or "fp16", half the size, with a relative error of up to 2**-11.
@@ -31,6 +36,7 @@ class Codec:
         weights: of an arithmetic ensemble's members, whose logits are then stored separately.
         features: roles of the features that are stored besides.
         positions: rows per sample; 1 for one label per sample, H * W for pixels.
+        temperatures: of a top-k cache, ascending: those at which losses and metrics can read it.
     """
 
     dtype: str = "fp32"
@@ -39,6 +45,7 @@ class Codec:
     weights: tuple[float, ...] | None = None
     features: tuple[str, ...] = ()
     positions: int = 1
+    temperatures: tuple[float, ...] = ()
 
     def settings(self) -> dict[str, object]:
         """The codec in plain values, for the cache's manifest."""
@@ -51,38 +58,99 @@ class Codec:
         }
         if self.positions != 1:
             settings["positions"] = self.positions
+        if self.top_k is not None:
+            settings["temperatures"] = list(self.temperatures)
         return settings
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, object]) -> Codec:
-        """The codec that `settings` described."""
-        weights = cast(list[float] | None, settings["weights"])
-        return cls(
-            dtype=str(settings["dtype"]),
-            top_k=cast(int | None, settings["top_k"]),
-            classes=cast(int, settings["classes"]),
-            weights=None if weights is None else tuple(weights),
-            features=tuple(cast(list[str], settings["features"])),
-            positions=cast(int, settings.get("positions", 1)),
-        )
+    def of(cls, manifest: Manifest) -> Codec:
+        """The codec that a manifest describes.
+
+        Raises:
+            UserError: if its settings are damaged, or do not fit its columns.
+        """
+        settings = manifest.content["settings"]
+        try:
+            codec = cls(
+                dtype=schema.text(settings, "dtype", "settings"),
+                top_k=_top_k(settings),
+                classes=schema.integer(settings, "classes", "settings"),
+                weights=_numbers(settings, "weights"),
+                features=_names(settings, "features"),
+                positions=_positions(settings),
+                temperatures=_numbers(settings, "temperatures") or (),
+            )
+            codec._check_columns(manifest.columns)
+        except SchemaError as error:
+            raise manifest.damaged(str(error)) from error
+        return codec
+
+    def _check_columns(self, columns: Mapping[str, Column]) -> None:
+        """Check that the settings describe these columns, in this order."""
+        if self.dtype not in ("fp32", "fp16"):
+            raise SchemaError(f"settings.dtype is {self.dtype!r}")
+        shapes = self._row_shapes()
+        expected = [*shapes, *(FEATURE + role for role in self.features)]
+        if list(columns) != expected:
+            raise SchemaError(f"its columns are not {', '.join(expected)}, as its settings imply")
+        for name, column in columns.items():
+            own = shapes.get(name, Column(self._float_name, column.shape))
+            if column != own:
+                raise SchemaError(f"the column {name} is not {own.dtype} {list(own.shape)}")
+
+    def _row_shapes(self) -> dict[str, Column]:
+        """The columns of the logits."""
+        kind = self._float_name
+        if self.top_k is not None:
+            if not self.top_k < self.classes or not self.temperatures:
+                raise SchemaError("its settings of top_k, classes and temperatures do not fit")
+            columns = {
+                "values": Column(kind, (self.top_k,)),
+                "ids": Column("uint8", (packed_size(self.top_k, self.classes),)),
+                "rest": Column("float32", (len(self.temperatures),)),
+            }
+        elif self.weights is not None:
+            columns = {"members": Column(kind, (len(self.weights), self.classes))}
+        else:
+            columns = {"logits": Column(kind, (self.classes,))}
+        if self.positions > 1:
+            for column in columns.values():
+                column.shape = (self.positions, *column.shape)
+        return columns
+
+    @property
+    def _float_name(self) -> str:
+        return "float16" if self.dtype == "fp16" else "float32"
 
     @classmethod
-    def for_output(cls, output: Output, dtype: str, top_k: int | None, samples: int) -> Codec:
+    def for_output(
+        cls,
+        output: Output,
+        dtype: str,
+        top_k: int | None,
+        samples: int,
+        temperatures: Sequence[float] = (),
+    ) -> Codec:
         """The codec for outputs like this one.
 
         Args:
             output: of a batch in which every position is predicted.
             dtype, top_k: see the attributes.
             samples: of the batch.
+            temperatures: of the losses that will read a top-k cache. Metrics read it at 1.
 
         Raises:
             UserError: if `top_k` is not smaller than the number of classes, or if it is combined
-                with an arithmetic ensemble.
+                with an arithmetic ensemble, or for a temperature that is not positive.
         """
         rows, classes = output.logits.shape
         if top_k is not None and not 1 <= top_k < classes:
             raise UserError(
                 f"--top-k must be at least 1 and less than the {classes} classes, got {top_k}"
+            )
+        if not all(0 < temperature < math.inf for temperature in temperatures):
+            raise UserError(
+                f"a cache's temperatures must be finite and greater than 0, got {list(temperatures)}"
             )
         weights = None
         if isinstance(output, EnsembleOutput):
@@ -99,6 +167,7 @@ class Codec:
             weights=weights,
             features=tuple(sorted(output.features)),
             positions=rows // samples,
+            temperatures=() if top_k is None else tuple(sorted({1.0, *map(float, temperatures)})),
         )
 
     @property
@@ -113,23 +182,47 @@ class Codec:
         """
         columns = {}
         if self.top_k is not None:
-            logits = full(output.logits)
-            values, indices = logits.topk(self.top_k, dim=-1)
-            columns["values"] = values.to(self._float)
-            columns["indices"] = indices.to(torch.int16 if self.classes <= 2**15 else torch.int32)
-            rest = logits.scatter(-1, indices, float("-inf")).logsumexp(-1)
-            columns["rest"] = rest.float()
+            columns = self._encode_top_k(full(output.logits), self.top_k)
         elif isinstance(output, EnsembleOutput):
-            columns["members"] = output.members.to(self._float)
+            columns["members"] = self._stored(output.members)
         else:
-            columns["logits"] = output.logits.to(self._float)
+            columns["logits"] = self._stored(output.logits)
         if self.positions > 1:
             # One entry per sample holds the rows of all its positions.
             for name, column in columns.items():
                 columns[name] = column.unflatten(0, (-1, self.positions))
         for role in self.features:
-            columns[FEATURE + role] = output.features[role].to(self._float)
+            columns[FEATURE + role] = self._stored(output.features[role])
         return {name: tensor.detach().cpu() for name, tensor in columns.items()}
+
+    def _stored(self, values: Tensor) -> Tensor:
+        """Values in the dtype of the cache.
+
+        Raises:
+            UserError: if half precision cannot hold them.
+        """
+        stored = values.to(self._float)
+        if self.dtype == "fp16" and bool(stored.isinf().any()) and bool(values.isfinite().all()):
+            raise UserError(
+                f"the teacher's outputs reach {values.abs().max().item():.3g}, and fp16 holds up to "
+                "65,504; use --dtype fp32"
+            )
+        return stored
+
+    def _encode_top_k(self, logits: Tensor, top_k: int) -> dict[str, Tensor]:
+        """The columns of top-k outputs, `(N, ...)` each, from logits `(N, K)`."""
+        values, indices = logits.topk(top_k, dim=-1)
+        smallest = torch.finfo(torch.float32).min
+        rest = []
+        for temperature in self.temperatures:
+            others = log_sum_of_others(logits / temperature, indices)
+            # Other classes that are all impossible have the probability 0, not a NaN.
+            rest.append(others.float().clamp(min=smallest))
+        return {
+            "values": self._stored(values),
+            "ids": pack(indices, self.classes),
+            "rest": torch.cat(rest, dim=-1),
+        }
 
     def columns(self, example: dict[str, Tensor]) -> dict[str, Column]:
         """The description of columns like these."""
@@ -151,7 +244,14 @@ class Codec:
             if not name.startswith(FEATURE):
                 rows[name] = self._rows(column, positions)
         if self.top_k is not None:
-            return TopKOutput(rows["values"], rows["indices"], rows["rest"], self.classes, features)
+            return TopKOutput(
+                rows["values"],
+                unpack(rows["ids"], self.top_k, self.classes),
+                rows["rest"],
+                self.temperatures,
+                self.classes,
+                features,
+            )
         if self.weights is not None:
             members = rows["members"]
             dtype = full(members).dtype
@@ -164,3 +264,34 @@ class Codec:
         """One row per predicted position from one entry per sample."""
         rows = column if self.positions == 1 else column.flatten(0, 1)
         return rows if positions is None else rows.index_select(0, positions)
+
+
+def _top_k(settings: Mapping[str, Json]) -> int | None:
+    if settings.get("top_k") is None:
+        return None
+    return schema.integer(settings, "top_k", "settings")
+
+
+def _positions(settings: Mapping[str, Json]) -> int:
+    if "positions" not in settings:
+        return 1
+    return schema.integer(settings, "positions", "settings")
+
+
+def _names(settings: Mapping[str, Json], key: str) -> tuple[str, ...]:
+    names = schema.sequence(settings, key, "settings")
+    if not all(isinstance(name, str) for name in names):
+        raise SchemaError(f"settings.{key} is no list of names")
+    return tuple(cast(list[str], names))
+
+
+def _numbers(settings: Mapping[str, Json], key: str) -> tuple[float, ...] | None:
+    if settings.get(key) is None:
+        return None
+    numbers = []
+    for value in schema.sequence(settings, key, "settings"):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < cast(float, value) < math.inf:
+            raise SchemaError(f"settings.{key} is no list of positive numbers")
+        numbers.append(float(cast(float, value)))
+    return tuple(numbers)

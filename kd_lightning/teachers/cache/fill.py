@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -17,10 +17,14 @@ from kd_lightning.data.source import Source
 from kd_lightning.errors import UserError
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
-from kd_lightning.teachers.cache.manifest import Column
+from kd_lightning.teachers.cache.files import check_space, only_writer
+from kd_lightning.teachers.cache.manifest import Column, record_dtype
 from kd_lightning.teachers.cache.teacher import table_name
 from kd_lightning.teachers.cache.writer import Writer
 from kd_lightning.types import CLEAN, Batch
+
+MAX_VIEWS = 10_000
+"""More draws of the augmentation than any training has epochs."""
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Given the number of samples to compute, a context whose value is called with each count done."""
@@ -99,6 +103,7 @@ def cache_teacher(
     features: tuple[str, ...] = (),
     device: torch.device | None = None,
     progress: Progress = _no_progress,
+    temperatures: Sequence[float] = (),
 ) -> Path:
     """Compute a teacher's outputs for every sample and view, and store them in a folder.
 
@@ -114,12 +119,13 @@ def cache_teacher(
         features: roles of the teacher's layers to cache besides the logits.
         device: where the teacher runs; the CPU if left out.
         progress: shows how many samples are done.
+        temperatures: of the losses that will read a top-k cache; 1 is always stored, for metrics.
 
     Raises:
-        UserError: see Writer and Codec.
+        UserError: see Writer and Codec; also if the disk has no room, or another process is
+            writing the cache.
     """
-    if views < 1:
-        raise UserError(f"--views must be at least 1, got {views}")
+    check_sizes(views, top_k)
     device = device or torch.device("cpu")
     teacher.prepare(datamodule)
     teacher.to(device)
@@ -131,14 +137,31 @@ def cache_teacher(
     first_sources, first_view = next(iter(tables.values()))
     first_batch, _ = next(_batches(first_sources, first_view, 0, 1, size))
     example = teacher(first_batch.to(device))
-    codec = Codec.for_output(example, dtype, top_k, len(first_batch))
-    writer = Writer(
-        Path(output).expanduser(),
-        {"teacher": teacher.sources(), "data": datamodule.fingerprint()},
-        codec.settings(),
-        codec.columns(codec.encode(example)),
-        size,
-    )
+    codec = Codec.for_output(example, dtype, top_k, len(first_batch), temperatures)
+    columns = codec.columns(codec.encode(example))
+    folder = Path(output).expanduser()
+    _check_space(folder, tables, columns)
+    with only_writer(folder):
+        writer = Writer(
+            folder,
+            {"teacher": teacher.sources(), "data": datamodule.fingerprint()},
+            codec.settings(),
+            columns,
+            size,
+        )
+        _fill(writer, teacher, codec, tables, device, progress)
+    return folder
+
+
+def _fill(
+    writer: Writer,
+    teacher: Teacher,
+    codec: Codec,
+    tables: dict[str, tuple[list[Source], int]],
+    device: torch.device,
+    progress: Progress,
+) -> None:
+    """Compute and write the shards that are missing."""
     todo = {}
     for name, (sources, _) in tables.items():
         todo[name] = writer.open(name, _rows_of(sources))
@@ -147,10 +170,33 @@ def cache_teacher(
         for name, ranges in todo.items():
             sources, view = tables[name]
             for shard, start, stop in ranges:
-                batches = _batches(sources, view, start, stop, size)
+                batches = _batches(sources, view, start, stop, writer.align)
                 columns = _compute(teacher, codec, batches, writer.columns, device, advance)
-                writer.put(name, shard, {key: tensor.numpy() for key, tensor in columns.items()})
-    return writer.manifest.folder
+                writer.put(name, shard, {key: value.numpy() for key, value in columns.items()})
+
+
+def check_sizes(views: int, top_k: int | None) -> None:
+    """Check the options that decide how much is planned, before anything is.
+
+    Raises:
+        UserError: if `views` or `top_k` is out of its range.
+    """
+    if not 1 <= views <= MAX_VIEWS:
+        raise UserError(f"--views must be from 1 to {MAX_VIEWS:,}, got {views}")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"--top-k must be at least 1, got {top_k}")
+
+
+def _check_space(
+    folder: Path, tables: dict[str, tuple[list[Source], int]], columns: dict[str, Column]
+) -> None:
+    """Check that the disk has room for all tables."""
+    sample_bytes = record_dtype(columns).itemsize
+    samples = 0
+    for sources, _ in tables.values():
+        samples += sum(len(source) for source in sources)
+    described = f"{samples:,} outputs in {len(tables):,} tables of {sample_bytes:,} bytes each"
+    check_space(folder, samples * sample_bytes, described)
 
 
 def _compute(

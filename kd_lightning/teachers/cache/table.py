@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
+from kd_lightning.teachers.cache.files import shard_file
 from kd_lightning.teachers.cache.manifest import Array, Manifest, record_dtype
 from kd_lightning.weights import sha256_of
 
@@ -70,7 +71,12 @@ class Table:
                 f"{self._num_rows:,} rows of {self.name}); run the same kd cache command again to "
                 "complete it"
             )
-        for shard in self._shards:
+        for number, shard in enumerate(self._shards):
+            # `read` finds a row's shard by division, so every shard but the last must be full.
+            expected = min(self._shard_rows, self._num_rows - number * self._shard_rows)
+            named = shard["file"] == shard_file(self.name, number)
+            if shard["rows"] != expected or not named:
+                raise self.manifest.damaged(f"the shards of {self.name} have other names or sizes")
             path = self.manifest.folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise UserError(
@@ -120,6 +126,15 @@ class Table:
             else:
                 records[in_shard] = self._read_from_file(int(number), rows)
         return records
+
+    def verify(self) -> None:
+        """Check the content of every shard.
+
+        Raises:
+            UserError: if a shard was altered.
+        """
+        for number in range(len(self._shards)):
+            self._verify(number)
 
     def _raise_missing(self, rows: Tensor) -> NoReturn:
         split, _, view = self.name.partition("/")

@@ -13,6 +13,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
 from kd_lightning.teachers.cache.manifest import Manifest, describe_difference
+from kd_lightning.teachers.cache.schema import Json
 from kd_lightning.teachers.cache.table import Table
 from kd_lightning.types import CLEAN, Batch, JoinedOutput, Output
 from kd_lightning.weights import sha256_of
@@ -21,6 +22,40 @@ from kd_lightning.weights import sha256_of
 def table_name(split: str, view: int) -> str:
     """The name of the table that holds the outputs of one split in one view."""
     return f"{split}/{'clean' if view == CLEAN else view}"
+
+
+def open_tables(manifest: Manifest, mapped: bool) -> dict[str, Table]:
+    """All tables of a cache by name.
+
+    Raises:
+        UserError: if the cache is not complete, or a file is missing.
+    """
+    tables = {name: Table(manifest, name, mapped) for name in manifest.content["tables"]}
+    if not tables:
+        raise UserError(
+            f"the teacher cache {manifest.folder} is not complete; run the same kd cache command "
+            "again to complete it"
+        )
+    return tables
+
+
+def verify_cache(folder: str | Path) -> int:
+    """Check the content of every file of a cache against its checksum.
+
+    Returns:
+        The number of bytes that were checked.
+
+    Raises:
+        UserError: if a file is missing, damaged or altered, or the cache is not complete.
+    """
+    manifest = Manifest.read(Path(folder).expanduser())
+    Codec.of(manifest)
+    manifest.data()
+    manifest.teachers()
+    for name, table in open_tables(manifest, mapped=False).items():
+        manifest.rows(name)
+        table.verify()
+    return manifest.bytes
 
 
 class CachedTeacher(Teacher):
@@ -56,30 +91,27 @@ class CachedTeacher(Teacher):
 
     def prepare(self, datamodule: DataModule) -> None:
         manifest = Manifest.read(self.path)
-        self._codec = Codec.from_settings(manifest.content["settings"])
-        fingerprint = manifest.content["fingerprint"]
-        difference = describe_difference(fingerprint["data"], datamodule.fingerprint())
+        self._codec = Codec.of(manifest)
+        difference = describe_difference(manifest.data(), datamodule.fingerprint())
         if difference:
             raise UserError(f"the teacher cache {self.path} was made for other data: {difference}")
-        stored = [source.get("sha256") for source in fingerprint["teacher"]]
+        sources = manifest.teachers()
+        stored = [source.get("sha256") for source in sources]
         if self.sha256 is not None and list(self.sha256) != stored:
             raise UserError(
                 f"the teacher cache {self.path} is of another teacher: sha256 {stored}, not "
                 f"{self.sha256}"
             )
-        for source in fingerprint["teacher"]:
+        for source in sources:
             self._check_unchanged(source)
-        mapped = manifest.bytes <= self.budget
-        self._tables = {}
-        for name in manifest.content["tables"]:
-            self._tables[name] = Table(manifest, name, mapped)
+        self._tables = open_tables(manifest, manifest.bytes <= self.budget)
         self._manifest = manifest
         self._check_views(datamodule)
         super().prepare(datamodule)
 
-    def _check_unchanged(self, source: dict[str, str]) -> None:
-        path = Path(source.get("path") or "/")
-        if path.is_file() and sha256_of(path) != source["sha256"]:
+    def _check_unchanged(self, source: dict[str, Json]) -> None:
+        path = Path(str(source.get("path") or "/"))
+        if path.is_file() and sha256_of(path) != source.get("sha256"):
             raise UserError(
                 f"the teacher {path} has changed since the cache {self.path} was made; "
                 "make the cache again"
@@ -102,6 +134,18 @@ class CachedTeacher(Teacher):
     @property
     def exact_logits(self) -> bool:
         return self._codec.top_k is None
+
+    def require_temperatures(self, temperatures: tuple[float, ...]) -> None:
+        stored = self._codec.temperatures
+        missing = sorted(set(temperatures) - set(stored))
+        if self._codec.top_k is None or not missing:
+            return
+        wanted = " ".join(f"{value:g}" for value in sorted({*stored, *temperatures}))
+        raise UserError(
+            f"the top-k teacher cache {self.path} holds no temperature {missing[0]:g}; delete it and "
+            f"make it again: kd cache ... --output {self.path} --top-k {self._codec.top_k} "
+            f"--dtype {self._codec.dtype} --temperatures {wanted}"
+        )
 
     @property
     def joins(self) -> bool:
@@ -181,5 +225,4 @@ class CachedTeacher(Teacher):
         if self._manifest is None:
             return []
         cache = str(self.path.resolve())
-        live_sources = self._manifest.content["fingerprint"]["teacher"]
-        return [{**source, "cache": cache} for source in live_sources]
+        return [{**source, "cache": cache} for source in self._manifest.teachers()]

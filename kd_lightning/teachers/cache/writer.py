@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,19 +11,23 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from kd_lightning.errors import UserError
-from kd_lightning.teachers.cache.manifest import (
+from kd_lightning.teachers.cache.files import (
     MANIFEST_NAME,
+    create_folder,
+    is_own_file,
+    rows_file,
+    shard_file,
+    write_atomically,
+)
+from kd_lightning.teachers.cache.manifest import (
     VERSION,
     Array,
     Column,
-    ColumnEntry,
     Manifest,
-    ManifestContent,
-    ShardEntry,
     describe_difference,
     record_dtype,
-    write_atomically,
 )
+from kd_lightning.teachers.cache.schema import ColumnEntry, ManifestContent, ShardEntry
 from kd_lightning.weights import sha256_of
 
 SHARD_BYTES = 64 * 2**20
@@ -75,6 +80,7 @@ class Writer:
         }
         self.manifest = _open_manifest(folder, content)
         self.columns = columns
+        self.align = align
         rows_per_shard = SHARD_BYTES // record_dtype(columns).itemsize
         self.shard_rows = max(align, rows_per_shard // align * align)
 
@@ -92,10 +98,19 @@ class Writer:
             UserError: if the table was started with other rows.
         """
         tables = self.manifest.content["tables"]
+        data = _npy_bytes(rows)
+        checksum = hashlib.sha256(data).hexdigest()
         if table not in tables:
-            file = self._store_rows(table, rows)
-            tables[table] = {"rows": file, "shard_rows": self.shard_rows, "shards": []}
+            tables[table] = {
+                "rows": self._shared_rows(table, checksum) or rows_file(table),
+                "shard_rows": self.shard_rows,
+                "shards": [],
+                "rows_sha256": checksum,
+            }
+            self._store_rows(table, data)
             self.manifest.write()
+        elif tables[table].get("rows_sha256") == checksum:
+            self._store_rows(table, data)
         elif not np.array_equal(self.manifest.rows(table), rows):
             raise UserError(
                 f"{self.manifest.folder} was created for other rows of {table}; choose another "
@@ -105,7 +120,7 @@ class Writer:
         written = {shard["file"]: shard for shard in tables[table]["shards"]}
         missing = []
         for number, start in enumerate(range(0, len(rows), size)):
-            entry = written.get(_shard_file(table, number))
+            entry = written.get(shard_file(table, number))
             if entry is None or not self._is_intact(entry):
                 missing.append(RowRange(number, start, min(len(rows), start + size)))
         return missing
@@ -123,7 +138,7 @@ class Writer:
         for name in self.columns:
             records[name] = values[name]
         data = records.tobytes()
-        file = _shard_file(table, number)
+        file = shard_file(table, number)
         write_atomically(self.manifest.folder / file, data)
         entry: ShardEntry = {
             "file": file,
@@ -138,21 +153,20 @@ class Writer:
         table_entry["shards"] = sorted(shards, key=lambda shard: shard["file"])
         self.manifest.write()
 
-    def _store_rows(self, table: str, rows: Array) -> str:
-        """Store the row numbers of a table; returns the file's name.
-
-        Views of a split that have the same rows share one file.
-        """
-        tables = self.manifest.content["tables"]
+    def _shared_rows(self, table: str, checksum: str) -> str | None:
+        """The file of another view's row numbers, if that view has the same rows."""
         split = table.partition("/")[0]
-        for other, entry in tables.items():
-            same_split = other.partition("/")[0] == split
-            if same_split and np.array_equal(self.manifest.rows(other), rows):
+        for other, entry in self.manifest.content["tables"].items():
+            if other.partition("/")[0] == split and entry.get("rows_sha256") == checksum:
                 return entry["rows"]
-        name = table.replace("/", ".view") + ".rows.npy"
-        with (self.manifest.folder / name).open("wb") as file:
-            np.save(file, rows)
-        return name
+        return None
+
+    def _store_rows(self, table: str, data: bytes) -> None:
+        """Write the file of a table's row numbers, unless it is there and intact."""
+        entry = self.manifest.content["tables"][table]
+        path = self.manifest.folder / entry["rows"]
+        if not path.is_file() or sha256_of(path) != entry["rows_sha256"]:
+            write_atomically(path, data)
 
     def _is_intact(self, entry: ShardEntry) -> bool:
         """Whether a shard still has the content that the manifest lists."""
@@ -162,18 +176,25 @@ class Writer:
         return sha256_of(path) == entry["sha256"]
 
 
+def _npy_bytes(rows: Array) -> bytes:
+    """Row numbers in numpy's file format."""
+    file = io.BytesIO()
+    np.save(file, rows)
+    return file.getvalue()
+
+
 def _open_manifest(folder: Path, content: ManifestContent) -> Manifest:
-    """The manifest in `folder` if it describes the same cache; a new one if the folder is empty."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"the folder {folder} cannot be written ({error.strerror}); choose another --output"
-        ) from error
+    """The manifest in `folder` if it describes the same cache; a new one if there is none.
+
+    A new manifest is written before any other file, so that a killed call can be continued.
+    """
+    create_folder(folder)
     if not (folder / MANIFEST_NAME).is_file():
-        if any(folder.iterdir()):
+        if not all(is_own_file(path.name) for path in folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no cache; choose another --output")
-        return Manifest(folder, content)
+        manifest = Manifest(folder, content)
+        manifest.write()
+        return manifest
     manifest = Manifest.read(folder)
     for part in _IDENTITY:
         stored = manifest.content[part]
@@ -185,7 +206,3 @@ def _open_manifest(folder: Path, content: ManifestContent) -> Manifest:
                 "the folder"
             )
     return manifest
-
-
-def _shard_file(table: str, number: int) -> str:
-    return f"{table.replace('/', '.view')}.{number:05d}.bin"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -104,6 +105,20 @@ def test_a_resumed_epoch_skips_its_first_batches(root: Path) -> None:
     loader.skip = 2
     assert [batch.index.tolist() for batch in served(loader, 1)] == whole[2:]
     assert [batch.index.tolist() for batch in served(loader, 1)] == whole
+
+
+def test_overfitting_repeats_the_first_epoch(root: Path) -> None:
+    data = module(root)
+    first, second = (served(data.loader("train"), epoch) for epoch in (0, 1))
+    assert [b.index.tolist() for b in first] != [b.index.tolist() for b in second]
+    data.trainer = SimpleNamespace(  # type: ignore[assignment]
+        overfit_batches=1,
+        global_rank=0,
+        world_size=1,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    repeated = served(data.loader("train"), 1)
+    assert [b.index.tolist() for b in first] == [b.index.tolist() for b in repeated]
 
 
 @pytest.mark.parametrize("batch", [8, 6])  # a last step of four samples, and a full one

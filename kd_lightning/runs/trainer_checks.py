@@ -1,0 +1,133 @@
+"""Refuses Trainer options that would do nothing, do something else, or fail during training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    EarlyStopping,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+)
+
+from kd_lightning.errors import UserError
+from kd_lightning.runs.options import RunOptions
+from kd_lightning.training.module import TrainingModule
+from kd_lightning.training.optimizers import plateau_monitor, takes_total_steps
+
+HALF_MIXED = ("16-mixed", "16", 16)
+
+
+def check_trainer(
+    settings: Mapping[str, Any], options: RunOptions, module: TrainingModule, has_validation: bool
+) -> None:
+    """Check the Trainer's settings of `kd fit` before anything is trained.
+
+    Args:
+        settings: arguments of the Trainer.
+        options: of the run.
+        module: attached to its data.
+        has_validation: whether the data has a validation split.
+
+    Raises:
+        UserError: in one line, with what to do.
+    """
+    callbacks = list(callbacks_of(settings))
+    _check_tuners(callbacks)
+    _check_precision(settings)
+    _check_length(settings, module)
+    if settings.get("fast_dev_run") and options.test == "best":
+        raise UserError(
+            "--trainer.fast_dev_run writes no checkpoints; use --run.test=last, or leave it out"
+        )
+    follows_rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
+    if follows_rates and settings.get("logger") is False:
+        raise UserError(
+            "LearningRateMonitor needs a logger; remove --trainer.logger=false or the callback"
+        )
+    # Callbacks of the user's own may log further metrics.
+    if all(type(callback).__module__.startswith("lightning.") for callback in callbacks):
+        names = logged_metrics(module, has_validation)
+        for owner, monitor in _monitors(callbacks, module):
+            if monitor not in names:
+                raise UserError(
+                    f"{owner} monitors {monitor!r}, which is not logged; logged are "
+                    f"{', '.join(names)}"
+                )
+
+
+def callbacks_of(settings: Mapping[str, Any]) -> Iterator[Callback]:
+    """The callbacks of the Trainer's settings: one, a list, or none."""
+    callbacks = settings.get("callbacks") or []
+    yield from callbacks if isinstance(callbacks, list) else [callbacks]
+
+
+def logged_metrics(module: TrainingModule, has_validation: bool) -> list[str]:
+    """The names of the metrics that training and validation log."""
+    names = ["train_loss"]
+    for name in module.losses:
+        names.append(f"train_loss_{name}")
+    names.append("learning_rate")
+    if has_validation and module.metrics is not None:
+        for name in module.metrics.names():
+            if module.active_teacher is not None or not name.startswith("teacher_"):
+                names.append(f"val_{name}")
+    return names
+
+
+def _monitors(callbacks: list[Callback], module: TrainingModule) -> Iterator[tuple[str, str]]:
+    """What callbacks and the scheduler monitor, with their names."""
+    for callback in callbacks:
+        if isinstance(callback, EarlyStopping):
+            yield "EarlyStopping", callback.monitor
+        # Lightning offers "epoch" and "step" to every ModelCheckpoint.
+        elif isinstance(callback, ModelCheckpoint) and callback.monitor not in (
+            None,
+            "epoch",
+            "step",
+        ):
+            yield "ModelCheckpoint", callback.monitor
+    monitor = plateau_monitor(module.scheduler)
+    if monitor is not None:
+        yield "ReduceLROnPlateau", monitor
+
+
+def _check_tuners(callbacks: list[Callback]) -> None:
+    for callback in callbacks:
+        if isinstance(callback, LearningRateFinder):
+            raise UserError(
+                "LearningRateFinder cannot set the learning rate of an optimizer from a config; "
+                "compare values of --model.optimizer.lr instead"
+            )
+        if isinstance(callback, BatchSizeFinder):
+            raise UserError("BatchSizeFinder is not supported; set --data.batch_size")
+
+
+def _check_precision(settings: Mapping[str, Any]) -> None:
+    """Refuse half precision with loss scaling on a CPU, where Lightning silently uses bfloat16."""
+    accelerator = settings.get("accelerator") or "auto"
+    has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not has_accelerator)
+    if on_cpu and settings.get("precision") in HALF_MIXED:
+        raise UserError(
+            "--trainer.precision=16-mixed needs a GPU; on a CPU use bf16-mixed or 32-true"
+        )
+
+
+def _check_length(settings: Mapping[str, Any], module: TrainingModule) -> None:
+    """Refuse a schedule over all steps if nobody knows how many there will be."""
+    max_epochs = settings.get("max_epochs")
+    open_end = max_epochs == -1 or (max_epochs is None and settings.get("max_time") is not None)
+    if not open_end or settings.get("max_steps", -1) not in (-1, None):
+        return
+    if module.scheduler is not None and takes_total_steps(module.scheduler):
+        raise UserError(
+            "model.scheduler plans the learning rate of every step, so the number of steps must be "
+            "known; set --trainer.max_epochs or --trainer.max_steps (beside max_time), or use "
+            "another scheduler"
+        )

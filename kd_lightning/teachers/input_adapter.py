@@ -1,0 +1,180 @@
+"""Turns the student's images into those that a teacher was trained on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kd_lightning.spec import Spec
+from kd_lightning.teachers.preprocessing import Preprocessing
+from kd_lightning.types import Batch, full
+
+RGB = 3
+
+
+class InputAdapter(nn.Module):
+    """Turns the student's images into those that the teacher was trained on.
+
+    Gray images are repeated as color. Pixels are normalized with the teacher's mean and standard
+    deviation instead of the data's: $x' = (x s + m - m_t) / s_t$. The size changes by bilinear
+    interpolation with antialiasing. The steps are linear, so gradients to the inputs flow.
+
+    Args:
+        data: what the data serves.
+        network: what the teacher expects; `None` keeps what the data serves.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, data: Preprocessing, network: Preprocessing) -> None:
+        super().__init__()
+        self.channels = _more_channels(data, network)
+        self.size = network.size if network.size not in (None, data.size) else None
+        expected = data.overridden_by(network)
+        self.renormalizes = not (
+            _same_values(data.mean, expected.mean) and _same_values(data.std, expected.std)
+        )
+        scale = torch.ones(1)
+        shift = torch.zeros(1)
+        if self.renormalizes:
+            data_mean = _double(data.mean)
+            data_std = _double(data.std)
+            mean = _double(expected.mean)
+            std = _double(expected.std)
+            scale = data_std / std
+            shift = (data_mean - mean) / std
+        # Not saved: they are functions of the teacher and the data.
+        self.register_buffer("scale", scale.float().view(-1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.float().view(-1, 1, 1), persistent=False)
+        self.note = self._describe(data, network)
+
+    @property
+    def changes_inputs(self) -> bool:
+        """Whether the teacher expects anything else than the data serves."""
+        return self.channels is not None or self.size is not None or self.renormalizes
+
+    def settings(self) -> dict[str, object]:
+        """What is changed, in plain values; a cache of the teacher's outputs depends on it."""
+        return {
+            "channels": self.channels,
+            "size": None if self.size is None else list(self.size),
+            "scale": self.scale.flatten().tolist(),
+            "shift": self.shift.flatten().tolist(),
+        }
+
+    def _describe(self, data: Preprocessing, network: Preprocessing) -> str:
+        """The changes as one line, such as `resized from 32 x 32 to 224 x 224`."""
+        changes = []
+        if self.channels is not None:
+            changes.append("repeated from gray to color")
+        if self.renormalizes:
+            expected = data.overridden_by(network)
+            changes.append(
+                f"normalized by mean {_shown(expected.mean)} and std {_shown(expected.std)} "
+                f"instead of {_shown(data.mean)} and {_shown(data.std)}"
+            )
+        if self.size is not None and data.size is not None:
+            old = f"{data.size[0]} x {data.size[1]}"
+            changes.append(f"resized from {old} to {self.size[0]} x {self.size[1]}")
+        return ", ".join(changes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Adapt images `(B, C, H, W)`."""
+        dtype = images.dtype
+        # Not every device interpolates in half precision.
+        images = full(images)
+        if self.channels is not None:
+            images = images.expand(-1, self.channels, -1, -1)
+        if self.renormalizes:
+            images = images * self.scale.to(images.dtype) + self.shift.to(images.dtype)
+        if self.size is not None:
+            images = F.interpolate(
+                images, self.size, mode="bilinear", align_corners=False, antialias=True
+            )
+        return images.to(dtype)
+
+    def adapt(self, batch: Batch) -> Batch:
+        """The batch as the teacher reads it; the student's own inputs stay as they are."""
+        inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
+        assert isinstance(inputs, Tensor), "only images are adapted"
+        return replace(batch, teacher_inputs=self.forward(inputs))
+
+
+def adapter_between(data: Spec, network: Preprocessing) -> InputAdapter | None:
+    """What makes the data's images fit a network, perhaps without any change; `None` if nothing can.
+
+    Nothing adapts data without images, the size of images with predictions per pixel, or color for
+    a network that reads gray.
+
+    Args:
+        data: describes the data.
+        network: what the network expects.
+    """
+    given = Preprocessing.of_spec(data)
+    if given.channels is None or not _can_adapt(data, given, network):
+        return None
+    return InputAdapter(given, network)
+
+
+def described_as_spec(trained_on: Spec | None, data: Spec, network: Preprocessing) -> Spec | None:
+    """The spec of a network's data with the images that the network expects, to be compared.
+
+    Args:
+        trained_on: the spec of the data that the network was trained on, if it is known.
+        data: describes the data.
+        network: what the network expects.
+    """
+    given = Preprocessing.of_spec(data)
+    if given.size is None or given.channels is None or network == Preprocessing():
+        return trained_on
+    shape = (network.channels or given.channels, *(network.size or given.size))
+    known = trained_on or Spec(task=data.task)
+    return replace(known, input_shape=shape, mean=network.mean, std=network.std)
+
+
+def _can_adapt(data: Spec, given: Preprocessing, network: Preprocessing) -> bool:
+    resizes = network.size not in (None, given.size)
+    if resizes and data.target_shape:
+        # One prediction per pixel: another size has other positions.
+        return False
+    if network.channels not in (None, given.channels) and _more_channels(given, network) is None:
+        return False
+    if network.mean is None and network.std is None:
+        return True
+    # Renormalizing needs both of both sides, with one value per channel or one for all.
+    channels = network.channels or given.channels
+    for values in (given.mean, given.std, network.mean or given.mean, network.std or given.std):
+        if values is None or len(values) not in (1, given.channels, channels):
+            return False
+    return True
+
+
+def _more_channels(data: Preprocessing, network: Preprocessing) -> int | None:
+    """The channels to repeat gray images to; `None` if they stay as they are."""
+    return RGB if data.channels == 1 and network.channels == RGB else None
+
+
+def _same_values(first: tuple[float, ...] | None, second: tuple[float, ...] | None) -> bool:
+    """Whether two means are equal; one value stands for all channels."""
+    if first is None or second is None:
+        return first == second
+    longest = max(len(first), len(second))
+    return _repeated(first, longest) == _repeated(second, longest)
+
+
+def _repeated(values: tuple[float, ...], length: int) -> tuple[float, ...]:
+    return values * length if len(values) == 1 else values
+
+
+def _double(values: tuple[float, ...] | None) -> Tensor:
+    assert values is not None
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _shown(values: tuple[float, ...] | None) -> str:
+    """Values with the digits that people compare."""
+    return "[" + ", ".join(f"{value:.4g}" for value in values or ()) + "]"

@@ -1,0 +1,75 @@
+"""What a Lightning module with a learner needs to be built, loaded and copied in Python."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Self
+
+import lightning.pytorch as pl
+
+from kd_lightning.data.datamodule import DataModule
+from kd_lightning.errors import UserError
+from kd_lightning.training import lightning_compat
+from kd_lightning.training.learner import Learner
+
+
+class ModuleOfLearner(pl.LightningModule):
+    """A module around one learner. A subclass implements `attach` and the steps.
+
+    Attributes:
+        role: what the network is called in arguments and in checkpoints.
+        learner: holds the network.
+    """
+
+    role: ClassVar[str]
+    learner: Learner
+
+    def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
+        """Prepare for this data; calling it again changes nothing."""
+        raise NotImplementedError
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+        """Build the module of a checkpoint again, with its trained weights.
+
+        A checkpoint of `kd fit` describes its network. One of a module that was built in Python
+        does not: give the network, as in `load_from_checkpoint(path, student=MyNet())`.
+
+        Args:
+            checkpoint_path: path of the checkpoint.
+            args: see LightningModule.
+            kwargs: replace the arguments of the checkpoint.
+
+        Raises:
+            UserError: if the network is missing.
+        """
+        try:
+            return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
+        except TypeError as error:
+            if "missing" not in str(error):
+                raise
+            if cls.role not in kwargs:
+                raise UserError(
+                    f"{checkpoint_path} does not describe its network, which was built in Python; "
+                    f"give it: {cls.__name__}.load_from_checkpoint(PATH, {cls.role}=NETWORK)"
+                ) from error
+        arguments = {**cls.arguments_of_loaded(), **kwargs}
+        return super().load_from_checkpoint(checkpoint_path, *args, **arguments)
+
+    @classmethod
+    def arguments_of_loaded(cls) -> dict[str, object]:
+        """Arguments of a loaded module beside its network, unless the caller gives others."""
+        return {}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        # Callbacks that average weights copy the module before its own setup; its losses' adapters
+        # and its teacher must be there by then.
+        datamodule = lightning_compat.datamodule_of(self.trainer)
+        fits = self.trainer.state.fn == "fit" and lightning_compat.averages_weights(self.trainer)
+        if fits and not isinstance(datamodule, DataModule):
+            raise UserError(
+                "callbacks that average weights need a datamodule of kd_lightning, such as one "
+                "derived from kd_lightning.data.TensorDataModule"
+            )
+        if fits and isinstance(datamodule, DataModule) and self.learner.is_built:
+            self.attach(datamodule)
+        return []

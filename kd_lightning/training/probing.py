@@ -1,0 +1,143 @@
+"""Runs networks on blank batches before training, and leaves no trace of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from kd_lightning.errors import UserError
+from kd_lightning.features import evaluating
+from kd_lightning.outputs import MOST_NAMED, Reading, as_logits, entries_of
+from kd_lightning.types import Inputs
+
+
+@contextmanager
+def unchanged(network: nn.Module) -> Iterator[None]:
+    """Restore the buffers (such as BatchNorm's statistics) and all random generators."""
+    buffers = []
+    for buffer in network.buffers():
+        if not is_lazy(buffer):
+            buffers.append((buffer, buffer.detach().clone()))
+    devices = set()
+    for parameter in network.parameters():
+        if parameter.device.type == "cuda":
+            devices.add(parameter.device.index or 0)
+    with torch.random.fork_rng(devices=sorted(devices)):
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, earlier in buffers:
+                    buffer.copy_(earlier)
+
+
+def forward(network: nn.Module, inputs: Inputs) -> object:
+    """What the network returns."""
+    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+
+
+def reason_of(error: Exception) -> str:
+    """The first line of an error's message, or the error's name."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def check_single_sample(network: nn.Module, inputs: Inputs, owner: str) -> None:
+    """Refuse a network that cannot train on a batch of one sample, as BatchNorm cannot.
+
+    Args:
+        network: in the mode in which it trains.
+        inputs: of one blank sample.
+        owner: what messages call the network.
+
+    Raises:
+        UserError: with what to change, as the data will serve such a batch.
+    """
+    try:
+        with unchanged(network), torch.no_grad():
+            forward(network, inputs)
+    except Exception as error:
+        raise UserError(
+            f"{owner} cannot train on a batch of one sample ({reason_of(error)}), and the last batch "
+            "of each epoch has only one; set data.drop_last=true, or change data.batch_size"
+        ) from error
+
+
+def check_heads(
+    network: nn.Module,
+    inputs: Inputs,
+    raw: object,
+    logits: Tensor,
+    used: list[Tensor],
+    reading: Reading,
+) -> None:
+    """Refuse to leave a head of the network untrained without the user's word.
+
+    Networks such as Inception and GoogLeNet have auxiliary heads, and DeiT has two of which
+    evaluation uses the mean. A head is untrained if its output is an entry shaped like the logits,
+    and if neither the logits nor a tapped layer depend on its parameters.
+
+    Args:
+        network: in the mode in which it trains.
+        inputs: of a blank batch.
+        raw: what the network returned for it, with a graph.
+        logits: the entry of it that the losses read.
+        used: tapped features, which losses read, too.
+        reading: how the network is read.
+
+    Raises:
+        UserError: if a head would stay untrained.
+    """
+    others: dict[str, Tensor] = {}
+    own_name = "logits"
+    for name, value in entries_of(raw).items():
+        if value is logits:
+            own_name = str(name)
+        elif isinstance(value, Tensor) and value.shape == logits.shape and value.requires_grad:
+            others[str(name)] = value
+    if not others:
+        return
+    trained = _parameters_of(network, [logits, *used])
+    untrained = {}
+    for name, value in others.items():
+        for parameter in _parameters_of(network, [value]) - trained:
+            untrained[parameter] = name
+    if not untrained:
+        return
+    names = ", ".join(sorted(untrained)[:MOST_NAMED])
+    remedy = (
+        "give it a loss of its own (kd_lightning.losses.CrossEntropy with head=ROLE, and the role "
+        "in layers), or build the network without it"
+    )
+    with evaluating(network), torch.enable_grad(), unchanged(network):
+        evaluated = as_logits(forward(network, inputs), reading)
+        deciding = _parameters_of(network, [evaluated])
+    if deciding & set(untrained):
+        raise UserError(
+            f"{reading.owner} {type(network).__name__} predicts in evaluation with a head that no "
+            f"loss trains ({names}); {remedy}"
+        )
+    if reading.entry is None:
+        entries = ", ".join(sorted(set(untrained.values())))
+        raise UserError(
+            f"{reading.owner} {type(network).__name__} returns another head in training "
+            f"({entries}) that no loss trains; {remedy}, or set "
+            f"{reading.setting('outputs', own_name)} to leave it untrained"
+        )
+
+
+def _parameters_of(network: nn.Module, outputs: list[Tensor]) -> set[str]:
+    """The names of the parameters that outputs depend on."""
+    named = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    with_graph = [output for output in outputs if output.requires_grad]
+    if not named or not with_graph:
+        return set()
+    total = torch.stack([output.float().sum() for output in with_graph]).sum()
+    gradients = torch.autograd.grad(
+        total, [p for _, p in named], retain_graph=True, allow_unused=True
+    )
+    pairs = zip(named, gradients, strict=True)
+    return {name for (name, _), gradient in pairs if gradient is not None}

@@ -1,0 +1,1 @@
+"""Files of weights: what is read, what is refused, and what is said about it."""
