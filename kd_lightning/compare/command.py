@@ -143,7 +143,7 @@ def _read_groups(options: argparse.Namespace) -> tuple[list[SeedGroup], list[str
 
         return group_runs(runs, options.by)
 
-    from kd_lightning.compare.experiment_results import find_results, nothing_to_compare
+    from kd_lightning.compare.names import find_results, nothing_to_compare
 
     folders = []
     results = {}

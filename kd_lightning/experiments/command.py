@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from kd_lightning.experiments.runner import Failure
 
 
+_QUICK_NOTE = (
+    "These runs are far too short to rank the methods: distillation may look worse than no "
+    "distillation. Without --quick, the experiment gives its own numbers."
+)
+"""What `--quick` prints below its table."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"kd reproduce: {message}")
@@ -138,7 +145,10 @@ def help_text(name: str) -> str:
     lines = [parser().format_help(), f"settings of {experiment.name}:"]
     for setting, value in experiment.settings.items():
         shown = "null" if value is None else value
-        lines.append(f"  {printable(f'--{setting} VALUE')}  default: {printable(str(shown))}")
+        choices = experiment.choices.get(setting)
+        valid = f"; one of {', '.join(map(str, choices))}" if choices else ""
+        line = printable(f"--{setting} VALUE  default: {shown}{valid}")
+        lines.append(f"  {line}")
     if not experiment.settings:
         lines.append("  none")
     names = dict.fromkeys(run.name for run in experiment.runs)
@@ -347,6 +357,7 @@ def quick(experiment: Experiment) -> Experiment:
         title=f"{experiment.title} (quick: cut down, not the experiment's numbers)",
         time="minutes",
         seeds=seeds,
+        note=_QUICK_NOTE,
         runs=[_quick_run(run, seeds) for run in experiment.runs],
     )
 

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from kd_lightning.errors import UserError
 from kd_lightning.escaping import plain
-from kd_lightning.losses.base import positive
 from kd_lightning.runs.arguments import CommandParser
 from kd_lightning.runs.configs import resolve_configs
 
 if TYPE_CHECKING:
+    import torch
+
     from kd_lightning.training.distillation import DistillationModule
 
 
@@ -128,11 +128,12 @@ def main(argv: list[str]) -> None:
     if options.verify:
         _verify(options.output, rest)
         return
+    # Before torch is imported, so that a mistyped path is reported at once.
+    arguments = resolve_configs(rest)
     from kd_lightning.teachers.cache.fill import check_sizes
 
     # Before the data is read: a wrong size is found at once.
     check_sizes(options.views, options.top_k)
-    arguments = resolve_configs(rest)
     from kd_lightning.runs.build import build_run
     from kd_lightning.runs.memory import keep_memory
     from kd_lightning.runs.parsing import parse_resolved, run_parser
@@ -199,11 +200,15 @@ def _temperatures(options: argparse.Namespace, module: DistillationModule) -> li
         raise UserError(
             "--temperatures is only for --top-k; a cache of all logits serves every temperature"
         )
+    from kd_lightning.losses.base import positive
+
     return [positive("kd cache", "--temperatures", value) for value in options.temperatures]
 
 
 def _device(accelerator: str) -> torch.device:
     """The device of the Trainer's option `accelerator`."""
+    import torch
+
     wants_gpu = accelerator in ("auto", "gpu", "cuda")
     return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
 

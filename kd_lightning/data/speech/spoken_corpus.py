@@ -39,17 +39,18 @@ def fetch(folder: Path, allowed: bool) -> None:
     if not allowed:
         raise UserError(f"spoken digits: {folder} does not exist and download is off; {remedy}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Only a complete archive is renamed to `folder`; a partial one is deleted.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            with (
-                urllib.request.urlopen(URL, timeout=30) as response,
-                tarfile.open(fileobj=response, mode="r|gz") as archive,
-            ):
-                archive.extractall(temporary, filter="data")
-            # The archive has one folder, named after the branch. Otherwise this is a ValueError.
-            [recordings] = Path(temporary).glob("*/recordings")
-            recordings.rename(folder)
+        with no_empty_folders(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Only a complete archive is renamed to `folder`; a partial one is deleted.
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                with (
+                    urllib.request.urlopen(URL, timeout=30) as response,
+                    tarfile.open(fileobj=response, mode="r|gz") as archive,
+                ):
+                    archive.extractall(temporary, filter="data")
+                # The archive has one folder, named after the branch. Otherwise this is a ValueError.
+                [recordings] = Path(temporary).glob("*/recordings")
+                recordings.rename(folder)
     except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
         raise UserError(
             f"spoken digits: {folder} does not exist, and the download failed; {remedy}"
