@@ -147,8 +147,8 @@ def help_text(name: str) -> str:
         shown = "null" if value is None else value
         choices = experiment.choices.get(setting)
         valid = f"; one of {', '.join(map(str, choices))}" if choices else ""
-        line = printable(f"--{setting} VALUE  default: {shown}{valid}")
-        lines.append(f"  {line}")
+        default = printable(f"default: {shown}{valid}")
+        lines.append(f"  {printable(f'--{setting} VALUE')}  {default}")
     if not experiment.settings:
         lines.append("  none")
     names = dict.fromkeys(run.name for run in experiment.runs)

@@ -11,7 +11,6 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer
-from safetensors.torch import save_file
 
 from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.build import BuiltRun, build_run
@@ -22,7 +21,12 @@ from kd_lightning.runs.folder import RunFolder, is_main, make_folder
 from kd_lightning.runs.lock import locked
 from kd_lightning.runs.memory import keep_memory
 from kd_lightning.runs.parsing import parse_resolved, run_parser
-from kd_lightning.runs.predictions import SavePredictions, gather_processes, join_batches
+from kd_lightning.runs.predictions import (
+    SavePredictions,
+    gather_processes,
+    join_batches,
+    save_tensors,
+)
 from kd_lightning.runs.problems import explain
 from kd_lightning.runs.quiet import quiet
 from kd_lightning.runs.resume import (
@@ -288,5 +292,5 @@ def _predict(run: BuiltRun, trainer: Trainer, folder: Path, checkpoint: str | No
     batches = gather_processes(trainer, batches)
     if trainer.is_global_zero:
         predictions = join_batches(batches)
-        save_file(predictions, folder / "predictions.safetensors")
+        save_tensors(predictions, folder / "predictions.safetensors")
         run.datamodule.write_predictions(predictions, folder)

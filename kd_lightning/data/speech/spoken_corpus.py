@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
+from kd_lightning.data.files import no_empty_folders
 from kd_lightning.data.speech.digit_strings import DigitString, make_strings, select
 from kd_lightning.data.speech.features import log_mel, normalize
 from kd_lightning.data.speech.framing import HOP
@@ -48,7 +49,7 @@ def fetch(folder: Path, allowed: bool) -> None:
                     tarfile.open(fileobj=response, mode="r|gz") as archive,
                 ):
                     archive.extractall(temporary, filter="data")
-                # The archive has one folder, named after the branch. Otherwise this is a ValueError.
+                # The archive has one folder, named after the branch; else this is a ValueError.
                 [recordings] = Path(temporary).glob("*/recordings")
                 recordings.rename(folder)
     except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
