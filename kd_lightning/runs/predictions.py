@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import stat
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,10 +51,11 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
         tensors: contiguous, on the CPU, of any shapes.
         path: of the file.
     """
-    path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)
     save_file(dict(tensors), path)
-    path.chmod(mode)
+    # The mask can only be read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 class SavePredictions(pl.Callback):

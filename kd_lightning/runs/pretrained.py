@@ -60,7 +60,7 @@ def timm_weights(models: Sequence[str]) -> Iterator[None]:
     if not models or reachable():
         yield
         return
-    constants = import_module("huggingface_hub.constants")
+    constants: Any = import_module("huggingface_hub.constants")
     was_offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
     try:
