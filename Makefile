@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test test-versions lint wheel clean
+.PHONY: demo test test-versions reliability lint wheel clean
 
 demo: .venv/.installed
 	$(BIN)/kd reproduce demo --output runs/demo
@@ -37,6 +37,13 @@ $(PYTHON) -m venv .venv-$(1)
 .venv-$(1)/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(VERSION_TESTS)
 rm -rf .venv-$(1)
 endef
+
+# All of the fault injection: kills, damaged and hostile input, a soak. About two hours.
+reliability: .venv/.installed
+	$(BIN)/python benchmarks/reliability/kills.py --trials 120
+	$(BIN)/python benchmarks/reliability/malformed.py
+	$(BIN)/python benchmarks/reliability/hostile.py
+	$(BIN)/python benchmarks/reliability/soak.py --minutes 40
 
 lint: .venv/.installed
 	$(BIN)/python -m tests.losses.exports

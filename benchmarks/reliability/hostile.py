@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pickle
+import random
 import shutil
 import sys
 import tempfile
@@ -277,6 +278,8 @@ def main() -> int:
     """Run the cases, print a table and the faults; returns 1 if there are faults."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--group", default="", help="only this group")
+    options.add_argument("--sample", type=int, default=0, help="only this many, drawn at random")
+    options.add_argument("--seed", type=int, default=0, help="of the draw")
     options.add_argument("--output", type=Path, help="write the figures to this JSON file")
     arguments = options.parse_args()
     harness.import_everything()
@@ -286,6 +289,8 @@ def main() -> int:
         home = Path(name)
         trained = train(home)
         cases = [c for group in GROUPS for c in group(trained) if arguments.group in c.group]
+        if arguments.sample:
+            cases = random.Random(arguments.seed).sample(cases, arguments.sample)
         for number, case in enumerate(cases):
             folder = home / f"case{number}"
             folder.mkdir()
