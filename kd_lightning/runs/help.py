@@ -11,8 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 MODULE = "kd_lightning.DistillationModule"
 """The module whose options the help shows if the command names none."""
 
-MAX_CLASSES = 20
-"""A longer list of classes, such as that of all layers of torch, is cut."""
+MAX_CLASSES = 100
+"""A longer list of classes, such as that of all modules of torch, is not shown."""
 
 CLASS_HELP = """
 options of classes, each on a page of its own:
@@ -38,7 +38,7 @@ class RunParser(LightningArgumentParser):
     ending = ""
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        """The help, with long lists of classes cut.
+        """The help, without lists of hundreds of classes.
 
         Args:
             formatter: by default that of the parser; older versions of jsonargparse take none.
@@ -48,15 +48,16 @@ class RunParser(LightningArgumentParser):
 
 
 def _cut(match: re.Match[str]) -> str:
-    """The classes of this package, and how many others there are, if the list is long."""
-    # Also lines break, within long names too.
+    """The list as it is, or how long it is and where to find the networks among its classes."""
+    # Lines break within long names too.
     names = "".join(match[1].split()).split(",")
     if len(names) <= MAX_CLASSES:
         return match[0]
-    shown = [name for name in names if name.startswith("kd_lightning.")]
-    others = f"and {len(names) - len(shown)} classes of other packages)"
-    lines = "".join(f"\n{' ' * 24}{name}," for name in shown)
-    return f"known subclasses:{lines}\n{' ' * 24}{others}"
+    indent = " " * 24
+    return (
+        f"known subclasses:\n{indent}{len(names)} in all; kd list models names the networks\n"
+        f"{indent}of kd_lightning)"
+    )
 
 
 def with_module(arguments: Sequence[str]) -> list[str]:
