@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test test-versions reliability lint clean
+.PHONY: demo test test-versions reliability lint wheel clean
 
 demo: .venv/.installed
 	$(BIN)/kd reproduce demo --output runs/demo
@@ -14,6 +14,12 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+
+# dist/kd_lightning-VERSION-py3-none-any.whl: pip install it anywhere, then kd demo.
+wheel: .venv/.installed
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist
 
 # The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
 OLDEST := lightning==2.5.1 jsonargparse[signatures]==4.50.0 torchmetrics==1.7.0
@@ -51,4 +57,4 @@ lint: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest runs
+	rm -rf .venv .venv-oldest .venv-newest dist runs

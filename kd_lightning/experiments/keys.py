@@ -57,6 +57,7 @@ _CACHING = ("runs/cache_command.py", "teachers/cache/teacher.py")
 """Files that `kd cache` starts from."""
 
 _REPORTING = (
+    "escaping.py",
     "files.py",
     "paths.py",
     "runs/config_errors.py",
@@ -64,10 +65,12 @@ _REPORTING = (
     "runs/csv_logger.py",
     "runs/fingerprint.py",
     "runs/folder.py",
+    "runs/help.py",
     "runs/joined_lists.py",
     "runs/lock.py",
     "runs/memory.py",
     "runs/options.py",
+    "runs/pretrained.py",
     "runs/problems.py",
     "runs/profiler.py",
     "runs/progress.py",
