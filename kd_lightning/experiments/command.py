@@ -175,8 +175,10 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
 
     import torch
 
+    from kd_lightning.experiments.analysis import check_analyses
     from kd_lightning.experiments.planning import RunnerOptions, plan
 
+    check_analyses(experiment.analyses)
     # Planning sees the same number of threads as each worker, because it is part of the keys.
     threads = torch.get_num_threads() // arguments.workers
     torch.set_num_threads(max(1, threads))

@@ -148,7 +148,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        # A RecursionError means brackets that are nested thousands of levels deep.
         return {}
     return content if isinstance(content, dict) else {}
 
