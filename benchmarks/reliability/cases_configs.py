@@ -302,12 +302,16 @@ def option_cases(trained: Trained) -> Iterator[Case]:
         for value in BAD_STUDENT_NUMBERS:
             arguments = [*student(str(trained.checkpoint)), f"--{option}={value}"]
             yield Case("options", f"{option}={value[:12]}", arguments)
+    yield Case("options", "good", TEACHER, expected="accepted")
+    yield Case("options", "good student", student(str(trained.checkpoint)), expected="accepted")
     for name, argument in SINGLE_OPTIONS.items():
         yield Case("options", name, [*TEACHER, argument])
 
 
 def config_cases(trained: Trained) -> Iterator[Case]:
     """Config files that are no configs."""
+    empty = partial(write, "bad.yaml", "trainer: {max_epochs: 1}\n")
+    yield Case("configs", "good", [*TEACHER, "-c", "bad.yaml"], empty, "accepted")
     for name, text in YAML_TEXTS.items():
         prepare = partial(write, "bad.yaml", text)
         yield Case("configs", name, [*TEACHER, "-c", "bad.yaml"], prepare)
@@ -332,6 +336,7 @@ def spec_cases(trained: Trained) -> Iterator[Case]:
         prepare_text = partial(write, "spec.yaml", text)
         yield Case("experiments", f"YAML {name}", [*run, "--dry-run"], prepare_text)
     good = partial(write_spec, {})
+    yield Case("experiments", "good", [*run, "--dry-run"], good, "accepted")
     options = {
         "set broken YAML": "--set=a=[1",
         "set without value": "--set=a",
@@ -396,6 +401,9 @@ def damage_config(run: Path, text: str, folder: Path) -> None:
 
 def compare_cases(trained: Trained) -> Iterator[Case]:
     """Run folders whose records or configs are damaged; a comparison may mark or skip them."""
+    good = partial(damage_record, trained.student, {})
+    arguments = ["compare", "runs/a", "runs/b", "--metrics=val_accuracy"]
+    yield Case("compare", "good", arguments, good, "accepted")
     for name, changes in RUN_JSON.items():
         prepare = partial(damage_record, trained.student, changes)
         arguments = ["compare", "runs/a", "runs/b", "--metrics=val_accuracy"]

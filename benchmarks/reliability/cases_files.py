@@ -54,6 +54,10 @@ def _tensors_in(source: Path) -> list[tuple[int, int]]:
     return places
 
 
+def nothing_changed(content: Content) -> None:
+    """Leave a checkpoint as it is."""
+
+
 def change(source: Path, edit: Callable[[Content], object], folder: Path) -> None:
     """Write a checkpoint with a changed content."""
     content = copy_of(source)
@@ -222,6 +226,8 @@ def checkpoint_cases(trained: Trained) -> Iterator[Case]:
     """Files in place of a teacher's checkpoint, or of one to resume."""
     source = trained.checkpoint
     teach = student("bad.ckpt")
+    good = partial(change, source, nothing_changed)
+    yield Case("checkpoints", "good", teach, good, "accepted")
     for percent in (0.1, 1, 5, 20, 40, 60, 80, 90, 95, 99, 99.9):
         prepare = partial(truncate, source, percent / 100)
         yield Case("checkpoints", f"first {percent}% of a file", teach, prepare)
@@ -237,6 +243,8 @@ def checkpoint_cases(trained: Trained) -> Iterator[Case]:
     for name, content in BYTES.items():
         yield Case("checkpoints", f"bytes {name}", teach, partial(save_bytes, content))
     resume = ["fit", "--ckpt_path=run/checkpoints/last.ckpt", "--trainer.max_epochs=3"]
+    good = partial(change_resumed, trained.teacher, nothing_changed)
+    yield Case("resumed", "good", resume, good, "accepted")
     for name, edit in {**RESUME_CHANGES, **CHANGES}.items():
         prepare_resume = partial(change_resumed, trained.teacher, edit)
         odd = name in TOLERATED
@@ -269,6 +277,11 @@ MANIFEST: dict[str, object] = {
     "deep": "DEEP",
     "broken": "BROKEN",
 }
+
+
+def copy_cache(cache: Path, folder: Path) -> None:
+    """Copy a cache as it is."""
+    shutil.copytree(cache, folder / "cache")
 
 
 def damage_manifest(cache: Path, content: object, folder: Path) -> None:
@@ -322,8 +335,10 @@ def cache_cases(trained: Trained) -> Iterator[Case]:
         *(word for word in SHORT if "limit" not in word),
         "--run.test=last",
         "--model.teacher={class_path: kd_lightning.teachers.CachedTeacher, "
-        "init_args: {cache: cache}}",
+        "init_args: {path: cache}}",
     ]
+    good = partial(copy_cache, trained.cache)
+    yield Case("caches", "good", arguments, good, "accepted")
     for name, content in MANIFEST.items():
         prepare = partial(damage_manifest, trained.cache, content)
         yield Case("caches", f"manifest {name}", arguments, prepare)
