@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test test-versions reliability lint wheel clean
+.PHONY: demo test test-slow test-versions reliability lint wheel clean
 
 demo: .venv/.installed
 	$(BIN)/kd reproduce demo --output runs/demo
@@ -37,6 +37,10 @@ $(PYTHON) -m venv .venv-$(1)
 .venv-$(1)/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile $(VERSION_TESTS)
 rm -rf .venv-$(1)
 endef
+
+# Tests that take minutes or need the package index.
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow
 
 # All of the fault injection: kills, damaged and hostile input, a soak. About two hours.
 reliability: .venv/.installed
