@@ -11,19 +11,18 @@ from kd_lightning.losses.base import count_labelled, is_labelled
 from kd_lightning.types import Batch, finite_log_probs
 
 
-def mean_over_labels(cost: Callable[[Tensor], Tensor], batch: Batch, factor: float = 1.0) -> Tensor:
-    """Mean over the labelled rows of a cost that depends on the label.
+def costs_of_labels(cost: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
+    """The cost of each row, which depends on its label.
 
-    For mixed samples (`Mixup`) it is, like the hard loss, the mean of the costs for both labels by
+    For mixed samples (`Mixup`) it is, like the hard loss, the sum of the costs for both labels by
     their shares; an unknown label costs nothing.
 
     Args:
         cost: maps labels, int64 `(N,)` and never `UNLABELLED`, to the costs of the rows, `(N,)`.
         batch: its labels, its partners' labels and their shares.
-        factor: multiplies the mean, such as T^2.
 
     Returns:
-        A scalar; zero, with a graph, if no row is labelled.
+        `(N,)`.
     """
 
     def known_cost(labels: Tensor) -> Tensor:
@@ -31,14 +30,28 @@ def mean_over_labels(cost: Callable[[Tensor], Tensor], batch: Batch, factor: flo
         costs = cost(labels.clamp(min=0))
         return torch.where(is_labelled(labels), costs, 0)
 
-    labels = batch.labels
     partner = batch.partner_labels
     share = batch.row_share
-    costs = known_cost(labels)
-    if partner is not None and share is not None:
-        costs = torch.lerp(known_cost(partner), costs, share.to(costs.dtype))
+    costs = known_cost(batch.labels)
+    if partner is None or share is None:
+        return costs
+    return torch.lerp(known_cost(partner), costs, share.to(costs.dtype))
+
+
+def mean_over_labels(cost: Callable[[Tensor], Tensor], batch: Batch, factor: float = 1.0) -> Tensor:
+    """Mean of `costs_of_labels` over the rows with a label, of their own or of their partner.
+
+    Args:
+        cost: see `costs_of_labels`.
+        batch: see `costs_of_labels`.
+        factor: multiplies the mean, such as T^2.
+
+    Returns:
+        A scalar; zero, with a graph, if no row is labelled.
+    """
+    costs = costs_of_labels(cost, batch)
     # A batch without labels costs zero instead of 0 / 0.
-    labelled = count_labelled(labels, partner).clamp(min=1)
+    labelled = count_labelled(batch.labels, batch.partner_labels).clamp(min=1)
     return factor * costs.sum() / labelled
 
 
@@ -72,3 +85,17 @@ def split_target(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     log_rest = finite_log_probs(rest.logsumexp(1, keepdim=True))
     binary = torch.cat([own, log_rest], 1)
     return finite_log_probs(binary), finite_log_probs(rest - log_rest)
+
+
+def weighted_target_cost(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    r"""$-p_t \ln q_t$: the hard loss, weighted by the teacher's probability of the label.
+
+    Args:
+        student: log-probabilities $\ln q$ at temperature 1, `(N, K)`.
+        teacher: log-probabilities $\ln p$ at temperature 1, `(N, K)`.
+        target: int64 `(N,)`, the class t of each row, never `UNLABELLED`.
+
+    Returns:
+        `(N,)`, in nats.
+    """
+    return -own_class(teacher, target).exp() * own_class(student, target)

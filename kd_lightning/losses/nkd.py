@@ -6,7 +6,7 @@ from typing import ClassVar, Unpack
 
 from torch import Tensor
 
-from kd_lightning.losses._labels import mean_over_labels, own_class, split_target
+from kd_lightning.losses._labels import mean_over_labels, split_target, weighted_target_cost
 from kd_lightning.losses.base import (
     BaseOptions,
     DistillLoss,
@@ -65,7 +65,7 @@ class NKD(DistillLoss):
         tempered_q = student.log_probs(self.temperature)
 
         def cost(labels: Tensor) -> Tensor:
-            own = -own_class(p, labels).exp() * own_class(q, labels)
+            own = weighted_target_cost(q, p, labels)
             _, rest_p = split_target(tempered_p, labels)
             _, rest_q = split_target(tempered_q, labels)
             others = -(rest_p.exp() * rest_q).sum(-1)
