@@ -101,7 +101,9 @@ class CTKD(DistillLoss):
 
     def temperature(self) -> Tensor:
         """The present temperature, a scalar; its gradient reaches theta reversed."""
-        theta = cast(Tensor, _ScaledGradient.apply(full(self.theta), full(self.reversal)))
+        # A copy, so that a new epoch may begin between the forward and the backward pass.
+        scale = full(self.reversal).clone()
+        theta = cast(Tensor, _ScaledGradient.apply(full(self.theta), scale))
         return self.low + self.span * theta.sigmoid()
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:

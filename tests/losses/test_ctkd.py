@@ -95,7 +95,7 @@ def test_a_step_of_descent_raises_the_loss() -> None:
         before = loss(case.student, case.teacher, case.batch).item()
         step = gradient_of_theta(loss, case)
         with torch.no_grad():
-            loss.theta -= 1e-3 * step
+            loss.theta.sub_(1e-3 * step)
         assert loss(case.student, case.teacher, case.batch).item() > before
 
 

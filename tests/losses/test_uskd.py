@@ -34,7 +34,8 @@ def maker(*arguments: float) -> properties.Make:
 
 def weak_logits(loss: USKD, case: Case) -> Tensor:
     assert loss.weak is not None
-    return loss.weak(case.student.features["stage2"].flatten(2).mean(2))
+    logits: Tensor = loss.weak(case.student.features["stage2"].flatten(2).mean(2))
+    return logits
 
 
 def drawn(*arguments: float) -> USKD:
