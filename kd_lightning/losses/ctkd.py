@@ -99,7 +99,12 @@ class CTKD(DistillLoss):
         begun = max(1, epoch - self.start + 1)
         self.reversal.fill_(reversal_at(begun, self.length))
 
-    def temperature(self) -> Tensor:
+    @property
+    def temperature(self) -> float:
+        """The present temperature, for reports."""
+        return self.learned_temperature().item()
+
+    def learned_temperature(self) -> Tensor:
         """The present temperature, a scalar; its gradient reaches theta reversed."""
         # A copy, so that a new epoch may begin between the forward and the backward pass.
         scale = full(self.reversal).clone()
@@ -109,6 +114,6 @@ class CTKD(DistillLoss):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """`soft_target_kl` at the learned temperature; a scalar in nats."""
         # A tensor without dimensions divides as a number does, and keeps its graph.
-        temperature = cast(float, self.temperature())
+        temperature = cast(float, self.learned_temperature())
         target = teacher_of(self, teacher).log_probs(temperature)
         return soft_target_kl(student.log_probs(temperature), target, temperature)
