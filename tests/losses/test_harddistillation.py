@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kd_lightning.errors import UserError
 from kd_lightning.losses.harddistillation import HardDistillation
 from kd_lightning.types import Output
 from tests.losses import properties, response
@@ -58,6 +59,24 @@ def test_a_top_k_cache_serves_it() -> None:
     value = HardDistillation()(case.student, top, case.batch)
     torch.testing.assert_close(value, properties.value_of(HardDistillation, case))
     assert not HardDistillation.exact_logits
+
+
+def test_reads_the_distillation_head() -> None:
+    case = random_case()
+    other = random_case(seed=1).student.logits
+    student = Output(case.student.logits, {"distillation": other})
+    loss = HardDistillation("distillation")
+    value = loss(student, case.teacher, case.batch)
+    plain = HardDistillation()(Output(other), case.teacher, case.batch)
+    assert torch.equal(value, plain)
+    # The teacher has no such head.
+    assert loss.student_roles == {"distillation"}
+    assert loss.teacher_roles == set()
+    assert HardDistillation().student_roles == set()
+    with pytest.raises(
+        UserError, match="HardDistillation: the head 'distillation' returned nothing"
+    ):
+        loss(case.student, case.teacher, case.batch)
 
 
 def test_the_shipped_method_is_the_papers() -> None:
