@@ -16,6 +16,7 @@ from kd_lightning.losses.jeffreys import Jeffreys as Jeffreys
 from kd_lightning.losses.kd import KD as KD
 from kd_lightning.losses.logitmse import LogitMSE as LogitMSE
 from kd_lightning.losses.logitstandardization import LogitStandardization as LogitStandardization
+from kd_lightning.losses.mlkd import MLKD as MLKD
 from kd_lightning.losses.nkd import NKD as NKD
 from kd_lightning.losses.pkd import PKD as PKD
 from kd_lightning.losses.reversekl import ReverseKL as ReverseKL

@@ -30,6 +30,7 @@ from kd_lightning.losses import (
     DKD,
     GJSD,
     KD,
+    MLKD,
     NKD,
     RKD,
     RLD,
@@ -67,6 +68,7 @@ FRACTION = 0.046
 BETWEEN_SAMPLES: dict[str, Callable[[], DistillLoss]] = {
     "sp": partial(SP, "layer"),
     "dist": DIST,
+    "mlkd": MLKD,
     "rkd": partial(RKD, layer="layer"),
     "rkd benchmark": partial(RKD, layer="layer", convention="benchmark"),
     "crd": partial(CRD, "layer", 5, 9),
