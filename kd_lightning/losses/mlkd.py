@@ -85,7 +85,7 @@ class MLKD(DistillLoss):
         **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(**base)
-        if isinstance(temperatures, str) or not temperatures:
+        if not temperatures:
             raise UserError(
                 f"MLKD: temperatures must list numbers greater than 0, got {temperatures!r}"
             )

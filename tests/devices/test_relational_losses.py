@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -180,6 +181,13 @@ def train(make: Callable[[], DistillLoss], rank: int = 0, world_size: int = 1) -
     return {**seen, **banks}
 
 
+def joined_positions(batch: Batch) -> Tensor:
+    """The numbers of three positions per sample, gathered by position, in ascending order."""
+    dense = replace(batch, target=batch.target[:, None].expand(-1, 3))
+    numbers = 3 * batch.index[:, None] + torch.arange(3)
+    return JoinedBatch(dense, positions=True)(numbers.flatten()).sort().values
+
+
 def gather(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
     """The joined rows, and the gradient of each process's own where every process asks for the sum of weight * row."""
     seen: dict[str, Tensor] = {}
@@ -196,6 +204,7 @@ def gather(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
             f"{size} rows": joined(own).detach(),
             f"{size} index": joined(batch.index),
             f"{size} gradient": own.grad,
+            f"{size} positions": joined_positions(batch),
         }
     return seen
 
@@ -286,6 +295,7 @@ def test_gathers_the_joined_batch_in_its_order(both: Both) -> None:
         for size in SIZES:
             assert torch.equal(two[f"{size} rows"], one[f"{size} rows"])
             assert torch.equal(two[f"{size} index"], torch.arange(size))
+            assert torch.equal(two[f"{size} positions"], torch.arange(3 * size))
             # Both processes ask for the sum: twice the gradient that one would see; none for a ghost.
             own = 2 * one[f"{size} gradient"][rank::2]
             assert torch.equal(two[f"{size} gradient"], own if len(own) else torch.zeros(1, 2))

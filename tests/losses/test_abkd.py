@@ -64,3 +64,10 @@ def test_the_ends_are_both_kls() -> None:
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"ABKD: {name} must be a finite number greater than 0"):
         ABKD(**{name: value})
+
+
+def test_defaults() -> None:
+    loss = ABKD()
+    assert loss.alpha == 0.2
+    assert loss.beta == 0.7
+    assert loss.temperature == 1.0

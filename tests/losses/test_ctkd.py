@@ -129,3 +129,10 @@ def test_trains_and_keeps_its_temperature(tmp_path: Path) -> None:
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"CTKD: {name} must be"):
         CTKD(**{name: value})
+
+
+def test_defaults() -> None:
+    loss = CTKD()
+    assert loss.low == 1.0
+    assert loss.span == 20.0
+    assert loss.length == 10

@@ -122,3 +122,10 @@ def test_bad_weights(name: str, value: Any) -> None:
 def test_bad_temperature() -> None:
     with pytest.raises(UserError, match="DIST: temperature must be a finite number greater than 0"):
         DIST(temperature=0)
+
+
+def test_defaults() -> None:
+    loss = DIST()
+    assert loss.beta == 1.0
+    assert loss.gamma == 1.0
+    assert loss.temperature == 4.0

@@ -116,3 +116,9 @@ def test_bad_temperature(temperature: Any) -> None:
     message = "GJSD: temperature must be a finite number greater than 0"
     with pytest.raises(UserError, match=message):
         GJSD(temperature=temperature)
+
+
+def test_defaults() -> None:
+    loss = GJSD()
+    assert loss.beta == 0.5
+    assert loss.temperature == 4.0

@@ -66,3 +66,8 @@ def test_bad_temperature(temperature: Any) -> None:
     message = "Jeffreys: temperature must be a finite number greater than 0"
     with pytest.raises(UserError, match=message):
         Jeffreys(temperature=temperature)
+
+
+def test_defaults() -> None:
+    loss = Jeffreys()
+    assert loss.temperature == 4.0

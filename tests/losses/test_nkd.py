@@ -94,3 +94,9 @@ def test_bad_gamma(value: Any) -> None:
 def test_bad_temperature() -> None:
     with pytest.raises(UserError, match="NKD: temperature must be a finite number"):
         NKD(temperature=0)
+
+
+def test_defaults() -> None:
+    loss = NKD()
+    assert loss.gamma == 1.5
+    assert loss.temperature == 1.0

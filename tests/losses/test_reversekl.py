@@ -86,3 +86,8 @@ def test_bad_temperature(temperature: Any) -> None:
     message = "ReverseKL: temperature must be a finite number greater than 0"
     with pytest.raises(UserError, match=message):
         ReverseKL(temperature=temperature)
+
+
+def test_defaults() -> None:
+    loss = ReverseKL()
+    assert loss.temperature == 4.0

@@ -144,3 +144,11 @@ def test_bad_temperature(name: str) -> None:
     options: dict[str, Any] = {name: 0}
     with pytest.raises(UserError, match=f"RLD: {name} must be a finite number greater than 0"):
         RLD(**options)
+
+
+def test_defaults() -> None:
+    loss = RLD()
+    assert loss.alpha == 1.0
+    assert loss.beta == 8.0
+    assert loss.temperature == 4.0
+    assert loss.confidence_temperature == 1.0

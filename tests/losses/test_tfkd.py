@@ -100,3 +100,10 @@ def test_bad_convention() -> None:
 def test_bad_temperature() -> None:
     with pytest.raises(UserError, match="TfKD: temperature must be a finite number"):
         TfKD(temperature=0)
+
+
+def test_defaults() -> None:
+    loss = TfKD()
+    assert loss.convention == 'paper'
+    assert loss.temperature == 20.0
+    assert loss.correct == 0.99

@@ -64,3 +64,8 @@ def test_bad_temperature(temperature: Any) -> None:
     message = "TotalVariation: temperature must be a finite number greater than 0"
     with pytest.raises(UserError, match=message):
         TotalVariation(temperature=temperature)
+
+
+def test_defaults() -> None:
+    loss = TotalVariation()
+    assert loss.temperature == 1.0

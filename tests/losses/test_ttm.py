@@ -82,3 +82,9 @@ def test_both_shipped_methods() -> None:
 def test_bad_gamma(gamma: Any) -> None:
     with pytest.raises(UserError, match="TTM: gamma must be a finite number greater than 0"):
         TTM(gamma)
+
+
+def test_defaults() -> None:
+    loss = TTM()
+    assert loss.gamma == 0.1
+    assert not loss.weighted

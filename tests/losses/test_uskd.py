@@ -187,3 +187,11 @@ def test_bad_weights(name: str) -> None:
     options: dict[str, Any] = {name: -1}
     with pytest.raises(UserError, match=f"USKD: {name} must be a finite number of at least 0"):
         USKD(**options)
+
+
+def test_defaults() -> None:
+    loss = USKD()
+    assert loss.alpha == 1.0
+    assert loss.beta == 0.1
+    assert loss.mu == 0.005
+    assert loss.layer == 'stage2'

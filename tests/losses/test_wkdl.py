@@ -207,3 +207,11 @@ def test_bad_files(tmp_path: Path) -> None:
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"WKDL: {name} must be"):
         WKDL(**{name: value})
+
+
+def test_defaults() -> None:
+    loss = WKDL()
+    assert loss.transport == 600.0
+    assert loss.temperature == 8.0
+    assert loss.kappa == 1.0
+    assert loss.iterations == 10

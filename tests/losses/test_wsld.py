@@ -105,3 +105,8 @@ def test_the_shipped_method_is_the_authors() -> None:
 def test_bad_temperature() -> None:
     with pytest.raises(UserError, match="WSLD: temperature must be a finite number"):
         WSLD(temperature=0)
+
+
+def test_defaults() -> None:
+    loss = WSLD()
+    assert loss.temperature == 4.0
