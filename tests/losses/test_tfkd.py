@@ -104,6 +104,6 @@ def test_bad_temperature() -> None:
 
 def test_defaults() -> None:
     loss = TfKD()
-    assert loss.convention == 'paper'
+    assert loss.convention == "paper"
     assert loss.temperature == 20.0
     assert loss.correct == 0.99

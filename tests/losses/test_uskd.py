@@ -163,6 +163,10 @@ def test_gradients_reach_the_weak_head_from_its_own_term_alone() -> None:
     assert feature.any()
 
 
+def test_the_weak_head_is_state() -> None:
+    assert set(drawn().state_dict()) == {"weak.weight", "weak.bias"}
+
+
 def test_is_trained_without_a_teacher() -> None:
     assert not USKD.uses_teacher
     loss = response.shipped("uskd")["uskd"]
@@ -194,4 +198,4 @@ def test_defaults() -> None:
     assert loss.alpha == 1.0
     assert loss.beta == 0.1
     assert loss.mu == 0.005
-    assert loss.layer == 'stage2'
+    assert loss.layer == "stage2"
