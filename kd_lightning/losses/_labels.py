@@ -1,4 +1,4 @@
-"""Tools for losses that read labels: the mean over labelled rows, and the classes besides the label."""
+"""Tools for losses that read labels: the mean over labelled rows, and the other classes."""
 
 from __future__ import annotations
 

@@ -48,9 +48,9 @@ class USKD(DistillLoss):
 
     - $L_t = -r \ln q_t$, the hard loss weighted by $r = q_t^2 + 1 - \overline{q_t^2}$. The mean is
       over the joint batch of all processes, and $r$ is a constant.
-    - $L_n = -\sum_{k \ne t} z_k \ln \hat q_k$, where $\hat q$ is normalized over the classes besides
-      the label, and $z$ is Zipf's law. The rank of a class is that of the sum of its normalized
-      probabilities by the student and by a weak head.
+    - $L_n = -\sum_{k \ne t} z_k \ln \hat q_k$, where $\hat q$ is normalized over the classes
+      besides the label, and $z$ is Zipf's law. The rank of a class is that of the sum of its
+      normalized probabilities by the student and by a weak head.
     - $L_w$ is $\mu$ times the cross-entropy of the weak head, a linear layer on the pooled features
       of an earlier layer, with label smoothing 0.1. Its gradient reaches the student too.
 

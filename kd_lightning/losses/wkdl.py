@@ -97,7 +97,7 @@ def others_only(log_probs: Tensor, target: Tensor) -> Tensor:
 
 
 class WKDL(DistillLoss):
-    r"""Optimal transport between the classes besides the label: $-p_t \ln q_t + w \, W(\hat q, \hat p)$.
+    r"""Optimal transport between the other classes: $-p_t \ln q_t + w \, W(\hat q, \hat p)$.
 
     The first term is the hard loss weighted by the teacher, as in `NKD`. $W$ is the cost of moving
     the student's distribution $\hat q$ over the other classes, at temperature T, to the teacher's

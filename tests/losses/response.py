@@ -1,4 +1,4 @@
-"""What the tests of losses on logits share, besides `properties`: a worked example, and checks by what a loss reads."""
+"""What the tests of losses on logits share, besides `properties`: an example, and more checks."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def mixes_labels(make: Make, case: Case) -> None:
 
 
 def ensembles(make: Make, case: Case) -> None:
-    """An ensemble of one network is that network; a real one is finite, and other than its mean logits."""
+    """An ensemble of one network costs what the network costs; a real one is finite."""
     members = case.teacher.logits[:, None]
     weights = torch.ones(1, dtype=torch.float64)
     single = EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)

@@ -78,7 +78,7 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("epoch", [0, 4, 9, 50])
 def test_the_gradient_of_the_temperature_is_reversed(epoch: int) -> None:
-    """It is that of the value, the factor T^2 and the teacher's side included, times the reversal."""
+    """It is the reversal times that of the value, the factor T^2 included."""
     case = random_case()
     step = 1e-5
     values = [properties.value_of(partial(at, 1 + d), case).item() for d in (step, -step)]

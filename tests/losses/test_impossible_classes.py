@@ -37,8 +37,9 @@ LOSSES: list[DistillLoss] = [
     ABKD(),
     CTKD(),
 ]
-"""Without those that do not converge as the teacher's logits fall: reverse KL and Jeffreys' divergence are
-infinite, RLD is 0 / 0 where no class besides the label is possible, the weights of WSLD converge slowly."""
+"""Without those that do not converge as the teacher's logits fall: reverse KL and Jeffreys'
+divergence are infinite, RLD is 0 / 0 where no class besides the label is possible, and the weights
+of WSLD converge slowly."""
 
 
 def case(masked: list[int]) -> tuple[Tensor, Tensor, Batch]:

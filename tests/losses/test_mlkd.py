@@ -80,7 +80,7 @@ def test_each_view_is_a_batch_of_its_own() -> None:
 
 
 def test_the_batch_counts() -> None:
-    """The declared exception: twice the batch doubles the level of samples and quadruples that of classes."""
+    """The declared exception: twice the batch doubles one level and quadruples the other."""
     case = random_case()
     q = case.student.log_probs(4.0).exp()
     p = case.teacher.log_probs(4.0).exp()

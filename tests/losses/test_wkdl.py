@@ -97,8 +97,8 @@ def test_known_values() -> None:
 
 
 def test_by_hand() -> None:
-    # Three classes, the label is the first. Both others cost c = 1 - e^-0.5 to exchange. The student's
-    # others are (1/2, 1/2), the teacher's (3/4, 1/4): a quarter moves, at c, once it converges.
+    # Three classes, the label is the first. Both others cost c = 1 - e^-0.5 to exchange. The
+    # student's others are (1/2, 1/2), the teacher's (3/4, 1/4): a quarter moves, at c, once it converges.
     case = case_of([[0, 0, 0]], [[math.log(4), math.log(3), 0]], [0])
     make = partial(built, 3, transport=2.0, temperature=1.0, iterations=500, kappa=0.5)
     expected = math.log(3) / 2 + 2 * (1 - math.exp(-0.5)) / 4

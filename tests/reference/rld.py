@@ -1,4 +1,4 @@
-"""Sun et al. 2025: confidence of the teacher for the label, and the classes ranked below the label."""
+"""Sun et al. 2025: the teacher's confidence for the label, and the classes ranked below it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Yuan et al. 2020: KL from a virtual teacher, in the form of the paper and in that of the authors' code."""
+"""Yuan et al. 2020: KL from a virtual teacher, in the paper's and in the authors' form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Yang et al. 2023: self-distillation from the student's target, its other classes and a weak head."""
+"""Yang et al. 2023: self-distillation from the label, the other classes and a weak head."""
 
 from __future__ import annotations
 

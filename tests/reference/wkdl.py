@@ -1,4 +1,4 @@
-"""Lv et al. 2024: transport between the other classes, with the scaling iterations as they are published."""
+"""Lv et al. 2024: transport between the other classes, by scaling without logarithms."""
 
 from __future__ import annotations
 
