@@ -151,7 +151,8 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "one class": (lines(HEAD, "neg\ta", "neg\tb", "neg\tc", "neg\td"), "refused"),
     "a field too many": (lines(HEAD, *GOOD, "neg\ta\tb"), "refused"),
     "a field too few": (lines(HEAD, *GOOD, "neg"), "refused"),
-    "empty label": (lines(HEAD, *GOOD, "\ta sentence"), "refused"),
+    # A row without a label is an unlabelled sample.
+    "empty label": (lines(HEAD, *GOOD, "\ta sentence"), "accepted"),
     "empty sentence": (lines(HEAD, *GOOD, "neg\t"), "either"),
     "a third label once": (lines(HEAD, *GOOD, "nge\ta"), "either"),
     "duplicate column": (lines("label\tlabel", *GOOD), "refused"),
@@ -206,7 +207,7 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "no target column": (lines("x,z", "1,2", "2,3"), "refused"),
     "duplicate column": (lines("x,x,y", "1,2,a", "2,3,b"), "refused"),
     "missing number": (lines(*TABLE, ",1,a"), "refused"),
-    "missing label": (lines(*TABLE, "1,1,"), "refused"),
+    "missing label": (lines(*TABLE, "1,1,"), "accepted"),
     "text in a numeric column": (lines(*TABLE, "many,1,a"), "refused"),
     "infinite": (lines(*TABLE, "inf,1,a"), "refused"),
     "NaN": (lines(*TABLE, "nan,1,a"), "refused"),

@@ -68,13 +68,13 @@ def check(content: Json) -> ManifestContent:
     Raises:
         SchemaError: if it is not of the right form, or contradicts itself.
     """
-    top = mapping(content, "it")
+    top = mapping(content, "the manifest")
     _check_depth(top)
-    version = integer(top, "version", "it")
-    mapping(item(top, "fingerprint", "it"), "fingerprint")
-    mapping(item(top, "settings", "it"), "settings")
-    sample_bytes = _check_columns(mapping(item(top, "columns", "it"), "columns"))
-    tables = mapping(item(top, "tables", "it"), "tables")
+    version = integer(top, "version", "the manifest")
+    mapping(item(top, "fingerprint", "the manifest"), "fingerprint")
+    mapping(item(top, "settings", "the manifest"), "settings")
+    sample_bytes = _check_columns(mapping(item(top, "columns", "the manifest"), "columns"))
+    tables = mapping(item(top, "tables", "the manifest"), "tables")
     for name, table in tables.items():
         if not _TABLE.fullmatch(name):
             raise SchemaError(f"tables has the name {name!r}")
