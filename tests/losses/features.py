@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -34,6 +35,13 @@ LAYERS = {
     "stage1": "stage1",
     "stage2": "stage2",
     "stage3": "stage3",
+    "preact1": "stage1.-1.relu:input",
+    "preact2": "stage2.-1.relu:input",
+    "preact3": "stage3.-1.relu:input",
+    "norm1": "stage1.-1.bn2",
+    "norm2": "stage2.-1.bn2",
+    "norm3": "stage3.-1.bn2",
+    "map": "pool:input",
     "penultimate": "pool",
     "head": "head",
 }
@@ -94,6 +102,21 @@ def made(
         return fresh
 
     return make
+
+
+def identical_connector(adapter: Any) -> None:
+    """Make a 1x1 convolution with batch norm, or a linear layer, give back what it is given."""
+    for layer in adapter.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            matrix = torch.eye(layer.weight.shape[0], layer.weight.shape[1], dtype=torch.float64)
+            layer.weight = nn.Parameter(matrix.view(layer.weight.shape))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.double()
+            if layer.affine:
+                layer.weight.data.fill_(math.sqrt(1 + layer.eps))
+            layer.eval()
 
 
 def stays_finite(make: Make, case: Case) -> None:
