@@ -29,7 +29,7 @@ def boundary_distance(student: Tensor, teacher: Tensor, margin: float = 1.0) -> 
     r"""A squared hinge that asks the student for the teacher's side of each boundary.
 
     $\sum (s + \mu)^2$ over the elements with t <= 0 and s > $-\mu$, plus $\sum (s - \mu)^2$ over
-    those with t > 0 and s <= $\mu$, mean over samples (Heo et al. 2019, equation 5).
+    those with t > 0 and s <= $\mu$, mean over samples (Heo et al. 2019).
 
     Args:
         student: s before its ReLU, `(B, C, H, W)`.

@@ -26,7 +26,7 @@ from kd_lightning.types import Batch, Output, full
 def flow_matrix(lower: Tensor, upper: Tensor, convention: Convention = "paper") -> Tensor:
     r"""$G_{ij} = \frac{1}{n} \sum_x F^1_i(x) F^2_j(x)$ over n positions: how a network goes on.
 
-    Yim et al. 2017, equation 1.
+    Yim et al. 2017.
 
     Args:
         lower: an earlier layer, `(B, C, H, W)`.
@@ -54,7 +54,7 @@ def flow_matrix(lower: Tensor, upper: Tensor, convention: Convention = "paper") 
 def flow_distance(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
     r"""The squared distance between flow matrices.
 
-    - "paper": $\|G_S - G_T\|_F^2$, mean over samples (equation 2, with equal weights).
+    - "paper": $\|G_S - G_T\|_F^2$, mean over samples, with equal weights of the pairs.
     - "benchmark": the mean over all entries.
 
     Args:

@@ -57,7 +57,7 @@ def unit_factor(factor: Tensor, convention: Convention = "paper") -> Tensor:
 def factor_distance(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
     r"""The mean over samples and elements of $|F_S / \|F_S\| - F_T / \|F_T\||$.
 
-    Kim et al. 2018, equation 3 with p = 1, as a mean over elements as in the authors' code.
+    Kim et al. 2018 with p = 1, as a mean over elements as in the authors' code.
 
     Args:
         student: the translator's factor, `(B, C, H, W)`.
@@ -185,14 +185,15 @@ class FT(DistillLoss):
 
     def on_epoch_start(self, epoch: int) -> None:
         """Warn if the second stage uses a paraphraser that was never trained."""
-        if self.stage == "translator" and epoch == 0 and self.paraphraser is not None:
-            if int(self.get_buffer("paraphraser_steps")) == 0:
-                warnings.warn(
-                    "FT: the paraphraser is random; train it first with "
-                    "configs/methods/ft_paraphraser.yaml, and start from that run's last.ckpt with "
-                    "--model.init_from",
-                    stacklevel=2,
-                )
+        if self.stage != "translator" or epoch > 0 or self.paraphraser is None:
+            return
+        if int(self.get_buffer("paraphraser_steps")) == 0:
+            warnings.warn(
+                "FT: the paraphraser is random; train it first with "
+                "configs/methods/ft_paraphraser.yaml, and start from that run's last.ckpt with "
+                "--model.init_from",
+                stacklevel=2,
+            )
 
     def after_step(self) -> None:
         """Count the paraphraser's steps."""

@@ -34,7 +34,7 @@ def selectivity_distance(student: Tensor, teacher: Tensor) -> Tensor:
 
     $\frac{1}{C_T^2} \sum k(t_i, t_j) + \frac{1}{C_S^2} \sum k(s_i, s_j) - \frac{2}{C_S C_T} \sum
     k(s_i, t_j)$ with $k(a, b) = (a^T b)^2$, where every channel is a vector over positions of
-    length one (Huang and Wang 2017, equation 6 with the polynomial kernel, d = 2 and c = 0).
+    length one (Huang and Wang 2017, with the polynomial kernel, d = 2 and c = 0).
 
     Args:
         student: `(B, C, H, W)`; channels and size may differ from the teacher's. The larger map is

@@ -32,7 +32,7 @@ def context_loss(student: Tensor, teacher: Tensor) -> Tensor:
 
     The mean over elements of $(s - t)^2$ at full size with weight 1, and of both maps averaged down
     to 4x4, 2x2 and 1x1 with weights 1/2, 1/4 and 1/8, as far as that is smaller; divided by the sum
-    of the weights (Chen et al. 2021, section 3.4, and the authors' code).
+    of the weights (Chen et al. 2021, and the authors' code).
 
     Args:
         student: `(B, C, H, W)`.
