@@ -217,6 +217,39 @@ def check_width(owner: str, network: str, head: nn.Linear, channels: int) -> Non
         )
 
 
+class FrozenHead(nn.Module):
+    """A copy of a teacher's classifier that never trains, as buffers: it is in every checkpoint.
+
+    Args:
+        head: the classifier.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        weight = head.weight.detach().clone()
+        bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits `(B, K)` of pooled features `(B, C)`, in at least single precision."""
+        feature = full(feature)
+        weight = full(self.get_buffer("weight"))
+        bias = full(self.get_buffer("bias"))
+        # Products of a teacher's classifier need single precision, also under autocast.
+        with torch.autocast(feature.device.type, enabled=False):
+            return F.linear(feature, weight, bias)
+
+
+def check_one_label(owner: str, probe: Probe) -> None:
+    """UserError if the data has several positions per sample, which have no pooled feature."""
+    if probe.spec.target_shape != ():
+        raise UserError(
+            f"{owner} needs one label per sample; the data {probe.spec.data} has targets of "
+            f"shape {list(probe.spec.target_shape)} per sample"
+        )
+
+
 def pooled(feature: Tensor) -> Tensor:
     """The mean over positions, `(B, C, H, W)` to `(B, C)`; vectors are returned unchanged."""
     return feature if feature.ndim == 2 else feature.mean((2, 3))
