@@ -278,7 +278,9 @@ def trains(loss: Callable[[], DistillLoss], folder: Path) -> DistillationModule:
         network_weights(content), copied(first.net)
     )  # what is deployed: names and tensors of the student
 
-    if start:  # another seed made other adapters: had they not been restored, the runs would differ
+    if (
+        trained
+    ):  # another seed made other adapters: had they not been restored, the runs would differ
         assert not same(copied(second.losses), start)
     fitted(second, epochs=2, ckpt_path=str(folder / "one.ckpt"))
     assert same(copied(second), copied(whole))
