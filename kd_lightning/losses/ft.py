@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import ClassVar, Literal, Unpack, cast, get_args
+from typing import ClassVar, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -143,7 +143,7 @@ class FT(DistillLoss):
         self.roles = [self.layer]
         if stage not in get_args(Stage):
             raise UserError(f"FT: stage must be 'paraphraser' or 'translator', got {stage!r}")
-        self.stage = cast(Stage, stage)
+        self.stage = stage
         self.rate = positive("FT", "rate", rate)
         self.convention = check_convention("FT", convention)
         self.paraphraser: nn.ModuleDict | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Unpack, cast, get_args
+from typing import ClassVar, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -87,7 +87,7 @@ class ICKD(DistillLoss):
         self.roles = [self.layer]
         if convention not in get_args(Form):
             raise UserError(f"ICKD: convention must be 'code' or 'paper', got {convention!r}")
-        self.convention = cast(Form, convention)
+        self.convention = convention
         self.connector: nn.Module | None = None
 
     def build(self, student: Probe, teacher: Probe | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Unpack, cast, get_args
+from typing import ClassVar, Literal, Unpack, get_args
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ class MGD(DistillLoss):
         self.roles = [self.layer]
         if masked not in get_args(Masked):
             raise UserError(f"MGD: masked must be 'channels' or 'positions', got {masked!r}")
-        self.masked = cast(Masked, masked)
+        self.masked = masked
         if not is_number(probability) or not 0 <= probability < 1:
             raise UserError(
                 f"MGD: probability must be a number from 0 to less than 1, got {probability}"

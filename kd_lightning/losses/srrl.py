@@ -107,4 +107,5 @@ class SRRL(DistillLoss):
         own = pooled(adapted(self.connector, feature_of("SRRL", student, self.layer)))
         features = (own - pooled(feature_of("SRRL", target, self.layer))).square().mean()
         logits = (self.classifier(own) - full(target.logits)).square().mean()
-        return features + self.logit_weight * logits
+        total: Tensor = features + self.logit_weight * logits
+        return total

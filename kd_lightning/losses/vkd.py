@@ -45,12 +45,13 @@ class OrthogonalProjection(nn.Module):
         """The orthogonal matrix, `(D', D)`."""
         lower = full(self.lower).tril(-1)
         rotation = torch.linalg.matrix_exp(lower - lower.T)
-        orthogonal = full(self.get_buffer("base")) @ rotation
+        orthogonal: Tensor = full(self.get_buffer("base")) @ rotation
         return orthogonal[: self.teacher_width, : self.width]
 
     def forward(self, feature: Tensor) -> Tensor:
         """`(B, D)` to `(B, D')`."""
-        return full(feature) @ self.weight().T
+        projected: Tensor = full(feature) @ self.weight().T
+        return projected
 
 
 def projection_distance(student: Tensor, teacher: Tensor) -> Tensor:

@@ -56,6 +56,13 @@ model:
       at: {{class_path: kd_lightning.losses.AT}}
       vid: {{class_path: kd_lightning.losses.VID, init_args: {{convention: benchmark}}}}
       fitnets: {{class_path: kd_lightning.losses.FitNets, init_args: {{weight: 0.1}}}}
+      nst: {{class_path: kd_lightning.losses.NST, init_args: {{weight: 0.1}}}}
+      ft: {{class_path: kd_lightning.losses.FT, init_args: {{layer: stage3}}}}
+      paraphraser: {{class_path: kd_lightning.losses.FT, init_args: {{layer: stage3, stage: paraphraser}}}}
+      cwd: {{class_path: kd_lightning.losses.CWD, init_args: {{layer: stage3, weight: 0.1}}}}
+      mgd: {{class_path: kd_lightning.losses.MGD, init_args: {{layer: stage3, weight: 0.01}}}}
+      srd: {{class_path: kd_lightning.losses.SRD, init_args: {{layer: stage3, weight: 0.01}}}}
+      vkd: {{class_path: kd_lightning.losses.VkD, init_args: {{layer: stage3, weight: 0.1}}}}
 """
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
@@ -65,11 +72,15 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """123 samples: three steps of 32, and one of 27 that does not halve."""
     root = tmp_path_factory.mktemp("features")
     (root / "config.yaml").write_text(CONFIG)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.save(Stages(6).state_dict(), root / "teacher.pt")
     folders = [root / "one", root / "two"]
     for folder, arguments in zip(
         folders, (["--data.batch_size=32"], ["--data.batch_size=16", *TWO]), strict=True
     ):
         argv = ["fit", "-c", str(root / "config.yaml"), f"--run.dir={folder}", *arguments]
+        argv.append(f"--model.teacher.checkpoint={root / 'teacher.pt'}")
         outcome = finish(spawn(argv, ROOT, WANDB_MODE="disabled"), timeout_s=300)
         assert outcome.code == 0, outcome.err
     return folders
@@ -89,5 +100,7 @@ def test_student_and_adapters_are_those_of_one_process(both: list[Path]) -> None
 
 def test_losses_are_those_of_one_process(both: list[Path]) -> None:
     one, two = (json.loads((folder / "run.json").read_text())["metrics"] for folder in both)
-    for name in ("train_loss", "train_loss_at", "train_loss_vid", "train_loss_fitnets"):
+    names = [name for name in one if name.startswith("train_loss")]
+    assert len(names) == 12
+    for name in names:
         assert two[name] == pytest.approx(one[name], rel=1e-4)

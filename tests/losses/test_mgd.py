@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -53,7 +54,10 @@ def test_agrees_with_reference(teacher: features.Shapes, masked: Masked) -> None
     shape = torch.empty(4, 4, *size)
     masks = loss.mask(shape, case.batch.index).expand_as(shape).tolist()
     layers = [layer for layer in loss.generator if isinstance(layer, nn.Conv2d)]
-    weights = [(layer.weight.tolist(), layer.bias.tolist()) for layer in layers]
+    weights = []
+    for layer in layers:
+        assert layer.bias is not None
+        weights.append((layer.weight.tolist(), layer.bias.tolist()))
     made_up = [reference.generated(m, k, weights) for m, k in zip(maps, masks, strict=True)]
     value = loss(case.student, case.teacher, case.batch).item()
     assert value == pytest.approx(reference.distance(made_up, hints), rel=1e-9)
@@ -109,7 +113,7 @@ def test_masked_channels_do_not_matter() -> None:
     case = feature_case(TEACHER, TEACHER)
     loss: Any = loss_of("channels", case)().double()
     student = case.student.features["map"].clone().requires_grad_()
-    output = properties.replace(case.student, features={"map": student})
+    output = replace(case.student, features={"map": student})
     (gradient,) = torch.autograd.grad(loss(output, case.teacher, case.batch), student)
     masked = loss.mask(student, case.batch.index)[:, :, 0, 0] == 0
     assert masked.any()

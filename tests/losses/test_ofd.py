@@ -122,7 +122,7 @@ def test_minimum_is_wherever_the_student_needs_no_change() -> None:
 
 def test_a_layer_may_be_its_batch_norm_or_have_no_margin() -> None:
     case = feature_case({"preact1": (2, 3, 2)}, {"preact1": (3, 3, 2)})
-    norm = norms_of(case)["norm1"]
+    norm: Any = norms_of(case)["norm1"]
     with_norm: Any = OFD(["preact1"], None)
     with_norm.build(features.probe(case.student), features.probe(case.teacher, {"preact1": norm}))
     expected = negative_mean(norm.weight.detach(), norm.bias.detach())

@@ -98,10 +98,10 @@ def test_context_has_its_minimum_where_the_maps_agree(size: int) -> None:
 
 def test_later_layers_reach_earlier_ones_and_not_the_reverse() -> None:
     case = feature_case(STUDENT, TEACHER)
-    first = loss_of(case)().double()
+    first: Any = loss_of(case)().double()
     leaves = properties.change(case.student, properties.leaf)
     own, last = leaves.features["stage1"], leaves.features["penultimate"]
-    fusion: Any = first.fusions  # type: ignore[union-attr]
+    fusion: Any = first.fusions
     passed = fusion[2](as_map(last), None, (1, 1))[1]
     predicted, _ = fusion[0](own, passed, (4, 6))
     gradients = torch.autograd.grad(predicted.square().sum() + predicted.sum() ** 3, [own, last])

@@ -138,9 +138,8 @@ def test_method_file(tmp_path: Path) -> None:
     assert run.metrics["train_loss"] == pytest.approx(run.metrics["train_loss_simkd"], rel=1e-5)
     state = features.checkpoint_of(run)["state_dict"]
     assert {"losses.simkd.classifier.weight", "losses.simkd.projector.0.weight"} <= set(state)
-    assert torch.equal(
-        state["losses.simkd.classifier.weight"], run.module.teacher.network.head.weight
-    )
+    teacher: Any = run.module.teacher
+    assert torch.equal(state["losses.simkd.classifier.weight"], teacher.network.head.weight)
 
 
 def test_evaluation_predicts_with_the_teachers_classifier() -> None:
