@@ -57,7 +57,11 @@ class SRRL(DistillLoss):
     paper: ClassVar[str] = "Yang et al. 2021, ICLR"
     year: ClassVar[int] = 2021
     family: ClassVar[str] = "feature"
-    needs: ClassVar[tuple[str, ...]] = ("teacher logits", "teacher features", "teacher classifier")
+    needs: ClassVar[tuple[str, ...]] = (
+        "all teacher logits",
+        "teacher features",
+        "teacher classifier",
+    )
     exact_logits: ClassVar[bool] = True
     mean_over: MeanOver = "samples"
 
