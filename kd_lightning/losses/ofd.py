@@ -30,8 +30,8 @@ RARELY_NEGATIVE = 0.001
 def negative_mean(scale: Tensor, shift: Tensor) -> Tensor:
     r"""The mean of the negative values of a normal variable, per channel.
 
-    $m = \beta - |\gamma| \frac{\varphi(\beta / \gamma)}{\Phi(-\beta / |\gamma|)}$ (Heo et al. 2019),
-    and $-3 |\gamma|$ if a value is negative with probability 0.001 or less.
+    $m = \beta - |\gamma| \frac{\varphi(\beta / \gamma)}{\Phi(-\beta / |\gamma|)}$ (Heo et al.
+    2019), and $-3 |\gamma|$ if a value is negative with probability 0.001 or less.
 
     Args:
         scale: $\gamma$, the standard deviation, `(C,)`.

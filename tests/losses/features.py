@@ -190,6 +190,11 @@ def one_sample(make: Make, case: Case) -> None:
     assert all(bool(t.isfinite().all()) for t in (value, *gradients))
 
 
+def mean_over_samples(make: Make, case: Case) -> None:
+    """Processes weigh by samples: by rows, an image of many pixels would count more."""
+    assert make().mean_over in ("samples", "joint")
+
+
 WITHOUT_ADAPTERS: tuple[Check, ...] = (
     *(check for check in properties.ALL if check is not properties.half_precision),
     # The backward pass of a matrix product runs in half precision where the caller's autocast does.
@@ -198,6 +203,7 @@ WITHOUT_ADAPTERS: tuple[Check, ...] = (
     stays_finite,
     duplicated,
     one_sample,
+    mean_over_samples,
 )
 """For losses that are a mean over samples and train nothing of their own."""
 
@@ -207,6 +213,7 @@ WITH_ADAPTERS: tuple[Check, ...] = (
     stays_finite,
     duplicated,
     one_sample,
+    mean_over_samples,
     reaches_adapters,
     half_adapters,
 )
