@@ -10,12 +10,14 @@ from torch import nn
 from kd_lightning.errors import UserError
 from kd_lightning.losses import Probe
 from kd_lightning.losses.simkd import SimKD
+from kd_lightning.runs.launch import launch
 from kd_lightning.spec import Spec
 from tests.losses import features, properties, sheet
 from tests.losses.features import case_of, feature_case, identical_connector, made
 from tests.losses.properties import Case, Make, value_of
 from tests.reference import fitnets, heads
 from tests.reference.at import averaged_down, smaller
+from tests.training.small import last
 
 STUDENT: features.Shapes = {"map": (2, 3, 2)}
 TEACHER: features.Shapes = {"map": (4, 3, 2)}
@@ -140,6 +142,18 @@ def test_method_file(tmp_path: Path) -> None:
     assert {"losses.simkd.classifier.weight", "losses.simkd.projector.0.weight"} <= set(state)
     teacher: Any = run.module.teacher
     assert torch.equal(state["losses.simkd.classifier.weight"], teacher.network.head.weight)
+
+    config = ["-c", str(run.folder / "config.yaml"), f"--ckpt_path={last(run)}"]
+    tested = launch(["test", *config, f"--run.dir={tmp_path / 'test'}"])
+    loaded: Any = tested.module.losses["simkd"]
+    assert torch.equal(loaded.projector[0].weight, state["losses.simkd.projector.0.weight"])
+    # The student's own classifier, which never trained, plays no part.
+    nn.init.zeros_(loaded.classifier.weight)
+    case = feature_case({"map": (64, 2, 2)}, {"map": (128, 2, 2)})
+    student = case.student.map(torch.Tensor.float)
+    with torch.no_grad():
+        logits = tested.module.objective.predict(student, case.batch).logits
+    torch.testing.assert_close(logits, loaded.classifier.bias.expand_as(logits))
 
 
 def test_evaluation_predicts_with_the_teachers_classifier() -> None:
