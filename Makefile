@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test test-versions lint clean
+.PHONY: demo test test-slow test-versions reliability lint wheel clean
 
 demo: .venv/.installed
 	$(BIN)/kd reproduce demo --output runs/demo
@@ -14,6 +14,12 @@ test: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile
+
+# dist/kd_lightning-VERSION-py3-none-any.whl: pip install it anywhere, then kd demo.
+wheel: .venv/.installed
+	rm -rf dist
+	$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	@ls dist
 
 # The oldest and the newest versions that pyproject.toml allows, each in an environment of its own.
 OLDEST := lightning==2.5.1 jsonargparse[signatures]==4.50.0 torchmetrics==1.7.0
@@ -32,6 +38,17 @@ $(PYTHON) -m venv .venv-$(1)
 rm -rf .venv-$(1)
 endef
 
+# Tests that take minutes or need the package index.
+test-slow: .venv/.installed
+	$(BIN)/python -m pytest -m slow
+
+# All of the fault injection: kills, damaged and hostile input, a soak. About two hours.
+reliability: .venv/.installed
+	$(BIN)/python benchmarks/reliability/kills.py --trials 120
+	$(BIN)/python benchmarks/reliability/malformed.py
+	$(BIN)/python benchmarks/reliability/hostile.py
+	$(BIN)/python benchmarks/reliability/soak.py --minutes 40
+
 lint: .venv/.installed
 	$(BIN)/python -m tests.losses.exports
 	$(BIN)/ruff check --fix .
@@ -44,4 +61,4 @@ lint: .venv/.installed
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest runs
+	rm -rf .venv .venv-oldest .venv-newest dist runs

@@ -16,6 +16,7 @@ _PUBLIC = {
     "Output": "types",
     "Teacher": "teachers",
     "UserError": "errors",
+    "quiet": "runs.quiet",
 }
 
 

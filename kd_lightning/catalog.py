@@ -1,4 +1,4 @@
-"""Lists the shipped methods, models, data sets and experiments for `kd list`.
+"""Lists the shipped methods, models, data sets, experiments and configs for `kd list`.
 
 The lists are read from source files without importing them, so that the command answers at once.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -156,38 +157,129 @@ def experiments() -> list[Row]:
     return rows
 
 
-KINDS = {"methods": methods, "models": models, "data": data, "experiments": experiments}
+def configs() -> list[Row]:
+    """One row per shipped config: its path for `-c`, and its first comment."""
+    root = shipped_root() / "configs"
+    rows = []
+    for path in sorted(root.rglob("*.yaml")):
+        comment = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            # The first comment may have several lines.
+            if not line.startswith("#"):
+                break
+            comment.append(line.removeprefix("#").strip())
+        name = path.relative_to(root.parent).as_posix()
+        rows.append({"name": name, "about": " ".join(comment)})
+    return rows
+
+
+KINDS: dict[str, Callable[[], list[Row]]] = {
+    "methods": methods,
+    "models": models,
+    "data": data,
+    "experiments": experiments,
+    "configs": configs,
+}
+
+_OTHER_WORDS = {
+    "losses": "methods",
+    "networks": "models",
+    "datasets": "data",
+    "pairs": "configs",
+    "teachers": "configs",
+}
+"""What users may call a kind."""
+
+_MORE_HELP = {
+    "methods": "kd fit --model.losses.help {class_name}",
+    "models": "kd fit --model.network.help {class_path}",
+    "data": "kd fit --data.help {class_path}",
+    "experiments": "kd reproduce {name} --help",
+    "configs": "kd fit -c {name} --print_config",
+}
+"""The command that shows more of an entry."""
+
+_USAGE = f"""\
+usage: kd list {"|".join(KINDS)} [NAME] [--json]
+
+kd list KIND NAME describes one entry and names the command that shows its options, such as
+  kd list methods kd
+  kd fit --model.losses.help KD
+"""
 
 
 def main(argv: list[str]) -> None:
-    """Run `kd list KIND [--json]`.
+    """Run `kd list KIND [NAME] [--json]`.
 
     Args:
         argv: the arguments after `list`.
 
     Raises:
-        UserError: if the kind or an option is unknown.
+        UserError: if the kind, the name or an option is unknown.
     """
-    kinds = []
+    words = []
     options = []
     for argument in argv:
         if argument.startswith("-"):
             options.append(argument)
         else:
-            kinds.append(argument)
+            words.append(argument)
     if "-h" in options or "--help" in options or not argv:
-        print(f"usage: kd list {'|'.join(KINDS)} [--json]")
+        print(_USAGE, end="")
         return
     for option in options:
         if option != "--json":
             raise UserError(f"kd list: unknown option {option}; valid options: --json")
-    kind = " ".join(kinds)
-    if kind not in KINDS:
-        raise UserError(f"kd list: unknown kind {kind!r}; valid kinds: {', '.join(KINDS)}")
+    word = words[0] if words else ""
+    kind = _OTHER_WORDS.get(word, word)
+    if kind not in KINDS or len(words) > 2:
+        valid = ", ".join(KINDS)
+        raise UserError(f"kd list: unknown kind {' '.join(words)!r}; valid kinds: {valid}")
     rows = KINDS[kind]()
+    name = words[1] if len(words) == 2 else None
+    if name is not None:
+        rows = _named(rows, kind, name)
     # The only option is --json.
-    text = json.dumps(rows, indent=2) if options else _table(rows)
-    print(text)
+    if options:
+        print(json.dumps(rows, indent=2))
+    elif name is not None:
+        print(_description(rows, kind))
+    else:
+        print(_table(rows))
+
+
+def _class_name(row: Row) -> str:
+    return str(row.get("class_path", "")).rpartition(".")[2]
+
+
+def _named(rows: list[Row], kind: str, name: str) -> list[Row]:
+    """The rows of an entry or of a class, whatever the case of the letters."""
+    named = []
+    names: dict[str, str] = {}
+    for row in rows:
+        for known in (row["name"], _class_name(row)):
+            names[known.lower()] = known
+        if name.lower() in (row["name"].lower(), _class_name(row).lower()):
+            named.append(row)
+    if not named:
+        close = difflib.get_close_matches(name.lower(), names, n=1)
+        hint = f"did you mean {names[close[0]]!r}?" if close else f"kd list {kind} names all"
+        raise UserError(f"kd list {kind}: there is no {name!r}; {hint}")
+    return named
+
+
+def _description(rows: list[Row], kind: str) -> str:
+    """All fields of the rows, and the command that shows more."""
+    lines = []
+    for row in rows:
+        for field, value in row.items():
+            lines.append(f"{field}: {_cell(value)}")
+        command = _MORE_HELP[kind].format(
+            name=row["name"], class_name=_class_name(row), class_path=row.get("class_path")
+        )
+        lines.append(f"more: {command}")
+        lines.append("")
+    return "\n".join(lines[:-1])
 
 
 def _table(rows: list[Row]) -> str:

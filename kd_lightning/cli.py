@@ -23,7 +23,7 @@ COMMANDS = {
     "cache": "compute and store a teacher's outputs: kd cache -c FILE.yaml ... --output DIR",
     "reproduce": "run an experiment and print its table: kd reproduce EXPERIMENT | --list",
     "compare": "print a table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
-    "list": "list what is available: kd list methods|models|data|experiments [--json]",
+    "list": "list what is available: kd list methods|models|data|experiments|configs [NAME] [--json]",
     "demo": "the first experiment, in a minute: the same as kd reproduce demo",
 }
 RUNS = ("fit", "validate", "test", "predict")
@@ -48,6 +48,10 @@ def usage() -> str:
         lines.append(f"  {name:<{width}}  {text}")
     lines.append("")
     lines.append("kd COMMAND --help describes a command; kd --version prints the version.")
+    lines.append(
+        "kd fit --model.losses.help KD lists the options of a loss; kd fit --data.help CLASS,"
+    )
+    lines.append("--model.help CLASS and --model.teacher.help CLASS those of other classes.")
     lines.append("--trust PACKAGE lets checkpoints and run folders name classes of a package.")
     lines.append("")
     return "\n".join(lines) + "\n" + _FIRST_STEPS
@@ -156,9 +160,11 @@ def _report_internal_error(error: Exception, argv: list[str]) -> int:
     import tempfile
     import traceback
 
+    from kd_lightning.escaping import masked_command
+
     if os.environ.get("KD_DEBUG"):
         raise error
-    command = " ".join(["kd", *argv])
+    command = " ".join(masked_command(["kd", *argv]))
     lines = traceback.format_exception(error)
     content = f"kd_lightning {__version__}\nPython {sys.version}\n{command}\n\n{''.join(lines)}"
     with tempfile.NamedTemporaryFile(

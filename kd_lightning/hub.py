@@ -168,7 +168,7 @@ def from_pretrained(kind: str, name: str, **options: HubOption) -> Any:
     except Exception:
         # The library raises errors of many kinds, and the cache may lack any of the files. If the
         # hub can be reached, its answer counts.
-        if not _reachable():
+        if not reachable():
             raise UserError(
                 f"the model {name} is not in the cache of the hub and there is no network; "
                 "give the path of its folder (config.json, model.safetensors, tokenizer.json)"
@@ -182,7 +182,8 @@ def _looks_like_path(name: str) -> bool:
     return is_absolute or name.startswith((".", "~")) or name.count("/") > 1
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
+    """Whether the name of the hub's host can be resolved, which takes no time without a network."""
     """Whether the hub's name can be resolved: a quick test for a network."""
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     try:

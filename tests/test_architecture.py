@@ -26,6 +26,7 @@ LAYERS = (
     {
         "__init__",
         "errors",
+        "escaping",
         "files",
         "types",
         "sparse",

@@ -30,7 +30,17 @@ SLOW = (
     "matplotlib",
     "jsonargparse",
 )
-KINDS = ("methods", "models", "data", "experiments")
+KINDS = ("methods", "models", "data", "experiments", "configs")
+MISTAKES = [
+    ["fit", "-c", "missing.yaml"],
+    ["fit", "--ckpt_path", "missing.ckpt"],
+    ["cache", "-c", "missing.yaml", "--output", "x"],
+    ["reproduce", "nothing"],
+    ["compare"],
+    ["compare", "nothing"],
+    ["nothing"],
+]
+"""Mistakes that are reported before anything slow is imported."""
 BASES = {"methods": DistillLoss, "models": nn.Module, "data": LightningDataModule}
 
 
@@ -123,6 +133,7 @@ def test_public_names_can_be_had_and_others_not() -> None:
         "import kd_lightning",
         "from kd_lightning.cli import main; main(['--help'])",
         *(f"from kd_lightning.cli import main; main(['list', '{kind}'])" for kind in KINDS),
+        f"from kd_lightning.cli import main; [main(words) for words in {MISTAKES}]",
     ],
 )
 def test_nothing_slow_is_imported(statement: str) -> None:
@@ -130,7 +141,11 @@ def test_nothing_slow_is_imported(statement: str) -> None:
     process = subprocess.run(
         [sys.executable, "-c", seen], capture_output=True, text=True, timeout=60, check=True
     )
-    assert process.stderr.strip() == "imported:"
+    *mistakes, last = process.stderr.strip().splitlines()
+    assert last == "imported:"
+    assert len(mistakes) == (len(MISTAKES) if "words" in statement else 0)
+    assert [line for line in mistakes if not line.startswith("kd: ")] == []
+    assert [line for line in mistakes if "internal error" in line] == []
 
 
 def test_a_reader_that_has_gone_is_no_error() -> None:

@@ -62,7 +62,7 @@ def test_the_cache_first_then_the_hub(
 ) -> None:
     factory = FakeFactory(answer)
     monkeypatch.setattr(hub, "library", lambda name: type("Library", (), {"AutoModel": factory}))
-    monkeypatch.setattr(hub, "_reachable", lambda: reachable)
+    monkeypatch.setattr(hub, "reachable", lambda: reachable)
     if words is None:
         assert hub.from_pretrained("AutoModel", "some/model", use_safetensors=True) == "some/model"
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Expected = Literal["refused", "either"]
+Expected = Literal["refused", "either", "accepted"]
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
@@ -26,6 +26,7 @@ class Case:
         arguments: of `kd`.
         prepare: writes the files that the arguments name into the folder of the command.
         expected: "refused", or "either" if accepting the input is right or harmless too.
+            "accepted" marks good input: it shows that the others are refused for their faults.
     """
 
     group: str

@@ -49,6 +49,16 @@ BAD_RATES = ("-1", "nan", "inf", "-inf", "x", "[0.1]", "{a: 1}", HUGE_INTEGER)
 BAD_CHOICES = ("x", "''", "1.5", "[highest]", "{a: 1}", "HIGHEST ", "null null")
 BAD_STUDENT_NUMBERS = ("-1", "nan", "inf", "-inf", "x", "[1]", "{a: 1}", "1e400")
 
+MEANINGFUL = {
+    # Saves the initial weights.
+    ("trainer.max_epochs", "0"),
+    # Every sample is served without its label.
+    ("data.label_fraction", "0"),
+    # One rate per parameter group.
+    ("model.scheduler.max_lr", "[0.1]"),
+}
+"""Values at the edge of the range that have a meaning."""
+
 SINGLE_OPTIONS = {
     "hidden of zero": "--model.network.hidden=[0]",
     "hidden negative": "--model.network.hidden=[-4]",
@@ -122,7 +132,6 @@ SINGLE_OPTIONS = {
         "--trainer.callbacks+={class_path: lightning.pytorch.callbacks.ModelCheckpoint, "
         "init_args: {monitor: nothing, dirpath: own}}"
     ),
-    "schedule of too few steps": "--model.scheduler.pct_start=0",
     "pct_start above one": "--model.scheduler.pct_start=1.5",
     "momentum negative": "--model.optimizer.momentum=-1",
     "weight decay negative": "--model.optimizer.weight_decay=-1",
@@ -286,17 +295,23 @@ def option_cases(trained: Trained) -> Iterator[Case]:
         for option in options:
             for value in values:
                 name = f"{option}={value[:12]}"
-                yield Case("options", name, [*TEACHER, f"--{option}={value}"])
+                expected = "either" if (option, value) in MEANINGFUL else "refused"
+                arguments = [*TEACHER, f"--{option}={value}"]
+                yield Case("options", name, arguments, expected=expected)  # type: ignore[arg-type]
     for option in STUDENT_NUMBERS:
         for value in BAD_STUDENT_NUMBERS:
             arguments = [*student(str(trained.checkpoint)), f"--{option}={value}"]
             yield Case("options", f"{option}={value[:12]}", arguments)
+    yield Case("options", "good", TEACHER, expected="accepted")
+    yield Case("options", "good student", student(str(trained.checkpoint)), expected="accepted")
     for name, argument in SINGLE_OPTIONS.items():
         yield Case("options", name, [*TEACHER, argument])
 
 
 def config_cases(trained: Trained) -> Iterator[Case]:
     """Config files that are no configs."""
+    empty = partial(write, "bad.yaml", "trainer: {max_epochs: 1}\n")
+    yield Case("configs", "good", [*TEACHER, "-c", "bad.yaml"], empty, "accepted")
     for name, text in YAML_TEXTS.items():
         prepare = partial(write, "bad.yaml", text)
         yield Case("configs", name, [*TEACHER, "-c", "bad.yaml"], prepare)
@@ -313,11 +328,15 @@ def spec_cases(trained: Trained) -> Iterator[Case]:
     run = ["reproduce", "spec.yaml", "--store=store", "--output=results"]
     for name, changes in SPEC_CHANGES.items():
         prepare = partial(write_spec, changes)
-        yield Case("experiments", name, [*run, "--dry-run"], prepare)
+        # Without a value, an experiment has the default number of seeds.
+        expected = "either" if name == "seeds null" else "refused"
+        arguments = [*run, "--dry-run"]
+        yield Case("experiments", name, arguments, prepare, expected)  # type: ignore[arg-type]
     for name, text in YAML_TEXTS.items():
         prepare_text = partial(write, "spec.yaml", text)
         yield Case("experiments", f"YAML {name}", [*run, "--dry-run"], prepare_text)
     good = partial(write_spec, {})
+    yield Case("experiments", "good", [*run, "--dry-run"], good, "accepted")
     options = {
         "set broken YAML": "--set=a=[1",
         "set without value": "--set=a",
@@ -382,6 +401,9 @@ def damage_config(run: Path, text: str, folder: Path) -> None:
 
 def compare_cases(trained: Trained) -> Iterator[Case]:
     """Run folders whose records or configs are damaged; a comparison may mark or skip them."""
+    good = partial(damage_record, trained.student, {})
+    arguments = ["compare", "runs/a", "runs/b", "--metrics=val_accuracy"]
+    yield Case("compare", "good", arguments, good, "accepted")
     for name, changes in RUN_JSON.items():
         prepare = partial(damage_record, trained.student, changes)
         arguments = ["compare", "runs/a", "runs/b", "--metrics=val_accuracy"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from cases import SHORT, Case, Trained, configs
+from cases import SHORT, Case, Trained, configs, nothing
 
 Prepare = Callable[[Path], None]
 
@@ -83,6 +83,7 @@ def link_to(target: str) -> Prepare:
 
 
 IMAGES: dict[str, tuple[Prepare, str]] = {
+    "good": (nothing, "accepted"),
     "no train folder": (remove("train"), "refused"),
     "no test folder": (remove("test"), "either"),
     "empty class": (lambda f: (f / "train" / "c").mkdir(), "refused"),
@@ -122,7 +123,7 @@ def image_cases(trained: Trained) -> Iterator[Case]:
         *configs("trainer.yaml", "data/image_folder.yaml", "teachers/digits_mlp.yaml"),
         *configs("loggers/csv.yaml"),
         *SHORT,
-        "--data.root=images",
+        "--data.root=.",
         "--data.batch_size=4",
     ]
     for name, (change, expected) in IMAGES.items():
@@ -143,6 +144,7 @@ GOOD = tuple(f"{label}\tsentence number {n}" for n in range(20) for label in ("n
 HEAD = "label\tsentence"
 
 TEXTS: dict[str, tuple[bytes, str]] = {
+    "good": (lines(HEAD, *GOOD), "accepted"),
     "empty": (b"", "refused"),
     "header only": (lines(HEAD), "refused"),
     "no header": (lines(*GOOD), "refused"),
@@ -184,6 +186,10 @@ def text_cases(trained: Trained) -> Iterator[Case]:
         *configs("loggers/csv.yaml"),
         *SHORT,
         "--data.root=text",
+        "--data.train_file=train.tsv",
+        "--data.test_file=test.tsv",
+        "--data.text=sentence",
+        "--data.label=label",
         "--data.batch_size=8",
     ]
     for name, (content, expected) in TEXTS.items():
@@ -194,6 +200,7 @@ def text_cases(trained: Trained) -> Iterator[Case]:
 TABLE = ("x,z,y", *(f"{n},{n % 3},{'a' if n % 2 else 'b'}" for n in range(40)))
 
 TABLES: dict[str, tuple[bytes, str]] = {
+    "good": (lines(*TABLE), "accepted"),
     "empty": (b"", "refused"),
     "header only": (lines("x,z,y"), "refused"),
     "no target column": (lines("x,z", "1,2", "2,3"), "refused"),
@@ -214,21 +221,19 @@ TABLES: dict[str, tuple[bytes, str]] = {
 
 
 def write_table(content: bytes, folder: Path) -> None:
-    """Write the training table with this content and a good test table."""
+    """Write the table with this content."""
     (folder / "train.csv").write_bytes(content)
-    (folder / "test.csv").write_bytes(lines(*TABLE))
 
 
 def table_cases(trained: Trained) -> Iterator[Case]:
     """Tables."""
     arguments = [
         "fit",
-        *configs("trainer.yaml", "data/tabular.yaml", "teachers/digits_mlp.yaml"),
+        *configs("trainer.yaml", "data/tabular.yaml", "teachers/breast_cancer_mlp.yaml"),
         *configs("loggers/csv.yaml"),
         *SHORT,
         "--data.root=.",
-        "--data.train_file=train.csv",
-        "--data.test_file=test.csv",
+        "--data.file=train.csv",
         "--data.target=y",
         "--data.batch_size=8",
     ]
@@ -238,10 +243,10 @@ def table_cases(trained: Trained) -> Iterator[Case]:
 
 
 def write_mnist(change: Prepare, folder: Path) -> None:
-    """Small files in MNIST's format, then a change."""
+    """Blank images in MNIST's format and number, then a change."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name, count in (("train", 40), ("t10k", 20)):
+    for name, count in (("train", 60_000), ("t10k", 10_000)):
         images = struct.pack(">IIII", 2051, count, 28, 28) + bytes(count * 784)
         labels = struct.pack(">II", 2049, count) + bytes(n % 10 for n in range(count))
         (raw / f"{name}-images-idx3-ubyte").write_bytes(images)
@@ -250,13 +255,14 @@ def write_mnist(change: Prepare, folder: Path) -> None:
 
 
 MNIST: dict[str, Prepare] = {
+    "good": nothing,
     "images cut": put(
-        "train-images-idx3-ubyte", struct.pack(">IIII", 2051, 40, 28, 28) + bytes(99)
+        "train-images-idx3-ubyte", struct.pack(">IIII", 2051, 60_000, 28, 28) + bytes(99)
     ),
     "images empty": put("train-images-idx3-ubyte", b""),
     "wrong magic": put("train-images-idx3-ubyte", bytes(4000)),
     "labels above nine": put(
-        "train-labels-idx1-ubyte", struct.pack(">II", 2049, 40) + bytes([99] * 40)
+        "train-labels-idx1-ubyte", struct.pack(">II", 2049, 60_000) + bytes([99] * 60_000)
     ),
     "labels too few": put("train-labels-idx1-ubyte", struct.pack(">II", 2049, 5) + bytes(5)),
     "declares too many": put(
@@ -277,7 +283,9 @@ def mnist_cases(trained: Trained) -> Iterator[Case]:
         "--data.download=false",
     ]
     for name, change in MNIST.items():
-        yield Case("images", f"MNIST {name}", arguments, partial(write_mnist, change))
+        prepare = partial(write_mnist, change)
+        expected = "accepted" if name == "good" else "refused"
+        yield Case("images", f"MNIST {name}", arguments, prepare, expected)  # type: ignore[arg-type]
 
 
 GROUPS = (image_cases, text_cases, table_cases, mnist_cases)

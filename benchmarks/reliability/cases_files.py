@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -32,10 +34,28 @@ def flip_bit(source: Path, seed: int, folder: Path) -> None:
     """Flip one bit in the tensors of a checkpoint."""
     content = bytearray(source.read_bytes())
     generator = random.Random(seed)
-    # The tensors fill the middle of the file; names and the directory are at its ends.
-    position = generator.randrange(len(content) // 3, 2 * len(content) // 3)
-    content[position] ^= 1 << generator.randrange(8)
+    start, size = generator.choice(_tensors_in(source))
+    content[start + generator.randrange(size)] ^= 1 << generator.randrange(8)
     (folder / "bad.ckpt").write_bytes(content)
+
+
+def _tensors_in(source: Path) -> list[tuple[int, int]]:
+    """Where the bytes of each tensor lie in a checkpoint: the position and the length."""
+    places = []
+    with zipfile.ZipFile(source) as archive, source.open("rb") as file:
+        for record in archive.infolist():
+            if "/data/" not in record.filename:
+                continue
+            # The local header ends with a name and padding, whose lengths are at bytes 26 to 29.
+            file.seek(record.header_offset + 26)
+            name_length, extra_length = struct.unpack("<HH", file.read(4))
+            start = record.header_offset + 30 + name_length + extra_length
+            places.append((start, record.file_size))
+    return places
+
+
+def nothing_changed(content: Content) -> None:
+    """Leave a checkpoint as it is."""
 
 
 def change(source: Path, edit: Callable[[Content], object], folder: Path) -> None:
@@ -163,6 +183,19 @@ RESUME_CHANGES: dict[str, Callable[[Content], object]] = {
 }
 
 
+TOLERATED = (
+    # Weights without a description of their data are those of another program.
+    "own entry missing",
+    "spec missing",
+    "spec empty",
+    "data a list",
+    "teacher a text",
+    "callbacks a list",
+    "no Lightning version",
+)
+"""Changes that leave a file with which one can go on."""
+
+
 class NotAllowed:
     """A class that a safe loader does not know."""
 
@@ -193,13 +226,15 @@ def checkpoint_cases(trained: Trained) -> Iterator[Case]:
     """Files in place of a teacher's checkpoint, or of one to resume."""
     source = trained.checkpoint
     teach = student("bad.ckpt")
+    good = partial(change, source, nothing_changed)
+    yield Case("checkpoints", "good", teach, good, "accepted")
     for percent in (0.1, 1, 5, 20, 40, 60, 80, 90, 95, 99, 99.9):
         prepare = partial(truncate, source, percent / 100)
         yield Case("checkpoints", f"first {percent}% of a file", teach, prepare)
     for seed in range(40):
         yield Case("checkpoints", f"flipped bit {seed}", teach, partial(flip_bit, source, seed))
     for name, edit in CHANGES.items():
-        odd = name in ("own entry missing", "data a list", "teacher a text", "spec missing")
+        odd = name in TOLERATED
         expected = "either" if odd else "refused"
         prepare_change = partial(change, source, edit)
         yield Case("checkpoints", name, teach, prepare_change, expected)  # type: ignore[arg-type]
@@ -208,9 +243,11 @@ def checkpoint_cases(trained: Trained) -> Iterator[Case]:
     for name, content in BYTES.items():
         yield Case("checkpoints", f"bytes {name}", teach, partial(save_bytes, content))
     resume = ["fit", "--ckpt_path=run/checkpoints/last.ckpt", "--trainer.max_epochs=3"]
+    good = partial(change_resumed, trained.teacher, nothing_changed)
+    yield Case("resumed", "good", resume, good, "accepted")
     for name, edit in {**RESUME_CHANGES, **CHANGES}.items():
         prepare_resume = partial(change_resumed, trained.teacher, edit)
-        odd = name in ("callbacks a list", "no Lightning version", "teacher a text", "data a list")
+        odd = name in TOLERATED
         expected = "either" if odd else "refused"
         yield Case("resumed", name, resume, prepare_resume, expected)  # type: ignore[arg-type]
     for seed in range(15):
@@ -240,6 +277,11 @@ MANIFEST: dict[str, object] = {
     "deep": "DEEP",
     "broken": "BROKEN",
 }
+
+
+def copy_cache(cache: Path, folder: Path) -> None:
+    """Copy a cache as it is."""
+    shutil.copytree(cache, folder / "cache")
 
 
 def damage_manifest(cache: Path, content: object, folder: Path) -> None:
@@ -293,8 +335,10 @@ def cache_cases(trained: Trained) -> Iterator[Case]:
         *(word for word in SHORT if "limit" not in word),
         "--run.test=last",
         "--model.teacher={class_path: kd_lightning.teachers.CachedTeacher, "
-        "init_args: {cache: cache}}",
+        "init_args: {path: cache}}",
     ]
+    good = partial(copy_cache, trained.cache)
+    yield Case("caches", "good", arguments, good, "accepted")
     for name, content in MANIFEST.items():
         prepare = partial(damage_manifest, trained.cache, content)
         yield Case("caches", f"manifest {name}", arguments, prepare)

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import pickle
+import random
 import shutil
 import sys
 import tempfile
@@ -32,6 +33,7 @@ from cases_configs import SPEC
 from malformed import LIMIT_S, train
 
 MARK = "executed"
+FAULTS = ("executed", "escape sequence", "traceback", "hang", "crash", "refused wrongly")
 ESCAPE = "\x1b"
 
 SYSTEM = ("os.system", {"command": f"touch {MARK}"})
@@ -253,7 +255,19 @@ def copy_run(source: Path, name: str, folder: Path) -> None:
     shutil.copytree(source, folder / "runs" / name)
 
 
+def good_cases(trained: Trained) -> Iterator[Case]:
+    """Good files, which show that the others are refused for what they hold."""
+    good_run = partial(copy_run, trained.teacher, "good")
+    test = ["test", "--ckpt_path=runs/good/checkpoints/last.ckpt"]
+    yield Case("good", "run folder", test, good_run, "accepted")
+    yield Case("good", "checkpoint", student(str(trained.checkpoint)), expected="accepted")
+    spec = partial(write_file, "x.yaml", yaml.safe_dump(SPEC).encode())
+    dry = ["reproduce", "x.yaml", "--dry-run"]
+    yield Case("good", "experiment", dry, spec, "accepted")
+
+
 GROUPS = (
+    good_cases,
     pickle_cases,
     network_cases,
     argument_cases,
@@ -264,12 +278,14 @@ GROUPS = (
 )
 
 
-def verdict(finished: harness.Finished, folder: Path) -> str:
+def verdict(case: Case, finished: harness.Finished, folder: Path) -> str:
     """Whether code ran or an escape sequence got out, else how the command ended."""
     if (folder / MARK).exists():
         return "executed"
     if ESCAPE in finished.out + finished.err:
         return "escape sequence"
+    if case.expected == "accepted" and finished.outcome == "refused":
+        return "refused wrongly"
     return finished.outcome
 
 
@@ -277,6 +293,8 @@ def main() -> int:
     """Run the cases, print a table and the faults; returns 1 if there are faults."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--group", default="", help="only this group")
+    options.add_argument("--sample", type=int, default=0, help="only this many, drawn at random")
+    options.add_argument("--seed", type=int, default=0, help="of the draw")
     options.add_argument("--output", type=Path, help="write the figures to this JSON file")
     arguments = options.parse_args()
     harness.import_everything()
@@ -286,19 +304,23 @@ def main() -> int:
         home = Path(name)
         trained = train(home)
         cases = [c for group in GROUPS for c in group(trained) if arguments.group in c.group]
+        if arguments.sample:
+            controls = [case for case in cases if case.expected == "accepted"]
+            drawn = random.Random(arguments.seed).sample(cases, arguments.sample)
+            cases = [*controls, *drawn]
         for number, case in enumerate(cases):
             folder = home / f"case{number}"
             folder.mkdir()
             case.prepare(folder)
             finished = harness.run(case.arguments, folder, LIMIT_S)
-            how = verdict(finished, folder)
+            how = verdict(case, finished, folder)
             counts.setdefault(case.group, Counter())[how] += 1
             if how not in ("refused", "accepted"):
                 faults.append(f"{case.group}: {case.name}: {how}: {finished.err.strip()[:250]}")
                 print(faults[-1].replace(ESCAPE, "ESC"), flush=True)
             shutil.rmtree(folder)
             print(f"{number + 1} of {len(cases)}", end="\r", file=sys.stderr, flush=True)
-    columns = ("refused", "accepted", "executed", "escape sequence", "traceback", "hang", "crash")
+    columns = ("refused", "accepted", *FAULTS)
     print(f"| group | cases | {' | '.join(columns)} |")
     print(f"| --- |{' ---: |' * (len(columns) + 1)}")
     for group, group_counts in counts.items():

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.arguments import CommandParser
 
 # Everything else is imported when it is needed: torch takes seconds, and a mistake in the arguments
@@ -88,7 +88,7 @@ def main(argv: list[str]) -> None:
     # A CSV has no place for notes.
     if format_name == "csv":
         for note in table.notes:
-            print(note, file=sys.stderr)
+            print(printable(note), file=sys.stderr)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -143,7 +143,7 @@ def _read_groups(options: argparse.Namespace) -> tuple[list[SeedGroup], list[str
 
         return group_runs(runs, options.by)
 
-    from kd_lightning.compare.experiment_results import find_results, nothing_to_compare
+    from kd_lightning.compare.names import find_results, nothing_to_compare
 
     folders = []
     results = {}

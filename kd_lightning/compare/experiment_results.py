@@ -8,27 +8,7 @@ from typing import Any, cast
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.measurements import ResultRow, SeedGroup, SeedResult
-from kd_lightning.experiments.spec import find
-from kd_lightning.runs.folder import RunFolder, read_json
-
-
-def find_results(name: str) -> Path | None:
-    """The results.json of an experiment.
-
-    Args:
-        name: the experiment, the folder of its results, or the file itself.
-
-    Returns:
-        None if the name is a run, or if there are no results.
-    """
-    path = Path(name)
-    if RunFolder(path).record_path.exists():
-        return None
-    default = Path("runs") / name.removesuffix(".yaml")
-    for candidate in (path, path / "results.json", default / "results.json"):
-        if candidate.name == "results.json" and candidate.is_file():
-            return candidate
-    return None
+from kd_lightning.runs.folder import read_json
 
 
 def read_results(path: Path, prefix: str = "") -> tuple[list[SeedGroup], str]:
@@ -87,22 +67,3 @@ def _result_of_seed(group: SeedGroup, seed: int) -> SeedResult:
     result = SeedResult(seed, {})
     group.results.append(result)
     return result
-
-
-def nothing_to_compare(name: str) -> UserError:
-    """The error for a name that is neither a run nor an experiment with results."""
-    if Path(name).is_dir():
-        return UserError(
-            f"{name} is not a run: it has no run.json (and no results.json); "
-            f"give folders of runs, such as {name}/*"
-        )
-    try:
-        find(name)
-    except UserError:
-        return UserError(
-            f"no run or experiment is called {name!r}; "
-            "kd list experiments lists experiments, and runs/ holds runs"
-        )
-    return UserError(
-        f"the experiment {name} has no results yet; make them with: kd reproduce {name}"
-    )

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kd_lightning.compare.baseline import difference_cell
+from kd_lightning.escaping import markdown, plain
 from kd_lightning.experiments.measurements import ResultRow
 from kd_lightning.experiments.report import (
     ROW_COLUMNS,
@@ -99,7 +100,7 @@ def as_terminal_text(table: ComparisonTable) -> str:
     for part in tables(None, headings, lines, console.width):
         console.print(part)
     for sentence in table.sentences:
-        console.print(sentence, highlight=False, soft_wrap=not is_terminal)
+        console.print(plain(sentence), highlight=False, soft_wrap=not is_terminal)
     return text.getvalue()
 
 
@@ -108,7 +109,7 @@ def as_markdown(table: ComparisonTable) -> str:
     paragraphs = [
         "\n".join(markdown_table(*table.cells())),
         "Mean ± standard deviation over seeds.",
-        *table.sentences,
+        *map(markdown, table.sentences),
     ]
     return "\n\n".join(paragraphs) + "\n"
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -170,6 +171,19 @@ def finished(jobs: Mapping[str, Sequence[Job]]) -> Runs:
     return runs
 
 
+def check_analyses(analyses: Mapping[str, Mapping[str, YamlValue]]) -> None:
+    """Load the functions of all analyses and check their options, before anything is trained.
+
+    Args:
+        analyses: each analysis's entry in the YAML, by its key.
+
+    Raises:
+        UserError: if a function does not exist, is no analysis, or does not accept its options.
+    """
+    for label, described in analyses.items():
+        _analysis(label, described, {}, Path())
+
+
 def analyse(label: str, described: Mapping[str, YamlValue], runs: Runs, output: Path) -> list[Row]:
     """Run one analysis of an experiment.
 
@@ -182,13 +196,19 @@ def analyse(label: str, described: Mapping[str, YamlValue], runs: Runs, output: 
     Raises:
         UserError: if the function does not exist or does not accept its options.
     """
+    # Errors of the analysis itself are not the user's mistake, so they are raised as they are.
+    return _analysis(label, described, runs, output)()
+
+
+def _analysis(
+    label: str, described: Mapping[str, YamlValue], runs: Runs, output: Path
+) -> Callable[[], list[Row]]:
+    """The call of an analysis, with arguments that its function accepts."""
     options = dict(described)
     name = str(options.pop("function"))
     try:
         function: Analysis = load_function(name)
-        # Wrong options are reported as the user's mistake; errors of the analysis itself are not.
-        signature = inspect.signature(function)
-        signature.bind(runs, output, **options)
+        inspect.signature(function).bind(runs, output, **options)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"the analysis {label!r}: {name}: {error}") from error
-    return function(runs, output, **options)
+    return partial(function, runs, output, **options)

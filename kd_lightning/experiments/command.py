@@ -11,9 +11,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
+from kd_lightning.escaping import plain
 from kd_lightning.experiments.spec import Experiment, RunSpec, load
 from kd_lightning.yaml_files import read_yaml
 
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
     from kd_lightning.experiments.planning import Job, RunnerOptions
     from kd_lightning.experiments.results import Results
     from kd_lightning.experiments.runner import Failure
+
+
+_QUICK_NOTE = (
+    "These runs are far too short to rank the methods: distillation may look worse than no "
+    "distillation. Without --quick, the experiment gives its own numbers."
+)
+"""What `--quick` prints below its table."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -137,12 +145,15 @@ def help_text(name: str) -> str:
     lines = [parser().format_help(), f"settings of {experiment.name}:"]
     for setting, value in experiment.settings.items():
         shown = "null" if value is None else value
-        lines.append(f"  --{setting} VALUE  default: {shown}")
+        choices = experiment.choices.get(setting)
+        valid = f"; one of {', '.join(map(str, choices))}" if choices else ""
+        default = printable(f"default: {shown}{valid}")
+        lines.append(f"  {printable(f'--{setting} VALUE')}  {default}")
     if not experiment.settings:
         lines.append("  none")
     names = dict.fromkeys(run.name for run in experiment.runs)
     lines.append(f"runs of {experiment.name}:")
-    lines += [f"  {run}" for run in names]
+    lines += [f"  {printable(run)}" for run in names]
     return "\n".join(lines) + "\n"
 
 
@@ -151,9 +162,8 @@ def list_experiments(console: Console) -> None:
     from kd_lightning.catalog import experiments
 
     for row in experiments():
-        claim = row["claim"].strip()
-        text = f"[bold]{escape(row['name'])}[/bold] ({escape(row['time'])})\n  {escape(claim)}"
-        console.print(text, highlight=False)
+        console.print(Text.assemble(plain(row["name"], "bold"), plain(f" ({row['time']})")))
+        console.print(plain(f"  {row['claim'].strip()}"))
 
 
 def reproduce(arguments: argparse.Namespace, console: Console) -> None:
@@ -165,8 +175,10 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
 
     import torch
 
+    from kd_lightning.experiments.analysis import check_analyses
     from kd_lightning.experiments.planning import RunnerOptions, plan
 
+    check_analyses(experiment.analyses)
     # Planning sees the same number of threads as each worker, because it is part of the keys.
     threads = torch.get_num_threads() // arguments.workers
     torch.set_num_threads(max(1, threads))
@@ -191,7 +203,7 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
         _report(experiment, finished, options, console, failures)
         seconds = time.monotonic() - started
         files = f"{options.output}/results.json, results.md, summary.png"
-        console.print(f"{seconds:.0f} s; results in {files}", highlight=False)
+        console.print(plain(f"{seconds:.0f} s; results in {files}"))
     if failures:
         from kd_lightning.experiments.runner import summary
 
@@ -215,8 +227,8 @@ def _print_commands(jobs: list[Job], console: Console) -> None:
         state = "finished" if job.finished else "to run"
         if job.accepted_key is not None:
             state = "finished by other code"
-        text = f"{job.run}, seed {job.seed} ({state}):\n  {job.command}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(f"{job.run}, seed {job.seed} ({state}):"), soft_wrap=True)
+        console.print(plain(f"  {job.command}"), soft_wrap=True)
 
 
 def _train(
@@ -233,8 +245,8 @@ def _train(
             f"the folder {options.output} cannot be written ({error.strerror}); "
             "choose another with --output"
         ) from error
-    title = f"[bold]{escape(experiment.title)}[/bold]: {len(jobs)} runs, {escape(experiment.time)}"
-    console.print(title, highlight=False)
+    size = plain(f": {len(jobs)} runs, {experiment.time}")
+    console.print(Text.assemble(plain(experiment.title, "bold"), size))
 
     # A batch system ends a job by SIGTERM; the run then keeps its last checkpoint, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -265,9 +277,9 @@ def _report(
     for table in tables(experiment.title, *results.cells(content), console.width):
         console.print(table)
     for comparison in content["comparisons"]:
-        console.print(comparison["sentence"], highlight=False, markup=False)
+        console.print(plain(comparison["sentence"]))
     if content["note"]:
-        console.print(content["note"], highlight=False, markup=False)
+        console.print(plain(content["note"]))
 
 
 def _note_accepted_runs(jobs: list[Job], content: Results) -> None:
@@ -347,6 +359,7 @@ def quick(experiment: Experiment) -> Experiment:
         title=f"{experiment.title} (quick: cut down, not the experiment's numbers)",
         time="minutes",
         seeds=seeds,
+        note=_QUICK_NOTE,
         runs=[_quick_run(run, seeds) for run in experiment.runs],
     )
 

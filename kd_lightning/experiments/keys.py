@@ -57,25 +57,43 @@ _CACHING = ("runs/cache_command.py", "teachers/cache/teacher.py")
 """Files that `kd cache` starts from."""
 
 _REPORTING = (
+    "escaping.py",
+    "files.py",
     "paths.py",
     "runs/config_errors.py",
     "runs/configs.py",
     "runs/csv_logger.py",
     "runs/fingerprint.py",
     "runs/folder.py",
+    "runs/help.py",
+    "runs/joined_lists.py",
     "runs/lock.py",
     "runs/memory.py",
     "runs/options.py",
+    "runs/pretrained.py",
     "runs/problems.py",
     "runs/profiler.py",
     "runs/progress.py",
     "runs/quiet.py",
+    "runs/random_teacher.py",
+    "runs/ranges.py",
+    "runs/report.py",
     "runs/resume.py",
     "runs/session.py",
     "runs/settings.py",
+    "runs/suggestions.py",
+    "runs/trainer_checks.py",
     "runs/wandb.py",
+    "training/capture.py",
+    "training/faults.py",
+    "training/first_report.py",
+    "training/measurements.py",
+    "training/report_warnings.py",
+    "trust.py",
+    "yaml_files.py",
 )
-"""Files that read settings, name folders, log and report. A change in them changes no result."""
+"""Files that read and check settings, name folders, log and report. A change in them changes no
+result."""
 
 _CODE_PREFIXES = ("code.", "user code.", "version.")
 

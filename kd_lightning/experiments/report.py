@@ -8,6 +8,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from kd_lightning.errors import printable
+from kd_lightning.escaping import markdown
 from kd_lightning.experiments.measurements import ResultRow
 
 ROW_COLUMNS = ("run", "metric", "paper", "mean", "std", "n")
@@ -143,8 +145,7 @@ def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> l
     ruler = ["---", *["---:"] * (len(headings) - 1)]
     text = []
     for line in [headings, ruler, *lines]:
-        # A bar within a cell would end it.
-        escaped = [cell.replace("|", "\\|") for cell in line]
+        escaped = [markdown(cell) for cell in line]
         text.append("| " + " | ".join(escaped) + " |")
     return text
 
@@ -154,11 +155,11 @@ def csv_text(
     lines: Iterable[Sequence[str | float | None]],
     line_end: str = "\n",
 ) -> str:
-    """A table as CSV; None becomes an empty field."""
+    """A table as CSV; None becomes an empty field, and texts lose their control characters."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator=line_end)
-    writer.writerow(headings)
-    writer.writerows(lines)
+    for line in [headings, *lines]:
+        writer.writerow([printable(cell) if isinstance(cell, str) else cell for cell in line])
     return text.getvalue()
 
 

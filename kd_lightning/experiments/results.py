@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
 from kd_lightning.errors import UserError
+from kd_lightning.escaping import markdown as escaped
 from kd_lightning.experiments.analysis import analyse, finished
 from kd_lightning.experiments.cost import measure_checkpoint
 from kd_lightning.experiments.measurements import (
@@ -214,15 +215,15 @@ def cells(content: Results) -> Cells:
 
 def markdown(experiment: Experiment, content: Results) -> str:
     """The text of results.md."""
-    text = [f"# {experiment.title}", "", experiment.claim.strip(), ""]
+    text = [f"# {escaped(experiment.title)}", "", escaped(experiment.claim), ""]
     text += markdown_table(*cells(content))
     text.append("")
     for comparison in content["comparisons"]:
-        text.append(f"- {comparison['sentence']}.")
+        text.append(f"- {escaped(comparison['sentence'])}.")
     # The table shows standard deviations; the intervals follow in a sentence.
     intervals = _interval_sentence(content["rows"])
     if intervals:
-        text += ["", intervals]
+        text += ["", escaped(intervals)]
 
     machine = content["hardware"]
     device = ", ".join(machine["gpus"])
@@ -234,7 +235,7 @@ def markdown(experiment: Experiment, content: Results) -> str:
         f"{content['wall_time_s']:.0f} s of runs on {device}; commit {content['commit']}.",
     ]
     if content["note"]:
-        text += ["", content["note"]]
+        text += ["", escaped(content["note"])]
     return "\n".join(text) + "\n"
 
 

@@ -10,9 +10,9 @@ from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 
 from kd_lightning.errors import UserError
+from kd_lightning.escaping import plain
 from kd_lightning.experiments.board import Board
 from kd_lightning.experiments.execution import Launch, execute
 from kd_lightning.experiments.keys import changed_names, difference, is_code
@@ -169,12 +169,12 @@ class Runner:
         clock.skip(job)
         one_line = " ".join(problem.split())
         self.failures.append(Failure(job, one_line))
-        self._print(f"{job.run}, seed {job.seed} failed: {one_line}", markup=False)
+        self._print(f"{job.run}, seed {job.seed} failed: {one_line}", wrap=False)
 
     def _finish(self, job: Job, seconds: float, clock: Clock, notes: list[str]) -> None:
         """Report a job that ended, and remember its key."""
         for note in notes:
-            self._print(f"{job.run}, seed {job.seed}: {note}", markup=False)
+            self._print(f"{job.run}, seed {job.seed}: {note}", wrap=False)
         clock.finish(job, seconds)
         record = job.record
         count_name = record.get("task", {}).get("count", "errors")
@@ -186,8 +186,7 @@ class Runner:
         left = ""
         if clock.unfinished:
             left = f"; about {_duration(clock.seconds_left())} left"
-        # The backslash keeps rich from reading the brackets as markup.
-        name = f"\\[{count}] {escape(job.run)}, seed {job.seed}"
+        name = f"[{count}] {job.run}, seed {job.seed}"
         self._print(f"{name}: {result}{seconds:.1f} s{left}")
         self._history[job.name] = {"address": job.folder.name, "key": job.key}
         write_json(self._history_path, self._history)
@@ -218,10 +217,10 @@ class Runner:
             changed = changed_names(earlier_key, job.key)
             if all(map(is_code, changed)):
                 reason += "; --keep-finished keeps finished runs of other code"
-            self._print(escape(f"{job.run} is run again: {reason}"))
+            self._print(f"{job.run} is run again: {reason}")
 
-    def _print(self, text: str, markup: bool = True) -> None:
-        self.console.print(text, highlight=False, markup=markup, soft_wrap=not markup)
+    def _print(self, text: str, wrap: bool = True) -> None:
+        self.console.print(plain(text), soft_wrap=not wrap)
 
 
 class Clock:

@@ -154,6 +154,10 @@ def _is_grid(value: YamlValue) -> bool:
     return all(cast(Mapping[str, YamlValue], value).values())
 
 
+def _is_choices(value: YamlValue) -> bool:
+    return _is_mapping(value) and _is_mapping_of(value, list)
+
+
 def _is_paper(value: YamlValue) -> bool:
     if not isinstance(value, dict):
         return False
@@ -256,6 +260,7 @@ EXPERIMENT = {
     "analyses": Check(
         _is_analyses, "labels with a function (module.name or file.py:name) and its options"
     ),
+    "choices": Check(_is_choices, "settings with lists of their valid values"),
     "claim": _TEXT,
     "compare": Check(_is_pairs, "a list of pairs of runs"),
     "compare_metric": _LINE,

@@ -105,6 +105,7 @@ class Experiment:
         alike: pairs of runs whose equality within a margin is tested by two one-sided tests.
         settings: names that stand in texts as `${name}`, with their values. `--NAME VALUE` changes
             a value.
+        choices: setting -> its valid values; other settings may have any value.
         instead: setting -> the experiment that replaces this one if the setting is changed.
         quick: overrides (and `seeds`) of `--quick`, which cuts the experiment down to minutes.
         analyses: functions that read the finished runs and add rows, plots and tests; see
@@ -128,6 +129,7 @@ class Experiment:
     compare_metric: str = "test_errors"
     alike: list[dict[str, Any]] = field(default_factory=list)
     settings: dict[str, Any] = field(default_factory=dict)
+    choices: dict[str, list[Any]] = field(default_factory=dict)
     instead: dict[str, str] = field(default_factory=dict)
     quick: dict[str, Any] = field(default_factory=dict)
     analyses: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -207,9 +209,11 @@ def load(
         close = difflib.get_close_matches(unknown[0], defaults, n=1)
         hint = f"; did you mean --{close[0]}?" if close else ""
         raise UserError(f"{name} has no setting --{unknown[0]}; it has {valid}{hint}")
+    choices = content.get("choices") or {}
     # A setting that is given its default value does not change the experiment's name.
     changed = {}
     for setting, value in changes.items():
+        _check_choice(name, setting, value, choices.get(setting))
         if value != defaults[setting]:
             changed[setting] = value
     settings = {**defaults, **changed}
@@ -233,6 +237,16 @@ def load(
     return experiment
 
 
+def _check_choice(
+    name: str, setting: str, value: YamlValue, choices: list[YamlValue] | None
+) -> None:
+    """Raise a UserError for a value that is none of the choices of a setting, if it has any."""
+    if choices is None or value in choices:
+        return
+    valid = ", ".join(map(str, choices))
+    raise UserError(f"{name}: --{setting} cannot be {value}; valid values: {valid}")
+
+
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of an experiment's YAML with its top level checked."""
     content = with_current_names(read_yaml_file(path, f"the experiment {path}"))
@@ -241,7 +255,7 @@ def _read(path: Path) -> dict[str, Any]:
     if not content["runs"]:
         raise UserError(f"the experiment {path} names no runs")
     # Other values may still be placeholders.
-    early = ("settings", "instead")
+    early = ("settings", "instead", "choices")
     check_keys(str(path), {key: content[key] for key in early if key in content}, EXPERIMENT)
     return content
 

@@ -53,7 +53,7 @@ class Comparison:
         """The result of the test, in words."""
         text = (
             f"{self.a} - {self.b}: {self.mean:+.4g} {self.metric} on average "
-            f"over {self.n} paired seeds"
+            f"over {count_seeds(self.n, 'paired ')}"
         )
         if self.p is None:
             return f"{text} (no test: fewer than {LEAST_SEEDS} seeds)"
@@ -107,7 +107,7 @@ class Equivalence:
         """The result of the test, in words."""
         text = (
             f"{self.a} and {self.b} alike within {self.margin:g} {self.metric}: "
-            f"difference {self.mean:+.4g} over {self.n} seeds"
+            f"difference {self.mean:+.4g} over {count_seeds(self.n)}"
         )
         if self.p is None:
             return f"{text} (no test: fewer than {LEAST_SEEDS} seeds)"
@@ -116,6 +116,11 @@ class Equivalence:
             f"{text}, 90% interval [{self.low:+.4g}, {self.high:+.4g}], "
             f"TOST p = {self.p:.2g}: {verdict}"
         )
+
+
+def count_seeds(n: int, kind: str = "") -> str:
+    """A number of seeds in words, such as \"1 paired seed\"."""
+    return f"{n} {kind}seed" if n == 1 else f"{n} {kind}seeds"
 
 
 def interval(values: Sequence[float]) -> list[float] | None:

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Sequence
 from rich.cells import cell_len
 from rich.table import Table
 
+from kd_lightning.errors import printable
+from kd_lightning.escaping import plain
+
 _SEPARATOR_WIDTH = 3
 """Characters of the terminal between the texts of two columns."""
 
@@ -22,20 +25,27 @@ def tables(
         lines: one text per column.
         width: characters per line of the terminal.
     """
+    # Before the columns are measured: an escape sequence takes no room, what replaces it does.
+    headings = [printable(heading) for heading in headings]
+    lines = [[printable(cell) for cell in line] for line in lines]
     widths = _column_widths(headings, lines)
     # The names of runs wrap, so that they leave room for numbers.
     widths[0] = min(widths[0], width // 2)
     for number, columns in enumerate(_fit_columns(widths, width)):
         is_first = number == 0
-        table = Table(title=title if is_first else None, title_justify="left")
-        table.add_column(headings[0], overflow="fold")
+        shown_title = plain(title, "table.title") if title and is_first else None
+        table = Table(title=shown_title, title_justify="left")
+        table.add_column(plain(headings[0]), overflow="fold")
         for column in columns:
             table.add_column(
-                headings[column], justify="right", min_width=widths[column], overflow="fold"
+                plain(headings[column]),
+                justify="right",
+                min_width=widths[column],
+                overflow="fold",
             )
         for line in lines:
-            cells = [line[column] for column in columns]
-            table.add_row(line[0], *cells)
+            cells = [plain(line[column]) for column in columns]
+            table.add_row(plain(line[0]), *cells)
         yield table
 
 

@@ -50,10 +50,14 @@ class JoinedBatch:
 
     Args:
         batch: this process's batch. A placeholder has no row in the joint batch.
+        positions: gather one row per predicted position, as logits have, instead of one per
+            sample. With several positions per sample, their order in the joint batch differs from
+            that of one process.
     """
 
-    def __init__(self, batch: Batch) -> None:
-        self.rows = 0 if batch.placeholder else len(batch)
+    def __init__(self, batch: Batch, positions: bool = False) -> None:
+        own_rows = batch.num_rows if positions else len(batch)
+        self.rows = 0 if batch.placeholder else own_rows
         self.exists: Tensor | None = None
         distributed = dist.is_available() and dist.is_initialized()
         if distributed and dist.get_world_size() > 1:

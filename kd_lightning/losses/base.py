@@ -195,6 +195,17 @@ def positive(owner: str, name: str, value: float) -> float:
     return float(value)
 
 
+def not_negative(owner: str, name: str, value: float) -> float:
+    """Return `value` as a float if it is a finite number of at least zero.
+
+    Raises:
+        UserError: otherwise; the message names the loss `owner` and its argument `name`.
+    """
+    if not is_number(value) or value < 0:
+        raise UserError(f"{owner}: {name} must be a finite number of at least 0, got {value}")
+    return float(value)
+
+
 def teacher_of(owner: DistillLoss, teacher: Output | None) -> Output:
     """The teacher's output without its graph.
 

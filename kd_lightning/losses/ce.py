@@ -152,7 +152,7 @@ class CrossEntropy(DistillLoss):
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """Cross-entropy with the labels, or with both labels of mixed samples; a scalar in nats."""
-        logits = student.logits if self.head is None else self._head_logits(student)
+        logits = head_logits("CrossEntropy", student, self.head)
         partner = batch.partner_labels
         share = batch.row_share
         if partner is None or share is None:
@@ -163,16 +163,28 @@ class CrossEntropy(DistillLoss):
             logits, batch.labels, partner, share, self.label_smoothing, self.class_weights
         )
 
-    def _head_logits(self, student: Output) -> Tensor:
-        """The output of the head, `(N, K)`."""
-        logits = student.features.get(self.head or "")
-        if logits is None or logits.shape != student.logits.shape:
-            shape = "nothing" if logits is None else f"shape {list(logits.shape)}"
-            raise UserError(
-                f"CrossEntropy: the head {self.head!r} returned {shape}; it must return logits of "
-                f"shape {list(student.logits.shape)}"
-            )
-        return logits
+
+def head_logits(owner: str, student: Output, head: str | None) -> Tensor:
+    """The logits of a head, `(N, K)`: the student's own for `None`.
+
+    Args:
+        owner: name of the loss.
+        student: its features hold the head's output by role.
+        head: the role of a layer that returns logits, such as an auxiliary head.
+
+    Raises:
+        UserError: if the layer does not return logits of the student's shape.
+    """
+    if head is None:
+        return student.logits
+    logits = student.features.get(head)
+    if logits is None or logits.shape != student.logits.shape:
+        shape = "nothing" if logits is None else f"shape {list(logits.shape)}"
+        raise UserError(
+            f"{owner}: the head {head!r} returned {shape}; it must return logits of "
+            f"shape {list(student.logits.shape)}"
+        )
+    return logits
 
 
 def _weights_tensor(class_weights: list[float] | None) -> Tensor | None:

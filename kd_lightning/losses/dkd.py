@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from typing import ClassVar, Unpack
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kd_lightning.errors import UserError
+from kd_lightning.losses._labels import mean_over_labels, split_target
 from kd_lightning.losses.base import (
     BaseOptions,
     DistillLoss,
     MeanOver,
-    count_labelled,
-    is_labelled,
-    is_number,
+    not_negative,
     positive,
     teacher_of,
 )
-from kd_lightning.types import Batch, Output, finite_log_probs
+from kd_lightning.types import Batch, Output
 
 
 def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,25 +35,11 @@ def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tens
     Returns:
         TCKD and NCKD, each `(N,)`.
     """
-    # All columns but the target's: those from the target on move up by one. An index, unlike a
-    # boolean mask, has a known size, so the device does not wait.
-    columns = torch.arange(student.shape[1] - 1, device=student.device)
-    other_columns = columns + (columns >= target[:, None])
-    q_binary, q_rest = _split(student, target, other_columns)
-    p_binary, p_rest = _split(teacher, target, other_columns)
+    q_binary, q_rest = split_target(student, target)
+    p_binary, p_rest = split_target(teacher, target)
     target_class = F.kl_div(q_binary, p_binary, reduction="none", log_target=True).sum(1)
     others = F.kl_div(q_rest, p_rest, reduction="none", log_target=True).sum(1)
     return target_class, others
-
-
-def _split(log_probs: Tensor, target: Tensor, other_columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Split `(N, K)` into the binary distribution `(N, 2)` and that of the others `(N, K - 1)`."""
-    own = log_probs.gather(1, target[:, None])
-    rest = log_probs.gather(1, other_columns)
-    # The log of 1 - p_t, without the cancellation in that difference.
-    log_rest = finite_log_probs(rest.logsumexp(1, keepdim=True))
-    binary = torch.cat([own, log_rest], 1)
-    return finite_log_probs(binary), finite_log_probs(rest - log_rest)
 
 
 class DKD(DistillLoss):
@@ -98,11 +81,8 @@ class DKD(DistillLoss):
         **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(**base)
-        for name, value in (("alpha", alpha), ("beta", beta)):
-            if not is_number(value) or value < 0:
-                raise UserError(f"DKD: {name} must be a finite number of at least 0, got {value}")
-        self.alpha = alpha
-        self.beta = beta
+        self.alpha = not_negative("DKD", "alpha", alpha)
+        self.beta = not_negative("DKD", "beta", beta)
         self.temperature = positive("DKD", "temperature", temperature)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
@@ -111,18 +91,7 @@ class DKD(DistillLoss):
         q = student.log_probs(self.temperature)
 
         def cost(labels: Tensor) -> Tensor:
-            # Class 0 stands in for an unknown label; the mask removes its cost and its gradient.
-            target_class, others = decoupled_kl(q, p, labels.clamp(min=0))
-            weighted = self.alpha * target_class + self.beta * others
-            return weighted * is_labelled(labels)
+            target_class, others = decoupled_kl(q, p, labels)
+            return self.alpha * target_class + self.beta * others
 
-        labels = batch.labels
-        partner = batch.partner_labels
-        share = batch.row_share
-        if partner is None or share is None:
-            costs = cost(labels)
-        else:
-            costs = torch.lerp(cost(partner), cost(labels), share.to(q.dtype))
-        # A batch without labels costs zero instead of 0 / 0.
-        labelled = count_labelled(labels, partner).clamp(min=1)
-        return self.temperature**2 * costs.sum() / labelled
+        return mean_over_labels(cost, batch, self.temperature**2)

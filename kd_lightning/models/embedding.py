@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
 
 INITIAL_RANGE = 0.25
 """Bound of the initial weights: random vectors are then about as long as word2vec's (Kim 2014)."""
@@ -68,7 +68,8 @@ class WordEmbedding(nn.Embedding):
                 f"{self.vectors} has none of the {len(vocabulary):,} words of the vocabulary; "
                 f"use a file of the same language with {self.embedding_dim} numbers per word"
             )
-        print(f"vectors: {count:,} of {len(vocabulary):,} words are in {self.vectors}")
+        words = f"{count:,} of {len(vocabulary):,} words"
+        print(printable(f"vectors: {words} are in {self.vectors}"))
 
 
 def read_vectors(

@@ -21,6 +21,7 @@ from kd_lightning.runs.config_errors import config_errors
 from kd_lightning.runs.folder import read_json
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.parsing import plain_config
+from kd_lightning.runs.pretrained import timm_models, timm_weights
 from kd_lightning.runs.random_teacher import check_teachers_are_trained
 from kd_lightning.runs.ranges import check_limits
 from kd_lightning.runs.settings import find_files
@@ -201,7 +202,8 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
         check_teachers_are_trained(plain_config(config)["model"])
     # The initial weights depend on the seed alone, not on what the data has drawn.
     torch.manual_seed(config.seed_everything)
-    module = parser.instantiate_classes(Namespace(model=config.model)).model
+    with timm_weights(timm_models(config.model)):
+        module = parser.instantiate_classes(Namespace(model=config.model)).model
     rest = parser.instantiate_classes(Namespace(trainer=config.trainer, run=config.run))
     return BuiltRun(
         command=command,

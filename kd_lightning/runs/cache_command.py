@@ -8,15 +8,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from rich.console import Console
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses.base import positive
+from kd_lightning.escaping import plain
 from kd_lightning.runs.arguments import CommandParser
 from kd_lightning.runs.configs import resolve_configs
 
 if TYPE_CHECKING:
+    import torch
+
     from kd_lightning.training.distillation import DistillationModule
 
 
@@ -127,11 +128,12 @@ def main(argv: list[str]) -> None:
     if options.verify:
         _verify(options.output, rest)
         return
+    # Before torch is imported, so that a mistyped path is reported at once.
+    arguments = resolve_configs(rest)
     from kd_lightning.teachers.cache.fill import check_sizes
 
     # Before the data is read: a wrong size is found at once.
     check_sizes(options.views, options.top_k)
-    arguments = resolve_configs(rest)
     from kd_lightning.runs.build import build_run
     from kd_lightning.runs.memory import keep_memory
     from kd_lightning.runs.parsing import parse_resolved, run_parser
@@ -165,7 +167,7 @@ def main(argv: list[str]) -> None:
     )
     _report(folder, options.views if run.datamodule.augmented else None)
     for note in module.teacher.notes:
-        Console().print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
+        Console().print(plain(f"note: {note}"), soft_wrap=True)
 
 
 def _verify(folder: Path, rest: list[str]) -> None:
@@ -179,9 +181,8 @@ def _verify(folder: Path, rest: list[str]) -> None:
     if rest:
         raise UserError(f"kd cache --verify takes nothing but --output, got {rest[0]}")
     size = verify_cache(folder)
-    Console().print(
-        f"{folder}: all files are intact, {size / 1e6:,.1f} MB", highlight=False, markup=False
-    )
+    text = f"{folder}: all files are intact, {size / 1e6:,.1f} MB"
+    Console().print(plain(text), soft_wrap=True)
 
 
 def _temperatures(options: argparse.Namespace, module: DistillationModule) -> list[float]:
@@ -199,11 +200,15 @@ def _temperatures(options: argparse.Namespace, module: DistillationModule) -> li
         raise UserError(
             "--temperatures is only for --top-k; a cache of all logits serves every temperature"
         )
+    from kd_lightning.losses.base import positive
+
     return [positive("kd cache", "--temperatures", value) for value in options.temperatures]
 
 
 def _device(accelerator: str) -> torch.device:
     """The device of the Trainer's option `accelerator`."""
+    import torch
+
     wants_gpu = accelerator in ("auto", "gpu", "cuda")
     return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
 
@@ -212,8 +217,8 @@ def _report(folder: Path, views: int | None) -> None:
     """Print the size of a cache and how to train with it."""
     size = sum(path.stat().st_size for path in folder.iterdir())
     console = Console()
-    console.print(f"{folder}: {size / 1e6:,.1f} MB", highlight=False)
+    console.print(plain(f"{folder}: {size / 1e6:,.1f} MB"), soft_wrap=True)
     options = f"--model.teacher=kd_lightning.teachers.CachedTeacher --model.teacher.path={folder}"
     if views is not None:
         options += f" --data.views={views}"
-    console.print(f"train with: {options}", highlight=False, soft_wrap=True)
+    console.print(plain(f"train with: {options}"), soft_wrap=True)

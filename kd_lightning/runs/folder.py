@@ -22,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning import __version__
 from kd_lightning.errors import UserError
+from kd_lightning.escaping import masked_command
 from kd_lightning.files import write_whole_text
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.yaml_files import read_yaml_file
@@ -147,7 +148,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object; an empty one if the file is missing or damaged."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        # A RecursionError means brackets that are nested thousands of levels deep.
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -292,7 +294,7 @@ class RunRecord:
             "metrics": earlier.get("metrics", {}),
             "report": earlier.get("report"),
             "started": earlier.get("started", now),
-            "command": ["kd", *sys.argv[1:]],
+            "command": masked_command(["kd", *sys.argv[1:]]),
             "cwd": str(Path.cwd()),
             **content,
             "versions": versions(),

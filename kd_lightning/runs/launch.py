@@ -11,9 +11,8 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import Trainer
-from safetensors.torch import save_file
 
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.build import BuiltRun, build_run
 from kd_lightning.runs.config_errors import config_errors, one_line
 from kd_lightning.runs.configs import resolve_configs, with_own_config
@@ -22,7 +21,12 @@ from kd_lightning.runs.folder import RunFolder, is_main, make_folder
 from kd_lightning.runs.lock import locked
 from kd_lightning.runs.memory import keep_memory
 from kd_lightning.runs.parsing import parse_resolved, run_parser
-from kd_lightning.runs.predictions import SavePredictions, gather_processes, join_batches
+from kd_lightning.runs.predictions import (
+    SavePredictions,
+    gather_processes,
+    join_batches,
+    save_tensors,
+)
 from kd_lightning.runs.problems import explain
 from kd_lightning.runs.quiet import quiet
 from kd_lightning.runs.resume import (
@@ -119,7 +123,7 @@ def _execute_in_folder(run: BuiltRun) -> RunResult:
 def _unchanged(run: BuiltRun, resumed: Resumed, reason: str) -> RunResult:
     """The result of a finished run that has nothing left to do."""
     if is_main():
-        print(reason)
+        print(printable(reason))
     weights = network_weights(run.checkpoint_content)
     load_weights(run.module.net, weights, f"--ckpt_path {run.checkpoint}")
     return RunResult(resumed.folder, RunFolder(resumed.folder).metrics, run.module)
@@ -288,5 +292,5 @@ def _predict(run: BuiltRun, trainer: Trainer, folder: Path, checkpoint: str | No
     batches = gather_processes(trainer, batches)
     if trainer.is_global_zero:
         predictions = join_batches(batches)
-        save_file(predictions, folder / "predictions.safetensors")
+        save_tensors(predictions, folder / "predictions.safetensors")
         run.datamodule.write_predictions(predictions, folder)

@@ -16,6 +16,7 @@ from yaml import YAMLError
 from kd_lightning.errors import UserError
 from kd_lightning.runs.config_errors import config_errors
 from kd_lightning.runs.configs import resolve_configs
+from kd_lightning.runs.help import CLASS_HELP, RunParser, with_module
 from kd_lightning.runs.joined_lists import JOINED_LISTS
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.quiet import quiet
@@ -63,7 +64,7 @@ def run_parser(command: str) -> LightningArgumentParser:
     Args:
         command: a method of the Trainer.
     """
-    parser = LightningArgumentParser(
+    parser = RunParser(
         prog=f"kd {command}",
         description=f"kd {command} on PyTorch Lightning",
         exit_on_error=False,
@@ -71,6 +72,7 @@ def run_parser(command: str) -> LightningArgumentParser:
         # An abbreviation that works today would become ambiguous with the next option.
         allow_abbrev=False,
     )
+    parser.ending = CLASS_HELP
     parser.add_argument(
         "-c",
         "--config",
@@ -111,7 +113,7 @@ def parse_resolved(parser: LightningArgumentParser, arguments: list[str]) -> Nam
     """
     try:
         with config_errors():
-            config = parser.parse_args(arguments)
+            config = parser.parse_args(with_module(arguments))
     except UserError as error:
         options: list[str] = []
         for action in parser._actions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -39,6 +40,22 @@ def gather_processes(trainer: pl.Trainer, batches: list[Outputs]) -> list[Output
     shares: list[list[Outputs]] = [[] for _ in range(trainer.world_size)]
     torch.distributed.all_gather_object(shares, batches)
     return [batch for share in shares for batch in share]
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that the same people can read as the other files of the run.
+
+    The library itself makes a file that its owner alone can read.
+
+    Args:
+        tensors: contiguous, on the CPU, of any shapes.
+        path: of the file.
+    """
+    save_file(dict(tensors), path)
+    # The mask can only be read by setting it.
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 class SavePredictions(pl.Callback):
@@ -80,4 +97,4 @@ class SavePredictions(pl.Callback):
             self.saved = join_batches(batches)
             if self.task.count_is_sum:
                 self.saved["count"] = self.task.sample_counts(self.saved)
-            save_file(self.saved, self.folder / "predictions-test.safetensors")
+            save_tensors(self.saved, self.folder / "predictions-test.safetensors")

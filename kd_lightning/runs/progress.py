@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from kd_lightning.errors import printable
+
 LINE_EVERY_S = 20
 """Time between two lines in a log file, in seconds."""
 
@@ -44,9 +46,10 @@ class RunProgress(ProgressBar):
         self, label: str = "training", monitor: str = "val_accuracy", every_s: float = 0.25
     ) -> None:
         super().__init__()
-        self.label = label
+        # The name of the run's folder, which may hold anything.
+        self.label = printable(label)
         self.every_s = every_s
-        self.console = Console()
+        self.console = Console(markup=False, emoji=False)
         self._metric_names = ("train_loss", monitor)
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -80,11 +83,11 @@ class RunProgress(ProgressBar):
         if not self.console.is_terminal:
             return
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("epochs"),
-            TextColumn("{task.fields[metrics]}"),
+            TextColumn("{task.fields[metrics]}", markup=False),
             TimeRemainingColumn(),
             console=self.console,
             auto_refresh=False,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
 from kd_lightning.data.datamodule import DataModule
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.options import RunOptions
 
 if TYPE_CHECKING:
@@ -113,6 +113,21 @@ def check_wandb(options: RunOptions) -> None:
         choose_mode(options.wandb)
 
 
+def announce(options: RunOptions, mode: str, folder: Path) -> None:
+    """Print where the run goes, unless the user has never asked for W&B.
+
+    Args:
+        options: of the run.
+        mode: "online" or "offline".
+        folder: of the run.
+    """
+    if mode == "online":
+        print("W&B: online")
+    elif options.wandb != "auto" or os.environ.get("WANDB_MODE"):
+        later = f"wandb sync {folder}/wandb/offline-run-*"
+        print(printable(f"W&B: {mode}; send it later with: {later}"))
+
+
 def wandb_logger(
     options: RunOptions, folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]
 ) -> WandbLogger | None:
@@ -141,8 +156,7 @@ def wandb_logger(
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
-    later = f"; send it later with: wandb sync {folder}/wandb/offline-run-*"
-    print(f"W&B: {mode}" + ("" if mode == "online" else later))
+    announce(options, mode, folder)
     # An experiment names folders by hashes; its runs then have a name of their own.
     name = options.name if options.dir else None
     # The config has a key `data` of its own, so the record's becomes `spec`.

@@ -34,8 +34,9 @@ class Fault:
             return "remove or repair these samples"
         if self.who == "teacher":
             return (
-                "check the teacher's weights and the normalization of its inputs; KD and DKD accept "
-                "a teacher whose logits are -inf for some classes, other losses do not"
+                "check the teacher's weights and the normalization of its inputs; losses on "
+                "probabilities, such as KD and DKD, accept logits of -inf for some classes, other "
+                "losses do not"
             )
         if self.who == "student":
             return LOWER_RATE

@@ -13,13 +13,13 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch.optim import Optimizer
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.errors import UserError
+from kd_lightning.escaping import plain
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.training import report_warnings
 from kd_lightning.training.measurements import (
@@ -216,9 +216,9 @@ class _Report:
         if tables and self.losses:
             console.print(_loss_table(self.losses))
         for note in self.notes if tables else []:
-            console.print(escape(f"note: {note}"), soft_wrap=True, highlight=False)
+            console.print(plain(f"note: {note}"), soft_wrap=True)
         for warning in self.warnings:
-            console.print(escape(f"warning: {warning}"), soft_wrap=True, highlight=False)
+            console.print(plain(f"warning: {warning}"), soft_wrap=True)
 
 
 def _planned_epochs(trainer: pl.Trainer) -> float:
@@ -255,9 +255,9 @@ def _teacher_table(teacher: TeacherReport) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("measure")
     table.add_column("value", justify="right")
-    table.add_row(escape(teacher.metric), f"{teacher.value:.4g}")
+    table.add_row(plain(teacher.metric), f"{teacher.value:.4g}")
     if teacher.student is not None:
-        table.add_row(f"student's {escape(teacher.metric)}", f"{teacher.student:.4g}")
+        table.add_row(plain(f"student's {teacher.metric}"), f"{teacher.student:.4g}")
     if teacher.agreement is not None:
         table.add_row("agreement with labels", f"{teacher.agreement:.1%}")
     for temperature, entropy in teacher.entropy.items():
@@ -275,5 +275,5 @@ def _loss_table(losses: dict[str, LossReport]) -> Table:
         table.add_column(column, justify="right")
     for name, loss in losses.items():
         share = "" if loss.share is None else f"{loss.share:.1%}"
-        table.add_row(escape(name), f"{loss.value:.4g}", f"{loss.weighted:.4g}", share)
+        table.add_row(plain(name), f"{loss.value:.4g}", f"{loss.weighted:.4g}", share)
     return table

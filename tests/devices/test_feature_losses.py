@@ -48,7 +48,7 @@ model:
     student: {{{NETWORK}: {{width: 4}}}}
     teacher:
       class_path: kd_lightning.teachers.ModelTeacher
-      init_args: {{network: {{{NETWORK}: {{width: 6}}}}, layers: {LAYERS}}}
+      init_args: {{checkpoint: TEACHER, network: {{{NETWORK}: {{width: 6}}}}, layers: {LAYERS}}}
     layers: {LAYERS}
     optimizer: {{class_path: torch.optim.SGD, init_args: {{lr: 0.5}}}}
     losses:
@@ -71,16 +71,16 @@ TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """123 samples: three steps of 32, and one of 27 that does not halve."""
     root = tmp_path_factory.mktemp("features")
-    (root / "config.yaml").write_text(CONFIG)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        torch.save(Stages(6).state_dict(), root / "teacher.pt")
+        torch.save(Stages(width=6).state_dict(), root / "teacher.pt")
+    config = CONFIG.replace("TEACHER", str(root / "teacher.pt"))
+    (root / "config.yaml").write_text(config)
     folders = [root / "one", root / "two"]
     for folder, arguments in zip(
         folders, (["--data.batch_size=32"], ["--data.batch_size=16", *TWO]), strict=True
     ):
         argv = ["fit", "-c", str(root / "config.yaml"), f"--run.dir={folder}", *arguments]
-        argv.append(f"--model.teacher.checkpoint={root / 'teacher.pt'}")
         outcome = finish(spawn(argv, ROOT, WANDB_MODE="disabled"), timeout_s=300)
         assert outcome.code == 0, outcome.err
     return folders

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -22,19 +23,35 @@ from torch.distributed.nn.functional import all_reduce
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.losses import (
+    ABKD,
     AT,
     CRD,
+    CTKD,
+    DIST,
     DKD,
+    GJSD,
     KD,
+    MLKD,
+    NKD,
     RKD,
+    RLD,
     SP,
+    TTM,
+    USKD,
     VID,
+    WKDL,
+    WSLD,
     CrossEntropy,
     DistillLoss,
     FitNets,
+    HardDistillation,
+    Jeffreys,
     LogitMSE,
     LogitStandardization,
     Probe,
+    ReverseKL,
+    TfKD,
+    TotalVariation,
 )
 from kd_lightning.losses._gather import JoinedBatch
 from kd_lightning.spec import Spec
@@ -51,6 +68,8 @@ FRACTION = 0.046
 
 BETWEEN_SAMPLES: dict[str, Callable[[], DistillLoss]] = {
     "sp": partial(SP, "layer"),
+    "dist": DIST,
+    "mlkd": MLKD,
     "rkd": partial(RKD, layer="layer"),
     "rkd benchmark": partial(RKD, layer="layer", convention="benchmark"),
     "crd": partial(CRD, "layer", 5, 9),
@@ -63,6 +82,20 @@ MEANS: dict[str, Callable[[], DistillLoss]] = {
     "dkd": DKD,
     "logitstandardization": LogitStandardization,
     "logitmse": LogitMSE,
+    "abkd": ABKD,
+    "ctkd": CTKD,
+    "gjsd": GJSD,
+    "harddistillation": HardDistillation,
+    "jeffreys": Jeffreys,
+    "nkd": NKD,
+    "reversekl": ReverseKL,
+    "rld": RLD,
+    "tfkd": TfKD,
+    "totalvariation": TotalVariation,
+    "ttm": partial(TTM, weighted=True),
+    "uskd": partial(USKD, "layer", mu=0.5),
+    "wkdl": partial(WKDL, transport=1.0),
+    "wsld": WSLD,
     "at": partial(AT, ["map"]),
     "at benchmark": partial(AT, ["map"], "benchmark"),
     "vid": partial(VID, ["map"]),
@@ -148,6 +181,13 @@ def train(make: Callable[[], DistillLoss], rank: int = 0, world_size: int = 1) -
     return {**seen, **banks}
 
 
+def joined_positions(batch: Batch) -> Tensor:
+    """The numbers of three positions per sample, gathered by position, in ascending order."""
+    dense = replace(batch, target=batch.target[:, None].expand(-1, 3))
+    numbers = 3 * batch.index[:, None] + torch.arange(3)
+    return JoinedBatch(dense, positions=True)(numbers.flatten()).sort().values
+
+
 def gather(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
     """The joined rows, and the gradient of each process's own where every process asks for the sum of weight * row."""
     seen: dict[str, Tensor] = {}
@@ -164,6 +204,7 @@ def gather(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
             f"{size} rows": joined(own).detach(),
             f"{size} index": joined(batch.index),
             f"{size} gradient": own.grad,
+            f"{size} positions": joined_positions(batch),
         }
     return seen
 
@@ -254,6 +295,7 @@ def test_gathers_the_joined_batch_in_its_order(both: Both) -> None:
         for size in SIZES:
             assert torch.equal(two[f"{size} rows"], one[f"{size} rows"])
             assert torch.equal(two[f"{size} index"], torch.arange(size))
+            assert torch.equal(two[f"{size} positions"], torch.arange(3 * size))
             # Both processes ask for the sum: twice the gradient that one would see; none for a ghost.
             own = 2 * one[f"{size} gradient"][rank::2]
             assert torch.equal(two[f"{size} gradient"], own if len(own) else torch.zeros(1, 2))

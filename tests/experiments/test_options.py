@@ -18,6 +18,8 @@ from kd_lightning.experiments.spec import load
 from kd_lightning.experiments.stats import alike
 from tests.experiments import MINI, write
 
+Capture = pytest.CaptureFixture[str]
+
 
 def mini(**changes: Any) -> dict[str, Any]:
     return {**copy.deepcopy(MINI), **changes}
@@ -213,3 +215,30 @@ def test_a_dry_run_prints_lists_as_they_are(
     out = capsys.readouterr().out
     assert "--data.drop_classes=[3]" in out
     assert "/[/a]/" in out
+
+
+def test_settings_may_list_their_valid_values(tmp_path: Path, capsys: Capture) -> None:
+    content = mini(settings={"digit": 3}, choices={"digit": [3, 7]}, compare=[], paper={})
+    content["runs"]["distilled"]["overrides"] = {"data.drop_classes": ["${digit}"]}
+    path = str(write(tmp_path, content))
+    assert load(path, {"digit": 7}).name.endswith("digit-7")
+    assert main(["reproduce", path, "--digit", "12", "--dry-run"]) == 2
+    err = capsys.readouterr().err
+    assert "--digit cannot be 12; valid values: 3, 7" in err
+    assert main(["reproduce", path, "--help"]) == 0
+    assert "--digit VALUE  default: 3; one of 3, 7" in capsys.readouterr().out
+    shipped = "hinton2015/mnist-unseen-digit"
+    assert main(["reproduce", shipped, "--digit", "12", "--dry-run"]) == 2
+    assert "valid values: 0, 1, 2" in capsys.readouterr().err
+
+
+def test_a_quick_run_says_that_its_numbers_rank_nothing(tmp_path: Path) -> None:
+    from kd_lightning.experiments.command import quick
+
+    experiment = load(str(write(tmp_path, mini(quick={"seeds": 1}, note="A note."))))
+    assert "too short to rank" in quick(experiment).note
+
+
+def test_one_seed_is_no_plural() -> None:
+    assert "over 1 seed (" in alike("a", "b", "m", 1.0, [1.0], [2.0]).sentence()
+    assert "over 2 seeds (" in alike("a", "b", "m", 1.0, [1.0, 2], [2.0, 3]).sentence()

@@ -9,13 +9,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kd_lightning.losses.abkd import ABKD
 from kd_lightning.losses.base import DistillLoss
+from kd_lightning.losses.ctkd import CTKD
+from kd_lightning.losses.dist import DIST
 from kd_lightning.losses.dkd import DKD
+from kd_lightning.losses.gjsd import GJSD
+from kd_lightning.losses.harddistillation import HardDistillation
 from kd_lightning.losses.kd import KD
+from kd_lightning.losses.nkd import NKD
+from kd_lightning.losses.totalvariation import TotalVariation
+from kd_lightning.losses.ttm import TTM
 from kd_lightning.metrics import TeacherComparison
 from kd_lightning.types import Batch, Output
 
-LOSSES: list[DistillLoss] = [KD(4.0), KD(1.0), DKD(temperature=4.0)]
+LOSSES: list[DistillLoss] = [
+    KD(4.0),
+    KD(1.0),
+    DKD(temperature=4.0),
+    DIST(),
+    GJSD(),
+    TotalVariation(),
+    HardDistillation(),
+    NKD(),
+    TTM(),
+    TTM(weighted=True),
+    ABKD(),
+    CTKD(),
+]
+"""Without those that do not converge as the teacher's logits fall: reverse KL and Jeffreys'
+divergence are infinite, RLD is 0 / 0 where no class besides the label is possible, and the weights
+of WSLD converge slowly."""
 
 
 def case(masked: list[int]) -> tuple[Tensor, Tensor, Batch]:

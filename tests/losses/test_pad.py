@@ -150,6 +150,7 @@ def test_two_stages(tmp_path: Path) -> None:
 
 def test_bad_arguments_and_calls_before_build() -> None:
     case = feature_case(STUDENT, TEACHER)
+    assert PAD().adaptive
     with pytest.raises(UserError, match="PAD: layer must be the role of a layer"):
         PAD("")
     with pytest.raises(UserError, match="PAD needs a teacher"):

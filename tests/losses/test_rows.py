@@ -9,7 +9,26 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.losses import DKD, KD, CrossEntropy, DistillLoss, LogitMSE, LogitStandardization
+from kd_lightning.losses import (
+    ABKD,
+    CTKD,
+    DKD,
+    GJSD,
+    KD,
+    NKD,
+    RLD,
+    TTM,
+    WSLD,
+    CrossEntropy,
+    DistillLoss,
+    HardDistillation,
+    Jeffreys,
+    LogitMSE,
+    LogitStandardization,
+    ReverseKL,
+    TfKD,
+    TotalVariation,
+)
 from kd_lightning.losses.base import weight_of
 from kd_lightning.types import UNLABELLED, Batch, Output
 from tests.losses.properties import Case, gradients_of, select, value_of
@@ -17,8 +36,20 @@ from tests.losses.properties import Case, gradients_of, select, value_of
 K = 4
 VOID = 255
 SHAPES = {"pixels": (2, 3, 3), "tokens": (3, 6)}
-SOFT: tuple[Callable[[], DistillLoss], ...] = (KD, LogitMSE, LogitStandardization)
-HARD: tuple[Callable[[], DistillLoss], ...] = (CrossEntropy, DKD)
+SOFT: tuple[Callable[[], DistillLoss], ...] = (
+    KD,
+    LogitMSE,
+    LogitStandardization,
+    ReverseKL,
+    GJSD,
+    Jeffreys,
+    TotalVariation,
+    HardDistillation,
+    TTM,
+    ABKD,
+    CTKD,
+)
+HARD: tuple[Callable[[], DistillLoss], ...] = (CrossEntropy, DKD, TfKD, WSLD, NKD, RLD)
 
 
 def dense_case(kind: str, mixed: bool = False) -> Case:

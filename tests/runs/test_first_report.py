@@ -13,14 +13,15 @@ from tests.runs import Kd, student
 
 
 class Unfit(nn.Module):
-    """A teacher that gives every image the same logits, or NaN."""
+    """A teacher that gives every image the same logits: 0, or NaN if its weight is -1."""
 
     def __init__(self, value: float = 0.0) -> None:
         super().__init__()
         self.value = nn.Parameter(torch.tensor(value))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.value.expand(len(images), 10)
+        logit = 0 * self.value / (self.value + 1)
+        return logit.expand(len(images), 10)
 
 
 UNFIT = "--model.teacher.network=tests.runs.test_first_report.Unfit"
@@ -78,7 +79,7 @@ def test_strict_is_exit_2_in_one_line(kd: Kd, tmp_path: Path) -> None:
 
 
 def test_a_capture_lies_in_the_run_folder(kd: Kd, tmp_path: Path) -> None:
-    outcome = kd(*unfit(tmp_path, float("nan")), "--run.name=broken")
+    outcome = kd(*unfit(tmp_path, -1.0), "--run.name=broken")
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
     assert "'kd' is nan because the teacher's logits are not finite" in outcome.err
     path = Path("runs/broken/capture-epoch0-batch0.pt")

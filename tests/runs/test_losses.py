@@ -55,7 +55,9 @@ def test_resuming_with_other_losses_is_one_line(change: str, teacher: Path, kd: 
     more = ["--model.losses.sp.layers=[penultimate]"] if "VID" in change else []
     outcome = kd("fit", last, f"--model.losses.{change}", *more)
     assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-    assert outcome.err.startswith("kd: the checkpoint was trained with other losses (")
+    option = change.partition("=")[0]
+    assert outcome.err.startswith(f"kd: --model.losses.{option} is ")
+    assert "start a new run from its weights with --model.init_from=" in outcome.err
     assert kd("fit", last).code == 0
 
 

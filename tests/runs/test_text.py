@@ -448,7 +448,7 @@ def test_bad_files_are_one_line(
 def test_a_model_that_cannot_be_had_is_one_line(
     root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kd_lightning.hub._reachable", lambda: False)
+    monkeypatch.setattr("kd_lightning.hub.reachable", lambda: False)
     assert (
         main(
             argv(

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kd_lightning.data.files import data_root
+from kd_lightning.data.files import data_root, no_empty_folders
 from kd_lightning.data.images.datamodule import ImageDataModule
 from kd_lightning.data.images.pickles import read_arrays
 from kd_lightning.data.images.source import Images
@@ -115,9 +115,10 @@ class CIFAR10DataModule(ImageDataModule):
 
         dataset = getattr(datasets, self.title.replace("-", ""))
         try:
-            datasets.utils.download_and_extract_archive(
-                dataset.url, self.root, filename=dataset.filename, md5=dataset.tgz_md5
-            )
+            with no_empty_folders(folder):
+                datasets.utils.download_and_extract_archive(
+                    dataset.url, self.root, filename=dataset.filename, md5=dataset.tgz_md5
+                )
         except Exception as error:
             raise UserError(
                 f"{self.title}: no data in {folder}, and the download failed; {remedy}"

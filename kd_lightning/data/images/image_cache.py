@@ -25,7 +25,8 @@ from kd_lightning.data.images.decoding import (
 from kd_lightning.data.images.listing import Listing
 from kd_lightning.data.images.picture import DECODER_VERSION
 from kd_lightning.data.images.tree import Tree
-from kd_lightning.errors import UserError
+from kd_lightning.errors import UserError, printable
+from kd_lightning.escaping import plain
 
 VERSION = 1
 """Version of the format. It is part of a cache's name, so other versions are never read."""
@@ -219,7 +220,7 @@ def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int]
     console = Console()
     if not console.is_terminal:
         message = f"decoding the {total:,} images of {source} once, into {folder}"
-        console.print(message, highlight=False, markup=False, soft_wrap=True)
+        console.print(plain(message), soft_wrap=True)
         yield lambda count: None
         return
     columns = (
@@ -229,5 +230,5 @@ def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int]
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(f"decoding {escape(source.name)}", total=total)
+        task = bar.add_task(f"decoding {escape(printable(source.name))}", total=total)
         yield lambda count: bar.advance(task, count)

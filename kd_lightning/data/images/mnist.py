@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from kd_lightning.data.files import data_root
+from kd_lightning.data.files import data_root, no_empty_folders
 from kd_lightning.data.images.datamodule import ImageDataModule
 from kd_lightning.data.images.source import Images
 from kd_lightning.errors import UserError
@@ -73,7 +73,8 @@ class MNISTDataModule(ImageDataModule):
         if not self.download:
             raise UserError(f"MNIST: no data in {folder} and download is off; {remedy}")
         try:
-            return MNIST(self.root, train=split == "train", download=True)
+            with no_empty_folders(folder):
+                return MNIST(self.root, train=split == "train", download=True)
         except Exception as error:
             raise UserError(
                 f"MNIST: no data in {folder}, and the download failed; {remedy}"

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 
+from kd_lightning.data.files import no_empty_folders
 from kd_lightning.data.speech.digit_strings import DigitString, make_strings, select
 from kd_lightning.data.speech.features import log_mel, normalize
 from kd_lightning.data.speech.framing import HOP
@@ -39,17 +40,18 @@ def fetch(folder: Path, allowed: bool) -> None:
     if not allowed:
         raise UserError(f"spoken digits: {folder} does not exist and download is off; {remedy}")
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        # Only a complete archive is renamed to `folder`; a partial one is deleted.
-        with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-            with (
-                urllib.request.urlopen(URL, timeout=30) as response,
-                tarfile.open(fileobj=response, mode="r|gz") as archive,
-            ):
-                archive.extractall(temporary, filter="data")
-            # The archive has one folder, named after the branch. Otherwise this is a ValueError.
-            [recordings] = Path(temporary).glob("*/recordings")
-            recordings.rename(folder)
+        with no_empty_folders(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            # Only a complete archive is renamed to `folder`; a partial one is deleted.
+            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+                with (
+                    urllib.request.urlopen(URL, timeout=30) as response,
+                    tarfile.open(fileobj=response, mode="r|gz") as archive,
+                ):
+                    archive.extractall(temporary, filter="data")
+                # The archive has one folder, named after the branch; else this is a ValueError.
+                [recordings] = Path(temporary).glob("*/recordings")
+                recordings.rename(folder)
     except (OSError, ValueError, HTTPException, tarfile.TarError) as error:
         raise UserError(
             f"spoken digits: {folder} does not exist, and the download failed; {remedy}"

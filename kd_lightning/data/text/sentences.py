@@ -11,6 +11,7 @@ from kd_lightning.data.text.files import Texts
 from kd_lightning.data.text.synthetic import SyntheticSentences
 from kd_lightning.data.text.tokenizers import Tokenizer
 from kd_lightning.data.text.tokens import Tokens
+from kd_lightning.errors import printable
 from kd_lightning.types import CLEAN, UNLABELLED, Batch
 
 PREDICTS = "predict"
@@ -51,10 +52,11 @@ class Sentences:
         tokens = tokenizer.encode(texts)
         # Report the real sentences only: a report per view would be noise.
         if tokens.cut and view == CLEAN:
-            print(
+            notice = (
                 f"data: {tokens.cut:,} of {len(texts):,} {self.name} samples are longer than "
                 f"{tokenizer.max_length} tokens ({type(tokenizer).__name__}) and are truncated"
             )
+            print(printable(notice))
         return tokens
 
 
