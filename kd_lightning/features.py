@@ -24,13 +24,14 @@ Rows = Callable[[Tensor, Batch], Tensor]
 
 
 def find_layer(network: nn.Module, name: str, reading: Reading = PLAIN_READING) -> nn.Module:
-    """The submodule of that name.
+    """The submodule of that name; a negative index counts from the end, as in `stage1.-1.bn2`.
 
     Raises:
         UserError: if there is none; the message lists the nearest names.
     """
     modules = dict(network.named_modules())
     modules.pop("", None)
+    name = _with_positive_indices(network, name)
     if name not in modules:
         near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or list(modules)[:5]
         raise UserError(
@@ -39,6 +40,21 @@ def find_layer(network: nn.Module, name: str, reading: Reading = PLAIN_READING) 
         )
     found: nn.Module = modules[name]
     return found
+
+
+def _with_positive_indices(network: nn.Module, name: str) -> str:
+    """The name with each negative index into a list of modules replaced by the position it means."""
+    parts = []
+    module: nn.Module | None = network
+    for part in name.split("."):
+        if part.startswith("-") and isinstance(module, nn.Sequential | nn.ModuleList):
+            index = part.removeprefix("-")
+            if index.isdecimal() and 1 <= int(index) <= len(module):
+                part = str(len(module) - int(index))
+        children = dict(module.named_children()) if module is not None else {}
+        module = children.get(part)
+        parts.append(part)
+    return ".".join(parts)
 
 
 def candidate_layers(network: nn.Module) -> list[str]:

@@ -110,6 +110,16 @@ def test_take_hands_the_features_over(x: Tensor) -> None:
     assert torch.equal(first["hidden"], network.first(x))
 
 
+def test_a_negative_index_counts_from_the_end() -> None:
+    network = nn.Sequential(nn.ReLU(), nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 3)]))
+    assert find_layer(network, "-2") is network[0]
+    assert find_layer(network, "1.-1") is find_layer(network, "1.1")
+    assert find_layer(network, "-1.-2") is find_layer(network, "1.0")
+    for name in ("-3", "1.-3", "1.-0", "1.0.-1", "-one"):
+        with pytest.raises(UserError, match=f"has no layer '{name}'"):
+            find_layer(network, name)
+
+
 def test_a_wrong_layer_lists_the_nearest() -> None:
     network = resnet18()
     message = complaint(lambda: Taps(network, {"stage1": "layr1"}, {"stage1"}))

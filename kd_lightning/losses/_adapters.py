@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, cast, get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
@@ -155,3 +157,111 @@ def adapted(adapter: nn.Module, feature: Tensor) -> Tensor:
     dtype = next(adapter.parameters()).dtype
     output = adapter(feature.to(dtype))
     return full(output)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalization of maps `(B, C, H, W)` that accepts a batch with one value per channel.
+
+    Such a batch has no variance of its own, so the running statistics take its place.
+    """
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """The normalized feature, of the same shape."""
+        values_per_channel = feature.numel() // feature.shape[1]
+        if self.training and values_per_channel == 1:
+            return F.batch_norm(
+                feature, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(feature)
+
+
+def connector(channels: int, teacher_channels: int) -> nn.Sequential:
+    """A 1x1 convolution without bias, and batch normalization: `(B, C, H, W)` to `(B, C', H, W)`.
+
+    The convolution's weights are drawn from a normal distribution of variance 2 / C', as in the
+    code of OFD, SRRL and AB (Heo et al. 2019).
+    """
+    convolution = nn.Conv2d(channels, teacher_channels, 1, bias=False)
+    nn.init.normal_(convolution.weight, std=math.sqrt(2 / teacher_channels))
+    return nn.Sequential(convolution, BatchNorm(teacher_channels))
+
+
+def linear_head(owner: str, network: str, probe: Probe, role: str) -> nn.Linear:
+    """The classifier of a network: the layer of a role, which must be linear.
+
+    Args:
+        owner: name of the loss.
+        network: "student" or "teacher", for messages.
+        probe: of that network.
+        role: the classifier's role.
+
+    Raises:
+        UserError: if the layer is not an `nn.Linear` with one output per class.
+    """
+    head = probe.modules.get(role)
+    classes = probe.output.logits.shape[-1]
+    if not isinstance(head, nn.Linear) or head.out_features != classes:
+        raise UserError(
+            f"{owner}: the {network}'s layer {role!r} is a {type(head).__name__}; "
+            f"name its classifier, a Linear layer with {classes} outputs"
+        )
+    return head
+
+
+def check_width(owner: str, network: str, head: nn.Linear, channels: int) -> None:
+    """UserError if a classifier reads another number of channels than the layer before it has."""
+    if head.in_features != channels:
+        raise UserError(
+            f"{owner}: the {network}'s classifier reads {head.in_features} values, but its layer "
+            f"has {channels} channels; name the last map before global pooling"
+        )
+
+
+class FrozenHead(nn.Module):
+    """A copy of a teacher's classifier that never trains, as buffers: it is in every checkpoint.
+
+    Args:
+        head: the classifier.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        weight = head.weight.detach().clone()
+        bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """Logits `(B, K)` of pooled features `(B, C)`, in at least single precision."""
+        feature = full(feature)
+        weight = full(self.get_buffer("weight"))
+        bias = full(self.get_buffer("bias"))
+        # Products of a teacher's classifier need single precision, also under autocast.
+        with torch.autocast(feature.device.type, enabled=False):
+            return F.linear(feature, weight, bias)
+
+
+def check_one_label(owner: str, probe: Probe) -> None:
+    """UserError if the data has several positions per sample, which have no pooled feature."""
+    if probe.spec.target_shape != ():
+        raise UserError(
+            f"{owner} needs one label per sample; the data {probe.spec.data} has targets of "
+            f"shape {list(probe.spec.target_shape)} per sample"
+        )
+
+
+def pooled(feature: Tensor) -> Tensor:
+    """The mean over positions, `(B, C, H, W)` to `(B, C)`; vectors are returned unchanged."""
+    return feature if feature.ndim == 2 else feature.mean((2, 3))
+
+
+def not_built(owner: str) -> UserError:
+    """The error of a loss that is called before it has its adapters."""
+    return UserError(f"{owner} has no adapters yet; call build() with a probe of both networks")
+
+
+def halved_from_the_last(terms: Sequence[Tensor]) -> Tensor:
+    """The sum of scalars with weights 1, 1/2, 1/4, ... from the last one back, a scalar."""
+    weights = [2.0**-distance for distance in reversed(range(len(terms)))]
+    weighted = [weight * term for weight, term in zip(weights, terms, strict=True)]
+    return torch.stack(weighted).sum()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypedDict
 
@@ -39,10 +39,12 @@ class Probe:
     Attributes:
         output: logits and features of a blank batch of two samples.
         spec: describes the data.
+        modules: the network's layers by role, for losses that read a layer's weights.
     """
 
     output: Output
     spec: Spec = field(default_factory=lambda: Spec(data="unknown"))
+    modules: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 class DistillLoss(nn.Module):

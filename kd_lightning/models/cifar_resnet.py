@@ -28,6 +28,8 @@ class _Block(nn.Module):
                 nn.Conv2d(channels_in, channels, 1, stride, bias=False),
                 nn.BatchNorm2d(channels),
             )
+        # A module of its own, so that its input, the sum, can be tapped.
+        self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
         """Features `(B, channels, H', W')` of `(B, channels_in, H, W)`."""
@@ -37,7 +39,8 @@ class _Block(nn.Module):
         y = self.bn2(y)
         # ReLU follows the sum, so that a block can also lower its input.
         total = y + self.shortcut(x)
-        return F.relu(total)
+        out: Tensor = self.relu(total)
+        return out
 
 
 class CIFARResNet(nn.Module):
@@ -53,7 +56,8 @@ class CIFARResNet(nn.Module):
 
     Shapes:
         Input `(B, C, H, W)`, output logits `(B, num_classes)`. Layers to tap: `stage1`, `stage2`,
-        `stage3` and `pool`.
+        `stage3` and `pool`. The sums before the last ReLU of a stage are at `stage1.-1.relu:input`,
+        the batch norm that adds to them is `stage1.-1.bn2`.
 
     Raises:
         UserError: if the depth is impossible, a shape is missing or the inputs are not images.

@@ -103,8 +103,8 @@ class Objective(nn.Module):
         student_roles: set[str] = set()
         for _, loss in self.named_losses():
             student_roles |= loss.student_roles
-        learner.tap(student_roles)
-        student_probe = Probe(learner.probe(blank), spec=spec)
+        modules = learner.tap(student_roles)
+        student_probe = Probe(learner.probe(blank), spec=spec, modules=modules)
         for name, loss in self.named_losses():
             if loss.compares_classes and student_probe.output.logits.shape[-1] == 1:
                 raise UserError(
@@ -132,12 +132,12 @@ class Objective(nn.Module):
                     "only some of them"
                 )
             teacher.require_temperatures(loss.teacher_temperatures)
-        teacher.tap(roles)
+        modules = teacher.tap(roles)
         output = teacher.probe(blank)
         problem = task.output_problem("the teacher", output.logits, spec)
         if problem is not None:
             raise UserError(problem)
-        return Probe(output, spec=spec)
+        return Probe(output, spec=spec, modules=modules)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue with the adapters of losses of the same name, if their shapes fit.

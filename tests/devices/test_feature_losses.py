@@ -56,6 +56,13 @@ model:
       at: {{class_path: kd_lightning.losses.AT}}
       vid: {{class_path: kd_lightning.losses.VID, init_args: {{convention: benchmark}}}}
       fitnets: {{class_path: kd_lightning.losses.FitNets, init_args: {{weight: 0.1}}}}
+      nst: {{class_path: kd_lightning.losses.NST, init_args: {{weight: 0.1}}}}
+      ft: {{class_path: kd_lightning.losses.FT, init_args: {{layer: stage3}}}}
+      paraphraser: {{class_path: kd_lightning.losses.FT, init_args: {{layer: stage3, stage: paraphraser}}}}
+      cwd: {{class_path: kd_lightning.losses.CWD, init_args: {{layer: stage3, weight: 0.1}}}}
+      mgd: {{class_path: kd_lightning.losses.MGD, init_args: {{layer: stage3, weight: 0.01}}}}
+      srd: {{class_path: kd_lightning.losses.SRD, init_args: {{layer: stage3, weight: 0.01}}}}
+      vkd: {{class_path: kd_lightning.losses.VkD, init_args: {{layer: stage3, weight: 0.1}}}}
 """
 TWO = ["--trainer.devices=2", "--trainer.strategy=ddp"]
 
@@ -93,5 +100,7 @@ def test_student_and_adapters_are_those_of_one_process(both: list[Path]) -> None
 
 def test_losses_are_those_of_one_process(both: list[Path]) -> None:
     one, two = (json.loads((folder / "run.json").read_text())["metrics"] for folder in both)
-    for name in ("train_loss", "train_loss_at", "train_loss_vid", "train_loss_fitnets"):
+    names = [name for name in one if name.startswith("train_loss")]
+    assert len(names) == 12
+    for name in names:
         assert two[name] == pytest.approx(one[name], rel=1e-4)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from typing import cast as cast_to
@@ -11,7 +13,7 @@ from typing import cast as cast_to
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.losses import CrossEntropy, DistillLoss, Probe
@@ -21,13 +23,28 @@ from kd_lightning.teachers import ModelTeacher
 from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output, full
 from kd_lightning.weights import network_weights
-from tests.losses.properties import Case, Make, cast, change, leaf, tensors
+from tests.losses import properties
+from tests.losses.properties import Case, Check, Make, cast, change, leaf, select, tensors
 from tests.training.small import CONFIGS, copied, last, run_fit, same, trainer
 
 Shapes = dict[str, tuple[int, ...]]
 """The shape of a sample's feature, by role."""
 
-LAYERS = {"stage1": "stage1", "stage2": "stage2", "stage3": "stage3", "penultimate": "pool"}
+LAYERS = {
+    "stem": "stage1:input",
+    "stage1": "stage1",
+    "stage2": "stage2",
+    "stage3": "stage3",
+    "preact1": "stage1.-1.relu:input",
+    "preact2": "stage2.-1.relu:input",
+    "preact3": "stage3.-1.relu:input",
+    "norm1": "stage1.-1.bn2",
+    "norm2": "stage2.-1.bn2",
+    "norm3": "stage3.-1.bn2",
+    "map": "pool:input",
+    "penultimate": "pool",
+    "head": "head",
+}
 
 
 def feature_case(student: Shapes, teacher: Shapes, rows: int = 4, seed: int = 0) -> Case:
@@ -62,15 +79,17 @@ def case_of(student: list[Any], teacher: list[Any], role: str = "stage2") -> Cas
     )
 
 
-def probe(output: Output) -> Probe:
+def probe(output: Output, modules: Mapping[str, nn.Module] | None = None) -> Probe:
     """What `build` is given: the first two samples, in single precision, as a network would give them."""
-    return Probe(change(output, lambda tensor: tensor[:2].float()))
+    return Probe(change(output, lambda tensor: tensor[:2].float()), modules=modules or {})
 
 
 def made(
     loss: Callable[[], DistillLoss],
     case: Case,
     prepare: Callable[[Any], object] = lambda loss: None,
+    student_modules: Mapping[str, nn.Module] | None = None,
+    teacher_modules: Mapping[str, nn.Module] | None = None,
 ) -> Make:
     """A fresh loss each time, built for the case from the same numbers; `prepare` may then set its adapters."""
 
@@ -78,11 +97,26 @@ def made(
         fresh = loss()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            fresh.build(probe(case.student), probe(case.teacher))
+            fresh.build(probe(case.student, student_modules), probe(case.teacher, teacher_modules))
         prepare(fresh)
         return fresh
 
     return make
+
+
+def identical_connector(adapter: Any) -> None:
+    """Make a 1x1 convolution with batch norm, or a linear layer, give back what it is given."""
+    for layer in adapter.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            matrix = torch.eye(layer.weight.shape[0], layer.weight.shape[1], dtype=torch.float64)
+            layer.weight = nn.Parameter(matrix.view(layer.weight.shape))
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.double()
+            if layer.affine:
+                layer.weight.data.fill_(math.sqrt(1 + layer.eps))
+            layer.eval()
 
 
 def stays_finite(make: Make, case: Case) -> None:
@@ -141,6 +175,49 @@ def half_adapters(make: Make, case: Case) -> None:
 
     assert value(torch.bfloat16).dtype == torch.float32
     assert value(torch.bfloat16).item() == pytest.approx(value(torch.float32).item(), rel=0.05)
+
+
+def duplicated(make: Make, case: Case) -> None:
+    """Every sample twice leaves the loss: no sum over the batch, no batch size in a denominator."""
+    twice = torch.arange(len(case.batch)).repeat(2)
+    value = properties.value_of(make, case)
+    torch.testing.assert_close(properties.value_of(make, select(case, twice)), value)
+
+
+def one_sample(make: Make, case: Case) -> None:
+    """A batch of one sample, as an epoch may end with, has a finite loss and finite gradients."""
+    value, gradients = properties.gradients_of(make, select(case, torch.arange(1)))
+    assert all(bool(t.isfinite().all()) for t in (value, *gradients))
+
+
+def mean_over_samples(make: Make, case: Case) -> None:
+    """Processes weigh by samples: by rows, an image of many pixels would count more."""
+    assert make().mean_over in ("samples", "joint")
+
+
+WITHOUT_ADAPTERS: tuple[Check, ...] = (
+    *(check for check in properties.ALL if check is not properties.half_precision),
+    # The backward pass of a matrix product runs in half precision where the caller's autocast does.
+    partial(properties.half_precision, rtol=0.02),
+    properties.batch_size,
+    stays_finite,
+    duplicated,
+    one_sample,
+    mean_over_samples,
+)
+"""For losses that are a mean over samples and train nothing of their own."""
+
+WITH_ADAPTERS: tuple[Check, ...] = (
+    *(check for check in properties.ALL if check is not properties.half_precision),
+    partial(properties.half_precision, rtol=0.05),
+    stays_finite,
+    duplicated,
+    one_sample,
+    mean_over_samples,
+    reaches_adapters,
+    half_adapters,
+)
+"""For losses with adapters, which may couple the samples by batch normalization."""
 
 
 # -- training ---------------------------------------------------------------------------------------------------------
@@ -208,7 +285,9 @@ def trains(loss: Callable[[], DistillLoss], folder: Path) -> DistillationModule:
         network_weights(content), copied(first.net)
     )  # what is deployed: names and tensors of the student
 
-    if start:  # another seed made other adapters: had they not been restored, the runs would differ
+    if (
+        trained
+    ):  # another seed made other adapters: had they not been restored, the runs would differ
         assert not same(copied(second.losses), start)
     fitted(second, epochs=2, ckpt_path=str(folder / "one.ckpt"))
     assert same(copied(second), copied(whole))

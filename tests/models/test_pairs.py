@@ -12,7 +12,7 @@ import yaml
 from torch import nn
 
 from kd_lightning.data import DigitsDataModule
-from kd_lightning.features import Taps, run_network
+from kd_lightning.features import Taps, find_layer, run_network
 from kd_lightning.losses import DistillLoss, Probe
 from kd_lightning.networks import build_network
 from kd_lightning.runs.parsing import parse_config
@@ -42,7 +42,13 @@ BENCHMARK = {
 PAIRS = [*BENCHMARK, "resnet20_resnet8"]
 TEACHERS = sorted({name.partition("_")[0] for name in PAIRS})
 
-ROLES = {"stem", "stage1", "stage2", "stage3", "penultimate", "head"}
+ROLES = {
+    *("stem", "stage1", "stage2", "stage3"),
+    *("preact1", "preact2", "preact3"),
+    *("map", "penultimate", "head"),
+}
+NORMS = {"norm1", "norm2", "norm3"}
+"""The batch norms before the ReLU of each stage: of teachers alone."""
 FOUR = ("vgg", "mobilenet", "resnet50")
 """Networks with four stages."""
 
@@ -85,7 +91,9 @@ def assert_is(network: nn.Module, name: str) -> None:
 
 def assert_mapped(name: str, network: nn.Module, layers: dict[str, str]) -> None:
     """Every role exists, and its features have the expected kind of shape."""
-    assert set(layers) == ROLES | ({"stage4"} if name.startswith(FOUR) else set())
+    norms = set(layers) & (NORMS | {"norm4"})
+    fourth = {"stage4", "preact4"} if name.startswith(FOUR) else set()
+    assert set(layers) - norms == ROLES | fourth
     blank = torch.zeros(2, 3, 32, 32, device="meta")
     features = run_network(network, blank, Taps(network, layers, set(layers))).features
     maps = [
@@ -93,9 +101,18 @@ def assert_mapped(name: str, network: nn.Module, layers: dict[str, str]) -> None
         for role in ("stem", *sorted(role for role in layers if role.startswith("stage")))
     ]
     assert all(len(shape) == 4 for shape in maps)
+    stages = [role.removeprefix("stage") for role in layers if role.startswith("stage")]
+    for stage in stages:
+        assert features[f"preact{stage}"].shape == features[f"stage{stage}"].shape
+        if norms:
+            norm = find_layer(network, layers[f"norm{stage}"])
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.num_features == features[f"stage{stage}"].shape[1]
+    channels = network.get_submodule("head").in_features
+    assert features["map"].shape[1] == channels
     sizes = [shape[-1] for shape in maps]
     assert sizes == sorted(sizes, reverse=True)
-    assert features["penultimate"].shape == (2, network.get_submodule("head").in_features)
+    assert features["penultimate"].shape == (2, channels)
     assert features["head"].shape == (2, 100)
 
 
