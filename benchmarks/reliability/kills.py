@@ -131,7 +131,8 @@ def _update(digest: hashlib._Hash, value: object) -> None:
     import torch
 
     if isinstance(value, torch.Tensor):
-        digest.update(value.detach().contiguous().view(torch.uint8).numpy().tobytes())
+        flat = value.detach().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     elif isinstance(value, dict):
         for key, item in value.items():
             digest.update(repr(key).encode())

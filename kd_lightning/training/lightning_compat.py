@@ -116,8 +116,11 @@ def loader_in_use(trainer: pl.Trainer) -> object:
 
 def averages_weights(trainer: pl.Trainer) -> bool:
     """Whether a callback copies the module before training, to average its weights."""
-    averaging = pl.callbacks.WeightAveraging | pl.callbacks.StochasticWeightAveraging
-    return any(isinstance(callback, averaging) for callback in callbacks(trainer))
+    averaging: list[type] = [pl.callbacks.StochasticWeightAveraging]
+    # New in Lightning 2.6.
+    if hasattr(pl.callbacks, "WeightAveraging"):
+        averaging.append(pl.callbacks.WeightAveraging)
+    return any(isinstance(callback, tuple(averaging)) for callback in callbacks(trainer))
 
 
 def keep_arguments_of(
