@@ -29,6 +29,7 @@ from kd_lightning.losses.nst import NST as NST
 from kd_lightning.losses.ofd import OFD as OFD
 from kd_lightning.losses.pad import PAD as PAD
 from kd_lightning.losses.pkd import PKD as PKD
+from kd_lightning.losses.pkt import PKT as PKT
 from kd_lightning.losses.reversekl import ReverseKL as ReverseKL
 from kd_lightning.losses.reviewkd import ReviewKD as ReviewKD
 from kd_lightning.losses.rkd import RKD as RKD
