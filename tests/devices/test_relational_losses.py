@@ -25,6 +25,7 @@ from kd_lightning.data import DigitsDataModule
 from kd_lightning.losses import (
     ABKD,
     AT,
+    CC,
     CRD,
     CTKD,
     DIST,
@@ -75,6 +76,8 @@ BETWEEN_SAMPLES: dict[str, Callable[[], DistillLoss]] = {
     "rkd benchmark": partial(RKD, layer="layer", convention="benchmark"),
     "pkt": partial(PKT, "layer"),
     "pkt benchmark": partial(PKT, "layer", "benchmark"),
+    "cc": partial(CC, "layer", 5),
+    "cc benchmark": partial(CC, "layer", 5, convention="benchmark"),
     "crd": partial(CRD, "layer", 5, 9),
     "crd instance": partial(CRD, "layer", 5, 9, negatives="instance"),
     "crd in batch": partial(CRD, "layer", 5, in_batch=True),
