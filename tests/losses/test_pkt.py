@@ -92,6 +92,13 @@ def test_rows_are_distributions(convention: Convention) -> None:
 
 
 @conventions
+def test_rounding_makes_no_probability_negative(convention: Convention) -> None:
+    """Cosines of opposite samples, in single precision, are at times a little below -1."""
+    some = torch.randn(32, 5, generator=torch.Generator().manual_seed(0))
+    assert neighbors(torch.cat([some, -some]), convention).min() >= 0
+
+
+@conventions
 def test_a_positive_factor_a_sample_changes_nothing(convention: Convention) -> None:
     case, make = CASE(), partial(PKT, convention=convention)
     each = torch.arange(1.0, 7.0)[:, None]
