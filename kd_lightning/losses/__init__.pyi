@@ -5,6 +5,7 @@ from kd_lightning.losses.at import AT as AT
 from kd_lightning.losses.base import DistillLoss as DistillLoss
 from kd_lightning.losses.base import Probe as Probe
 from kd_lightning.losses.catkd import CATKD as CATKD
+from kd_lightning.losses.cc import CC as CC
 from kd_lightning.losses.ce import CrossEntropy as CrossEntropy
 from kd_lightning.losses.crd import CRD as CRD
 from kd_lightning.losses.ctkd import CTKD as CTKD
@@ -29,6 +30,7 @@ from kd_lightning.losses.nst import NST as NST
 from kd_lightning.losses.ofd import OFD as OFD
 from kd_lightning.losses.pad import PAD as PAD
 from kd_lightning.losses.pkd import PKD as PKD
+from kd_lightning.losses.pkt import PKT as PKT
 from kd_lightning.losses.reversekl import ReverseKL as ReverseKL
 from kd_lightning.losses.reviewkd import ReviewKD as ReviewKD
 from kd_lightning.losses.rkd import RKD as RKD
