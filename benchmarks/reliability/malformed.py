@@ -30,7 +30,14 @@ from cases import TEACHER, Case, Trained, configs, student
 MEMORY_LIMIT = 2 * harness.GIB
 """What a case may take beyond what the imported modules take."""
 LIMIT_S = 60.0
-FAULTS = ("traceback", "hang", "crash", "accepted wrongly", "refused wrongly")
+FAULTS = (
+    "traceback",
+    "hang",
+    "too much memory",
+    "crash",
+    "accepted wrongly",
+    "refused wrongly",
+)
 
 
 def train(folder: Path) -> Trained:
@@ -66,6 +73,8 @@ def all_cases(trained: Trained) -> Iterator[Case]:
 def verdict(case: Case, finished: harness.Finished) -> str:
     """How a case ended: "refused", "accepted", or one of FAULTS."""
     outcome = finished.outcome
+    if "not enough memory" in finished.err:
+        return "too much memory"
     if outcome == "accepted" and case.expected == "refused":
         return "accepted wrongly"
     if outcome == "refused" and case.expected == "accepted":
