@@ -234,7 +234,9 @@ def main(argv: list[str]) -> None:
     kind = _OTHER_WORDS.get(word, word)
     if kind not in KINDS or len(words) > 2:
         valid = ", ".join(KINDS)
-        raise UserError(f"kd list: unknown kind {' '.join(words)!r}; valid kinds: {valid}")
+        raise UserError(
+            f"kd list: unknown kind {' '.join(words)!r}; valid kinds: {valid}"
+        )
     rows = KINDS[kind]()
     name = words[1] if len(words) == 2 else None
     if name is not None:
@@ -263,7 +265,11 @@ def _named(rows: list[Row], kind: str, name: str) -> list[Row]:
             named.append(row)
     if not named:
         close = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = f"did you mean {names[close[0]]!r}?" if close else f"kd list {kind} names all"
+        hint = (
+            f"did you mean {names[close[0]]!r}?"
+            if close
+            else f"kd list {kind} names all"
+        )
         raise UserError(f"kd list {kind}: there is no {name!r}; {hint}")
     return named
 
@@ -275,7 +281,9 @@ def _description(rows: list[Row], kind: str) -> str:
         for field, value in row.items():
             lines.append(f"{field}: {_cell(value)}")
         command = _MORE_HELP[kind].format(
-            name=row["name"], class_name=_class_name(row), class_path=row.get("class_path")
+            name=row["name"],
+            class_name=_class_name(row),
+            class_path=row.get("class_path"),
         )
         lines.append(f"more: {command}")
         lines.append("")

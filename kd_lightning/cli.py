@@ -47,12 +47,18 @@ def usage() -> str:
     for name, text in COMMANDS.items():
         lines.append(f"  {name:<{width}}  {text}")
     lines.append("")
-    lines.append("kd COMMAND --help describes a command; kd --version prints the version.")
+    lines.append(
+        "kd COMMAND --help describes a command; kd --version prints the version."
+    )
     lines.append(
         "kd fit --model.losses.help KD lists the options of a loss; kd fit --data.help CLASS,"
     )
-    lines.append("--model.help CLASS and --model.teacher.help CLASS those of other classes.")
-    lines.append("--trust PACKAGE lets checkpoints and run folders name classes of a package.")
+    lines.append(
+        "--model.help CLASS and --model.teacher.help CLASS those of other classes."
+    )
+    lines.append(
+        "--trust PACKAGE lets checkpoints and run folders name classes of a package."
+    )
     lines.append("")
     return "\n".join(lines) + "\n" + _FIRST_STEPS
 
@@ -136,7 +142,9 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except MemoryError:
-        return _report("there is not enough memory; use a smaller batch size or less data", 2)
+        return _report(
+            "there is not enough memory; use a smaller batch size or less data", 2
+        )
     except OSError as error:
         if error.errno is None:
             return _report_internal_error(error, argv)
@@ -144,7 +152,9 @@ def main(argv: list[str] | None = None) -> int:
             # Files are written whole or not at all, so what was there before is intact.
             place = f" for {error.filename}" if error.filename else ""
             return _report(f"there is no space left on the disk{place}; free some", 2)
-        return _report(f"{error.strerror}: {error.filename or 'a file of this command'}", 2)
+        return _report(
+            f"{error.strerror}: {error.filename or 'a file of this command'}", 2
+        )
     except Exception as error:
         return _report_internal_error(error, argv)
 
@@ -174,7 +184,9 @@ def _report_internal_error(error: Exception, argv: list[str]) -> int:
     summary = f"{type(error).__name__}: {printable(str(error))[:200]}"
     own_code = _line_of_users_code(traceback.extract_tb(error.__traceback__)[-1])
     if own_code is not None:
-        return _report(f"{own_code} raised {summary}; the traceback is in {file.name}", 1)
+        return _report(
+            f"{own_code} raised {summary}; the traceback is in {file.name}", 1
+        )
     return _report(
         f"internal error in kd_lightning {__version__}: {summary}; please report it with "
         f"{file.name}, which holds the command and the traceback",

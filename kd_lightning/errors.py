@@ -12,7 +12,9 @@ def printable(text: str) -> str:
     """
     line = " ".join(text.split())
     # Also refuses marks that change the direction of text, and surrogates.
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in line
+    )
 
 
 class UserError(ValueError):

@@ -81,7 +81,9 @@ def masked_command(argv: Sequence[str]) -> list[str]:
         elif is_secret_option and equals:
             masked.append(f"{option}={_masked_value(value)}")
         else:
-            masked.append(_URL_LOGIN.sub(rf"\1{MASK}@", _SECRET_ENTRY.sub(_masked_entry, word)))
+            masked.append(
+                _URL_LOGIN.sub(rf"\1{MASK}@", _SECRET_ENTRY.sub(_masked_entry, word))
+            )
         follows_secret = is_secret_option and not equals
     return masked
 

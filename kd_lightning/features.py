@@ -23,7 +23,9 @@ Rows = Callable[[Tensor, Batch], Tensor]
 """Turns a network's output for a batch into one row per predicted position; see `Task.rows`."""
 
 
-def find_layer(network: nn.Module, name: str, reading: Reading = PLAIN_READING) -> nn.Module:
+def find_layer(
+    network: nn.Module, name: str, reading: Reading = PLAIN_READING
+) -> nn.Module:
     """The submodule of that name; a negative index counts from the end, as in `stage1.-1.bn2`.
 
     Raises:
@@ -33,7 +35,10 @@ def find_layer(network: nn.Module, name: str, reading: Reading = PLAIN_READING) 
     modules.pop("", None)
     name = _with_positive_indices(network, name)
     if name not in modules:
-        near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3) or list(modules)[:5]
+        near = (
+            difflib.get_close_matches(name, modules, n=5, cutoff=0.3)
+            or list(modules)[:5]
+        )
         raise UserError(
             f"{reading.owner} {type(network).__name__} has no layer {name!r}; the nearest names "
             f"are {', '.join(near)}"
@@ -103,7 +108,9 @@ def create_lazy_weights(network: nn.Module, inputs: Inputs, owner: str) -> None:
             torch.manual_seed(seed_from(run_seed(), "lazy layers"))
             network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
     except Exception as error:
-        raise UserError(f"{owner} has lazy layers, but cannot read the data: {error}") from error
+        raise UserError(
+            f"{owner} has lazy layers, but cannot read the data: {error}"
+        ) from error
     if has_lazy_weights(network):
         raise UserError(
             f"{owner} has lazy layers that it does not run in evaluation; give them sizes"
@@ -112,7 +119,9 @@ def create_lazy_weights(network: nn.Module, inputs: Inputs, owner: str) -> None:
 
 def has_lazy_weights(network: nn.Module) -> bool:
     """Whether a layer waits for its first inputs to create its weights."""
-    return any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers()))
+    return any(
+        is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())
+    )
 
 
 class _Capture:

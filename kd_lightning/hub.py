@@ -134,7 +134,9 @@ def pretrained_tokenizer(name: str) -> HubTokenizer:
     tokenizer: HubTokenizer = from_pretrained("AutoTokenizer", name)
     # Without a vocabulary file, the library returns a tokenizer of special tokens only.
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
-        raise UserError(f"{name} has no vocabulary; give a folder with tokenizer.json or vocab.txt")
+        raise UserError(
+            f"{name} has no vocabulary; give a folder with tokenizer.json or vocab.txt"
+        )
     return tokenizer
 
 
@@ -192,7 +194,9 @@ def reachable() -> bool:
         return False
 
 
-def _load(factory: _Factory, name: str, problem: str, options: Mapping[str, HubOption]) -> Any:
+def _load(
+    factory: _Factory, name: str, problem: str, options: Mapping[str, HubOption]
+) -> Any:
     """Load a model or tokenizer; a UserError names the problem and the library's reason."""
     try:
         return factory.from_pretrained(name, **options)

@@ -136,10 +136,15 @@ class ClassificationMetrics(TaskMetrics):
     """
 
     def __init__(
-        self, num_classes: int, classes: Sequence[str] | None = None, top_k: int | None = None
+        self,
+        num_classes: int,
+        classes: Sequence[str] | None = None,
+        top_k: int | None = None,
     ) -> None:
         super().__init__()
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.accuracy = MulticlassAccuracy(
+            num_classes, average="micro", validate_args=False
+        )
         self.calibration_error = MulticlassCalibrationError(
             num_classes, n_bins=15, validate_args=False
         )
@@ -151,9 +156,13 @@ class ClassificationMetrics(TaskMetrics):
         # Kept apart from the others: these are optional, and two of them have a value per class.
         self.further = nn.ModuleDict()
         if classes is not None:
-            self.further["balanced_accuracy"] = BalancedAccuracy(num_classes, validate_args=False)
+            self.further["balanced_accuracy"] = BalancedAccuracy(
+                num_classes, validate_args=False
+            )
             self.further["f1"] = MulticlassF1Score(num_classes, average="macro")
-            self.further["recall_by_class"] = MulticlassRecall(num_classes, average=None)
+            self.further["recall_by_class"] = MulticlassRecall(
+                num_classes, average=None
+            )
             self.further["f1_by_class"] = MulticlassF1Score(num_classes, average=None)
         if top_k is not None:
             self.further[f"top{top_k}_accuracy"] = MulticlassAccuracy(

@@ -76,11 +76,16 @@ def weights_in_folder(network: nn.Module, folder: Path) -> dict[str, Tensor] | N
     try:
         # From safetensors files alone, because pickles can run code.
         loaded, report = type(network).from_pretrained(
-            str(folder), use_safetensors=True, output_loading_info=True, local_files_only=True
+            str(folder),
+            use_safetensors=True,
+            output_loading_info=True,
+            local_files_only=True,
         )
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{folder} has no readable {type(network).__name__}: {reason}") from error
+        raise UserError(
+            f"{folder} has no readable {type(network).__name__}: {reason}"
+        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(f"{folder} has no {missing[0]!r} for {type(network).__name__}")

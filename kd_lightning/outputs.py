@@ -102,7 +102,9 @@ def as_logits(output: object, reading: Reading = PLAIN_READING) -> Tensor:
     problem = f"{reading.owner} returned {type(output).__name__}, which holds no logits"
     choices = _describe(output)
     if choices:
-        problem += f"; name the entry with {reading.setting('outputs', 'NAME')}: {choices}"
+        problem += (
+            f"; name the entry with {reading.setting('outputs', 'NAME')}: {choices}"
+        )
     raise UserError(problem)
 
 

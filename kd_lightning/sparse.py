@@ -66,7 +66,9 @@ class TopKOutput(Output):
         dense = spread.to(stored).expand(len(stored), self.num_classes)
         return dense.scatter(-1, self.indices.long(), stored)
 
-    def paired_log_probs(self, student: Output, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def paired_log_probs(
+        self, student: Output, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         indices = self.indices.long()
         scores = student.tempered_logits(temperature)
         prediction = scores.gather(-1, indices)

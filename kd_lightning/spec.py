@@ -207,7 +207,9 @@ def check_vocabulary(
     )
 
 
-def check_spec(owner: str, trained_on: Spec | None, data: Spec, inputs: bool = True) -> None:
+def check_spec(
+    owner: str, trained_on: Spec | None, data: Spec, inputs: bool = True
+) -> None:
     """Refuse a network that was trained on data of another kind: task, classes, inputs or scaling.
 
     Args:
@@ -235,8 +237,12 @@ def check_spec(owner: str, trained_on: Spec | None, data: Spec, inputs: bool = T
     check_vocabulary(owner, trained_on, data, data.for_teacher().vocabulary)
     if not inputs:
         return
-    _check_same(owner, "inputs of shape", trained_on.input_shape, data.input_shape, data.data)
-    _check_same(owner, "inputs normalized by mean", trained_on.mean, data.mean, data.data)
+    _check_same(
+        owner, "inputs of shape", trained_on.input_shape, data.input_shape, data.data
+    )
+    _check_same(
+        owner, "inputs normalized by mean", trained_on.mean, data.mean, data.data
+    )
     _check_same(owner, "inputs normalized by std", trained_on.std, data.std, data.data)
 
 
@@ -275,7 +281,9 @@ def _check_same(
     if expected is None or expected == given:
         return
     if given is None:
-        raise UserError(f"{owner} expects {what} {list(expected)}, the data {data} gives None")
+        raise UserError(
+            f"{owner} expects {what} {list(expected)}, the data {data} gives None"
+        )
     is_long = len(expected) > MOST_SHOWN
     if not is_long or len(given) != len(expected):
         raise UserError(

@@ -26,7 +26,9 @@ from typing import TypeVar
 
 from kd_lightning.errors import UserError
 
-TRUSTED = frozenset({"kd_lightning", "lightning", "torch", "torchvision", "timm", "transformers"})
+TRUSTED = frozenset(
+    {"kd_lightning", "lightning", "torch", "torchvision", "timm", "transformers"}
+)
 """Packages whose classes any file may name."""
 
 VARIABLE = "KD_TRUST"
@@ -67,7 +69,9 @@ def take_trust_options(argv: list[str]) -> list[str]:
         if argument == "--trust":
             package = next(remaining, None)
             if package is None:
-                raise UserError("--trust needs the name of a package, such as --trust my_package")
+                raise UserError(
+                    "--trust needs the name of a package, such as --trust my_package"
+                )
             allow(package)
         elif argument.startswith("--trust="):
             allow(argument.removeprefix("--trust="))
@@ -162,7 +166,9 @@ def _may_import(text: str) -> bool:
     if package in sys.stdlib_module_names:
         return False
     # Looking up a module without a dot imports nothing.
-    return package in sys.modules or (package.isidentifier() and find_spec(package) is not None)
+    return package in sys.modules or (
+        package.isidentifier() and find_spec(package) is not None
+    )
 
 
 def import_factory(class_path: str, base: type[T], kind: str) -> Callable[..., T]:

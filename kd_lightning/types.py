@@ -83,7 +83,9 @@ class Batch:
     @property
     def num_rows(self) -> int:
         """The number of predicted positions N: the rows of an Output's logits."""
-        return self.target.numel() if self.positions is None else self.positions.shape[0]
+        return (
+            self.target.numel() if self.positions is None else self.positions.shape[0]
+        )
 
     @property
     def labels(self) -> Tensor:
@@ -124,7 +126,9 @@ class Batch:
             index=self.index[start:stop],
             view=self.view if isinstance(self.view, int) else self.view[start:stop],
             split=self.split,
-            teacher_inputs=map_tensors(self.teacher_inputs, lambda tensor: tensor[start:stop]),
+            teacher_inputs=map_tensors(
+                self.teacher_inputs, lambda tensor: tensor[start:stop]
+            ),
             placeholder=self.placeholder,
             partner=None if self.partner is None else self.partner[start:stop],
             share=None if self.share is None else self.share[start:stop],
@@ -199,7 +203,9 @@ class Output:
         """Log of the predicted distribution at a temperature, `(N, K)`, at least single precision."""
         return torch.log_softmax(self.tempered_logits(temperature), dim=-1)
 
-    def paired_log_probs(self, student: Output, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    def paired_log_probs(
+        self, student: Output, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of a student and of this output, its teacher, over the same events.
 
         The events are the K classes, unless this output knows only some of them: a `TopKOutput`
@@ -213,7 +219,9 @@ class Output:
 
     def map(self, change: TensorMap) -> Self:
         """An output of the same kind with `change` applied to every tensor."""
-        return replace(self, logits=change(self.logits), features=self._map_features(change))
+        return replace(
+            self, logits=change(self.logits), features=self._map_features(change)
+        )
 
     def _map_features(self, change: TensorMap) -> dict[str, Tensor]:
         return {role: change(feature) for role, feature in self.features.items()}
@@ -273,7 +281,9 @@ class JoinedOutput:
         return JoinedOutput(self.output.map(change))
 
 
-def mean_log_probs(members: Tensor, weights: Tensor, temperature: float = 1.0) -> Tensor:
+def mean_log_probs(
+    members: Tensor, weights: Tensor, temperature: float = 1.0
+) -> Tensor:
     """Log of the weighted arithmetic mean of tempered distributions (Hinton et al. 2015, section 5.1).
 
     Args:

@@ -73,7 +73,11 @@ def _construct_int(loader: Any, node: Any) -> int:
     """A whole number of 64 bits; others would slow down or stop whoever computes with it."""
     text = str(node.value)
     # 64 binary digits with a sign and a prefix; more digits could not be converted quickly.
-    value = loader.construct_yaml_int(node) if len(text) <= 67 and ":" not in text else 2**63
+    value = (
+        loader.construct_yaml_int(node)
+        if len(text) <= 67 and ":" not in text
+        else 2**63
+    )
     if abs(value) >= 2**63:
         raise _error(node, f"the number {_shortened(text)} is out of range")
     return int(value)
@@ -86,7 +90,9 @@ def _shortened(text: str) -> str:
 def _error(node: Node, problem: str) -> YAMLError:
     import yaml
 
-    return yaml.constructor.ConstructorError(problem=problem, problem_mark=node.start_mark)
+    return yaml.constructor.ConstructorError(
+        problem=problem, problem_mark=node.start_mark
+    )
 
 
 def parse_yaml(text: str) -> Any:
@@ -148,7 +154,9 @@ class _Limits:
             self._open.discard(identity)
             self._sizes[identity] = (size, height)
         if depth + height - 1 > MAX_DEPTH:
-            raise _error(node, f"lists and mappings are nested more than {MAX_DEPTH} deep")
+            raise _error(
+                node, f"lists and mappings are nested more than {MAX_DEPTH} deep"
+            )
         if size > MAX_VALUES:
             raise _error(node, f"it stands for more than {MAX_VALUES:,} values")
         return size, height
@@ -156,7 +164,9 @@ class _Limits:
     def _measure(self, node: Any, depth: int) -> tuple[int, int]:
         # Before descending, because Python's own depth is limited, too.
         if depth > MAX_DEPTH:
-            raise _error(node, f"lists and mappings are nested more than {MAX_DEPTH} deep")
+            raise _error(
+                node, f"lists and mappings are nested more than {MAX_DEPTH} deep"
+            )
         if node.id == "scalar":
             return 1, 1
         children = node.value
@@ -180,7 +190,8 @@ def _refuse_duplicates(mapping: Any) -> None:
         identity = (key.tag, key.value)
         if identity in lines:
             raise _error(
-                key, f"the key {_shortened(key.value)!r} stands in line {lines[identity]} already"
+                key,
+                f"the key {_shortened(key.value)!r} stands in line {lines[identity]} already",
             )
         lines[identity] = key.start_mark.line + 1
 
@@ -204,7 +215,9 @@ def read_yaml(text: str, name: str) -> Any:
         raise UserError(f"{name}{_place(error)}: {error.problem}") from None
     except yaml.MarkedYAMLError as error:
         context = f"{error.context}, " if error.context else ""
-        raise UserError(f"{name} is not YAML{_place(error)}: {context}{error.problem}") from None
+        raise UserError(
+            f"{name} is not YAML{_place(error)}: {context}{error.problem}"
+        ) from None
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not YAML: {error}") from None
 
@@ -232,7 +245,9 @@ def read_yaml_file(path: Path, name: str) -> Any:
             raise UserError(f"{name} is larger than {MAX_BYTES:,} bytes")
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not YAML: it is not UTF-8 ({error.reason})") from None
+        raise UserError(
+            f"{name} is not YAML: it is not UTF-8 ({error.reason})"
+        ) from None
     except OSError as error:
         raise UserError(f"{name} cannot be read: {error.strerror}") from None
     return read_yaml(text, name)

@@ -78,17 +78,24 @@ def own_units(source: str) -> set[str]:
     """The units of this package that are imported; `from kd_lightning import name` is of `__init__`, if name is no unit."""
     parts = [name.split(".") for name in imported(source)]
     names = {
-        part[1] if len(part) > 1 else "__init__" for part in parts if part[0] == "kd_lightning"
+        part[1] if len(part) > 1 else "__init__"
+        for part in parts
+        if part[0] == "kd_lightning"
     }
     return {
-        name if name in LEVEL or (PACKAGE / f"{name}.py").exists() else "__init__" for name in names
+        name if name in LEVEL or (PACKAGE / f"{name}.py").exists() else "__init__"
+        for name in names
     }
 
 
 def wrong(unit: str, source: str) -> set[str]:
     """The units that a unit must not import and does."""
     free = LAYERS[0] if unit in LAYERS[0] else set()
-    return {other for other in own_units(source) - free - {unit} if LEVEL[other] >= LEVEL[unit]}
+    return {
+        other
+        for other in own_units(source) - free - {unit}
+        if LEVEL[other] >= LEVEL[unit]
+    }
 
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -157,7 +164,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")  # whatever the run sets is undone
         result = launch(
-            resolve_configs([*TEACHER, f"--run.root={tmp_path_factory.mktemp('teacher')}"])
+            resolve_configs(
+                [*TEACHER, f"--run.root={tmp_path_factory.mktemp('teacher')}"]
+            )
         )
     return str(result.folder / "checkpoints" / "last.ckpt")
 
@@ -174,9 +183,13 @@ def test_every_method_has_a_config_of_its_name() -> None:
 def roles(path: Path) -> set[str]:
     """The student's roles that a method's YAML reads."""
     found: set[str] = set()
-    for entry in yaml.safe_load(path.read_text())["model"]["init_args"]["losses"].values():
+    for entry in yaml.safe_load(path.read_text())["model"]["init_args"][
+        "losses"
+    ].values():
         module, _, name = entry["class_path"].rpartition(".")
-        found |= getattr(import_module(module), name)(**entry.get("init_args", {})).student_roles
+        found |= getattr(import_module(module), name)(
+            **entry.get("init_args", {})
+        ).student_roles
     return found
 
 
@@ -190,7 +203,11 @@ IMAGES = [
         "configs/loggers/csv.yaml",
     ),
     *("--data.channels=3", "--data.fraction=0.1", "--data.batch_size=32"),
-    *("--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+    *(
+        "--trainer.max_epochs=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+    ),
 ]
 MAPS = CONFIGS / "pairs" / "resnet20_resnet8.yaml"
 MAPPED = set(yaml.safe_load(MAPS.read_text())["model"]["init_args"]["layers"])
@@ -218,12 +235,16 @@ REGRESSION = {"targetmse"}
 """Methods for real-valued targets; tests/runs/test_tabular.py trains with them."""
 
 IMAGE_METHODS = [
-    path for path in files("methods") if roles(path) <= MAPPED and path.stem not in REGRESSION
+    path
+    for path in files("methods")
+    if roles(path) <= MAPPED and path.stem not in REGRESSION
 ]
 
 
 @pytest.mark.parametrize("path", IMAGE_METHODS, ids=ident)
-def test_every_method_trains_with_a_pair(path: Path, convolutional: str, tmp_path: Path) -> None:
+def test_every_method_trains_with_a_pair(
+    path: Path, convolutional: str, tmp_path: Path
+) -> None:
     pair = [
         "fit",
         *IMAGES,
@@ -256,7 +277,12 @@ def test_every_teacher_is_understood(path: Path) -> None:
 @pytest.mark.parametrize("path", files("pairs"), ids=ident)
 def test_every_pair_is_understood(path: Path) -> None:
     config = parsed(
-        "-c", "configs/data/digits.yaml", "-c", str(path), "-c", "configs/methods/kd.yaml"
+        "-c",
+        "configs/data/digits.yaml",
+        "-c",
+        str(path),
+        "-c",
+        "configs/methods/kd.yaml",
     )
     assert config["model"]["class_path"] == "kd_lightning.DistillationModule"
     assert {"student", "teacher", "losses"} <= set(config["model"]["init_args"])
@@ -265,11 +291,14 @@ def test_every_pair_is_understood(path: Path) -> None:
 @pytest.mark.parametrize("path", [*files("data"), *files("loggers")], ids=ident)
 def test_every_other_config_is_understood(path: Path) -> None:
     needed = ["--data.generalist=last.ckpt"] if path.stem == "specialist" else []
-    config = parsed(*COMMON, "-c", "configs/teachers/digits_mlp.yaml", "-c", str(path), *needed)
+    config = parsed(
+        *COMMON, "-c", "configs/teachers/digits_mlp.yaml", "-c", str(path), *needed
+    )
     assert config["data"]["init_args"]["batch_size"] > 0
     if path.parent.name == "data":
         assert (
-            config["data"]["class_path"] == yaml.safe_load(path.read_text())["data"]["class_path"]
+            config["data"]["class_path"]
+            == yaml.safe_load(path.read_text())["data"]["class_path"]
         )
     else:
         assert (

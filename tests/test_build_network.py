@@ -56,11 +56,15 @@ def of_plain_values() -> dict[str, nn.Module]:
 
 def test_builds() -> None:
     def made(class_path: str, **arguments: Any) -> nn.Module:
-        return build_network({"class_path": f"{__name__}.{class_path}", "init_args": arguments})
+        return build_network(
+            {"class_path": f"{__name__}.{class_path}", "init_args": arguments}
+        )
 
     assert isinstance(build_network(MLP_CONFIG), MLP)
     assert isinstance(build_network({"class_path": f"{__name__}.Bare"}), Bare)
-    assert isinstance(build_network({"class_path": f"{__name__}.Bare", "init_args": None}), Bare)
+    assert isinstance(
+        build_network({"class_path": f"{__name__}.Bare", "init_args": None}), Bare
+    )
     holder = made("Holder", inner=MLP_CONFIG, scale=2.0)
     assert isinstance(holder, Holder)
     assert isinstance(holder.inner, MLP)
@@ -85,14 +89,25 @@ def test_building_leaves_the_random_state() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["unannotated", "misannotated", "of_plain_values", "complaint", "MLP_CONFIG", "Any"]
+    "name",
+    [
+        "unannotated",
+        "misannotated",
+        "of_plain_values",
+        "complaint",
+        "MLP_CONFIG",
+        "Any",
+    ],
 )
 def test_makes_no_network(name: str) -> None:
-    assert f"'{__name__}.{name}'" in complaint(lambda: resolve_network(f"{__name__}.{name}"))
+    assert f"'{__name__}.{name}'" in complaint(
+        lambda: resolve_network(f"{__name__}.{name}")
+    )
 
 
 @pytest.mark.parametrize(
-    "class_path", ["", "Bare", ".Bare", "no_such_package.Bare", "torch.nn.NoSuchLayer", "torch..nn"]
+    "class_path",
+    ["", "Bare", ".Bare", "no_such_package.Bare", "torch.nn.NoSuchLayer", "torch..nn"],
 )
 def test_cannot_be_imported(class_path: str) -> None:
     assert f"the network {class_path!r} cannot be imported" in complaint(

@@ -43,7 +43,9 @@ def state() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", ["a.ckpt", "a.pt", "a.safetensors"])
 def test_reads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (save_file if name.endswith("safetensors") else torch.save)(state(), tmp_path / name)
+    (save_file if name.endswith("safetensors") else torch.save)(
+        state(), tmp_path / name
+    )
     assert same(read_file(tmp_path / name, "here"), state())
     assert same(read_file(str(tmp_path / name), "here"), state())
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -52,17 +54,26 @@ def test_reads(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_cannot_read(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
-    assert complaint(lambda: read_file(path, "the thing")) == f"the thing: there is no file {path}"
+    assert (
+        complaint(lambda: read_file(path, "the thing"))
+        == f"the thing: there is no file {path}"
+    )
     assert "there is no file" in complaint(lambda: read_file(tmp_path, "the thing"))
     path.write_bytes(b"")
     assert f"the thing: {path} cannot be read (it is corrupt)" in complaint(
         lambda: read_file(path, "the thing")
     )
-    torch.save({"path": tmp_path}, path)  # no code, but a class that only code could restore
+    torch.save(
+        {"path": tmp_path}, path
+    )  # no code, but a class that only code could restore
     assert "it holds more than tensors and plain values" in complaint(
         lambda: read_file(path, "the thing")
     )
-    for value, name in ((torch.zeros(1), "Tensor"), ([state()], "list"), (None, "NoneType")):
+    for value, name in (
+        (torch.zeros(1), "Tensor"),
+        ([state()], "list"),
+        (None, "NoneType"),
+    ):
         torch.save(value, path)
         assert f"holds a {name}, not a checkpoint" in complaint(
             lambda: read_file(path, "the thing")
@@ -91,12 +102,18 @@ def test_checksum_of_weights() -> None:
 
 def test_checksum_of_a_scalar() -> None:
     def of(value: float) -> str:
-        return weights_sha256(nn.ParameterDict({"scale": nn.Parameter(torch.tensor(value))}))
+        return weights_sha256(
+            nn.ParameterDict({"scale": nn.Parameter(torch.tensor(value))})
+        )
 
     assert of(1.00001) != of(1.00002)
 
 
-MIXED = {"student.a": state()["a"], "losses.kd.w": torch.ones(1), "teacher.a": torch.ones(1)}
+MIXED = {
+    "student.a": state()["a"],
+    "losses.kd.w": torch.ones(1),
+    "teacher.a": torch.ones(1),
+}
 CONTENT: dict[str, tuple[Mapping[str, Any], set[str]]] = {
     "ours": ({KEY: {"role": "student"}, "epoch": 1, "state_dict": MIXED}, {"a"}),
     "of a classifier": (
@@ -104,10 +121,16 @@ CONTENT: dict[str, tuple[Mapping[str, Any], set[str]]] = {
         {"network.a"},
     ),
     "of Lightning": ({"state_dict": state(), "epoch": 1}, set(state())),
-    "of many trainers": ({"model": state(), "optimizer": {"x": torch.ones(1)}}, set(state())),
+    "of many trainers": (
+        {"model": state(), "optimizer": {"x": torch.ones(1)}},
+        set(state()),
+    ),
     "bare": ({**state(), "epoch": 3, "name": "x"}, set(state())),
     "bare, of a module called model": ({"model": torch.ones(1)}, {"model"}),
-    "of tensors and others": ({"state_dict": {**state(), "extra_state": {"x": 1}}}, set(state())),
+    "of tensors and others": (
+        {"state_dict": {**state(), "extra_state": {"x": 1}}},
+        set(state()),
+    ),
     "empty": ({}, set()),
 }
 
@@ -118,7 +141,8 @@ def test_network_weights(kind: str) -> None:
     weights = network_weights(content)
     assert weights.keys() == names
     assert all(
-        torch.equal(weights[name], state()[name]) for name in weights.keys() & state().keys()
+        torch.equal(weights[name], state()[name])
+        for name in weights.keys() & state().keys()
     )
 
 
@@ -143,8 +167,12 @@ def test_weights_that_do_not_fit() -> None:
         return complaint(lambda: load_weights(network, kept, "the thing"))
 
     assert "the thing: the weights hold no 'head.bias' for MLP" in said(head__bias=None)
-    assert "'head.bias' is (7,) in the weights and (10,) in MLP" in said(head__bias=torch.zeros(7))
-    assert "the weights hold 'tail.bias', which MLP does not" in said(tail__bias=torch.zeros(7))
+    assert "'head.bias' is (7,) in the weights and (10,) in MLP" in said(
+        head__bias=torch.zeros(7)
+    )
+    assert "the weights hold 'tail.bias', which MLP does not" in said(
+        tail__bias=torch.zeros(7)
+    )
     assert same(copied(network), before)
 
 

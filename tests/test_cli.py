@@ -58,7 +58,9 @@ def listed(capsys: pytest.CaptureFixture[str], kind: str) -> list[dict[str, Any]
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["-h"], ["help"], []])
-def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_command(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = output(capsys, *argv)
     assert [name for name in COMMANDS if f"\n  {name} " not in out] == []
     assert max(map(len, out.splitlines())) <= 128
@@ -83,7 +85,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lists_are_objects_with_a_name(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lists_are_objects_with_a_name(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = listed(capsys, kind)
     names = [row["name"] for row in rows]
     assert names
@@ -91,12 +95,16 @@ def test_lists_are_objects_with_a_name(kind: str, capsys: pytest.CaptureFixture[
     table = output(capsys, "list", kind).splitlines()
     assert table[0].split()[0] == "name"
     assert [
-        line for name, line in zip(names, table[1:], strict=True) if not line.startswith(name)
+        line
+        for name, line in zip(names, table[1:], strict=True)
+        if not line.startswith(name)
     ] == []
 
 
 @pytest.mark.parametrize("kind", BASES)
-def test_listed_classes_can_be_imported(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_listed_classes_can_be_imported(
+    kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     for row in listed(capsys, kind):
         module, _, name = row["class_path"].rpartition(".")
         assert issubclass(getattr(import_module(module), name), BASES[kind])
@@ -132,14 +140,21 @@ def test_public_names_can_be_had_and_others_not() -> None:
     [
         "import kd_lightning",
         "from kd_lightning.cli import main; main(['--help'])",
-        *(f"from kd_lightning.cli import main; main(['list', '{kind}'])" for kind in KINDS),
+        *(
+            f"from kd_lightning.cli import main; main(['list', '{kind}'])"
+            for kind in KINDS
+        ),
         f"from kd_lightning.cli import main; [main(words) for words in {MISTAKES}]",
     ],
 )
 def test_nothing_slow_is_imported(statement: str) -> None:
     seen = f"import sys; {statement}; print('imported:', *sorted({set(SLOW)!r} & set(sys.modules)), file=sys.stderr)"
     process = subprocess.run(
-        [sys.executable, "-c", seen], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", seen],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
     )
     *mistakes, last = process.stderr.strip().splitlines()
     assert last == "imported:"
@@ -151,7 +166,9 @@ def test_nothing_slow_is_imported(statement: str) -> None:
 def test_a_reader_that_has_gone_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"
+    }
     process = subprocess.run(
         [sys.executable, "-m", "kd_lightning", "list", "methods"],
         stdout=writer,

@@ -35,10 +35,14 @@ from tests.training.small import CONFIGS
 pytest.importorskip("librosa", reason="pip install 'kd_lightning[speech]'")
 
 TEACHERS = sorted(
-    path.stem for path in (CONFIGS / "teachers").glob("*.yaml") if not path.stem.startswith("sst2_")
+    path.stem
+    for path in (CONFIGS / "teachers").glob("*.yaml")
+    if not path.stem.startswith("sst2_")
 )
 PAIRS = sorted(
-    path.stem for path in (CONFIGS / "pairs").glob("*.yaml") if "transformer" not in path.stem
+    path.stem
+    for path in (CONFIGS / "pairs").glob("*.yaml")
+    if "transformer" not in path.stem
 )
 DATA = sorted(path.stem for path in (CONFIGS / "data").glob("*.yaml"))
 OWN = {
@@ -59,7 +63,9 @@ def write_images(root: Path) -> None:
             (root / "images" / split / name).mkdir(parents=True)
             for at in range(count):
                 pixels = drawn.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / "images" / split / name / f"{at}.png")
+                Image.fromarray(pixels).save(
+                    root / "images" / split / name / f"{at}.png"
+                )
     for archive in ("cifar10-jpeg", "tiny-imagenet-100-32"):
         shutil.make_archive(str(root / archive), "zip", root / "images")
 
@@ -84,10 +90,15 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def first_steps(folder: Path, data: str, *files: str, more: tuple[str, ...] = ()) -> Path:
+def first_steps(
+    folder: Path, data: str, *files: str, more: tuple[str, ...] = ()
+) -> Path:
     """Train and validate a batch each; the checkpoint."""
     names = ["trainer", f"data/{data}", *files, "loggers/csv"]
-    argv = ["fit", *(word for name in names for word in ("-c", str(CONFIGS / f"{name}.yaml")))]
+    argv = [
+        "fit",
+        *(word for name in names for word in ("-c", str(CONFIGS / f"{name}.yaml"))),
+    ]
     limits = [
         "--trainer.max_epochs=1",
         "--trainer.limit_train_batches=1",
@@ -105,7 +116,9 @@ def first_steps(folder: Path, data: str, *files: str, more: tuple[str, ...] = ()
 
 
 def data_for(teacher: str) -> str:
-    return next((name for name in DATA if teacher.startswith(f"{name}_")), "cifar10_jpeg")
+    return next(
+        (name for name in DATA if teacher.startswith(f"{name}_")), "cifar10_jpeg"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +136,9 @@ def checkpoint(teacher: str, root: Path, checkpoints: dict[str, Path]) -> Path:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_every_teacher_trains(name: str, root: Path, checkpoints: dict[str, Path]) -> None:
+def test_every_teacher_trains(
+    name: str, root: Path, checkpoints: dict[str, Path]
+) -> None:
     assert checkpoint(name, root, checkpoints).is_file()
 
 
@@ -139,7 +154,13 @@ def test_every_pair_trains(
         if teacher == OWN["spoken"]
         else f"--model.teacher.checkpoint={path}"
     )
-    first_steps(tmp_path / "run", data_for(teacher), f"pairs/{name}", "methods/kd", more=(given,))
+    first_steps(
+        tmp_path / "run",
+        data_for(teacher),
+        f"pairs/{name}",
+        "methods/kd",
+        more=(given,),
+    )
 
 
 @pytest.mark.parametrize("name", DATA)
@@ -173,11 +194,16 @@ def test_a_student_of_words_learns_from_a_teacher_of_pieces(
     else:
         bert = save_bert(tmp_path / "bert", root)
         own = (f"--model.network.pretrained={bert}", f"--data.tokenizer.name={bert}")
-        teacher = first_steps(tmp_path / "teacher", "sst2", "teachers/sst2_bert", more=own)
+        teacher = first_steps(
+            tmp_path / "teacher", "sst2", "teachers/sst2_bert", more=own
+        )
         more = (f"--data.teacher_tokenizer.name={bert}",)
     files = (f"text/{name}", "pairs/transformer_bilstm", "methods/logitmse")
     first_steps(
-        tmp_path / "run", "sst2", *files, more=(*more, f"--model.teacher.checkpoint={teacher}")
+        tmp_path / "run",
+        "sst2",
+        *files,
+        more=(*more, f"--model.teacher.checkpoint={teacher}"),
     )
 
 
@@ -197,8 +223,13 @@ def test_configs_of_version_0_1_still_name_classes_that_moved(tmp_path: Path) ->
     }
 
 
-def test_configs_of_version_0_1_still_name_the_fraction_of_labels(tmp_path: Path) -> None:
-    digits = {"class_path": "kd_lightning.data.DigitsDataModule", "init_args": {"labels": 0.1}}
+def test_configs_of_version_0_1_still_name_the_fraction_of_labels(
+    tmp_path: Path,
+) -> None:
+    digits = {
+        "class_path": "kd_lightning.data.DigitsDataModule",
+        "init_args": {"labels": 0.1},
+    }
     specialist = {
         "class_path": "kd_lightning.data.SpecialistDataModule",
         "init_args": {"data": digits, "generalist": "x"},
@@ -210,7 +241,12 @@ def test_configs_of_version_0_1_still_name_the_fraction_of_labels(tmp_path: Path
         arguments = yaml.safe_load(given)["data"]["init_args"]
         inner = arguments["data"]["init_args"] if "data" in arguments else arguments
         assert inner == {"label_fraction": 0.1}
-    assert parse_config(["fit", *_base(path, digits)])["data"]["init_args"]["label_fraction"] == 0.1
+    assert (
+        parse_config(["fit", *_base(path, digits)])["data"]["init_args"][
+            "label_fraction"
+        ]
+        == 0.1
+    )
 
 
 def _base(path: Path, data: Mapping[str, object]) -> list[str]:
@@ -222,7 +258,10 @@ def _base(path: Path, data: Mapping[str, object]) -> list[str]:
 
 def test_labels_of_texts_keep_their_name(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
-    data = {"class_path": "kd_lightning.data.TextDataModule", "init_args": {"labels": [0, 1]}}
+    data = {
+        "class_path": "kd_lightning.data.TextDataModule",
+        "init_args": {"labels": [0, 1]},
+    }
     path.write_text(yaml.safe_dump({"data": data}))
     assert resolve_configs(["fit", "-c", str(path)]) == ["fit", "-c", str(path)]
     argv = ["fit", "--data.labels=[a, b]", "--data.labels", "[a]"]

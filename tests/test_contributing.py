@@ -22,10 +22,14 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the source with the new files in it, and nothing else edited."""
     folder = tmp_path_factory.mktemp("checkout")
     for name in ("kd_lightning", "configs", "tests", "experiments"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shutil.copy(ROOT / "pyproject.toml", folder)
     steps = re.findall(
-        r"^\*\*\d\. [^*]+\*\*, `([^`]+)`.*?```\w+\n(.*?)```", TEXT, flags=re.DOTALL | re.MULTILINE
+        r"^\*\*\d\. [^*]+\*\*, `([^`]+)`.*?```\w+\n(.*?)```",
+        TEXT,
+        flags=re.DOTALL | re.MULTILINE,
     )
     assert [Path(path).suffix for path, _ in steps] == [".py", ".py", ".yaml"]
     for path, content in steps:
@@ -57,7 +61,9 @@ def run(checkout: Path, *words: str) -> str:
 def test_it_is_listed_with_its_yaml(checkout: Path) -> None:
     listed = {
         row["name"]: row
-        for row in json.loads(run(checkout, "-m", "kd_lightning", "list", "methods", "--json"))
+        for row in json.loads(
+            run(checkout, "-m", "kd_lightning", "list", "methods", "--json")
+        )
     }
     assert listed["pearson"]["class_path"] == "kd_lightning.losses.Pearson"
     assert listed["pearson"]["year"] == 2022
@@ -66,7 +72,13 @@ def test_it_is_listed_with_its_yaml(checkout: Path) -> None:
 
 def test_its_own_tests_pass_and_its_files_are_clean(checkout: Path) -> None:
     said = run(
-        checkout, "-m", "pytest", "-v", "-p", "no:cacheprovider", "tests/losses/test_pearson.py"
+        checkout,
+        "-m",
+        "pytest",
+        "-v",
+        "-p",
+        "no:cacheprovider",
+        "tests/losses/test_pearson.py",
     )
     assert "[100%]" in said
     run(
@@ -104,10 +116,22 @@ def test_a_pair_trains_with_it(checkout: Path) -> None:
         "-c",
         "configs/data/digits.yaml",
     ]
-    run(checkout, *head, "-c", "configs/teachers/digits_mlp.yaml", *quick, "--run.dir=runs/teacher")
+    run(
+        checkout,
+        *head,
+        "-c",
+        "configs/teachers/digits_mlp.yaml",
+        *quick,
+        "--run.dir=runs/teacher",
+    )
     # A backslash continues a command on the next line.
     text = TEXT.replace("\\\n", "")
     [command] = re.findall(r"^\$ kd (fit .*pearson.*)$", text, flags=re.MULTILINE)
-    words = shlex.split(command.replace("TEACHER", "runs/teacher/checkpoints/last.ckpt"))
+    words = shlex.split(
+        command.replace("TEACHER", "runs/teacher/checkpoints/last.ckpt")
+    )
     run(checkout, "-m", "kd_lightning", *words, *quick, "--run.dir=runs/student")
-    assert "train_loss_pearson" in (checkout / "runs" / "student" / "metrics.csv").read_text()
+    assert (
+        "train_loss_pearson"
+        in (checkout / "runs" / "student" / "metrics.csv").read_text()
+    )

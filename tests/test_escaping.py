@@ -71,7 +71,10 @@ def test_markdown_begins_no_html_no_cell_and_no_link() -> None:
     assert not acts_on_terminal(text)
     # The backslash of the text must not undo ours.
     assert markdown("a\\|b") == "a\\\\\\|b"
-    for unchanged in ("student_alone, T=4.0 ± 1%", "95% interval [-0.1, +3.6] (Holm: 0.1)"):
+    for unchanged in (
+        "student_alone, T=4.0 ± 1%",
+        "95% interval [-0.1, +3.6] (Holm: 0.1)",
+    ):
         assert markdown(unchanged) == unchanged
 
 
@@ -132,7 +135,9 @@ def test_compare_reports_a_missing_folder_without_its_escapes(capsys: Capture) -
     assert not acts_on_terminal(err)
 
 
-def test_reproduce_prints_the_commands_of_hostile_names(tmp_path: Path, capsys: Capture) -> None:
+def test_reproduce_prints_the_commands_of_hostile_names(
+    tmp_path: Path, capsys: Capture
+) -> None:
     content = {**MINI, "runs": {MARKUP.replace("@", ""): MINI["runs"]["teacher"]}}
     content |= {"compare": [], "paper": {}, "seeds": 1}
     folder = tmp_path / "store\x1b[31m[/x]"
@@ -188,8 +193,12 @@ def test_other_options_are_stored_as_they_are(word: str) -> None:
     assert masked_command([word, "next"]) == [word, "next"]
 
 
-def test_run_json_holds_no_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["kd", "fit", "--model.network.token=abc", "--run.name=x"])
+def test_run_json_holds_no_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "sys.argv", ["kd", "fit", "--model.network.token=abc", "--run.name=x"]
+    )
     RunRecord(tmp_path, {})
     written = (tmp_path / "run.json").read_text()
     assert "abc" not in written

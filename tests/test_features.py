@@ -76,13 +76,17 @@ def test_layers_are_captured_by_role(x: Tensor) -> None:
     assert output.features.keys() == {"hidden", "out"}
     assert torch.equal(output.features["hidden"], network.first(x))
     assert torch.equal(output.features["out"], output.logits)
-    assert output.features["hidden"].requires_grad  # losses on features train the layers below
+    assert output.features[
+        "hidden"
+    ].requires_grad  # losses on features train the layers below
     assert taps.modules == {"hidden": network.first, "out": network.second}
 
 
 def test_input_suffix_captures_what_goes_in(x: Tensor) -> None:
     network = Small()
-    taps = Taps(network, {"in": "first:input", "hidden": "second:input"}, {"in", "hidden"})
+    taps = Taps(
+        network, {"in": "first:input", "hidden": "second:input"}, {"in", "hidden"}
+    )
     output = run_network(network, x, taps)
     assert output.features["in"] is x
     assert torch.equal(output.features["hidden"], network.first(x).tanh())
@@ -111,7 +115,9 @@ def test_take_hands_the_features_over(x: Tensor) -> None:
 
 
 def test_a_negative_index_counts_from_the_end() -> None:
-    network = nn.Sequential(nn.ReLU(), nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 3)]))
+    network = nn.Sequential(
+        nn.ReLU(), nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 3)])
+    )
     assert find_layer(network, "-2") is network[0]
     assert find_layer(network, "1.-1") is find_layer(network, "1.1")
     assert find_layer(network, "-1.-2") is find_layer(network, "1.0")
@@ -134,7 +140,9 @@ def test_a_wrong_layer_lists_the_nearest() -> None:
 
 
 def test_a_role_without_a_layer_lists_the_roles_there_are() -> None:
-    message = complaint(lambda: Taps(Small(), {"hidden": "first", "out": "second"}, {"stage9"}))
+    message = complaint(
+        lambda: Taps(Small(), {"hidden": "first", "out": "second"}, {"stage9"})
+    )
     assert "'stage9'" in message
     assert "(named roles: hidden, out)" in message
     assert message.endswith("such as first, second")
@@ -160,10 +168,16 @@ def test_a_torchvision_network() -> None:
     with torch.no_grad():
         output = run_network(network, torch.randn(2, 3, 64, 64), taps)
         logits = network.fc(output.features["penultimate"].flatten(1))
-    shapes = {role: tuple(f.shape[1:]) for role, f in output.features.items() if role != "flat"}
+    shapes = {
+        role: tuple(f.shape[1:])
+        for role, f in output.features.items()
+        if role != "flat"
+    }
     sizes = [(64, 16, 16), (128, 8, 8), (256, 4, 4), (512, 2, 2), (512, 1, 1)]
     assert shapes == dict(zip(STAGES, sizes, strict=True))
-    assert torch.equal(output.features["flat"], output.features["penultimate"].flatten(1))
+    assert torch.equal(
+        output.features["flat"], output.features["penultimate"].flatten(1)
+    )
     assert torch.equal(output.logits, logits)
 
 
@@ -202,7 +216,11 @@ def test_no_logits_is_a_mistake(value: object) -> None:
 
 
 def test_a_mapping_of_inputs_becomes_keywords() -> None:
-    network, left, right = Pair(), torch.tensor([[5.0, 1.0]]), torch.tensor([[1.0, 2.0]])
+    network, left, right = (
+        Pair(),
+        torch.tensor([[5.0, 1.0]]),
+        torch.tensor([[1.0, 2.0]]),
+    )
     inputs: Mapping[str, Tensor] = {"right": right, "left": left}
     output = run_network(network, inputs, Taps(network, {"sum": "sum"}, {"sum"}))
     assert output.logits.tolist() == [[3.0, -3.0]]
@@ -214,7 +232,11 @@ class Overwriting(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second, self.relu = nn.Linear(4, 4), nn.Linear(4, 3), nn.ReLU(inplace=True)
+        self.first, self.second, self.relu = (
+            nn.Linear(4, 4),
+            nn.Linear(4, 3),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
@@ -232,15 +254,21 @@ def test_a_feature_is_what_its_layer_gave(grad: bool, x: Tensor) -> None:
             output = run_network(network, x, taps)
             assert torch.equal(output.features["a"], network.first(x))
             assert torch.equal(output.features["b"], network.first(x) + x)
-            assert torch.equal(output.logits, network.second((network.first(x) + x).relu()))
+            assert torch.equal(
+                output.logits, network.second((network.first(x) + x).relu())
+            )
             taps.take()
 
 
 def test_features_of_residual_blocks() -> None:
     network = resnet18(num_classes=4).eval()
     inputs: dict[str, Tensor] = {}
-    network.layer1[0].bn2.register_forward_hook(lambda _, args, out: inputs.update(x=args[0]))
+    network.layer1[0].bn2.register_forward_hook(
+        lambda _, args, out: inputs.update(x=args[0])
+    )
     taps = Taps(network, {"stage1": "layer1.0.bn2"}, {"stage1"})
     with torch.no_grad():
-        feature = run_network(network, torch.randn(2, 3, 32, 32), taps).features["stage1"]
+        feature = run_network(network, torch.randn(2, 3, 32, 32), taps).features[
+            "stage1"
+        ]
         assert torch.equal(feature, network.layer1[0].bn2(inputs["x"]))

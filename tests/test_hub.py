@@ -15,7 +15,8 @@ from tests.sentences import save_bert, write_sst2
 
 def test_a_missing_package_is_named() -> None:
     with pytest.raises(
-        UserError, match=r"needs the package no_such_package; pip install 'kd_lightning\[text\]'"
+        UserError,
+        match=r"needs the package no_such_package; pip install 'kd_lightning\[text\]'",
     ):
         hub.library("no_such_package")
 
@@ -25,7 +26,11 @@ def test_the_checksum_of_a_vocabulary_covers_tokens_and_ids() -> None:
     assert hub.vocabulary_sha256({"b": 1, "a": 0}) == base
     assert (
         len(
-            {base, hub.vocabulary_sha256({"a": 1, "b": 0}), hub.vocabulary_sha256({"a": 0, "c": 1})}
+            {
+                base,
+                hub.vocabulary_sha256({"a": 1, "b": 0}),
+                hub.vocabulary_sha256({"a": 0, "c": 1}),
+            }
         )
         == 3
     )
@@ -61,10 +66,15 @@ def test_the_cache_first_then_the_hub(
     reachable: bool, answer: bool, words: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     factory = FakeFactory(answer)
-    monkeypatch.setattr(hub, "library", lambda name: type("Library", (), {"AutoModel": factory}))
+    monkeypatch.setattr(
+        hub, "library", lambda name: type("Library", (), {"AutoModel": factory})
+    )
     monkeypatch.setattr(hub, "reachable", lambda: reachable)
     if words is None:
-        assert hub.from_pretrained("AutoModel", "some/model", use_safetensors=True) == "some/model"
+        assert (
+            hub.from_pretrained("AutoModel", "some/model", use_safetensors=True)
+            == "some/model"
+        )
     else:
         with pytest.raises(UserError) as caught:
             hub.from_pretrained("AutoModel", "some/model", use_safetensors=True)
@@ -76,12 +86,16 @@ def test_the_cache_first_then_the_hub(
 @pytest.mark.parametrize("name", ["/no/such/folder", "./folder", "~/no/such", "a/b/c"])
 def test_the_hub_is_not_searched_for_paths(name: str) -> None:
     pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
-    with pytest.raises(UserError, match=r"there is no folder .* with a transformers model"):
+    with pytest.raises(
+        UserError, match=r"there is no folder .* with a transformers model"
+    ):
         hub.from_pretrained("AutoTokenizer", name)
 
 
 def test_a_folder_without_tokenizer_or_model(tmp_path: Path) -> None:
-    folder = save_bert(tmp_path / "bert", write_sst2(tmp_path / "data"), tokenizer=False)
+    folder = save_bert(
+        tmp_path / "bert", write_sst2(tmp_path / "data"), tokenizer=False
+    )
     with pytest.raises(UserError, match="bert has no vocabulary; give a folder"):
         hub.pretrained_tokenizer(str(folder))
     (tmp_path / "empty").mkdir()

@@ -68,7 +68,9 @@ def test_with_a_setting(kind: str) -> None:
 def test_several_candidates_are_refused(output: object) -> None:
     reading = Reading(owner="the teacher", option="--model.teacher")
     message = complaint(lambda: as_logits(output, reading))
-    assert message.startswith("the teacher returned 2 entries that may be logits (0 [3], 1 [")
+    assert message.startswith(
+        "the teacher returned 2 entries that may be logits (0 [3], 1 ["
+    )
     assert message.endswith("--model.teacher.outputs=ENTRY")
 
 

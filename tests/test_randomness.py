@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.randomness import hashed, integers, permutation, run_seed, seed_from, uniform
+from kd_lightning.randomness import (
+    hashed,
+    integers,
+    permutation,
+    run_seed,
+    seed_from,
+    uniform,
+)
 
 GOLDEN = 0x9E3779B97F4A7C15
 M64 = 2**64
@@ -44,7 +51,10 @@ def test_the_reference_gives_the_published_numbers() -> None:
 def test_hashed_is_splitmix64_bit_for_bit(parts: tuple[int | str, ...]) -> None:
     index = [*range(500), 59_999, 2**31, 2**40 + 1, 2**63 - 1]
     seed = (
-        int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+        int.from_bytes(
+            hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little"
+        )
+        >> 1
     )
     expected = [splitmix64(i * GOLDEN + seed) >> 1 for i in index]
     assert hashed(torch.tensor(index), *parts).tolist() == expected
@@ -108,12 +118,16 @@ def test_permutation_is_a_function_of_its_parts() -> None:
 @pytest.mark.parametrize(
     "other", [(1, 0, "x"), (0, 1, "x"), (0, 0, "y")], ids=["seed", "view", "stream"]
 )
-def test_other_seeds_views_and_streams_are_unrelated(other: tuple[int | str, ...]) -> None:
+def test_other_seeds_views_and_streams_are_unrelated(
+    other: tuple[int | str, ...],
+) -> None:
     index = torch.arange(40_000)
     a, b = uniform(index, 0, 0, "x"), uniform(index, *other)
     # Under independence the correlation has a standard deviation of 1 / sqrt(40,000) = 0.005.
     assert abs(correlation(a, b)) < 0.02
-    assert abs(correlation(a[1:], b[:-1])) < 0.02  # nor is one the other shifted by a sample
+    assert (
+        abs(correlation(a[1:], b[:-1])) < 0.02
+    )  # nor is one the other shifted by a sample
     assert int((hashed(index, 0, 0, "x") == hashed(index, *other)).sum()) == 0
 
 

@@ -16,7 +16,9 @@ from kd_lightning.types import CLEAN
 from tests.training.small import last, teacher_run
 
 README = Path(__file__).parent.parent / "README.md"
-PYTHON_BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+PYTHON_BLOCKS = re.findall(
+    r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL
+)
 
 
 def accuracy(learner: Learner) -> float:
@@ -27,7 +29,9 @@ def accuracy(learner: Learner) -> float:
 
 
 def test_a_loop_of_your_own_trains_a_student(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # The example reads the teacher that the README's first command trains.
     checkpoint = tmp_path / "runs" / "digits-mlp" / "checkpoints" / "last.ckpt"

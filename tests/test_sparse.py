@@ -24,11 +24,15 @@ from tests.reference import topk
 TEMPERATURES = (0.5, 1.0, 4.0, 20.0)
 
 
-def sparse(logits: Tensor, k: int, temperatures: tuple[float, ...] = TEMPERATURES) -> TopKOutput:
+def sparse(
+    logits: Tensor, k: int, temperatures: tuple[float, ...] = TEMPERATURES
+) -> TopKOutput:
     """The k largest logits of each row."""
     values, indices = logits.topk(k)
     rest = [log_sum_of_others(logits / t, indices) for t in temperatures]
-    return TopKOutput(values, indices, torch.cat(rest, -1), temperatures, logits.shape[-1])
+    return TopKOutput(
+        values, indices, torch.cat(rest, -1), temperatures, logits.shape[-1]
+    )
 
 
 def with_sparse_teacher(case: Case, k: int) -> Case:
@@ -40,7 +44,9 @@ def with_sparse_teacher(case: Case, k: int) -> Case:
 def test_the_loss_agrees_with_the_formula(k: int, temperature: float) -> None:
     for seed, scale in enumerate((0.1, 1.0, 30.0)):
         case = random_case(classes=7, scale=scale, seed=seed)
-        value = properties.value_of(partial(KD, temperature), with_sparse_teacher(case, k)).item()
+        value = properties.value_of(
+            partial(KD, temperature), with_sparse_teacher(case, k)
+        ).item()
         rows = case.student.logits.tolist(), case.teacher.logits.tolist()
         assert value == pytest.approx(topk.kd(*rows, k, temperature), rel=1e-9)
         assert -1e-12 <= value <= reference.kd(*rows, temperature) + 1e-12
@@ -61,7 +67,9 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("k", [4, 5])
-def test_all_classes_but_one_or_all_are_the_dense_loss(k: int, temperature: float) -> None:
+def test_all_classes_but_one_or_all_are_the_dense_loss(
+    k: int, temperature: float
+) -> None:
     case = random_case(classes=5, scale=3.0)
     make = partial(KD, temperature)
     value, gradients = properties.gradients_of(make, with_sparse_teacher(case, k))
@@ -103,7 +111,9 @@ def test_saturated_logits_keep_the_loss_finite() -> None:
 def test_an_ensemble_can_be_the_student() -> None:
     members = random_case(rows=6, classes=5).student.logits.unflatten(0, (3, 2))
     weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    student = EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)
+    student = EnsembleOutput(
+        mean_log_probs(members, weights), members=members, weights=weights
+    )
     teacher = sparse(torch.zeros(3, 5, dtype=torch.float64), 4)
     prediction, target = teacher.paired_log_probs(student, 4.0)
     expected = student.log_probs(4.0).gather(-1, teacher.indices)
@@ -135,7 +145,11 @@ def test_every_loss_on_a_distribution_of_the_teacher_knows_top_k() -> None:
     names = []
     for name in losses.__all__:
         loss = getattr(losses, name)
-        if not issubclass(loss, DistillLoss) or loss is DistillLoss or loss.exact_logits:
+        if (
+            not issubclass(loss, DistillLoss)
+            or loss is DistillLoss
+            or loss.exact_logits
+        ):
             continue
         if not any("logits" in need for need in loss.needs):
             continue

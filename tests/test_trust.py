@@ -49,8 +49,14 @@ def test_a_checkpoint_cannot_import_a_package_of_the_folder(stranger: str) -> No
     assert stranger not in sys.modules
 
 
-def test_an_allowed_package_is_imported(stranger: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert trust.take_trust_options(["fit", "--trust", stranger, "-c", "x"]) == ["fit", "-c", "x"]
+def test_an_allowed_package_is_imported(
+    stranger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert trust.take_trust_options(["fit", "--trust", stranger, "-c", "x"]) == [
+        "fit",
+        "-c",
+        "x",
+    ]
     assert isinstance(build_network({"class_path": f"{stranger}.Net"}), nn.Linear)
     monkeypatch.setattr(trust, "_allowed", set())
     monkeypatch.setenv(trust.VARIABLE, f"other, {stranger}")
@@ -77,15 +83,20 @@ def test_a_file_of_the_folder_cannot_take_the_name_of_a_trusted_package(
 
 
 @pytest.mark.parametrize(
-    "class_path", ["os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load"]
+    "class_path",
+    ["os.system", "subprocess.Popen", "builtins.eval", "torch.load", "torch.hub.load"],
 )
 def test_nothing_but_networks_is_called_as_a_network(class_path: str) -> None:
     with pytest.raises(UserError):
-        build_network({"class_path": class_path, "init_args": {"command": "touch executed"}})
+        build_network(
+            {"class_path": class_path, "init_args": {"command": "touch executed"}}
+        )
 
 
 @pytest.mark.parametrize("place", ["model", "losses", "callbacks", "bare"])
-def test_a_run_folder_cannot_import_code(stranger: str, place: str, tmp_path: Path) -> None:
+def test_a_run_folder_cannot_import_code(
+    stranger: str, place: str, tmp_path: Path
+) -> None:
     named: object = {"class_path": f"{stranger}.Net"}
     if place == "bare":
         named = f"{stranger}.Net"
@@ -118,7 +129,10 @@ def test_a_function_in_place_of_an_optimizer_is_not_called(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    arguments = {"os.mkdir": "path: executed", "subprocess.getoutput": "cmd: touch executed"}
+    arguments = {
+        "os.mkdir": "path: executed",
+        "subprocess.getoutput": "cmd: touch executed",
+    }
     argument = arguments.get(class_path, "command: touch executed")
     config = f"model: {{init_args: {{{name}: {{class_path: {class_path}, "
     (tmp_path / "evil.yaml").write_text(config + f"init_args: {{{argument}}}}}}}}}\n")
@@ -130,7 +144,9 @@ def test_a_function_in_place_of_an_optimizer_is_not_called(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("name", ["os.system", "shutil.copytree", "builtins.eval", "json.dumps"])
+@pytest.mark.parametrize(
+    "name", ["os.system", "shutil.copytree", "builtins.eval", "json.dumps"]
+)
 def test_a_function_that_is_no_analysis_is_not_called(name: str) -> None:
     with pytest.raises(TypeError, match="not an analysis"):
         load_function(name)
@@ -174,7 +190,10 @@ def test_an_internal_error_is_a_line_and_a_file(
 @pytest.mark.parametrize(
     ("error", "message"),
     [
-        (OSError(28, "No space left on device", "runs/x"), "no space left on the disk for runs/x"),
+        (
+            OSError(28, "No space left on device", "runs/x"),
+            "no space left on the disk for runs/x",
+        ),
         (MemoryError(), "not enough memory"),
     ],
 )

@@ -25,7 +25,9 @@ META = torch.device("meta")  # a second device that every machine has
 
 def batch_of(inputs: Inputs, teacher_inputs: Inputs | None = None) -> Batch:
     target, index = torch.tensor([1, UNLABELLED, 0]), torch.tensor([7, 8, 9])
-    return Batch(inputs, target, index, view=4, split="test", teacher_inputs=teacher_inputs)
+    return Batch(
+        inputs, target, index, view=4, split="test", teacher_inputs=teacher_inputs
+    )
 
 
 def random_logits(*shape: int, scale: float = 3.0) -> Tensor:
@@ -64,7 +66,11 @@ def test_batch_to_another_device() -> None:
     assert isinstance(moved.inputs, Tensor)
     assert [t.device for t in (moved.inputs, moved.target, moved.index)] == [META] * 3
     assert (moved.view, moved.split, moved.teacher_inputs) == (4, "test", None)
-    assert batch.target.tolist() == [1, UNLABELLED, 0]  # the batch itself stays where it was
+    assert batch.target.tolist() == [
+        1,
+        UNLABELLED,
+        0,
+    ]  # the batch itself stays where it was
 
 
 def test_batch_to_moves_mappings() -> None:
@@ -104,20 +110,31 @@ def test_full_leaves_the_rest_alone(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+)
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_log_probs_normalize(temperature: float, dtype: torch.dtype, scale: float) -> None:
+def test_log_probs_normalize(
+    temperature: float, dtype: torch.dtype, scale: float
+) -> None:
     members = random_logits(4, 3, 6).clamp(-6, 6).mul(scale).to(dtype)
-    weights = torch.tensor([0.25, 0.25, 0.5], dtype=dtype)  # exact in half precision too
+    weights = torch.tensor(
+        [0.25, 0.25, 0.5], dtype=dtype
+    )  # exact in half precision too
     for output in (
         Output(members[:, 0]),
         EnsembleOutput(members[:, 0], members=members, weights=weights),
     ):
         log_probs = output.log_probs(temperature)
-        assert log_probs.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert log_probs.dtype == (
+            torch.float64 if dtype == torch.float64 else torch.float32
+        )
         assert log_probs.shape == (4, 6)
         torch.testing.assert_close(
-            log_probs.exp().sum(-1), torch.ones(4, dtype=log_probs.dtype), rtol=0, atol=1e-5
+            log_probs.exp().sum(-1),
+            torch.ones(4, dtype=log_probs.dtype),
+            rtol=0,
+            atol=1e-5,
         )
 
 
@@ -149,7 +166,8 @@ def test_ensemble_by_hand() -> None:
     # T = 2: the mean of (1/4, 3/4) and (1/2, 1/2) is (3/8, 5/8).
     # Tempering the first mean would give odds of sqrt(7/3), not of 5/3.
     ensemble = ensemble_of(
-        torch.tensor([[[0.0, 2 * math.log(3)], [0.0, 0.0]]], dtype=torch.float64), [0.5, 0.5]
+        torch.tensor([[[0.0, 2 * math.log(3)], [0.0, 0.0]]], dtype=torch.float64),
+        [0.5, 0.5],
     )
     assert ensemble.log_probs().exp().tolist() == [pytest.approx([0.3, 0.7])]
     assert ensemble.log_probs(2.0).exp().tolist() == [pytest.approx([0.375, 0.625])]
@@ -161,7 +179,8 @@ def test_ensemble_by_hand() -> None:
 def test_ensemble_weights_count() -> None:
     # 1/4 of (1/4, 3/4) and 3/4 of (1/2, 1/2): (7/16, 9/16).
     ensemble = ensemble_of(
-        torch.tensor([[[0.0, math.log(3)], [0.0, 0.0]]], dtype=torch.float64), [0.25, 0.75]
+        torch.tensor([[[0.0, math.log(3)], [0.0, 0.0]]], dtype=torch.float64),
+        [0.25, 0.75],
     )
     assert ensemble.log_probs().exp().tolist() == [pytest.approx([7 / 16, 9 / 16])]
 
@@ -178,7 +197,11 @@ def test_ensemble_of_one_is_that_one() -> None:
 
 def dense_batch() -> Batch:
     """Two texts of three tokens; the last one of the second text is padding."""
-    batch = Batch(torch.zeros(2, 3), torch.tensor([[5, UNLABELLED, 7], [8, 9, 0]]), torch.arange(2))
+    batch = Batch(
+        torch.zeros(2, 3),
+        torch.tensor([[5, UNLABELLED, 7], [8, 9, 0]]),
+        torch.arange(2),
+    )
     batch.positions = torch.tensor([0, 1, 2, 3, 4])
     return batch
 
@@ -216,7 +239,9 @@ def test_every_tensor_moves() -> None:
     batch.partner = batch.target
     batch.share = torch.ones(2)
     batch.view = torch.tensor([0, 1])
-    batch.joined = JoinedOutput(Output(torch.zeros(5, 10), {"last": torch.zeros(2, 3, 4)}))
+    batch.joined = JoinedOutput(
+        Output(torch.zeros(5, 10), {"last": torch.zeros(2, 3, 4)})
+    )
     batch.placeholder = True
     moved = batch.to(META)
     assert moved.joined is not None

@@ -17,8 +17,18 @@ SHIPPED = "kd_lightning/_shipped"
 def names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     """The files of a wheel that was built from this checkout."""
     folder = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", str(folder)]
-    done = subprocess.run([*command, str(ROOT)], capture_output=True, text=True, timeout=600)
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--wheel-dir",
+        str(folder),
+    ]
+    done = subprocess.run(
+        [*command, str(ROOT)], capture_output=True, text=True, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     [wheel] = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:

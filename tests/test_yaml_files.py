@@ -52,29 +52,45 @@ def bomb(depth: int) -> str:
     """Lists of ten aliases each: 10^depth values in a few hundred bytes."""
     lines = ["a0: &a0 [" + ", ".join("1" * 10) + "]"]
     for level in range(1, depth):
-        lines.append(f"a{level}: &a{level} [" + ", ".join([f"*a{level - 1}"] * 10) + "]")
+        lines.append(
+            f"a{level}: &a{level} [" + ", ".join([f"*a{level - 1}"] * 10) + "]"
+        )
     return "\n".join(lines)
 
 
 REFUSED = {
     "alias bomb": (bomb(20), "stands for more than"),
-    "alias bomb of mappings": (bomb(20).replace("[", "{x: [").replace("]", "]}"), "stands for"),
+    "alias bomb of mappings": (
+        bomb(20).replace("[", "{x: [").replace("]", "]}"),
+        "stands for",
+    ),
     "self-reference": ("a: &a [*a]", "line 1: the value refers to itself"),
     "self-reference through a mapping": ("a: &a {b: {c: *a}}", "refers to itself"),
     "deep": ("[" * 100 + "]" * 100, "nested more than 64 deep"),
     "deep aliases": (
-        "\n".join(["a0: &a0 [1]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 100))]),
+        "\n".join(
+            ["a0: &a0 [1]", *(f"a{n}: &a{n} [*a{n - 1}]" for n in range(1, 100))]
+        ),
         "nested more than 64 deep",
     ),
     "very deep": ("[" * 100_000, ""),
-    "duplicate key": ("a: 1\nb: 2\na: 3", "line 3: the key 'a' stands in line 1 already"),
-    "duplicate inner key": ("x:\n  a: 1\n  a: 3", "line 3: the key 'a' stands in line 2"),
+    "duplicate key": (
+        "a: 1\nb: 2\na: 3",
+        "line 3: the key 'a' stands in line 1 already",
+    ),
+    "duplicate inner key": (
+        "x:\n  a: 1\n  a: 3",
+        "line 3: the key 'a' stands in line 2",
+    ),
     "list as a key": ("? [1, 2]\n: 3", "a key must be text"),
     "mapping as a key": ("{{a: 1}: 2}", "a key must be text"),
     "5,000 digits": ("a: " + "9" * 5000, "line 1: the number 999"),
     "65 bits": ("a: 9223372036854775808", "out of range"),
     "long base 60": ("a: !!int 1" + ":59" * 2000, "out of range"),
-    "function": ("a: !!python/object/apply:os.system [ls]", "!!python/object/apply:os.s"),
+    "function": (
+        "a: !!python/object/apply:os.system [ls]",
+        "!!python/object/apply:os.s",
+    ),
     "name": ("!!python/name:os.system", "is not allowed"),
     "own tag": ("a: !mine 3", "the tag !mine is not allowed"),
     "binary": ("a: !!binary aGVsbG8=", "!!binary"),

@@ -103,7 +103,13 @@ def measure(num_rows: int, views: int, top_k: int, budget_mb: int) -> dict[str, 
     """Write a cache, and read it in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         size = write_cache(Path(folder), num_rows, views, top_k)
-        command = [sys.executable, __file__, "--read", folder, f"--budget-mb={budget_mb}"]
+        command = [
+            sys.executable,
+            __file__,
+            "--read",
+            folder,
+            f"--budget-mb={budget_mb}",
+        ]
         process = subprocess.run(command, capture_output=True, text=True, check=True)
     added, microseconds = map(float, process.stdout.split())
     return {
@@ -118,16 +124,25 @@ def parse_options() -> argparse.Namespace:
     """The options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--rows", type=int, default=1_281_167, help="samples; by default those of ImageNet-1k"
+        "--rows",
+        type=int,
+        default=1_281_167,
+        help="samples; by default those of ImageNet-1k",
     )
     parser.add_argument(
-        "--views", type=int, nargs="+", default=[2, 20], help="views of each measured cache"
+        "--views",
+        type=int,
+        nargs="+",
+        default=[2, 20],
+        help="views of each measured cache",
     )
     parser.add_argument("--top-k", type=int, default=10, help="logits per sample")
     parser.add_argument(
         "--budget-mb", type=int, default=256, help="memory budget, as in CachedTeacher"
     )
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("memory.json"))
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("memory.json")
+    )
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args()
 

@@ -74,7 +74,12 @@ SHORT = [
 
 TEACHER = [
     "fit",
-    *configs("trainer.yaml", "data/digits.yaml", "teachers/digits_mlp.yaml", "loggers/csv.yaml"),
+    *configs(
+        "trainer.yaml",
+        "data/digits.yaml",
+        "teachers/digits_mlp.yaml",
+        "loggers/csv.yaml",
+    ),
     *SHORT,
 ]
 

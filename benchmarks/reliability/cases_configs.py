@@ -23,7 +23,13 @@ POSITIVE_INTEGERS = (
 )
 FRACTIONS = ("data.fraction", "data.label_fraction")
 RATES = ("model.optimizer.lr", "model.scheduler.max_lr")
-CHOICES = ("matmul_precision", "run.test", "run.wandb", "trainer.precision", "trainer.accelerator")
+CHOICES = (
+    "matmul_precision",
+    "run.test",
+    "run.wandb",
+    "trainer.precision",
+    "trainer.accelerator",
+)
 STUDENT_NUMBERS = (
     "model.losses.kd.temperature",
     "model.losses.kd.weight",
@@ -44,7 +50,18 @@ BAD_INTEGERS = (
     "{a: 1}",
     HUGE_INTEGER,
 )
-BAD_FRACTIONS = ("0", "-0.1", "1.1", "nan", "inf", "-inf", "x", "[0.5]", "{a: 1}", "1e308")
+BAD_FRACTIONS = (
+    "0",
+    "-0.1",
+    "1.1",
+    "nan",
+    "inf",
+    "-inf",
+    "x",
+    "[0.5]",
+    "{a: 1}",
+    "1e308",
+)
 BAD_RATES = ("-1", "nan", "inf", "-inf", "x", "[0.1]", "{a: 1}", HUGE_INTEGER)
 BAD_CHOICES = ("x", "''", "1.5", "[highest]", "{a: 1}", "HIGHEST ", "null null")
 BAD_STUDENT_NUMBERS = ("-1", "nan", "inf", "-inf", "x", "[1]", "{a: 1}", "1e400")
@@ -236,7 +253,9 @@ SPEC_CHANGES: dict[str, dict[str, object]] = {
     "needs unknown run": {"runs": {"a": {"needs": {"model.teacher.checkpoint": "b"}}}},
     "needs itself": {"runs": {"a": {"needs": {"model.teacher.checkpoint": "a"}}}},
     "needs a list": {"runs": {"a": {"needs": ["b"]}}},
-    "needs with an at sign": {"runs": {"a": {"needs": {"model.teacher.checkpoint": "x@y"}}}},
+    "needs with an at sign": {
+        "runs": {"a": {"needs": {"model.teacher.checkpoint": "x@y"}}}
+    },
     "needs null": {"runs": {"a": {"needs": {"model.teacher.checkpoint": None}}}},
     "needs in a circle": {
         "runs": {"a": {"needs": {"x": "b"}}, "b": {"needs": {"x": "a"}}},
@@ -303,7 +322,9 @@ def option_cases(trained: Trained) -> Iterator[Case]:
             arguments = [*student(str(trained.checkpoint)), f"--{option}={value}"]
             yield Case("options", f"{option}={value[:12]}", arguments)
     yield Case("options", "good", TEACHER, expected="accepted")
-    yield Case("options", "good student", student(str(trained.checkpoint)), expected="accepted")
+    yield Case(
+        "options", "good student", student(str(trained.checkpoint)), expected="accepted"
+    )
     for name, argument in SINGLE_OPTIONS.items():
         yield Case("options", name, [*TEACHER, argument])
 
@@ -410,7 +431,9 @@ def compare_cases(trained: Trained) -> Iterator[Case]:
         yield Case("compare", f"run.json {name}", arguments, prepare, "either")
     for name, text in YAML_TEXTS.items():
         prepare_config = partial(damage_config, trained.student, text)
-        yield Case("compare", f"config {name}", ["compare", "runs/b"], prepare_config, "either")
+        yield Case(
+            "compare", f"config {name}", ["compare", "runs/b"], prepare_config, "either"
+        )
     for arguments in (
         ["compare"],
         ["compare", "nothing"],

@@ -14,7 +14,9 @@ from cases import SHORT, Case, Trained, configs, nothing
 Prepare = Callable[[Path], None]
 
 
-def image(size: tuple[int, int] = (16, 16), mode: str = "RGB", kind: str = "PNG") -> bytes:
+def image(
+    size: tuple[int, int] = (16, 16), mode: str = "RGB", kind: str = "PNG"
+) -> bytes:
     """An encoded image."""
     from PIL import Image
 
@@ -132,7 +134,9 @@ def image_cases(trained: Trained) -> Iterator[Case]:
     sizes = ("[0, 0]", "[-1, 4]", "x", "[8]", "[100000, 100000]", "0", "[1.5, 2]")
     for size in sizes:
         prepare = partial(folder_of_images, lambda folder: None)
-        yield Case("images", f"size {size}", [*arguments, f"--data.size={size}"], prepare)
+        yield Case(
+            "images", f"size {size}", [*arguments, f"--data.size={size}"], prepare
+        )
 
 
 def lines(*rows: str) -> bytes:
@@ -140,7 +144,9 @@ def lines(*rows: str) -> bytes:
     return ("\n".join(rows) + "\n").encode()
 
 
-GOOD = tuple(f"{label}\tsentence number {n}" for n in range(20) for label in ("neg", "pos"))
+GOOD = tuple(
+    f"{label}\tsentence number {n}" for n in range(20) for label in ("neg", "pos")
+)
 HEAD = "label\tsentence"
 
 TEXTS: dict[str, tuple[bytes, str]] = {
@@ -163,7 +169,14 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "very long line": (lines(HEAD, *GOOD, "neg\t" + "a " * 200_000), "either"),
     "open quote": (lines(HEAD, *GOOD, 'neg\t"a'), "either"),
     "numeric labels of two forms": (
-        lines(HEAD, *(f"{label}\tsentence {n}" for n in range(10) for label in ("1", "1.0", "0"))),
+        lines(
+            HEAD,
+            *(
+                f"{label}\tsentence {n}"
+                for n in range(10)
+                for label in ("1", "1.0", "0")
+            ),
+        ),
         "either",
     ),
     "byte order mark": (b"\xef\xbb\xbf" + lines(HEAD, *GOOD), "either"),
@@ -215,7 +228,10 @@ TABLES: dict[str, tuple[bytes, str]] = {
     "a field too few": (lines(*TABLE, "1,1"), "refused"),
     "bytes": (b"\xff\xfe\x00\x01" * 50, "refused"),
     "one row": (lines("x,z,y", "1,2,a"), "refused"),
-    "constant column": (lines("x,z,y", *(f"1,{n},{'ab'[n % 2]}" for n in range(40))), "either"),
+    "constant column": (
+        lines("x,z,y", *(f"1,{n},{'ab'[n % 2]}" for n in range(40))),
+        "either",
+    ),
     "huge number": (lines(*TABLE, f"{'9' * 400},1,a"), "refused"),
     "semicolons": (lines(*TABLE).replace(b",", b";"), "either"),
 }
@@ -230,7 +246,9 @@ def table_cases(trained: Trained) -> Iterator[Case]:
     """Tables."""
     arguments = [
         "fit",
-        *configs("trainer.yaml", "data/tabular.yaml", "teachers/breast_cancer_mlp.yaml"),
+        *configs(
+            "trainer.yaml", "data/tabular.yaml", "teachers/breast_cancer_mlp.yaml"
+        ),
         *configs("loggers/csv.yaml"),
         *SHORT,
         "--data.root=.",
@@ -258,14 +276,18 @@ def write_mnist(change: Prepare, folder: Path) -> None:
 MNIST: dict[str, Prepare] = {
     "good": nothing,
     "images cut": put(
-        "train-images-idx3-ubyte", struct.pack(">IIII", 2051, 60_000, 28, 28) + bytes(99)
+        "train-images-idx3-ubyte",
+        struct.pack(">IIII", 2051, 60_000, 28, 28) + bytes(99),
     ),
     "images empty": put("train-images-idx3-ubyte", b""),
     "wrong magic": put("train-images-idx3-ubyte", bytes(4000)),
     "labels above nine": put(
-        "train-labels-idx1-ubyte", struct.pack(">II", 2049, 60_000) + bytes([99] * 60_000)
+        "train-labels-idx1-ubyte",
+        struct.pack(">II", 2049, 60_000) + bytes([99] * 60_000),
     ),
-    "labels too few": put("train-labels-idx1-ubyte", struct.pack(">II", 2049, 5) + bytes(5)),
+    "labels too few": put(
+        "train-labels-idx1-ubyte", struct.pack(">II", 2049, 5) + bytes(5)
+    ),
     "declares too many": put(
         "train-images-idx3-ubyte", struct.pack(">IIII", 2051, 2**31 - 1, 28, 28)
     ),

@@ -90,7 +90,9 @@ def without_own(key: str) -> Callable[[Content], object]:
     return lambda content: content["kd_lightning"].pop(key)
 
 
-def first_weight(edit: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Content], object]:
+def first_weight(
+    edit: Callable[[torch.Tensor], torch.Tensor],
+) -> Callable[[Content], object]:
     """Change the first weight matrix."""
 
     def change_weight(content: Content) -> None:
@@ -127,7 +129,9 @@ CHANGES: dict[str, Callable[[Content], object]] = {
     "network empty": own("network", {}),
     "network without class": own("network", {"init_args": {}}),
     "network class a number": own("network", {"class_path": 3}),
-    "network class unknown": own("network", {"class_path": "kd_lightning.models.Nothing"}),
+    "network class unknown": own(
+        "network", {"class_path": "kd_lightning.models.Nothing"}
+    ),
     "network class os.system": own("network", {"class_path": "os.system"}),
     "network arguments a list": own(
         "network", {"class_path": "kd_lightning.models.MLP", "init_args": [1]}
@@ -139,9 +143,15 @@ CHANGES: dict[str, Callable[[Content], object]] = {
     "spec a list": own("spec", [1]),
     "spec empty": own("spec", {}),
     "spec a text": own("spec", "x"),
-    "spec classes a number": lambda c: c["kd_lightning"]["spec"].__setitem__("classes", 3),
-    "spec count a text": lambda c: c["kd_lightning"]["spec"].__setitem__("num_classes", "x"),
-    "spec count negative": lambda c: c["kd_lightning"]["spec"].__setitem__("num_classes", -1),
+    "spec classes a number": lambda c: c["kd_lightning"]["spec"].__setitem__(
+        "classes", 3
+    ),
+    "spec count a text": lambda c: c["kd_lightning"]["spec"].__setitem__(
+        "num_classes", "x"
+    ),
+    "spec count negative": lambda c: c["kd_lightning"]["spec"].__setitem__(
+        "num_classes", -1
+    ),
     "data a list": own("data", [1]),
     "teacher a text": own("teacher", "x"),
     "weights missing": lambda content: content.pop("state_dict"),
@@ -150,14 +160,18 @@ CHANGES: dict[str, Callable[[Content], object]] = {
     "weights with integer keys": entry("state_dict", {1: torch.zeros(2)}),
     "weights of text": entry("state_dict", {"network.head.weight": "x"}),
     "weight missing": lambda c: c["state_dict"].pop(next(iter(c["state_dict"]))),
-    "weight too many": lambda c: c["state_dict"].__setitem__("network.more", torch.zeros(2)),
+    "weight too many": lambda c: c["state_dict"].__setitem__(
+        "network.more", torch.zeros(2)
+    ),
     "weight of another shape": first_weight(lambda w: w[:-1].clone()),
     "weight of integers": first_weight(lambda w: w.to(torch.int8)),
     "weight of bools": first_weight(lambda w: w > 0),
     "weight complex": first_weight(lambda w: w.to(torch.complex64)),
     "weight sparse": first_weight(lambda w: w.to_sparse()),
     "weight meta": first_weight(lambda w: w.to("meta")),
-    "weight quantized": first_weight(lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)),
+    "weight quantized": first_weight(
+        lambda w: torch.quantize_per_tensor(w, 0.1, 0, torch.qint8)
+    ),
     "weight NaN": first_weight(filled(float("nan"))),
     "weight infinite": first_weight(filled(float("inf"))),
 }
@@ -242,7 +256,9 @@ def checkpoint_cases(trained: Trained) -> Iterator[Case]:
         prepare = partial(truncate, source, percent / 100)
         yield Case("checkpoints", f"first {percent}% of a file", teach, prepare)
     for seed in range(40):
-        yield Case("checkpoints", f"flipped bit {seed}", teach, partial(flip_bit, source, seed))
+        yield Case(
+            "checkpoints", f"flipped bit {seed}", teach, partial(flip_bit, source, seed)
+        )
     for name, edit in CHANGES.items():
         odd = name in TOLERATED
         expected = "either" if odd else "refused"
@@ -360,7 +376,11 @@ def cache_cases(trained: Trained) -> Iterator[Case]:
         for bad in values:
             prepare_key = partial(change_manifest, trained.cache, key, bad)
             # An entry may be optional: then its absence is no error.
-            expected = "either" if bad is None or bad == "REMOVE" or bad == value else "refused"
+            expected = (
+                "either"
+                if bad is None or bad == "REMOVE" or bad == value
+                else "refused"
+            )
             name = f"manifest {key} = {bad}"
             yield Case("caches", name, arguments, prepare_key, expected)  # type: ignore[arg-type]
     files = sum(path.suffix != ".json" for path in trained.cache.iterdir())

@@ -206,7 +206,10 @@ def kd(arguments: list[str]) -> Callable[[], int]:
 
 
 def run(
-    arguments: list[str], folder: Path, seconds: float = 60.0, memory_bytes: int = 4 * GIB
+    arguments: list[str],
+    folder: Path,
+    seconds: float = 60.0,
+    memory_bytes: int = 4 * GIB,
 ) -> Finished:
     """Run `kd ARGUMENTS` in a child and wait for it.
 

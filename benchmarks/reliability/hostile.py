@@ -33,7 +33,14 @@ from cases_configs import SPEC
 from malformed import LIMIT_S, train
 
 MARK = "executed"
-FAULTS = ("executed", "escape sequence", "traceback", "hang", "crash", "refused wrongly")
+FAULTS = (
+    "executed",
+    "escape sequence",
+    "traceback",
+    "hang",
+    "crash",
+    "refused wrongly",
+)
 ESCAPE = "\x1b"
 
 SYSTEM = ("os.system", {"command": f"touch {MARK}"})
@@ -94,7 +101,9 @@ class Executed:
 def stranger(folder: Path) -> None:
     """A module in the current folder whose import creates the mark."""
     code = f"import torch\nopen({MARK!r}, 'w')\n"
-    code += "class Net(torch.nn.Linear):\n    def __init__(self): super().__init__(2, 2)\n"
+    code += (
+        "class Net(torch.nn.Linear):\n    def __init__(self): super().__init__(2, 2)\n"
+    )
     code += "def make() -> torch.nn.Module:\n    return Net()\n"
     (folder / "stranger.py").write_text(code)
     (folder / "hubconf.py").write_text(code + "net = make\n")
@@ -106,7 +115,9 @@ def pickled(how: str) -> bytes:
     if how == "raw":
         return pickle.dumps({"state_dict": Executed()})
     buffer = io.BytesIO()
-    torch.save({"state_dict": Executed()}, buffer, _use_new_zipfile_serialization=how == "zip")
+    torch.save(
+        {"state_dict": Executed()}, buffer, _use_new_zipfile_serialization=how == "zip"
+    )
     return buffer.getvalue()
 
 
@@ -123,7 +134,9 @@ def pickle_cases(trained: Trained) -> Iterator[Case]:
         content = pickled(how)
         for suffix in (".ckpt", ".pt", ".pth", ".bin", ".th", ".pkl", ".safetensors"):
             prepare = partial(write_file, f"x{suffix}", content)
-            yield Case("pickles", f"{how} {suffix} teacher", student(f"x{suffix}"), prepare)
+            yield Case(
+                "pickles", f"{how} {suffix} teacher", student(f"x{suffix}"), prepare
+            )
         prepare = partial(write_file, "x.ckpt", content)
         start = [*TEACHER, "--model.init_from=x.ckpt"]
         yield Case("pickles", f"{how} init_from", start, prepare)
@@ -131,7 +144,10 @@ def pickle_cases(trained: Trained) -> Iterator[Case]:
             arguments = [command, *TEACHER[1:], "--ckpt_path=x.ckpt"]
             yield Case("pickles", f"{how} kd {command}", arguments, prepare)
         members = "--model.teacher={class_path: kd_lightning.teachers.EnsembleTeacher, init_args: "
-        ensemble = [*student("x.ckpt")[:-1], members + "{teachers: [{checkpoint: x.ckpt}]}}"]
+        ensemble = [
+            *student("x.ckpt")[:-1],
+            members + "{teachers: [{checkpoint: x.ckpt}]}}",
+        ]
         yield Case("pickles", f"{how} ensemble", ensemble, prepare)
 
 
@@ -169,7 +185,9 @@ def argument_cases(trained: Trained) -> Iterator[Case]:
             if place in LISTS:
                 value = [value]
             argument = f"{option}={json.dumps(value)}"
-            yield Case("arguments", f"{place} {class_path}", [*TEACHER, argument], stranger)
+            yield Case(
+                "arguments", f"{place} {class_path}", [*TEACHER, argument], stranger
+            )
 
 
 def run_folder_cases(trained: Trained) -> Iterator[Case]:
@@ -201,12 +219,19 @@ def yaml_cases(trained: Trained) -> Iterator[Case]:
     for tag in TAGS:
         config = partial(write_file, "x.yaml", f"model: {tag}\n".encode())
         yield Case("YAML", f"config {tag}", [*TEACHER, "-c", "x.yaml"], config)
-        yield Case("YAML", f"argument {tag}", [*TEACHER, f"--model.network={tag}"], stranger)
+        yield Case(
+            "YAML", f"argument {tag}", [*TEACHER, f"--model.network={tag}"], stranger
+        )
         yield Case("YAML", f"losses {tag}", [*TEACHER, f"--model={tag}"], stranger)
         spec = partial(write_file, "x.yaml", f"title: {tag}\n".encode())
         yield Case("YAML", f"spec {tag}", ["reproduce", "x.yaml", "--dry-run"], spec)
         good = partial(write_file, "x.yaml", yaml.safe_dump(SPEC).encode())
-        setting = ["reproduce", "x.yaml", "--dry-run", f"--set=trainer.max_epochs={tag}"]
+        setting = [
+            "reproduce",
+            "x.yaml",
+            "--dry-run",
+            f"--set=trainer.max_epochs={tag}",
+        ]
         yield Case("YAML", f"set {tag}", setting, good)
         run = partial(write_text_config, trained.teacher, f"model: {tag}\n")
         test = ["test", "--ckpt_path=run/checkpoints/last.ckpt"]
@@ -260,7 +285,9 @@ def good_cases(trained: Trained) -> Iterator[Case]:
     good_run = partial(copy_run, trained.teacher, "good")
     test = ["test", "--ckpt_path=runs/good/checkpoints/last.ckpt"]
     yield Case("good", "run folder", test, good_run, "accepted")
-    yield Case("good", "checkpoint", student(str(trained.checkpoint)), expected="accepted")
+    yield Case(
+        "good", "checkpoint", student(str(trained.checkpoint)), expected="accepted"
+    )
     spec = partial(write_file, "x.yaml", yaml.safe_dump(SPEC).encode())
     dry = ["reproduce", "x.yaml", "--dry-run"]
     yield Case("good", "experiment", dry, spec, "accepted")
@@ -293,9 +320,13 @@ def main() -> int:
     """Run the cases, print a table and the faults; returns 1 if there are faults."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--group", default="", help="only this group")
-    options.add_argument("--sample", type=int, default=0, help="only this many, drawn at random")
+    options.add_argument(
+        "--sample", type=int, default=0, help="only this many, drawn at random"
+    )
     options.add_argument("--seed", type=int, default=0, help="of the draw")
-    options.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    options.add_argument(
+        "--output", type=Path, help="write the figures to this JSON file"
+    )
     arguments = options.parse_args()
     harness.import_everything()
     counts: dict[str, Counter[str]] = {}
@@ -303,7 +334,9 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="kd-hostile-") as name:
         home = Path(name)
         trained = train(home)
-        cases = [c for group in GROUPS for c in group(trained) if arguments.group in c.group]
+        cases = [
+            c for group in GROUPS for c in group(trained) if arguments.group in c.group
+        ]
         if arguments.sample:
             controls = [case for case in cases if case.expected == "accepted"]
             drawn = random.Random(arguments.seed).sample(cases, arguments.sample)
@@ -316,10 +349,14 @@ def main() -> int:
             how = verdict(case, finished, folder)
             counts.setdefault(case.group, Counter())[how] += 1
             if how not in ("refused", "accepted"):
-                faults.append(f"{case.group}: {case.name}: {how}: {finished.err.strip()[:250]}")
+                faults.append(
+                    f"{case.group}: {case.name}: {how}: {finished.err.strip()[:250]}"
+                )
                 print(faults[-1].replace(ESCAPE, "ESC"), flush=True)
             shutil.rmtree(folder)
-            print(f"{number + 1} of {len(cases)}", end="\r", file=sys.stderr, flush=True)
+            print(
+                f"{number + 1} of {len(cases)}", end="\r", file=sys.stderr, flush=True
+            )
     columns = ("refused", "accepted", *FAULTS)
     print(f"| group | cases | {' | '.join(columns)} |")
     print(f"| --- |{' ---: |' * (len(columns) + 1)}")
@@ -327,7 +364,9 @@ def main() -> int:
         numbers = " | ".join(str(group_counts[column]) for column in columns)
         print(f"| {group} | {group_counts.total()} | {numbers} |")
     if arguments.output:
-        arguments.output.write_text(json.dumps({"counts": counts, "faults": faults}, indent=2))
+        arguments.output.write_text(
+            json.dumps({"counts": counts, "faults": faults}, indent=2)
+        )
     return int(bool(faults))
 
 

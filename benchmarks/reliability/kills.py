@@ -33,7 +33,9 @@ import harness
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 LIMIT_S = 180.0
-JITTER = "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixels: 1}}]"
+JITTER = (
+    "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixels: 1}}]"
+)
 SPEC = """\
 title: A small experiment
 claim: Killed experiments finish with the same rows.
@@ -121,7 +123,13 @@ def checksum_of_run(folder: Path) -> str:
     digest = hashlib.sha256((folder / "run" / "metrics.csv").read_bytes())
     for name in ("last.ckpt", "best.ckpt"):
         content = torch.load(folder / "run" / "checkpoints" / name, weights_only=True)
-        for key in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        for key in (
+            "epoch",
+            "global_step",
+            "state_dict",
+            "optimizer_states",
+            "lr_schedulers",
+        ):
             _update(digest, content[key])
     return digest.hexdigest()
 
@@ -226,7 +234,9 @@ def trial(
     if scenario.result(folder) != expected:
         return "different", str(folder)
     leftovers = [
-        path for path in folder.rglob(".*") if path.is_file() and "wandb" not in path.parts
+        path
+        for path in folder.rglob(".*")
+        if path.is_file() and "wandb" not in path.parts
     ]
     if leftovers:
         return "leftovers", ", ".join(path.name for path in leftovers[:3])
@@ -236,7 +246,9 @@ def trial(
 
 def scenarios(folder: Path) -> Iterable[Scenario]:
     """All scenarios; a teacher for the students is trained first."""
-    teacher_run = harness.run([*TEACHER, "--trainer.max_epochs=3"], folder / "teacher", LIMIT_S)
+    teacher_run = harness.run(
+        [*TEACHER, "--trainer.max_epochs=3"], folder / "teacher", LIMIT_S
+    )
     assert teacher_run.code == 0, teacher_run.err
     teacher = folder / "teacher" / "run" / "checkpoints" / "last.ckpt"
     fit = [*TEACHER, "--trainer.max_epochs=6"]
@@ -245,21 +257,36 @@ def scenarios(folder: Path) -> Iterable[Scenario]:
     spec.write_text(SPEC)
     cache = [
         "cache",
-        *config_arguments("trainer.yaml", "data/digits.yaml", "pairs/digits_mlp256_mlp16.yaml"),
+        *config_arguments(
+            "trainer.yaml", "data/digits.yaml", "pairs/digits_mlp256_mlp16.yaml"
+        ),
         *config_arguments("methods/kd.yaml"),
         JITTER,
         "--data.views=4",
         f"--model.teacher.checkpoint={teacher}",
         "--output=cache",
     ]
-    reproduce = ["reproduce", str(spec), "--store=store", "--output=results", "--workers=2"]
+    reproduce = [
+        "reproduce",
+        str(spec),
+        "--store=store",
+        "--output=results",
+        "--workers=2",
+    ]
     yield Scenario("fit a teacher", fit, checksum_of_run)
     yield Scenario("distill with KD", student(teacher, "kd"), checksum_of_run)
-    yield Scenario("distill with FitNets (adapter)", student(teacher, "fitnets"), checksum_of_run)
-    small_bank = ["--model.losses.crd.num_negatives=64", "--model.losses.crd.dimensions=16"]
+    yield Scenario(
+        "distill with FitNets (adapter)", student(teacher, "fitnets"), checksum_of_run
+    )
+    small_bank = [
+        "--model.losses.crd.num_negatives=64",
+        "--model.losses.crd.dimensions=16",
+    ]
     crd = [*student(teacher, "crd"), *small_bank]
     yield Scenario("distill with CRD (adapters, memory)", crd, checksum_of_run)
-    yield Scenario("fill a cache", cache, checksum_of_cache, resumes_from_checkpoint=False)
+    yield Scenario(
+        "fill a cache", cache, checksum_of_cache, resumes_from_checkpoint=False
+    )
     yield Scenario(
         "reproduce, two workers",
         reproduce,
@@ -267,11 +294,18 @@ def scenarios(folder: Path) -> Iterable[Scenario]:
         resumes_from_checkpoint=False,
     )
     yield Scenario(
-        "large checkpoints, TMPDIR elsewhere", wide, checksum_of_run, temporary_elsewhere=True
+        "large checkpoints, TMPDIR elsewhere",
+        wide,
+        checksum_of_run,
+        temporary_elsewhere=True,
     )
     yield Scenario("full disk", fit, checksum_of_run, fills_disk=True)
     yield Scenario(
-        "full disk, cache", cache, checksum_of_cache, resumes_from_checkpoint=False, fills_disk=True
+        "full disk, cache",
+        cache,
+        checksum_of_cache,
+        resumes_from_checkpoint=False,
+        fills_disk=True,
     )
 
 
@@ -280,8 +314,12 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--trials", type=int, default=120, help="over all scenarios")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--only", default="", help="scenarios whose name contains this text")
-    options.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    options.add_argument(
+        "--only", default="", help="scenarios whose name contains this text"
+    )
+    options.add_argument(
+        "--output", type=Path, help="write the figures to this JSON file"
+    )
     arguments = options.parse_args()
     harness.import_everything()
     tallies: dict[str, Tally] = {}
@@ -300,7 +338,9 @@ def main() -> int:
             expected = scenario.result(home / "whole")
             for number in range(per_scenario):
                 seed = f"{arguments.seed} {scenario.name} {number}"
-                tally.add(*trial(scenario, expected, whole.seconds, seed, home / str(number)))
+                tally.add(
+                    *trial(scenario, expected, whole.seconds, seed, home / str(number))
+                )
                 print(f"{scenario.name}: {dict(tally.counts)}", end="\r", flush=True)
             print()
             for example in tally.examples[:3]:

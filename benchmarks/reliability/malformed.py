@@ -55,7 +55,9 @@ def train(folder: Path) -> Trained:
         "--output=cache",
     ]
     _succeed(harness.run(cache, folder / "cache"))
-    return Trained(teacher / "run", folder / "student" / "run", folder / "cache" / "cache")
+    return Trained(
+        teacher / "run", folder / "student" / "run", folder / "cache" / "cache"
+    )
 
 
 def _succeed(finished: harness.Finished) -> None:
@@ -97,10 +99,15 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--group", default="", help="only this group")
     options.add_argument(
-        "--sample", type=int, default=0, help="only the good inputs and this many others, at random"
+        "--sample",
+        type=int,
+        default=0,
+        help="only the good inputs and this many others, at random",
     )
     options.add_argument("--seed", type=int, default=0, help="of the draw")
-    options.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    options.add_argument(
+        "--output", type=Path, help="write the figures to this JSON file"
+    )
     arguments = options.parse_args()
     harness.import_everything()
     counts: dict[str, Counter[str]] = {}
@@ -117,9 +124,13 @@ def main() -> int:
             how = verdict(case, finished)
             counts.setdefault(case.group, Counter())[how] += 1
             if how in FAULTS:
-                faults.append(f"{case.group}: {case.name}: {how}: {finished.err.strip()[:250]}")
+                faults.append(
+                    f"{case.group}: {case.name}: {how}: {finished.err.strip()[:250]}"
+                )
                 print(faults[-1], flush=True)
-            print(f"{number + 1} of {len(cases)}", end="\r", file=sys.stderr, flush=True)
+            print(
+                f"{number + 1} of {len(cases)}", end="\r", file=sys.stderr, flush=True
+            )
     columns = ("refused", "accepted", *FAULTS)
     print(f"| group | cases | {' | '.join(columns)} |")
     print(f"| --- |{' ---: |' * (len(columns) + 1)}")

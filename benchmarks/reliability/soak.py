@@ -64,7 +64,10 @@ def measure(minutes: float, folder: Path) -> list[dict[str, float]]:
     while time.monotonic() - began < 60 * minutes:
         run_began = time.monotonic()
         number = len(measurements)
-        assert main([*arguments, f"--seed_everything={number}", f"--run.dir=run{number}"]) == 0
+        assert (
+            main([*arguments, f"--seed_everything={number}", f"--run.dir=run{number}"])
+            == 0
+        )
         measurements.append(
             {
                 "minutes": (time.monotonic() - began) / 60,
@@ -81,7 +84,9 @@ def main() -> int:
     """Measure, print the second and the last quarter, and return 1 if something grew."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--minutes", type=float, default=40.0)
-    options.add_argument("--output", type=Path, help="write all measurements to this JSON file")
+    options.add_argument(
+        "--output", type=Path, help="write all measurements to this JSON file"
+    )
     arguments = options.parse_args()
     output = arguments.output.resolve() if arguments.output else None
     harness.import_everything()

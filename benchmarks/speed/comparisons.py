@@ -38,8 +38,18 @@ MLP_COMPARISONS: tuple[Comparison, ...] = (
     ("the same, plain SGD on both sides", "live, plain SGD", "by hand", ""),
     ("cached teacher, ours / floor with live teacher", "cached", "by hand", "<= 0.62"),
     ("the same, plain SGD on both sides (cached)", "cached, plain SGD", "by hand", ""),
-    ("cached soft targets by hand / floor with live teacher", "by hand, cached", "by hand", ""),
-    ("cached distillation / plain student, both ours", "cached", "student alone", "<= 1.05"),
+    (
+        "cached soft targets by hand / floor with live teacher",
+        "by hand, cached",
+        "by hand",
+        "",
+    ),
+    (
+        "cached distillation / plain student, both ours",
+        "cached",
+        "student alone",
+        "<= 1.05",
+    ),
     (
         "the switch SGD(fused=True), live teacher: with / without",
         "live",
@@ -165,7 +175,9 @@ def commands(options: argparse.Namespace) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         workloads: Workloads = {
             "kd fit": partial(_command_seconds, [*fit, f"--run.root={folder}"]),
-            "import": partial(_command_seconds, [sys.executable, "-c", "import lightning"]),
+            "import": partial(
+                _command_seconds, [sys.executable, "-c", "import lightning"]
+            ),
         }
         timings = interleave(workloads, options.rounds)
     name = "kd fit to the first step on digits / import lightning"
@@ -187,21 +199,27 @@ def inputs(options: argparse.Namespace) -> list[Row]:
 
     def seconds_per_image(batch_size: int) -> float:
         data = MNISTDataModule(
-            root=options.data_root, batch_size=batch_size, validation=0.0, augment=[Jitter(2)]
+            root=options.data_root,
+            batch_size=batch_size,
+            validation=0.0,
+            augment=[Jitter(2)],
         )
         seconds = epoch_seconds(data, itertools.islice(epochs, 10))
         images = len(seconds) * len(data.source("train"))
         return sum(seconds) / images
 
     workloads: Workloads = {
-        str(batch_size): partial(seconds_per_image, batch_size) for batch_size in (128, 1024)
+        str(batch_size): partial(seconds_per_image, batch_size)
+        for batch_size in (128, 1024)
     }
     timings = interleave(workloads, options.rounds)
     rows = []
     for batch_size in workloads:
         speeds = [1e-6 / seconds for seconds in timings.seconds[batch_size]]
         name = f"input, jittered MNIST, batch {batch_size}"
-        rows.append(value_row(name, speeds, "million/s", timings.dropped, ">= 1 million/s"))
+        rows.append(
+            value_row(name, speeds, "million/s", timings.dropped, ">= 1 million/s")
+        )
     return rows
 
 
@@ -225,7 +243,9 @@ def mlps(options: argparse.Namespace) -> list[Row]:
             "live, plain SGD": partial(live_run, optimizer=SGD),
             "cached, plain SGD": partial(cached_run, optimizer=SGD),
             "student alone": partial(plain, student, data, steps),
-            "by hand, cached": partial(by_hand, student, teacher, data, steps, cached=True),
+            "by hand, cached": partial(
+                by_hand, student, teacher, data, steps, cached=True
+            ),
             "live, medium": partial(at_precision, "medium", live_run),
             "cached, medium": partial(at_precision, "medium", cached_run),
             "live, compiled": partial(live_run, switch=CompileNetworks()),
@@ -286,7 +306,9 @@ def resnets(options: argparse.Namespace) -> list[Row]:
     last_run = partial(first_run, channels_last=True)
     workloads: Workloads = {
         "by hand": partial(by_hand, student, teacher, data, steps),
-        "by hand, channels last": partial(by_hand, student_last, teacher_last, data, steps),
+        "by hand, channels last": partial(
+            by_hand, student_last, teacher_last, data, steps
+        ),
         "channels first": first_run,
         "channels last": last_run,
         "folded": partial(last_run, switch=FoldTeachers()),

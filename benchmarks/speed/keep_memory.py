@@ -37,7 +37,9 @@ THREADS = 2
 
 def input_seconds(root: str | None, batch_size: int) -> float:
     """Seconds per epoch of jittered MNIST, the median of seven epochs."""
-    data = MNISTDataModule(root=root, batch_size=batch_size, validation=0.0, augment=[Jitter(2)])
+    data = MNISTDataModule(
+        root=root, batch_size=batch_size, validation=0.0, augment=[Jitter(2)]
+    )
     # The first two epochs warm up.
     measured = epoch_seconds(data, range(9))[2:]
     return statistics.median(measured)
@@ -91,7 +93,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder of the data sets")
     parser.add_argument("--rounds", type=int, default=9, help="rounds to measure")
     parser.add_argument("--child", choices=[KEPT, GIVEN_BACK], help=argparse.SUPPRESS)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "keep_memory.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "keep_memory.json"
+    )
     return parser.parse_args()
 
 
@@ -117,7 +121,13 @@ def main() -> None:
         timings = Timings(values, dropped=0)
         median, low, high = timings.ratio(KEPT, GIVEN_BACK)
         medians = {side: timings.median(side) for side in results}
-        row = {"workload": name, "value": median, "low": low, "high": high, "medians": medians}
+        row = {
+            "workload": name,
+            "value": median,
+            "low": low,
+            "high": high,
+            "medians": medians,
+        }
         rows.append(row)
         ratio = f"{median:.3f} [{low:.3f}, {high:.3f}]"
         print(f"{name}: {KEPT} / {GIVEN_BACK} {ratio}, {medians}")

@@ -56,9 +56,20 @@ def _torchdistill_config(batch_size: int) -> dict[str, Any]:
                 "drop_last": False,
             },
         },
-        "teacher": {"forward_proc": "forward_batch_only", "requires_grad": False, "wrapper": None},
-        "student": {"forward_proc": "forward_batch_only", "requires_grad": True, "wrapper": None},
-        "optimizer": {"key": "SGD", "kwargs": {"lr": 0.01, "momentum": 0.9, "nesterov": True}},
+        "teacher": {
+            "forward_proc": "forward_batch_only",
+            "requires_grad": False,
+            "wrapper": None,
+        },
+        "student": {
+            "forward_proc": "forward_batch_only",
+            "requires_grad": True,
+            "wrapper": None,
+        },
+        "optimizer": {
+            "key": "SGD",
+            "kwargs": {"lr": 0.01, "momentum": 0.9, "nesterov": True},
+        },
         "criterion": LOSS,
     }
 
@@ -88,7 +99,9 @@ def torchdistill(
     device = torch.device("cpu")
     datasets = {"train": mnist(root, batch_size * steps)}
     config = _torchdistill_config(batch_size)
-    box = DistillationBox(teacher, make_student(), datasets, config, device, None, False, 1)
+    box = DistillationBox(
+        teacher, make_student(), datasets, config, device, None, False, 1
+    )
     logger = MetricLogger(delimiter="  ")
     logger.add_meter("lr", SmoothedValue(window_size=1, fmt="{value}"))
     logger.add_meter("img/s", SmoothedValue(window_size=10, fmt="{value}"))
@@ -96,7 +109,9 @@ def torchdistill(
     box.student_model.train()
     # The data set and the box are built before the clock starts, as for the other workloads.
     started = time.perf_counter()
-    for sample, targets, supplement in logger.log_every(box.train_data_loader, 1000, "Epoch: [0]"):
+    for sample, targets, supplement in logger.log_every(
+        box.train_data_loader, 1000, "Epoch: [0]"
+    ):
         step_started = time.time()
         # The copies to the device and the two meters are part of the example's loop.
         loss = box.forward_process(sample.to(device), targets.to(device), supplement)

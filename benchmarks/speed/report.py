@@ -51,7 +51,9 @@ def ratio_row(timings: Timings, workload: str, a: str, b: str, target: str = "")
     }
 
 
-def value_row(workload: str, values: list[float], unit: str, dropped: int, target: str) -> Row:
+def value_row(
+    workload: str, values: list[float], unit: str, dropped: int, target: str
+) -> Row:
     """A quantity with one value per round.
 
     Args:

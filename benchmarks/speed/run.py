@@ -32,9 +32,13 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", help="folder of the data sets")
     parser.add_argument("--rounds", type=int, default=7, help="rounds per comparison")
-    parser.add_argument("--steps", type=int, default=300, help="training steps per round")
+    parser.add_argument(
+        "--steps", type=int, default=300, help="training steps per round"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "results.json"
+    )
     return parser.parse_args()
 
 

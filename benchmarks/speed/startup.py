@@ -59,7 +59,9 @@ class Stopwatch:
         original = getattr(owner, method)
         setattr(owner, method, self._timed(original, before, during))
 
-    def _timed(self, function: Callable[P, R], before: str, during: str) -> Callable[P, R]:
+    def _timed(
+        self, function: Callable[P, R], before: str, during: str
+    ) -> Callable[P, R]:
         """The function, timed as `wrap` describes."""
 
         def timed(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -94,7 +96,9 @@ def run_child(started: float, folder: str) -> None:
     watch.finish("other imports")
     launcher = launch.Launcher
     watch.wrap(launcher, "parse_arguments", "parser", "arguments and YAML")
-    watch.wrap(launcher, "instantiate_classes", "arguments and YAML", "data and networks")
+    watch.wrap(
+        launcher, "instantiate_classes", "arguments and YAML", "data and networks"
+    )
     watch.wrap(launcher, "_trainer", "run folder and checks", "Trainer")
     first_step = "Trainer to the end of the first step"
     watch.wrap(BaseModule, "on_train_batch_end", first_step, first_step)
@@ -121,7 +125,9 @@ def main() -> None:
     """Measure all starts, write the medians and print them as a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=7, help="starts to measure")
-    parser.add_argument("--output", type=Path, default=Path(__file__).with_name("startup.json"))
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).with_name("startup.json")
+    )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:

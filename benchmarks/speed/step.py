@@ -33,9 +33,13 @@ def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", help="folder of the data sets")
     parser.add_argument("--rounds", type=int, default=9, help="rounds to measure")
-    parser.add_argument("--steps", type=int, default=469, help="training steps per round")
+    parser.add_argument(
+        "--steps", type=int, default=469, help="training steps per round"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "step.json")
+    parser.add_argument(
+        "--output", type=Path, default=Path(__file__).parent / "step.json"
+    )
     return parser.parse_args()
 
 

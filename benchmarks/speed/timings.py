@@ -62,7 +62,9 @@ class Timings:
 
 
 def interleave(
-    workloads: Mapping[str, Callable[[], float]], rounds: int, max_rounds: int | None = None
+    workloads: Mapping[str, Callable[[], float]],
+    rounds: int,
+    max_rounds: int | None = None,
 ) -> Timings:
     """Run all workloads once per round until enough rounds were undisturbed.
 
@@ -90,7 +92,8 @@ def interleave(
         if disturbance > MAX_DISTURBANCE:
             dropped += 1
             print(
-                f"round dropped: other processes used {disturbance:.0%} of the machine", flush=True
+                f"round dropped: other processes used {disturbance:.0%} of the machine",
+                flush=True,
             )
             continue
         counted += 1

@@ -64,7 +64,9 @@ class Clock(pl.Callback):
         self.started = 0.0
         self.seconds = 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         """Start the clock."""
         self.started = time.perf_counter()
 
@@ -156,7 +158,10 @@ def distilled(
     if not isinstance(teacher, Teacher):
         # A copy, because some switches change the network in place, which must not affect others.
         teacher = ModelTeacher(network=copy.deepcopy(teacher))
-    losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=TEMPERATURE)}
+    losses = {
+        "ce": CrossEntropy(weight=0.1),
+        "kd": KD(weight=0.9, temperature=TEMPERATURE),
+    }
     module = DistillationModule(
         make_student(),
         teacher,
@@ -178,7 +183,9 @@ def at_precision(matmul: str, workload: Callable[[], float]) -> float:
 
 
 def plain(
-    make_student: Callable[[], nn.Module], datamodule: pl.LightningDataModule, steps: int
+    make_student: Callable[[], nn.Module],
+    datamodule: pl.LightningDataModule,
+    steps: int,
 ) -> float:
     """Train the student alone through the Trainer; returns seconds per step."""
     module = ClassifierModule(make_student(), optimizer=FUSED)

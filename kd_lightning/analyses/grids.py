@@ -48,7 +48,12 @@ def coordinates(name: str) -> dict[str, str]:
 
 
 def curves(
-    runs: Runs, output: Path, x: str, line: str, metric: str = "test_errors", label: str = ""
+    runs: Runs,
+    output: Path,
+    x: str,
+    line: str,
+    metric: str = "test_errors",
+    label: str = "",
 ) -> list[Row]:
     """Plot a metric against one key of a grid, with one line per value of another key.
 
@@ -84,7 +89,9 @@ def curves(
         curve[float(point[x])] = values
     if not lines:
         names = ", ".join(runs)
-        raise UserError(f"no run's name contains both {x}= and {line}=; the runs are {names}")
+        raise UserError(
+            f"no run's name contains both {x}= and {line}=; the runs are {names}"
+        )
     labels = Labels(label or x, line, metric)
     _plot_curves(lines, labels, output / "curves.png")
     _plot_heatmap(lines, labels, output / "heatmap.png")
@@ -160,7 +167,9 @@ def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _write_cells(axes: Axes, means: NDArray[np.float64], excess: NDArray[np.float64]) -> None:
+def _write_cells(
+    axes: Axes, means: NDArray[np.float64], excess: NDArray[np.float64]
+) -> None:
     """Write each mean into its cell, in a color that is readable on the cell's own."""
     highest = np.nanmax(excess)
     half = 0.5 * highest

@@ -59,7 +59,9 @@ class Meter(pl.Callback):
         self.peak = 0
         self.step_ends: list[float] = []
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str
+    ) -> None:
         """Measure the memory before training."""
         self.memory_before = private_bytes()
 
@@ -119,7 +121,9 @@ def measure_run(run: Finished, steps: int) -> Measurement:
         if process.returncode:
             # The last line of a traceback names the error.
             errors = process.stderr.strip().splitlines() or [""]
-            raise UserError(f"{run.folder}: its steps cannot be run again: {errors[-1]}")
+            raise UserError(
+                f"{run.folder}: its steps cannot be run again: {errors[-1]}"
+            )
         content: Measurement = json.loads(measurement.read_text())
         return content
 
@@ -149,7 +153,12 @@ def _command(run: Finished, steps: int, folder: Path, measurement: Path) -> list
 
 
 def time_and_memory(
-    runs: Runs, output: Path, reference: str, names: list[str], steps: int = 30, rounds: int = 3
+    runs: Runs,
+    output: Path,
+    reference: str,
+    names: list[str],
+    steps: int = 30,
+    rounds: int = 3,
 ) -> list[Row]:
     """Measure the time and memory of a step, relative to a reference run.
 

@@ -34,7 +34,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="folders of runs, or names of experiments that kd reproduce has run",
     )
-    command.add_argument("--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project")
+    command.add_argument(
+        "--wandb", metavar="ENTITY/PROJECT", help="read the runs of a W&B project"
+    )
     command.add_argument(
         "--group",
         help="with --wandb, only the runs of this group; kd reproduce creates one group per experiment",
@@ -62,7 +64,9 @@ def parser() -> argparse.ArgumentParser:
         choices=("terminal", "markdown", "csv", "json"),
         help="default: determined by the suffix of FILE, otherwise terminal",
     )
-    command.add_argument("--output", type=Path, metavar="FILE", help="write the table to this file")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="write the table to this file"
+    )
     return command
 
 
@@ -107,7 +111,9 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"--output {path} cannot be written ({error.strerror})") from error
+        raise UserError(
+            f"--output {path} cannot be written ({error.strerror})"
+        ) from error
 
 
 def build_table(options: argparse.Namespace) -> ComparisonTable:
@@ -176,11 +182,15 @@ def _read_groups(options: argparse.Namespace) -> tuple[list[SeedGroup], list[str
             "compare one kind at a time"
         )
     if options.by:
-        raise UserError("kd compare: --by groups runs; experiments have rows of their own")
+        raise UserError(
+            "kd compare: --by groups runs; experiments have rows of their own"
+        )
     return _groups_of_experiments(results)
 
 
-def _groups_of_experiments(results: dict[str, Path]) -> tuple[list[SeedGroup], list[str]]:
+def _groups_of_experiments(
+    results: dict[str, Path],
+) -> tuple[list[SeedGroup], list[str]]:
     """The rows of experiments, and their notes.
 
     Args:
@@ -215,7 +225,9 @@ def _groups_of_folders(
         else:
             runs.append(read_run(name))
     if not runs:
-        raise UserError(f"{folders[0]} is not a run but a teacher's cache; give folders of runs")
+        raise UserError(
+            f"{folders[0]} is not a run but a teacher's cache; give folders of runs"
+        )
     groups, notes = group_runs(runs, by)
     if caches:
         notes.append(f"Skipped teacher caches: {', '.join(caches)}.")

@@ -56,7 +56,9 @@ def _values_of(name: str, groups: Sequence[Settings]) -> list[SettingValue]:
     return [group.get(name) for group in groups]
 
 
-def _collection_of(name: str, groups: Sequence[Settings], class_names: Sequence[str]) -> str | None:
+def _collection_of(
+    name: str, groups: Sequence[Settings], class_names: Sequence[str]
+) -> str | None:
     """The list or the `losses` whose entry this is, if some group has no such entry."""
     if not name.endswith(".class"):
         return None
@@ -121,7 +123,9 @@ def _follows_from_class(
     return False
 
 
-def _determines(classes: Sequence[SettingValue], values: Sequence[SettingValue]) -> bool:
+def _determines(
+    classes: Sequence[SettingValue], values: Sequence[SettingValue]
+) -> bool:
     """Whether groups of equal class always have equal values."""
     value_of_class: dict[str, SettingValue] = {}
     for class_path, value in zip(classes, values, strict=True):

@@ -30,7 +30,9 @@ def read_results(path: Path, prefix: str = "") -> tuple[list[SeedGroup], str]:
         for row in content["rows"]:
             rows.append(_read_row(row))
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged; write it again with kd reproduce") from error
+        raise UserError(
+            f"{path} is damaged; write it again with kd reproduce"
+        ) from error
     return groups_of_rows(rows, prefix), content.get("note") or ""
 
 

@@ -29,7 +29,9 @@ class _Members:
     settings: list[Settings]
 
 
-def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[SeedGroup], list[str]]:
+def group_runs(
+    runs: Sequence[Run], by: Sequence[str] = ()
+) -> tuple[list[SeedGroup], list[str]]:
     """Group runs, in the order of the first run of each group.
 
     Args:
@@ -151,7 +153,9 @@ def _only(settings: Settings, names: Set[str]) -> Settings:
     return chosen
 
 
-def _make_group(label: str, runs: Sequence[Run], pooled: bool) -> tuple[SeedGroup, list[str]]:
+def _make_group(
+    label: str, runs: Sequence[Run], pooled: bool
+) -> tuple[SeedGroup, list[str]]:
     """A group of runs in the order of seeds; of repetitions only the latest counts.
 
     Args:
@@ -172,7 +176,9 @@ def _make_group(label: str, runs: Sequence[Run], pooled: bool) -> tuple[SeedGrou
         key = (run.seed, str(checksums), position if pooled else None)
         if key in latest:
             earlier = latest[key].source
-            notes.append(f"{earlier} is skipped: {run.source} repeats it with the same seed.")
+            notes.append(
+                f"{earlier} is skipped: {run.source} repeats it with the same seed."
+            )
         latest[key] = run
 
     results = []

@@ -43,7 +43,9 @@ def choose_metrics(groups: Sequence[SeedGroup], requested: Sequence[str]) -> Sel
     for group in groups:
         measured |= group.metrics
     if requested:
-        return _requested_metrics(groups, list(dict.fromkeys(requested)), sorted(measured))
+        return _requested_metrics(
+            groups, list(dict.fromkeys(requested)), sorted(measured)
+        )
     return _common_test_metrics(groups, sorted(measured))
 
 
@@ -72,7 +74,9 @@ def _requested_metrics(
     return Selection(requested, shown, notes)
 
 
-def _common_test_metrics(groups: Sequence[SeedGroup], measured: Sequence[str]) -> Selection:
+def _common_test_metrics(
+    groups: Sequence[SeedGroup], measured: Sequence[str]
+) -> Selection:
     tested = []
     untested = []
     # Validation metrics are left to --metrics: recipes were chosen by them.
@@ -98,7 +102,9 @@ def _common_test_metrics(groups: Sequence[SeedGroup], measured: Sequence[str]) -
     return Selection(first + others, tested, notes)
 
 
-def _common_validation_metrics(groups: Sequence[SeedGroup], measured: Sequence[str]) -> Selection:
+def _common_validation_metrics(
+    groups: Sequence[SeedGroup], measured: Sequence[str]
+) -> Selection:
     """The validation metrics that all groups have, for runs that were not tested."""
     common = {metric for metric in measured if metric.startswith("val_")}
     for group in groups:

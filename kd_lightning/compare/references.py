@@ -10,7 +10,12 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from kd_lightning.compare.runs import Run, read_run
-from kd_lightning.compare.settings import Reference, SettingValue, deciding_settings, digest
+from kd_lightning.compare.settings import (
+    Reference,
+    SettingValue,
+    deciding_settings,
+    digest,
+)
 from kd_lightning.errors import UserError
 from kd_lightning.runs.folder import RunFolder, read_json
 

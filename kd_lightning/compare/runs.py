@@ -69,7 +69,9 @@ def read_run(source: str) -> Run:
     if not record:
         if folder.record_path.exists():
             raise UserError(f"{source}: run.json is damaged")
-        raise UserError(f"{source} is not a run: it has no run.json; give folders of runs")
+        raise UserError(
+            f"{source} is not a run: it has no run.json; give folders of runs"
+        )
     _check_types(source, record)
     try:
         config = folder.config
@@ -157,7 +159,9 @@ def origin_of(record: Mapping[str, Any], key: Mapping[str, Any]) -> dict[str, st
         origin["torch"] = str(torch)
     samples = record.get("data_sha256")
     if samples:
-        origin["samples"] = digest({name: str(value) for name, value in samples.items()})[:8]
+        origin["samples"] = digest(
+            {name: str(value) for name, value in samples.items()}
+        )[:8]
     # Runs of earlier versions have no checksum of their samples, but these follow from them.
     data = record.get("data") or {}
     for name in ("mean", "std"):

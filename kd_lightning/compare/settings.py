@@ -28,7 +28,14 @@ class Reference:
 
 
 SettingValue = (
-    bool | int | float | str | Reference | list["SettingValue"] | dict[str, "SettingValue"] | None
+    bool
+    | int
+    | float
+    | str
+    | Reference
+    | list["SettingValue"]
+    | dict[str, "SettingValue"]
+    | None
 )
 Settings = Mapping[str, SettingValue]
 """`model.losses.kd.temperature: 4`; the key of a class ends in `.class`."""

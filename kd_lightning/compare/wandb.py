@@ -68,7 +68,9 @@ def _request_runs(path: str, group: str | None) -> list[_Answer]:
         ) from error
     # Without a key, wandb would ask for one and wait.
     if not has_key():
-        raise UserError("--wandb: no W&B key is known; run wandb login, or set WANDB_API_KEY")
+        raise UserError(
+            "--wandb: no W&B key is known; run wandb login, or set WANDB_API_KEY"
+        )
     filters = {"group": group} if group else {}
     try:
         api = wandb.Api(timeout=TIMEOUT_S)
@@ -81,7 +83,9 @@ def _request_runs(path: str, group: str | None) -> list[_Answer]:
     except Exception as error:
         text = str(error)
         if "could not find" in text.lower() or "404" in text:
-            raise UserError(f"W&B has no project {path}, or this key may not read it") from error
+            raise UserError(
+                f"W&B has no project {path}, or this key may not read it"
+            ) from error
         # Some errors have no text, and others have many lines.
         lines = text.strip().splitlines() or [type(error).__name__]
         raise UserError(

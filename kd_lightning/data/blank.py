@@ -21,7 +21,9 @@ def blank_inputs(spec: Spec, samples: int) -> Inputs:
     return torch.zeros(samples, *spec.input_shape)
 
 
-def _blank_mapping(tensors: Mapping[str, InputSpec], samples: int) -> dict[str, torch.Tensor]:
+def _blank_mapping(
+    tensors: Mapping[str, InputSpec], samples: int
+) -> dict[str, torch.Tensor]:
     blank = {}
     for name, tensor in tensors.items():
         blank[name] = torch.full((samples, *tensor.shape), tensor.value)

@@ -129,7 +129,9 @@ class DataModule(pl.LightningDataModule, ABC):
         """
         return dict(weights)
 
-    def write_predictions(self, predictions: Mapping[str, Tensor], folder: Path) -> Path | None:
+    def write_predictions(
+        self, predictions: Mapping[str, Tensor], folder: Path
+    ) -> Path | None:
         """Write the outputs of `kd predict` in a form for people; returns the file, if any.
 
         Args:
@@ -205,7 +207,9 @@ class DataModule(pl.LightningDataModule, ABC):
         if not self.balanced:
             return None
         source = self.source("train")
-        classes = self.task.strata(source.target[source.rows.to(source.target.device)].cpu())
+        classes = self.task.strata(
+            source.target[source.rows.to(source.target.device)].cpu()
+        )
         counts = classes.bincount()
         if len(counts) < 2:
             raise UserError(

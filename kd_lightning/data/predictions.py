@@ -36,5 +36,7 @@ def write_prediction_table(
         cleaned = [" ".join(text.split()) for text in samples[index]]
         lines.append("\t".join([label, *probabilities, *cleaned]))
     # Names of files may hold bytes that are no text.
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
+    path.write_text(
+        "\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace"
+    )
     return path

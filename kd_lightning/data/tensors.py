@@ -55,7 +55,9 @@ class TensorDataModule(DataModule):
     ) -> None:
         super().__init__()
         if batch_size < 1 or eval_batch_size < 1:
-            raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
+            raise UserError(
+                "data.batch_size and data.eval_batch_size must be at least 1"
+            )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.task = task or Classification()
@@ -83,7 +85,9 @@ class TensorDataModule(DataModule):
         loaded = self.load(stage)
         if loaded is None:
             if stage == "train":
-                raise UserError(f"data: {type(self).__name__}.load('train') returned None")
+                raise UserError(
+                    f"data: {type(self).__name__}.load('train') returned None"
+                )
             inputs, target = self._samples("train")
             loaded = (inputs[:0], target[:0])
         self._check(stage, loaded)
@@ -97,7 +101,9 @@ class TensorDataModule(DataModule):
         where = f"data: {type(self).__name__}.load({stage!r})"
         is_pair = isinstance(loaded, tuple | list) and len(loaded) == 2
         if not is_pair or not all(isinstance(part, Tensor) for part in loaded):
-            raise UserError(f"{where} must return two tensors, the inputs and the targets")
+            raise UserError(
+                f"{where} must return two tensors, the inputs and the targets"
+            )
         inputs, target = loaded
         if len(inputs) != len(target):
             raise UserError(f"{where}: {len(inputs)} inputs, but {len(target)} targets")
@@ -107,7 +113,9 @@ class TensorDataModule(DataModule):
                 "them, for example with inputs.float() / 255"
             )
         if not bool(inputs.isfinite().all()):
-            raise UserError(f"{where}: inputs hold values that are infinite or not numbers")
+            raise UserError(
+                f"{where}: inputs hold values that are infinite or not numbers"
+            )
         if isinstance(self.task, Classification):
             _check_labels(where, target)
 
@@ -126,7 +134,9 @@ class TensorDataModule(DataModule):
         train_inputs, train_target = self._samples("train")
         inputs, target = self._samples("validation")
         rows = torch.arange(len(train_target) + len(target))
-        own_rows = rows[: len(train_target)] if stage == "train" else rows[len(train_target) :]
+        own_rows = (
+            rows[: len(train_target)] if stage == "train" else rows[len(train_target) :]
+        )
         return TableSource(
             torch.cat([train_inputs, inputs]),
             torch.cat([train_target, target]),

@@ -184,7 +184,9 @@ def check_analyses(analyses: Mapping[str, Mapping[str, YamlValue]]) -> None:
         _analysis(label, described, {}, Path())
 
 
-def analyse(label: str, described: Mapping[str, YamlValue], runs: Runs, output: Path) -> list[Row]:
+def analyse(
+    label: str, described: Mapping[str, YamlValue], runs: Runs, output: Path
+) -> list[Row]:
     """Run one analysis of an experiment.
 
     Args:

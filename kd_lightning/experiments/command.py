@@ -87,11 +87,14 @@ def parser() -> argparse.ArgumentParser:
         help="change a setting of the experiment, such as digit=7; the short form is --digit 7",
     )
     options.add_argument(
-        "--wandb", choices=("online", "offline"), help="log all runs to W&B, in one group"
+        "--wandb",
+        choices=("online", "offline"),
+        help="log all runs to W&B, in one group",
     )
     options.add_argument("--seeds", type=int, help="number of seeds, starting from 0")
     options.add_argument(
-        "--data-root", help="folder of the data sets; default: KD_DATA_ROOT, otherwise ./data"
+        "--data-root",
+        help="folder of the data sets; default: KD_DATA_ROOT, otherwise ./data",
     )
     options.add_argument(
         "--output", type=Path, help="folder of the results; default: runs/EXPERIMENT"
@@ -121,11 +124,17 @@ def main(argv: list[str]) -> None:
         list_experiments(console)
         return
     if not arguments.experiment:
-        raise UserError("kd reproduce: name an experiment; kd reproduce --list shows them")
+        raise UserError(
+            "kd reproduce: name an experiment; kd reproduce --list shows them"
+        )
     if arguments.seeds is not None and arguments.seeds < 1:
-        raise UserError(f"kd reproduce: --seeds must be at least 1, got {arguments.seeds}")
+        raise UserError(
+            f"kd reproduce: --seeds must be at least 1, got {arguments.seeds}"
+        )
     if arguments.workers < 1:
-        raise UserError(f"kd reproduce: --workers must be at least 1, got {arguments.workers}")
+        raise UserError(
+            f"kd reproduce: --workers must be at least 1, got {arguments.workers}"
+        )
     reproduce(arguments, console)
 
 
@@ -162,7 +171,9 @@ def list_experiments(console: Console) -> None:
     from kd_lightning.catalog import experiments
 
     for row in experiments():
-        console.print(Text.assemble(plain(row["name"], "bold"), plain(f" ({row['time']})")))
+        console.print(
+            Text.assemble(plain(row["name"], "bold"), plain(f" ({row['time']})"))
+        )
         console.print(plain(f"  {row['claim'].strip()}"))
 
 

@@ -52,14 +52,18 @@ def load_function(name: str) -> Any:
     module, _, function_name = name.rpartition(".")
     function = getattr(import_module(module), function_name)
     if not isinstance(function, FunctionType) or not _returns_rows(function):
-        raise TypeError("not an analysis: a function that is annotated to return list[Row]")
+        raise TypeError(
+            "not an analysis: a function that is annotated to return list[Row]"
+        )
     return function
 
 
 def _returns_rows(function: FunctionType) -> bool:
     returned = function.__annotations__.get("return")
     # `from __future__ import annotations` leaves the annotation as text.
-    return str(returned).replace("kd_lightning.experiments.analysis.", "") == "list[Row]"
+    return (
+        str(returned).replace("kd_lightning.experiments.analysis.", "") == "list[Row]"
+    )
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from kd_lightning.experiments.stats import Comparison, bootstrap_examples, holm, interval, paired
+from kd_lightning.experiments.stats import (
+    Comparison,
+    bootstrap_examples,
+    holm,
+    interval,
+    paired,
+)
 from kd_lightning.runs.folder import RunFolder
 
 
@@ -163,7 +169,9 @@ def _mean(results: Sequence[SeedResult], metric: str) -> float:
     return statistics.fmean(result.metrics[metric] for result in results)
 
 
-def compare_groups(pairs: Sequence[tuple[SeedGroup, SeedGroup]], metric: str) -> list[Comparison]:
+def compare_groups(
+    pairs: Sequence[tuple[SeedGroup, SeedGroup]], metric: str
+) -> list[Comparison]:
     """Test pairs of groups against each other, over the seeds that both have.
 
     Args:

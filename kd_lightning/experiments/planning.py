@@ -204,7 +204,9 @@ class _Planner:
         """
         if run.name in above:
             circle = " -> ".join([*above, run.name])
-            raise UserError(f"the experiment's runs need each other in a circle: {circle}")
+            raise UserError(
+                f"the experiment's runs need each other in a circle: {circle}"
+            )
         identity = (run.name, seed)
         if identity not in self._jobs:
             # The jobs that this one needs enter the plan first, because the plan keeps this order.
@@ -212,7 +214,9 @@ class _Planner:
             self._jobs[identity] = self._new_job(run, seed, needs)
         return self._jobs[identity]
 
-    def _needs(self, run: RunSpec, seed: int, above: tuple[str, ...]) -> dict[str, Need]:
+    def _needs(
+        self, run: RunSpec, seed: int, above: tuple[str, ...]
+    ) -> dict[str, Need]:
         """Return what a run needs: setting -> job or list of jobs."""
         needs: dict[str, Need] = {}
         for setting, wanted in run.needs.items():
@@ -277,7 +281,9 @@ class _Planner:
             placeholders: dict[str, YamlValue] = {}
             for setting, need in needs.items():
                 # The parser's result enters the key, so it must not depend on the number of jobs.
-                placeholders[setting] = ["needed"] if isinstance(need, list) else "needed"
+                placeholders[setting] = (
+                    ["needed"] if isinstance(need, list) else "needed"
+                )
             argv = ["fit", *settings, *format_overrides(placeholders)]
             is_cache = run.cache is not None
             self._run_keys[run.name] = run_key(argv, caches=is_cache)
@@ -290,7 +296,9 @@ class _Planner:
                 key[f"cache.{name}"] = value
         return key
 
-    def _folder(self, key: dict[str, Any], may_fail: bool) -> tuple[Path, dict[str, Any] | None]:
+    def _folder(
+        self, key: dict[str, Any], may_fail: bool
+    ) -> tuple[Path, dict[str, Any] | None]:
         """Return the folder of the run with that key, and the key of an accepted earlier run."""
         folder = self.options.store / address(key)
         if self._finished_runs is None:
@@ -374,7 +382,9 @@ def _all_jobs(needs: Mapping[str, Need]) -> list[Job]:
     return jobs
 
 
-def _for_each(needs: Mapping[str, Need], value_of: Callable[[Job], str]) -> dict[str, YamlValue]:
+def _for_each(
+    needs: Mapping[str, Need], value_of: Callable[[Job], str]
+) -> dict[str, YamlValue]:
     """Return `setting -> value` of each needed job, or a list of values for a list of jobs."""
     values: dict[str, YamlValue] = {}
     for setting, need in needs.items():

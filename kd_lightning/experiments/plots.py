@@ -55,7 +55,13 @@ def _plot_row(axes: Axes, position: int, row: ResultRow) -> None:
     axes.plot(row["values"], heights, "o", color="C0", alpha=0.45, markersize=5)
     spread = row["std"] or 0
     axes.errorbar(
-        row["mean"], position + 0.22, xerr=spread, fmt="s", color="C3", markersize=4, capsize=3
+        row["mean"],
+        position + 0.22,
+        xerr=spread,
+        fmt="s",
+        color="C3",
+        markersize=4,
+        capsize=3,
     )
     if row["paper"] is not None:
         axes.vlines(

@@ -140,7 +140,9 @@ def _format_paper(row: ResultRow) -> str:
     return f"{paper:g}"
 
 
-def markdown_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(
+    headings: Sequence[str], lines: Sequence[Sequence[str]]
+) -> list[str]:
     """The lines of a Markdown table, the first column left-aligned and all others right-aligned."""
     ruler = ["---", *["---:"] * (len(headings) - 1)]
     text = []
@@ -159,7 +161,9 @@ def csv_text(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator=line_end)
     for line in [headings, *lines]:
-        writer.writerow([printable(cell) if isinstance(cell, str) else cell for cell in line])
+        writer.writerow(
+            [printable(cell) if isinstance(cell, str) else cell for cell in line]
+        )
     return text.getvalue()
 
 

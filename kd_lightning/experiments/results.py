@@ -147,10 +147,14 @@ def _check_metrics(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> N
     for metric in named:
         if metric not in measured:
             available = ", ".join(sorted(measured))
-            raise UserError(f"no run measured {metric!r}; measured metrics: {available}")
+            raise UserError(
+                f"no run measured {metric!r}; measured metrics: {available}"
+            )
 
 
-def metric_rows(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list[ResultRow]:
+def metric_rows(
+    experiment: Experiment, groups: Mapping[str, SeedGroup]
+) -> list[ResultRow]:
     """One row per run and metric; the costs of a run follow its metrics."""
     rows = []
     for name, group in groups.items():
@@ -166,7 +170,9 @@ def metric_rows(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list
     return rows
 
 
-def analysis_rows(experiment: Experiment, jobs: Sequence[Job], output: Path) -> list[ResultRow]:
+def analysis_rows(
+    experiment: Experiment, jobs: Sequence[Job], output: Path
+) -> list[ResultRow]:
     """The rows of the experiment's own analyses, which can also write plots to `output`."""
     runs = finished(by_run(jobs))
     rows = []
@@ -179,7 +185,9 @@ def analysis_rows(experiment: Experiment, jobs: Sequence[Job], output: Path) -> 
     return rows
 
 
-def comparisons(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list[Comparison]:
+def comparisons(
+    experiment: Experiment, groups: Mapping[str, SeedGroup]
+) -> list[Comparison]:
     """Test the experiment's pairs of runs over shared seeds, and over test examples."""
     pairs = []
     for a, b in experiment.compare:
@@ -191,7 +199,9 @@ def comparisons(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list
     return [comparison for comparison in tested if comparison.n]
 
 
-def equivalences(experiment: Experiment, groups: Mapping[str, SeedGroup]) -> list[Equivalence]:
+def equivalences(
+    experiment: Experiment, groups: Mapping[str, SeedGroup]
+) -> list[Equivalence]:
     """Test the experiment's pairs of runs that should be equal, over shared seeds."""
     tested = []
     metric = experiment.compare_metric

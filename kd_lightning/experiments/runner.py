@@ -48,7 +48,9 @@ def summary(failures: Sequence[Failure], total: int) -> str:
     first = failures[0]
     line = f"{len(failures)} of {total} runs failed: {first.job.run}, seed {first.job.seed}: "
     line += first.error
-    others = [f"{failure.job.run}, seed {failure.job.seed}" for failure in failures[1:_SHOWN]]
+    others = [
+        f"{failure.job.run}, seed {failure.job.seed}" for failure in failures[1:_SHOWN]
+    ]
     if others:
         line += f"; also {'; '.join(others)}"
     if len(failures) > _SHOWN:
@@ -66,7 +68,9 @@ class Runner:
         console: where to report progress.
     """
 
-    def __init__(self, options: RunnerOptions, launch: Launch, console: Console) -> None:
+    def __init__(
+        self, options: RunnerOptions, launch: Launch, console: Console
+    ) -> None:
         self.options = options
         self.launch = launch
         self.console = console
@@ -199,7 +203,9 @@ class Runner:
                 record_acceptance(job.folder, job.accepted_key, job.key)
                 accepted += 1
         if accepted:
-            self._print(f"{accepted} finished runs of other code are kept (--keep-finished)")
+            self._print(
+                f"{accepted} finished runs of other code are kept (--keep-finished)"
+            )
 
     def _explain(self, unfinished: list[Job]) -> None:
         """Report for each run, once for all seeds, why it is trained again."""

@@ -58,7 +58,9 @@ def check_keys(where: str, content: YamlValue, schema: Mapping[str, Check]) -> N
     for name, value in content.items():
         check = schema[name]
         if value is not None and not check.accepts(value):
-            raise UserError(f"{where}: {name} must be {check.kind}, got {_shown(value)}")
+            raise UserError(
+                f"{where}: {name} must be {check.kind}, got {_shown(value)}"
+            )
 
 
 def check_run_names(where: str, names: Iterable[YamlValue]) -> None:
@@ -70,7 +72,9 @@ def check_run_names(where: str, names: Iterable[YamlValue]) -> None:
     """
     for name in names:
         if not _is_line(name) or not str(name).strip():
-            raise UserError(f"{where}: the run name {_shown(name)} must be a line of text")
+            raise UserError(
+                f"{where}: the run name {_shown(name)} must be a line of text"
+            )
         if "@" in str(name):
             raise UserError(
                 f"{where}: the run name {name!r} must not hold @, which precedes a seed in needs"
@@ -110,7 +114,9 @@ def _is_number(value: YamlValue) -> bool:
 
 
 def _is_whole(value: YamlValue, low: int, high: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    return (
+        isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+    )
 
 
 def _is_seed_count(value: YamlValue) -> bool:
@@ -183,7 +189,9 @@ def _is_reference(value: YamlValue) -> bool:
     if not isinstance(value, str):
         return False
     _, at, seed = value.partition("@")
-    return not at or seed == "*" or (seed.isascii() and seed.isdigit() and len(seed) < 10)
+    return (
+        not at or seed == "*" or (seed.isascii() and seed.isdigit() and len(seed) < 10)
+    )
 
 
 def _is_cache(value: YamlValue) -> bool:
@@ -197,7 +205,9 @@ def _is_cache(value: YamlValue) -> bool:
 def _is_quick(value: YamlValue) -> bool:
     if not isinstance(value, dict) or not set(value) <= {"seeds", "overrides"}:
         return False
-    return _is_seed_count(value.get("seeds", 1)) and _is_mapping(value.get("overrides", {}))
+    return _is_seed_count(value.get("seeds", 1)) and _is_mapping(
+        value.get("overrides", {})
+    )
 
 
 def _is_pairs(value: YamlValue) -> bool:
@@ -242,14 +252,19 @@ _FLAG = Check(_is_flag, "true or false")
 
 RUN = {
     "cache": Check(
-        _is_cache, f"views (1 to {MAX_VIEWS:,}), top_k (at least 1) and dtype (fp32 or fp16)"
+        _is_cache,
+        f"views (1 to {MAX_VIEWS:,}), top_k (at least 1) and dtype (fp32 or fp16)",
     ),
     "configs": _TEXTS,
     "grid": Check(_is_grid, "config keys with lists of one or more values"),
     "may_fail": _FLAG,
-    "needs": Check(_is_needs, "config keys with names of runs (NAME, NAME@SEED or NAME@*)"),
+    "needs": Check(
+        _is_needs, "config keys with names of runs (NAME, NAME@SEED or NAME@*)"
+    ),
     "overrides": _KEYS,
-    "seeds": Check(_is_seeds, f"a list of 1 to {MAX_SEEDS:,} whole numbers, from 0 to 2^32 - 1"),
+    "seeds": Check(
+        _is_seeds, f"a list of 1 to {MAX_SEEDS:,} whole numbers, from 0 to 2^32 - 1"
+    ),
 }
 """The keys of a run, with the fields of `RunSpec`."""
 
@@ -258,7 +273,8 @@ EXPERIMENT = {
         _is_equivalences, "a list of pairs with the names a and b, and a margin above 0"
     ),
     "analyses": Check(
-        _is_analyses, "labels with a function (module.name or file.py:name) and its options"
+        _is_analyses,
+        "labels with a function (module.name or file.py:name) and its options",
     ),
     "choices": Check(_is_choices, "settings with lists of their valid values"),
     "claim": _TEXT,
@@ -272,7 +288,9 @@ EXPERIMENT = {
     "overrides": _KEYS,
     "paper": Check(_is_paper, "runs with metrics with numbers"),
     "quick": Check(_is_quick, "seeds (a whole number of at least 1) and overrides"),
-    "runs": Check(lambda value: isinstance(value, dict), "names of runs with their keys"),
+    "runs": Check(
+        lambda value: isinstance(value, dict), "names of runs with their keys"
+    ),
     "seeds": Check(_is_seed_count, f"a whole number from 1 to {MAX_SEEDS:,}"),
     "settings": _KEYS,
     "time": _LINE,

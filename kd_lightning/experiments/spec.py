@@ -154,7 +154,9 @@ def find(name: str) -> Path:
                 return path.absolute()
     except OSError as error:
         # For example a name that is too long.
-        raise UserError(f"there is no experiment {name[:100]!r}: {error.strerror}") from None
+        raise UserError(
+            f"there is no experiment {name[:100]!r}: {error.strerror}"
+        ) from None
     names = shipped_names()
     matches = difflib.get_close_matches(name, names, n=3)
     # `mnist` stands for hinton2015/mnist, and `hinton2015` for all of its experiments.
@@ -162,7 +164,9 @@ def find(name: str) -> Path:
     hint = ""
     if matches:
         hint = f"did you mean {' or '.join(list(dict.fromkeys(matches))[:3])}? "
-    raise UserError(f"there is no experiment {name!r}; {hint}kd reproduce --list names all")
+    raise UserError(
+        f"there is no experiment {name!r}; {hint}kd reproduce --list names all"
+    )
 
 
 def shipped_names() -> list[str]:
@@ -177,7 +181,9 @@ def _experiments() -> Path:
 
 
 def load(
-    name: str, changes: Mapping[str, YamlValue] | None = None, above: tuple[str, ...] = ()
+    name: str,
+    changes: Mapping[str, YamlValue] | None = None,
+    above: tuple[str, ...] = (),
 ) -> Experiment:
     """Read and check an experiment.
 
@@ -191,7 +197,9 @@ def load(
     """
     if name in above:
         circle = " -> ".join([*above, name])
-        raise UserError(f"the experiments replace each other in a circle (instead): {circle}")
+        raise UserError(
+            f"the experiments replace each other in a circle (instead): {circle}"
+        )
     path = find(name)
     content = _read(path)
     changes = changes or {}
@@ -256,7 +264,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"the experiment {path} names no runs")
     # Other values may still be placeholders.
     early = ("settings", "instead", "choices")
-    check_keys(str(path), {key: content[key] for key in early if key in content}, EXPERIMENT)
+    check_keys(
+        str(path), {key: content[key] for key in early if key in content}, EXPERIMENT
+    )
     return content
 
 
@@ -316,7 +326,9 @@ def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
         name += f"-{key}-{last_part}"
     longest = max(len(part.encode()) for part in name.split("/"))
     if longest > MAX_NAME_BYTES - 50:
-        raise UserError(f"the settings make the experiment's name too long: {name[:100]}...")
+        raise UserError(
+            f"the settings make the experiment's name too long: {name[:100]}..."
+        )
     return name
 
 
@@ -337,4 +349,6 @@ def _check_names(path: Path, experiment: Experiment) -> None:
     for name in mentioned:
         if name not in names:
             valid = ", ".join(names)
-            raise UserError(f"the experiment {path} names an unknown run {name!r}; runs: {valid}")
+            raise UserError(
+                f"the experiment {path} names an unknown run {name!r}; runs: {valid}"
+            )

@@ -57,9 +57,7 @@ class Comparison:
         )
         if self.p is None:
             return f"{text} (no test: fewer than {LEAST_SEEDS} seeds)"
-        text += (
-            f", 95% interval [{self.low:+.4g}, {self.high:+.4g}], paired t-test p = {self.p:.2g}"
-        )
+        text += f", 95% interval [{self.low:+.4g}, {self.high:+.4g}], paired t-test p = {self.p:.2g}"
         # With a single test, Holm's correction changes nothing.
         if self.p_holm != self.p:
             text += f" (Holm: {self.p_holm:.2g})"
@@ -175,7 +173,12 @@ def paired(
 
 
 def alike(
-    a: str, b: str, metric: str, margin: float, values_a: Sequence[float], values_b: Sequence[float]
+    a: str,
+    b: str,
+    metric: str,
+    margin: float,
+    values_a: Sequence[float],
+    values_b: Sequence[float],
 ) -> Equivalence:
     """Equivalence test over seeds (two one-sided paired t-tests).
 
@@ -211,7 +214,9 @@ def alike(
     return result
 
 
-def _differences(values_a: Sequence[float], values_b: Sequence[float]) -> NDArray[np.float64]:
+def _differences(
+    values_a: Sequence[float], values_b: Sequence[float]
+) -> NDArray[np.float64]:
     """`(seeds,)`: the difference a - b of each seed."""
     array_a = np.asarray(values_a, dtype=np.float64)
     array_b = np.asarray(values_b, dtype=np.float64)

@@ -15,7 +15,10 @@ _SEPARATOR_WIDTH = 3
 
 
 def tables(
-    title: str | None, headings: Sequence[str], lines: Sequence[Sequence[str]], width: int
+    title: str | None,
+    headings: Sequence[str],
+    lines: Sequence[Sequence[str]],
+    width: int,
 ) -> Iterator[Table]:
     """Split a table into tables that fit the terminal; each repeats the first column.
 
@@ -49,7 +52,9 @@ def tables(
         yield table
 
 
-def _column_widths(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> list[int]:
+def _column_widths(
+    headings: Sequence[str], lines: Sequence[Sequence[str]]
+) -> list[int]:
     """The width of each column's longest cell or word of the heading, in characters."""
     widths = []
     for column, heading in enumerate(headings):

@@ -24,7 +24,9 @@ _KINDS = {2: "vectors (B, C)", 4: "maps (B, C, H, W)"}
 def check_convention(owner: str, convention: str) -> Convention:
     """Return `convention` if it is valid; UserError otherwise."""
     if convention not in get_args(Convention):
-        raise UserError(f"{owner}: convention must be 'paper' or 'benchmark', got {convention!r}")
+        raise UserError(
+            f"{owner}: convention must be 'paper' or 'benchmark', got {convention!r}"
+        )
     return cast(Convention, convention)
 
 
@@ -69,7 +71,9 @@ def shapes_of(
             its rank, or the two ranks differ.
     """
     if teacher is None:
-        raise UserError(f"{owner} needs a teacher; use DistillationModule with model.teacher")
+        raise UserError(
+            f"{owner} needs a teacher; use DistillationModule with model.teacher"
+        )
     student_shape = _shape_of(owner, "student", student, roles[0], ranks)
     teacher_shape = _shape_of(owner, "teacher", teacher, roles[1], ranks)
     if len(student_shape) != len(teacher_shape):
@@ -80,7 +84,9 @@ def shapes_of(
     return student_shape, teacher_shape
 
 
-def _shape_of(owner: str, network: str, probe: Probe, role: str, ranks: tuple[int, ...]) -> Size:
+def _shape_of(
+    owner: str, network: str, probe: Probe, role: str, ranks: tuple[int, ...]
+) -> Size:
     # A hook captures whatever the layer returns: some return tuples, which `Output` cannot rule
     # out.
     feature: object = probe.output.features.get(role)
@@ -170,7 +176,12 @@ class BatchNorm(nn.BatchNorm2d):
         values_per_channel = feature.numel() // feature.shape[1]
         if self.training and values_per_channel == 1:
             return F.batch_norm(
-                feature, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+                feature,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                eps=self.eps,
             )
         return super().forward(feature)
 
@@ -227,7 +238,11 @@ class FrozenHead(nn.Module):
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
         weight = head.weight.detach().clone()
-        bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach().clone()
+        bias = (
+            weight.new_zeros(len(weight))
+            if head.bias is None
+            else head.bias.detach().clone()
+        )
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -257,7 +272,9 @@ def pooled(feature: Tensor) -> Tensor:
 
 def not_built(owner: str) -> UserError:
     """The error of a loss that is called before it has its adapters."""
-    return UserError(f"{owner} has no adapters yet; call build() with a probe of both networks")
+    return UserError(
+        f"{owner} has no adapters yet; call build() with a probe of both networks"
+    )
 
 
 def halved_from_the_last(terms: Sequence[Tensor]) -> Tensor:

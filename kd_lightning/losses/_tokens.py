@@ -12,7 +12,10 @@ from kd_lightning.losses.base import Probe
 from kd_lightning.types import Batch
 
 _KINDS = {3: "states (B, L, H)", 4: "scores (B, heads, L, L)"}
-_AXES = {3: {1: "tokens", 2: "numbers per token"}, 4: {1: "heads", 2: "tokens", 3: "tokens"}}
+_AXES = {
+    3: {1: "tokens", 2: "numbers per token"},
+    4: {1: "heads", 2: "tokens", 3: "tokens"},
+}
 
 
 def token_mask(batch: Batch, states: Tensor) -> Tensor:
@@ -48,7 +51,12 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def check_tokens(
-    owner: str, student: Probe, teacher: Probe | None, role: str, rank: int, same: tuple[int, ...]
+    owner: str,
+    student: Probe,
+    teacher: Probe | None,
+    role: str,
+    rank: int,
+    same: tuple[int, ...],
 ) -> None:
     """Refuse layers that the loss cannot compare.
 
@@ -64,7 +72,9 @@ def check_tokens(
             sizes differ.
     """
     if teacher is None:
-        raise UserError(f"{owner} needs a teacher; use DistillationModule with model.teacher")
+        raise UserError(
+            f"{owner} needs a teacher; use DistillationModule with model.teacher"
+        )
     student_shape = _token_shape(owner, "student", student, role, rank)
     teacher_shape = _token_shape(owner, "teacher", teacher, role, rank)
     for axis in same:
@@ -75,7 +85,9 @@ def check_tokens(
             )
 
 
-def _token_shape(owner: str, network: str, probe: Probe, role: str, rank: int) -> torch.Size:
+def _token_shape(
+    owner: str, network: str, probe: Probe, role: str, rank: int
+) -> torch.Size:
     # A hook captures whatever the layer returns: transformers often return tuples.
     feature: object = probe.output.features.get(role)
     if isinstance(feature, Tensor) and feature.ndim == rank:
@@ -97,7 +109,10 @@ def check_one_tokenizer(owner: str, student: Probe) -> None:
         UserError: if student and teacher have different vocabularies.
     """
     spec = student.spec
-    if spec.teacher_vocabulary is not None and spec.teacher_vocabulary != spec.vocabulary:
+    if (
+        spec.teacher_vocabulary is not None
+        and spec.teacher_vocabulary != spec.vocabulary
+    ):
         raise UserError(
             f"{owner} compares tokens one by one: student and teacher must read the same tokens; "
             "remove data.teacher_tokenizer"

@@ -10,7 +10,9 @@ from kd_lightning.losses.base import BaseOptions, DistillLoss, positive, teacher
 from kd_lightning.types import Batch, Output, finite_log_probs
 
 
-def alpha_beta_divergence(student: Tensor, teacher: Tensor, alpha: float, beta: float) -> Tensor:
+def alpha_beta_divergence(
+    student: Tensor, teacher: Tensor, alpha: float, beta: float
+) -> Tensor:
     r"""Mean of $-\frac{1}{ab} \sum_k (p_k^a q_k^b - \frac{a p_k^{a+b} + b q_k^{a+b}}{a+b})$.
 
     Wang et al. 2025, for positive a and b. A power is computed as the exponential of a

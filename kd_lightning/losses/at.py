@@ -32,7 +32,9 @@ def attention_map(feature: Tensor) -> Tensor:
     return full(feature).square().mean(1, keepdim=True)
 
 
-def attention_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
+def attention_loss(
+    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+) -> Tensor:
     r"""The distance between the attention maps of one layer, mean over samples.
 
     Let $Q$ be the flattened map of a sample, $q = Q / \|Q\|_2$, and n = H W its positions:

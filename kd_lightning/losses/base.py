@@ -89,13 +89,19 @@ class DistillLoss(nn.Module):
     mean_over: MeanOver = "rows"
 
     def __init__(
-        self, weight: float = 1.0, start: int = 0, end: int | None = None, warmup: int = 0
+        self,
+        weight: float = 1.0,
+        start: int = 0,
+        end: int | None = None,
+        warmup: int = 0,
     ) -> None:
         super().__init__()
         name = type(self).__name__
         # NaN passes a comparison such as `weight < 0`, and would silently ruin the run.
         if not is_number(weight) or weight < 0:
-            raise UserError(f"{name}: weight must be a finite number of at least 0, got {weight}")
+            raise UserError(
+                f"{name}: weight must be a finite number of at least 0, got {weight}"
+            )
         epochs = [start, warmup] if end is None else [start, warmup, end]
         if not all(isinstance(epoch, int) for epoch in epochs):
             raise UserError(
@@ -191,7 +197,9 @@ def positive(owner: str, name: str, value: float) -> float:
         UserError: otherwise; the message names the loss `owner` and its argument `name`.
     """
     if not is_number(value) or value <= 0:
-        raise UserError(f"{owner}: {name} must be a finite number greater than 0, got {value}")
+        raise UserError(
+            f"{owner}: {name} must be a finite number greater than 0, got {value}"
+        )
     return float(value)
 
 
@@ -202,7 +210,9 @@ def not_negative(owner: str, name: str, value: float) -> float:
         UserError: otherwise; the message names the loss `owner` and its argument `name`.
     """
     if not is_number(value) or value < 0:
-        raise UserError(f"{owner}: {name} must be a finite number of at least 0, got {value}")
+        raise UserError(
+            f"{owner}: {name} must be a finite number of at least 0, got {value}"
+        )
     return float(value)
 
 

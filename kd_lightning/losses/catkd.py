@@ -20,7 +20,13 @@ from kd_lightning.losses._adapters import (
     shapes_of,
 )
 from kd_lightning.losses._gather import unit
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output, full
 
 
@@ -42,7 +48,9 @@ def class_maps(feature: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return F.conv2d(feature, kernel, None if bias is None else bias.to(feature.dtype))
 
 
-def class_map_distance(student: Tensor, teacher: Tensor, grid: int | None = None) -> Tensor:
+def class_map_distance(
+    student: Tensor, teacher: Tensor, grid: int | None = None
+) -> Tensor:
     r"""The mean over samples, classes and positions of the squared difference of unit maps.
 
     Args:
@@ -106,7 +114,9 @@ class CATKD(DistillLoss):
         self.roles = [self.layer, self.head]
         is_size = isinstance(grid, int) and not isinstance(grid, bool) and grid >= 1
         if grid is not None and not is_size:
-            raise UserError(f"CATKD: grid must be a whole number from 1 or null, got {grid}")
+            raise UserError(
+                f"CATKD: grid must be a whole number from 1 or null, got {grid}"
+            )
         self.grid = grid
         # In a list, because it belongs to the student: a submodule would be saved a second time.
         self._student_head: list[nn.Linear] = []
@@ -114,7 +124,9 @@ class CATKD(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Find the student's classifier, and copy the teacher's."""
-        own, target = shapes_of("CATKD", student, teacher, (self.layer, self.layer), ranks=(4,))
+        own, target = shapes_of(
+            "CATKD", student, teacher, (self.layer, self.layer), ranks=(4,)
+        )
         assert teacher is not None
         check_one_label("CATKD", student)
         student_head = linear_head("CATKD", "student", student, self.head)

@@ -51,7 +51,9 @@ def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tenso
     return math.exp(-2 * gamma) * torch.stack(terms).sum(0)
 
 
-def congruence_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
+def congruence_loss(
+    student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
+) -> Tensor:
     r"""$\frac{1}{B^2} \|K_S - K_T\|_F^2$ (Peng et al. 2019, section 3.2).
 
     Args:
@@ -62,7 +64,9 @@ def congruence_loss(student: Tensor, teacher: Tensor, gamma: float = 0.4, order:
     Returns:
         A scalar; zero if both sides have the same cosines.
     """
-    difference = correlations(student, gamma, order) - correlations(teacher, gamma, order)
+    difference = correlations(student, gamma, order) - correlations(
+        teacher, gamma, order
+    )
     return difference.square().mean()
 
 
@@ -135,7 +139,9 @@ class CC(DistillLoss):
         super().__init__(**base)
         for name, value in (("dimensions", dimensions), ("order", order)):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"CC: {name} must be a whole number of at least 1, got {value}")
+                raise UserError(
+                    f"CC: {name} must be a whole number of at least 1, got {value}"
+                )
         self.layer = check_role("CC", "layer", layer)
         self.roles = [self.layer]
         self.dimensions = dimensions
@@ -148,7 +154,9 @@ class CC(DistillLoss):
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the embedding layers."""
         if teacher is None:
-            raise UserError("CC needs a teacher; use DistillationModule with model.teacher")
+            raise UserError(
+                "CC needs a teacher; use DistillationModule with model.teacher"
+            )
         layers = {}
         for side, probe in (("student", student), ("teacher", teacher)):
             feature = feature_of("CC", probe.output, self.layer)

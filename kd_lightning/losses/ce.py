@@ -138,7 +138,9 @@ class CrossEntropy(DistillLoss):
         self.roles = () if head is None else (head,)
         self.class_weights: Tensor | None
         # A setting and not state: a checkpoint does not hold it.
-        self.register_buffer("class_weights", _weights_tensor(class_weights), persistent=False)
+        self.register_buffer(
+            "class_weights", _weights_tensor(class_weights), persistent=False
+        )
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Check that there is one weight per class."""
@@ -160,7 +162,12 @@ class CrossEntropy(DistillLoss):
                 logits, batch.labels, self.label_smoothing, self.class_weights
             )
         return mixed_cross_entropy(
-            logits, batch.labels, partner, share, self.label_smoothing, self.class_weights
+            logits,
+            batch.labels,
+            partner,
+            share,
+            self.label_smoothing,
+            self.class_weights,
         )
 
 

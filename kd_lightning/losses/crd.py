@@ -10,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses._adapters import Convention, check_convention, check_role, feature_of
+from kd_lightning.losses._adapters import (
+    Convention,
+    check_convention,
+    check_role,
+    feature_of,
+)
 from kd_lightning.losses._gather import JoinedBatch, unit
 from kd_lightning.losses._negatives import UNSEEN, Negatives, draw_negatives
 from kd_lightning.losses.base import (
@@ -51,7 +56,9 @@ def nce(similarity: Tensor, log_z: Tensor) -> Tensor:
     return -(own + others).mean()
 
 
-def info_nce(student: Tensor, teacher: Tensor, apart: Tensor, temperature: float) -> Tensor:
+def info_nce(
+    student: Tensor, teacher: Tensor, apart: Tensor, temperature: float
+) -> Tensor:
     r"""Cross-entropy of finding a sample's teacher in the batch, plus that of its student; in nats.
 
     Each is $-\log \frac{\exp(s_i^T t_i / \tau)}{\sum_j \exp(s_i^T t_j / \tau)}$, mean over i, where
@@ -150,13 +157,20 @@ class CRD(DistillLoss):
         **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(**base)
-        for name, value in (("dimensions", dimensions), ("num_negatives", num_negatives)):
+        for name, value in (
+            ("dimensions", dimensions),
+            ("num_negatives", num_negatives),
+        ):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"CRD: {name} must be a whole number of at least 1, got {value}")
+                raise UserError(
+                    f"CRD: {name} must be a whole number of at least 1, got {value}"
+                )
         if not is_number(momentum) or not 0 <= momentum < 1:
             raise UserError(f"CRD: momentum must be in [0, 1), got {momentum}")
         if negatives not in get_args(Negatives):
-            raise UserError(f"CRD: negatives must be 'class' or 'instance', got {negatives!r}")
+            raise UserError(
+                f"CRD: negatives must be 'class' or 'instance', got {negatives!r}"
+            )
         if temperature is None:
             # The paper's text gives 0.1, its authors' code uses 0.07.
             temperature = 0.1 if convention == "paper" and not in_batch else 0.07
@@ -176,7 +190,9 @@ class CRD(DistillLoss):
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the embedding layers and the memory banks."""
         if teacher is None:
-            raise UserError("CRD needs a teacher; use DistillationModule with model.teacher")
+            raise UserError(
+                "CRD needs a teacher; use DistillationModule with model.teacher"
+            )
         if student.spec.target_shape != ():
             raise UserError(
                 f"CRD needs one label per sample; the data {student.spec.data} has targets of "
@@ -222,7 +238,9 @@ class CRD(DistillLoss):
             UserError: before `build`.
         """
         if self.embeddings is None:
-            raise UserError("CRD has no embeddings yet; call build() with a probe of both networks")
+            raise UserError(
+                "CRD has no embeddings yet; call build() with a probe of both networks"
+            )
         layer = self.embeddings[side]
         assert isinstance(layer, nn.Linear)
         feature = feature_of("CRD", output, self.layer).flatten(1)
@@ -255,12 +273,19 @@ class CRD(DistillLoss):
         apart |= labels < 0 if self.negatives == "class" else True
         return info_nce(joined(own), joined(target), apart, self.temperature)
 
-    def _with_banks(self, own: Tensor, target: Tensor, batch: Batch, joined: JoinedBatch) -> Tensor:
+    def _with_banks(
+        self, own: Tensor, target: Tensor, batch: Batch, joined: JoinedBatch
+    ) -> Tensor:
         # Labels are learned before the draw, so that no sample meets its own class unknowingly.
         index = joined(batch.index)
         labels = self.labels.index_copy(0, index, joined(batch.target))
         negatives = draw_negatives(
-            labels, batch.index, self.num_negatives, self.steps, self.negatives, self._trained_rows
+            labels,
+            batch.index,
+            self.num_negatives,
+            self.steps,
+            self.negatives,
+            self._trained_rows,
         )
         rows = torch.cat([batch.index[:, None], negatives], 1)
         similar = [

@@ -90,7 +90,9 @@ class CTKD(DistillLoss):
         self.low = positive("CTKD", "low", low)
         self.span = not_negative("CTKD", "span", span)
         if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise UserError(f"CTKD: length must be a whole number of at least 1, got {length}")
+            raise UserError(
+                f"CTKD: length must be a whole number of at least 1, got {length}"
+            )
         self.length = length
         self.theta = nn.Parameter(torch.ones(()))
         self.register_buffer("reversal", torch.tensor(reversal_at(1, length)))

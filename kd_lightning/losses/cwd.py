@@ -8,7 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses._adapters import adapted, check_role, feature_of, not_built, shapes_of
+from kd_lightning.losses._adapters import (
+    adapted,
+    check_role,
+    feature_of,
+    not_built,
+    shapes_of,
+)
 from kd_lightning.losses.base import (
     BaseOptions,
     DistillLoss,
@@ -20,7 +26,9 @@ from kd_lightning.losses.base import (
 from kd_lightning.types import Batch, Output, full
 
 
-def channel_divergence(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
+def channel_divergence(
+    student: Tensor, teacher: Tensor, temperature: float = 4.0
+) -> Tensor:
     r"""The divergence between the distributions of each channel over positions, in nats.
 
     $\frac{\tau^2}{C} \sum_c KL(\varphi(t_c) \| \varphi(s_c))$ with
@@ -80,7 +88,9 @@ class CWD(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the convolution, if channels differ."""
-        own, target = shapes_of("CWD", student, teacher, (self.layer, self.layer), ranks=(4,))
+        own, target = shapes_of(
+            "CWD", student, teacher, (self.layer, self.layer), ranks=(4,)
+        )
         if target[2:].numel() < 2:
             raise UserError(
                 f"CWD: the teacher's layer {self.layer!r} has one position, over which there is no "

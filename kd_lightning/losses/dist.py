@@ -40,7 +40,9 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
     a = student - student.mean(-1, keepdim=True)
     b = teacher - teacher.mean(-1, keepdim=True)
     # The root of each sum by itself: their product underflows later than the product of squares.
-    norms: Tensor = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
+    norms: Tensor = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(
+        b, dim=-1
+    )
     correlation = (a * b).sum(-1) / norms.clamp(min=EPSILON)
     return (1 - correlation).mean()
 

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.losses._adapters import check_role, feature_pairs
-from kd_lightning.losses._tokens import check_one_tokenizer, check_tokens, masked_mean, token_mask
+from kd_lightning.losses._tokens import (
+    check_one_tokenizer,
+    check_tokens,
+    masked_mean,
+    token_mask,
+)
 from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe
 from kd_lightning.types import Batch, Output
 

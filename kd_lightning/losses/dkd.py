@@ -19,7 +19,9 @@ from kd_lightning.losses.base import (
 from kd_lightning.types import Batch, Output
 
 
-def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def decoupled_kl(
+    student: Tensor, teacher: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor]:
     r"""The two parts of $\mathrm{KL}(p \,\|\, q) = \mathrm{TCKD} + (1 - p_t) \, \mathrm{NCKD}$.
 
     Zhao et al. 2022, section 3.1, for each row, in nats. TCKD compares the binary distributions
@@ -37,7 +39,9 @@ def decoupled_kl(student: Tensor, teacher: Tensor, target: Tensor) -> tuple[Tens
     """
     q_binary, q_rest = split_target(student, target)
     p_binary, p_rest = split_target(teacher, target)
-    target_class = F.kl_div(q_binary, p_binary, reduction="none", log_target=True).sum(1)
+    target_class = F.kl_div(q_binary, p_binary, reduction="none", log_target=True).sum(
+        1
+    )
     others = F.kl_div(q_rest, p_rest, reduction="none", log_target=True).sum(1)
     return target_class, others
 

@@ -16,11 +16,19 @@ from kd_lightning.losses._adapters import (
     same_size,
     shapes_of,
 )
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output, full
 
 
-def hint_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
+def hint_loss(
+    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+) -> Tensor:
     r"""The squared distance between the regressed feature $r$ and the hint $u$.
 
     - "paper": $\frac{1}{2} \|u - r\|_2^2$, summed over the feature, mean over samples (Romero et
@@ -59,14 +67,18 @@ def convolution(student: Size, teacher: Size, convention: Convention) -> nn.Modu
         if twice_as_large:
             return nn.Conv2d(*channels, kernel_size=3, stride=2, padding=1, bias=False)
         if half_as_large:
-            return nn.ConvTranspose2d(*channels, kernel_size=4, stride=2, padding=1, bias=False)
+            return nn.ConvTranspose2d(
+                *channels, kernel_size=4, stride=2, padding=1, bias=False
+            )
     # A kernel of d + 1 without padding shortens a side by d.
     kernel = [max(own - target, 0) + 1 for own, target in sizes]
     height, width = kernel
     return nn.Conv2d(*channels, kernel_size=(height, width), bias=convention == "paper")
 
 
-def regressor(student: Size, teacher: Size, convention: Convention, relu: bool) -> nn.Sequential:
+def regressor(
+    student: Size, teacher: Size, convention: Convention, relu: bool
+) -> nn.Sequential:
     """The adapter between two features.
 
     Between maps: a convolution, batch normalization (benchmark only) and ReLU. Between vectors

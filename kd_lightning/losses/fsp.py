@@ -23,7 +23,9 @@ from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe
 from kd_lightning.types import Batch, Output, full
 
 
-def flow_matrix(lower: Tensor, upper: Tensor, convention: Convention = "paper") -> Tensor:
+def flow_matrix(
+    lower: Tensor, upper: Tensor, convention: Convention = "paper"
+) -> Tensor:
     r"""$G_{ij} = \frac{1}{n} \sum_x F^1_i(x) F^2_j(x)$ over n positions: how a network goes on.
 
     Yim et al. 2017.
@@ -51,7 +53,9 @@ def flow_matrix(lower: Tensor, upper: Tensor, convention: Convention = "paper") 
     return flow / positions
 
 
-def flow_distance(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
+def flow_distance(
+    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+) -> Tensor:
     r"""The squared distance between flow matrices.
 
     - "paper": $\|G_S - G_T\|_F^2$, mean over samples, with equal weights of the pairs.
@@ -112,7 +116,9 @@ class FSP(DistillLoss):
         super().__init__(**base)
         self.roles = check_layers("FSP", layers)
         if len(self.roles) < 2:
-            raise UserError(f"FSP: layers must name two roles or more, got {list(layers)}")
+            raise UserError(
+                f"FSP: layers must name two roles or more, got {list(layers)}"
+            )
         self.convention = check_convention("FSP", convention)
 
     def build(self, student: Probe, teacher: Probe | None) -> None:

@@ -54,7 +54,9 @@ def unit_factor(factor: Tensor, convention: Convention = "paper") -> Tensor:
     return unit(factor.flatten(1))
 
 
-def factor_distance(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
+def factor_distance(
+    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+) -> Tensor:
     r"""The mean over samples and elements of $|F_S / \|F_S\| - F_T / \|F_T\||$.
 
     Kim et al. 2018 with p = 1, as a mean over elements as in the authors' code.
@@ -142,7 +144,9 @@ class FT(DistillLoss):
         self.layer = check_role("FT", "layer", layer)
         self.roles = [self.layer]
         if stage not in get_args(Stage):
-            raise UserError(f"FT: stage must be 'paraphraser' or 'translator', got {stage!r}")
+            raise UserError(
+                f"FT: stage must be 'paraphraser' or 'translator', got {stage!r}"
+            )
         self.stage = stage
         self.rate = positive("FT", "rate", rate)
         self.convention = check_convention("FT", convention)
@@ -151,7 +155,9 @@ class FT(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create paraphraser and translator; only the stage's own part trains."""
-        own, target = shapes_of("FT", student, teacher, (self.layer, self.layer), ranks=(4,))
+        own, target = shapes_of(
+            "FT", student, teacher, (self.layer, self.layer), ranks=(4,)
+        )
         channels = target[1]
         factors = max(1, round(channels * self.rate))
         self.paraphraser = nn.ModuleDict(
@@ -179,7 +185,11 @@ class FT(DistillLoss):
         factor = adapted(self.paraphraser["encoder"], target)
         if self.stage == "paraphraser":
             error = adapted(self.paraphraser["decoder"], factor) - target
-            return error.abs().mean() if self.convention == "paper" else error.square().mean()
+            return (
+                error.abs().mean()
+                if self.convention == "paper"
+                else error.square().mean()
+            )
         own = adapted(self.translator, feature_of("FT", student, self.layer))
         return factor_distance(own, factor, self.convention)
 

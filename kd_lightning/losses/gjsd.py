@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses.base import BaseOptions, DistillLoss, is_number, positive, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    is_number,
+    positive,
+    teacher_of,
+)
 from kd_lightning.losses.kd import soft_target_kl
 from kd_lightning.losses.reversekl import reverse_kl
 from kd_lightning.types import Batch, Output, finite_log_probs

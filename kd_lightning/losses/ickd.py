@@ -18,7 +18,13 @@ from kd_lightning.losses._adapters import (
     shapes_of,
 )
 from kd_lightning.losses._gather import unit
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output, full
 
 Form = Literal["code", "paper"]
@@ -35,7 +41,9 @@ def correlations(feature: Tensor, convention: Form = "code") -> Tensor:
     return unit(products) if convention == "code" else products
 
 
-def correlation_distance(student: Tensor, teacher: Tensor, convention: Form = "code") -> Tensor:
+def correlation_distance(
+    student: Tensor, teacher: Tensor, convention: Form = "code"
+) -> Tensor:
     r"""The squared distance between correlation matrices R, mean over samples.
 
     - "code": $\frac{1}{C} \|R_S - R_T\|_F^2$ with rows of length one.
@@ -86,13 +94,17 @@ class ICKD(DistillLoss):
         self.layer = check_role("ICKD", "layer", layer)
         self.roles = [self.layer]
         if convention not in get_args(Form):
-            raise UserError(f"ICKD: convention must be 'code' or 'paper', got {convention!r}")
+            raise UserError(
+                f"ICKD: convention must be 'code' or 'paper', got {convention!r}"
+            )
         self.convention = convention
         self.connector: nn.Module | None = None
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the connector."""
-        own, target = shapes_of("ICKD", student, teacher, (self.layer, self.layer), ranks=(4,))
+        own, target = shapes_of(
+            "ICKD", student, teacher, (self.layer, self.layer), ranks=(4,)
+        )
         self.connector = connector(own[1], target[1])
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:

@@ -59,11 +59,16 @@ class LogitMSE(DistillLoss):
     minimum_at_teacher: ClassVar[bool] = True
 
     def __init__(
-        self, classes: Reduction = "sum", center: bool = False, **base: Unpack[BaseOptions]
+        self,
+        classes: Reduction = "sum",
+        center: bool = False,
+        **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(**base)
         if classes not in get_args(Reduction):
-            raise UserError(f"LogitMSE: classes must be 'sum' or 'mean', got {classes!r}")
+            raise UserError(
+                f"LogitMSE: classes must be 'sum' or 'mean', got {classes!r}"
+            )
         self.classes = classes
         self.center = center
 

@@ -47,9 +47,13 @@ def draw_mask(index: Tensor, step: Tensor, entries: int, probability: float) -> 
         float32 `(B, n)`: 0 where masked, otherwise 1.
     """
     # A first draw mixes step and row into one number; then each entry has a counter of its own.
-    sample = hashed(hashed(index, run_seed(), "mgd", "row") + step, run_seed(), "mgd", "step")
+    sample = hashed(
+        hashed(index, run_seed(), "mgd", "row") + step, run_seed(), "mgd", "step"
+    )
     entry = torch.arange(entries, device=index.device)
-    bits = hashed(sample[:, None] + entry, run_seed(), "mgd", "entry") >> (63 - MASK_BITS)
+    bits = hashed(sample[:, None] + entry, run_seed(), "mgd", "entry") >> (
+        63 - MASK_BITS
+    )
     kept = bits >= int(probability * 2**MASK_BITS)
     return kept.float()
 
@@ -108,7 +112,9 @@ class MGD(DistillLoss):
         self.layer = check_role("MGD", "layer", layer)
         self.roles = [self.layer]
         if masked not in get_args(Masked):
-            raise UserError(f"MGD: masked must be 'channels' or 'positions', got {masked!r}")
+            raise UserError(
+                f"MGD: masked must be 'channels' or 'positions', got {masked!r}"
+            )
         self.masked = masked
         if not is_number(probability) or not 0 <= probability < 1:
             raise UserError(
@@ -120,7 +126,9 @@ class MGD(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the generator, and the convolution to the teacher's channels."""
-        own, target = shapes_of("MGD", student, teacher, (self.layer, self.layer), ranks=(4,))
+        own, target = shapes_of(
+            "MGD", student, teacher, (self.layer, self.layer), ranks=(4,)
+        )
         channels = target[1]
         if own[1] != channels:
             self.adapter = nn.Conv2d(own[1], channels, 1)

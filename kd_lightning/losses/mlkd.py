@@ -89,7 +89,9 @@ class MLKD(DistillLoss):
             raise UserError(
                 f"MLKD: temperatures must list numbers greater than 0, got {temperatures!r}"
             )
-        self.temperatures = [positive("MLKD", "each temperature", t) for t in temperatures]
+        self.temperatures = [
+            positive("MLKD", "each temperature", t) for t in temperatures
+        ]
         self.between_samples = not_negative("MLKD", "between_samples", between_samples)
         self.between_classes = not_negative("MLKD", "between_classes", between_classes)
 
@@ -106,7 +108,9 @@ class MLKD(DistillLoss):
                 log_p = joined(target.log_probs(temperature))
                 log_q = torch.log_softmax(logits / temperature, dim=-1)
                 for rows in views:
-                    view = (log_q, log_p) if rows is None else (log_q[rows], log_p[rows])
+                    view = (
+                        (log_q, log_p) if rows is None else (log_q[rows], log_p[rows])
+                    )
                     total = total + self._levels(*view, temperature)
         return total
 
@@ -125,6 +129,8 @@ def _groups(batch: Batch, joined: JoinedBatch) -> list[Tensor | None]:
     if isinstance(batch.view, int):
         return [None]
     if batch.num_rows != len(batch):
-        raise UserError("MLKD reads several views of samples with one label each, not of positions")
+        raise UserError(
+            "MLKD reads several views of samples with one label each, not of positions"
+        )
     views = joined(batch.view)
     return [views == view for view in views.unique().tolist()]

@@ -6,7 +6,11 @@ from typing import ClassVar, Unpack
 
 from torch import Tensor
 
-from kd_lightning.losses._labels import mean_over_labels, split_target, weighted_target_cost
+from kd_lightning.losses._labels import (
+    mean_over_labels,
+    split_target,
+    weighted_target_cost,
+)
 from kd_lightning.losses.base import (
     BaseOptions,
     DistillLoss,

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses._adapters import check_layers, feature_pairs, same_size, shapes_of
+from kd_lightning.losses._adapters import (
+    check_layers,
+    feature_pairs,
+    same_size,
+    shapes_of,
+)
 from kd_lightning.losses._gather import unit
 from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe
 from kd_lightning.types import Batch, Output, full

@@ -135,14 +135,20 @@ class OFD(DistillLoss):
             connectors.append(connector(own[1], target[1]))
             assert teacher is not None
             # Buffers, so that a resumed run does not depend on the teacher's file for them.
-            self.register_buffer(f"margin{place}", self._margin(teacher, place, target[1]))
+            self.register_buffer(
+                f"margin{place}", self._margin(teacher, place, target[1])
+            )
         self.connectors = nn.ModuleList(connectors)
 
     def _margin(self, teacher: Probe, place: int, channels: int) -> Tensor:
         """The margin of a layer, `(C,)`."""
         role = self.roles[place] if self.norms is None else self.norms[place]
         norm = teacher.modules.get(role)
-        if isinstance(norm, nn.BatchNorm2d) and norm.num_features == channels and norm.affine:
+        if (
+            isinstance(norm, nn.BatchNorm2d)
+            and norm.num_features == channels
+            and norm.affine
+        ):
             return negative_mean(norm.weight.detach(), norm.bias.detach())
         if self.norms is None:
             return torch.zeros(channels)
@@ -164,5 +170,7 @@ class OFD(DistillLoss):
         for place, (own, target) in enumerate(pairs):
             own, target = same_size(own, target)
             mapped = adapted(self.connectors[place], own)
-            terms.append(partial_distance(mapped, target, self.get_buffer(f"margin{place}")))
+            terms.append(
+                partial_distance(mapped, target, self.get_buffer(f"margin{place}"))
+            )
         return halved_from_the_last(terms)

@@ -14,7 +14,13 @@ from kd_lightning.losses._adapters import (
     not_built,
     shapes_of,
 )
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output, full
 
 EPS = 1e-6
@@ -100,7 +106,9 @@ class PAD(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the log variance, and the linear layer to the teacher's width."""
-        own, target = shapes_of("PAD", student, teacher, (self.layer, self.layer), ranks=(2,))
+        own, target = shapes_of(
+            "PAD", student, teacher, (self.layer, self.layer), ranks=(2,)
+        )
         if own[1] != target[1]:
             self.adapter = nn.Linear(own[1], target[1])
         # It exists in the first stage too, so that the second continues with that stage's adapter.

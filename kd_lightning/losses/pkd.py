@@ -58,7 +58,9 @@ class PKD(DistillLoss):
     minimum_at_teacher: ClassVar[bool] = True
     mean_over: MeanOver = "samples"
 
-    def __init__(self, layers: Sequence[str] = ("states1",), **base: Unpack[BaseOptions]) -> None:
+    def __init__(
+        self, layers: Sequence[str] = ("states1",), **base: Unpack[BaseOptions]
+    ) -> None:
         super().__init__(**base)
         self.roles = check_layers("PKD", layers)
 

@@ -7,7 +7,12 @@ from typing import ClassVar, Unpack
 import torch
 from torch import Tensor
 
-from kd_lightning.losses._adapters import Convention, check_convention, check_role, feature_pairs
+from kd_lightning.losses._adapters import (
+    Convention,
+    check_convention,
+    check_role,
+    feature_pairs,
+)
 from kd_lightning.losses._gather import JoinedBatch, unit
 from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver
 from kd_lightning.types import Batch, Output, full
@@ -36,7 +41,9 @@ def neighbors(feature: Tensor, convention: Convention = "paper") -> Tensor:
         # Rounding can take a cosine a little below -1.
         similarity = ((direction @ direction.T + 1) / 2).clamp(min=0)
         if convention == "paper":
-            others = 1 - torch.eye(len(similarity), dtype=similarity.dtype, device=feature.device)
+            others = 1 - torch.eye(
+                len(similarity), dtype=similarity.dtype, device=feature.device
+            )
             similarity = similarity * others
         return similarity / similarity.sum(1, keepdim=True).clamp(min=FLOOR)
 

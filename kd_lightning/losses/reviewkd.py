@@ -17,7 +17,13 @@ from kd_lightning.losses._adapters import (
     not_built,
     shapes_of,
 )
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output, full
 
 MAX_CHANNELS = 512
@@ -68,9 +74,13 @@ class Fusion(nn.Module):
         fuses: whether there is a later layer.
     """
 
-    def __init__(self, channels: int, width: int, teacher_channels: int, fuses: bool) -> None:
+    def __init__(
+        self, channels: int, width: int, teacher_channels: int, fuses: bool
+    ) -> None:
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(channels, width, 1, bias=False), BatchNorm(width))
+        self.reduce = nn.Sequential(
+            nn.Conv2d(channels, width, 1, bias=False), BatchNorm(width)
+        )
         self.attention: nn.Sequential | None = None
         if fuses:
             self.attention = nn.Sequential(nn.Conv2d(2 * width, 2, 1), nn.Sigmoid())
@@ -147,7 +157,12 @@ class ReviewKD(DistillLoss):
     def __init__(
         self,
         layers: Sequence[str] = ("stage1", "stage2", "stage3", "penultimate"),
-        teacher_layers: Sequence[str] = ("preact1", "preact2", "preact3", "penultimate"),
+        teacher_layers: Sequence[str] = (
+            "preact1",
+            "preact2",
+            "preact3",
+            "penultimate",
+        ),
         **base: Unpack[BaseOptions],
     ) -> None:
         super().__init__(**base)
@@ -196,7 +211,9 @@ class ReviewKD(DistillLoss):
         later: Tensor | None = None
         for place in reversed(range(len(self.layers))):
             own = as_map(feature_of("ReviewKD", student, self.layers[place]))
-            target = as_map(feature_of("ReviewKD", target_output, self.teacher_layers[place]))
+            target = as_map(
+                feature_of("ReviewKD", target_output, self.teacher_layers[place])
+            )
             fusion = self.fusions[place]
             # The fusions run in the precision of their parameters, or in that of autocast.
             dtype = next(fusion.parameters()).dtype

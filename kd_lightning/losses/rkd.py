@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses._adapters import Convention, check_convention, check_role, feature_pairs
+from kd_lightning.losses._adapters import (
+    Convention,
+    check_convention,
+    check_role,
+    feature_pairs,
+)
 from kd_lightning.losses._gather import JoinedBatch, unit
 from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, is_number
 from kd_lightning.types import Batch, Output, full
@@ -39,7 +44,9 @@ def distance_potential(x: Tensor) -> Tensor:
     return distances / torch.where(mean > 0, mean, 1)
 
 
-def distance_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
+def distance_loss(
+    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+) -> Tensor:
     r"""Huber loss between distance potentials, RKD-D (Park et al. 2019, section 3.2.1).
 
     Args:
@@ -77,7 +84,9 @@ def _angle_cost(student: Tensor, teacher: Tensor, first: int, last: int) -> Tens
     return 2 * cost.triu(1).sum()
 
 
-def angle_loss(student: Tensor, teacher: Tensor, convention: Convention = "paper") -> Tensor:
+def angle_loss(
+    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+) -> Tensor:
     r"""Huber loss between the cosines of all angles, RKD-A (Park et al. 2019, section 3.2.2).
 
     The cosine at vertex j is between $x_i - x_j$ and $x_k - x_j$; if two of the three samples
@@ -198,7 +207,9 @@ class RKD(DistillLoss):
         target = joined(target.flatten(1))
         terms = []
         if self.distance_weight:
-            terms.append(self.distance_weight * distance_loss(own, target, self.convention))
+            terms.append(
+                self.distance_weight * distance_loss(own, target, self.convention)
+            )
         if self.angle_weight:
             terms.append(self.angle_weight * angle_loss(own, target, self.convention))
         return torch.stack(terms).sum()

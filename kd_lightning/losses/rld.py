@@ -57,8 +57,12 @@ def masked_kl(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     left_out = teacher >= teacher.gather(1, target[:, None])
     # Not -inf: a row without a class left would become NaN. Now both sides of it are uniform.
     lowest = torch.finfo(student.dtype).min
-    log_q = finite_log_probs(torch.log_softmax(student.masked_fill(left_out, lowest), dim=-1))
-    log_p = finite_log_probs(torch.log_softmax(teacher.masked_fill(left_out, lowest), dim=-1))
+    log_q = finite_log_probs(
+        torch.log_softmax(student.masked_fill(left_out, lowest), dim=-1)
+    )
+    log_p = finite_log_probs(
+        torch.log_softmax(teacher.masked_fill(left_out, lowest), dim=-1)
+    )
     terms = F.kl_div(log_q, log_p, reduction="none", log_target=True)
     return terms.masked_fill(left_out, 0).sum(-1)
 
@@ -122,7 +126,9 @@ class RLD(DistillLoss):
 
         def cost(labels: Tensor) -> Tensor:
             confidence = self.confidence_temperature**2 * confidence_kl(q, p, labels)
-            masked = self.temperature**2 * masked_kl(tempered_student, tempered_teacher, labels)
+            masked = self.temperature**2 * masked_kl(
+                tempered_student, tempered_teacher, labels
+            )
             return self.alpha * confidence + self.beta * masked
 
         return mean_over_labels(cost, batch)

@@ -22,7 +22,13 @@ from kd_lightning.losses._adapters import (
     pooled,
     shapes_of,
 )
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output
 
 
@@ -88,8 +94,14 @@ class SimKD(DistillLoss):
         super().__init__(**base)
         self.layer = check_role("SimKD", "layer", layer)
         self.head = check_role("SimKD", "head", head)
-        if isinstance(reduction, bool) or not isinstance(reduction, int) or reduction < 1:
-            raise UserError(f"SimKD: reduction must be a whole number from 1, got {reduction}")
+        if (
+            isinstance(reduction, bool)
+            or not isinstance(reduction, int)
+            or reduction < 1
+        ):
+            raise UserError(
+                f"SimKD: reduction must be a whole number from 1, got {reduction}"
+            )
         self.reduction = reduction
         self.projector: nn.Module | None = None
         self.classifier: FrozenHead | None = None
@@ -107,7 +119,9 @@ class SimKD(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the projector, and copy the teacher's classifier."""
-        own, target = shapes_of("SimKD", student, teacher, (self.layer, self.layer), ranks=(4,))
+        own, target = shapes_of(
+            "SimKD", student, teacher, (self.layer, self.layer), ranks=(4,)
+        )
         assert teacher is not None
         check_one_label("SimKD", student)
         head = linear_head("SimKD", "teacher", teacher, self.head)

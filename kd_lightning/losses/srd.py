@@ -16,7 +16,13 @@ from kd_lightning.losses._adapters import (
     shapes_of,
 )
 from kd_lightning.losses._gather import JoinedBatch
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output, full
 
 EPS = 1e-4

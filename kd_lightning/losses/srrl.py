@@ -91,7 +91,9 @@ class SRRL(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the connector, and copy the teacher's classifier."""
-        own, target = shapes_of("SRRL", student, teacher, (self.layer, self.layer), ranks=(4,))
+        own, target = shapes_of(
+            "SRRL", student, teacher, (self.layer, self.layer), ranks=(4,)
+        )
         assert teacher is not None
         check_one_label("SRRL", student)
         head = linear_head("SRRL", "teacher", teacher, self.head)
@@ -109,7 +111,9 @@ class SRRL(DistillLoss):
         if self.connector is None or self.classifier is None:
             raise not_built("SRRL")
         own = pooled(adapted(self.connector, feature_of("SRRL", student, self.layer)))
-        features = (own - pooled(feature_of("SRRL", target, self.layer))).square().mean()
+        features = (
+            (own - pooled(feature_of("SRRL", target, self.layer))).square().mean()
+        )
         logits = (self.classifier(own) - full(target.logits)).square().mean()
         total: Tensor = features + self.logit_weight * logits
         return total

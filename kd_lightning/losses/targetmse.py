@@ -20,7 +20,10 @@ from kd_lightning.types import Batch, Output, full
 
 
 def target_mse(
-    values: Tensor, target: Tensor, partner: Tensor | None = None, share: Tensor | None = None
+    values: Tensor,
+    target: Tensor,
+    partner: Tensor | None = None,
+    share: Tensor | None = None,
 ) -> Tensor:
     r"""Mean over the known targets of $(z - y)^2$, in squared units of the target.
 

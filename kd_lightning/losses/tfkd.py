@@ -85,7 +85,9 @@ class TfKD(DistillLoss):
     ) -> None:
         super().__init__(**base)
         if convention not in get_args(Formula):
-            raise UserError(f"TfKD: convention must be 'paper' or 'code', got {convention!r}")
+            raise UserError(
+                f"TfKD: convention must be 'paper' or 'code', got {convention!r}"
+            )
         if not is_number(correct) or not 0 < correct < 1:
             raise UserError(f"TfKD: correct must be a number in (0, 1), got {correct}")
         self.convention = convention

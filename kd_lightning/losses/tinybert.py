@@ -10,8 +10,19 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.losses._adapters import adapted, check_layers, feature_of
-from kd_lightning.losses._tokens import check_one_tokenizer, check_tokens, masked_mean, token_mask
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses._tokens import (
+    check_one_tokenizer,
+    check_tokens,
+    masked_mean,
+    token_mask,
+)
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output
 
 
@@ -98,7 +109,9 @@ class TinyBERT(DistillLoss):
         self.states = check_layers("TinyBERT", states) if states else []
         self.scores = check_layers("TinyBERT", scores) if scores else []
         if not self.states and not self.scores:
-            raise UserError("TinyBERT: name layers in states or in scores, such as [states1]")
+            raise UserError(
+                "TinyBERT: name layers in states or in scores, such as [states1]"
+            )
         self.roles = [*self.states, *self.scores]
         self.shared = shared
         self.maps = nn.ModuleList()
@@ -137,7 +150,9 @@ class TinyBERT(DistillLoss):
         """
         targets = teacher_of(self, teacher)
         if len(self.maps) != len(self.states):
-            raise UserError("TinyBERT has no maps yet; call build() with a probe of both networks")
+            raise UserError(
+                "TinyBERT has no maps yet; call build() with a probe of both networks"
+            )
         # The maps are ordered like `states`: one per role, or the same one for all.
         terms = []
         for role, mapping in zip(self.states, self.maps, strict=True):

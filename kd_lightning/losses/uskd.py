@@ -11,7 +11,12 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 from kd_lightning.losses._adapters import check_role, feature_of
 from kd_lightning.losses._gather import JoinedBatch
-from kd_lightning.losses._labels import costs_of_labels, mean_over_labels, own_class, split_target
+from kd_lightning.losses._labels import (
+    costs_of_labels,
+    mean_over_labels,
+    own_class,
+    split_target,
+)
 from kd_lightning.losses.base import (
     BaseOptions,
     DistillLoss,
@@ -38,7 +43,9 @@ def zipf_targets(scores: Tensor) -> Tensor:
     order = scores.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(1, scores.shape[-1] + 1, device=scores.device).to(scores.dtype)
     law = 1 / ranks
-    return torch.zeros_like(scores).scatter(-1, order, (law / law.sum()).expand_as(scores))
+    return torch.zeros_like(scores).scatter(
+        -1, order, (law / law.sum()).expand_as(scores)
+    )
 
 
 class USKD(DistillLoss):
@@ -110,7 +117,9 @@ class USKD(DistillLoss):
             )
         rows, num_classes = student.output.logits.shape
         if rows != len(feature):
-            raise UserError("USKD is for one label per sample; this data has several positions")
+            raise UserError(
+                "USKD is for one label per sample; this data has several positions"
+            )
         self.weak = nn.Linear(feature.shape[1], num_classes)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
@@ -143,7 +152,9 @@ class USKD(DistillLoss):
 
     def _joint_mean_square(self, q: Tensor, batch: Batch) -> Tensor:
         """The mean of the label's squared probability over the labelled rows of all processes."""
-        squares = costs_of_labels(lambda labels: own_class(q, labels).exp().square(), batch)
+        squares = costs_of_labels(
+            lambda labels: own_class(q, labels).exp().square(), batch
+        )
         known = is_labelled(batch.labels)
         if batch.partner_labels is not None:
             known = known | is_labelled(batch.partner_labels)

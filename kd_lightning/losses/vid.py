@@ -74,7 +74,9 @@ def mean_network(student: Size, teacher: Size) -> nn.Module:
 class _Gaussian(nn.Module):
     r"""The student's prediction of one teacher layer: a mean, and $\alpha_c$ per channel."""
 
-    def __init__(self, student: Size, teacher: Size, variance: float, eps: float) -> None:
+    def __init__(
+        self, student: Size, teacher: Size, variance: float, eps: float
+    ) -> None:
         super().__init__()
         self.mean = mean_network(student, teacher)
         self.eps = eps
@@ -88,7 +90,9 @@ class _Gaussian(nn.Module):
         r"""$\log(1 + \exp \alpha_c) + \epsilon$, `(C,)`."""
         return F.softplus(full(self.alpha)) + self.eps
 
-    def forward(self, student: Tensor, teacher: Tensor, convention: Convention) -> Tensor:
+    def forward(
+        self, student: Tensor, teacher: Tensor, convention: Convention
+    ) -> Tensor:
         student, teacher = same_size(student, teacher)
         mean = adapted(self.mean, student)
         return gaussian_loss(mean, teacher, self.variance(), convention)
@@ -141,7 +145,9 @@ class VID(DistillLoss):
         self.variance = positive("VID", "variance", variance)
         self.eps = positive("VID", "eps", eps)
         if self.variance <= self.eps:
-            raise UserError(f"VID: variance must be greater than eps, got {variance} and {eps}")
+            raise UserError(
+                f"VID: variance must be greater than eps, got {variance} and {eps}"
+            )
         self.gaussians = nn.ModuleList()
 
     def build(self, student: Probe, teacher: Probe | None) -> None:

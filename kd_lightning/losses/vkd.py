@@ -15,7 +15,13 @@ from kd_lightning.losses._adapters import (
     pooled,
     shapes_of,
 )
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    Probe,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output, full
 
 

@@ -47,7 +47,9 @@ def _log_product(log_factors: Tensor, kernel: Tensor) -> Tensor:
     return ((log_factors - largest).exp() @ kernel).log() + largest
 
 
-def transport_cost(student: Tensor, teacher: Tensor, costs: Tensor, iterations: int) -> Tensor:
+def transport_cost(
+    student: Tensor, teacher: Tensor, costs: Tensor, iterations: int
+) -> Tensor:
     """Cost of moving each student's distribution to its teacher's, by Sinkhorn's iterations.
 
     Scaling factors are logarithms, so that small probabilities do not underflow. The gradient
@@ -131,7 +133,11 @@ class WKDL(DistillLoss):
     year: ClassVar[int] = 2024
     compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
-    needs: ClassVar[tuple[str, ...]] = ("all teacher logits", "labels", "class similarities")
+    needs: ClassVar[tuple[str, ...]] = (
+        "all teacher logits",
+        "labels",
+        "class similarities",
+    )
     exact_logits: ClassVar[bool] = True
     mean_over: MeanOver = "labelled"
 
@@ -151,7 +157,11 @@ class WKDL(DistillLoss):
         self.transport = not_negative("WKDL", "transport", transport)
         self.temperature = positive("WKDL", "temperature", temperature)
         self.kappa = positive("WKDL", "kappa", kappa)
-        if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
+        if (
+            isinstance(iterations, bool)
+            or not isinstance(iterations, int)
+            or iterations < 1
+        ):
             raise UserError(
                 f"WKDL: iterations must be a whole number of at least 1, got {iterations}"
             )
@@ -198,14 +208,20 @@ class WKDL(DistillLoss):
 def _read_similarities(path: str, num_classes: int) -> Tensor:
     """The `(K, K)` tensor of a file; UserError if it is not one."""
     if not Path(path).is_file():
-        raise UserError(f"WKDL: there is no file {path}; similarities must name one, or nothing")
+        raise UserError(
+            f"WKDL: there is no file {path}; similarities must name one, or nothing"
+        )
     try:
         content: object = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as problem:
-        raise UserError(f"WKDL: {path} does not hold a tensor written by torch.save") from problem
+        raise UserError(
+            f"WKDL: {path} does not hold a tensor written by torch.save"
+        ) from problem
     shape = (num_classes, num_classes)
     if not isinstance(content, Tensor) or content.shape != shape:
         raise UserError(f"WKDL: {path} must hold a tensor of shape {list(shape)}")
     if not bool(content.isfinite().all()) or bool((content > 1 + 1e-6).any()):
-        raise UserError(f"WKDL: the similarities in {path} must be finite numbers of at most 1")
+        raise UserError(
+            f"WKDL: the similarities in {path} must be finite numbers of at most 1"
+        )
     return content.float()

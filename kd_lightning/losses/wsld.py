@@ -8,7 +8,13 @@ import torch
 from torch import Tensor
 
 from kd_lightning.losses._labels import mean_over_labels, own_class
-from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, positive, teacher_of
+from kd_lightning.losses.base import (
+    BaseOptions,
+    DistillLoss,
+    MeanOver,
+    positive,
+    teacher_of,
+)
 from kd_lightning.types import Batch, Output, finite_log_probs
 
 EPSILON = 1e-7

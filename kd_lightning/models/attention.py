@@ -60,7 +60,9 @@ def attention(
     return by_token, None
 
 
-def tap_scores(encoder: Encoder, layers: nn.ModuleList, taps: Iterable[nn.Module]) -> None:
+def tap_scores(
+    encoder: Encoder, layers: nn.ModuleList, taps: Iterable[nn.Module]
+) -> None:
     """Route the attention scores of each layer through its tap.
 
     Args:

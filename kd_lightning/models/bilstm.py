@@ -61,7 +61,9 @@ class BiLSTMClassifier(nn.Module):
                 "BiLSTMClassifier: num_classes is missing; under kd it comes from the data"
             )
         if pooling not in ("max", "last"):
-            raise UserError(f"BiLSTMClassifier: pooling must be 'max' or 'last', got {pooling!r}")
+            raise UserError(
+                f"BiLSTMClassifier: pooling must be 'max' or 'last', got {pooling!r}"
+            )
         check_counts("BiLSTMClassifier", embedding=embedding, hidden=hidden, head=head)
         check_shares("BiLSTMClassifier", dropout=dropout)
         size, pad = vocabulary_of("BiLSTMClassifier", spec, vocabulary)
@@ -84,7 +86,10 @@ class BiLSTMClassifier(nn.Module):
         return {"vectors": None}
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Classify sentences.
 
@@ -110,7 +115,9 @@ class BiLSTMClassifier(nn.Module):
         logits: Tensor = self.head(hidden)
         return logits
 
-    def _direction(self, lstm: nn.Module, ids: Tensor, mask: Tensor, last: Tensor) -> Tensor:
+    def _direction(
+        self, lstm: nn.Module, ids: Tensor, mask: Tensor, last: Tensor
+    ) -> Tensor:
         """The pooled states of one direction.
 
         Args:

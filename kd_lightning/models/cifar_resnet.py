@@ -71,9 +71,13 @@ class CIFARResNet(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels_in, classes = check_image_shapes("CIFARResNet", input_shape, num_classes)
+        channels_in, classes = check_image_shapes(
+            "CIFARResNet", input_shape, num_classes
+        )
         if depth < 8 or (depth - 2) % 6:
-            raise UserError(f"CIFARResNet: depth must be 6 n + 2 (8, 14, 20, 32, ...), got {depth}")
+            raise UserError(
+                f"CIFARResNet: depth must be 6 n + 2 (8, 14, 20, 32, ...), got {depth}"
+            )
         # The benchmark's wide networks (8x4, 32x4) have 32 channels in the first layer, not 64.
         first = 16 if width == 1 else 32
         channels1 = 16 * width
@@ -91,7 +95,9 @@ class CIFARResNet(nn.Module):
         he_normal(self)
 
     @staticmethod
-    def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    def _stage(
+        channels_in: int, channels: int, blocks: int, stride: int
+    ) -> nn.Sequential:
         # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]
         first = _Block(channels_in, channels, stride)

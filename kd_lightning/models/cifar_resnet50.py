@@ -31,7 +31,9 @@ class CIFARResNet50(nn.Module):
         self, input_shape: list[int] | None = None, num_classes: int | None = None
     ) -> None:
         super().__init__()
-        channels_in, classes = check_image_shapes("CIFARResNet50", input_shape, num_classes)
+        channels_in, classes = check_image_shapes(
+            "CIFARResNet50", input_shape, num_classes
+        )
         # Only the residual stages and the classifier of this network are used.
         body = resnet50(num_classes=classes)
         # A hook on an in-place ReLU's input would see the values after the ReLU, so nothing is in

@@ -32,7 +32,9 @@ class WordEmbedding(nn.Embedding):
         UserError: if the file is missing.
     """
 
-    def __init__(self, words: int, width: int, pad: int = 0, vectors: str | None = None) -> None:
+    def __init__(
+        self, words: int, width: int, pad: int = 0, vectors: str | None = None
+    ) -> None:
         super().__init__(words, width, padding_idx=pad)
         # Checked here, although the file is read later: a typo is reported before any training.
         if vectors is not None and not Path(vectors).expanduser().is_file():
@@ -116,7 +118,9 @@ def _word(place: str, fields: list[bytes], width: int) -> str:
         # A few words of GloVe contain spaces.
         return b" ".join(fields[:-width]).decode()
     except UnicodeDecodeError as error:
-        raise UserError(f"{place}: the word is not UTF-8; convert the file to UTF-8") from error
+        raise UserError(
+            f"{place}: the word is not UTF-8; convert the file to UTF-8"
+        ) from error
 
 
 def _vector(place: str, fields: list[bytes], width: int) -> list[float]:
@@ -127,7 +131,9 @@ def _vector(place: str, fields: list[bytes], width: int) -> list[float]:
         raise UserError(f"{place}: the last {width} fields are not numbers") from error
 
 
-def vocabulary_of(owner: str, spec: Mapping[str, Any] | None, size: int | None) -> tuple[int, int]:
+def vocabulary_of(
+    owner: str, spec: Mapping[str, Any] | None, size: int | None
+) -> tuple[int, int]:
     """The number of tokens and the id of the padding token.
 
     Args:
@@ -144,7 +150,9 @@ def vocabulary_of(owner: str, spec: Mapping[str, Any] | None, size: int | None) 
     if size is None:
         size = vocabulary.get("size")
     if size is None:
-        raise UserError(f"{owner} reads tokens: set vocabulary, or train it under kd on text data")
+        raise UserError(
+            f"{owner} reads tokens: set vocabulary, or train it under kd on text data"
+        )
     pad = vocabulary.get("pad", 0)
     return int(size), int(pad)
 

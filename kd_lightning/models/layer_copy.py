@@ -40,7 +40,9 @@ def copy_encoder_layers(
     if spec is not None and described.get("spec"):
         data_spec = Spec.from_dict(spec)
         trained_on = Spec.from_dict(described["spec"])
-        check_vocabulary(f"copy_from {path}", trained_on, data_spec, data_spec.vocabulary)
+        check_vocabulary(
+            f"copy_from {path}", trained_on, data_spec, data_spec.vocabulary
+        )
     # The checkpoint holds a classifier, whose encoder has a prefix; its head has no counterpart.
     source: dict[str, Tensor] = {}
     for key, tensor in network_weights(content).items():

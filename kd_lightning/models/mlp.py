@@ -98,7 +98,9 @@ class MLP(nn.Module):
         with torch.no_grad():
             for module in self.body:
                 if isinstance(module, nn.Linear):
-                    limited = torch.renorm(module.weight, p=2, dim=0, maxnorm=self.max_norm)
+                    limited = torch.renorm(
+                        module.weight, p=2, dim=0, maxnorm=self.max_norm
+                    )
                     module.weight.copy_(limited)
 
 

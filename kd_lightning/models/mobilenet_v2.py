@@ -41,12 +41,16 @@ class _InvertedResidual(nn.Module):
     The input is added if it has the shape of the output.
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, expansion: int) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, expansion: int
+    ) -> None:
         super().__init__()
         hidden = expansion * channels_in
         self.layers = nn.Sequential(
             Conv2dNormActivation(channels_in, hidden, 1, inplace=False),
-            Conv2dNormActivation(hidden, hidden, 3, stride, groups=hidden, inplace=False),
+            Conv2dNormActivation(
+                hidden, hidden, 3, stride, groups=hidden, inplace=False
+            ),
             Conv2dNormActivation(hidden, channels, 1, activation_layer=None),
         )
         # The shortcut has no convolution of its own, so it needs equal shapes.
@@ -99,7 +103,9 @@ class CIFARMobileNetV2(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels_in, classes = check_image_shapes("CIFARMobileNetV2", input_shape, num_classes)
+        channels_in, classes = check_image_shapes(
+            "CIFARMobileNetV2", input_shape, num_classes
+        )
         if not 1 / 16 <= width < float("inf"):
             raise UserError(
                 "CIFARMobileNetV2: width must be at least 1/16, or a layer would have no channels; "

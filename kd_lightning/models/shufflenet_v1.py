@@ -24,13 +24,17 @@ class _Block(nn.Module):
     convolutions compute only the remaining channels.
     """
 
-    def __init__(self, channels_in: int, channels: int, stride: int, groups_in: int) -> None:
+    def __init__(
+        self, channels_in: int, channels: int, stride: int, groups_in: int
+    ) -> None:
         super().__init__()
         # Channels that the convolutions compute; the shortcut provides the others.
         computed = channels if stride == 1 else channels - channels_in
         # The bottleneck has a quarter of the output channels (section 3.2 of the paper).
         hidden = computed // 4
-        self.expand = Conv2dNormActivation(channels_in, hidden, 1, groups=groups_in, inplace=False)
+        self.expand = Conv2dNormActivation(
+            channels_in, hidden, 1, groups=groups_in, inplace=False
+        )
         self.shuffle = nn.ChannelShuffle(groups_in)
         self.depthwise = Conv2dNormActivation(
             hidden, hidden, 3, stride, groups=hidden, inplace=False
@@ -80,7 +84,9 @@ class CIFARShuffleNetV1(nn.Module):
         self, input_shape: list[int] | None = None, num_classes: int | None = None
     ) -> None:
         super().__init__()
-        channels_in, classes = check_image_shapes("CIFARShuffleNetV1", input_shape, num_classes)
+        channels_in, classes = check_image_shapes(
+            "CIFARShuffleNetV1", input_shape, num_classes
+        )
         (channels1, blocks1), (channels2, blocks2), (channels3, blocks3) = STAGES
         self.stem = Conv2dNormActivation(channels_in, 24, 1, inplace=False)
         # The 24 channels of the stem are too few for groups (section 3.2 of the paper).

@@ -37,7 +37,9 @@ class CIFARShuffleNetV2(nn.Module):
         self, input_shape: list[int] | None = None, num_classes: int | None = None
     ) -> None:
         super().__init__()
-        channels_in, classes = check_image_shapes("CIFARShuffleNetV2", input_shape, num_classes)
+        channels_in, classes = check_image_shapes(
+            "CIFARShuffleNetV2", input_shape, num_classes
+        )
         (channels1, blocks1), (channels2, blocks2), (channels3, blocks3) = STAGES
         self.stem = Conv2dNormActivation(channels_in, 24, 1, inplace=False)
         self.stage1 = self._stage(24, channels1, blocks1)

@@ -58,7 +58,9 @@ class TextCNN(nn.Module):
         if widths is None:
             widths = [3, 4, 5]
         if num_classes is None:
-            raise UserError("TextCNN: num_classes is missing; under kd it comes from the data")
+            raise UserError(
+                "TextCNN: num_classes is missing; under kd it comes from the data"
+            )
         if not widths or min(widths) < 1:
             raise UserError(
                 f"TextCNN: widths must be one or more numbers of at least 1, got {widths}"
@@ -80,7 +82,10 @@ class TextCNN(nn.Module):
         return {"vectors": None}
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Classify sentences.
 

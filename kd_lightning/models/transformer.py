@@ -159,7 +159,10 @@ class TransformerClassifier(nn.Module):
         layers[len(layers) - count :].requires_grad_(True)
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
     ) -> Tensor:
         """Classify sentences.
 
@@ -207,7 +210,9 @@ def _encoder(
     return encoder
 
 
-def _head(width: int, hidden: int | None, dropout: float, num_classes: int) -> nn.Sequential:
+def _head(
+    width: int, hidden: int | None, dropout: float, num_classes: int
+) -> nn.Sequential:
     """From a state `(B, width)` to logits `(B, num_classes)`, with one hidden layer or none."""
     layers: list[nn.Module] = []
     if hidden is not None:

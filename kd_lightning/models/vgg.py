@@ -51,7 +51,10 @@ class CIFARVGG(nn.Module):
     """
 
     def __init__(
-        self, depth: int, input_shape: list[int] | None = None, num_classes: int | None = None
+        self,
+        depth: int,
+        input_shape: list[int] | None = None,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__()
         channels_in, classes = check_image_shapes("CIFARVGG", input_shape, num_classes)

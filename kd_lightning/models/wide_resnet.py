@@ -72,7 +72,9 @@ class WideResNet(nn.Module):
         num_classes: int | None = None,
     ) -> None:
         super().__init__()
-        channels_in, classes = check_image_shapes("WideResNet", input_shape, num_classes)
+        channels_in, classes = check_image_shapes(
+            "WideResNet", input_shape, num_classes
+        )
         if depth < 10 or (depth - 4) % 6:
             raise UserError(
                 f"WideResNet: depth must be 6 n + 4 (10, 16, 22, 28, 40, ...), got {depth}"
@@ -97,7 +99,9 @@ class WideResNet(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     @staticmethod
-    def _stage(channels_in: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    def _stage(
+        channels_in: int, channels: int, blocks: int, stride: int
+    ) -> nn.Sequential:
         # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]
         first = _Block(channels_in, channels, stride)

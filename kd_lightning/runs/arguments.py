@@ -17,9 +17,13 @@ class CommandParser(argparse.ArgumentParser):
         description: the first paragraph of `--help`.
     """
 
-    def __init__(self, command: str, *, usage: str | None = None, description: str) -> None:
+    def __init__(
+        self, command: str, *, usage: str | None = None, description: str
+    ) -> None:
         # An abbreviation that works today would become ambiguous with the next option.
-        super().__init__(command, usage=usage, description=description, allow_abbrev=False)
+        super().__init__(
+            command, usage=usage, description=description, allow_abbrev=False
+        )
 
     def error(self, message: str) -> NoReturn:
         """Report a mistake in the arguments.

@@ -99,7 +99,9 @@ class BuiltRun:
         check_limits(self.trainer_settings, self._batches())
         if self.command == "fit":
             self.module.check_optimizer()
-            check_trainer(self.trainer_settings, self.options, self.module, self.has_validation)
+            check_trainer(
+                self.trainer_settings, self.options, self.module, self.has_validation
+            )
         if self.options.test == "best":
             self._check_best_checkpoint()
         if self.checkpoint is not None:
@@ -113,7 +115,11 @@ class BuiltRun:
     def _batches(self) -> dict[str, int]:
         """The number of batches by stage on one device, for the stages of the command."""
         data = self.datamodule
-        stages = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",)}
+        stages = {
+            "fit": ("train", "validation"),
+            "validate": ("validation",),
+            "test": ("test",),
+        }
         batches = {}
         for stage in stages.get(self.command, ()):
             size = data.batch_size if stage == "train" else data.eval_batch_size
@@ -158,12 +164,16 @@ class BuiltRun:
         described = self.checkpoint_content[KEY].get("spec")
         if described:
             # The network of the checkpoint reads the student's inputs, not the teacher's.
-            data = replace(self.datamodule.spec, teacher_inputs=None, teacher_vocabulary=None)
+            data = replace(
+                self.datamodule.spec, teacher_inputs=None, teacher_vocabulary=None
+            )
             owner = f"--ckpt_path: the network of {path}"
             check_spec(owner, Spec.from_dict(described), data)
 
 
-def build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
+def build_run(
+    command: str, parser: LightningArgumentParser, config: Namespace
+) -> BuiltRun:
     """Build the data, then the model for that data.
 
     Args:
@@ -178,11 +188,15 @@ def build_run(command: str, parser: LightningArgumentParser, config: Namespace) 
         return _build_run(command, parser, config)
 
 
-def _build_run(command: str, parser: LightningArgumentParser, config: Namespace) -> BuiltRun:
+def _build_run(
+    command: str, parser: LightningArgumentParser, config: Namespace
+) -> BuiltRun:
     torch.set_float32_matmul_precision(config.matmul_precision)
     _set_seed(config)
     _find_files(config)
-    lightning_compat.keep_arguments_of(parser, pl.LightningDataModule, plain_config(config)["data"])
+    lightning_compat.keep_arguments_of(
+        parser, pl.LightningDataModule, plain_config(config)["data"]
+    )
     datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
     if not isinstance(datamodule, DataModule):
         raise UserError(
@@ -196,7 +210,9 @@ def _build_run(command: str, parser: LightningArgumentParser, config: Namespace)
     _restore_from_checkpoint(content.get(KEY) or {}, config.model, datamodule)
     fill_from_spec(config.model, datamodule.spec)
     fill_from_spec(given.model, datamodule.spec)
-    lightning_compat.keep_arguments_of(parser, TrainingModule, plain_config(config)["model"])
+    lightning_compat.keep_arguments_of(
+        parser, TrainingModule, plain_config(config)["model"]
+    )
     _check_factories(config.model)
     if command == "fit":
         check_teachers_are_trained(plain_config(config)["model"])
@@ -235,7 +251,9 @@ def _find_files(config: Namespace) -> None:
     """Find the relative paths of a resumed or tested run from where it was started."""
     if not config.ckpt_path:
         return
-    start = read_json(Path(config.ckpt_path).resolve().parents[1] / "run.json").get("cwd")
+    start = read_json(Path(config.ckpt_path).resolve().parents[1] / "run.json").get(
+        "cwd"
+    )
     if isinstance(start, str):
         find_files(config.model, Path(start))
         find_files(config.data, Path(start))

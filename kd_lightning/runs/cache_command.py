@@ -102,7 +102,12 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def _bar(total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         *Progress.get_default_columns()[:2],
@@ -148,7 +153,9 @@ def main(argv: list[str]) -> None:
         keep_memory()
     run = build_run("fit", run_options, config)
     module = run.module
-    if not isinstance(module, DistillationModule) or isinstance(module.teacher, CachedTeacher):
+    if not isinstance(module, DistillationModule) or isinstance(
+        module.teacher, CachedTeacher
+    ):
         raise UserError(
             "kd cache needs a live teacher: compose a pair, such as "
             "-c configs/pairs/mlp1200_mlp800.yaml"
@@ -185,7 +192,9 @@ def _verify(folder: Path, rest: list[str]) -> None:
     Console().print(plain(text), soft_wrap=True)
 
 
-def _temperatures(options: argparse.Namespace, module: DistillationModule) -> list[float]:
+def _temperatures(
+    options: argparse.Namespace, module: DistillationModule
+) -> list[float]:
     """The temperatures that a top-k cache stores: as given, or those of the module's losses.
 
     Raises:
@@ -202,7 +211,9 @@ def _temperatures(options: argparse.Namespace, module: DistillationModule) -> li
         )
     from kd_lightning.losses.base import positive
 
-    return [positive("kd cache", "--temperatures", value) for value in options.temperatures]
+    return [
+        positive("kd cache", "--temperatures", value) for value in options.temperatures
+    ]
 
 
 def _device(accelerator: str) -> torch.device:

@@ -53,7 +53,9 @@ class StopAtStep(pl.Callback):
         self._signalled_at: float | None = None
         self._earlier_handlers: dict[int, Any] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         in_main_thread = threading.current_thread() is threading.main_thread()
         if trainer.world_size > 1 or not in_main_thread:
             return
@@ -95,7 +97,9 @@ class StopAtStep(pl.Callback):
         trainer.save_checkpoint(self.path)
         raise KeyboardInterrupt
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         if self._signalled_at is not None:
             raise KeyboardInterrupt
 

@@ -55,7 +55,9 @@ def one_line(message: str) -> str:
             value = given[1]
         argument = _NESTED_VALUE.match(given[1]) if given is not None else None
         # The longest key is the one below the outermost key.
-        if argument is not None and (nested is None or len(argument[1]) > len(nested[1])):
+        if argument is not None and (
+            nested is None or len(argument[1]) > len(nested[1])
+        ):
             nested = argument
         if key is not None:
             keys.append(key[1])
@@ -140,7 +142,13 @@ def config_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (ArgumentError, ValueError, TypeError, MisconfigurationException, OSError) as error:
+    except (
+        ArgumentError,
+        ValueError,
+        TypeError,
+        MisconfigurationException,
+        OSError,
+    ) as error:
         other_classes = _OTHER_CLASSES.search(str(error))
         if other_classes is not None:
             raise UserError(

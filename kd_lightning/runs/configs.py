@@ -147,9 +147,13 @@ def _check_text(text: str, key: str) -> None:
     if len(text) > 30 and _DIGITS.fullmatch(text) is not None:
         raise UserError(f"{key}: the number {shown} is out of range")
     # The options of a run are names and folders, not numbers.
-    is_plain = key.endswith(_TIMES) or key.rpartition(" ")[2].startswith(("run.", "--run."))
+    is_plain = key.endswith(_TIMES) or key.rpartition(" ")[2].startswith(
+        ("run.", "--run.")
+    )
     if not (is_plain and len(text) <= 30) and _BASE_60.fullmatch(text) is not None:
-        raise UserError(f"{key} cannot be {shown}, which YAML takes for a number to base 60")
+        raise UserError(
+            f"{key} cannot be {shown}, which YAML takes for a number to base 60"
+        )
 
 
 def losses_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -240,7 +244,9 @@ def _config_path(name: str) -> Path:
         path = Path(name) if Path(name).is_file() else shipped(name)
     except OSError as error:
         # For example a name that is too long.
-        raise UserError(f"there is no config file {name:.200}: {error.strerror}") from None
+        raise UserError(
+            f"there is no config file {name:.200}: {error.strerror}"
+        ) from None
     if path is None:
         raise UserError(f"there is no config file {name}")
     return path

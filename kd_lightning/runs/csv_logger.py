@@ -45,7 +45,9 @@ class EpochCSVLogger(Logger):
             for cells in csv.DictReader(file):
                 epoch = int(float(cells["epoch"]))
                 if epoch < first_epoch:
-                    self.rows[epoch] = {name: cell for name, cell in cells.items() if cell}
+                    self.rows[epoch] = {
+                        name: cell for name, cell in cells.items() if cell
+                    }
 
     def complete(self, row: Row) -> None:
         """Add the cells that the file lacks of the epoch that a checkpoint ended.

@@ -83,7 +83,11 @@ def _foldable_pairs(network: nn.Module) -> Iterator[tuple[Any, Any, str]]:
     calls = Counter(id(module) for module in called.values())
     for node, norm in called.items():
         source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or source not in called or len(source.users) > 1:
+        if (
+            not isinstance(source, fx.Node)
+            or source not in called
+            or len(source.users) > 1
+        ):
             continue
         conv = called[source]
         used_once = calls[id(conv)] == 1 and calls[id(norm)] == 1

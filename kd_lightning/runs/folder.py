@@ -108,7 +108,12 @@ def commit() -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str:
     completed = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        ["git", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=True,
     )
     return completed.stdout.strip()
 
@@ -217,7 +222,9 @@ class RunFolder:
         try:
             content = read_yaml_file(self.config_path, str(self.config_path))
         except UserError as error:
-            raise UserError(f"{self.path}: config.yaml is missing or damaged: {error}") from error
+            raise UserError(
+                f"{self.path}: config.yaml is missing or damaged: {error}"
+            ) from error
         if not isinstance(content, dict):
             raise UserError(f"{self.path}: config.yaml does not hold keys with values")
         return dict(with_current_names(content))
@@ -305,7 +312,9 @@ class RunRecord:
             if name in earlier:
                 self.content[name] = earlier[name]
         if "command" in earlier:
-            part = {name: earlier.get(name) for name in ("command", "commit", "versions")}
+            part = {
+                name: earlier.get(name) for name in ("command", "commit", "versions")
+            }
             self.content["earlier"] = [*earlier.get("earlier", []), part]
         self.write()
 
@@ -329,6 +338,9 @@ class RunRecord:
             self.write(**changes)
         except OSError:
             text = json.dumps(self.content, indent=None, allow_nan=True) + "\n"
-            with contextlib.suppress(OSError), self.path.open("r+", encoding="utf-8") as file:
+            with (
+                contextlib.suppress(OSError),
+                self.path.open("r+", encoding="utf-8") as file,
+            ):
                 file.write(text)
                 file.truncate()

@@ -24,7 +24,9 @@ options of classes, each on a page of its own:
 """
 
 _CLASSES = re.compile(r"known\s+subclasses:([\w.,\s]+)\)")
-_PART_OF_DISTILLATION = re.compile(r"--model\.(?:student|teacher)(?:\.\w+)*\.help(?:=.*)?")
+_PART_OF_DISTILLATION = re.compile(
+    r"--model\.(?:student|teacher)(?:\.\w+)*\.help(?:=.*)?"
+)
 
 
 class RunParser(LightningArgumentParser):
@@ -43,7 +45,11 @@ class RunParser(LightningArgumentParser):
         Args:
             formatter: by default that of the parser; older versions of jsonargparse take none.
         """
-        text = super().format_help() if formatter is None else super().format_help(formatter)
+        text = (
+            super().format_help()
+            if formatter is None
+            else super().format_help(formatter)
+        )
         return _CLASSES.sub(_cut, text) + self.ending
 
 

@@ -113,7 +113,9 @@ def _execute_in_folder(run: BuiltRun) -> RunResult:
     folder = _make_folder(run)
     try:
         with locked(folder):
-            return _execute_and_record(run, folder, resumed, Session(run, folder, resumed))
+            return _execute_and_record(
+                run, folder, resumed, Session(run, folder, resumed)
+            )
     except UserError:
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
@@ -258,7 +260,9 @@ def _execute(
             # A resumed run may have nothing left but its test.
             session.start(trainer)
     elif run.command == "validate":
-        trainer.validate(module, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+        trainer.validate(
+            module, datamodule=datamodule, ckpt_path=checkpoint, verbose=False
+        )
     else:
         trainer.test(module, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
     metrics = _measured(trainer)
@@ -286,9 +290,13 @@ def _stored_outputs(trainer: Trainer) -> dict[str, torch.Tensor] | None:
     return None
 
 
-def _predict(run: BuiltRun, trainer: Trainer, folder: Path, checkpoint: str | None) -> None:
+def _predict(
+    run: BuiltRun, trainer: Trainer, folder: Path, checkpoint: str | None
+) -> None:
     """Write the outputs on the test set, as tensors and in a form for people."""
-    batches: Any = trainer.predict(run.module, datamodule=run.datamodule, ckpt_path=checkpoint)
+    batches: Any = trainer.predict(
+        run.module, datamodule=run.datamodule, ckpt_path=checkpoint
+    )
     batches = gather_processes(trainer, batches)
     if trainer.is_global_zero:
         predictions = join_batches(batches)

@@ -48,7 +48,11 @@ def in_use(folder: Path) -> bool:
 
 
 def _acquire(path: Path) -> None:
-    own = {"pid": os.getpid(), "host": socket.gethostname(), "started": _start_of(os.getpid())}
+    own = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "started": _start_of(os.getpid()),
+    }
     for _ in range(_TRIES):
         try:
             # Fails if the file exists, so that of two processes only one succeeds.

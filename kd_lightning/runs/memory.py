@@ -20,7 +20,9 @@ def keep_memory() -> bool:
     Returns:
         Whether it took effect; only glibc has this setting.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    mallopt = (
+        getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    )
     if mallopt is None:
         return False
     keeps_blocks = bool(mallopt(_MMAP_THRESHOLD, 2**30))

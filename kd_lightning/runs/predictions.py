@@ -90,7 +90,9 @@ class SavePredictions(pl.Callback):
             on_cpu = {name: tensor.detach().cpu() for name, tensor in outputs.items()}
             self._batches.append(on_cpu)
 
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         batches = gather_processes(trainer, self._batches)
         self._batches = []
         if trainer.is_global_zero and batches:

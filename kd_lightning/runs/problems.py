@@ -41,7 +41,9 @@ def explain(problem: BaseException, folder: Path, writes: bool) -> UserError | N
     for error in _chain(problem):
         if isinstance(error, OSError) and _is_about_writing(error, folder):
             where = error.filename or folder
-            return UserError(f"cannot write {where} ({error.strerror}); {_next_step(folder)}")
+            return UserError(
+                f"cannot write {where} ({error.strerror}); {_next_step(folder)}"
+            )
         if any(text in str(error) for text in _FAILED_WRITES):
             reason = str(error).partition("\n")[0]
             return UserError(
@@ -53,7 +55,9 @@ def explain(problem: BaseException, folder: Path, writes: bool) -> UserError | N
 
 def deleted(folder: Path) -> UserError:
     """The error of a run whose folder is gone."""
-    return UserError(f"the run's folder {folder} was deleted while it ran; start the run again")
+    return UserError(
+        f"the run's folder {folder} was deleted while it ran; start the run again"
+    )
 
 
 def _next_step(folder: Path) -> str:

@@ -43,7 +43,10 @@ class RunProgress(ProgressBar):
     """
 
     def __init__(
-        self, label: str = "training", monitor: str = "val_accuracy", every_s: float = 0.25
+        self,
+        label: str = "training",
+        monitor: str = "val_accuracy",
+        every_s: float = 0.25,
     ) -> None:
         super().__init__()
         # The name of the run's folder, which may hold anything.
@@ -71,11 +74,15 @@ class RunProgress(ProgressBar):
     def _metrics(self, trainer: pl.Trainer) -> str:
         values = trainer.callback_metrics
         shown = [
-            f"{name} {float(values[name]):.4f}" for name in self._metric_names if name in values
+            f"{name} {float(values[name]):.4f}"
+            for name in self._metric_names
+            if name in values
         ]
         return "  ".join(shown)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         if not self._enabled:
             return
         self._started_at = time.monotonic()
@@ -93,7 +100,10 @@ class RunProgress(ProgressBar):
             auto_refresh=False,
         )
         self._task = self._bar.add_task(
-            self.label, total=_last_epoch(trainer), completed=trainer.current_epoch, metrics=""
+            self.label,
+            total=_last_epoch(trainer),
+            completed=trainer.current_epoch,
+            metrics="",
         )
         self._bar.start()
 
@@ -111,17 +121,23 @@ class RunProgress(ProgressBar):
         if self._bar is None:
             # The line at the end of the epoch says the same and more.
             if self._enabled and now >= self._next_line_at and batch_idx + 1 < batches:
-                self._print_line(trainer, epochs_done, f"  batch {batch_idx + 1}/{batches}")
+                self._print_line(
+                    trainer, epochs_done, f"  batch {batch_idx + 1}/{batches}"
+                )
             return
         if now - self._drawn_at < self.every_s:
             return
         self._drawn_at = now
         self._bar.update(self._task, completed=round(epochs_done, 2), refresh=True)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self._show_finished(trainer)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         # The module logs its losses after this hook, so the epoch is shown in the next one.
         self._finished_epochs = trainer.current_epoch + 1
 
@@ -132,7 +148,9 @@ class RunProgress(ProgressBar):
         if epochs_done is None:
             return
         if self._bar is not None:
-            self._bar.update(self._task, completed=epochs_done, metrics=self._metrics(trainer))
+            self._bar.update(
+                self._task, completed=epochs_done, metrics=self._metrics(trainer)
+            )
         elif self._enabled and time.monotonic() >= self._next_line_at:
             self._print_line(trainer, epochs_done, f"  {self._metrics(trainer)}")
 
@@ -161,7 +179,10 @@ class RunProgress(ProgressBar):
         self._stop()
 
     def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        exception: BaseException,
     ) -> None:
         self._stop()
 

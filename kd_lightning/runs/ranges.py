@@ -115,7 +115,9 @@ def check_config(config: Mapping[str, YamlValue]) -> None:
     for name in ("trainer", "run"):
         section = config.get(name, {})
         if not isinstance(section, dict):
-            raise UserError(f"{name} must hold keys with values, got {repr(section)[:60]}")
+            raise UserError(
+                f"{name} must hold keys with values, got {repr(section)[:60]}"
+            )
     for number in _numbers(config, keys=(), owner=None):
         _check_number(number)
     run = config.get("run")
@@ -138,7 +140,9 @@ class _Number:
     value: float
 
 
-def _numbers(node: object, keys: tuple[str, ...], owner: str | None) -> Iterator[_Number]:
+def _numbers(
+    node: object, keys: tuple[str, ...], owner: str | None
+) -> Iterator[_Number]:
     """Yield every number of a config."""
     if isinstance(node, Mapping):
         class_path = node.get("class_path")
@@ -213,7 +217,12 @@ def check_limits(settings: Mapping[str, object], batches: Mapping[str, int]) -> 
         name = f"limit_{stage}_batches"
         limit = settings.get(name)
         # 0 switches a stage off, and a whole number counts batches.
-        if isinstance(limit, float) and limit > 0 and count > 0 and int(limit * count) == 0:
+        if (
+            isinstance(limit, float)
+            and limit > 0
+            and count > 0
+            and int(limit * count) == 0
+        ):
             raise UserError(
                 f"trainer.{name}={limit:g} selects none of the {count} batches; use at least "
                 f"{1 / count:.2g}, or a whole number of batches"

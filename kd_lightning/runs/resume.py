@@ -172,7 +172,11 @@ def _without_observers(config: Mapping[str, Any]) -> dict[str, Any]:
         callbacks = [callbacks]
     kept = []
     for callback in callbacks or []:
-        class_path = callback.get("class_path", "") if isinstance(callback, Mapping) else callback
+        class_path = (
+            callback.get("class_path", "")
+            if isinstance(callback, Mapping)
+            else callback
+        )
         module, _, name = str(class_path).rpartition(".")
         if name not in OBSERVERS or not module.startswith("lightning"):
             kept.append(callback)
@@ -304,7 +308,9 @@ def nothing_to_do(resumed: Resumed, run: BuiltRun) -> str | None:
     if "run.test" in changed:
         return None
     epochs = int(
-        (_loops(run.checkpoint_content, "epoch_progress").get("current") or {}).get("processed", 0)
+        (_loops(run.checkpoint_content, "epoch_progress").get("current") or {}).get(
+            "processed", 0
+        )
     )
     most = run.trainer_settings.get("max_epochs")
     reached = isinstance(most, int) and 0 <= most <= epochs

@@ -66,7 +66,9 @@ class Session:
         self.record = RunRecord(self.folder, self._description(trainer))
         if self.run.trainer_settings.get("logger") is False:
             return
-        logger = wandb_logger(self.run.options, self.folder, config, self.record.content)
+        logger = wandb_logger(
+            self.run.options, self.folder, config, self.record.content
+        )
         self.logger = logger
         if logger is not None:
             trainer.loggers = [*trainer.loggers, logger]
@@ -76,7 +78,9 @@ class Session:
         path = self.folder / "config.yaml"
         if path.is_file() and self.resumed is not None and not self.resumed.changes:
             return
-        write_whole_text(path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
+        write_whole_text(
+            path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        )
 
     def _description(self, trainer: pl.Trainer) -> dict[str, Any]:
         """The entries of run.json that say what runs."""
@@ -120,7 +124,9 @@ class Session:
             )
         return count
 
-    def finish(self, status: str, error: str | None, metrics: Mapping[str, float]) -> None:
+    def finish(
+        self, status: str, error: str | None, metrics: Mapping[str, float]
+    ) -> None:
         """Record how the run ended; a resumed run that never started stays as it was.
 
         Raises:
@@ -195,7 +201,10 @@ def add_callback(trainer_settings: dict[str, Any], callback: pl.Callback) -> Non
         callback: the callback.
     """
     own = trainer_settings.get("callbacks") or []
-    trainer_settings["callbacks"] = [callback, *(own if isinstance(own, list) else [own])]
+    trainer_settings["callbacks"] = [
+        callback,
+        *(own if isinstance(own, list) else [own]),
+    ]
 
 
 class SessionCallback(pl.Callback):
@@ -211,13 +220,17 @@ class SessionCallback(pl.Callback):
         self._steps = 0
         self._epoch_ended = False
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self.session.start(trainer)
         self._every = lightning_compat.log_every_n_steps(trainer)
         self._steps = trainer.global_step
         _cut_curves(self.session.folder / CURVES, self._steps)
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self._epoch_ended = False
 
     def on_train_batch_end(
@@ -239,20 +252,28 @@ class SessionCallback(pl.Callback):
             "learning_rate_step": float(trainer.optimizers[0].param_groups[0]["lr"]),
         }
         epoch = trainer.current_epoch
-        _append(self.session.folder / CURVES, {"step": self._steps, "epoch": epoch, **values})
+        _append(
+            self.session.folder / CURVES,
+            {"step": self._steps, "epoch": epoch, **values},
+        )
         for logger in trainer.loggers:
             # metrics.csv has one row per epoch.
             if not isinstance(logger, EpochCSVLogger):
                 logger.log_metrics({**values, "epoch": epoch}, step=self._steps)
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         # The checkpoint that follows would make the folder again, without the run's other files.
         if not (self.session.folder / "run.json").is_file():
             raise deleted(self.session.folder)
         self._epoch_ended = True
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        checkpoint: dict[str, Any],
     ) -> None:
         if not self._epoch_ended:
             return

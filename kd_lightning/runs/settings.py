@@ -21,7 +21,9 @@ def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def option_of(name: str) -> str:
     """The option that sets a setting: `--model.losses.kd.weight`, without the syntax of YAML."""
-    parts = [part for part in name.split(".") if part not in ("init_args", "class_path")]
+    parts = [
+        part for part in name.split(".") if part not in ("init_args", "class_path")
+    ]
     return f"--{'.'.join(parts)}"
 
 

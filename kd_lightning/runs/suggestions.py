@@ -73,15 +73,23 @@ def argument_names(class_path: str) -> list[str]:
         return []
     functions = [target]
     if inspect.isclass(target):
-        functions = [vars(base)["__init__"] for base in target.__mro__ if "__init__" in vars(base)]
+        functions = [
+            vars(base)["__init__"]
+            for base in target.__mro__
+            if "__init__" in vars(base)
+        ]
     names: list[str] = []
     for function in functions:
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
             continue
-        names += [parameter.name for parameter in parameters if parameter.name != "self"]
-        passes_on = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+        names += [
+            parameter.name for parameter in parameters if parameter.name != "self"
+        ]
+        passes_on = any(
+            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
+        )
         if not passes_on:
             break
     return names

@@ -33,7 +33,10 @@ def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
         folder: of the run.
     """
     settings = dict(run.trainer_settings)
-    settings["callbacks"] = [*_as_list(settings.get("callbacks")), *_callbacks(run, folder)]
+    settings["callbacks"] = [
+        *_as_list(settings.get("callbacks")),
+        *_callbacks(run, folder),
+    ]
     settings["logger"] = _loggers(run, folder)
     settings["default_root_dir"] = str(folder)
     settings["plugins"] = _plugins(run)
@@ -59,9 +62,15 @@ def _check_progress(trainer: Trainer, content: Mapping[str, Any], path: Path) ->
     problem = _difference(content["loops"].get("fit_loop"), own, "loops.fit_loop")
     states = content.get("callbacks") or {}
     for callback in lightning_compat.callbacks(trainer):
-        if problem is None and isinstance(callback, RunCheckpoint) and callback.state_key in states:
+        if (
+            problem is None
+            and isinstance(callback, RunCheckpoint)
+            and callback.state_key in states
+        ):
             stored = states[callback.state_key]
-            problem = _missing(stored, callback.state_dict(), f"callbacks.{callback.state_key}")
+            problem = _missing(
+                stored, callback.state_dict(), f"callbacks.{callback.state_key}"
+            )
     if problem is not None:
         raise UserError(
             f"--ckpt_path: {path} is damaged ({problem}); give another checkpoint of the run, or "
@@ -118,7 +127,10 @@ def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
         callbacks.append(FirstBatchReport(run.options.strict, show=shows_progress))
     if shows_progress:
         callbacks.append(RunProgress(folder.name, f"val_{run.datamodule.task.monitor}"))
-    if run.command == "fit" and run.trainer_settings.get("enable_checkpointing") is not False:
+    if (
+        run.command == "fit"
+        and run.trainer_settings.get("enable_checkpointing") is not False
+    ):
         callbacks.extend(_checkpoints(run, folder / "checkpoints"))
     return callbacks
 
@@ -138,11 +150,15 @@ def _checkpoints(run: BuiltRun, folder: Path) -> list[Callback]:
         )
         callbacks.append(best)
     last = RunCheckpoint(
-        folder, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+        folder,
+        filename="last",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
     )
     callbacks.extend([StopAtStep(folder / "last.ckpt"), last])
     if any(
-        isinstance(own, StochasticWeightAveraging) for own in callbacks_of(run.trainer_settings)
+        isinstance(own, StochasticWeightAveraging)
+        for own in callbacks_of(run.trainer_settings)
     ):
         callbacks.append(SaveAveraged(folder / "last.ckpt"))
     return callbacks

@@ -24,7 +24,10 @@ HALF_MIXED = ("16-mixed", "16", 16)
 
 
 def check_trainer(
-    settings: Mapping[str, Any], options: RunOptions, module: TrainingModule, has_validation: bool
+    settings: Mapping[str, Any],
+    options: RunOptions,
+    module: TrainingModule,
+    has_validation: bool,
 ) -> None:
     """Check the Trainer's settings of `kd fit` before anything is trained.
 
@@ -45,13 +48,17 @@ def check_trainer(
         raise UserError(
             "--trainer.fast_dev_run writes no checkpoints; use --run.test=last, or leave it out"
         )
-    follows_rates = any(isinstance(callback, LearningRateMonitor) for callback in callbacks)
+    follows_rates = any(
+        isinstance(callback, LearningRateMonitor) for callback in callbacks
+    )
     if follows_rates and settings.get("logger") is False:
         raise UserError(
             "LearningRateMonitor needs a logger; remove --trainer.logger=false or the callback"
         )
     # Callbacks of the user's own may log further metrics.
-    if all(type(callback).__module__.startswith("lightning.") for callback in callbacks):
+    if all(
+        type(callback).__module__.startswith("lightning.") for callback in callbacks
+    ):
         names = logged_metrics(module, has_validation)
         for owner, monitor in _monitors(callbacks, module):
             if monitor not in names:
@@ -80,7 +87,9 @@ def logged_metrics(module: TrainingModule, has_validation: bool) -> list[str]:
     return names
 
 
-def _monitors(callbacks: list[Callback], module: TrainingModule) -> Iterator[tuple[str, str]]:
+def _monitors(
+    callbacks: list[Callback], module: TrainingModule
+) -> Iterator[tuple[str, str]]:
     """What callbacks and the scheduler monitor, with their names."""
     for callback in callbacks:
         if isinstance(callback, EarlyStopping):
@@ -122,7 +131,9 @@ def _check_precision(settings: Mapping[str, Any]) -> None:
 def _check_length(settings: Mapping[str, Any], module: TrainingModule) -> None:
     """Refuse a schedule over all steps if nobody knows how many there will be."""
     max_epochs = settings.get("max_epochs")
-    open_end = max_epochs == -1 or (max_epochs is None and settings.get("max_time") is not None)
+    open_end = max_epochs == -1 or (
+        max_epochs is None and settings.get("max_time") is not None
+    )
     if not open_end or settings.get("max_steps", -1) not in (-1, None):
         return
     if module.scheduler is not None and takes_total_steps(module.scheduler):

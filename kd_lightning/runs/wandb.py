@@ -129,7 +129,10 @@ def announce(options: RunOptions, mode: str, folder: Path) -> None:
 
 
 def wandb_logger(
-    options: RunOptions, folder: Path, config: Mapping[str, Any], record: Mapping[str, Any]
+    options: RunOptions,
+    folder: Path,
+    config: Mapping[str, Any],
+    record: Mapping[str, Any],
 ) -> WandbLogger | None:
     """Start a run in W&B, or continue the one of a resumed run.
 
@@ -188,7 +191,9 @@ def wandb_logger(
     return WandbLogger(experiment=run)
 
 
-def run_identity(earlier: Mapping[str, Any], options: RunOptions) -> dict[str, str | None]:
+def run_identity(
+    earlier: Mapping[str, Any], options: RunOptions
+) -> dict[str, str | None]:
     """The identity of a run in W&B, for run.json: that of the resumed run, or a new one.
 
     Args:
@@ -204,7 +209,9 @@ def run_identity(earlier: Mapping[str, Any], options: RunOptions) -> dict[str, s
     return {"id": uuid.uuid4().hex[:8], **place}
 
 
-def log_test(logger: WandbLogger, stored: dict[str, Tensor], datamodule: DataModule) -> None:
+def log_test(
+    logger: WandbLogger, stored: dict[str, Tensor], datamodule: DataModule
+) -> None:
     """Log the confusion matrix, and the most confident mistakes as images or texts.
 
     Args:
@@ -223,7 +230,9 @@ def log_test(logger: WandbLogger, stored: dict[str, Tensor], datamodule: DataMod
     if confusion is not None:
         labels, guesses = confusion
         logged["test_confusion_matrix"] = wandb.plot.confusion_matrix(
-            y_true=labels.tolist(), preds=guesses.tolist(), class_names=list(spec.classes)
+            y_true=labels.tolist(),
+            preds=guesses.tolist(),
+            class_names=list(spec.classes),
         )
     mistakes = task.mistakes(stored, spec, MISTAKES)
     index = torch.tensor([mistake.index for mistake in mistakes], dtype=torch.int64)

@@ -4,4 +4,9 @@ from kd_lightning.specialists.data import SpecialistDataModule
 from kd_lightning.specialists.source import SpecialistSource
 from kd_lightning.specialists.teacher import SpecialistTeacher, SubsetTeacher
 
-__all__ = ["SpecialistDataModule", "SpecialistSource", "SpecialistTeacher", "SubsetTeacher"]
+__all__ = [
+    "SpecialistDataModule",
+    "SpecialistSource",
+    "SpecialistTeacher",
+    "SubsetTeacher",
+]

@@ -76,7 +76,9 @@ def confusable_classes(
 
     # scikit-learn accepts seeds of 32 bits only.
     random_state = seed_from("clusters", seed) % 2**32
-    kmeans = MiniBatchKMeans(specialists, random_state=random_state, n_init=10, batch_size=1024)
+    kmeans = MiniBatchKMeans(
+        specialists, random_state=random_state, n_init=10, batch_size=1024
+    )
     centroids = kmeans.fit(columns).cluster_centers_
     # Unlike the labels of K-means, the nearest columns of two centroids can overlap.
     distances = []
@@ -89,7 +91,9 @@ def confusable_classes(
     return [sorted(ids) for ids in nearest.tolist()]
 
 
-def _check_numbers(classes: int, specialists: int, classes_each: int, temperature: float) -> None:
+def _check_numbers(
+    classes: int, specialists: int, classes_each: int, temperature: float
+) -> None:
     """Refuse numbers that do not fit the data's number of classes."""
     if not 1 <= specialists <= classes:
         raise UserError(
@@ -102,4 +106,6 @@ def _check_numbers(classes: int, specialists: int, classes_each: int, temperatur
             f"the number of classes minus 2, got {classes_each}"
         )
     if not temperature > 0:
-        raise UserError(f"data.cluster_temperature must be greater than 0, got {temperature}")
+        raise UserError(
+            f"data.cluster_temperature must be greater than 0, got {temperature}"
+        )

@@ -28,7 +28,13 @@ from kd_lightning.specialists.clusters import confusable_classes
 from kd_lightning.specialists.source import SpecialistSource
 from kd_lightning.specialists.weights import specialist_weights
 from kd_lightning.types import CLEAN
-from kd_lightning.weights import KEY, load_weights, network_weights, read_file, sha256_of
+from kd_lightning.weights import (
+    KEY,
+    load_weights,
+    network_weights,
+    read_file,
+    sha256_of,
+)
 
 
 class SpecialistDataModule(DataModule):
@@ -144,7 +150,9 @@ class SpecialistDataModule(DataModule):
         trained_on = Spec.from_dict(described["spec"])
         check_spec(f"the generalist {self.generalist}", trained_on, self.data.spec)
         network = build_network(described["network"])
-        load_weights(network, network_weights(content), f"data.generalist {self.generalist}")
+        load_weights(
+            network, network_weights(content), f"data.generalist {self.generalist}"
+        )
         # The clean training samples: held-out ones must not decide what specialists learn.
         logits = _predictions(network, self.data.source("train"))
         return confusable_classes(
@@ -183,7 +191,10 @@ class SpecialistDataModule(DataModule):
         own = is_own.nonzero()[:, 0]
         is_other = ~is_own & (target >= 0)
         others = is_other.nonzero()[:, 0]
-        for positions, which in ((own, "of its own classes"), (others, "of other classes")):
+        for positions, which in (
+            (own, "of its own classes"),
+            (others, "of other classes"),
+        ):
             if len(positions) == 0:
                 raise UserError(
                     f"specialist {self.specialist} has no labelled training sample {which}; see "
@@ -248,7 +259,9 @@ class SpecialistDataModule(DataModule):
         self.data.trainer = self.trainer
         loader = self.data.loader(stage)
         if loader.weights is not None:
-            raise UserError("data.balanced: a specialist has a draw of its own; set it to false")
+            raise UserError(
+                "data.balanced: a specialist has a draw of its own; set it to false"
+            )
         loader.source = self._wrapped(stage, loader.source)
         loader.join = self.joins.get(stage)
         return loader

@@ -100,11 +100,18 @@ class SpecialistTeacher(Teacher):
             queried = active[:, number]
             opinions.append(self._opinion(number, batch, generalist, queried))
         agreed = agreed_log_probs(
-            generalist, opinions, self.class_ids, active, self.tolerance, self.max_iterations
+            generalist,
+            opinions,
+            self.class_ids,
+            active,
+            self.tolerance,
+            self.max_iterations,
         )
         return Output(agreed)
 
-    def _opinion(self, number: int, batch: Batch, generalist: Tensor, active: Tensor) -> Tensor:
+    def _opinion(
+        self, number: int, batch: Batch, generalist: Tensor, active: Tensor
+    ) -> Tensor:
         """Log-probabilities of a specialist, which computes only the samples it is queried for.
 
         Args:
@@ -242,7 +249,9 @@ class SubsetTeacher(Teacher):
             specialist's.
     """
 
-    def __init__(self, checkpoint: str | None = None, teacher: Teacher | None = None) -> None:
+    def __init__(
+        self, checkpoint: str | None = None, teacher: Teacher | None = None
+    ) -> None:
         super().__init__()
         if (checkpoint is None) == (teacher is None):
             raise UserError(

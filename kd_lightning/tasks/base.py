@@ -109,9 +109,13 @@ class Task(ABC):
         Raises:
             UserError: if the columns do not fit the task.
         """
-        raise UserError(f"the targets of {self.name} cannot be read from columns of a table")
+        raise UserError(
+            f"the targets of {self.name} cannot be read from columns of a table"
+        )
 
-    def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
+    def encode_target(
+        self, columns: Mapping[str, Column], names: tuple[str, ...]
+    ) -> Tensor:
         """The target `(N, *S)` that the columns of N rows hold; missing values are unlabelled.
 
         Args:
@@ -121,7 +125,9 @@ class Task(ABC):
         Raises:
             UserError: if a value is not valid.
         """
-        raise UserError(f"the targets of {self.name} cannot be read from columns of a table")
+        raise UserError(
+            f"the targets of {self.name} cannot be read from columns of a table"
+        )
 
     def strata(self, target: Tensor) -> Tensor:
         """Which samples a random split must divide in equal shares, int64 `(N,)` from 0.
@@ -156,7 +162,9 @@ class Task(ABC):
             stored: the `test_outputs` of all samples.
         """
 
-    def mistakes(self, stored: dict[str, Tensor], spec: Spec, most: int) -> Sequence[Mistake]:
+    def mistakes(
+        self, stored: dict[str, Tensor], spec: Spec, most: int
+    ) -> Sequence[Mistake]:
         """The most confident mistakes of a test, at most `most`; none if the task has no notion."""
         return []
 

@@ -43,7 +43,9 @@ class Classification(Task):
             )
         classes = None
         if self.per_class:
-            classes = spec.classes or [str(number) for number in range(spec.num_classes)]
+            classes = spec.classes or [
+                str(number) for number in range(spec.num_classes)
+            ]
         return ClassificationMetrics(spec.num_classes, classes, self.top_k)
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -65,7 +67,9 @@ class Classification(Task):
             )
         return classes
 
-    def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
+    def encode_target(
+        self, columns: Mapping[str, Column], names: tuple[str, ...]
+    ) -> Tensor:
         (name,) = columns
         labels = as_texts(columns[name])
         classes = positions_among(labels, names)
@@ -95,7 +99,9 @@ class Classification(Task):
         wrong = stored["logits"].argmax(-1) != target
         return torch.where(target == UNLABELLED, torch.nan, wrong.double())
 
-    def mistakes(self, stored: dict[str, Tensor], spec: Spec, most: int) -> Sequence[Mistake]:
+    def mistakes(
+        self, stored: dict[str, Tensor], spec: Spec, most: int
+    ) -> Sequence[Mistake]:
         # A sample without a label cannot be wrong.
         labelled = stored["target"] >= 0
         target = stored["target"][labelled]

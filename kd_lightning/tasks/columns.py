@@ -51,7 +51,9 @@ def as_numbers(name: str, column: Column, remedy: str = "correct the file") -> N
         ) from None
     infinite = int(np.isinf(numbers).sum())
     if infinite > 0:
-        raise UserError(f"column {name!r} has an infinite value in {infinite} rows; remove them")
+        raise UserError(
+            f"column {name!r} has an infinite value in {infinite} rows; remove them"
+        )
     return numbers
 
 

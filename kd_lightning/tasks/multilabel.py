@@ -42,7 +42,9 @@ class MultilabelMetrics(TaskMetrics):
         self.mean_average_precision = MultilabelAveragePrecision(
             num_classes, ignore_index=UNLABELLED, validate_args=False
         )
-        self.f1 = MultilabelF1Score(num_classes, ignore_index=UNLABELLED, validate_args=False)
+        self.f1 = MultilabelF1Score(
+            num_classes, ignore_index=UNLABELLED, validate_args=False
+        )
         self.errors = sum_metric()
         self.nll = mean_metric()
         self.comparison = TeacherComparison()
@@ -104,7 +106,9 @@ class MultilabelClassification(Task):
         """The names of the target columns; each holds one label's zeros and ones."""
         return tuple(columns)
 
-    def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
+    def encode_target(
+        self, columns: Mapping[str, Column], names: tuple[str, ...]
+    ) -> Tensor:
         target = [_label_of_rows(name, columns[name]) for name in names]
         return torch.stack(target, dim=-1)
 
@@ -130,7 +134,9 @@ def _label_of_rows(name: str, column: Column) -> Tensor:
     codes: list[int] = []
     for value in values.tolist():
         if value not in LABEL_VALUES:
-            raise UserError(f"column {name!r} must hold 0 or 1 in each row, got {value!r}")
+            raise UserError(
+                f"column {name!r} must hold 0 or 1 in each row, got {value!r}"
+            )
         codes.append(LABEL_VALUES[value])
     code_of_value = np.array(codes, dtype=np.int64)
     return torch.from_numpy(code_of_value[inverse])

@@ -85,7 +85,9 @@ class Regression(Task):
         """The names of the target columns; each holds one real value."""
         return tuple(columns)
 
-    def encode_target(self, columns: Mapping[str, Column], names: tuple[str, ...]) -> Tensor:
+    def encode_target(
+        self, columns: Mapping[str, Column], names: tuple[str, ...]
+    ) -> Tensor:
         values: list[Tensor] = []
         for name in names:
             numbers = as_numbers(name, columns[name])

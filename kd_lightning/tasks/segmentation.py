@@ -35,8 +35,12 @@ class SegmentationMetrics(TaskMetrics):
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
-        self.miou = MulticlassJaccardIndex(num_classes, average="macro", validate_args=False)
-        self.accuracy = MulticlassAccuracy(num_classes, average="micro", validate_args=False)
+        self.miou = MulticlassJaccardIndex(
+            num_classes, average="macro", validate_args=False
+        )
+        self.accuracy = MulticlassAccuracy(
+            num_classes, average="micro", validate_args=False
+        )
         self.errors = sum_metric()
         self.nll = mean_metric()
         self.comparison = TeacherComparison()

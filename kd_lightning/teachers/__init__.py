@@ -6,4 +6,10 @@ from kd_lightning.teachers.cache.teacher import CachedTeacher
 from kd_lightning.teachers.ensemble import EnsembleTeacher
 from kd_lightning.teachers.model import ModelTeacher
 
-__all__ = ["CachedTeacher", "EnsembleTeacher", "ModelTeacher", "Teacher", "cache_teacher"]
+__all__ = [
+    "CachedTeacher",
+    "EnsembleTeacher",
+    "ModelTeacher",
+    "Teacher",
+    "cache_teacher",
+]

@@ -92,7 +92,9 @@ class Teacher(nn.Module, ABC):
             raise
         except Exception as error:
             shape = list(next(iter(_tensors(batch.inputs))).shape[1:])
-            raise UserError(f"the teacher cannot read inputs of shape {shape}: {error}") from error
+            raise UserError(
+                f"the teacher cannot read inputs of shape {shape}: {error}"
+            ) from error
 
     @abstractmethod
     def outputs(self, batch: Batch) -> Output:

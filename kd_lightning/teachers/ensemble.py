@@ -43,7 +43,9 @@ class EnsembleTeacher(Teacher):
         members = list(teachers or [])
         members += [ModelTeacher(checkpoint=path) for path in checkpoints or []]
         if not members:
-            raise UserError("EnsembleTeacher has no members; give teachers or checkpoints")
+            raise UserError(
+                "EnsembleTeacher has no members; give teachers or checkpoints"
+            )
         values = weights or [1.0] * len(members)
         positive = all(weight > 0 and math.isfinite(weight) for weight in values)
         if len(values) != len(members) or not positive:
@@ -68,7 +70,9 @@ class EnsembleTeacher(Teacher):
         super().prepare(datamodule)
 
     def outputs(self, batch: Batch) -> Output:
-        members = torch.stack([member(batch).logits for member in self._teachers], dim=1)
+        members = torch.stack(
+            [member(batch).logits for member in self._teachers], dim=1
+        )
         weights = self.weights.to(members.device, full(members).dtype)
         if self.mean == "geometric":
             return Output(torch.einsum("bmk,m->bk", full(members), weights))

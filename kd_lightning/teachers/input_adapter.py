@@ -36,7 +36,8 @@ class InputAdapter(nn.Module):
         self.size = network.size if network.size not in (None, data.size) else None
         expected = data.overridden_by(network)
         self.renormalizes = not (
-            _same_values(data.mean, expected.mean) and _same_values(data.std, expected.std)
+            _same_values(data.mean, expected.mean)
+            and _same_values(data.std, expected.std)
         )
         scale = torch.ones(1)
         shift = torch.zeros(1)
@@ -120,7 +121,9 @@ def adapter_between(data: Spec, network: Preprocessing) -> InputAdapter | None:
     return InputAdapter(given, network)
 
 
-def described_as_spec(trained_on: Spec | None, data: Spec, network: Preprocessing) -> Spec | None:
+def described_as_spec(
+    trained_on: Spec | None, data: Spec, network: Preprocessing
+) -> Spec | None:
     """The spec of a network's data with the images that the network expects, to be compared.
 
     Args:
@@ -141,13 +144,21 @@ def _can_adapt(data: Spec, given: Preprocessing, network: Preprocessing) -> bool
     if resizes and data.target_shape:
         # One prediction per pixel: another size has other positions.
         return False
-    if network.channels not in (None, given.channels) and _more_channels(given, network) is None:
+    if (
+        network.channels not in (None, given.channels)
+        and _more_channels(given, network) is None
+    ):
         return False
     if network.mean is None and network.std is None:
         return True
     # Renormalizing needs both of both sides, with one value per channel or one for all.
     channels = network.channels or given.channels
-    for values in (given.mean, given.std, network.mean or given.mean, network.std or given.std):
+    for values in (
+        given.mean,
+        given.std,
+        network.mean or given.mean,
+        network.std or given.std,
+    ):
         if values is None or len(values) not in (1, given.channels, channels):
             return False
     return True
@@ -158,7 +169,9 @@ def _more_channels(data: Preprocessing, network: Preprocessing) -> int | None:
     return RGB if data.channels == 1 and network.channels == RGB else None
 
 
-def _same_values(first: tuple[float, ...] | None, second: tuple[float, ...] | None) -> bool:
+def _same_values(
+    first: tuple[float, ...] | None, second: tuple[float, ...] | None
+) -> bool:
     """Whether two means are equal; one value stands for all channels."""
     if first is None or second is None:
         return first == second

@@ -118,7 +118,9 @@ class ModelTeacher(Teacher):
         adapter = adapter_between(spec, expected)
         trained_on = described_as_spec(self.spec, spec, expected)
         check_spec("the teacher", trained_on, spec, inputs=adapter is None)
-        self.adapter = adapter if adapter is not None and adapter.changes_inputs else None
+        self.adapter = (
+            adapter if adapter is not None and adapter.changes_inputs else None
+        )
         self._task = task
         self.requires_grad_(False)
         self.train(False)
@@ -142,7 +144,9 @@ class ModelTeacher(Teacher):
                 self._load_file(self.checkpoint, spec)
         elif self.network is not None:
             if has_lazy_weights(self.network):
-                raise UserError("the teacher's network has lazy layers that were never trained")
+                raise UserError(
+                    "the teacher's network has lazy layers that were never trained"
+                )
             self._described = preprocessing.of_network(self.network)
             digest = weights_sha256(self.network)
             self._source = {"sha256": digest, "network": type(self.network).__name__}
@@ -258,7 +262,11 @@ class ModelTeacher(Teacher):
         classes = tuple(weights.meta["categories"])
         self.spec = Spec(data=name, num_classes=len(classes), classes=classes)
         self._described = preprocessing.of_torchvision(weights.transforms())
-        self._source = {"weights": name, "url": weights.url, "network": type(self.network).__name__}
+        self._source = {
+            "weights": name,
+            "url": weights.url,
+            "network": type(self.network).__name__,
+        }
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
         assert self.network is not None, "prepare() comes first"

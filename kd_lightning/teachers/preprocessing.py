@@ -42,7 +42,9 @@ class Preprocessing:
 
     def overridden_by(self, other: Preprocessing) -> Preprocessing:
         """The same with all that `other` knows in place of its own."""
-        known = {name: value for name, value in vars(other).items() if value is not None}
+        known = {
+            name: value for name, value in vars(other).items() if value is not None
+        }
         return replace(self, **known)
 
 
@@ -110,7 +112,9 @@ def of_file(path: Path, network: object) -> Preprocessing:
 
 
 def of_arguments(
-    mean: Sequence[float] | None, std: Sequence[float] | None, input_size: Sequence[int] | None
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    input_size: Sequence[int] | None,
 ) -> Preprocessing:
     """The preprocessing that a user states.
 
@@ -185,6 +189,10 @@ def _size(size: object) -> tuple[int, int] | None:
         size = [size.get("height", edge), size.get("width", edge)]
     if isinstance(size, int):
         size = [size]
-    if not isinstance(size, Sequence) or not size or not all(isinstance(n, int) for n in size):
+    if (
+        not isinstance(size, Sequence)
+        or not size
+        or not all(isinstance(n, int) for n in size)
+    ):
         return None
     return int(size[0]), int(size[-1])

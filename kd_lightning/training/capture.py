@@ -102,7 +102,9 @@ def stop(
     raise UserError(_message(module, failed, broken, fault, path))
 
 
-def stop_after_window(module: TrainingModule, start: WindowStart, failed: NotFinite) -> None:
+def stop_after_window(
+    module: TrainingModule, start: WindowStart, failed: NotFinite
+) -> None:
     """The same for a step of the past, whose batch and teacher's output are made again.
 
     Raises:
@@ -113,7 +115,11 @@ def stop_after_window(module: TrainingModule, start: WindowStart, failed: NotFin
     known = FailedStep(batch_idx, step, failed.total, failed.terms, exact=False)
     batch = rebuild_batch(module, batch_idx)
     teacher = None
-    if batch is not None and module.objective.uses_teacher and module.active_teacher is not None:
+    if (
+        batch is not None
+        and module.objective.uses_teacher
+        and module.active_teacher is not None
+    ):
         with module.trainer.precision_plugin.train_step_context():
             teacher = module.active_teacher(batch)
     stop(module, known, batch, None, teacher)
@@ -128,7 +134,11 @@ def _message(
 ) -> str:
     clauses = [f"{name!r} is {value}" for name, value in broken.items()]
     terms = f"its term {', '.join(clauses)}" if clauses else "its terms are finite"
-    because = f" because {fault.detail} not finite" if fault is not None and fault.detail else ""
+    because = (
+        f" because {fault.detail} not finite"
+        if fault is not None and fault.detail
+        else ""
+    )
     remedy = LOWER_RATE if fault is None else fault.remedy
     written = "" if path is None else f"; the step is captured in {path}"
     return (
@@ -179,7 +189,9 @@ def _write(
         "precision": str(module.trainer.precision),
         "student": _on_cpu(module.net.state_dict()),
         "losses": _on_cpu(module.losses.state_dict()),
-        "training": {name: each.training for name, each in module.learner.named_modules()},
+        "training": {
+            name: each.training for name, each in module.learner.named_modules()
+        },
         "batch": _plain_batch(batch),
         "teacher_logits": None if teacher is None else teacher.logits.detach().cpu(),
         # The generators are a function of these numbers: `reseed` sets them in every step.
@@ -269,17 +281,23 @@ def replay(
     """
     content = read_file(path, "the capture")
     if content.get("kd_capture") != VERSION:
-        raise UserError(f"{path} is not a capture of version {VERSION} of a training step")
+        raise UserError(
+            f"{path} is not a capture of version {VERSION} of a training step"
+        )
     if datamodule is not None:
         module.attach(datamodule)
     if module.task is None:
-        raise UserError("the module does not know its data; give replay a datamodule, too")
+        raise UserError(
+            "the module does not know its data; give replay a datamodule, too"
+        )
     try:
         module.net.load_state_dict(content["student"])
         module.losses.load_state_dict(content["losses"])
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
-        raise UserError(f"the capture {path} is of another network or losses: {reason}") from error
+        raise UserError(
+            f"the capture {path} is of another network or losses: {reason}"
+        ) from error
     for name, each in module.learner.named_modules():
         each.training = content["training"].get(name, each.training)
     batch = Batch(**content["batch"]).to(module.device)

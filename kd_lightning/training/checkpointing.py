@@ -120,7 +120,9 @@ def check_loss_state(saved: Mapping[str, Tensor], losses: nn.ModuleDict) -> None
 
 
 def check_schedule(
-    states: list[dict[str, object]], scheduler: SchedulerFactory | None, total_steps: int
+    states: list[dict[str, object]],
+    scheduler: SchedulerFactory | None,
+    total_steps: int,
 ) -> None:
     """Refuse to resume a schedule over a fixed number of steps with another number.
 

@@ -9,7 +9,11 @@ from torch import nn
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.training.module import TrainingModule, Trains
-from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
+from kd_lightning.training.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    default_optimizer,
+)
 from kd_lightning.training.parameter_groups import ParameterGroup
 
 

@@ -39,4 +39,6 @@ class DeferredNetwork(nn.Module):
         Raises:
             RuntimeError: always.
         """
-        raise RuntimeError("the network is not built yet; call the module's configure_model()")
+        raise RuntimeError(
+            "the network is not built yet; call the module's configure_model()"
+        )

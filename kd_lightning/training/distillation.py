@@ -13,7 +13,11 @@ from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.model import ModelTeacher
 from kd_lightning.training.module import TrainingModule, Trains
-from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, default_optimizer
+from kd_lightning.training.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    default_optimizer,
+)
 from kd_lightning.training.parameter_groups import ParameterGroup
 
 

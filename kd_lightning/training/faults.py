@@ -12,7 +12,9 @@ from kd_lightning.types import Batch, Inputs, Output
 MOST_NAMED = 5
 """The most samples that a message lists."""
 
-LOWER_RATE = "lower the learning rate, or clip gradients with --trainer.gradient_clip_val=1"
+LOWER_RATE = (
+    "lower the learning rate, or clip gradients with --trainer.gradient_clip_val=1"
+)
 
 
 @dataclass
@@ -55,7 +57,9 @@ def find_fault(student: Output | None, teacher: Output | None, batch: Batch) -> 
     if rows:
         shown = ", ".join(str(row) for row in rows[:MOST_NAMED])
         more = " and others" if len(rows) > MOST_NAMED else ""
-        return Fault("inputs", f"the inputs of rows {shown}{more} of the {batch.split} split are")
+        return Fault(
+            "inputs", f"the inputs of rows {shown}{more} of the {batch.split} split are"
+        )
     if teacher is not None:
         part = _broken_part(teacher)
         if part is not None:

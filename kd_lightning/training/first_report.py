@@ -62,7 +62,9 @@ class FirstBatchReport(pl.Callback):
         self.content: Content | None = None
         self.store: Callable[[Content], None] | None = None
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.global_step > 0 or not isinstance(pl_module, TrainingModule):
             return
@@ -95,7 +97,9 @@ def _has_whole_weights(trainer: pl.Trainer) -> bool:
 class _Report:
     """One report, from measuring to printing."""
 
-    def __init__(self, trainer: pl.Trainer, module: TrainingModule, datamodule: DataModule) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, module: TrainingModule, datamodule: DataModule
+    ) -> None:
         self.trainer = trainer
         self.module = module
         self.datamodule = datamodule
@@ -169,7 +173,9 @@ class _Report:
         for optimizer in self.trainer.optimizers:
             if isinstance(optimizer, Optimizer):
                 self.warnings += report_warnings.about_learning_rate(optimizer)
-                self.notes += report_warnings.note_on_learning_rate(module.optimizer, optimizer)
+                self.notes += report_warnings.note_on_learning_rate(
+                    module.optimizer, optimizer
+                )
 
     # -- presenting -------------------------------------------------------------------------------
 
@@ -263,7 +269,8 @@ def _teacher_table(teacher: TeacherReport) -> Table:
     for temperature, entropy in teacher.entropy.items():
         table.add_row(f"entropy at T = {temperature:g} (nats)", f"{entropy:.4g}")
         table.add_row(
-            f"largest probability at T = {temperature:g}", f"{teacher.top[temperature]:.4g}"
+            f"largest probability at T = {temperature:g}",
+            f"{teacher.top[temperature]:.4g}",
         )
     return table
 

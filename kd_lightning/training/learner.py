@@ -146,8 +146,12 @@ class Learner(nn.Module):
                 raise UserError(f"in training {problem}")
             if raw is logits:
                 return
-            used = [feature for feature in features.values() if isinstance(feature, Tensor)]
-            probing.check_heads(self.network, blank.inputs, raw, logits, used, self.reading)
+            used = [
+                feature for feature in features.values() if isinstance(feature, Tensor)
+            ]
+            probing.check_heads(
+                self.network, blank.inputs, raw, logits, used, self.reading
+            )
 
     def check_single_sample(self, blank: Batch) -> None:
         """Refuse a network that cannot train on a batch of one sample, such as the blank one.
@@ -182,7 +186,9 @@ class Learner(nn.Module):
 
 def _constrained_modules(network: nn.Module) -> list[ConstrainedModule]:
     """The modules that act after each optimizer step."""
-    return [module for module in network.modules() if isinstance(module, ConstrainedModule)]
+    return [
+        module for module in network.modules() if isinstance(module, ConstrainedModule)
+    ]
 
 
 def _shape_of(inputs: Inputs) -> list[int]:

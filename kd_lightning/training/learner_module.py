@@ -28,7 +28,9 @@ class ModuleOfLearner(pl.LightningModule):
         raise NotImplementedError
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Self:
+    def load_from_checkpoint(
+        cls, checkpoint_path: Any, *args: Any, **kwargs: Any
+    ) -> Self:
         """Build the module of a checkpoint again, with its trained weights.
 
         A checkpoint of `kd fit` describes its network. One of a module that was built in Python
@@ -64,7 +66,9 @@ class ModuleOfLearner(pl.LightningModule):
         # Callbacks that average weights copy the module before its own setup; its losses' adapters
         # and its teacher must be there by then.
         datamodule = lightning_compat.datamodule_of(self.trainer)
-        fits = self.trainer.state.fn == "fit" and lightning_compat.averages_weights(self.trainer)
+        fits = self.trainer.state.fn == "fit" and lightning_compat.averages_weights(
+            self.trainer
+        )
         if fits and not isinstance(datamodule, DataModule):
             raise UserError(
                 "callbacks that average weights need a datamodule of kd_lightning, such as one "

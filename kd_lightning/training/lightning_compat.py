@@ -27,7 +27,11 @@ Step = TypeVar("Step", bound=Callable[..., Any])
 CURRENT_HOOK = "_current_fx_name"
 """The attribute in which Lightning notes the running hook, some 40 times per step."""
 
-BATCH_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+BATCH_HOOKS = (
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+)
 
 
 def overridden_batch_hooks(datamodule: pl.LightningDataModule | None) -> frozenset[str]:
@@ -120,7 +124,9 @@ def averages_weights(trainer: pl.Trainer) -> bool:
     # New in Lightning 2.6.
     if hasattr(pl.callbacks, "WeightAveraging"):
         averaging.append(pl.callbacks.WeightAveraging)
-    return any(isinstance(callback, tuple(averaging)) for callback in callbacks(trainer))
+    return any(
+        isinstance(callback, tuple(averaging)) for callback in callbacks(trainer)
+    )
 
 
 def keep_arguments_of(
@@ -142,7 +148,10 @@ def keep_arguments_of(
     }
 
     def instantiate(
-        class_type: type, *args: Any, applied_instantiation_links: object = None, **kwargs: Any
+        class_type: type,
+        *args: Any,
+        applied_instantiation_links: object = None,
+        **kwargs: Any,
     ) -> Any:
         with _given_hyperparameters_context(
             hparams=arguments, instantiator="lightning.pytorch.cli.instantiate_module"

@@ -42,7 +42,9 @@ class EpochMeans:
 
     def add(self, samples: Tensor | float, total: Tensor, terms: list[Tensor]) -> None:
         """Hold references to the values of a step, which are means over its samples."""
-        self._window.append((samples, [total.detach(), *(term.detach() for term in terms)]))
+        self._window.append(
+            (samples, [total.detach(), *(term.detach() for term in terms)])
+        )
 
     def close(self) -> NotFinite | None:
         """Add the window to the sums; returns the first step that is not finite, if any."""

@@ -153,7 +153,9 @@ def measure_teacher(
     return report
 
 
-def _held_out(module: TrainingModule, datamodule: DataModule, split: str) -> Iterator[Batch]:
+def _held_out(
+    module: TrainingModule, datamodule: DataModule, split: str
+) -> Iterator[Batch]:
     """Random samples of a split, at most `MOST_SAMPLES`, in batches."""
     teacher = module.active_teacher
     source = datamodule.source(split)
@@ -172,7 +174,11 @@ def _temperatures(losses: list[tuple[str, DistillLoss]]) -> list[float]:
     """The temperatures at which losses read the teacher's distribution; 1 if none does."""
     temperatures = set()
     for _, loss in losses:
-        if loss.uses_teacher and loss.compares_classes and isinstance(loss, HasTemperature):
+        if (
+            loss.uses_teacher
+            and loss.compares_classes
+            and isinstance(loss, HasTemperature)
+        ):
             temperatures.add(float(loss.temperature))
     return sorted(temperatures) or [1.0]
 
@@ -260,20 +266,28 @@ def measure_losses(
     """
     module.objective.begin_epoch(module.current_epoch)
     teacher = module.active_teacher
-    target = teacher(batch) if teacher is not None and module.objective.uses_teacher else None
+    target = (
+        teacher(batch)
+        if teacher is not None and module.objective.uses_teacher
+        else None
+    )
     student = module.learner(batch)
     _, terms, _ = module.objective(student, target, batch)
     named = module.objective.named_losses()
     reports = {}
     for (name, loss), term in zip(named, terms, strict=True):
         report = LossReport(float(term.detach()), loss.weight_at(module.current_epoch))
-        report.at_minimum = loss.minimum_at_teacher and abs(report.value) < SMALLEST_VALUE
+        report.at_minimum = (
+            loss.minimum_at_teacher and abs(report.value) < SMALLEST_VALUE
+        )
         reports[name] = report
     if gradients:
         parameters = _trained_parameters(module)
         for report, term in zip(reports.values(), terms, strict=True):
             acts = report.weight > 0
-            report.gradient = _gradient_norm(report.weight * term, parameters) if acts else 0.0
+            report.gradient = (
+                _gradient_norm(report.weight * term, parameters) if acts else 0.0
+            )
         total = sum(report.gradient or 0.0 for report in reports.values())
         for report in reports.values():
             report.share = (report.gradient or 0.0) / total if total > 0 else 0.0
@@ -292,7 +306,9 @@ def _trained_parameters(module: TrainingModule) -> list[nn.Parameter]:
 def _gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
     if not value.requires_grad or not parameters:
         return 0.0
-    gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+    gradients = torch.autograd.grad(
+        value, parameters, retain_graph=True, allow_unused=True
+    )
     norms = [gradient.double().norm() for gradient in gradients if gradient is not None]
     return float(torch.stack(norms).norm()) if norms else 0.0
 

@@ -31,7 +31,11 @@ from kd_lightning.training.learner import Learner
 from kd_lightning.training.learner_module import ModuleOfLearner
 from kd_lightning.training.means import EpochMeans
 from kd_lightning.training.objective import Objective
-from kd_lightning.training.optimizers import OptimizerFactory, SchedulerFactory, optimize
+from kd_lightning.training.optimizers import (
+    OptimizerFactory,
+    SchedulerFactory,
+    optimize,
+)
 from kd_lightning.training.parameter_groups import ParameterGroup, parameters_in_groups
 from kd_lightning.training.plain_loaders import data_of
 from kd_lightning.training.teacher_metric import TeacherMetric
@@ -165,7 +169,9 @@ class TrainingModule(ModuleOfLearner):
         blank = blank_batch(self.spec, self.task)
         create_lazy_weights(self.net, blank.inputs, self.learner.name)
         if stage == "fit" and not self.objective.built:
-            earlier_losses = load_initial_weights(self.net, self.init_from, datamodule, self.spec)
+            earlier_losses = load_initial_weights(
+                self.net, self.init_from, datamodule, self.spec
+            )
             self._build_objective(blank)
             self.objective.restore(earlier_losses)
         elif self.objective.predicts and not self.objective.built:
@@ -175,7 +181,9 @@ class TrainingModule(ModuleOfLearner):
             if stage == "fit":
                 self.learner.check_training(blank, self.task, self.spec)
                 if datamodule.smallest_batch() == 1:
-                    self.learner.check_single_sample(blank_batch(self.spec, self.task, samples=1))
+                    self.learner.check_single_sample(
+                        blank_batch(self.spec, self.task, samples=1)
+                    )
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
 
@@ -272,7 +280,11 @@ class TrainingModule(ModuleOfLearner):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         batch = as_batch(batch)
-        if self.channels_last and isinstance(batch.inputs, Tensor) and batch.inputs.ndim == 4:
+        if (
+            self.channels_last
+            and isinstance(batch.inputs, Tensor)
+            and batch.inputs.ndim == 4
+        ):
             batch.inputs = batch.inputs.contiguous(memory_format=torch.channels_last)
         return batch
 
@@ -337,7 +349,9 @@ class TrainingModule(ModuleOfLearner):
         teacher = self.active_teacher
         return None if teacher is None else cast(Output, teacher(batch))
 
-    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: Optimizer) -> None:
+    def optimizer_zero_grad(
+        self, epoch: int, batch_idx: int, optimizer: Optimizer
+    ) -> None:
         # Equal to optimizer.zero_grad() without its profiler entry, which takes longer than this.
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -403,7 +417,9 @@ class TrainingModule(ModuleOfLearner):
         for name, value in self.metrics.compute().items():
             values[f"{stage}_{name}"] = value.float()
         if self.teacher_metric is not None:
-            values |= self.teacher_metric.finish(stage, whole=not self.trainer.sanity_checking)
+            values |= self.teacher_metric.finish(
+                stage, whole=not self.trainer.sanity_checking
+            )
         self.log_dict(values)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -414,7 +430,9 @@ class TrainingModule(ModuleOfLearner):
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         assert self.task is not None
-        return _without_placeholder(self.task.test_outputs(self._evaluate(batch), batch), batch)
+        return _without_placeholder(
+            self.task.test_outputs(self._evaluate(batch), batch), batch
+        )
 
     def on_test_epoch_end(self) -> None:
         self._log_metrics("test")
@@ -443,7 +461,9 @@ class TrainingModule(ModuleOfLearner):
             network=network,
             without_files=arguments,
             spec=self.spec.to_dict() if self.spec is not None else None,
-            data=datamodule.checkpoint_state() if isinstance(datamodule, DataModule) else None,
+            data=datamodule.checkpoint_state()
+            if isinstance(datamodule, DataModule)
+            else None,
             teacher=self.provenance(),
         )
 
@@ -454,12 +474,16 @@ class TrainingModule(ModuleOfLearner):
                 f"the checkpoint is not one of a {type(self).__name__}; resume with the config "
                 "that made it"
             )
-        self._resumed_sums = cast(Tensor | None, checkpoint.get(checkpointing.EPOCH_SUMS))
+        self._resumed_sums = cast(
+            Tensor | None, checkpoint.get(checkpointing.EPOCH_SUMS)
+        )
         if self.objective.built:
             # Training resumes: it must continue with what it began with.
             state = cast(dict[str, Tensor], checkpoint.get("state_dict") or {})
             checkpointing.check_loss_state(state, self.losses)
-            schedules = cast(list[dict[str, object]], checkpoint.get("lr_schedulers") or [])
+            schedules = cast(
+                list[dict[str, object]], checkpoint.get("lr_schedulers") or []
+            )
             steps = lightning_compat.planned_steps(self.trainer) if schedules else 0
             checkpointing.check_schedule(schedules, self.scheduler, steps)
         if self.task is None and described["spec"]:

@@ -119,10 +119,14 @@ class Objective(nn.Module):
             loss.build(student_probe, teacher_probe)
         self.built = True
         if self._early_state:
-            self.losses.load_state_dict({**self.losses.state_dict(), **self._early_state})
+            self.losses.load_state_dict(
+                {**self.losses.state_dict(), **self._early_state}
+            )
             self._early_state = {}
 
-    def _probe_teacher(self, teacher: Teacher, blank: Batch, spec: Spec, task: Task) -> Probe:
+    def _probe_teacher(
+        self, teacher: Teacher, blank: Batch, spec: Spec, task: Task
+    ) -> Probe:
         roles: set[str] = set()
         for name, loss in self.named_losses():
             roles |= loss.teacher_roles
@@ -148,7 +152,9 @@ class Objective(nn.Module):
         own = self.losses.state_dict()
         for name, _ in self.named_losses():
             keys = [key for key in own if key.startswith(f"{name}.")]
-            fits = all(key in state and state[key].shape == own[key].shape for key in keys)
+            fits = all(
+                key in state and state[key].shape == own[key].shape for key in keys
+            )
             if keys and fits:
                 for key in keys:
                     own[key] = state[key]
@@ -175,7 +181,9 @@ class Objective(nn.Module):
             loss.on_epoch_start(epoch)
             self._weighted.append((loss, loss.weight_at(epoch)))
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> ObjectiveValue:
+    def forward(
+        self, student: Output, teacher: Output | None, batch: Batch
+    ) -> ObjectiveValue:
         """The weighted total of all losses, and each loss by itself."""
         terms = [loss(student, teacher, batch) for loss, _ in self._weighted]
         samples: Tensor | float = len(batch)
@@ -183,7 +191,9 @@ class Objective(nn.Module):
             samples, terms = self._joined(batch, terms)
         assert terms, "call begin_epoch before the first step"
         weights = [weight for _, weight in self._weighted]
-        first, *others = [weight * term for weight, term in zip(weights, terms, strict=True)]
+        first, *others = [
+            weight * term for weight, term in zip(weights, terms, strict=True)
+        ]
         return ObjectiveValue(sum(others, first), terms, samples)
 
     def _joined(self, batch: Batch, terms: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -17,7 +17,10 @@ from functools import partial
 from typing import cast
 
 import torch
-from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRScheduler
+from lightning.pytorch.utilities.types import (
+    LRSchedulerConfigType,
+    OptimizerLRScheduler,
+)
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
@@ -46,7 +49,10 @@ def takes_total_steps(factory: SchedulerFactory) -> bool:
     else:
         parts = [factory]
     for part in parts:
-        if isinstance(part, type) and "total_steps" in inspect.signature(part).parameters:
+        if (
+            isinstance(part, type)
+            and "total_steps" in inspect.signature(part).parameters
+        ):
             return True
     return False
 
@@ -85,11 +91,17 @@ def optimize(
             rates = [group["lr"] for group in made.param_groups]
             per_step = factory(made, total_steps=total_steps())
             _check_rates(made, rates)
-            return {"optimizer": made, "lr_scheduler": {"scheduler": per_step, "interval": "step"}}
+            return {
+                "optimizer": made,
+                "lr_scheduler": {"scheduler": per_step, "interval": "step"},
+            }
         per_epoch = scheduler(made)
         if isinstance(per_epoch, ReduceLROnPlateau):
             return {"optimizer": made, "lr_scheduler": _on_plateau(per_epoch)}
-        return {"optimizer": made, "lr_scheduler": {"scheduler": per_epoch, "interval": "epoch"}}
+        return {
+            "optimizer": made,
+            "lr_scheduler": {"scheduler": per_epoch, "interval": "epoch"},
+        }
     except UserError:
         raise
     except ZeroDivisionError as error:

@@ -61,7 +61,9 @@ class ParameterGroup:
                     f"model.parameter_groups: {name} must be a number of at least 0, got {value}"
                 )
         if self.lr is None and self.weight_decay is None:
-            raise UserError("model.parameter_groups: each group needs lr or weight_decay")
+            raise UserError(
+                "model.parameter_groups: each group needs lr or weight_decay"
+            )
 
     def matches(self, name: str, in_norm: bool) -> bool:
         """Whether a parameter belongs to the group.
@@ -99,7 +101,9 @@ def trainable(modules: dict[str, nn.Module]) -> dict[str, tuple[nn.Parameter, bo
         in_norms = set()
         for layer in module.modules():
             if isinstance(layer, NORMS):
-                in_norms |= {id(parameter) for parameter in layer.parameters(recurse=False)}
+                in_norms |= {
+                    id(parameter) for parameter in layer.parameters(recurse=False)
+                }
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 found[f"{prefix}.{name}"] = (parameter, id(parameter) in in_norms)

@@ -38,8 +38,14 @@ def data_of(trainer: pl.Trainer, learner: Learner) -> DataModule:
             "loaders without a datamodule serve classification with one label per sample; for other "
             "tasks give the Trainer a datamodule of kd_lightning: trainer.fit(module, datamodule=...)"
         )
-    with evaluating(learner.network), probing.unchanged(learner.network), torch.no_grad():
-        width = run_network(learner.network, batch.inputs, reading=learner.reading).logits.shape[-1]
+    with (
+        evaluating(learner.network),
+        probing.unchanged(learner.network),
+        torch.no_grad(),
+    ):
+        width = run_network(
+            learner.network, batch.inputs, reading=learner.reading
+        ).logits.shape[-1]
     highest = int(batch.target.max())
     if highest >= width:
         raise UserError(
@@ -73,4 +79,6 @@ def _describe(name: str, batch: Batch, num_classes: int) -> Spec:
         inputs = {}
         for key, tensor in batch.inputs.items():
             inputs[key] = InputSpec(tuple(tensor.shape[1:]), 0)
-    return Spec(data=name, input_shape=input_shape, num_classes=num_classes, inputs=inputs)
+    return Spec(
+        data=name, input_shape=input_shape, num_classes=num_classes, inputs=inputs
+    )

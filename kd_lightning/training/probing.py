@@ -96,7 +96,11 @@ def check_heads(
     for name, value in entries_of(raw).items():
         if value is logits:
             own_name = str(name)
-        elif isinstance(value, Tensor) and value.shape == logits.shape and value.requires_grad:
+        elif (
+            isinstance(value, Tensor)
+            and value.shape == logits.shape
+            and value.requires_grad
+        ):
             others[str(name)] = value
     if not others:
         return

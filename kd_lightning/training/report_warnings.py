@@ -180,7 +180,11 @@ def _about_dominance(reports: Mapping[str, LossReport]) -> list[str]:
 def _about_rounding(name: str, loss: DistillLoss, report: LossReport) -> list[str]:
     """A warning if T^2 times the rounding error of the logarithms is as large as the loss."""
     exact = report.exact
-    if exact is None or not isinstance(loss, HasTemperature) or not math.isfinite(report.value):
+    if (
+        exact is None
+        or not isinstance(loss, HasTemperature)
+        or not math.isfinite(report.value)
+    ):
         return []
     error = abs(report.value - exact)
     if error <= max(ROUNDING * abs(exact), 1e-3):
@@ -212,7 +216,9 @@ def about_learning_rate(optimizer: Optimizer) -> list[str]:
             highest = max(highest, float(group.get(key, 0.0)))
     if highest > 0:
         return []
-    return ["the learning rate is 0, so nothing is trained; set --model.optimizer.lr (or max_lr)"]
+    return [
+        "the learning rate is 0, so nothing is trained; set --model.optimizer.lr (or max_lr)"
+    ]
 
 
 def note_on_learning_rate(factory: OptimizerFactory, optimizer: Optimizer) -> list[str]:

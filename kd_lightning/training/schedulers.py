@@ -36,9 +36,13 @@ class WarmupCosineLR(LambdaLR):
             raise UserError("WarmupCosineLR: total_steps must be at least 1")
         for name, share in (("warmup", warmup), ("start_factor", start_factor)):
             if not 0 <= share <= 1:
-                raise UserError(f"WarmupCosineLR: {name} must be in [0, 1], got {share}")
+                raise UserError(
+                    f"WarmupCosineLR: {name} must be in [0, 1], got {share}"
+                )
         if not 0 <= final_factor <= 1:
-            raise UserError(f"WarmupCosineLR: final_factor must be in [0, 1], got {final_factor}")
+            raise UserError(
+                f"WarmupCosineLR: final_factor must be in [0, 1], got {final_factor}"
+            )
         self.total_steps = total_steps
         self.warmup_steps = round(warmup * total_steps)
         self.start_factor = start_factor
@@ -48,7 +52,11 @@ class WarmupCosineLR(LambdaLR):
     def factor(self, step: int) -> float:
         """The share of the peak at a step; the first step is 0."""
         if step < self.warmup_steps:
-            return self.start_factor + (1 - self.start_factor) * step / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+            return (
+                self.start_factor + (1 - self.start_factor) * step / self.warmup_steps
+            )
+        progress = (step - self.warmup_steps) / max(
+            1, self.total_steps - self.warmup_steps
+        )
         cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
         return self.final_factor + (1 - self.final_factor) * cosine

@@ -92,7 +92,9 @@ def shared_names(network: nn.Module) -> dict[str, str]:
     return tied
 
 
-def find_weights(network: nn.Module, content: Mapping[str, Any], what: str) -> Candidate:
+def find_weights(
+    network: nn.Module, content: Mapping[str, Any], what: str
+) -> Candidate:
     """The weights of a network in a file of any origin.
 
     Args:
@@ -128,7 +130,9 @@ def find_weights(network: nn.Module, content: Mapping[str, Any], what: str) -> C
     # Weights of another head still start a fine-tuning, unless others in the file fit entirely.
     candidates = fitting or candidates
     if len(candidates) > 1:
-        names = ", ".join(candidate.name or "the file itself" for candidate in candidates)
+        names = ", ".join(
+            candidate.name or "the file itself" for candidate in candidates
+        )
         example = candidates[-1].name or candidates[0].name
         raise UserError(
             f"{what} holds several weights that fit {type(network).__name__}: {names}; choose one "
@@ -150,7 +154,9 @@ def _required_names(network: nn.Module) -> set[str]:
     return names
 
 
-def _candidates(entry: str, tensors: dict[str, Tensor], required: set[str]) -> list[Candidate]:
+def _candidates(
+    entry: str, tensors: dict[str, Tensor], required: set[str]
+) -> list[Candidate]:
     """The prefixes under which a state dict holds all required names."""
     wrappers = tuple(wrappers_in(tensors))
     tensors = without_wrappers(tensors)
@@ -169,7 +175,10 @@ def _candidates(entry: str, tensors: dict[str, Tensor], required: set[str]) -> l
 
 
 def _candidate(
-    entry: str, prefix: str, tensors: Mapping[str, Tensor], wrappers: tuple[str, ...] = ()
+    entry: str,
+    prefix: str,
+    tensors: Mapping[str, Tensor],
+    wrappers: tuple[str, ...] = (),
 ) -> Candidate:
     weights = {}
     others = []
@@ -208,10 +217,14 @@ def _shapes_fit(network: nn.Module, candidate: Candidate) -> bool:
     return True
 
 
-def _near_miss(network: nn.Module, entries: dict[str, dict[str, Tensor]], what: str) -> str:
+def _near_miss(
+    network: nn.Module, entries: dict[str, dict[str, Tensor]], what: str
+) -> str:
     """A message about the state dict that has most of the network's names."""
     if not entries:
-        return f"{what} holds no tensors; give a checkpoint or a state_dict of the network"
+        return (
+            f"{what} holds no tensors; give a checkpoint or a state_dict of the network"
+        )
     names = list(network.state_dict())
     best: dict[str, Tensor] = {}
     most = -1
@@ -224,7 +237,9 @@ def _near_miss(network: nn.Module, entries: dict[str, dict[str, Tensor]], what: 
                 best = weights
                 most = matching
     # The best entry lacks a required name, or it would have been a candidate.
-    problem = missing_problem(network, best, what) or unknown_problem(network, best, what)
+    problem = missing_problem(network, best, what) or unknown_problem(
+        network, best, what
+    )
     return problem or f"{what} does not fit {type(network).__name__}"
 
 
@@ -239,7 +254,9 @@ def _common_prefix(tensors: Mapping[str, Tensor]) -> str:
     return "".join(f"{part}." for part in common)
 
 
-def missing_problem(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> str | None:
+def missing_problem(
+    network: nn.Module, weights: Mapping[str, Tensor], what: str
+) -> str | None:
     """Which tensors of a network weights lack, with some names of each side; `None` if none.
 
     Args:
@@ -262,7 +279,9 @@ def missing_problem(network: nn.Module, weights: Mapping[str, Tensor], what: str
     )
 
 
-def unknown_problem(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> str | None:
+def unknown_problem(
+    network: nn.Module, weights: Mapping[str, Tensor], what: str
+) -> str | None:
     """Which tensors of weights a network does not have; `None` if none.
 
     Args:

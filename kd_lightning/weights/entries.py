@@ -14,14 +14,26 @@ from kd_lightning.weights.pickles import CONTAINERS
 _DEPTH = 4
 """How deep state dicts are searched: a checkpoint in a checkpoint in a dict, and one more."""
 
-_NOT_WEIGHTS = ("optim", "sched", "scaler", "loop", "callback", "param", "rng", "config", "args")
+_NOT_WEIGHTS = (
+    "optim",
+    "sched",
+    "scaler",
+    "loop",
+    "callback",
+    "param",
+    "rng",
+    "config",
+    "args",
+)
 """Parts of the names of entries that hold the state of training, not of a network."""
 
 _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Modules that torch.compile, FSDP and activation checkpointing put around others."""
 
 
-def network_weights(content: Mapping[str, Any], what: str = "the checkpoint") -> dict[str, Tensor]:
+def network_weights(
+    content: Mapping[str, Any], what: str = "the checkpoint"
+) -> dict[str, Tensor]:
     """The network's weights from a checkpoint of ours, a checkpoint of others, or a state dict.
 
     Args:
@@ -40,11 +52,17 @@ def network_weights(content: Mapping[str, Any], what: str = "the checkpoint") ->
     prefix = ""
     if described:
         if not described.get("role"):
-            raise UserError(f"{what} is damaged ({KEY}.role is missing); give another checkpoint")
+            raise UserError(
+                f"{what} is damaged ({KEY}.role is missing); give another checkpoint"
+            )
         prefix = f"{described['role']}."
     weights = {}
     for name, value in state.items():
-        if isinstance(name, str) and name.startswith(prefix) and isinstance(value, Tensor):
+        if (
+            isinstance(name, str)
+            and name.startswith(prefix)
+            and isinstance(value, Tensor)
+        ):
             weights[name.removeprefix(prefix)] = value
     return weights
 
@@ -52,14 +70,20 @@ def network_weights(content: Mapping[str, Any], what: str = "the checkpoint") ->
 def _innermost(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict in the usual containers, which may be nested."""
     for _ in range(_DEPTH):
-        inner = [content[name] for name in CONTAINERS if isinstance(content.get(name), Mapping)]
+        inner = [
+            content[name]
+            for name in CONTAINERS
+            if isinstance(content.get(name), Mapping)
+        ]
         if not inner:
             break
         content = inner[0]
     return content
 
 
-def weight_entries(content: Mapping[str, Any], what: str) -> dict[str, dict[str, Tensor]]:
+def weight_entries(
+    content: Mapping[str, Any], what: str
+) -> dict[str, dict[str, Tensor]]:
     """All state dicts in a file.
 
     Args:
@@ -89,7 +113,9 @@ def weight_entries(content: Mapping[str, Any], what: str) -> dict[str, dict[str,
 def _walk(
     content: Mapping[Any, Any], path: str, depth: int
 ) -> Iterator[tuple[str, dict[Any, Tensor]]]:
-    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    tensors = {
+        key: value for key, value in content.items() if isinstance(value, Tensor)
+    }
     if tensors:
         yield path, tensors
     if depth == 0:

@@ -148,7 +148,9 @@ def _completed(
 def _check_tied(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Refuse different values for what is one tensor in the network."""
     for name, first in shared_names(network).items():
-        if weights[name] is not weights[first] and not torch.equal(weights[name], weights[first]):
+        if weights[name] is not weights[first] and not torch.equal(
+            weights[name], weights[first]
+        ):
             raise UserError(
                 f"{what}: {name!r} and {first!r} differ in the weights, but "
                 f"{type(network).__name__} ties them to one tensor; build it without tied weights"
@@ -161,12 +163,17 @@ def _conversion(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     for name, tensor in network.state_dict().items():
         source = weights[name].dtype
         if tensor.dtype.is_floating_point and source != tensor.dtype:
-            converted.add(f"{_dtype_name(source)} converted to {_dtype_name(tensor.dtype)}")
+            converted.add(
+                f"{_dtype_name(source)} converted to {_dtype_name(tensor.dtype)}"
+            )
     return sorted(converted)
 
 
 def load_weights(
-    network: nn.Module, weights: Mapping[str, Tensor], what: str, notes: list[str] | None = None
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    what: str,
+    notes: list[str] | None = None,
 ) -> None:
     """Load weights into a network strictly, and print in one line what was converted.
 
@@ -206,7 +213,9 @@ def fitting_weights(
     return candidate.weights, candidate.notes()
 
 
-def load_file_weights(network: nn.Module, content: Mapping[str, Any], what: str) -> None:
+def load_file_weights(
+    network: nn.Module, content: Mapping[str, Any], what: str
+) -> None:
     """Load the weights of a file of any origin into a network.
 
     Args:

@@ -20,7 +20,14 @@ def damage_of(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return _damage_of(archive, path.stat().st_size)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError, NotImplementedError, RuntimeError):
+    except (
+        zipfile.BadZipFile,
+        EOFError,
+        OSError,
+        ValueError,
+        NotImplementedError,
+        RuntimeError,
+    ):
         return "it is corrupt"
 
 

@@ -73,7 +73,9 @@ _TENSORS = schema.mapping_of(schema.is_a(Tensor, "a tensor"))
 _OPTIMIZER = schema.record(
     {
         "state": schema.MAPPING,
-        "param_groups": schema.list_of(schema.record({"params": schema.list_of(schema.INTEGER)})),
+        "param_groups": schema.list_of(
+            schema.record({"params": schema.list_of(schema.INTEGER)})
+        ),
     }
 )
 _SCHEDULER = schema.record({"last_epoch": schema.INTEGER})
@@ -142,10 +144,14 @@ def check_metadata(content: Mapping[str, Any], what: str, path: Path) -> None:
     if problem is None and "state_dict" in content:
         problem = _TENSORS(content["state_dict"], "state_dict")
     if problem is not None:
-        raise UserError(f"{what}: {path} is damaged ({problem}); give another checkpoint")
+        raise UserError(
+            f"{what}: {path} is damaged ({problem}); give another checkpoint"
+        )
 
 
-def check_lightning_entries(content: Mapping[str, Any], what: str, resumes: bool) -> None:
+def check_lightning_entries(
+    content: Mapping[str, Any], what: str, resumes: bool
+) -> None:
     """Check the entries that Lightning reads before it reads them.
 
     Args:

@@ -94,7 +94,9 @@ def _chosen(content: Mapping[str, Any], choice: str, owner: str) -> dict[str, An
     chosen = selected_entry(content, choice)
     if chosen is None:
         names = ", ".join(entry_names(content)) or "none"
-        raise UserError(f"{owner} has no entry {choice!r} with weights; its entries: {names}")
+        raise UserError(
+            f"{owner} has no entry {choice!r} with weights; its entries: {names}"
+        )
     reduced: dict[str, Any] = {"state_dict": chosen}
     if KEY in content:
         reduced[KEY] = content[KEY]

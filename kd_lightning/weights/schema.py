@@ -94,7 +94,9 @@ def mapping_of(check: Check) -> Check:
     return checked
 
 
-def record(required: Mapping[str, Check], others: Mapping[str, Check] | None = None) -> Check:
+def record(
+    required: Mapping[str, Check], others: Mapping[str, Check] | None = None
+) -> Check:
     """The value is a mapping with certain entries; those that no check names are ignored.
 
     Args:

@@ -19,7 +19,9 @@ class TorchvisionWeights(Protocol):
     url: str
     meta: dict[str, Any]
 
-    def get_state_dict(self, *, progress: bool, check_hash: bool) -> Mapping[str, Tensor]:
+    def get_state_dict(
+        self, *, progress: bool, check_hash: bool
+    ) -> Mapping[str, Tensor]:
         """The weights, from torchvision's cache or downloaded."""
 
     def transforms(self) -> object:

@@ -6,7 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from experiments.hinton2015.analysis.gradients import Objective, hard, highest_rate, soft, spread
+from experiments.hinton2015.analysis.gradients import (
+    Objective,
+    hard,
+    highest_rate,
+    soft,
+    spread,
+)
 from kd_lightning.analyses.grids import coordinates
 from kd_lightning.experiments.analysis import Finished
 from kd_lightning.models import MLP
@@ -16,14 +22,19 @@ from kd_lightning.models import MLP
 def test_spread_is_that_of_gradients_taken_one_by_one(loss: Objective) -> None:
     torch.manual_seed(0)
     network = MLP([5], input_shape=[4], num_classes=3).double()
-    x, v = torch.randn(9, 4, dtype=torch.float64), 3 * torch.randn(9, 3, dtype=torch.float64)
+    x, v = (
+        torch.randn(9, 4, dtype=torch.float64),
+        3 * torch.randn(9, 3, dtype=torch.float64),
+    )
     y = torch.randint(0, 3, (9,))
     rows = []
     for i in range(9):
         network.zero_grad()
         loss(network(x[i : i + 1]), v[i : i + 1], y[i : i + 1]).backward()
         rows.append(
-            torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+            torch.cat(
+                [p.grad.flatten() for p in network.parameters() if p.grad is not None]
+            )
         )
     gradients = torch.stack(rows)
     expected = gradients.var(0).sum() / gradients.mean(0).square().sum()

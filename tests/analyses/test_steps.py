@@ -12,7 +12,12 @@ from tests.training.small import CONFIGS
 
 
 def trained(folder: Path, units: int) -> Finished:
-    files = ["trainer.yaml", "data/digits.yaml", "teachers/digits_mlp.yaml", "loggers/csv.yaml"]
+    files = [
+        "trainer.yaml",
+        "data/digits.yaml",
+        "teachers/digits_mlp.yaml",
+        "loggers/csv.yaml",
+    ]
     argv = ["fit", *(word for name in files for word in ("-c", str(CONFIGS / name)))]
     quick = [
         "--trainer.max_epochs=1",
@@ -27,8 +32,13 @@ def test_steps_of_a_wider_network_take_longer_and_more_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    runs = {"narrow": [trained(tmp_path / "narrow", 8)], "wide": [trained(tmp_path / "wide", 8000)]}
-    rows = time_and_memory(runs, tmp_path, "narrow", ["narrow", "wide"], steps=3, rounds=1)
+    runs = {
+        "narrow": [trained(tmp_path / "narrow", 8)],
+        "wide": [trained(tmp_path / "wide", 8000)],
+    }
+    rows = time_and_memory(
+        runs, tmp_path, "narrow", ["narrow", "wide"], steps=3, rounds=1
+    )
     found = {(row.run, row.metric): row.values for row in rows}
     assert found["narrow", "step_time_relative_to_narrow"] == [1.0]
     assert found["wide", "step_time_relative_to_narrow"][0] > 1

@@ -8,7 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from experiments.tang2019.analysis.sentences import best_validation, mean_of_logits, throughput
+from experiments.tang2019.analysis.sentences import (
+    best_validation,
+    mean_of_logits,
+    throughput,
+)
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished
 from kd_lightning.runs.launch import launch
@@ -26,19 +30,31 @@ def finished(folder: Path, seed: int, logits: list[list[float]]) -> Finished:
 
 
 def test_the_mean_of_logits_seed_by_seed(tmp_path: Path) -> None:
-    sure, unsure = [[4.0, 0.0], [0.0, 1.0], [3.0, 0.0]], [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]
+    sure, unsure = (
+        [[4.0, 0.0], [0.0, 1.0], [3.0, 0.0]],
+        [[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]],
+    )
     runs = {
-        "a": [finished(tmp_path / f"a{seed}", seed, sure if seed else unsure) for seed in (0, 1)],
+        "a": [
+            finished(tmp_path / f"a{seed}", seed, sure if seed else unsure)
+            for seed in (0, 1)
+        ],
         "b": [finished(tmp_path / f"b{seed}", seed, unsure) for seed in (1, 0, 2)],
     }
     errors, accuracy = mean_of_logits(runs, tmp_path, "both", ["a", "b"])
     # Seed 0: always class 1, one error. Seed 1: the sure one decides, (2, .5), (0, 1), (1.5, .5): one error, another one.
-    assert (errors.run, errors.metric, errors.values) == ("both", "test_errors", [1.0, 1.0])
+    assert (errors.run, errors.metric, errors.values) == (
+        "both",
+        "test_errors",
+        [1.0, 1.0],
+    )
     assert accuracy.values == pytest.approx([2 / 3, 2 / 3])
     alone, _ = mean_of_logits({"a": runs["a"][1:]}, tmp_path, "one", ["a"])
     assert alone.values == [1.0]
     with pytest.raises(UserError, match="both: the runs a, b have no seed in common"):
-        mean_of_logits({"a": runs["a"][:1], "b": runs["b"][:1]}, tmp_path, "both", ["a", "b"])
+        mean_of_logits(
+            {"a": runs["a"][:1], "b": runs["b"][:1]}, tmp_path, "both", ["a", "b"]
+        )
 
 
 def test_the_best_epoch(tmp_path: Path) -> None:
@@ -59,7 +75,12 @@ def test_the_best_epoch(tmp_path: Path) -> None:
 
 def test_sentences_a_second(tmp_path: Path) -> None:
     root = write_sst2(tmp_path / "data", test=50)
-    files = ["trainer.yaml", "data/sst2.yaml", "teachers/sst2_bilstm.yaml", "loggers/csv.yaml"]
+    files = [
+        "trainer.yaml",
+        "data/sst2.yaml",
+        "teachers/sst2_bilstm.yaml",
+        "loggers/csv.yaml",
+    ]
     named = [word for name in files for word in ("-c", str(CONFIGS / name))]
     small = [
         "--model.network.embedding=4",
@@ -72,7 +93,14 @@ def test_sentences_a_second(tmp_path: Path) -> None:
         "--trainer.enable_progress_bar=false",
     ]
     run = launch(
-        ["fit", *named, *small, *quick, f"--data.root={root}", f"--run.dir={tmp_path / 'run'}"]
+        [
+            "fit",
+            *named,
+            *small,
+            *quick,
+            f"--data.root={root}",
+            f"--run.dir={tmp_path / 'run'}",
+        ]
     )
     runs = {"some": [Finished(0, run.folder, {})]}
     row, both, size = throughput(

@@ -8,8 +8,12 @@ from kd_lightning.analyses.ties import tie_groups
 from kd_lightning.experiments.analysis import Finished
 
 
-@pytest.mark.parametrize(("most", "expected"), [(False, [1, 1, 1, 2, 3]), (True, [3, 3, 3, 2, 1])])
-def test_runs_whose_seeds_overlap_are_tied(most: bool, expected: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("most", "expected"), [(False, [1, 1, 1, 2, 3]), (True, [3, 3, 3, 2, 1])]
+)
+def test_runs_whose_seeds_overlap_are_tied(
+    most: bool, expected: list[int], tmp_path: Path
+) -> None:
     errors: dict[str, list[float]] = {
         "a": [1, 5],
         "b": [4, 8],
@@ -18,7 +22,10 @@ def test_runs_whose_seeds_overlap_are_tied(most: bool, expected: list[int], tmp_
         "last": [13, 13.5],
     }
     runs = {
-        n: [Finished(seed, tmp_path, {"test_errors": v}) for seed, v in enumerate(errors[n])]
+        n: [
+            Finished(seed, tmp_path, {"test_errors": v})
+            for seed, v in enumerate(errors[n])
+        ]
         for n in errors
     }
     rows = tie_groups(runs, tmp_path, "test_errors", list(errors), most)

@@ -30,7 +30,10 @@ CONFIG: dict[str, Any] = {
                 "class_path": "kd_lightning.models.MLP",
                 "init_args": {"hidden": [16], "num_classes": 10},
             },
-            "teacher": {"class_path": "kd_lightning.teachers.ModelTeacher", "init_args": {}},
+            "teacher": {
+                "class_path": "kd_lightning.teachers.ModelTeacher",
+                "init_args": {},
+            },
             "losses": {
                 "ce": {
                     "class_path": "kd_lightning.losses.CrossEntropy",
@@ -61,9 +64,13 @@ def config_of(seed: int, settings: dict[str, Any]) -> dict[str, Any]:
         *above, last = key.split(".")
         node = config
         for part in above:
-            node = node["init_args"] if "init_args" in node and part not in node else node
+            node = (
+                node["init_args"] if "init_args" in node and part not in node else node
+            )
             node = node[part]
-        node = node["init_args"] if "init_args" in node and last != "class_path" else node
+        node = (
+            node["init_args"] if "init_args" in node and last != "class_path" else node
+        )
         if value is None:
             node.pop(last, None)
         else:
@@ -82,7 +89,9 @@ def make_run(
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump(config_of(seed, settings or {})))
     tested = (
-        {} if errors is None else {"test_errors": errors, "test_accuracy": 1 - errors / EXAMPLES}
+        {}
+        if errors is None
+        else {"test_errors": errors, "test_accuracy": 1 - errors / EXAMPLES}
     )
     given = {
         "status": "finished",
@@ -101,7 +110,11 @@ def add_predictions(folder: Path, errors: int) -> None:
     """Logits that err on the first so many examples."""
     target = torch.arange(EXAMPLES) % 10
     guess = torch.where(torch.arange(EXAMPLES) < errors, (target + 1) % 10, target)
-    outputs = {"logits": torch.eye(10)[guess], "target": target, "index": torch.arange(EXAMPLES)}
+    outputs = {
+        "logits": torch.eye(10)[guess],
+        "target": target,
+        "index": torch.arange(EXAMPLES),
+    }
     save_file(outputs, folder / "predictions-test.safetensors")
 
 
@@ -129,9 +142,13 @@ def compare(capsys: Any, *argv: str) -> dict[str, Any]:
     return content
 
 
-def table(content: dict[str, Any], metric: str = "test_errors") -> dict[str, list[float]]:
+def table(
+    content: dict[str, Any], metric: str = "test_errors"
+) -> dict[str, list[float]]:
     """Label -> values of a metric."""
-    return {row["run"]: row["values"] for row in content["rows"] if row["metric"] == metric}
+    return {
+        row["run"]: row["values"] for row in content["rows"] if row["metric"] == metric
+    }
 
 
 def refused(capsys: Any, *argv: str) -> str:

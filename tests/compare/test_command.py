@@ -34,27 +34,41 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_runs_that_differ_in_the_seed_alone_are_one_row(place: Path, capsys: Capture) -> None:
+def test_runs_that_differ_in_the_seed_alone_are_one_row(
+    place: Path, capsys: Capture
+) -> None:
     runs = seeds(place, "four", [10, 12, 11])
     runs += [
         make_run(
             place / "elsewhere",
             3,
             13,
-            {"data.root": "/other", "run.root": "x", "trainer.enable_progress_bar": False},
+            {
+                "data.root": "/other",
+                "run.root": "x",
+                "trainer.enable_progress_bar": False,
+            },
         )
     ]
     runs += seeds(place, "two", [8, 9], T2)
     content = compare(capsys, *runs)
-    assert table(content) == {"temperature=4": [10, 12, 11, 13], "temperature=2": [8, 9]}
+    assert table(content) == {
+        "temperature=4": [10, 12, 11, 13],
+        "temperature=2": [8, 9],
+    }
     row = content["rows"][0]
     assert (row["n"], row["seeds"], row["mean"]) == (4, [0, 1, 2, 3], 11.5)
     assert row["std"] == pytest.approx(statistics.stdev([10, 12, 11, 13]))
-    assert [row["metric"] for row in content["rows"][:2]] == ["test_errors", "test_accuracy"]
+    assert [row["metric"] for row in content["rows"][:2]] == [
+        "test_errors",
+        "test_accuracy",
+    ]
     assert content["notes"] == []
 
 
-def test_rows_that_differ_in_much_have_their_runs_name(place: Path, capsys: Capture) -> None:
+def test_rows_that_differ_in_much_have_their_runs_name(
+    place: Path, capsys: Capture
+) -> None:
     bare = {
         "model.class_path": "kd_lightning.ClassifierModule",
         "trainer.max_epochs": 9,
@@ -80,7 +94,9 @@ def test_by_pools_and_says_so(place: Path, capsys: Capture) -> None:
     content = compare(capsys, *runs, "--by", "temperature")
     assert table(content) == {"temperature=4": [10, 20, 12], "temperature=2": [8]}
     assert content["notes"] == ["temperature=4 pools runs that differ in lr."]
-    whole = compare(capsys, *runs, "--by", "model.init_args.losses.init_args.kd", "optimizer.lr")
+    whole = compare(
+        capsys, *runs, "--by", "model.init_args.losses.init_args.kd", "optimizer.lr"
+    )
     assert table(whole) == table(compare(capsys, *runs))
     assert "could be model.losses.ce.weight or model.losses.kd.weight" in refused(
         capsys, *runs, "--by", "weight"
@@ -95,7 +111,10 @@ def test_a_repeated_run_counts_once(place: Path, capsys: Capture) -> None:
     ]
     content = compare(capsys, *runs)
     assert table(content) == {"old": [11]}
-    assert f"{runs[0]} is skipped: {runs[1]} repeats it with the same seed." in content["notes"]
+    assert (
+        f"{runs[0]} is skipped: {runs[1]} repeats it with the same seed."
+        in content["notes"]
+    )
 
 
 def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
@@ -118,7 +137,9 @@ def test_what_is_left_out_is_named(place: Path, capsys: Capture) -> None:
     assert "a teacher's cache" in refused(capsys, str(place / "cache"))
 
 
-def test_untested_runs_are_compared_on_validation_data(place: Path, capsys: Capture) -> None:
+def test_untested_runs_are_compared_on_validation_data(
+    place: Path, capsys: Capture
+) -> None:
     runs = [make_run(place / f"u-{seed}", seed) for seed in (0, 1)]
     content = compare(capsys, *runs)
     assert table(content, "val_accuracy") == {"u": [0.5, 0.5]}
@@ -161,7 +182,9 @@ def test_runs_of_other_code_or_data_are_not_seeds_of_one_run(
     assert f"pools runs that differ in {name}" in " ".join(pooled["notes"])
 
 
-def test_the_code_of_a_stored_run_is_that_of_its_key(place: Path, capsys: Capture) -> None:
+def test_the_code_of_a_stored_run_is_that_of_its_key(
+    place: Path, capsys: Capture
+) -> None:
     runs = [make_run(place / "one", 0, 10, **ORIGIN)]
     runs += [make_run(place / "two", 1, 12, **{**ORIGIN, "commit": "b" * 40})]
     for run in runs:
@@ -172,10 +195,24 @@ def test_the_code_of_a_stored_run_is_that_of_its_key(place: Path, capsys: Captur
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_metric_that_is_not_finite_is_marked(value: float, place: Path, capsys: Capture) -> None:
+def test_a_metric_that_is_not_finite_is_marked(
+    value: float, place: Path, capsys: Capture
+) -> None:
     runs = seeds(place, "a", [10, 11, value])
     runs += seeds(place, "b", [8, 9, 10], T2)
-    assert main(["compare", *runs, "--metrics", "test_errors", "--baseline", "temperature=2"]) == 0
+    assert (
+        main(
+            [
+                "compare",
+                *runs,
+                "--metrics",
+                "test_errors",
+                "--baseline",
+                "temperature=2",
+            ]
+        )
+        == 0
+    )
     out, err = capsys.readouterr()
     assert err == ""
     assert "not finite (1 of 3)" in out
@@ -256,7 +293,9 @@ def test_what_is_no_run_is_skipped(place: Path, capsys: Capture) -> None:
         ([], "give folders of runs or experiments"),
     ],
 )
-def test_bad_input_is_one_line(argv: list[str], line: str, place: Path, capsys: Capture) -> None:
+def test_bad_input_is_one_line(
+    argv: list[str], line: str, place: Path, capsys: Capture
+) -> None:
     make_run(Path("a"), 0, 10)
     data = {"data": "mnist", "num_classes": 10, "samples": {"test": 10000}}
     make_run(Path("other-data"), 0, 10, data=data)
@@ -279,17 +318,30 @@ def test_a_baseline_is_tested_over_shared_seeds(place: Path, capsys: Capture) ->
     runs += seeds(place, "eight", [9, 13], {"model.losses.kd.temperature": 8.0})
     content = compare(capsys, *runs, "--baseline", "temperature=4")
     first, second = content["comparisons"]
-    assert (first["a"], first["n"], first["mean"]) == ("temperature=2", 5, pytest.approx(-2.2))
+    assert (first["a"], first["n"], first["mean"]) == (
+        "temperature=2",
+        5,
+        pytest.approx(-2.2),
+    )
     assert first["p"] == pytest.approx(ttest_rel(better, base[:5]).pvalue)
     assert first["p_holm"] == first["p"]  # the other is no test
     assert first["examples_low"] is None  # nobody kept predictions
     assert first["cell"].startswith("-2.2 [")
-    assert (second["n"], second["p"], second["cell"]) == (2, None, "+0 (no test: 2 seeds)")
-    assert "Rows with fewer than 5 shared seeds are not tested and not ranked." in content["notes"]
+    assert (second["n"], second["p"], second["cell"]) == (
+        2,
+        None,
+        "+0 (no test: 2 seeds)",
+    )
+    assert (
+        "Rows with fewer than 5 shared seeds are not tested and not ranked."
+        in content["notes"]
+    )
     for folder, wrong in zip(runs, base + better, strict=False):
         add_predictions(Path(folder), int(wrong))
     low, high = (
-        compare(capsys, *runs, "--baseline", "temperature=4")["comparisons"][0][f"examples_{e}"]
+        compare(capsys, *runs, "--baseline", "temperature=4")["comparisons"][0][
+            f"examples_{e}"
+        ]
         for e in ("low", "high")
     )
     assert low < -2.2 < high
@@ -314,15 +366,23 @@ def test_the_last_column_is_the_difference(place: Path, capsys: Capture) -> None
     )
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "| run | seeds | test accuracy | difference from temperature=4 |"
-    assert lines[3] == "| temperature=2 | 2 | 91.50 ± 0.71% | +2.5 points (no test: 2 seeds) |"
+    assert (
+        lines[3]
+        == "| temperature=2 | 2 | 91.50 ± 0.71% | +2.5 points (no test: 2 seeds) |"
+    )
     many = ["test_errors", "test_accuracy", "a", "b", "c", "d"]
     runs = [
-        make_run(place / f"m{t}", 0, settings=t, metrics=dict.fromkeys(many, 1.0)) for t in ({}, T2)
+        make_run(place / f"m{t}", 0, settings=t, metrics=dict.fromkeys(many, 1.0))
+        for t in ({}, T2)
     ]
     assert (
         main(["compare", *runs, "--metrics", *many, "--baseline", "temperature=4"]) == 0
     )  # metrics are lines
-    last = [line for line in capsys.readouterr().out.splitlines() if "difference from" in line]
+    last = [
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if "difference from" in line
+    ]
     assert "+0 (no test: 1 seed)" in last[0]
 
 
@@ -333,13 +393,18 @@ def content_of(rows: dict[str, list[float]]) -> str:
     ]
     return json.dumps(
         {
-            "rows": [*made, {"run": "a", "metric": "flops", "paper": None, "values": [5]}],
+            "rows": [
+                *made,
+                {"run": "a", "metric": "flops", "paper": None, "values": [5]},
+            ],
             "note": "A note.",
         }
     )
 
 
-@pytest.mark.parametrize("argument", ["mine", "mine.yaml", "runs/mine", "runs/mine/results.json"])
+@pytest.mark.parametrize(
+    "argument", ["mine", "mine.yaml", "runs/mine", "runs/mine/results.json"]
+)
 def test_an_experiment_is_found_by_name_and_by_folder(
     argument: str, place: Path, capsys: Capture
 ) -> None:
@@ -363,14 +428,20 @@ def test_experiments_side_by_side(place: Path, capsys: Capture) -> None:
 
 
 def test_every_format_holds_the_same(place: Path, capsys: Capture) -> None:
-    runs = [*seeds(place, "four", [10, 12]), make_run(place / "failed", 2, 1, status="failed")]
+    runs = [
+        *seeds(place, "four", [10, 12]),
+        make_run(place / "failed", 2, 1, status="failed"),
+    ]
     outputs: dict[str, Any] = {}
     for suffix in ("txt", "md", "csv", "json"):
         capsys.readouterr()
         assert main(["compare", *runs, "--output", f"out.{suffix}"]) == 0
         outputs[suffix] = (place / f"out.{suffix}").read_text()
         out, err = capsys.readouterr()
-        assert (out, "failed" in err) == ("", suffix == "csv")  # a CSV has no place for the note
+        assert (out, "failed" in err) == (
+            "",
+            suffix == "csv",
+        )  # a CSV has no place for the note
     assert "failed (failed)" in outputs["txt"]
     assert "failed (failed)" in outputs["md"]
     assert "11.0 ± 1.4" in outputs["txt"]

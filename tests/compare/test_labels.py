@@ -29,13 +29,19 @@ def groups(*changes: dict[str, Any]) -> list[dict[str, Any]]:
 
 def test_settings_are_what_decides_a_result() -> None:
     found = deciding_settings(
-        config_of(3, {"run.name": "x", "data.root": "/elsewhere", "ckpt_path": "a.ckpt"})
+        config_of(
+            3, {"run.name": "x", "data.root": "/elsewhere", "ckpt_path": "a.ckpt"}
+        )
     )
     assert found == deciding_settings(config_of(0, {}))
     assert found["model.losses.kd.temperature"] == 4
     assert found["model.losses.kd.class"] == "kd_lightning.losses.KD"
     assert found["run.test"] == "last"
-    assert not [name for name in found if "spec" in name or "num_classes" in name or "root" in name]
+    assert not [
+        name
+        for name in found
+        if "spec" in name or "num_classes" in name or "root" in name
+    ]
     assert deciding_settings(config_of(0, {"run.test": "best"})) != found
     inner = {
         "class_path": "kd_lightning.data.DigitsDataModule",
@@ -46,11 +52,16 @@ def test_settings_are_what_decides_a_result() -> None:
 
 
 def test_a_class_stands_for_its_arguments() -> None:
-    adam = {"class_path": "torch.optim.Adam", "init_args": {"lr": 0.001, "betas": [0.9, 0.999]}}
+    adam = {
+        "class_path": "torch.optim.Adam",
+        "init_args": {"lr": 0.001, "betas": [0.9, 0.999]},
+    }
     assert differing_settings(groups({}, {"model.optimizer": adam})) == {
         "model.optimizer.class": ["SGD", "Adam"]
     }
-    found = differing_settings(groups({}, {"model.optimizer": adam}, {"model.optimizer.lr": 0.1}))
+    found = differing_settings(
+        groups({}, {"model.optimizer": adam}, {"model.optimizer.lr": 0.1})
+    )
     assert found == {
         "model.optimizer.class": ["SGD", "Adam", "SGD"],
         "model.optimizer.lr": ["0.05", "0.001", "0.1"],
@@ -60,15 +71,24 @@ def test_a_class_stands_for_its_arguments() -> None:
 def test_losses_and_lists_of_classes_are_named_together() -> None:
     jitter = {"class_path": "kd_lightning.data.Jitter", "init_args": {"pixels": 1}}
     found = differing_settings(
-        groups({"data.augment": [jitter]}, {"model.losses.kd": None, "data.augment": []})
+        groups(
+            {"data.augment": [jitter]}, {"model.losses.kd": None, "data.augment": []}
+        )
     )
-    assert found == {"data.augment": ["Jitter", "none"], "model.losses": ["ce+kd", "ce"]}
+    assert found == {
+        "data.augment": ["Jitter", "none"],
+        "model.losses": ["ce+kd", "ce"],
+    }
 
 
 def test_what_a_group_cannot_have_is_not_in_its_label() -> None:
     two, alone = {"model.losses.kd.temperature": 2.5}, {"model.losses.kd": None}
     made, note = make_labels(groups({}, two, alone), [["x"], ["x"], ["x"]])
-    assert made == ["losses=ce+kd, temperature=4", "losses=ce+kd, temperature=2.5", "losses=ce"]
+    assert made == [
+        "losses=ce+kd, temperature=4",
+        "losses=ce+kd, temperature=2.5",
+        "losses=ce",
+    ]
     assert note == ""
 
 
@@ -98,7 +118,12 @@ def test_names_are_as_short_as_they_are_clear() -> None:
         "model.losses.kd.weight",
         "model.class",
     ]
-    assert list(short_names(names, names).values()) == ["lr", "ce.weight", "kd.weight", "model"]
+    assert list(short_names(names, names).values()) == [
+        "lr",
+        "ce.weight",
+        "kd.weight",
+        "model",
+    ]
 
 
 # -- teachers ---------------------------------------------------------------------------------------------------------
@@ -108,7 +133,9 @@ CHECKPOINT = "model.teacher.checkpoint"
 
 def teachers(folder: Path, name: str, lr: float) -> list[Path]:
     """Two seeds of a teacher, and the paths of their checkpoints."""
-    made = seeds(folder, name, [5, 6], {"model.optimizer.lr": lr, "model.losses.kd": None})
+    made = seeds(
+        folder, name, [5, 6], {"model.optimizer.lr": lr, "model.losses.kd": None}
+    )
     paths = [Path(run) / "checkpoints" / "last.ckpt" for run in made]
     for path in paths:
         path.parent.mkdir()
@@ -117,7 +144,11 @@ def teachers(folder: Path, name: str, lr: float) -> list[Path]:
 
 
 def students(
-    folder: Path, name: str, checkpoints: list[Path], cache: bool = False, **changes: Any
+    folder: Path,
+    name: str,
+    checkpoints: list[Path],
+    cache: bool = False,
+    **changes: Any,
 ) -> list[str]:
     made = []
     for seed, path in enumerate(checkpoints):
@@ -131,18 +162,30 @@ def students(
             source["cache"] = str(folder / f"cache-{name}-{seed}")
             setting = {"model.teacher.path": source["cache"], **changes}
             Path(source["cache"]).mkdir()
-            manifest = {"settings": {"top_k": None}, "fingerprint": {"teacher": [source]}}
+            manifest = {
+                "settings": {"top_k": None},
+                "fingerprint": {"teacher": [source]},
+            }
             (Path(source["cache"]) / "manifest.json").write_text(json.dumps(manifest))
-        made.append(make_run(folder / f"{name}-{seed}", seed, 10 + seed, setting, teacher=[source]))
+        made.append(
+            make_run(
+                folder / f"{name}-{seed}", seed, 10 + seed, setting, teacher=[source]
+            )
+        )
     return made
 
 
-def test_students_of_one_teachers_seeds_are_one_row(place: Path, capsys: Capture) -> None:
+def test_students_of_one_teachers_seeds_are_one_row(
+    place: Path, capsys: Capture
+) -> None:
     runs = students(place, "a", teachers(place, "small", 0.1)) + students(
         place, "b", teachers(place, "large", 0.2)
     )
     content = compare(capsys, *runs)
-    assert table(content) == {"checkpoint=small-0": [10, 11], "checkpoint=large-0": [10, 11]}
+    assert table(content) == {
+        "checkpoint=small-0": [10, 11],
+        "checkpoint=large-0": [10, 11],
+    }
     assert content["notes"] == []
 
 
@@ -156,7 +199,9 @@ def test_relative_paths_are_looked_for_where_the_run_is(
         [Path("runs") / f"t-{seed}" / "checkpoints" / "last.ckpt" for seed in (0, 1)],
     )
     (place / "below").mkdir()
-    place.rename(moved := place.with_name("moved"))  # the paths that were recorded lead nowhere
+    place.rename(
+        moved := place.with_name("moved")
+    )  # the paths that were recorded lead nowhere
     monkeypatch.chdir(moved / "below")
     content = compare(capsys, *(run.replace(str(place), str(moved)) for run in runs))
     assert list(table(content).values()) == [[10, 11]]
@@ -169,7 +214,9 @@ def test_a_cache_is_known_by_its_teacher(place: Path, capsys: Capture) -> None:
     assert table(content) == {"s": [10, 11]}
 
 
-@pytest.mark.parametrize("fingerprint", [None, [], {"teacher": None}, {"teacher": ["x", {}]}])
+@pytest.mark.parametrize(
+    "fingerprint", [None, [], {"teacher": None}, {"teacher": ["x", {}]}]
+)
 def test_a_cache_with_a_damaged_manifest_has_no_teacher(
     place: Path, capsys: Capture, fingerprint: object
 ) -> None:
@@ -185,20 +232,29 @@ def test_an_ensemble_is_its_members(place: Path, capsys: Capture) -> None:
         {"model.teacher.checkpoints": [str(path) for path in order]}
         for order in (members, members[::-1])
     ]
-    runs = [make_run(place / f"e-{seed}", seed, 10, setting) for seed, setting in enumerate(both)]
+    runs = [
+        make_run(place / f"e-{seed}", seed, 10, setting)
+        for seed, setting in enumerate(both)
+    ]
     assert table(compare(capsys, *runs)) == {"e": [10, 10]}
 
 
-def test_a_teacher_that_is_lost_counts_by_its_checksum(place: Path, capsys: Capture) -> None:
+def test_a_teacher_that_is_lost_counts_by_its_checksum(
+    place: Path, capsys: Capture
+) -> None:
     runs = students(place, "s", [place / "gone" / "a.pt", place / "gone" / "b.pt"])
     content = compare(capsys, *runs)
     assert list(table(content).values()) == [[10], [11]]
     assert [note for note in content["notes"] if "belongs to no readable run" in note]
 
 
-def test_a_seed_with_two_teachers_counts_twice_and_is_told(place: Path, capsys: Capture) -> None:
+def test_a_seed_with_two_teachers_counts_twice_and_is_told(
+    place: Path, capsys: Capture
+) -> None:
     first, second = teachers(place, "t", 0.1)
     runs = students(place, "s", [first]) + students(place, "r", [second])
     content = compare(capsys, *runs)
     assert list(table(content).values()) == [[10, 10]]
-    assert "has several runs of one seed, with different teachers" in content["notes"][0]
+    assert (
+        "has several runs of one seed, with different teachers" in content["notes"][0]
+    )

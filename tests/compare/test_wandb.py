@@ -76,14 +76,21 @@ class FakeApi:
         self.asked.append({"path": path, "filters": filters, "lazy": lazy})
         if self.problem:
             raise self.problem
-        return [run for run in self.served if run.group == filters.get("group", run.group)]
+        return [
+            run for run in self.served if run.group == filters.get("group", run.group)
+        ]
 
 
 def as_served(at: int, run: FakeRun, state: str = "finished") -> Any:
-    given, summary = run.arguments, {name: value for row in run.rows for name, value in row.items()}
+    given, summary = (
+        run.arguments,
+        {name: value for row in run.rows for name, value in row.items()},
+    )
     # As a server would: through JSON, keys sorted, whole numbers without their point.
     config = json.loads(
-        json.dumps(given["config"], sort_keys=True).replace(".0,", ",").replace(".0}", "}")
+        json.dumps(given["config"], sort_keys=True)
+        .replace(".0,", ",")
+        .replace(".0}", "}")
     )
     group = given["group"]
     return SimpleNamespace(
@@ -122,7 +129,9 @@ def test_real_runs_and_their_teachers_seeds(trained: Trained, capsys: Capture) -
     assert not [row for row in content["rows"] if row["metric"].startswith("val_")]
 
 
-def test_wandb_gives_the_same_table(trained: Trained, api: type[FakeApi], capsys: Capture) -> None:
+def test_wandb_gives_the_same_table(
+    trained: Trained, api: type[FakeApi], capsys: Capture
+) -> None:
     assert compare(capsys, "--wandb", "me/mine") == compare(capsys, *trained.folders)
     assert api.asked == [{"path": "me/mine", "filters": {}, "lazy": False}]
 
@@ -136,17 +145,24 @@ def test_another_machines_folders_do_the_same(
             str(Path(trained.folders[0]).parent), "/far"
         )
         run.config["teacher"] = [
-            {**s, "path": s["path"].replace(str(Path(trained.folders[0]).parent), "/far")}
+            {
+                **s,
+                "path": s["path"].replace(str(Path(trained.folders[0]).parent), "/far"),
+            }
             for s in run.config["teacher"]
         ]
         if "checkpoint" in (
-            teacher := run.config["model"]["init_args"].get("teacher", {}).get("init_args", {})
+            teacher := run.config["model"]["init_args"]
+            .get("teacher", {})
+            .get("init_args", {})
         ):
             run.config["model"] = {
                 **run.config["model"],
                 "init_args": {**run.config["model"]["init_args"]},
             }
-            path = teacher["checkpoint"].replace(str(Path(trained.folders[0]).parent), "/far")
+            path = teacher["checkpoint"].replace(
+                str(Path(trained.folders[0]).parent), "/far"
+            )
             run.config["model"]["init_args"]["teacher"] = {
                 "class_path": "T",
                 "init_args": {"checkpoint": path},
@@ -175,7 +191,9 @@ def test_a_group_and_unfinished_and_foreign_runs(
         capsys, "--wandb", "me/mine", "--group", "none"
     )
     api.served = [foreign]
-    assert "me/mine holds no runs of kd_lightning" in refused(capsys, "--wandb", "me/mine")
+    assert "me/mine holds no runs of kd_lightning" in refused(
+        capsys, "--wandb", "me/mine"
+    )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +204,10 @@ def test_a_group_and_unfinished_and_foreign_runs(
             RuntimeError("no route\nto host"),
             "W&B could not be read; check the network and the key: no route",
         ),
-        (TimeoutError(), "W&B could not be read; check the network and the key: TimeoutError"),
+        (
+            TimeoutError(),
+            "W&B could not be read; check the network and the key: TimeoutError",
+        ),
     ],
 )
 def test_what_wandb_raises_is_one_line(
@@ -206,7 +227,9 @@ def test_without_a_key_wandb_is_not_asked(
 
 
 def test_without_wandb(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # `import wandb` now raises ImportError
+    monkeypatch.setitem(
+        sys.modules, "wandb", None
+    )  # `import wandb` now raises ImportError
     assert "W&B is not installed" in refused(capsys, "--wandb", "me/mine")
 
 

@@ -53,9 +53,12 @@ def test_processes_share_one_draw() -> None:
     weights = torch.arange(1, 11, dtype=torch.float64)
     whole = Schedule(10, 4, shuffle=True, weights=weights)
     halves = [
-        Schedule(10, 2, shuffle=True, weights=weights, rank=rank, world_size=2) for rank in (0, 1)
+        Schedule(10, 2, shuffle=True, weights=weights, rank=rank, world_size=2)
+        for rank in (0, 1)
     ]
-    for step, *parts in zip(whole.steps(2), *(half.steps(2) for half in halves), strict=True):
+    for step, *parts in zip(
+        whole.steps(2), *(half.steps(2) for half in halves), strict=True
+    ):
         joined = torch.stack([part.rows for part in parts], 1).flatten()
         assert torch.equal(step.rows, joined)
 
@@ -65,7 +68,9 @@ def test_draws_follow_the_weights() -> None:
     weights[:3] = torch.tensor([1.0, 2.0, 5.0])
     counts = weighted_draws(weights, 0).bincount(minlength=len(weights))
     assert int(counts[3:].sum()) == 0
-    assert (counts[:3] / 40_000).tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8], abs=0.02)
+    assert (counts[:3] / 40_000).tolist() == pytest.approx(
+        [1 / 8, 2 / 8, 5 / 8], abs=0.02
+    )
 
 
 def test_targets_without_classes_cannot_be_balanced() -> None:

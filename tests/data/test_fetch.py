@@ -80,7 +80,9 @@ def test_a_cache_serves_several_views(tmp_path: Path) -> None:
     loader.join = cached.join
     for batch in epoch(loader, 1):
         assert batch.joined is not None
-        torch.testing.assert_close(cached(batch).logits, live(batch).logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            cached(batch).logits, live(batch).logits, rtol=0, atol=1e-5
+        )
         # A loop that joins nothing reads the same values by the batch's index and view.
         joined = cached(batch).logits
         batch.joined = None

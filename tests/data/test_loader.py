@@ -87,7 +87,12 @@ def test_lightning_finds_the_sampler_and_the_epoch_takes_effect() -> None:
 
 @pytest.mark.parametrize(
     ("views", "expected"),
-    [(None, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 1, 2, 0, 1, 2, 0]), (1, [0] * 7), (0, [CLEAN] * 7)],
+    [
+        (None, [0, 1, 2, 3, 4, 5, 6]),
+        (3, [0, 1, 2, 0, 1, 2, 0]),
+        (1, [0] * 7),
+        (0, [CLEAN] * 7),
+    ],
 )
 def test_views_follow_the_epoch(views: int | None, expected: list[int]) -> None:
     loader = BatchLoader(Numbers(6), 3, views=views)
@@ -105,7 +110,9 @@ def test_views_follow_the_epoch(views: int | None, expected: list[int]) -> None:
 @pytest.mark.parametrize(
     "n", [24, 26, 27]
 )  # even; a last batch of two, and of three: one each, two and one
-def test_two_processes_serve_what_one_serves_with_the_double_batch(n: int, shuffle: bool) -> None:
+def test_two_processes_serve_what_one_serves_with_the_double_batch(
+    n: int, shuffle: bool
+) -> None:
     one = BatchLoader(Numbers(n), 6, shuffle=shuffle, seed=5)
     two = [
         BatchLoader(Numbers(n), 3, shuffle=shuffle, seed=5, rank=rank, world_size=2)
@@ -117,7 +124,9 @@ def test_two_processes_serve_what_one_serves_with_the_double_batch(n: int, shuff
         assert len(one) == len(two[0]) == len(two[1])
         together = list(zip(rows(two[0]), rows(two[1]), strict=True))
         # Step by step the same samples, so that each optimizer step sees what it sees in the one process.
-        assert [sorted(a + b) for a, b in together] == [sorted(batch) for batch in rows(one)]
+        assert [sorted(a + b) for a, b in together] == [
+            sorted(batch) for batch in rows(one)
+        ]
         assert all(0 <= len(a) - len(b) <= 1 for a, b in together)
         assert sorted(row for a, b in together for row in a + b) == list(range(n))
 
@@ -125,8 +134,12 @@ def test_two_processes_serve_what_one_serves_with_the_double_batch(n: int, shuff
 @pytest.mark.parametrize("fetch", [0, 12])
 @pytest.mark.parametrize("skip", [0, 1, 4, 5])
 def test_a_resumed_epoch_leaves_out_what_it_had(skip: int, fetch: int) -> None:
-    whole = rows(BatchLoader(Numbers(23), 2, shuffle=True, world_size=2, rank=1, fetch=fetch))
-    loader = BatchLoader(Numbers(23), 2, shuffle=True, world_size=2, rank=1, fetch=fetch)
+    whole = rows(
+        BatchLoader(Numbers(23), 2, shuffle=True, world_size=2, rank=1, fetch=fetch)
+    )
+    loader = BatchLoader(
+        Numbers(23), 2, shuffle=True, world_size=2, rank=1, fetch=fetch
+    )
     loader.skip = skip
     assert rows(loader) == whole[skip:]
     assert rows(loader) == whole  # once

@@ -25,7 +25,9 @@ class Stages(nn.Module):
             setattr(
                 self,
                 f"stage{at + 1}",
-                nn.Sequential(nn.Conv2d(widths[at], widths[at + 1], 3, stride, 1), nn.ReLU()),
+                nn.Sequential(
+                    nn.Conv2d(widths[at], widths[at + 1], 3, stride, 1), nn.ReLU()
+                ),
             )
         self.head = nn.Linear(widths[-1], num_classes)
 
@@ -80,7 +82,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for folder, arguments in zip(
         folders, (["--data.batch_size=32"], ["--data.batch_size=16", *TWO]), strict=True
     ):
-        argv = ["fit", "-c", str(root / "config.yaml"), f"--run.dir={folder}", *arguments]
+        argv = [
+            "fit",
+            "-c",
+            str(root / "config.yaml"),
+            f"--run.dir={folder}",
+            *arguments,
+        ]
         outcome = finish(spawn(argv, ROOT, WANDB_MODE="disabled"), timeout_s=300)
         assert outcome.code == 0, outcome.err
     return folders
@@ -88,7 +96,8 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 def test_student_and_adapters_are_those_of_one_process(both: list[Path]) -> None:
     contents = [
-        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True) for folder in both
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in both
     ]
     assert [content["global_step"] for content in contents] == [4, 4]
     one, two = (content["state_dict"] for content in contents)
@@ -99,7 +108,9 @@ def test_student_and_adapters_are_those_of_one_process(both: list[Path]) -> None
 
 
 def test_losses_are_those_of_one_process(both: list[Path]) -> None:
-    one, two = (json.loads((folder / "run.json").read_text())["metrics"] for folder in both)
+    one, two = (
+        json.loads((folder / "run.json").read_text())["metrics"] for folder in both
+    )
     names = [name for name in one if name.startswith("train_loss")]
     assert len(names) == 12
     for name in names:

@@ -81,7 +81,9 @@ BETWEEN_SAMPLES: dict[str, Callable[[], DistillLoss]] = {
     "crd": partial(CRD, "layer", 5, 9),
     "crd instance": partial(CRD, "layer", 5, 9, negatives="instance"),
     "crd in batch": partial(CRD, "layer", 5, in_batch=True),
-    "crd in batch instance": partial(CRD, "layer", 5, in_batch=True, negatives="instance"),
+    "crd in batch instance": partial(
+        CRD, "layer", 5, in_batch=True, negatives="instance"
+    ),
 }
 MEANS: dict[str, Callable[[], DistillLoss]] = {
     "kd": KD,
@@ -148,10 +150,16 @@ def output(said: Tensor) -> Output:
     return Output(said, {"layer": said, "map": said.unflatten(1, MAP)})
 
 
-def train(make: Callable[[], DistillLoss], rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
+def train(
+    make: Callable[[], DistillLoss], rank: int = 0, world_size: int = 1
+) -> dict[str, Tensor]:
     """Steps of gradient descent as the module and DDP take them; every loss, gradient and buffer, by name."""
     torch.manual_seed(0)
-    student, teacher, loss = nn.Linear(3, WIDTH).double(), nn.Linear(3, WIDTH).double(), make()
+    student, teacher, loss = (
+        nn.Linear(3, WIDTH).double(),
+        nn.Linear(3, WIDTH).double(),
+        make(),
+    )
     probe = Probe(output(torch.zeros(2, WIDTH)), spec=Spec(source_samples=ROWS))
     loss.build(probe, probe)
     loss.double()
@@ -164,9 +172,13 @@ def train(make: Callable[[], DistillLoss], rank: int = 0, world_size: int = 1) -
         index, order = order[:size], order[size:]
         target = torch.where(index % 7 == 0, UNLABELLED, index % 3)
         batch = share(
-            Batch(torch.randn(size, 3, dtype=torch.float64), target, index), rank, world_size
+            Batch(torch.randn(size, 3, dtype=torch.float64), target, index),
+            rank,
+            world_size,
         )
-        value = loss(output(student(batch.inputs)), output(teacher(batch.inputs)), batch)
+        value = loss(
+            output(student(batch.inputs)), output(teacher(batch.inputs)), batch
+        )
         if world_size > 1:
             value = scaled(loss, value, batch, world_size)
         gradients = torch.autograd.grad(value, list(named.values()))
@@ -200,7 +212,9 @@ def gather(rank: int = 0, world_size: int = 1) -> dict[str, Tensor]:
     for size in SIZES:
         rows = torch.arange(2.0 * size).reshape(size, 2)
         batch = share(
-            Batch(rows, torch.zeros(size, dtype=torch.int64), torch.arange(size)), rank, world_size
+            Batch(rows, torch.zeros(size, dtype=torch.int64), torch.arange(size)),
+            rank,
+            world_size,
         )
         own = cast(Tensor, batch.inputs).clone().requires_grad_()
         joined = JoinedBatch(batch)
@@ -224,11 +238,16 @@ def fit(
     """Epochs on digits under several losses at once: five steps of ten samples each, and one of a single one."""
     torch.manual_seed(0)
     layers = {"layer": "body"}
-    methods = {"ce": CrossEntropy(), **{name.replace(" ", "_"): METHODS[name]() for name in names}}
+    methods = {
+        "ce": CrossEntropy(),
+        **{name.replace(" ", "_"): METHODS[name]() for name in names},
+    }
     student, teacher = mlp(), ModelTeacher(network=mlp(12), layers=layers)
     module = DistillationModule(student, teacher, methods, layers=layers)
     strategy = {"devices": 2, "strategy": "ddp"} if world_size > 1 else {}
-    run = trainer(**{"precision": "64-true", "limit_val_batches": 0, **strategy, **changes})
+    run = trainer(
+        **{"precision": "64-true", "limit_val_batches": 0, **strategy, **changes}
+    )
     run.fit(
         module,
         datamodule=DigitsDataModule(batch_size=10 // world_size, fraction=FRACTION),
@@ -264,9 +283,14 @@ def program(what: str, folder: Path, rank: int) -> None:
         torch.save(seen, folder / f"fit-{dist.get_rank()}.pt")
         return
     nn.SyncBatchNorm.forward = synchronized  # type: ignore[assignment, method-assign]
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
     torch.save(
-        {"gather": gather(rank, 2), **{n: train(make, rank, 2) for n, make in METHODS.items()}},
+        {
+            "gather": gather(rank, 2),
+            **{n: train(make, rank, 2) for n, make in METHODS.items()},
+        },
         folder / f"{rank}.pt",
     )
     dist.destroy_process_group()
@@ -276,7 +300,12 @@ def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.devices.test_relational_losses", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -304,7 +333,9 @@ def test_gathers_the_joined_batch_in_its_order(both: Both) -> None:
             assert torch.equal(two[f"{size} positions"], torch.arange(3 * size))
             # Both processes ask for the sum: twice the gradient that one would see; none for a ghost.
             own = 2 * one[f"{size} gradient"][rank::2]
-            assert torch.equal(two[f"{size} gradient"], own if len(own) else torch.zeros(1, 2))
+            assert torch.equal(
+                two[f"{size} gradient"], own if len(own) else torch.zeros(1, 2)
+            )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -351,7 +382,10 @@ def test_a_resumed_fit_with_banks_is_the_uninterrupted_one(fits: Both) -> None:
     half, whole = fits[0]["half"], fits[0]["whole"]
     learns = (
         "student.body.1.weight",
-        *(f"losses.crd.{name}" for name in ("student_bank", "embeddings.teacher.weight")),
+        *(
+            f"losses.crd.{name}"
+            for name in ("student_bank", "embeddings.teacher.weight")
+        ),
     )
     assert not any(torch.equal(half[name], whole[name]) for name in learns)
 

@@ -36,7 +36,11 @@ def start(rank: int, port: int, root: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "kd_lightning", "fit"]
     for config in CONFIGS:
         command += ["-c", config.removeprefix("-c")]
-    devices = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    devices = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--trainer.accelerator=cpu",
+    ]
     options = ["--trainer.max_epochs=1", "--run.test=best", f"--run.root={root}"]
     return subprocess.Popen(
         [*command, *devices, *options],

@@ -69,13 +69,20 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         "--data.label_fraction=0.9",
     ]  # unlabelled rows fall unevenly on the two
     kd([*PLAIN, *data, "--data.batch_size=32"], folder / "one")
-    devices = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
+    devices = [
+        "--trainer.devices=2",
+        "--trainer.strategy=ddp",
+        "--trainer.accelerator=cpu",
+    ]
     own = {
         "every_n_train_steps": 40,
         "dirpath": str(folder / "two" / "checkpoints"),
         "filename": "own",
     }
-    checkpoint = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": own}
+    checkpoint = {
+        "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+        "init_args": own,
+    }
     two = [
         *PLAIN,
         *data,
@@ -97,7 +104,9 @@ def test_weights_are_those_of_one_process(both: tuple[Path, Path]) -> None:
 
 
 def test_losses_and_metrics_are_those_of_one_process(both: tuple[Path, Path]) -> None:
-    one, two = (json.loads((folder / "run.json").read_text())["metrics"] for folder in both)
+    one, two = (
+        json.loads((folder / "run.json").read_text())["metrics"] for folder in both
+    )
     assert one.keys() == two.keys()
     assert one["train_loss_ce"] == pytest.approx(two["train_loss_ce"], abs=1e-4)
     for name in ("val_nll", "test_nll", "test_accuracy", "test_calibration_error"):
@@ -116,11 +125,18 @@ def test_two_processes_go_on_within_an_epoch(both: tuple[Path, Path]) -> None:
     whole, resumed = weights(both[1]), weights(again)
     assert all(torch.equal(weight, resumed[name]) for name, weight in whole.items())
     whole, resumed = (
-        json.loads((folder / "run.json").read_text())["metrics"] for folder in (both[1], again)
+        json.loads((folder / "run.json").read_text())["metrics"]
+        for folder in (both[1], again)
     )
     assert resumed == pytest.approx(whole, rel=1e-6)
 
 
 def test_two_processes_make_one_run(both: tuple[Path, Path]) -> None:
-    assert sorted(path.name for path in both[1].parent.iterdir()) == ["again", "one", "two"]
-    assert len((both[1] / "metrics.csv").read_text().splitlines()) == 3  # names and two epochs
+    assert sorted(path.name for path in both[1].parent.iterdir()) == [
+        "again",
+        "one",
+        "two",
+    ]
+    assert (
+        len((both[1] / "metrics.csv").read_text().splitlines()) == 3
+    )  # names and two epochs

@@ -14,17 +14,27 @@ HEAD: dict[str, Any] = {"title": "A title", "claim": "A claim", "time": "no time
 MINI: dict[str, Any] = {
     **HEAD,
     "seeds": 2,
-    "configs": ["configs/trainer.yaml", "configs/data/digits.yaml", "configs/loggers/csv.yaml"],
+    "configs": [
+        "configs/trainer.yaml",
+        "configs/data/digits.yaml",
+        "configs/loggers/csv.yaml",
+    ],
     "overrides": {"trainer.max_epochs": 1, "trainer.accelerator": "cpu"},
     "paper": {"distilled": {"test_errors": 74}},
     "compare": [["distilled", "student-alone"]],
     "runs": {
         "teacher": {"configs": ["configs/teachers/digits_mlp.yaml"]},
         "student-alone": {
-            "configs": ["configs/pairs/digits_mlp256_mlp16.yaml", "configs/methods/ce.yaml"]
+            "configs": [
+                "configs/pairs/digits_mlp256_mlp16.yaml",
+                "configs/methods/ce.yaml",
+            ]
         },
         "distilled": {
-            "configs": ["configs/pairs/digits_mlp256_mlp16.yaml", "configs/methods/kd.yaml"],
+            "configs": [
+                "configs/pairs/digits_mlp256_mlp16.yaml",
+                "configs/methods/kd.yaml",
+            ],
             "needs": {"model.teacher.checkpoint": "teacher"},
         },
     },

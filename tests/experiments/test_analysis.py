@@ -9,7 +9,10 @@ from kd_lightning.experiments.analysis import Finished
 
 
 def test_data_that_moved_after_the_run_are_found(tmp_path: Path) -> None:
-    data = {"class_path": "kd_lightning.data.MNISTDataModule", "init_args": {"root": "gone"}}
+    data = {
+        "class_path": "kd_lightning.data.MNISTDataModule",
+        "init_args": {"root": "gone"},
+    }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"data": data}))
     before = Finished(0, tmp_path, {}).datamodule()
     after = Finished(0, tmp_path, {}, root="here").datamodule()

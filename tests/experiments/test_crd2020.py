@@ -40,16 +40,29 @@ def test_a_pair(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(keys, "data_checksum", lambda config: "no data is needed to plan")
+    monkeypatch.setattr(
+        keys, "data_checksum", lambda config: "no data is needed to plan"
+    )
     names = ["--set", f"teacher={teacher}", "--set", f"student={student}"]
     where = [f"--store={tmp_path}/store", f"--output={tmp_path}/out"]
     assert (
-        main(["reproduce", "crd2020/cifar100", "--dry-run", "--seeds=1", *names, *more, *where])
+        main(
+            [
+                "reproduce",
+                "crd2020/cifar100",
+                "--dry-run",
+                "--seeds=1",
+                *names,
+                *more,
+                *where,
+            ]
+        )
         == 0
     )
     lines = capsys.readouterr().out.splitlines()
     commands = {
-        line.split(",")[0]: command for line, command in zip(lines[::2], lines[1::2], strict=True)
+        line.split(",")[0]: command
+        for line, command in zip(lines[::2], lines[1::2], strict=True)
     }
     assert f"configs/teachers/cifar_{teacher}.yaml" in commands["teacher"]
     for run, command in commands.items():

@@ -67,7 +67,9 @@ class Bench:
                 if run == "distilled":
                     needs = [jobs[seed]]
                     argv.append(f"--model.teacher.checkpoint={needs[0].checkpoint}")
-                jobs.append(Job(run, seed, {"run": run, "seed": seed}, folder, argv, needs))
+                jobs.append(
+                    Job(run, seed, {"run": run, "seed": seed}, folder, argv, needs)
+                )
         return jobs
 
     def run(self, launch: Launch, workers_count: int = 1) -> list[Job]:
@@ -124,14 +126,17 @@ def failing(run: str, error: Exception) -> Callable[[list[str]], None]:
     return launch
 
 
-@pytest.mark.parametrize("error", [UserError("the loss became nan"), ValueError("a [bug]")])
+@pytest.mark.parametrize(
+    "error", [UserError("the loss became nan"), ValueError("a [bug]")]
+)
 def test_a_failing_job_does_not_stop_the_others(error: Exception, empty: Bench) -> None:
     bench = empty
     jobs = bench.run(failing("student-alone", error))
     assert len(bench.trained) == 6
     assert [job.name for job in jobs if not job.finished] == ["student-alone/0"]
-    assert f"student-alone, seed 0 failed: {'' if isinstance(error, UserError) else 'Value'}" in (
-        bench.said
+    assert (
+        f"student-alone, seed 0 failed: {'' if isinstance(error, UserError) else 'Value'}"
+        in (bench.said)
     )
     assert str(error) in bench.said
 
@@ -145,7 +150,10 @@ def test_jobs_that_need_a_failed_one_are_not_run(
     monkeypatch.setattr(runner, "Workers", partial(FakeWorkers, launch))
     jobs = bench.run(launch, workers_count)
     assert "distilled/0" not in bench.trained
-    assert "distilled, seed 0 failed: not run, because teacher, seed 0 failed" in bench.said
+    assert (
+        "distilled, seed 0 failed: not run, because teacher, seed 0 failed"
+        in bench.said
+    )
     assert sum(job.finished for job in jobs) == 4
     # The next call runs what is missing.
     bench.run(finish)
@@ -196,8 +204,15 @@ def test_results_name_what_failed(
     content = json.loads(Path("out/results.json").read_text())
     [failed] = content["failed"]
     assert failed == {"run": "student-alone", "seed": 0, "error": "the loss became nan"}
-    assert "Incomplete: 1 runs failed and are missing: student-alone (seed 0)." in content["note"]
-    values = {row["run"]: row["n"] for row in content["rows"] if row["metric"] == "test_errors"}
+    assert (
+        "Incomplete: 1 runs failed and are missing: student-alone (seed 0)."
+        in content["note"]
+    )
+    values = {
+        row["run"]: row["n"]
+        for row in content["rows"]
+        if row["metric"] == "test_errors"
+    }
     assert values == {"teacher": 2, "student-alone": 1, "distilled": 2}
     assert "Incomplete" in Path("out/results.md").read_text()
 
@@ -232,7 +247,10 @@ def test_a_run_trained_further_by_hand_is_trained_again(bench: Bench) -> None:
     assert "last.ckpt changed" in str(alteration(job.folder, job.record))
     bench.run(finish)
     assert bench.trained == ["student-alone/0"]
-    assert "student-alone, seed 0: last.ckpt changed after the run was finished" in bench.said
+    assert (
+        "student-alone, seed 0: last.ckpt changed after the run was finished"
+        in bench.said
+    )
     bench.run(finish)
     assert bench.trained == []
 
@@ -261,7 +279,10 @@ def test_students_of_other_weights_are_trained_again(bench: Bench) -> None:
 
     bench.run(launch)
     assert bench.trained == ["teacher/0", "distilled/0"]
-    assert "distilled, seed 0: it was made with other weights of teacher, seed 0" in bench.said
+    assert (
+        "distilled, seed 0: it was made with other weights of teacher, seed 0"
+        in bench.said
+    )
 
 
 def test_checkpoints_may_be_deleted(bench: Bench) -> None:
@@ -281,7 +302,9 @@ def test_a_run_in_use_is_not_removed(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("best", [True, False])
-def test_a_damaged_checkpoint_is_not_a_dead_end(best: bool, bench: Bench, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_not_a_dead_end(
+    best: bool, bench: Bench, tmp_path: Path
+) -> None:
     job = job_of(bench, "student-alone")
     (job.folder / "run.json").write_text('{"status": "running"}')
     job.checkpoint.write_bytes(b"cut")

@@ -16,7 +16,9 @@ from kd_lightning.paths import shipped_root
 from tests.experiments import MINI, write
 
 SHIPPED = sorted((shipped_root() / "experiments").rglob("*.yaml"))
-WITH_ANALYSES = [path for path in SHIPPED if "analyses" in yaml.safe_load(path.read_text())]
+WITH_ANALYSES = [
+    path for path in SHIPPED if "analyses" in yaml.safe_load(path.read_text())
+]
 
 FILE = """
 from __future__ import annotations
@@ -49,7 +51,9 @@ def test_files_of_the_same_name_do_not_collide(tmp_path: Path) -> None:
     for name, value in (("one", 1.0), ("two", 2.0)):
         write_file(tmp_path / name, value)
         function = resolve_function("mine.py:answer", tmp_path / name)
-        assert analyse("label", {"function": function}, {}, tmp_path) == [Row("a", "b", [value])]
+        assert analyse("label", {"function": function}, {}, tmp_path) == [
+            Row("a", "b", [value])
+        ]
 
 
 def test_the_path_is_relative_to_the_yaml(tmp_path: Path) -> None:
@@ -61,14 +65,18 @@ def test_the_path_is_relative_to_the_yaml(tmp_path: Path) -> None:
 
 def test_a_missing_file_is_reported_before_any_training(tmp_path: Path) -> None:
     content = {**MINI, "analyses": {"label": {"function": "own/mine.py:answer"}}}
-    with pytest.raises(UserError, match=r"own/mine\.py:answer: there is no file .*own/mine\.py"):
+    with pytest.raises(
+        UserError, match=r"own/mine\.py:answer: there is no file .*own/mine\.py"
+    ):
         load(str(write(tmp_path, content)))
 
 
 def test_a_missing_function_is_reported(tmp_path: Path) -> None:
     write_file(tmp_path / "own", 3.0)
     function = resolve_function("own/mine.py:question", tmp_path)
-    with pytest.raises(UserError, match=r"the analysis 'label': .* has no attribute 'question'"):
+    with pytest.raises(
+        UserError, match=r"the analysis 'label': .* has no attribute 'question'"
+    ):
         analyse("label", {"function": function}, {}, tmp_path)
 
 

@@ -16,7 +16,8 @@ from kd_lightning.training import TrainingModule
 from tests.experiments import resolve_analyses
 
 NAMES = sorted(
-    path.stem for path in (shipped_root() / "experiments" / "hinton2015").glob("mnist*.yaml")
+    path.stem
+    for path in (shipped_root() / "experiments" / "hinton2015").glob("mnist*.yaml")
 )
 
 
@@ -42,7 +43,9 @@ def miniature(name: str) -> dict[str, Any]:
     grids = tuple(f"{name} " for name, run in content["runs"].items() if run["grid"])
     for key in ("compare", "alike"):  # which may name what was cut
         pairs = content.get(key, [])
-        sides = [[pair["a"], pair["b"]] if isinstance(pair, dict) else pair for pair in pairs]
+        sides = [
+            [pair["a"], pair["b"]] if isinstance(pair, dict) else pair for pair in pairs
+        ]
         content[key] = [
             p
             for p, names in zip(pairs, sides, strict=True)
@@ -65,7 +68,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def reproduce(content: dict[str, Any], folder: Path, store: Path) -> int:
     path = folder / "mini.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return main(["reproduce", str(path), f"--output={folder}/out", f"--store={store}", "--quick"])
+    return main(
+        [
+            "reproduce",
+            str(path),
+            f"--output={folder}/out",
+            f"--store={store}",
+            "--quick",
+        ]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -85,8 +85,14 @@ def test_what_is_trained_on_and_how_matters(
     assert address(other) != address(base)
 
 
-def test_files_count_by_content_not_by_path(base: dict[str, Any], tmp_path: Path) -> None:
-    first, second, folder = tmp_path / "first.ckpt", tmp_path / "second.ckpt", tmp_path / "bert"
+def test_files_count_by_content_not_by_path(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    first, second, folder = (
+        tmp_path / "first.ckpt",
+        tmp_path / "second.ckpt",
+        tmp_path / "bert",
+    )
     first.write_bytes(b"weights")
     second.write_bytes(b"weights")
     one, other = (key(f"--model.init_from={path}") for path in (first, second))
@@ -127,12 +133,23 @@ def version(folder: Path, name: str, *changes: tuple[str, str]) -> str:
 def test_comments_docstrings_and_layout_do_not_change_the_code(tmp_path: Path) -> None:
     same = version(tmp_path, "same")
     line = "        self.temperature = positive("
-    assert version(tmp_path, "comment", (line, f"        # a comment\n\n{line}")) == same
     assert (
-        version(tmp_path, "module", ('"""Soft targets: Hinton', '"""Other words: Hinton')) == same
+        version(tmp_path, "comment", (line, f"        # a comment\n\n{line}")) == same
     )
-    assert version(tmp_path, "class", ("The weights belong to", "Other words about")) == same
-    assert version(tmp_path, "function", ("A scalar; zero if both agree.", "Other words.")) == same
+    assert (
+        version(
+            tmp_path, "module", ('"""Soft targets: Hinton', '"""Other words: Hinton')
+        )
+        == same
+    )
+    assert (
+        version(tmp_path, "class", ("The weights belong to", "Other words about"))
+        == same
+    )
+    assert (
+        version(tmp_path, "function", ("A scalar; zero if both agree.", "Other words."))
+        == same
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,9 +169,9 @@ def test_another_operator_or_number_changes_the_code(
 
 def test_the_docstring_of_an_attribute_does_not_change_the_code(tmp_path: Path) -> None:
     line = '    family: ClassVar[str] = "response"\n'
-    assert version(tmp_path, "with", (line, f'{line}    """Where it belongs."""\n')) == version(
-        tmp_path, "same"
-    )
+    assert version(
+        tmp_path, "with", (line, f'{line}    """Where it belongs."""\n')
+    ) == version(tmp_path, "same")
 
 
 def test_flat_names_every_leaf() -> None:
@@ -178,7 +195,11 @@ def test_a_difference_names_three_keys_and_counts_the_others() -> None:
 
 
 def test_an_address_is_16_hex_digits_whatever_the_order() -> None:
-    assert address({"a": 1, "b": 2}) == address({"b": 2, "a": 1}) != address({"a": 1, "b": 3})
+    assert (
+        address({"a": 1, "b": 2})
+        == address({"b": 2, "a": 1})
+        != address({"a": 1, "b": 3})
+    )
     assert len(address({})) == 16
     assert int(address({}), 16) >= 0
 
@@ -260,7 +281,10 @@ def config() -> dict[str, Any]:
 
 
 def address_after_change(
-    config: dict[str, Any], changed: str, monkeypatch: pytest.MonkeyPatch, **options: bool
+    config: dict[str, Any],
+    changed: str,
+    monkeypatch: pytest.MonkeyPatch,
+    **options: bool,
 ) -> str:
     """The address of a run after a change in one file of the package."""
     path = PACKAGE / changed
@@ -275,14 +299,20 @@ def address_after_change(
 
 @pytest.mark.parametrize("name", DECISIVE)
 def test_a_change_in_a_file_that_the_run_uses_changes_its_address(
-    name: str, config: dict[str, Any], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    config: dict[str, Any],
+    base: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert address_after_change(config, name, monkeypatch) != address(base)
 
 
 @pytest.mark.parametrize("name", UNRELATED)
 def test_a_change_in_another_file_does_not(
-    name: str, config: dict[str, Any], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    config: dict[str, Any],
+    base: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert address_after_change(config, name, monkeypatch) == address(base)
 
@@ -297,7 +327,8 @@ def test_only_code_of_the_run_is_in_its_key(base: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "same"), [("# a comment\n", True), ('"""A string"""\n', True), ("x = 1\n", False)]
+    ("text", "same"),
+    [("# a comment\n", True), ('"""A string"""\n', True), ("x = 1\n", False)],
 )
 def test_one_more_line_in_the_source_counts_if_it_does_something(
     text: str,
@@ -331,22 +362,39 @@ def test_the_torch_version_matters_but_not_its_build(
 
 
 def test_helpers_beside_a_loss_count() -> None:
-    method = ["-c", "configs/methods/sp.yaml", "-c", "configs/pairs/digits_mlp256_mlp16.yaml"]
-    key = run_key(["fit", "-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml", *method])
-    assert {"code.losses/sp.py", "code.losses/_gather.py", "code.losses/base.py"} <= set(key)
+    method = [
+        "-c",
+        "configs/methods/sp.yaml",
+        "-c",
+        "configs/pairs/digits_mlp256_mlp16.yaml",
+    ]
+    key = run_key(
+        ["fit", "-c", "configs/trainer.yaml", "-c", "configs/data/digits.yaml", *method]
+    )
+    assert {
+        "code.losses/sp.py",
+        "code.losses/_gather.py",
+        "code.losses/base.py",
+    } <= set(key)
 
 
 def test_a_cache_depends_on_the_code_that_writes_it(
     config: dict[str, Any], base: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = config_key(config, caches=True)
-    assert {"code.teachers/cache/writer.py", "code.teachers/cache/codec.py"} <= set(cache)
+    assert {"code.teachers/cache/writer.py", "code.teachers/cache/codec.py"} <= set(
+        cache
+    )
     assert "code.runs/launch.py" not in cache
-    changed = address_after_change(config, "teachers/cache/codec.py", monkeypatch, caches=True)
+    changed = address_after_change(
+        config, "teachers/cache/codec.py", monkeypatch, caches=True
+    )
     assert changed != address(cache)
 
 
-def test_the_network_in_a_checkpoint_counts(config: dict[str, Any], tmp_path: Path) -> None:
+def test_the_network_in_a_checkpoint_counts(
+    config: dict[str, Any], tmp_path: Path
+) -> None:
     path = tmp_path / "teacher.ckpt"
     network = {"class_path": "kd_lightning.models.CIFARVGG", "init_args": {}}
     torch.save({"kd_lightning": {"network": network}}, path)
@@ -360,11 +408,15 @@ def test_modules_of_the_user_count(base: dict[str, Any]) -> None:
     assert not [name for name in base if name.startswith("user code.")]
 
 
-def test_imports_of_the_user_are_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_of_the_user_are_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Absolute and relative imports, and names that a package re-exports."""
     package = tmp_path / "lab_of_mine"
     package.mkdir()
-    (package / "__init__.py").write_text("from .shapes import square\nfrom . import other\n")
+    (package / "__init__.py").write_text(
+        "from .shapes import square\nfrom . import other\n"
+    )
     (package / "shapes.py").write_text("def square(x):\n    return x * x\n")
     (package / "other.py").write_text("")
     (package / "unused.py").write_text("")
@@ -395,11 +447,15 @@ def test_imports_of_the_user_are_followed(tmp_path: Path, monkeypatch: pytest.Mo
     }
 
 
-def test_relative_imports_need_no_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_imports_need_no_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A folder without `__init__.py` is a package, too."""
     folder = tmp_path / "namespace_of_mine" / "inner"
     folder.mkdir(parents=True)
-    (folder / "loss.py").write_text("from ..shapes import square\nfrom . import other\n")
+    (folder / "loss.py").write_text(
+        "from ..shapes import square\nfrom . import other\n"
+    )
     (folder / "other.py").write_text("")
     (folder.parent / "shapes.py").write_text("")
     names = {file.name for file in imports.reached_files([folder / "loss.py"])}
@@ -407,9 +463,15 @@ def test_relative_imports_need_no_package(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_installed_packages_count_by_version() -> None:
-    versions = keys.code_key({"model.network.class_path": "torchvision.models.resnet18"})
-    assert versions["version.torchvision"] == version_of("torchvision").partition("+")[0]
-    assert not [name for name in versions if "site-packages" in name or "resnet" in name]
+    versions = keys.code_key(
+        {"model.network.class_path": "torchvision.models.resnet18"}
+    )
+    assert (
+        versions["version.torchvision"] == version_of("torchvision").partition("+")[0]
+    )
+    assert not [
+        name for name in versions if "site-packages" in name or "resnet" in name
+    ]
 
 
 def test_the_files_named_by_the_key_exist() -> None:

@@ -29,11 +29,26 @@ CONTENTS: dict[str, tuple[dict[Any, Any], str]] = {
     "run name with an escape": ({"runs": {"\x1b[31ma": {}}}, "the run name"),
     "run name with a seed": ({"runs": {"a@0": {}}}, "'a@0' must not hold @"),
     "number among keys": ({"runs": A, 3: 4}, "the key 3 must be text"),
-    "number among keys of a run": ({"runs": {"a": {3: 4}}}, "runs.a: the key 3 must be text"),
-    "numbers as overrides": ({"runs": {"a": {"overrides": {3: 4}}}}, "overrides must be keys"),
-    "cache of a text": ({"runs": {"a": {"cache": {"views": "many"}}}}, "runs.a: cache must be"),
-    "cache of another type": ({"runs": {"a": {"cache": {"dtype": "int8"}}}}, "fp32 or fp16"),
-    "may_fail of a text": ({"runs": {"a": {"may_fail": "maybe"}}}, "may_fail must be true"),
+    "number among keys of a run": (
+        {"runs": {"a": {3: 4}}},
+        "runs.a: the key 3 must be text",
+    ),
+    "numbers as overrides": (
+        {"runs": {"a": {"overrides": {3: 4}}}},
+        "overrides must be keys",
+    ),
+    "cache of a text": (
+        {"runs": {"a": {"cache": {"views": "many"}}}},
+        "runs.a: cache must be",
+    ),
+    "cache of another type": (
+        {"runs": {"a": {"cache": {"dtype": "int8"}}}},
+        "fp32 or fp16",
+    ),
+    "may_fail of a text": (
+        {"runs": {"a": {"may_fail": "maybe"}}},
+        "may_fail must be true",
+    ),
     # seeds
     "seeds of a flag": ({"runs": {"a": {"seeds": [True]}}}, "seeds must be a list"),
     "negative seeds": ({"runs": {"a": {"seeds": [-1]}}}, "seeds must be a list"),
@@ -44,8 +59,14 @@ CONTENTS: dict[str, tuple[dict[Any, Any], str]] = {
         f"seeds must be a whole number from 1 to {MAX_SEEDS:,}",
     ),
     # needs
-    "need of a seed that is text": ({"runs": {"a": {}, "b": {"needs": {"x": "a@y"}}}}, "NAME@SEED"),
-    "need of a negative seed": ({"runs": {"a": {}, "b": {"needs": {"x": "a@-1"}}}}, "NAME@SEED"),
+    "need of a seed that is text": (
+        {"runs": {"a": {}, "b": {"needs": {"x": "a@y"}}}},
+        "NAME@SEED",
+    ),
+    "need of a negative seed": (
+        {"runs": {"a": {}, "b": {"needs": {"x": "a@-1"}}}},
+        "NAME@SEED",
+    ),
     "need of no run": ({"runs": {"a": {"needs": {"x": []}}}}, "needs must be"),
     "need of a number": ({"runs": {"a": {"needs": {"x": 3}}}}, "needs must be"),
     # grids
@@ -54,7 +75,10 @@ CONTENTS: dict[str, tuple[dict[Any, Any], str]] = {
         {"runs": {"a": {"grid": {f"x{n}": list(range(1000)) for n in range(4)}}}},
         f"the grid has 1,000,000,000,000 combinations; at most {MAX_JOBS:,}",
     ),
-    "10^9 views": ({"runs": {"a": {"cache": {"views": 10**9}}}}, "views (1 to 1,000,000)"),
+    "10^9 views": (
+        {"runs": {"a": {"cache": {"views": 10**9}}}},
+        "views (1 to 1,000,000)",
+    ),
     # tables
     "no metrics": ({"runs": A, "metrics": []}, "metrics must be a list of one or more"),
     "paper of a text": ({"runs": A, "paper": {"a": {"x": "74"}}}, "paper must be"),
@@ -63,27 +87,51 @@ CONTENTS: dict[str, tuple[dict[Any, Any], str]] = {
         {"runs": A, "alike": [{"a": "a", "b": "a", "margin": "wide"}]},
         "a margin above 0",
     ),
-    "margin 0": ({"runs": A, "alike": [{"a": "a", "b": "a", "margin": 0}]}, "a margin above 0"),
-    "alike of a list": ({"runs": A, "alike": [{"a": ["a"], "b": "a", "margin": 1}]}, "alike"),
+    "margin 0": (
+        {"runs": A, "alike": [{"a": "a", "b": "a", "margin": 0}]},
+        "a margin above 0",
+    ),
+    "alike of a list": (
+        {"runs": A, "alike": [{"a": ["a"], "b": "a", "margin": 1}]},
+        "alike",
+    ),
     "analysis of no function": (
         {"runs": A, "analyses": {"x": {"function": "nothing"}}},
         "analyses",
     ),
-    "analysis of a number": ({"runs": A, "analyses": {"x": {"function": 3}}}, "analyses must be"),
+    "analysis of a number": (
+        {"runs": A, "analyses": {"x": {"function": 3}}},
+        "analyses must be",
+    ),
     "analysis of a missing file": (
         {"runs": A, "analyses": {"x": {"function": "nothing.py:f"}}},
         "there is no file",
     ),
     # texts, settings, quick
     "title of a number": ({"runs": A, "title": 3}, "title must be one line of text"),
-    "title with an escape": ({"runs": A, "title": "\x1b[31m"}, "title must be one line of text"),
+    "title with an escape": (
+        {"runs": A, "title": "\x1b[31m"},
+        "title must be one line of text",
+    ),
     "claim with an escape": ({"runs": A, "claim": "a\x1b"}, "claim must be a text"),
     "settings of a list": ({"runs": A, "settings": [1]}, "settings must be keys"),
-    "instead of a number": ({"runs": A, "instead": {"x": 3}}, "instead must be settings"),
-    "quick seeds of a text": ({"runs": A, "quick": {"seeds": "few"}}, "quick must be seeds"),
+    "instead of a number": (
+        {"runs": A, "instead": {"x": 3}},
+        "instead must be settings",
+    ),
+    "quick seeds of a text": (
+        {"runs": A, "quick": {"seeds": "few"}},
+        "quick must be seeds",
+    ),
     "quick seeds below 1": ({"runs": A, "quick": {"seeds": -1}}, "quick must be seeds"),
-    "quick overrides of a list": ({"runs": A, "quick": {"overrides": [1]}}, "quick must be seeds"),
-    "unknown key of quick": ({"runs": A, "quick": {"epochs": 1}}, "quick must be seeds"),
+    "quick overrides of a list": (
+        {"runs": A, "quick": {"overrides": [1]}},
+        "quick must be seeds",
+    ),
+    "unknown key of quick": (
+        {"runs": A, "quick": {"epochs": 1}},
+        "quick must be seeds",
+    ),
 }
 
 
@@ -101,7 +149,13 @@ def test_a_malformed_value_is_one_line(
 
 
 TEXTS = {
-    "bomb": "a: &a [" + "1, " * 100 + "]\nb: &b [" + "*a, " * 100 + "]\nc: [" + "*b, " * 100 + "]",
+    "bomb": "a: &a ["
+    + "1, " * 100
+    + "]\nb: &b ["
+    + "*a, " * 100
+    + "]\nc: ["
+    + "*b, " * 100
+    + "]",
     "self-reference": "runs: &a {a: {overrides: *a}}",
     "deep": "runs: " + "[" * 3000,
     "tag": "runs: !!python/object/apply:os.system [ls]",
@@ -123,8 +177,12 @@ def test_yaml_that_is_refused_is_one_line(
 
 
 def test_null_means_the_default(tmp_path: Path) -> None:
-    nothing = dict.fromkeys(("overrides", "configs", "needs", "grid", "seeds", "cache", "may_fail"))
-    top = dict.fromkeys(("overrides", "metrics", "paper", "quick", "analyses", "settings", "seeds"))
+    nothing = dict.fromkeys(
+        ("overrides", "configs", "needs", "grid", "seeds", "cache", "may_fail")
+    )
+    top = dict.fromkeys(
+        ("overrides", "metrics", "paper", "quick", "analyses", "settings", "seeds")
+    )
     experiment = load(str(write(tmp_path, {**HEAD, **top, "runs": {"a": nothing}})))
     assert experiment.run("a").overrides == {}
     assert experiment.metrics == ["test_errors", "test_accuracy"]
@@ -146,7 +204,9 @@ def test_experiments_that_replace_each_other_are_refused(tmp_path: Path) -> None
 def test_the_number_of_jobs_is_checked_before_planning(tmp_path: Path) -> None:
     experiment = load(str(write(tmp_path, MINI)))
     options = RunnerOptions(tmp_path, tmp_path, seeds=10**12, overrides={})
-    with pytest.raises(UserError, match=r"3,000,000,000,000 jobs .* at most 10,000 are planned"):
+    with pytest.raises(
+        UserError, match=r"3,000,000,000,000 jobs .* at most 10,000 are planned"
+    ):
         plan(experiment, options)
 
 
@@ -161,7 +221,9 @@ SET = {
 
 
 @pytest.mark.parametrize("word", SET.values(), ids=SET)
-def test_a_malformed_setting_is_one_line(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_malformed_setting_is_one_line(
+    word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["reproduce", "demo", "--set", word]) == 2
     error = capsys.readouterr().err
     assert error.startswith("kd: kd reproduce: ")
@@ -170,7 +232,11 @@ def test_a_malformed_setting_is_one_line(word: str, capsys: pytest.CaptureFixtur
 
 
 def test_settings_are_yaml() -> None:
-    assert parse_settings(["x=[1, a]", "y=1e-3", "z="]) == {"x": [1, "a"], "y": 0.001, "z": None}
+    assert parse_settings(["x=[1, a]", "y=1e-3", "z="]) == {
+        "x": [1, "a"],
+        "y": 0.001,
+        "z": None,
+    }
 
 
 def test_a_long_setting_cannot_name_a_folder(tmp_path: Path) -> None:
@@ -200,7 +266,9 @@ def test_a_similar_setting_is_suggested(tmp_path: Path) -> None:
         load(str(path), {"digt": 2})
 
 
-def test_help_lists_the_settings_of_an_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_settings_of_an_experiment(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert main(["reproduce", "hinton2015/mnist-unseen-digit", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--digit VALUE  default: 3" in text

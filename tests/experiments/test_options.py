@@ -31,10 +31,18 @@ def settings(folder: Path, **options: Any) -> RunnerOptions:
 
 def best(runs: Runs, output: Path, of: str) -> list[Row]:
     """An analysis: the least errors of a run."""
-    (output / "seen.txt").write_text(" ".join(str(one.checkpoint.is_file()) for one in runs[of]))
+    (output / "seen.txt").write_text(
+        " ".join(str(one.checkpoint.is_file()) for one in runs[of])
+    )
     said = runs[of][0].predictions("validation")
     assert len(said["logits"]) == len(said["target"])
-    return [Row(f"best {of}", "test_errors", [min(one.metrics["test_errors"] for one in runs[of])])]
+    return [
+        Row(
+            f"best {of}",
+            "test_errors",
+            [min(one.metrics["test_errors"] for one in runs[of])],
+        )
+    ]
 
 
 def test_all_seeds_of_a_run_can_be_needed_as_a_list(tmp_path: Path) -> None:
@@ -47,7 +55,9 @@ def test_all_seeds_of_a_run_can_be_needed_as_a_list(tmp_path: Path) -> None:
     jobs = plan(load(str(write(tmp_path, content))), settings(tmp_path))
     [first, _] = [job for job in jobs if job.run == "distilled"]
     assert [need.seed for need in first.needs] == [0, 1, 2]
-    [word] = [word for word in first.argv if word.startswith("--model.teacher.checkpoints=")]
+    [word] = [
+        word for word in first.argv if word.startswith("--model.teacher.checkpoints=")
+    ]
     assert (
         word
         == f"--model.teacher.checkpoints=[{', '.join(str(need.checkpoint) for need in first.needs)}]"
@@ -65,7 +75,9 @@ def test_only_takes_a_run_with_what_it_needs(tmp_path: Path) -> None:
     experiment = load(str(write(tmp_path, MINI)))
     jobs = plan(experiment, settings(tmp_path, only=["distilled"]))
     assert [job.run for job in jobs] == ["teacher", "distilled"] * 2
-    with pytest.raises(UserError, match=r"'distiled'.*teacher, student-alone, distilled"):
+    with pytest.raises(
+        UserError, match=r"'distiled'.*teacher, student-alone, distilled"
+    ):
         plan(experiment, settings(tmp_path, only=["distiled"]))
 
 
@@ -113,11 +125,21 @@ def test_quick_side_by_side_with_an_analysis_and_a_run_that_diverges(
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
     content = mini(
         quick={"seeds": 1, "overrides": {"data.fraction": 0.2}},
-        analyses={"best": {"function": "tests.experiments.test_options.best", "of": "teacher"}},
+        analyses={
+            "best": {"function": "tests.experiments.test_options.best", "of": "teacher"}
+        },
         compare=[],
     )
-    wild = {"model.optimizer.lr": 1e30, "model.scheduler": None, "trainer.max_epochs": 3}
-    content["runs"]["wild"] = {**MINI["runs"]["student-alone"], "overrides": wild, "may_fail": True}
+    wild = {
+        "model.optimizer.lr": 1e30,
+        "model.scheduler": None,
+        "trainer.max_epochs": 3,
+    }
+    content["runs"]["wild"] = {
+        **MINI["runs"]["student-alone"],
+        "overrides": wild,
+        "may_fail": True,
+    }
     path = write(tmp_path, content)
     argv = [
         "reproduce",
@@ -132,7 +154,9 @@ def test_quick_side_by_side_with_an_analysis_and_a_run_that_diverges(
     assert "quick: cut down" in out
     assert "[4/4]" in out
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    errors = {row["run"]: row["values"] for row in rows if row["metric"] == "test_errors"}
+    errors = {
+        row["run"]: row["values"] for row in rows if row["metric"] == "test_errors"
+    }
     assert errors["best teacher"] == errors["teacher"]
     assert "wild" not in errors
     assert (tmp_path / "out" / "seen.txt").read_text() == "True"
@@ -144,7 +168,9 @@ def test_an_analysis_that_is_not_there_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content = mini(
-        analyses={"best": {"function": "tests.experiments.test_options.worst"}}, seeds=1, compare=[]
+        analyses={"best": {"function": "tests.experiments.test_options.worst"}},
+        seeds=1,
+        compare=[],
     )
     content["runs"] = {"teacher": MINI["runs"]["teacher"]}
     content["paper"] = {}
@@ -155,7 +181,10 @@ def test_an_analysis_that_is_not_there_is_named(
         f"--store={tmp_path}/store",
     ]
     assert main(argv) == 2
-    assert "the analysis 'best': tests.experiments.test_options.worst" in capsys.readouterr().err
+    assert (
+        "the analysis 'best': tests.experiments.test_options.worst"
+        in capsys.readouterr().err
+    )
 
 
 def test_alike_is_two_one_sided_tests() -> None:
@@ -189,11 +218,17 @@ def test_wandb_takes_all_runs_into_one_group(tmp_path: Path) -> None:
         load(str(write(tmp_path, MINI))),
         RunnerOptions(tmp_path, tmp_path, 2, {"run.wandb": "offline"}),
     )
-    off = plan(load(str(write(tmp_path, MINI))), RunnerOptions(tmp_path, tmp_path, 2, {}))
-    groups = {word for job in jobs for word in job.argv if word.startswith("--run.group=")}
+    off = plan(
+        load(str(write(tmp_path, MINI))), RunnerOptions(tmp_path, tmp_path, 2, {})
+    )
+    groups = {
+        word for job in jobs for word in job.argv if word.startswith("--run.group=")
+    }
     assert len(groups) == 1
     assert all("--run.wandb=offline" in job.argv for job in jobs)
-    assert [job.folder for job in jobs] == [job.folder for job in off]  # logging changes no result
+    assert [job.folder for job in jobs] == [
+        job.folder for job in off
+    ]  # logging changes no result
 
 
 def test_a_dry_run_prints_lists_as_they_are(
@@ -218,7 +253,9 @@ def test_a_dry_run_prints_lists_as_they_are(
 
 
 def test_settings_may_list_their_valid_values(tmp_path: Path, capsys: Capture) -> None:
-    content = mini(settings={"digit": 3}, choices={"digit": [3, 7]}, compare=[], paper={})
+    content = mini(
+        settings={"digit": 3}, choices={"digit": [3, 7]}, compare=[], paper={}
+    )
     content["runs"]["distilled"]["overrides"] = {"data.drop_classes": ["${digit}"]}
     path = str(write(tmp_path, content))
     assert load(path, {"digit": 7}).name.endswith("digit-7")

@@ -36,7 +36,11 @@ def job(folder: Path, run: str, seed: int, wrong: int) -> Job:
     target = torch.arange(EXAMPLES) % 3
     guess = target.clone()
     guess[EXAMPLES - wrong :] = (guess[EXAMPLES - wrong :] + 1) % 3
-    outputs = {"logits": torch.eye(3)[guess], "target": target, "index": torch.arange(EXAMPLES)}
+    outputs = {
+        "logits": torch.eye(3)[guess],
+        "target": target,
+        "index": torch.arange(EXAMPLES),
+    }
     save_file(outputs, made.folder / "predictions-test.safetensors")
     arguments = {"hidden": [4], "input_shape": [1, 8, 8], "num_classes": 3}
     network = MLP(hidden=[4], input_shape=[1, 8, 8], num_classes=3)
@@ -70,7 +74,9 @@ def experiment(**changes: Any) -> Experiment:
 
 
 def row_of(content: results.Results, run: str, metric: str) -> ResultRow:
-    [row] = [row for row in content["rows"] if (row["run"], row["metric"]) == (run, metric)]
+    [row] = [
+        row for row in content["rows"] if (row["run"], row["metric"]) == (run, metric)
+    ]
     return row
 
 
@@ -93,10 +99,16 @@ def test_rows_hold_mean_spread_and_every_seed(jobs: list[Job]) -> None:
 
 
 def test_one_seed_has_no_spread_and_no_test(jobs: list[Job]) -> None:
-    content = results.collect(experiment(), [job for job in jobs if job.seed == 0], Path())
+    content = results.collect(
+        experiment(), [job for job in jobs if job.seed == 0], Path()
+    )
     assert row_of(content, "big", "test_errors")["std"] is None
     [comparison] = content["comparisons"]
-    assert (comparison["n"], comparison["p"], comparison["examples_low"]) == (1, None, None)
+    assert (comparison["n"], comparison["p"], comparison["examples_low"]) == (
+        1,
+        None,
+        None,
+    )
 
 
 def test_runs_are_compared_over_the_seeds_that_both_have(jobs: list[Job]) -> None:
@@ -128,7 +140,9 @@ def test_runs_without_predictions_are_compared_over_seeds_only(jobs: list[Job]) 
 @pytest.mark.parametrize(
     "changes", [{"metrics": ["tset_errors"]}, {"compare_metric": "tset_errors"}]
 )
-def test_a_metric_that_no_run_has_is_named(changes: dict[str, Any], jobs: list[Job]) -> None:
+def test_a_metric_that_no_run_has_is_named(
+    changes: dict[str, Any], jobs: list[Job]
+) -> None:
     with pytest.raises(ValueError, match="tset_errors"):
         results.collect(experiment(**changes), jobs, Path())
 
@@ -148,7 +162,9 @@ def test_tables_say_what_the_rows_say(jobs: list[Job]) -> None:
 def reproduced(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The arguments of `kd reproduce` of the small experiment, which was run once."""
     folder = tmp_path_factory.mktemp("reproduced")
-    path = write(folder, {**MINI, "overrides": {**MINI["overrides"], "data.fraction": 0.3}})
+    path = write(
+        folder, {**MINI, "overrides": {**MINI["overrides"], "data.fraction": 0.3}}
+    )
     argv = ["reproduce", str(path), f"--output={folder}/out", f"--store={folder}/store"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")  # whatever the runs set is undone
@@ -171,9 +187,13 @@ def test_results_json_holds_what_others_read(reproduced: list[str]) -> None:
     assert {tuple(row) for row in content["rows"]} == {
         ("run", "metric", "paper", "mean", "std", "interval", "n", "values", "seeds")
     }
-    errors = {row["run"]: row for row in content["rows"] if row["metric"] == "test_errors"}
+    errors = {
+        row["run"]: row for row in content["rows"] if row["metric"] == "test_errors"
+    }
     assert list(errors) == list(MINI["runs"])
-    stored = [json.loads(path.read_text()) for path in (folder / "store").glob("*/run.json")]
+    stored = [
+        json.loads(path.read_text()) for path in (folder / "store").glob("*/run.json")
+    ]
     assert len(stored) == 6
     for name, row in errors.items():
         assert (row["n"], row["paper"]) == (2, 74 if name == "distilled" else None)
@@ -189,7 +209,9 @@ def test_results_json_holds_what_others_read(reproduced: list[str]) -> None:
 
 
 def test_reproducing_again_trains_nothing(
-    reproduced: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    reproduced: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def refuse(argv: list[str]) -> None:
         raise AssertionError(f"trained again: {argv}")

@@ -43,7 +43,9 @@ def pretend(argv: list[str]) -> None:
 
 
 def value_of(key: str, argv: list[str]) -> str:
-    return next(word.removeprefix(f"--{key}=") for word in argv if word.startswith(f"--{key}="))
+    return next(
+        word.removeprefix(f"--{key}=") for word in argv if word.startswith(f"--{key}=")
+    )
 
 
 class Bench:
@@ -57,7 +59,9 @@ class Bench:
 
     def options(self, **more: Any) -> RunnerOptions:
         seeds = int(self.content["seeds"])
-        return RunnerOptions(self.folder / "out", self.folder / "store", seeds, {}, **more)
+        return RunnerOptions(
+            self.folder / "out", self.folder / "store", seeds, {}, **more
+        )
 
     def jobs(self, **options: Any) -> list[Job]:
         experiment = load(str(write(self.folder, self.content)))
@@ -76,7 +80,9 @@ class Bench:
 
         (self.folder / "out").mkdir(exist_ok=True)
         try:
-            Runner(self.options(**options), counted, Console(file=text, width=500)).run(jobs)
+            Runner(self.options(**options), counted, Console(file=text, width=500)).run(
+                jobs
+            )
         finally:
             self.said = text.getvalue()
         return jobs
@@ -104,17 +110,21 @@ def test_the_second_time_trains_nothing(finished: Bench) -> None:
     assert finished.trained == []
     assert "6 of 6 runs are finished already" in finished.said
     assert all(job.finished for job in jobs)
-    assert {name: [job.seed for job in group] for name, group in by_run(jobs).items()} == {
-        name: [0, 1] for name in MINI["runs"]
-    }
+    assert {
+        name: [job.seed for job in group] for name, group in by_run(jobs).items()
+    } == {name: [0, 1] for name in MINI["runs"]}
 
 
 def test_a_changed_override_trains_that_run_again_and_says_why(finished: Bench) -> None:
-    finished.content["runs"]["distilled"]["overrides"] = {"model.losses.kd.temperature": 2.0}
+    finished.content["runs"]["distilled"]["overrides"] = {
+        "model.losses.kd.temperature": 2.0
+    }
     finished.run()
     assert finished.trained == ["distilled/0", "distilled/1"]
     [line] = [
-        line for line in finished.said.splitlines() if "run again" in line and "distilled" in line
+        line
+        for line in finished.said.splitlines()
+        if "run again" in line and "distilled" in line
     ][:1]
     assert "temperature (4.0 -> 2.0)" in line
     finished.content["runs"]["distilled"].pop("overrides")
@@ -122,10 +132,17 @@ def test_a_changed_override_trains_that_run_again_and_says_why(finished: Bench) 
     assert finished.trained == []  # the first runs are still in the store
 
 
-def test_another_teacher_trains_its_students_again_and_no_other(finished: Bench) -> None:
+def test_another_teacher_trains_its_students_again_and_no_other(
+    finished: Bench,
+) -> None:
     finished.content["runs"]["teacher"]["overrides"] = {"model.network.hidden": [32]}
     finished.run()
-    assert sorted(finished.trained) == ["distilled/0", "distilled/1", "teacher/0", "teacher/1"]
+    assert sorted(finished.trained) == [
+        "distilled/0",
+        "distilled/1",
+        "teacher/0",
+        "teacher/1",
+    ]
     assert "model.teacher.checkpoint" in next(
         line for line in finished.said.splitlines() if line.startswith("distilled")
     )
@@ -135,7 +152,9 @@ def test_another_place_of_the_store_changes_no_address(finished: Bench) -> None:
     """What a run needs enters its key by address, never by path."""
     experiment = load(str(write(finished.folder, finished.content)))
     elsewhere = plan(experiment, RunnerOptions(Path("out"), Path("/elsewhere"), 2, {}))
-    assert [job.folder.name for job in elsewhere] == [job.folder.name for job in finished.jobs()]
+    assert [job.folder.name for job in elsewhere] == [
+        job.folder.name for job in finished.jobs()
+    ]
     assert len({job.folder.name for job in elsewhere}) == 6
 
 
@@ -152,7 +171,9 @@ def test_another_title_or_comparison_trains_nothing(finished: Bench) -> None:
 
 
 def test_an_interrupted_experiment_goes_on(finished: Bench) -> None:
-    finished.content["overrides"]["data.batch_size"] = 32  # nothing is finished under these keys
+    finished.content["overrides"]["data.batch_size"] = (
+        32  # nothing is finished under these keys
+    )
 
     def stop_at_third(argv: list[str]) -> Any:
         if len(finished.trained) == 3:
@@ -182,7 +203,10 @@ def test_a_run_that_was_stopped_halfway_is_resumed(
         bench.content["overrides"]["trainer.max_epochs"] = 3
         return bench
 
-    stopped, whole = only_teacher(tmp_path / "stopped"), only_teacher(tmp_path / "whole")
+    stopped, whole = (
+        only_teacher(tmp_path / "stopped"),
+        only_teacher(tmp_path / "whole"),
+    )
     begin = TrainingModule.on_train_epoch_start
 
     def interrupted(module: TrainingModule) -> None:
@@ -199,7 +223,10 @@ def test_a_run_that_was_stopped_halfway_is_resumed(
     [other] = whole.run(launch)
     assert job.finished
     assert job.record["metrics"] == other.record["metrics"]
-    a, b = (load_file(j.folder / "predictions-test.safetensors")["logits"] for j in (job, other))
+    a, b = (
+        load_file(j.folder / "predictions-test.safetensors")["logits"]
+        for j in (job, other)
+    )
     assert torch.equal(a, b)
 
 
@@ -212,7 +239,9 @@ def test_what_was_left_without_a_checkpoint_is_begun_anew(finished: Bench) -> No
     assert job.checkpoint.is_file()
 
 
-def test_jobs_come_after_what_they_need_and_their_commands_can_be_typed(finished: Bench) -> None:
+def test_jobs_come_after_what_they_need_and_their_commands_can_be_typed(
+    finished: Bench,
+) -> None:
     finished.content["runs"] = dict(reversed(list(MINI["runs"].items())))
     jobs = finished.jobs()
     for at, job in enumerate(jobs):
@@ -250,7 +279,9 @@ def test_other_code_trains_again_and_names_the_option(
     other_code(monkeypatch)
     finished.run()
     assert len(finished.trained) == 6
-    [line] = [line for line in finished.said.splitlines() if line.startswith("teacher is run")]
+    [line] = [
+        line for line in finished.said.splitlines() if line.startswith("teacher is run")
+    ]
     assert "code.__init__" not in line
     assert line.endswith("; --keep-finished keeps finished runs of other code")
 
@@ -272,7 +303,9 @@ def test_finished_runs_of_other_code_are_kept_on_request(
         assert {"version.torch", "code.types.py"} <= set(entry["changed"])
 
 
-def test_new_runs_start_from_kept_ones(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_runs_start_from_kept_ones(
+    finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that was not finished is trained by the code of today, from the teacher that was kept."""
     teacher, *_, distilled = finished.jobs()[::2]
     shutil.rmtree(distilled.folder)
@@ -287,14 +320,23 @@ def test_new_runs_start_from_kept_ones(finished: Bench, monkeypatch: pytest.Monk
     assert finished.trained == []
 
 
-def test_another_setting_is_never_kept(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_setting_is_never_kept(
+    finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finished.content["runs"]["teacher"]["overrides"] = {"model.network.hidden": [32]}
     other_code(monkeypatch)
     finished.run(keep_finished=True)
-    assert sorted(finished.trained) == ["distilled/0", "distilled/1", "teacher/0", "teacher/1"]
+    assert sorted(finished.trained) == [
+        "distilled/0",
+        "distilled/1",
+        "teacher/0",
+        "teacher/1",
+    ]
 
 
-def test_unfinished_runs_are_not_kept(finished: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_runs_are_not_kept(
+    finished: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [job] = [job for job in finished.jobs() if job.name == "student-alone/1"]
     (job.folder / "run.json").write_text('{"status": "failed"}')
     other_code(monkeypatch)
@@ -305,12 +347,16 @@ def test_unfinished_runs_are_not_kept(finished: Bench, monkeypatch: pytest.Monke
 def test_runs_from_before_keys_named_all_code_are_kept(finished: Bench) -> None:
     """Their folders hold no key; `jobs.json` holds one without code, under moved class paths."""
     history = json.loads((finished.folder / "out" / "jobs.json").read_text())
-    renamed = {entry["address"]: f"{at:016x}" for at, entry in enumerate(history.values())}
+    renamed = {
+        entry["address"]: f"{at:016x}" for at, entry in enumerate(history.values())
+    }
     for entry in history.values():
         old_key = {}
         for name, value in entry["key"].items():
             if not keys.is_code(name):
-                old_key[name] = renamed.get(value, value) if isinstance(value, str) else value
+                old_key[name] = (
+                    renamed.get(value, value) if isinstance(value, str) else value
+                )
         old_key["code.losses/kd.py"] = "of then"
         (finished.folder / "store" / entry["address"] / "key.json").unlink()
         entry["key"] = old_key
@@ -354,7 +400,12 @@ def test_results_list_the_runs_that_were_kept(
     content = {**copy.deepcopy(MINI), "seeds": 1, "compare": [], "paper": {}}
     content["runs"] = {"teacher": MINI["runs"]["teacher"]}
     out, store = tmp_path / "out", tmp_path / "store"
-    argv = ["reproduce", str(write(tmp_path, content)), f"--output={out}", f"--store={store}"]
+    argv = [
+        "reproduce",
+        str(write(tmp_path, content)),
+        f"--output={out}",
+        f"--store={store}",
+    ]
     assert main(argv) == 0
     before = json.loads((out / "results.json").read_text())
     assert "accepted" not in before
@@ -366,7 +417,11 @@ def test_results_list_the_runs_that_were_kept(
     assert after["rows"] == before["rows"]
     [folder] = store.iterdir()
     [entry] = after["accepted"]
-    assert (entry["run"], entry["seed"], entry["address"]) == ("teacher", 0, folder.name)
+    assert (entry["run"], entry["seed"], entry["address"]) == (
+        "teacher",
+        0,
+        folder.name,
+    )
     assert entry["expected_address"] != folder.name
     assert "1 of 1 runs were finished by other code (--keep-finished)." in after["note"]
     assert "(--keep-finished)" in (out / "results.md").read_text()

@@ -73,7 +73,15 @@ def test_a_file_that_is_no_experiment_is_one_line(
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     assert (
-        main(["reproduce", str(path), f"--output={tmp_path}/out", f"--store={tmp_path}/store"]) == 2
+        main(
+            [
+                "reproduce",
+                str(path),
+                f"--output={tmp_path}/out",
+                f"--store={tmp_path}/store",
+            ]
+        )
+        == 2
     )
     err = capsys.readouterr().err
     assert "bad.yaml" in err
@@ -84,7 +92,10 @@ def test_a_file_that_is_no_experiment_is_one_line(
 def test_defaults(tmp_path: Path) -> None:
     experiment = loaded(tmp_path, runs={"a": None})
     assert [run.name for run in experiment.runs] == ["a"]
-    assert (experiment.seeds, experiment.metrics) == (5, ["test_errors", "test_accuracy"])
+    assert (experiment.seeds, experiment.metrics) == (
+        5,
+        ["test_errors", "test_accuracy"],
+    )
     assert experiment.run("a").overrides == {}
 
 
@@ -109,7 +120,9 @@ def test_a_grid_is_one_run_for_each_combination() -> None:
         "data.labels": 0.5,
         "model.student.hidden": [16],
     }
-    assert all((r.configs, r.needs, r.grid) == (["x.yaml"], run.needs, {}) for r in expanded)
+    assert all(
+        (r.configs, r.needs, r.grid) == (["x.yaml"], run.needs, {}) for r in expanded
+    )
     assert run.overrides["data.labels"] == 1.0  # its own is left as it was
 
 
@@ -121,17 +134,26 @@ def test_no_grid_is_one_run_of_the_same_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_experiments_are_understood_and_their_configs_are_there(path: Path) -> None:
+def test_shipped_experiments_are_understood_and_their_configs_are_there(
+    path: Path,
+) -> None:
     if "runs:" not in path.read_text():
         pytest.skip("another kind of file")
     name = path.relative_to(shipped_root() / "experiments").with_suffix("").as_posix()
     experiment = load(name)
     assert experiment.name == name
-    configs = [*experiment.configs, *(config for run in experiment.runs for config in run.configs)]
+    configs = [
+        *experiment.configs,
+        *(config for run in experiment.runs for config in run.configs),
+    ]
     assert [config for config in configs if shipped(config) is None] == []
 
 
 def test_the_small_experiment_of_these_tests_is_understood(tmp_path: Path) -> None:
     experiment = load(str(write(tmp_path, MINI)))
-    assert [run.name for run in experiment.runs] == ["teacher", "student-alone", "distilled"]
+    assert [run.name for run in experiment.runs] == [
+        "teacher",
+        "student-alone",
+        "distilled",
+    ]
     assert experiment.paper["distilled"]["test_errors"] == 74

@@ -26,10 +26,12 @@ SPECIALISTS = 2
 
 def miniature() -> dict[str, Any]:
     """The experiment's YAML on digits: two specialists of four classes, an epoch, one seed."""
-    text = (shipped_root() / "experiments" / "hinton2015" / "specialists.yaml").read_text()
-    text = text.replace("configs/data/omniglot.yaml", "configs/data/digits.yaml").replace(
-        "OmniglotData", "DigitsData"
-    )
+    text = (
+        shipped_root() / "experiments" / "hinton2015" / "specialists.yaml"
+    ).read_text()
+    text = text.replace(
+        "configs/data/omniglot.yaml", "configs/data/digits.yaml"
+    ).replace("OmniglotData", "DigitsData")
     text = text.replace("specialists: 12,", f"specialists: {SPECIALISTS},").replace(
         "classes_each: 40", "classes_each: 4"
     )
@@ -47,9 +49,17 @@ def miniature() -> dict[str, Any]:
                     name for name in names if int(name.rpartition("=")[2]) < SPECIALISTS
                 ]
         if "grid" in run:
-            run["grid"] = {key: values[:SPECIALISTS] for key, values in run["grid"].items()}
-    content["seeds"], content["quick"] = 1, {"seeds": 1, "overrides": {"trainer.max_epochs": 1}}
-    content["runs"]["generalist, other seeds"]["seeds"], content["settings"]["ensemble"] = [100], 2
+            run["grid"] = {
+                key: values[:SPECIALISTS] for key, values in run["grid"].items()
+            }
+    content["seeds"], content["quick"] = (
+        1,
+        {"seeds": 1, "overrides": {"trainer.max_epochs": 1}},
+    )
+    (
+        content["runs"]["generalist, other seeds"]["seeds"],
+        content["settings"]["ensemble"],
+    ) = [100], 2
     return content
 
 
@@ -72,7 +82,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @functools.cache  # configs are parsed once for all tests
 def planned(folder: Path) -> dict[str, list[Job]]:
     """The jobs of two seeds, by run; the first seed's are finished."""
-    settings = RunnerOptions(folder / "out", folder / "store", 2, {"trainer.max_epochs": 1})
+    settings = RunnerOptions(
+        folder / "out", folder / "store", 2, {"trainer.max_epochs": 1}
+    )
     return by_run(plan(load(str(folder / "mini.yaml")), settings))
 
 
@@ -82,17 +94,25 @@ def test_the_tables(folder: Path) -> None:
         (folder / "out" / "specialists.md").read_text(),
     )
     found = {(row["run"], row["metric"]): row["mean"] for row in content["rows"]}
-    for label in ("generalist + specialists", "ensemble of 2 generalists", "generalist, longer"):
+    for label in (
+        "generalist + specialists",
+        "ensemble of 2 generalists",
+        "generalist, longer",
+    ):
         assert f"| {label} |" in text
         assert 0 < found[label, "test_accuracy"] <= 1
         assert 0 < found[label, "conditional_accuracy"] <= 1
     assert ("distilled from generalist + specialists", "test_errors") in found
     told = json.loads((folder / "out" / "specialists.json").read_text())
     [coverage] = told["coverage"]
-    samples, before, after = (sum(part) for part in zip(*coverage.values(), strict=True))
+    samples, before, after = (
+        sum(part) for part in zip(*coverage.values(), strict=True)
+    )
     assert samples == 602
     assert before / samples == pytest.approx(found["generalist", "test_accuracy"])
-    assert after / samples == pytest.approx(found["generalist + specialists", "test_accuracy"])
+    assert after / samples == pytest.approx(
+        found["generalist + specialists", "test_accuracy"]
+    )
     assert [len(names) for names in told["clusters"]["0"]] == [4] * SPECIALISTS
 
 
@@ -163,9 +183,12 @@ def test_the_one_on_natural_images_is_understood(
         for split, shade in (("train", 90), ("test", 120)):
             for folder in ("n01", "n02", "n03"):
                 picture = io.BytesIO()
-                Image.new("RGB", (32, 32), (shade, 2 * shade, shade)).save(picture, "JPEG")
+                Image.new("RGB", (32, 32), (shade, 2 * shade, shade)).save(
+                    picture, "JPEG"
+                )
                 file.writestr(
-                    f"tiny-imagenet-100-32/{split}/{folder}/{folder}_0.JPEG", picture.getvalue()
+                    f"tiny-imagenet-100-32/{split}/{folder}/{folder}_0.JPEG",
+                    picture.getvalue(),
                 )
     experiment = load("hinton2015/specialists-tiny-imagenet")
     each = [
@@ -177,7 +200,11 @@ def test_the_one_on_natural_images_is_understood(
         name for name in each if name != "distilled from generalist + specialists"
     ]  # which needs all ten
     settings = RunnerOptions(
-        tmp_path / "out", tmp_path / "store", 1, {"data.root": str(tmp_path)}, only=kinds
+        tmp_path / "out",
+        tmp_path / "store",
+        1,
+        {"data.root": str(tmp_path)},
+        only=kinds,
     )
     jobs = by_run(plan(experiment, settings))
     assert f"--data.root={tmp_path}" in jobs["generalist"][0].argv
@@ -188,8 +215,11 @@ def test_the_one_on_natural_images_is_understood(
         == jobs["generalist"][0].key["data.init_args.batch_size"]
         == 128
     )
-    assert specialist.key["data.init_args.augment.0.class_path"] == "kd_lightning.data.PadCrop"
+    assert (
+        specialist.key["data.init_args.augment.0.class_path"]
+        == "kd_lightning.data.PadCrop"
+    )
     assert specialist.key["data checksum"] == jobs["generalist"][0].key["data checksum"]
-    assert [run.name for run in experiment.runs if run.name.startswith("specialist s")] == [
-        f"specialist specialist={number}" for number in range(10)
-    ]
+    assert [
+        run.name for run in experiment.runs if run.name.startswith("specialist s")
+    ] == [f"specialist specialist={number}" for number in range(10)]

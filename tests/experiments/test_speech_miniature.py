@@ -54,7 +54,10 @@ def small(name: str) -> dict[str, Any]:
     for run in content["runs"].values():
         distilled = "methods" in " ".join(run["configs"])
         own = run.setdefault("overrides", {})
-        own |= {"model.student.hidden" if distilled else "model.network.hidden": [32], **SMALL}
+        own |= {
+            "model.student.hidden" if distilled else "model.network.hidden": [32],
+            **SMALL,
+        }
         own |= {"data.fraction": 0.5} if "data.fraction" in own else {}
         run["seeds"] = run["seeds"][:2] if run.get("seeds") else None
         run["grid"] = {key: tried[:1] for key, tried in run.get("grid", {}).items()}
@@ -64,15 +67,23 @@ def small(name: str) -> dict[str, Any]:
 def reproduced(folder: Path, name: str, content: dict[str, Any]) -> dict[str, Any]:
     """The content of results.json."""
     output = folder / name
-    places = [f"--data-root={folder}", f"--output={output}", f"--store={folder / 'store'}"]
-    assert main(["reproduce", str(write(folder, content, f"{name}.yaml")), *places]) == 0
+    places = [
+        f"--data-root={folder}",
+        f"--output={output}",
+        f"--store={folder / 'store'}",
+    ]
+    assert (
+        main(["reproduce", str(write(folder, content, f"{name}.yaml")), *places]) == 0
+    )
     found: dict[str, Any] = json.loads((output / "results.json").read_text())
     return found
 
 
 def values(content: dict[str, Any], run: str, metric: str) -> list[float]:
     [found] = [
-        row["values"] for row in content["rows"] if (row["run"], row["metric"]) == (run, metric)
+        row["values"]
+        for row in content["rows"]
+        if (row["run"], row["metric"]) == (run, metric)
     ]
     return list(found)
 
@@ -104,7 +115,9 @@ def test_the_table_is_the_papers(speech: dict[str, Any], folder: Path) -> None:
         min(values(speech, "baseline", "test_accuracy")) > 0.5
     )  # of 51 states: tones are learned in seconds
     assert max(values(speech, "distilled", "test_wer")) < 0.5
-    assert {row["paper"] for row in speech["rows"] if row["metric"] == "test_accuracy"} == {
+    assert {
+        row["paper"] for row in speech["rows"] if row["metric"] == "test_accuracy"
+    } == {
         0.589,
         None,
         0.611,
@@ -134,7 +147,9 @@ def test_the_ensemble_is_the_mean_of_its_members_distributions(
         ).predictions("test")
         probs.append(said["logits"].double().softmax(1))
     right = (torch.stack(probs).mean(0).argmax(1) == said["target"]).double().mean()
-    assert values(speech, "ensemble of 2", "test_accuracy") == pytest.approx([float(right)])
+    assert values(speech, "ensemble of 2", "test_accuracy") == pytest.approx(
+        [float(right)]
+    )
 
 
 def test_the_regularizers_table(speech: dict[str, Any], folder: Path) -> None:
@@ -144,9 +159,12 @@ def test_the_regularizers_table(speech: dict[str, Any], folder: Path) -> None:
     for run in ("hard, 100%", "hard, 3%", "soft, 3%"):
         for metric in ("train_accuracy", "test_accuracy"):
             early = values(content, f"{run}, early stopping", metric)
-            assert all(0 < value <= 1 for value in [*values(content, run, metric), *early])
+            assert all(
+                0 < value <= 1 for value in [*values(content, run, metric), *early]
+            )
         assert all(
-            1 <= n <= 3 for n in values(content, f"{run}, early stopping", "stopped_after_epochs")
+            1 <= n <= 3
+            for n in values(content, f"{run}, early stopping", "stopped_after_epochs")
         )
     assert values(content, "hard, 100%", "test_accuracy") == values(
         speech, "baseline", "test_accuracy"
@@ -164,7 +182,8 @@ def test_the_other_experiments_can_be_planned(
         content["overrides"]["data.held_out"] = ["bob"]
     experiment = load(str(write(folder, content, f"{name}.yaml")))
     jobs = plan(
-        experiment, RunnerOptions(folder / name, folder / "store", 1, {"data.root": str(folder)})
+        experiment,
+        RunnerOptions(folder / name, folder / "store", 1, {"data.root": str(folder)}),
     )
     members = [job for job in jobs if job.run == "ensemble member"]
     assert [job.seed for job in members] == [100, 101]
@@ -178,7 +197,9 @@ def test_the_other_experiments_can_be_planned(
 def test_strings_are_scored_word_by_word(folder: Path) -> None:
     test = TestStrings(SpokenDigitsDataModule(root=str(folder), download=False))
     speech = test.speech
-    sure = torch.full((len(speech.target), 51), -20.0).scatter(1, speech.target[:, None], 0.0)
+    sure = torch.full((len(speech.target), 51), -20.0).scatter(
+        1, speech.target[:, None], 0.0
+    )
     score = test.score([sure])
     assert rates(score.right, test.frames) == [1.0]
     assert rates(score.spoken, test.spoken_frames) == [1.0]
@@ -199,7 +220,10 @@ def test_posteriors_are_divided_by_the_priors(folder: Path) -> None:
     test = TestStrings(SpokenDigitsDataModule(root=str(folder), download=False))
     assert float(test.loop.prior.max() - test.loop.prior.min()) > 1
     likelihood = (
-        torch.randn(len(test.speech.target), 51, generator=torch.Generator().manual_seed(0)) * 2
+        torch.randn(
+            len(test.speech.target), 51, generator=torch.Generator().manual_seed(0)
+        )
+        * 2
     )
     score = test.score([likelihood + test.loop.prior])
     assert score.errors[0].tolist() == test.word_errors(likelihood).tolist()
@@ -217,7 +241,9 @@ def test_the_share_of_a_gain_and_its_interval() -> None:
     assert low < share < high
     assert high - low < 0.5
     low, high = interval(Bootstrap(200).means(e, totals))
-    assert high - low == pytest.approx(2 * 1.96 * float(np.std(e[0] / 50)) / np.sqrt(200), rel=0.1)
+    assert high - low == pytest.approx(
+        2 * 1.96 * float(np.std(e[0] / 50)) / np.sqrt(200), rel=0.1
+    )
 
 
 def test_a_run_that_is_missing_or_of_other_data_is_one_line(tmp_path: Path) -> None:

@@ -27,7 +27,9 @@ def test_paired_t_by_hand() -> None:
     assert result.n == 5
     assert result.mean == pytest.approx(1.8)
     error = math.sqrt(8.8 / 4 / 5)
-    quantile = 2.7764451  # Student's t, 4 degrees of freedom, 97.5%, from a printed table
+    quantile = (
+        2.7764451  # Student's t, 4 degrees of freedom, 97.5%, from a printed table
+    )
     assert result.low == pytest.approx(1.8 - quantile * error, rel=1e-6)
     assert result.high == pytest.approx(1.8 + quantile * error, rel=1e-6)
     assert result.p == pytest.approx(2 * stats.t.sf(1.8 / error, 4), rel=1e-9)
@@ -64,7 +66,10 @@ def test_differences_without_spread() -> None:
 
 
 def with_p(*values: float | None) -> list[Comparison]:
-    return [Comparison(f"a{at}", "b", "test_errors", 5, 0.0, p=p) for at, p in enumerate(values)]
+    return [
+        Comparison(f"a{at}", "b", "test_errors", 5, 0.0, p=p)
+        for at, p in enumerate(values)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -74,10 +79,15 @@ def with_p(*values: float | None) -> list[Comparison]:
         ((0.04, 0.01, 0.03, 0.02), (0.06, 0.04, 0.06, 0.06)),
         ((0.5, 0.6), (1.0, 1.0)),
         ((0.03,), (0.03,)),
-        ((0.02, None, 0.01), (0.02, None, 0.02)),  # a comparison without a test is not counted
+        (
+            (0.02, None, 0.01),
+            (0.02, None, 0.02),
+        ),  # a comparison without a test is not counted
     ],
 )
-def test_holm_by_hand(given: tuple[float | None, ...], corrected: tuple[float | None, ...]) -> None:
+def test_holm_by_hand(
+    given: tuple[float | None, ...], corrected: tuple[float | None, ...]
+) -> None:
     comparisons = with_p(*given)
     holm(comparisons)
     assert [c.p_holm for c in comparisons] == [
@@ -86,7 +96,9 @@ def test_holm_by_hand(given: tuple[float | None, ...], corrected: tuple[float | 
     assert [c.p for c in comparisons] == list(given)
 
 
-def errors(rates: list[float], seeds: int, generator: np.random.Generator) -> list[np.ndarray]:
+def errors(
+    rates: list[float], seeds: int, generator: np.random.Generator
+) -> list[np.ndarray]:
     """For each rate, whether each of 500 examples is got wrong, `(seeds, 500)`."""
     return [generator.random((seeds, 500)) < rate for rate in rates]
 
@@ -108,12 +120,18 @@ def test_bootstrap_is_as_wide_as_the_normal_interval() -> None:
     half = 1.96 * difference.std() * math.sqrt(500)
     assert low == pytest.approx(difference.sum() - half, abs=0.06 * half)
     assert high == pytest.approx(difference.sum() + half, abs=0.06 * half)
-    assert bootstrap_examples(wrong_a, wrong_b) == (low, high)  # its own seed, nobody else's
+    assert bootstrap_examples(wrong_a, wrong_b) == (
+        low,
+        high,
+    )  # its own seed, nobody else's
     assert bootstrap_examples(wrong_a, wrong_a) == (0.0, 0.0)
 
 
 def test_a_sentence_says_what_was_tested() -> None:
-    first, second = paired("a", "b", "test_errors", A, B), paired("c", "b", "test_errors", B, A)
+    first, second = (
+        paired("a", "b", "test_errors", A, B),
+        paired("c", "b", "test_errors", B, A),
+    )
     first.examples_low, first.examples_high = 1.0, 3.0
     holm([first, second])
     said = first.sentence()
@@ -124,7 +142,9 @@ def test_a_sentence_says_what_was_tested() -> None:
         f"p = {first.p:.2g} (Holm: {first.p_holm:.2g}); bootstrap over test examples [+1, +3]"
         in said
     )
-    assert first.as_dict()["p_holm"] == first.p_holm == pytest.approx(2 * (first.p or 0))
+    assert (
+        first.as_dict()["p_holm"] == first.p_holm == pytest.approx(2 * (first.p or 0))
+    )
 
 
 def test_the_interval_of_a_mean() -> None:

@@ -9,7 +9,13 @@ from rich.console import Console
 
 from kd_lightning.experiments.tables import tables
 
-HEADINGS = ["run", "seeds", "test accuracy", "a rather long heading of several words", "errors"]
+HEADINGS = [
+    "run",
+    "seeds",
+    "test accuracy",
+    "a rather long heading of several words",
+    "errors",
+]
 LINES = [
     ["student-alone", "5", "67.20 ± 0.60%", "1.0000 ± 0.1234", "3280.3 ± 60.4"],
     ["a name of many words", "1", "", "2", "7"],

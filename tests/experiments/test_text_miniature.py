@@ -30,7 +30,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def reproduced(folder: Path, name: str, *more: str) -> dict[str, Any]:
     """The content of results.json of the quick form."""
     output = folder / name.replace("/", "-")
-    places = [f"--data-root={folder}", f"--output={output}", f"--store={folder / 'store'}"]
+    places = [
+        f"--data-root={folder}",
+        f"--output={output}",
+        f"--store={folder / 'store'}",
+    ]
     assert main(["reproduce", name, "--quick", *places, *more]) == 0
     found: dict[str, Any] = json.loads((output / "results.json").read_text())
     return found
@@ -89,15 +93,23 @@ def test_settings_of_the_experiment_that_is_meant() -> None:
     assert load("tang2019/sst2", {"teacher": None}).name == "tang2019/sst2"
 
 
-def test_a_setting_that_there_is_not(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_setting_that_there_is_not(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["reproduce", "sanh2019/sst2", "--teacher", "some"]) == 2
-    assert capsys.readouterr().err == "kd: sanh2019/sst2 has no setting --teacher; it has none\n"
+    assert (
+        capsys.readouterr().err
+        == "kd: sanh2019/sst2 has no setting --teacher; it has none\n"
+    )
     for wrong, said in (
         (
             ["--teacher"],
             "unknown option --teacher; a setting of the experiment needs a value",
         ),
-        (["other", "words"], "unexpected argument 'other'; kd reproduce --help lists the options"),
+        (
+            ["other", "words"],
+            "unexpected argument 'other'; kd reproduce --help lists the options",
+        ),
         (["--vectors", "file"], "has no setting --vectors; it has teacher"),
     ):
         assert main(["reproduce", "tang2019/sst2", *wrong]) == 2

@@ -24,7 +24,16 @@ from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output, full
 from kd_lightning.weights import network_weights
 from tests.losses import properties
-from tests.losses.properties import Case, Check, Make, cast, change, leaf, select, tensors
+from tests.losses.properties import (
+    Case,
+    Check,
+    Make,
+    cast,
+    change,
+    leaf,
+    select,
+    tensors,
+)
 from tests.training.small import CONFIGS, copied, last, run_fit, same, trainer
 
 Shapes = dict[str, tuple[int, ...]]
@@ -47,7 +56,9 @@ LAYERS = {
 }
 
 
-def feature_case(student: Shapes, teacher: Shapes, rows: int = 4, seed: int = 0) -> Case:
+def feature_case(
+    student: Shapes, teacher: Shapes, rows: int = 4, seed: int = 0
+) -> Case:
     """Random float64 features, and logits that no loss between layers reads."""
     rng = torch.Generator().manual_seed(seed)
 
@@ -56,7 +67,9 @@ def feature_case(student: Shapes, teacher: Shapes, rows: int = 4, seed: int = 0)
             role: torch.randn(rows, *shape, generator=rng, dtype=torch.float64)
             for role, shape in shapes.items()
         }
-        return Output(torch.randn(rows, 3, generator=rng, dtype=torch.float64), features)
+        return Output(
+            torch.randn(rows, 3, generator=rng, dtype=torch.float64), features
+        )
 
     return Case(
         draw(student),
@@ -67,10 +80,13 @@ def feature_case(student: Shapes, teacher: Shapes, rows: int = 4, seed: int = 0)
 
 def case_of(student: list[Any], teacher: list[Any], role: str = "stage2") -> Case:
     """A case with one layer whose features are given, as nested lists."""
-    features = [torch.tensor(values, dtype=torch.float64) for values in (student, teacher)]
+    features = [
+        torch.tensor(values, dtype=torch.float64) for values in (student, teacher)
+    ]
     rows = len(student)
     outputs = [
-        Output(torch.zeros(rows, 3, dtype=torch.float64), {role: feature}) for feature in features
+        Output(torch.zeros(rows, 3, dtype=torch.float64), {role: feature})
+        for feature in features
     ]
     return Case(
         outputs[0],
@@ -81,7 +97,9 @@ def case_of(student: list[Any], teacher: list[Any], role: str = "stage2") -> Cas
 
 def probe(output: Output, modules: Mapping[str, nn.Module] | None = None) -> Probe:
     """What `build` is given: the first two samples, in single precision, as a network would give them."""
-    return Probe(change(output, lambda tensor: tensor[:2].float()), modules=modules or {})
+    return Probe(
+        change(output, lambda tensor: tensor[:2].float()), modules=modules or {}
+    )
 
 
 def made(
@@ -97,7 +115,10 @@ def made(
         fresh = loss()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            fresh.build(probe(case.student, student_modules), probe(case.teacher, teacher_modules))
+            fresh.build(
+                probe(case.student, student_modules),
+                probe(case.teacher, teacher_modules),
+            )
         prepare(fresh)
         return fresh
 
@@ -108,7 +129,9 @@ def identical_connector(adapter: Any) -> None:
     """Make a 1x1 convolution with batch norm, or a linear layer, give back what it is given."""
     for layer in adapter.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
-            matrix = torch.eye(layer.weight.shape[0], layer.weight.shape[1], dtype=torch.float64)
+            matrix = torch.eye(
+                layer.weight.shape[0], layer.weight.shape[1], dtype=torch.float64
+            )
             layer.weight = nn.Parameter(matrix.view(layer.weight.shape))
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -129,7 +152,9 @@ def stays_finite(make: Make, case: Case) -> None:
     for ours in kinds:
         for theirs in kinds:
             extreme = replace(
-                case, student=change(case.student, ours), teacher=change(case.teacher, theirs)
+                case,
+                student=change(case.student, ours),
+                teacher=change(case.teacher, theirs),
             )
             for dtype, enabled in (
                 (torch.float32, False),
@@ -161,7 +186,9 @@ def reaches_adapters(make: Make, case: Case) -> None:
     torch.autograd.backward(loss(case.student, teacher, case.batch))
     parameters = dict(loss.named_parameters())
     assert parameters
-    assert [name for name, p in parameters.items() if p.grad is None or not p.grad.any()] == []
+    assert [
+        name for name, p in parameters.items() if p.grad is None or not p.grad.any()
+    ] == []
     assert all(t.grad is None for t in tensors(teacher))
 
 
@@ -174,7 +201,9 @@ def half_adapters(make: Make, case: Case) -> None:
         return found
 
     assert value(torch.bfloat16).dtype == torch.float32
-    assert value(torch.bfloat16).item() == pytest.approx(value(torch.float32).item(), rel=0.05)
+    assert value(torch.bfloat16).item() == pytest.approx(
+        value(torch.float32).item(), rel=0.05
+    )
 
 
 def duplicated(make: Make, case: Case) -> None:
@@ -228,11 +257,16 @@ def residual(loss: DistillLoss, seed: int = 0, **arguments: Any) -> Distillation
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         student, teacher = (
-            CIFARResNet(8, width, input_shape=[1, 8, 8], num_classes=10) for width in (1, 2)
+            CIFARResNet(8, width, input_shape=[1, 8, 8], num_classes=10)
+            for width in (1, 2)
         )
     losses: dict[str, DistillLoss] = {"ce": CrossEntropy(), "own": loss}
     module = DistillationModule(
-        student, ModelTeacher(network=teacher, layers=LAYERS), losses, layers=LAYERS, **arguments
+        student,
+        ModelTeacher(network=teacher, layers=LAYERS),
+        losses,
+        layers=LAYERS,
+        **arguments,
     )
     torch.manual_seed(seed)
     module.attach(DigitsDataModule())
@@ -240,10 +274,15 @@ def residual(loss: DistillLoss, seed: int = 0, **arguments: Any) -> Distillation
 
 
 def fitted(
-    module: DistillationModule, epochs: int = 1, ckpt_path: str | None = None, **changes: Any
+    module: DistillationModule,
+    epochs: int = 1,
+    ckpt_path: str | None = None,
+    **changes: Any,
 ) -> pl.Trainer:
     """One step of 16 samples an epoch."""
-    fit = trainer(max_epochs=epochs, limit_train_batches=1, limit_val_batches=0, **changes)
+    fit = trainer(
+        max_epochs=epochs, limit_train_batches=1, limit_val_batches=0, **changes
+    )
     fit.fit(module, datamodule=DigitsDataModule(batch_size=16), ckpt_path=ckpt_path)
     return fit
 
@@ -265,8 +304,12 @@ def trains(loss: Callable[[], DistillLoss], folder: Path) -> DistillationModule:
     assert all(p.grad is None for p in whole.teacher.parameters())
 
     fit = fitted(first)
-    optimized = {id(p) for group in fit.optimizers[0].param_groups for p in group["params"]}
-    assert optimized == {id(p) for part in (first.net, first.losses) for p in part.parameters()}
+    optimized = {
+        id(p) for group in fit.optimizers[0].param_groups for p in group["params"]
+    }
+    assert optimized == {
+        id(p) for part in (first.net, first.losses) for p in part.parameters()
+    }
     trained = dict(first.losses.named_parameters())
     assert [name for name, p in trained.items() if torch.equal(p, start[name])] == []
     fit.save_checkpoint(folder / "one.ckpt")
@@ -285,9 +328,7 @@ def trains(loss: Callable[[], DistillLoss], folder: Path) -> DistillationModule:
         network_weights(content), copied(first.net)
     )  # what is deployed: names and tensors of the student
 
-    if (
-        trained
-    ):  # another seed made other adapters: had they not been restored, the runs would differ
+    if trained:  # another seed made other adapters: had they not been restored, the runs would differ
         assert not same(copied(second.losses), start)
     fitted(second, epochs=2, ckpt_path=str(folder / "one.ckpt"))
     assert same(copied(second), copied(whole))

@@ -34,20 +34,28 @@ class Case:
 Check = Callable[[Make, Case], None]
 
 
-def random_case(rows: int = 6, classes: int = 5, scale: float = 1.0, seed: int = 0) -> Case:
+def random_case(
+    rows: int = 6, classes: int = 5, scale: float = 1.0, seed: int = 0
+) -> Case:
     """Random float64 logits, every row labelled."""
     rng = torch.Generator().manual_seed(seed)
-    student, teacher = scale * torch.randn(2, rows, classes, generator=rng, dtype=torch.float64)
+    student, teacher = scale * torch.randn(
+        2, rows, classes, generator=rng, dtype=torch.float64
+    )
     target = torch.randint(classes, (rows,), generator=rng)
     return Case(
-        Output(student), Output(teacher), Batch(torch.zeros(rows, 1), target, torch.arange(rows))
+        Output(student),
+        Output(teacher),
+        Batch(torch.zeros(rows, 1), target, torch.arange(rows)),
     )
 
 
 def change(output: Output, how: Callable[[Tensor], Tensor]) -> Output:
     """The output with every tensor that has a batch axis changed."""
     changed = replace(
-        output, logits=how(output.logits), features={k: how(f) for k, f in output.features.items()}
+        output,
+        logits=how(output.logits),
+        features={k: how(f) for k, f in output.features.items()},
     )
     if isinstance(changed, EnsembleOutput):
         changed.members = how(changed.members)
@@ -63,7 +71,9 @@ def tensors(output: Output) -> list[Tensor]:
 
 
 def jitter(step: float, tensor: Tensor) -> Tensor:
-    return tensor + step * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+    return tensor + step * torch.randn(
+        tensor.shape, generator=torch.Generator().manual_seed(1)
+    )
 
 
 def leaf(tensor: Tensor) -> Tensor:
@@ -71,13 +81,18 @@ def leaf(tensor: Tensor) -> Tensor:
 
 
 def both(case: Case, how: Callable[[Tensor], Tensor]) -> Case:
-    return replace(case, student=change(case.student, how), teacher=change(case.teacher, how))
+    return replace(
+        case, student=change(case.student, how), teacher=change(case.teacher, how)
+    )
 
 
 def select(case: Case, rows: Tensor) -> Case:
     old = case.batch
     batch = replace(
-        old, inputs=torch.zeros(len(rows), 1), target=old.target[rows], index=old.index[rows]
+        old,
+        inputs=torch.zeros(len(rows), 1),
+        target=old.target[rows],
+        index=old.index[rows],
     )
     return replace(both(case, lambda t: t[rows]), batch=batch)
 
@@ -137,10 +152,16 @@ def saturated(make: Make, case: Case) -> None:
     """Logits of +-1e4 give a finite loss and finite gradients, in single and half precision and under autocast."""
 
     def saturate(output: Output) -> Output:
-        return replace(change(output, lambda t: 1e4 * t.sign()), features=output.features)
+        return replace(
+            change(output, lambda t: 1e4 * t.sign()), features=output.features
+        )
 
     case = replace(case, student=saturate(case.student), teacher=saturate(case.teacher))
-    for dtype, enabled in ((torch.float32, False), (torch.bfloat16, False), (torch.float32, True)):
+    for dtype, enabled in (
+        (torch.float32, False),
+        (torch.bfloat16, False),
+        (torch.float32, True),
+    ):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             value, gradients = gradients_of(make, cast(case, dtype))
         assert all(t.isfinite().all() for t in (value, *gradients)), (
@@ -151,10 +172,14 @@ def saturated(make: Make, case: Case) -> None:
 def half_precision(make: Make, case: Case, rtol: float = 1e-5) -> None:
     """What single precision gives, within `rtol` (wider for adapters, which autocast runs in half precision)."""
     single = cast(case, torch.float32)
-    assert_close(value_of(make, single).double(), value_of(make, case), rtol=1e-3, atol=0)
+    assert_close(
+        value_of(make, single).double(), value_of(make, case), rtol=1e-3, atol=0
+    )
     value, gradients = gradients_of(make, single)
     with torch.autocast("cpu", torch.bfloat16):
-        assert_close(gradients_of(make, single), (value, gradients), rtol=rtol, atol=rtol)
+        assert_close(
+            gradients_of(make, single), (value, gradients), rtol=rtol, atol=rtol
+        )
     # Rounding the inputs to bfloat16 changes the loss; computing from the rounded inputs in half precision must not.
     rounded = cast(case, torch.bfloat16)
     value, gradients = gradients_of(make, cast(rounded, torch.float32))
@@ -167,7 +192,9 @@ def double_gradients(make: Make, case: Case) -> None:
     """Gradients agree with finite differences in double precision."""
 
     def value(*changed: Tensor) -> Tensor:
-        student = Output(changed[0], dict(zip(case.student.features, changed[1:], strict=True)))
+        student = Output(
+            changed[0], dict(zip(case.student.features, changed[1:], strict=True))
+        )
         return value_of(make, replace(case, student=student))
 
     assert torch.autograd.gradcheck(value, [leaf(t) for t in tensors(case.student)])
@@ -176,11 +203,15 @@ def double_gradients(make: Make, case: Case) -> None:
 def gradient_reach(make: Make, case: Case) -> None:
     """The gradient reaches the student and never the teacher."""
     student, teacher = change(case.student, leaf), change(case.teacher, leaf)
-    torch.autograd.backward(value_of(make, replace(case, student=student, teacher=teacher)))
+    torch.autograd.backward(
+        value_of(make, replace(case, student=student, teacher=teacher))
+    )
     assert any(t.grad is not None and t.grad.any() for t in tensors(student)), (
         "no gradient reaches the student"
     )
-    assert all(t.grad is None for t in tensors(teacher)), "a gradient reaches the teacher"
+    assert all(t.grad is None for t in tensors(teacher)), (
+        "a gradient reaches the teacher"
+    )
 
 
 def agrees(make: Make, reference: Callable[[Case], float], rtol: float = 1e-9) -> None:

@@ -54,14 +54,18 @@ def feature_case(
 
     batch = Batch(torch.zeros(rows, 1), torch.arange(rows) % 3, torch.arange(rows))
     return Case(
-        Output(draw(5), {layer: draw(*student)}), Output(draw(5), {layer: draw(*teacher)}), batch
+        Output(draw(5), {layer: draw(*student)}),
+        Output(draw(5), {layer: draw(*teacher)}),
+        batch,
     )
 
 
 def of_rows(layer: str, student: list[list[float]], teacher: list[list[float]]) -> Case:
     case = feature_case(layer, len(student))
     return with_features(
-        case, torch.tensor(student, dtype=torch.float64), torch.tensor(teacher, dtype=torch.float64)
+        case,
+        torch.tensor(student, dtype=torch.float64),
+        torch.tensor(teacher, dtype=torch.float64),
     )
 
 
@@ -116,7 +120,9 @@ def stays_finite(make: Make, case: Case) -> None:
                     value, gradients = gradients_of(make, cast(changed, dtype))
                 assert value.isfinite(), f"{value} in {dtype}, autocast {enabled}"
                 # Dividing by a norm that was kept from zero by an epsilon would give 1e8 and more.
-                assert all(bool(g.isfinite().all()) and g.abs().max() < 1e5 for g in gradients)
+                assert all(
+                    bool(g.isfinite().all()) and g.abs().max() < 1e5 for g in gradients
+                )
 
 
 def half_precision(make: Make, case: Case) -> None:
@@ -140,7 +146,9 @@ PROPERTIES: tuple[Check, ...] = (
 
 def method(name: str) -> dict[str, DistillLoss]:
     """The losses of a shipped method file."""
-    content = yaml.safe_load((METHODS / f"{name}.yaml").read_text())["model"]["init_args"]["losses"]
+    content = yaml.safe_load((METHODS / f"{name}.yaml").read_text())["model"][
+        "init_args"
+    ]["losses"]
     classes = {
         key: getattr(losses, entry["class_path"].rpartition(".")[2])
         for key, entry in content.items()
@@ -148,19 +156,28 @@ def method(name: str) -> dict[str, DistillLoss]:
     return {key: classes[key](**entry["init_args"]) for key, entry in content.items()}
 
 
-def residual(of: dict[str, DistillLoss], seed: int = 0, **arguments: Any) -> DistillationModule:
+def residual(
+    of: dict[str, DistillLoss], seed: int = 0, **arguments: Any
+) -> DistillationModule:
     """A tiny residual student and a teacher twice as wide."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student, teacher = (
-            CIFARResNet(8, width, input_shape=[1, 8, 8], num_classes=10) for width in (1, 2)
+            CIFARResNet(8, width, input_shape=[1, 8, 8], num_classes=10)
+            for width in (1, 2)
         )
     return DistillationModule(
-        student, ModelTeacher(network=teacher, layers=LAYERS), of, layers=LAYERS, **arguments
+        student,
+        ModelTeacher(network=teacher, layers=LAYERS),
+        of,
+        layers=LAYERS,
+        **arguments,
     )
 
 
-def fitted(module: DistillationModule, ckpt: Path | None = None, **changes: Any) -> pl.Trainer:
+def fitted(
+    module: DistillationModule, ckpt: Path | None = None, **changes: Any
+) -> pl.Trainer:
     """Two steps of 16 an epoch, resumed from a checkpoint if there is one."""
     fit = trainer(**{"limit_train_batches": 2, "limit_val_batches": 0, **changes})
     torch.manual_seed(0)  # adapters are drawn as the data meet the networks
@@ -178,18 +195,26 @@ def trains(name: str, folder: Path) -> tuple[DistillationModule, dict[str, Any]]
     fit, _ = fitted(module), fitted(alone)
     assert fit.callback_metrics[f"train_loss_{name}"].item() > 0
     assert not same(copied(module.net), copied(alone.net))
-    optimized = {id(p) for group in fit.optimizers[0].param_groups for p in group["params"]}
-    assert optimized == {id(p) for part in (module.net, module.losses) for p in part.parameters()}
+    optimized = {
+        id(p) for group in fit.optimizers[0].param_groups for p in group["params"]
+    }
+    assert optimized == {
+        id(p) for part in (module.net, module.losses) for p in part.parameters()
+    }
     fit.save_checkpoint(folder / "two.ckpt")
     content: dict[str, Any] = torch.load(folder / "two.ckpt", weights_only=True)
     kept = {
-        key.removeprefix("losses.") for key in content["state_dict"] if key.startswith("losses.")
+        key.removeprefix("losses.")
+        for key in content["state_dict"]
+        if key.startswith("losses.")
     }
     assert kept == set(module.losses.state_dict())
     assert same(
         network_weights(content), copied(module.net)
     )  # the student's own tensors, and no adapter
-    assert not any("teacher." in key for key in content["state_dict"] if key.startswith("student."))
+    assert not any(
+        "teacher." in key for key in content["state_dict"] if key.startswith("student.")
+    )
     assert all(p.grad is None for p in module.teacher.parameters())
     return module, content
 

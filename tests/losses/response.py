@@ -16,17 +16,29 @@ from kd_lightning.errors import UserError
 from kd_lightning.losses import DistillLoss
 from kd_lightning.losses.base import weight_of
 from kd_lightning.types import UNLABELLED, Batch, EnsembleOutput, Output, mean_log_probs
-from tests.losses.properties import Case, Check, Make, both, gradients_of, select, value_of
+from tests.losses.properties import (
+    Case,
+    Check,
+    Make,
+    both,
+    gradients_of,
+    select,
+    value_of,
+)
 
 METHODS = Path(__file__).resolve().parents[2] / "configs" / "methods"
 
 
 def case_of(
-    student: list[list[float]], teacher: list[list[float]], target: list[int] | None = None
+    student: list[list[float]],
+    teacher: list[list[float]],
+    target: list[int] | None = None,
 ) -> Case:
     """A case of these logits, in double precision; all labels are 0 if there are none."""
     labels = [0] * len(student) if target is None else target
-    batch = Batch(torch.zeros(len(student), 1), torch.tensor(labels), torch.arange(len(student)))
+    batch = Batch(
+        torch.zeros(len(student), 1), torch.tensor(labels), torch.arange(len(student))
+    )
     return Case(
         Output(torch.tensor(student, dtype=torch.float64)),
         Output(torch.tensor(teacher, dtype=torch.float64)),
@@ -48,7 +60,9 @@ def random_ensemble(rows: int = 6, classes: int = 5) -> EnsembleOutput:
     rng = torch.Generator().manual_seed(7)
     members = torch.randn(rows, 2, classes, generator=rng, dtype=torch.float64)
     weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    return EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)
+    return EnsembleOutput(
+        mean_log_probs(members, weights), members=members, weights=weights
+    )
 
 
 def unlabelled(case: Case, rows: list[int]) -> Case:
@@ -73,7 +87,9 @@ def duplication(make: Make, case: Case) -> None:
     """A batch given twice costs what it costs once, and each copy gets half of the gradient."""
     rows = torch.arange(len(case.batch))
     value, gradients = gradients_of(make, case)
-    twice_value, twice_gradients = gradients_of(make, select(case, torch.cat([rows, rows])))
+    twice_value, twice_gradients = gradients_of(
+        make, select(case, torch.cat([rows, rows]))
+    )
     assert_close(twice_value, value)
     for once, twice in zip(gradients, twice_gradients, strict=True):
         assert_close(twice, torch.cat([once, once]) / 2)
@@ -149,7 +165,9 @@ def ignores_unlabelled_rows(make: Make, case: Case) -> None:
     assert not gradient[[1, 4]].any()
     assert gradient[labelled].any(dim=1).all()
     assert weight_of("labelled", partly.batch) == 4
-    nameless = replace(case, batch=replace(case.batch, target=torch.full_like(target, UNLABELLED)))
+    nameless = replace(
+        case, batch=replace(case.batch, target=torch.full_like(target, UNLABELLED))
+    )
     value, gradients = gradients_of(make, nameless)  # fails without a graph
     assert value == 0
     assert not any(bool(gradient.any()) for gradient in gradients)
@@ -177,9 +195,13 @@ def ensembles(make: Make, case: Case) -> None:
     """An ensemble of one network costs what the network costs; a real one is finite."""
     members = case.teacher.logits[:, None]
     weights = torch.ones(1, dtype=torch.float64)
-    single = EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)
+    single = EnsembleOutput(
+        mean_log_probs(members, weights), members=members, weights=weights
+    )
     assert_close(value_of(make, replace(case, teacher=single)), value_of(make, case))
-    assert value_of(make, replace(case, teacher=random_ensemble(len(case.batch)))).isfinite()
+    assert value_of(
+        make, replace(case, teacher=random_ensemble(len(case.batch)))
+    ).isfinite()
 
 
 ALWAYS: tuple[Check, ...] = (class_order, ruled_out_by_the_teacher, one_sample)

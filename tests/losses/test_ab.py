@@ -62,7 +62,9 @@ def test_value_of_the_sheet() -> None:
 def test_by_hand() -> None:
     # Margin 1 on two samples: the first is at 0 and should be active, (0 - 1)^2; its other value is
     # beyond the margin. The second sample's values are both beyond.
-    case = case_of([[[[0.0, -3.0]]], [[[1.5, -1.0]]]], [[[[0.1, -0.1]]], [[[9.0, 0.0]]]])
+    case = case_of(
+        [[[[0.0, -3.0]]], [[[1.5, -1.0]]]], [[[[0.1, -0.1]]], [[[9.0, 0.0]]]]
+    )
 
     def identical(loss: Any) -> None:
         identical_connector(loss.connectors[0])
@@ -98,17 +100,27 @@ def test_two_stages(tmp_path: Path) -> None:
     """The boundaries alone, then cross-entropy from there."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        start = dict(CIFARResNet(8, input_shape=[1, 8, 8], num_classes=10).named_parameters())
+        start = dict(
+            CIFARResNet(8, input_shape=[1, 8, 8], num_classes=10).named_parameters()
+        )
     first = features.run_method("ab_init", tmp_path / "init")
     assert set(first.module.losses) == {"ab"}
     learned = dict(first.module.net.named_parameters())
-    changed = {name.partition(".")[0] for name in learned if (learned[name] != start[name]).any()}
+    changed = {
+        name.partition(".")[0]
+        for name in learned
+        if (learned[name] != start[name]).any()
+    }
     assert changed == {"conv", "bn", "stage1", "stage2", "stage3"}
     small = "--model.optimizer.init_args.lr=1.0e-5"
-    second = features.run_method("kd", tmp_path / "kd", f"--model.init_from={last(first)}", small)
+    second = features.run_method(
+        "kd", tmp_path / "kd", f"--model.init_from={last(first)}", small
+    )
     trained = dict(second.module.net.named_parameters())
     name = "stage2.0.conv1.weight"
-    assert (trained[name] - learned[name]).norm() < 0.1 * (start[name] - learned[name]).norm()
+    assert (trained[name] - learned[name]).norm() < 0.1 * (
+        start[name] - learned[name]
+    ).norm()
 
 
 @pytest.mark.parametrize(

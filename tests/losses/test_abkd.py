@@ -19,7 +19,9 @@ PAIRS = [(0.2, 0.7), (0.5, 0.5), (1.0, 0.3), (1.5, 1.0)]
 
 
 @pytest.mark.parametrize(("alpha", "beta"), PAIRS)
-@pytest.mark.parametrize("check", [*properties.ALL, *response.SOFT, properties.batch_size])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, *response.SOFT, properties.batch_size]
+)
 def test_properties(check: properties.Check, alpha: float, beta: float) -> None:
     check(partial(ABKD, alpha, beta), random_case())
 
@@ -33,7 +35,9 @@ def test_agrees_with_reference(alpha: float, beta: float, temperature: float) ->
     properties.agrees(partial(ABKD, alpha, beta, temperature), expected)
 
 
-@pytest.mark.parametrize(("alpha", "beta", "expected"), [(0.2, 0.7, 0.225327), (0.5, 0.5, 0.17176)])
+@pytest.mark.parametrize(
+    ("alpha", "beta", "expected"), [(0.2, 0.7, 0.225327), (0.5, 0.5, 0.17176)]
+)
 def test_known_values(alpha: float, beta: float, expected: float) -> None:
     value = properties.value_of(partial(ABKD, alpha, beta), example())
     assert value.item() == pytest.approx(expected, abs=1e-6)
@@ -62,7 +66,9 @@ def test_the_ends_are_both_kls() -> None:
 @pytest.mark.parametrize("name", ["alpha", "beta", "temperature"])
 @pytest.mark.parametrize("value", [0, -1, math.nan, "2", True])
 def test_bad_arguments(name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"ABKD: {name} must be a finite number greater than 0"):
+    with pytest.raises(
+        UserError, match=f"ABKD: {name} must be a finite number greater than 0"
+    ):
         ABKD(**{name: value})
 
 

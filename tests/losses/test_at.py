@@ -24,7 +24,9 @@ LARGER: features.Shapes = {"stage1": (3, 5, 1), "stage2": (2, 4, 3)}
 """Taller and wider, taller and less wide: neither side is the larger one throughout."""
 
 variants = pytest.mark.parametrize("convention", CONVENTIONS)
-sizes = pytest.mark.parametrize("teacher", [WIDER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [WIDER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def loss_of(convention: Convention, case: Case) -> Make:
@@ -33,7 +35,9 @@ def loss_of(convention: Convention, case: Case) -> Make:
 
 @variants
 @sizes
-@pytest.mark.parametrize("check", [*properties.ALL, properties.batch_size, features.stays_finite])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, properties.batch_size, features.stays_finite]
+)
 def test_properties(
     check: properties.Check, teacher: features.Shapes, convention: Convention
 ) -> None:
@@ -44,18 +48,26 @@ def test_properties(
 @variants
 def test_minimum_at_the_teacher(convention: Convention) -> None:
     case = feature_case(TWO, TWO)
-    properties.minimum(loss_of(convention, case), Case(case.teacher, case.teacher, case.batch))
+    properties.minimum(
+        loss_of(convention, case), Case(case.teacher, case.teacher, case.batch)
+    )
 
 
 @variants
 @sizes
-def test_agrees_with_reference(teacher: features.Shapes, convention: Convention) -> None:
+def test_agrees_with_reference(
+    teacher: features.Shapes, convention: Convention
+) -> None:
     formula = {"paper": reference.paper, "benchmark": reference.benchmark}[convention]
     for seed in range(3):
         case = feature_case(TWO, teacher, seed=seed)
         ours, theirs = case.student.features, case.teacher.features
-        expected = math.fsum(formula(ours[role].tolist(), theirs[role].tolist()) for role in TWO)
-        assert value_of(loss_of(convention, case), case).item() == pytest.approx(expected, rel=1e-9)
+        expected = math.fsum(
+            formula(ours[role].tolist(), theirs[role].tolist()) for role in TWO
+        )
+        assert value_of(loss_of(convention, case), case).item() == pytest.approx(
+            expected, rel=1e-9
+        )
 
 
 # Sample 0: channels (1, r2) and (r2, r2) have squares (1, 2) and (2, 2), sums (3, 4), length 5: q = (0.6, 0.8). The teacher's
@@ -75,8 +87,12 @@ def test_by_hand(convention: Convention, expected: float) -> None:
 def test_the_scale_of_features_is_free(convention: Convention) -> None:
     case = feature_case(TWO, WIDER)
     ours = {role: 30 * feature for role, feature in case.student.features.items()}
-    value = AT(list(TWO), convention)(Output(case.student.logits, ours), case.teacher, case.batch)
-    assert value.item() == pytest.approx(value_of(loss_of(convention, case), case).item())
+    value = AT(list(TWO), convention)(
+        Output(case.student.logits, ours), case.teacher, case.batch
+    )
+    assert value.item() == pytest.approx(
+        value_of(loss_of(convention, case), case).item()
+    )
 
 
 @variants
@@ -90,7 +106,9 @@ def test_zeros_have_no_attention_and_no_gradient(convention: Convention) -> None
         loss_of(convention, case), Case(blank, case.teacher, case.batch)
     )
     # q_S = 0 and |q_T| = 1: half a length of 1 for each layer; or 1 over the 6 and the 4 positions.
-    assert value.item() == pytest.approx(1.0 if convention == "paper" else 1 / 6 + 1 / 4)
+    assert value.item() == pytest.approx(
+        1.0 if convention == "paper" else 1 / 6 + 1 / 4
+    )
     assert not any(gradient.any() for gradient in gradients)
 
 
@@ -122,7 +140,10 @@ def test_method_file(tmp_path: Path) -> None:
     )
     loss = run.module.losses["at"]
     assert isinstance(loss, AT)
-    assert (loss.roles, loss.convention) == (["stage1", "stage2", "stage3"], "benchmark")
+    assert (loss.roles, loss.convention) == (
+        ["stage1", "stage2", "stage3"],
+        "benchmark",
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,7 +153,10 @@ def test_method_file(tmp_path: Path) -> None:
         ({"layers": "stage1"}, "layers must list different roles"),
         ({"layers": ["stage1", "stage1"]}, "layers must list different roles"),
         ({"layers": ["stage1", ""]}, "each of layers must be the role of a layer"),
-        ({"convention": "papers"}, "convention must be 'paper' or 'benchmark', got 'papers'"),
+        (
+            {"convention": "papers"},
+            "convention must be 'paper' or 'benchmark', got 'papers'",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:

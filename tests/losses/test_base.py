@@ -69,7 +69,12 @@ def test_the_command_line_sees_inherited_options(name: str) -> None:
         ]
     )
     arguments = config.losses["own"].init_args
-    assert (arguments.weight, arguments.start, arguments.end, arguments.warmup) == (3.0, 0, 7, 0)
+    assert (arguments.weight, arguments.start, arguments.end, arguments.warmup) == (
+        3.0,
+        0,
+        7,
+        0,
+    )
     with pytest.raises(ArgumentError, match="wieght"):
         parser.parse_args([f"--losses.own={name}", "--losses.own.wieght=3.0"])
 
@@ -79,7 +84,9 @@ def test_every_loss_has_its_test_and_its_method_file(stem: str) -> None:
     assert (HERE / f"test_{stem}.py").is_file()
     named = (METHODS / f"{stem}.yaml").read_text()
     own = [
-        name for name, loss in CLASSES.items() if loss.__module__ == f"kd_lightning.losses.{stem}"
+        name
+        for name, loss in CLASSES.items()
+        if loss.__module__ == f"kd_lightning.losses.{stem}"
     ]
     assert any(f"class_path: kd_lightning.losses.{name}\n" in named for name in own), (
         f"{stem}.yaml uses none of {own}"
@@ -102,7 +109,9 @@ def test_every_loss_describes_itself(name: str) -> None:
 
 
 def batch_of(target: Tensor, **fields: Any) -> Batch:
-    return Batch(torch.zeros(len(target), 1), target, torch.arange(len(target)), **fields)
+    return Batch(
+        torch.zeros(len(target), 1), target, torch.arange(len(target)), **fields
+    )
 
 
 U = UNLABELLED
@@ -113,12 +122,16 @@ WEIGHTS: dict[str, tuple[Batch, dict[MeanOver, int]]] = {
     ),
     "mixed": (
         batch_of(
-            torch.tensor([1, U, U, 0]), partner=torch.tensor([U, 2, U, 1]), share=torch.ones(4)
+            torch.tensor([1, U, U, 0]),
+            partner=torch.tensor([U, 2, U, 1]),
+            share=torch.ones(4),
         ),
         {"rows": 4, "labelled": 3, "samples": 4, "joint": 1},
     ),
     "tokens with padding": (
-        batch_of(torch.tensor([[1, U, 0], [2, 9, 9]]), positions=torch.tensor([0, 1, 2, 3])),
+        batch_of(
+            torch.tensor([[1, U, 0], [2, 9, 9]]), positions=torch.tensor([0, 1, 2, 3])
+        ),
         {"rows": 4, "labelled": 3, "samples": 2, "joint": 1},
     ),
     "several values": (
@@ -164,7 +177,10 @@ def test_hooks_do_nothing_by_default() -> None:
         ({"weight": 3.0, "start": 1, "end": 3}, [0, 3, 3, 0]),
         ({"weight": 3.0, "warmup": 1}, [3, 3]),
         ({"weight": 2.0, "warmup": 4}, [0.5, 1.0, 1.5, 2.0, 2.0]),
-        ({"weight": 2.0, "start": 2, "end": 7, "warmup": 4}, [0, 0, 0.5, 1.0, 1.5, 2.0, 2.0, 0, 0]),
+        (
+            {"weight": 2.0, "start": 2, "end": 7, "warmup": 4},
+            [0, 0, 0.5, 1.0, 1.5, 2.0, 2.0, 0, 0],
+        ),
         (
             {"weight": 2.0, "start": 1, "end": 3, "warmup": 4},
             [0, 0.5, 1.0, 0],
@@ -179,7 +195,9 @@ def test_weight_at(base: dict[str, Any], weights: list[float]) -> None:
 @pytest.mark.parametrize("name", CLASSES)
 @pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
 def test_bad_weight(name: str, weight: float) -> None:
-    with pytest.raises(UserError, match=f"{name}: weight must be a finite number of at least 0"):
+    with pytest.raises(
+        UserError, match=f"{name}: weight must be a finite number of at least 0"
+    ):
         CLASSES[name](weight=weight)
 
 
@@ -197,7 +215,8 @@ def test_bad_weight(name: str, weight: float) -> None:
 )
 def test_bad_span(name: str, span: dict[str, int]) -> None:
     with pytest.raises(
-        UserError, match=f"{name}: start and warmup must be at least 0 and end after start"
+        UserError,
+        match=f"{name}: start and warmup must be at least 0 and end after start",
     ):
         CLASSES[name](**span)
 
@@ -207,12 +226,15 @@ def test_weight_is_not_in_the_loss() -> None:
     case = random_case()
     for loss in (losses.CrossEntropy, losses.KD, losses.LogitMSE):
         values = {
-            loss(weight=w)(case.student, case.teacher, case.batch).item() for w in (0.0, 1.0, 5.0)
+            loss(weight=w)(case.student, case.teacher, case.batch).item()
+            for w in (0.0, 1.0, 5.0)
         }
         assert len(values) == 1
 
 
-@pytest.mark.parametrize("value", [0, -1, math.nan, math.inf, -math.inf, "2", True, None])
+@pytest.mark.parametrize(
+    "value", [0, -1, math.nan, math.inf, -math.inf, "2", True, None]
+)
 def test_positive_refuses(value: Any) -> None:
     with pytest.raises(
         UserError, match="Owner: name must be a finite number greater than 0"

@@ -23,7 +23,9 @@ STUDENT: features.Shapes = {"map": (2, 3, 2)}
 TEACHER: features.Shapes = {"map": (4, 3, 2)}
 LARGER: features.Shapes = {"map": (4, 5, 3)}
 
-sizes = pytest.mark.parametrize("teacher", [TEACHER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [TEACHER, LARGER], ids=["one size", "two sizes"]
+)
 grids = pytest.mark.parametrize("grid", [None, 2])
 
 
@@ -47,25 +49,35 @@ def loss_of(case: Case, grid: int | None = None) -> Make:
 @grids
 @sizes
 @pytest.mark.parametrize("check", features.WITHOUT_ADAPTERS)
-def test_properties(check: properties.Check, teacher: features.Shapes, grid: int | None) -> None:
+def test_properties(
+    check: properties.Check, teacher: features.Shapes, grid: int | None
+) -> None:
     case = feature_case(STUDENT, teacher)
     check(loss_of(case, grid), case)
 
 
 def reference(case: Case, weights: list[tuple[Any, Any]], grid: int | None) -> float:
     squares = []
-    sides = [case.student.features["map"].tolist(), case.teacher.features["map"].tolist()]
+    sides = [
+        case.student.features["map"].tolist(),
+        case.teacher.features["map"].tolist(),
+    ]
     for samples in zip(*sides, strict=True):
         size = (grid, grid) if grid else smaller(samples[0][0], samples[1][0])
         units = []
         for sample, (weight, bias) in zip(samples, weights, strict=True):
             rows, columns = len(sample[0]), len(sample[0][0])
             scores = [
-                [times(weight, [channel[y][x] for channel in sample]) for x in range(columns)]
+                [
+                    times(weight, [channel[y][x] for channel in sample])
+                    for x in range(columns)
+                ]
                 for y in range(rows)
             ]
             for k, b in enumerate(bias):
-                grid_of_class = [[scores[y][x][k] + b for x in range(columns)] for y in range(rows)]
+                grid_of_class = [
+                    [scores[y][x][k] + b for x in range(columns)] for y in range(rows)
+                ]
                 units.append(unit(averaged_down(grid_of_class, *size)))
         classes = len(units) // 2
         for own, target in zip(units[:classes], units[classes:], strict=True):
@@ -83,12 +95,16 @@ def test_agrees_with_reference(teacher: features.Shapes, grid: int | None) -> No
     ]
     weights = [(head.weight.tolist(), head.bias.tolist()) for head in heads]
     expected = reference(case, weights, grid)
-    assert value_of(loss_of(case, grid), case).item() == pytest.approx(expected, rel=1e-9)
+    assert value_of(loss_of(case, grid), case).item() == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 def test_value_of_the_sheet() -> None:
     student, teacher = torch.tensor(sheet.STUDENT), torch.tensor(sheet.TEACHER)
-    assert class_map_distance(student, teacher).item() == pytest.approx(0.329356, abs=1e-6)
+    assert class_map_distance(student, teacher).item() == pytest.approx(
+        0.329356, abs=1e-6
+    )
 
 
 def test_by_hand() -> None:

@@ -52,7 +52,9 @@ def identical(loss: Any) -> None:
     identical_connector(loss.embeddings)
 
 
-def plain(student: list[list[float]], teacher: list[list[float]], **options: Any) -> float:
+def plain(
+    student: list[list[float]], teacher: list[list[float]], **options: Any
+) -> float:
     """The loss of two-dimensional features that are their own embeddings."""
     case = of_rows(LAYER, student, teacher)
     make = made(partial(CC, dimensions=2, **options), case, identical)
@@ -62,7 +64,9 @@ def plain(student: list[list[float]], teacher: list[list[float]], **options: Any
 @frozen
 @conventions
 @pytest.mark.parametrize("check", PROPERTIES)
-def test_properties(check: properties.Check, convention: Convention, freeze_teacher: bool) -> None:
+def test_properties(
+    check: properties.Check, convention: Convention, freeze_teacher: bool
+) -> None:
     if check is properties.batch_order and convention == "benchmark":
         pytest.skip("a declared exception: see test_the_benchmark_depends_on_the_order")
     case = CASE()
@@ -128,7 +132,9 @@ def test_agrees_with_reference(rows: int, scale: float, convention: Convention) 
     for side, feature in zip(("student", "teacher"), features(case), strict=True):
         layer = loss.embeddings[side]
         sides.append(
-            reference.embedded(rows_of(feature), layer.weight.tolist(), layer.bias.tolist())
+            reference.embedded(
+                rows_of(feature), layer.weight.tolist(), layer.bias.tolist()
+            )
         )
     ours, theirs = sides
     if convention == "benchmark":
@@ -139,7 +145,9 @@ def test_agrees_with_reference(rows: int, scale: float, convention: Convention) 
     assert value == pytest.approx(expected, rel=1e-9, abs=1e-15)
 
 
-@pytest.mark.parametrize(("convention", "expected"), [("paper", 0.034320), ("benchmark", 2.0)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("paper", 0.034320), ("benchmark", 2.0)]
+)
 def test_value_of_the_sheet(convention: Convention, expected: float) -> None:
     found = plain(sheet.STUDENT_ROWS, sheet.TEACHER_ROWS, convention=convention)
     assert found == pytest.approx(expected, abs=1e-6)
@@ -161,7 +169,9 @@ def test_the_series_is_that_of_a_gaussian() -> None:
     squares = (direction[:, None] - direction).square().sum(2)
     assert_close(correlations(embedding, 0.4, 20), (-0.4 * squares).exp())
     # What is left out after the power P = 2 is at most (2 * 0.4)^3 / 3!.
-    assert_close(correlations(embedding, 0.4, 2), (-0.4 * squares).exp(), rtol=0, atol=0.8**3 / 6)
+    assert_close(
+        correlations(embedding, 0.4, 2), (-0.4 * squares).exp(), rtol=0, atol=0.8**3 / 6
+    )
 
 
 def test_the_paper_compares_directions_and_not_sizes() -> None:
@@ -174,7 +184,10 @@ def test_the_paper_compares_directions_and_not_sizes() -> None:
 
 
 def test_the_benchmark_depends_on_the_order() -> None:
-    student, teacher = torch.tensor(sheet.STUDENT_ROWS), torch.tensor(sheet.TEACHER_ROWS)
+    student, teacher = (
+        torch.tensor(sheet.STUDENT_ROWS),
+        torch.tensor(sheet.TEACHER_ROWS),
+    )
     order = torch.tensor([1, 0, 2])
     assert consecutive_loss(student, teacher) == 2
     assert consecutive_loss(student[order], teacher[order]) == 1
@@ -184,7 +197,9 @@ def test_the_benchmark_depends_on_the_order() -> None:
 def test_one_sample_costs_nothing(convention: Convention) -> None:
     """Its kernel is that of a sample with itself; it has no neighbor in the batch."""
     case = CASE(1)
-    value, gradients = properties.gradients_of(loss_of(case, convention=convention), case)
+    value, gradients = properties.gradients_of(
+        loss_of(case, convention=convention), case
+    )
     nothing: list[Tensor] = [torch.zeros_like(gradient) for gradient in gradients]
     assert_close(value.item(), 0.0, rtol=0, atol=1e-12)
     assert_close(gradients, nothing, rtol=0, atol=1e-12)

@@ -18,7 +18,9 @@ SMOOTHING = (0.0, 0.2)
 
 def case_of(logits: list[list[float]], target: list[int]) -> Case:
     student = torch.tensor(logits, dtype=torch.float64)
-    batch = Batch(torch.zeros(len(target), 1), torch.tensor(target), torch.arange(len(target)))
+    batch = Batch(
+        torch.zeros(len(target), 1), torch.tensor(target), torch.arange(len(target))
+    )
     return Case(Output(student), Output(torch.zeros_like(student)), batch)
 
 
@@ -36,7 +38,10 @@ def test_properties(check: properties.Check, smoothing: float) -> None:
 @pytest.mark.parametrize("smoothing", SMOOTHING)
 def test_properties_hold_with_unlabelled_rows(smoothing: float) -> None:
     for check in properties.ALL:
-        check(partial(CrossEntropy, label_smoothing=smoothing), unlabelled(random_case(), [0, 3]))
+        check(
+            partial(CrossEntropy, label_smoothing=smoothing),
+            unlabelled(random_case(), [0, 3]),
+        )
 
 
 @pytest.mark.parametrize("smoothing", SMOOTHING)
@@ -51,7 +56,9 @@ def test_agrees_with_reference(smoothing: float) -> None:
 
 def test_agrees_with_reference_on_unlabelled_rows() -> None:
     case = unlabelled(random_case(), [0, 3])
-    expected = hard.cross_entropy(case.student.logits.tolist(), case.batch.target.tolist(), 0.1)
+    expected = hard.cross_entropy(
+        case.student.logits.tolist(), case.batch.target.tolist(), 0.1
+    )
     assert properties.value_of(
         partial(CrossEntropy, label_smoothing=0.1), case
     ).item() == pytest.approx(expected)
@@ -63,7 +70,10 @@ def test_by_hand() -> None:
     value, (gradient,) = properties.gradients_of(CrossEntropy, case)
     assert value.item() == pytest.approx(math.log(16 / 3) / 2)
     # (q - y) / B: ((1/4, 3/4) - (1, 0)) / 2 and ((1/4, 3/4) - (0, 1)) / 2.
-    assert gradient.tolist() == [pytest.approx([-3 / 8, 3 / 8]), pytest.approx([1 / 8, -1 / 8])]
+    assert gradient.tolist() == [
+        pytest.approx([-3 / 8, 3 / 8]),
+        pytest.approx([1 / 8, -1 / 8]),
+    ]
 
 
 def test_label_smoothing_by_hand() -> None:
@@ -79,7 +89,9 @@ def test_smoothed_minimum_is_the_entropy_of_the_smoothed_label() -> None:
     y = [0.8, 0.1, 0.1]
     best = case_of([[math.log(p) for p in y]], [0])
     properties.minimum(
-        partial(CrossEntropy, label_smoothing=0.3), best, value=-sum(p * math.log(p) for p in y)
+        partial(CrossEntropy, label_smoothing=0.3),
+        best,
+        value=-sum(p * math.log(p) for p in y),
     )
 
 
@@ -107,7 +119,8 @@ def test_needs_no_teacher() -> None:
     case = random_case()
     loss = CrossEntropy()
     assert torch.equal(
-        loss(case.student, None, case.batch), loss(case.student, case.teacher, case.batch)
+        loss(case.student, None, case.batch),
+        loss(case.student, case.teacher, case.batch),
     )
 
 

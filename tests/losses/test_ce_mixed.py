@@ -16,7 +16,9 @@ from tests.reference import mixed
 U = UNLABELLED
 
 
-def mixed_case(partner: list[int], share: list[float], target: list[int] | None = None) -> Case:
+def mixed_case(
+    partner: list[int], share: list[float], target: list[int] | None = None
+) -> Case:
     case = random_case()
     if target is not None:
         case.batch.target = torch.tensor(target)
@@ -75,7 +77,9 @@ def test_by_hand() -> None:
     assert loss.item() == pytest.approx(math.log(4) - 0.75 * math.log(3))
     # Without the partner's label its part costs nothing, and the own part does not grow.
     batch.partner = torch.tensor([U])
-    assert CrossEntropy()(Output(logits), None, batch).item() == pytest.approx(math.log(4) / 4)
+    assert CrossEntropy()(Output(logits), None, batch).item() == pytest.approx(
+        math.log(4) / 4
+    )
 
 
 @pytest.mark.parametrize("own", [0.0, 1.0])

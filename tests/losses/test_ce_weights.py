@@ -20,7 +20,10 @@ SMOOTHING = (0.0, 0.2)
 
 
 def reference(
-    logits: list[list[float]], targets: list[int], weights: list[float], smoothing: float
+    logits: list[list[float]],
+    targets: list[int],
+    weights: list[float],
+    smoothing: float,
 ) -> list[float]:
     """Each row's loss by the formula: - sum over k of w_k y_k log softmax(z)_k."""
     costs = []
@@ -77,12 +80,16 @@ def test_weights_are_no_state() -> None:
 
 @pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [math.nan, 1.0], []])
 def test_bad_weights(weights: list[float]) -> None:
-    with pytest.raises(UserError, match="class_weights must be finite numbers of at least 0"):
+    with pytest.raises(
+        UserError, match="class_weights must be finite numbers of at least 0"
+    ):
         CrossEntropy(class_weights=weights)
 
 
 def test_one_weight_per_class() -> None:
-    with pytest.raises(UserError, match="class_weights has 2 numbers, the data unknown has 4"):
+    with pytest.raises(
+        UserError, match="class_weights has 2 numbers, the data unknown has 4"
+    ):
         CrossEntropy(class_weights=[1, 2]).build(Probe(Output(torch.zeros(2, 4))), None)
 
 
@@ -93,7 +100,9 @@ def test_a_head_has_a_loss_of_its_own() -> None:
     student = Output(torch.zeros(2, 3), {"aux": head})
     loss = CrossEntropy(head="aux")
     assert loss.student_roles == {"aux"}
-    assert torch.equal(loss(student, None, batch), CrossEntropy()(Output(head), None, batch))
+    assert torch.equal(
+        loss(student, None, batch), CrossEntropy()(Output(head), None, batch)
+    )
     student.features["aux"] = torch.zeros(2, 5)
     with pytest.raises(UserError, match="the head 'aux' returned shape"):
         loss(student, None, batch)

@@ -117,7 +117,9 @@ def without_bias(**arguments: Any) -> CRD:
     return loss
 
 
-@pytest.mark.parametrize("make", [run_in, without_bias, partial(without_bias, in_batch=True)])
+@pytest.mark.parametrize(
+    "make", [run_in, without_bias, partial(without_bias, in_batch=True)]
+)
 def test_stays_finite(make: Callable[[], CRD]) -> None:
     stays_finite(make, CASE())
 
@@ -142,7 +144,9 @@ def embedded(loss: CRD, case: Case) -> tuple[reference.Rows, reference.Rows]:
 
     def of(side: str, feature: Tensor) -> reference.Rows:
         return reference.embedded(
-            rows_of(feature), layers[f"{side}.weight"].tolist(), layers[f"{side}.bias"].tolist()
+            rows_of(feature),
+            layers[f"{side}.weight"].tolist(),
+            layers[f"{side}.bias"].tolist(),
         )
 
     student, teacher = features(case)
@@ -151,8 +155,12 @@ def embedded(loss: CRD, case: Case) -> tuple[reference.Rows, reference.Rows]:
 
 @each_kind
 @pytest.mark.parametrize("convention", get_args(Convention))
-def test_three_steps_agree_with_reference(negatives: Negatives, convention: Convention) -> None:
-    loss = built(negatives=negatives, temperature=0.3, momentum=0.4, convention=convention)
+def test_three_steps_agree_with_reference(
+    negatives: Negatives, convention: Convention
+) -> None:
+    loss = built(
+        negatives=negatives, temperature=0.3, momentum=0.4, convention=convention
+    )
     banks = [loss.student_bank.tolist(), loss.teacher_bank.tolist()]
     labels, constants = loss.labels.clone(), [1.0, 1.0]
     for step in range(3):
@@ -171,7 +179,8 @@ def test_three_steps_agree_with_reference(negatives: Negatives, convention: Conv
         if step == 0 and convention == "benchmark":
             constants = [reference.first_constant(side, ROWS) for side in of]
         expected = sum(
-            reference.critic_loss(side, z, ROWS) for side, z in zip(of, constants, strict=True)
+            reference.critic_loss(side, z, ROWS)
+            for side, z in zip(of, constants, strict=True)
         )
         value = loss(case.student, case.teacher, case.batch).item()
         assert value == pytest.approx(expected, rel=1e-9)
@@ -179,7 +188,9 @@ def test_three_steps_agree_with_reference(negatives: Negatives, convention: Conv
             reference.remembered(bank, index.tolist(), new, 0.4)
             for bank, new in zip(banks, (own, other), strict=True)
         ]
-        for found, wanted in zip((loss.student_bank, loss.teacher_bank), banks, strict=True):
+        for found, wanted in zip(
+            (loss.student_bank, loss.teacher_bank), banks, strict=True
+        ):
             assert_close(found, torch.tensor(wanted, dtype=torch.float64))
         assert (loss.log_z.exp() * ROWS).tolist() == pytest.approx(constants)
         assert torch.equal(loss.labels, labels)
@@ -188,8 +199,13 @@ def test_three_steps_agree_with_reference(negatives: Negatives, convention: Conv
 
 @each_kind
 @pytest.mark.parametrize("temperature", [0.07, 1.0])
-def test_in_batch_agrees_with_reference(temperature: float, negatives: Negatives) -> None:
-    loss, case = built(in_batch=True, negatives=negatives, temperature=temperature), CASE(9)
+def test_in_batch_agrees_with_reference(
+    temperature: float, negatives: Negatives
+) -> None:
+    loss, case = (
+        built(in_batch=True, negatives=negatives, temperature=temperature),
+        CASE(9),
+    )
     case.batch.target[[1, 4, 5]] = UNLABELLED
     target, by_class, (own, other) = (
         case.batch.target.tolist(),
@@ -197,7 +213,9 @@ def test_in_batch_agrees_with_reference(temperature: float, negatives: Negatives
         embedded(loss, case),
     )
     expected = reference.info_nce(own, other, target, temperature, by_class)
-    assert loss(case.student, case.teacher, case.batch).item() == pytest.approx(expected, rel=1e-9)
+    assert loss(case.student, case.teacher, case.batch).item() == pytest.approx(
+        expected, rel=1e-9
+    )
     unlike = reference.info_nce(own, other, target, temperature, not by_class)
     assert abs(unlike - expected) > 1e-3
 
@@ -207,7 +225,9 @@ def plain(**arguments: Any) -> CRD:
     loss = built(2, 2, 2, dimensions=2, temperature=1.0, **arguments)
     assert loss.embeddings is not None
     for name, parameter in loss.embeddings.named_parameters():
-        parameter.data.copy_(torch.eye(2) if name.endswith("weight") else torch.zeros(2))
+        parameter.data.copy_(
+            torch.eye(2) if name.endswith("weight") else torch.zeros(2)
+        )
     return loss
 
 
@@ -244,11 +264,14 @@ def test_a_student_like_its_teacher_costs_less(in_batch: bool) -> None:
     assert loss.embeddings is not None
     loss.embeddings["teacher"].load_state_dict(loss.embeddings["student"].state_dict())
     if not in_batch:
-        loss.student_bank[:6] = loss.teacher_bank[:6] = loss.embed("teacher", case.teacher).detach()
+        loss.student_bank[:6] = loss.teacher_bank[:6] = loss.embed(
+            "teacher", case.teacher
+        ).detach()
         loss.steps += 1  # Z stands, at 1
     _, teacher = features(case)
     cases = [
-        with_features(case, student, teacher) for student in (teacher, features(case)[0], -teacher)
+        with_features(case, student, teacher)
+        for student in (teacher, features(case)[0], -teacher)
     ]
     alike, other, opposite = (loss(c.student, c.teacher, c.batch).item() for c in cases)
     assert alike < other < opposite
@@ -260,7 +283,9 @@ def test_a_student_like_its_teacher_costs_less(in_batch: bool) -> None:
 def drawn(
     labels: Tensor, index: list[int], count: int = 4000, step: int = 0, **arguments: Any
 ) -> Tensor:
-    return draw_negatives(labels, torch.tensor(index), count, torch.tensor(step), **arguments)
+    return draw_negatives(
+        labels, torch.tensor(index), count, torch.tensor(step), **arguments
+    )
 
 
 def uniform_over(rows: Tensor, expected: set[int]) -> bool:
@@ -276,12 +301,16 @@ def test_negatives_are_the_other_classes() -> None:
     labels = torch.arange(12) % 3
     negatives = drawn(labels, [5, 0, 7], negatives="class")
     for row, chosen in zip((5, 0, 7), negatives, strict=True):
-        assert uniform_over(chosen, {other for other in range(12) if other % 3 != row % 3})
+        assert uniform_over(
+            chosen, {other for other in range(12) if other % 3 != row % 3}
+        )
 
 
 def test_negatives_are_all_others() -> None:
     for row, chosen in zip(
-        (5, 0, 11), drawn(torch.arange(12) % 3, [5, 0, 11], negatives="instance"), strict=True
+        (5, 0, 11),
+        drawn(torch.arange(12) % 3, [5, 0, 11], negatives="instance"),
+        strict=True,
     ):
         assert uniform_over(chosen, set(range(12)) - {row})
 
@@ -295,7 +324,9 @@ def test_rows_without_a_label_are_others() -> None:
 
 
 @each_kind
-def test_unseen_rows_until_all_that_are_trained_on_were_seen(negatives: Negatives) -> None:
+def test_unseen_rows_until_all_that_are_trained_on_were_seen(
+    negatives: Negatives,
+) -> None:
     labels = torch.tensor([UNSEEN, 0, 1, UNSEEN, 1, 0])
     own = {1, 5} if negatives == "class" else {1}
     (before,) = drawn(labels, [1], negatives=negatives, trained=5)
@@ -311,7 +342,9 @@ def test_a_single_class_draws_from_all_other_rows() -> None:
     assert uniform_over(chosen, {0, 2})
 
 
-def test_draws_are_a_function_of_seed_step_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_are_a_function_of_seed_step_and_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     labels = torch.arange(1000) % 10
     first = drawn(labels, [5, 17, 3], 50)
     torch.manual_seed(3)
@@ -336,7 +369,9 @@ def test_only_training_is_remembered() -> None:
     loss.train()
     assert torch.equal(loss(case.student, case.teacher, case.batch), value)
     changed = {
-        name for name, tensor in state(loss).items() if not torch.equal(tensor, before[name])
+        name
+        for name, tensor in state(loss).items()
+        if not torch.equal(tensor, before[name])
     }
     assert changed == {"student_bank", "teacher_bank", "steps"}
     rows = (state(loss)["student_bank"] != before["student_bank"]).any(1)
@@ -375,7 +410,11 @@ def test_trains_a_residual_network(name: str, tmp_path: Path) -> None:
     )
     assert (loss.num_negatives, loss.momentum, loss.negatives) == (16384, 0.5, "class")
     _, content = trains(name, tmp_path)
-    kept = {key.split(".", 2)[2] for key in content["state_dict"] if key.startswith("losses.")}
+    kept = {
+        key.split(".", 2)[2]
+        for key in content["state_dict"]
+        if key.startswith("losses.")
+    }
     adapters = {
         f"embeddings.{side}.{what}"
         for side in ("student", "teacher")
@@ -415,7 +454,10 @@ def test_precision(precision: str) -> None:
     """Banks and adapters in another precision give the same losses, to the accuracy of that precision."""
 
     def losses(precision: str) -> list[float]:
-        parts: dict[str, Any] = {"banks": CRD(num_negatives=512), "batch": CRD(in_batch=True)}
+        parts: dict[str, Any] = {
+            "banks": CRD(num_negatives=512),
+            "batch": CRD(in_batch=True),
+        }
         metrics = fitted(
             residual(parts), precision=precision, limit_train_batches=4
         ).callback_metrics
@@ -454,7 +496,9 @@ def test_needs_what_it_is_built_from() -> None:
     with pytest.raises(UserError, match="CRD has no embeddings yet"):
         CRD()(case.student, case.teacher, case.batch)
     probe = Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, 4)}))
-    with pytest.raises(UserError, match="must give the number of rows as source_samples"):
+    with pytest.raises(
+        UserError, match="must give the number of rows as source_samples"
+    ):
         CRD().build(probe, probe)
     with pytest.raises(UserError, match="CRD needs a teacher"):
         CRD().build(probe, None)
@@ -474,12 +518,19 @@ def test_counts_its_own_samples_with_banks_and_once_without() -> None:
 def test_one_label_per_sample() -> None:
     pixels = Spec("pixels", source_samples=20, target_shape=(4, 4))
     probe = Probe(Output(torch.zeros(2, 5), {LAYER: torch.zeros(2, 4)}), pixels)
-    with pytest.raises(UserError, match=r"CRD needs one label per sample; .* shape \[4, 4\]"):
+    with pytest.raises(
+        UserError, match=r"CRD needs one label per sample; .* shape \[4, 4\]"
+    ):
         CRD().build(probe, probe)
 
 
 def test_the_temperature_is_that_of_the_convention() -> None:
-    made = [CRD(), CRD(convention="benchmark"), CRD(in_batch=True), CRD(temperature=0.2)]
+    made = [
+        CRD(),
+        CRD(convention="benchmark"),
+        CRD(in_batch=True),
+        CRD(temperature=0.2),
+    ]
     assert [loss.temperature for loss in made] == [0.1, 0.07, 0.07, 0.2]
 
 
@@ -489,4 +540,6 @@ def test_the_papers_value_by_hand() -> None:
         torch.zeros(1, 2, dtype=torch.float64),
         torch.tensor(-math.log(2.0), dtype=torch.float64),
     )
-    assert nce(similarity, log_z).item() == pytest.approx(-math.log(2 / 3) - math.log(1 / 3))
+    assert nce(similarity, log_z).item() == pytest.approx(
+        -math.log(2 / 3) - math.log(1 / 3)
+    )

@@ -36,7 +36,9 @@ def gradient_of_theta(loss: CTKD, case: Case) -> float:
 
 
 @pytest.mark.parametrize("theta", [-2.0, 1.0])
-@pytest.mark.parametrize("check", [*properties.ALL, *response.SOFT, properties.batch_size])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, *response.SOFT, properties.batch_size]
+)
 def test_properties(check: properties.Check, theta: float) -> None:
     check(partial(at, theta), random_case())
 
@@ -57,7 +59,9 @@ def test_known_values() -> None:
     for epoch, expected in known.items():
         loss.on_epoch_start(epoch - 1)
         assert loss.reversal.item() == pytest.approx(expected, abs=5e-5)
-        assert loss.reversal.item() == pytest.approx(reference.reversal(epoch, 10), abs=1e-6)
+        assert loss.reversal.item() == pytest.approx(
+            reference.reversal(epoch, 10), abs=1e-6
+        )
 
 
 def test_counts_epochs_from_the_start() -> None:
@@ -81,7 +85,9 @@ def test_the_gradient_of_the_temperature_is_reversed(epoch: int) -> None:
     """It is the reversal times that of the value, the factor T^2 included."""
     case = random_case()
     step = 1e-5
-    values = [properties.value_of(partial(at, 1 + d), case).item() for d in (step, -step)]
+    values = [
+        properties.value_of(partial(at, 1 + d), case).item() for d in (step, -step)
+    ]
     slope = (values[0] - values[1]) / (2 * step)
     expected = reference.reversal(epoch + 1, 10) * slope
     assert gradient_of_theta(at(1.0, epoch), case) == pytest.approx(expected, rel=1e-5)
@@ -124,7 +130,8 @@ def test_trains_and_keeps_its_temperature(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("low", 0), ("span", -1), ("length", 0), ("length", 2.5), ("length", True)]
+    ("name", "value"),
+    [("low", 0), ("span", -1), ("length", 0), ("length", 2.5), ("length", True)],
 )
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"CTKD: {name} must be"):

@@ -63,23 +63,32 @@ def test_agrees_with_reference(
         maps = [convolved(sample, weight, bias) for sample in maps]
     hints = case.teacher.features["map"].tolist()
     size = len(hints[0][0]), len(hints[0][0][0])
-    maps = [[reference.interpolated(channel, *size) for channel in sample] for sample in maps]
+    maps = [
+        [reference.interpolated(channel, *size) for channel in sample]
+        for sample in maps
+    ]
     expected = reference.distance(maps, hints, temperature)
     value = loss(case.student, case.teacher, case.batch).item()
     assert value == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("temperature", "expected"), [(1.0, 0.609597), (4.0, 0.666170)])
+@pytest.mark.parametrize(
+    ("temperature", "expected"), [(1.0, 0.609597), (4.0, 0.666170)]
+)
 def test_value_of_the_sheet(temperature: float, expected: float) -> None:
     case = case_of(sheet.STUDENT, sheet.TEACHER, role="map")
-    assert value_of(loss_of(case, temperature), case).item() == pytest.approx(expected, abs=1e-6)
+    assert value_of(loss_of(case, temperature), case).item() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_by_hand() -> None:
     # At temperature 2 the student's channel (0, 0) is uniform and the teacher's (2 ln 3, 0) is
     # (3/4, 1/4): 4 times (3/4 ln 3/2 + 1/4 ln 1/2). The second channel agrees up to a constant.
     case = case_of(
-        [[[[0.0, 0.0]], [[1.0, 2.0]]]], [[[[2 * math.log(3), 0.0]], [[5.0, 6.0]]]], role="map"
+        [[[[0.0, 0.0]], [[1.0, 2.0]]]],
+        [[[[2 * math.log(3), 0.0]], [[5.0, 6.0]]]],
+        role="map",
     )
     expected = 4 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) / 2
     assert value_of(loss_of(case, 2.0), case).item() == pytest.approx(expected)
@@ -91,7 +100,9 @@ def test_positions_that_are_ruled_out_leave_the_value() -> None:
     own, target = case.student.features["map"], case.teacher.features["map"]
     value = channel_divergence(own, target)
     outside = torch.full_like(own, -1e4)
-    wider = channel_divergence(torch.cat([own, outside], 3), torch.cat([target, outside], 3))
+    wider = channel_divergence(
+        torch.cat([own, outside], 3), torch.cat([target, outside], 3)
+    )
     assert wider.item() == pytest.approx(value.item())
 
 
@@ -100,7 +111,9 @@ def test_trains_residual_networks(tmp_path: Path) -> None:
     before = {name: p.clone() for name, p in module.losses.named_parameters()}
     features.fitted(module, epochs=2)
     weight = "own.adapter.weight"
-    assert not torch.equal(dict(module.losses.named_parameters())[weight], before[weight])
+    assert not torch.equal(
+        dict(module.losses.named_parameters())[weight], before[weight]
+    )
 
 
 def test_method_file(tmp_path: Path) -> None:
@@ -130,5 +143,7 @@ def test_needs_a_teacher_build_and_positions() -> None:
     with pytest.raises(UserError, match="CWD has no adapters yet"):
         CWD()(case.student, case.teacher, case.batch)
     single = feature_case(STUDENT, {"map": (3, 1, 1)})
-    with pytest.raises(UserError, match="CWD: the teacher's layer 'map' has one position"):
+    with pytest.raises(
+        UserError, match="CWD: the teacher's layer 'map' has one position"
+    ):
         loss_of(single)()

@@ -40,7 +40,9 @@ def test_agrees_with_reference(beta: float, gamma: float, temperature: float) ->
 
 def test_known_values() -> None:
     value = partial(properties.value_of, case=example())
-    assert value(partial(DIST, 1.0, 0.0, 1.0)).item() == pytest.approx(0.096872, abs=1e-6)
+    assert value(partial(DIST, 1.0, 0.0, 1.0)).item() == pytest.approx(
+        0.096872, abs=1e-6
+    )
     # Two samples: each column correlates by 1 or -1. The columns' distances are 0, 0 and 2.
     assert value(partial(DIST, 0.0, 1.0, 1.0)).item() == pytest.approx(2 / 3)
 
@@ -49,10 +51,16 @@ def test_by_hand() -> None:
     # Two classes: centered probabilities are (a, -a). Opposite opinions correlate by -1 in a row;
     # in a column too, for the teacher prefers the sample that the student does not.
     case = case_of([[1, -1], [-1, 1]], [[-2, 2], [3, -3]])
-    assert properties.value_of(partial(DIST, 1.0, 0.0, 1.0), case).item() == pytest.approx(2.0)
-    assert properties.value_of(partial(DIST, 0.0, 1.0, 1.0), case).item() == pytest.approx(2.0)
+    assert properties.value_of(
+        partial(DIST, 1.0, 0.0, 1.0), case
+    ).item() == pytest.approx(2.0)
+    assert properties.value_of(
+        partial(DIST, 0.0, 1.0, 1.0), case
+    ).item() == pytest.approx(2.0)
     # T^2 multiplies both.
-    assert properties.value_of(partial(DIST, 1.0, 1.0, 3.0), case).item() == pytest.approx(36.0)
+    assert properties.value_of(
+        partial(DIST, 1.0, 1.0, 3.0), case
+    ).item() == pytest.approx(36.0)
 
 
 def test_affine_maps_of_rows_cost_nothing() -> None:
@@ -77,7 +85,9 @@ def test_a_constant_side_costs_one() -> None:
     assert value.item() == pytest.approx(1.0)
     assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-9)
     uniform = case_of([[0, 0, 0]], [[3, 2, 1]])
-    assert properties.value_of(partial(DIST, 1.0, 0.0, 1.0), uniform).item() == pytest.approx(1.0)
+    assert properties.value_of(
+        partial(DIST, 1.0, 0.0, 1.0), uniform
+    ).item() == pytest.approx(1.0)
 
 
 def test_columns_depend_on_the_batch() -> None:
@@ -101,26 +111,37 @@ def test_positions_are_rows() -> None:
     positions = torch.tensor([0, 1, 2, 3, 5])
     batch = Batch(torch.zeros(2, 1), target, torch.arange(2), positions=positions)
     dense = Case(case.student, case.teacher, batch)
-    assert torch.equal(properties.value_of(DIST, dense), properties.value_of(DIST, case))
+    assert torch.equal(
+        properties.value_of(DIST, dense), properties.value_of(DIST, case)
+    )
 
 
 def test_the_shipped_method_is_the_authors() -> None:
     losses = response.shipped("dist")
     dist = losses["dist"]
     assert isinstance(dist, DIST)
-    assert (dist.weight, dist.beta, dist.gamma, dist.temperature) == (2.0, 1.0, 1.0, 4.0)
+    assert (dist.weight, dist.beta, dist.gamma, dist.temperature) == (
+        2.0,
+        1.0,
+        1.0,
+        4.0,
+    )
     assert losses["ce"].weight == 1.0
 
 
 @pytest.mark.parametrize("name", ["beta", "gamma"])
 @pytest.mark.parametrize("value", [-0.1, float("nan"), "2", True])
 def test_bad_weights(name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"DIST: {name} must be a finite number of at least 0"):
+    with pytest.raises(
+        UserError, match=f"DIST: {name} must be a finite number of at least 0"
+    ):
         DIST(**{name: value})
 
 
 def test_bad_temperature() -> None:
-    with pytest.raises(UserError, match="DIST: temperature must be a finite number greater than 0"):
+    with pytest.raises(
+        UserError, match="DIST: temperature must be a finite number greater than 0"
+    ):
         DIST(temperature=0)
 
 

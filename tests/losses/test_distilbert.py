@@ -20,7 +20,9 @@ from tests.reference import tokens as reference
 SHAPES: features.Shapes = {"states2": (4, 5)}
 
 
-@pytest.mark.parametrize("check", [*properties.ALL, properties.batch_size, features.stays_finite])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, properties.batch_size, features.stays_finite]
+)
 def test_properties(check: properties.Check) -> None:
     case = token_case(SHAPES, SHAPES)
     check(made(DistilBERT, case), case)
@@ -78,7 +80,9 @@ def test_layers_that_do_not_fit_are_refused(
 
 @pytest.mark.parametrize("layer", ["", ["states1"]])
 def test_bad_arguments(layer: Any) -> None:
-    with pytest.raises(UserError, match="DistilBERT: layer must be the role of a layer"):
+    with pytest.raises(
+        UserError, match="DistilBERT: layer must be the role of a layer"
+    ):
         DistilBERT(layer)
 
 

@@ -82,14 +82,18 @@ PROPERTIES = [
 @variants
 @pytest.mark.parametrize("teacher", ["half", "twice", "taller and less wide"])
 @pytest.mark.parametrize("check", PROPERTIES)
-def test_properties(check: properties.Check, teacher: str, convention: Convention) -> None:
+def test_properties(
+    check: properties.Check, teacher: str, convention: Convention
+) -> None:
     case = between(MAP, TEACHERS[teacher])
     check(loss_of(convention, case), case)
 
 
 @variants
 @pytest.mark.parametrize("check", [*PROPERTIES, properties.batch_size])
-def test_properties_with_vectors(check: properties.Check, convention: Convention) -> None:
+def test_properties_with_vectors(
+    check: properties.Check, convention: Convention
+) -> None:
     case = between((6,), (4,))
     check(loss_of(convention, case), case)
 
@@ -110,7 +114,8 @@ def test_minimum_where_the_regressor_gives_the_hint(
     case = between(shape, shape)
     best = properties.change(case.teacher, torch.abs)
     properties.minimum(
-        made(partial(FitNets, convention=convention), case, identical), Case(best, best, case.batch)
+        made(partial(FitNets, convention=convention), case, identical),
+        Case(best, best, case.batch),
     )
 
 
@@ -120,7 +125,11 @@ def regressed(loss: FitNets, case: Case) -> list[reference.Maps]:
     student = case.student.features["stage2"].tolist()
     assert isinstance(first, nn.Conv2d | nn.ConvTranspose2d)
     bias = [0.0] * first.out_channels if first.bias is None else first.bias.tolist()
-    apply = reference.spread if isinstance(first, nn.ConvTranspose2d) else reference.convolved
+    apply = (
+        reference.spread
+        if isinstance(first, nn.ConvTranspose2d)
+        else reference.convolved
+    )
     assert isinstance(first.padding[0], int)
     numbers = (first.weight.tolist(), bias, first.stride[0], first.padding[0])
     maps = [apply(sample, *numbers) for sample in student]
@@ -136,7 +145,9 @@ def brought_down(sample: reference.Maps, size: tuple[int, int]) -> reference.Map
 @variants
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("teacher", TEACHERS)
-def test_agrees_with_reference(teacher: str, relu: bool, convention: Convention) -> None:
+def test_agrees_with_reference(
+    teacher: str, relu: bool, convention: Convention
+) -> None:
     formula = {"paper": reference.paper, "benchmark": reference.benchmark}[convention]
     case = between(MAP, TEACHERS[teacher])
     loss = made(partial(FitNets, convention=convention, relu=relu), case)().double()
@@ -146,12 +157,16 @@ def test_agrees_with_reference(teacher: str, relu: bool, convention: Convention)
     expected = formula(
         [brought_down(m, size) for m in maps], [brought_down(h, size) for h in hints]
     )
-    assert loss(case.student, case.teacher, case.batch).item() == pytest.approx(expected, rel=1e-9)
+    assert loss(case.student, case.teacher, case.batch).item() == pytest.approx(
+        expected, rel=1e-9
+    )
 
 
 # The regressor 2 x makes of (0.5, -1, 1) the map (1, -2, 2), with ReLU (1, 0, 2); the hint is (2, 2, 2): squares 1, 4, 0.
 # Half their sum is 2.5; the mean of three is 5/3. The second sample agrees, and halves both.
-@pytest.mark.parametrize(("convention", "expected"), [("paper", 1.25), ("benchmark", 5 / 6)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("paper", 1.25), ("benchmark", 5 / 6)]
+)
 def test_by_hand(convention: Convention, expected: float) -> None:
     def doubling(loss: Any) -> None:
         identical(loss)
@@ -160,7 +175,8 @@ def test_by_hand(convention: Convention, expected: float) -> None:
         first.weight.data *= 2
 
     case = case_of(
-        [[[[0.5, -1.0, 1.0]]], [[[1.0, 1.0, 1.0]]]], [[[[2.0, 2.0, 2.0]]], [[[2.0, 2.0, 2.0]]]]
+        [[[[0.5, -1.0, 1.0]]], [[[1.0, 1.0, 1.0]]]],
+        [[[[2.0, 2.0, 2.0]]], [[[2.0, 2.0, 2.0]]]],
     )
     value, (_, gradient) = gradients_of(
         made(partial(FitNets, convention=convention), case, doubling), case
@@ -168,7 +184,9 @@ def test_by_hand(convention: Convention, expected: float) -> None:
     assert value.item() == pytest.approx(expected)
     # Paper: 2 (r - u) over two samples is -1 in the first place, and 0 behind a closed ReLU. The benchmark's is 2/3 of it.
     scale = 1.0 if convention == "paper" else 2 / 3
-    assert gradient.flatten().tolist() == pytest.approx([-scale, 0.0, 0.0, 0.0, 0.0, 0.0])
+    assert gradient.flatten().tolist() == pytest.approx(
+        [-scale, 0.0, 0.0, 0.0, 0.0, 0.0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -192,20 +210,27 @@ def test_kernel(
     kernel: tuple[int, int],
     stride: tuple[int, int],
 ) -> None:
-    layer = convolution(torch.Size((2, 3, *student)), torch.Size((2, 5, *teacher)), convention)
+    layer = convolution(
+        torch.Size((2, 3, *student)), torch.Size((2, 5, *teacher)), convention
+    )
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     assert type(layer) is kind
     assert layer.kernel_size == kernel
     assert layer.stride == stride
     assert (layer.bias is None) == (convention == "benchmark")
     shape = layer(torch.zeros(2, 3, *student)).shape
-    fits = all(s >= t for s, t in zip(student, teacher, strict=True)) or kind is nn.ConvTranspose2d
+    fits = (
+        all(s >= t for s, t in zip(student, teacher, strict=True))
+        or kind is nn.ConvTranspose2d
+    )
     assert shape == (2, 5, *(teacher if fits else student))
 
 
 def test_layers_of_a_regressor() -> None:
     kinds = {
-        convention: [type(layer) for layer in layers_of(loss_of(convention, between(MAP, MAP))())]
+        convention: [
+            type(layer) for layer in layers_of(loss_of(convention, between(MAP, MAP))())
+        ]
         for convention in CONVENTIONS
     }
     assert kinds == {
@@ -252,7 +277,9 @@ def test_two_stages(tmp_path: Path) -> None:
     """The hint alone, then KD from there: two runs joined by `init_from`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        start = dict(CIFARResNet(8, input_shape=[1, 8, 8], num_classes=10).named_parameters())
+        start = dict(
+            CIFARResNet(8, input_shape=[1, 8, 8], num_classes=10).named_parameters()
+        )
     hint = features.run_method("fitnets_hint", tmp_path / "hint")
     (loss,) = hint.module.losses.values()
     assert isinstance(loss, FitNets)
@@ -262,24 +289,38 @@ def test_two_stages(tmp_path: Path) -> None:
     )
     learned = dict(hint.module.net.named_parameters())
     changed = {
-        name.partition(".")[0] for name, p in learned.items() if not torch.equal(p, start[name])
+        name.partition(".")[0]
+        for name, p in learned.items()
+        if not torch.equal(p, start[name])
     }
-    assert changed == {"conv", "bn", "stage1", "stage2"}  # and nothing behind the guided layer
+    assert changed == {
+        "conv",
+        "bn",
+        "stage1",
+        "stage2",
+    }  # and nothing behind the guided layer
 
     small = "--model.optimizer.init_args.lr=1.0e-5"
-    kd = features.run_method("kd", tmp_path / "kd", f"--model.init_from={last(hint)}", small)
+    kd = features.run_method(
+        "kd", tmp_path / "kd", f"--model.init_from={last(hint)}", small
+    )
     assert set(kd.module.losses) == {"ce", "kd"}
     went_on = dict(kd.module.net.named_parameters())
     assert not torch.equal(went_on["head.weight"], learned["head.weight"])
     name = "stage2.0.conv1.weight"
-    assert (went_on[name] - learned[name]).norm() < 0.1 * (start[name] - learned[name]).norm()
+    assert (went_on[name] - learned[name]).norm() < 0.1 * (
+        start[name] - learned[name]
+    ).norm()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"student_layer": ""}, "FitNets: student_layer must be the role of a layer"),
-        ({"teacher_layer": ["stage2"]}, "FitNets: teacher_layer must be the role of a layer"),
+        (
+            {"teacher_layer": ["stage2"]},
+            "FitNets: teacher_layer must be the role of a layer",
+        ),
         (
             {"convention": "joint"},
             "FitNets: convention must be 'paper' or 'benchmark', got 'joint'",
@@ -299,7 +340,11 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
             (3, 4),
             r"FitNets reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'stage2' gives \[3, 4\]",
         ),
-        ((3, 2, 2), (4,), r"shape \[3, 2, 2\] and \[4\] per sample; name two maps or two vectors"),
+        (
+            (3, 2, 2),
+            (4,),
+            r"shape \[3, 2, 2\] and \[4\] per sample; name two maps or two vectors",
+        ),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(

@@ -45,26 +45,37 @@ def test_agrees_with_reference(convention: Convention) -> None:
         student = [feature.tolist() for feature in case.student.features.values()]
         teacher = [feature.tolist() for feature in case.teacher.features.values()]
         expected = reference.distance(student, teacher, paper=convention == "paper")
-        assert value_of(loss_of(convention, case), case).item() == pytest.approx(expected, rel=1e-9)
+        assert value_of(loss_of(convention, case), case).item() == pytest.approx(
+            expected, rel=1e-9
+        )
 
 
 def two_layers(lower: tuple[Any, Any], upper: tuple[Any, Any]) -> Case:
     first = case_of(*lower, role="stage1")
     second = case_of(*upper, role="stage2")
-    for output, more in ((first.student, second.student), (first.teacher, second.teacher)):
+    for output, more in (
+        (first.student, second.student),
+        (first.teacher, second.teacher),
+    ):
         output.features.update(more.features)
     return first
 
 
-@pytest.mark.parametrize(("convention", "expected"), [("paper", 0.125), ("benchmark", 0.03125)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("paper", 0.125), ("benchmark", 0.03125)]
+)
 def test_value_of_the_sheet(convention: Convention, expected: float) -> None:
-    case = two_layers((sheet.STUDENT, sheet.TEACHER), (sheet.NEXT_STUDENT, sheet.NEXT_TEACHER))
+    case = two_layers(
+        (sheet.STUDENT, sheet.TEACHER), (sheet.NEXT_STUDENT, sheet.NEXT_TEACHER)
+    )
     assert value_of(loss_of(convention, case), case).item() == pytest.approx(expected)
 
 
 # The lower map (1, 3) becomes its maximum 3 or its mean 2; times the upper map of one position, 2.
 # The teacher's flow is 1 * 2 = 2. The second sample agrees. Squares: (6 - 2)^2 or (4 - 2)^2.
-@pytest.mark.parametrize(("convention", "expected"), [("paper", 8.0), ("benchmark", 2.0)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("paper", 8.0), ("benchmark", 2.0)]
+)
 def test_by_hand(convention: Convention, expected: float) -> None:
     lower = ([[[[1.0, 3.0]]], [[[1.0, 1.0]]]], [[[[1.0, 1.0]]], [[[1.0, 1.0]]]])
     upper = ([[[[2.0]]], [[[1.0]]]], [[[[2.0]]], [[[1.0]]]])
@@ -77,10 +88,14 @@ def test_a_flow_is_between_layers_of_one_network(convention: Convention) -> None
     """Both signs of both layers changed leave every product, and the loss."""
     case = feature_case(STUDENT, STUDENT)
     if convention == "paper":
-        case = feature_case(dict.fromkeys(STUDENT, (2, 2, 2)), dict.fromkeys(STUDENT, (2, 2, 2)))
+        case = feature_case(
+            dict.fromkeys(STUDENT, (2, 2, 2)), dict.fromkeys(STUDENT, (2, 2, 2))
+        )
     turned = {role: -feature for role, feature in case.teacher.features.items()}
     same = Case(Output(case.teacher.logits, turned), case.teacher, case.batch)
-    assert value_of(loss_of(convention, case), same).item() == pytest.approx(0, abs=1e-12)
+    assert value_of(loss_of(convention, case), same).item() == pytest.approx(
+        0, abs=1e-12
+    )
 
 
 def pair(width: int) -> str:
@@ -88,7 +103,9 @@ def pair(width: int) -> str:
 
 
 def test_trains_residual_networks_of_equal_channels() -> None:
-    with pytest.raises(UserError, match="FSP needs equal channels; at the layer 'stem'"):
+    with pytest.raises(
+        UserError, match="FSP needs equal channels; at the layer 'stem'"
+    ):
         features.residual(FSP())
 
 
@@ -99,13 +116,18 @@ def test_method_file(tmp_path: Path) -> None:
     )
     loss = run.module.losses["fsp"]
     assert isinstance(loss, FSP)
-    assert (loss.roles, loss.convention) == (["stem", "stage1", "stage2", "stage3"], "benchmark")
+    assert (loss.roles, loss.convention) == (
+        ["stem", "stage1", "stage2", "stage3"],
+        "benchmark",
+    )
 
 
 def test_initial_stage_trains_the_stages_alone(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        start = dict(CIFARResNet(8, input_shape=[1, 8, 8], num_classes=10).named_parameters())
+        start = dict(
+            CIFARResNet(8, input_shape=[1, 8, 8], num_classes=10).named_parameters()
+        )
     run = features.run_method("fsp_init", tmp_path, pair(1))
     assert set(run.module.losses) == {"fsp"}
     changed = {
@@ -120,8 +142,14 @@ def test_initial_stage_trains_the_stages_alone(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ({"layers": []}, "FSP: layers must list different roles"),
-        ({"layers": ["stage1"]}, r"FSP: layers must name two roles or more, got \['stage1'\]"),
-        ({"convention": "code"}, "FSP: convention must be 'paper' or 'benchmark', got 'code'"),
+        (
+            {"layers": ["stage1"]},
+            r"FSP: layers must name two roles or more, got \['stage1'\]",
+        ),
+        (
+            {"convention": "code"},
+            "FSP: convention must be 'paper' or 'benchmark', got 'code'",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:

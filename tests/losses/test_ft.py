@@ -27,7 +27,9 @@ TEACHER: features.Shapes = {"map": (4, 3, 2)}
 LARGER: features.Shapes = {"map": (4, 4, 3)}
 
 variants = pytest.mark.parametrize("convention", CONVENTIONS)
-sizes = pytest.mark.parametrize("teacher", [TEACHER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [TEACHER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def loss_of(convention: Convention, case: Case, stage: Stage = "translator") -> Make:
@@ -37,7 +39,12 @@ def loss_of(convention: Convention, case: Case, stage: Stage = "translator") -> 
 @variants
 @sizes
 @pytest.mark.parametrize(
-    "check", [check for check in features.WITH_ADAPTERS if check is not features.reaches_adapters]
+    "check",
+    [
+        check
+        for check in features.WITH_ADAPTERS
+        if check is not features.reaches_adapters
+    ],
 )
 def test_properties(
     check: properties.Check, teacher: features.Shapes, convention: Convention
@@ -48,7 +55,9 @@ def test_properties(
 
 @variants
 @pytest.mark.parametrize("stage", get_args(Stage))
-def test_gradients_reach_the_part_that_trains(stage: Stage, convention: Convention) -> None:
+def test_gradients_reach_the_part_that_trains(
+    stage: Stage, convention: Convention
+) -> None:
     case = feature_case(STUDENT, TEACHER)
     loss: Any = loss_of(convention, case, stage)().double()
     teacher = properties.change(case.teacher, properties.leaf)
@@ -56,7 +65,9 @@ def test_gradients_reach_the_part_that_trains(stage: Stage, convention: Conventi
     for name, parameter in loss.named_parameters():
         trains = name.startswith(stage)
         assert parameter.requires_grad == trains, name
-        assert (parameter.grad is not None and bool(parameter.grad.any())) == trains, name
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == trains, (
+            name
+        )
     assert all(tensor.grad is None for tensor in properties.tensors(teacher))
 
 
@@ -68,7 +79,9 @@ def test_reconstruction_is_a_mean_over_samples(convention: Convention) -> None:
         check(make, case)
     for kind in (torch.zeros_like, lambda x: 1e4 * x.sign()):
         extreme = Case(case.student, properties.change(case.teacher, kind), case.batch)
-        assert make().double()(extreme.student, extreme.teacher, extreme.batch).isfinite()
+        assert (
+            make().double()(extreme.student, extreme.teacher, extreme.batch).isfinite()
+        )
 
 
 def layered(samples: list[Maps], part: Any) -> list[Maps]:
@@ -87,10 +100,15 @@ def layered(samples: list[Maps], part: Any) -> list[Maps]:
 
 @variants
 @sizes
-def test_agrees_with_reference(teacher: features.Shapes, convention: Convention) -> None:
+def test_agrees_with_reference(
+    teacher: features.Shapes, convention: Convention
+) -> None:
     paper = convention == "paper"
     case = feature_case(STUDENT, teacher)
-    own, target = case.student.features["map"].tolist(), case.teacher.features["map"].tolist()
+    own, target = (
+        case.student.features["map"].tolist(),
+        case.teacher.features["map"].tolist(),
+    )
     second: Any = loss_of(convention, case)().double()
     factors = layered(target, second.paraphraser["encoder"])
     expected = reference.distance(layered(own, second.translator), factors, paper)
@@ -99,10 +117,14 @@ def test_agrees_with_reference(teacher: features.Shapes, convention: Convention)
     first: Any = loss_of(convention, case, "paraphraser")().double()
     reconstructed = layered(factors, first.paraphraser["decoder"])
     value = first(case.student, case.teacher, case.batch).item()
-    assert value == pytest.approx(reference.error(reconstructed, target, paper), rel=1e-9)
+    assert value == pytest.approx(
+        reference.error(reconstructed, target, paper), rel=1e-9
+    )
 
 
-@pytest.mark.parametrize(("convention", "expected"), [("paper", 0.324616), ("benchmark", 0.381261)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("paper", 0.324616), ("benchmark", 0.381261)]
+)
 def test_value_of_the_sheet(convention: Convention, expected: float) -> None:
     student, teacher = torch.tensor(sheet.STUDENT), torch.tensor(sheet.TEACHER)
     found = factor_distance(student, teacher, convention)
@@ -117,7 +139,9 @@ def test_value_of_the_sheet(convention: Convention, expected: float) -> None:
 )
 def test_by_hand(convention: Convention, expected: float) -> None:
     student, teacher = torch.tensor([[[[3.0, 4.0]]]]), torch.tensor([[[[0.0, 5.0]]]])
-    assert factor_distance(student, teacher, convention).item() == pytest.approx(expected)
+    assert factor_distance(student, teacher, convention).item() == pytest.approx(
+        expected
+    )
     assert factor_distance(7 * teacher, teacher, convention).item() == 0
 
 
@@ -152,9 +176,12 @@ def test_two_stages(tmp_path: Path) -> None:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="FT: the paraphraser is random")
-        second = features.run_method("ft", tmp_path / "second", f"--model.init_from={last(first)}")
+        second = features.run_method(
+            "ft", tmp_path / "second", f"--model.init_from={last(first)}"
+        )
     assert second.metrics["train_loss"] == pytest.approx(
-        second.metrics["train_loss_ce"] + 500 * second.metrics["train_loss_ft"], rel=1e-5
+        second.metrics["train_loss_ce"] + 500 * second.metrics["train_loss_ft"],
+        rel=1e-5,
     )
     kept = features.checkpoint_of(second)["state_dict"]
     for key, value in learned.items():
@@ -173,7 +200,10 @@ def test_a_random_paraphraser_is_reported() -> None:
     ("arguments", "words"),
     [
         ({"layer": ""}, "FT: layer must be the role of a layer"),
-        ({"stage": "both"}, "FT: stage must be 'paraphraser' or 'translator', got 'both'"),
+        (
+            {"stage": "both"},
+            "FT: stage must be 'paraphraser' or 'translator', got 'both'",
+        ),
         ({"rate": 0}, "FT: rate must be a finite number greater than 0"),
         ({"convention": "code"}, "FT: convention must be 'paper' or 'benchmark'"),
     ],

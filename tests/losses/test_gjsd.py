@@ -22,7 +22,9 @@ BETAS = (0.0, 0.001, 0.1, 0.5, 0.9, 0.999, 1.0)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("check", [*properties.ALL, *response.SOFT, properties.batch_size])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, *response.SOFT, properties.batch_size]
+)
 def test_properties(check: properties.Check, temperature: float) -> None:
     check(partial(GJSD, temperature=temperature), random_case())
 
@@ -44,12 +46,16 @@ def test_agrees_with_reference(temperature: float, beta: float) -> None:
 
 
 @pytest.mark.parametrize("beta", BETAS)
-@pytest.mark.parametrize("check", [*properties.ALL, *response.SOFT, properties.batch_size])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, *response.SOFT, properties.batch_size]
+)
 def test_properties_of_the_family(check: properties.Check, beta: float) -> None:
     check(partial(GJSD, beta), random_case())
 
 
-@pytest.mark.parametrize(("beta", "expected"), [(0.5, 0.041399), (0.1, 0.013976), (0.9, 0.017206)])
+@pytest.mark.parametrize(
+    ("beta", "expected"), [(0.5, 0.041399), (0.1, 0.013976), (0.9, 0.017206)]
+)
 def test_known_values(beta: float, expected: float) -> None:
     make = partial(GJSD, beta, 1.0)
     value = properties.value_of(make, example()).item() * beta * (1 - beta)
@@ -93,7 +99,9 @@ def test_is_precise_near_the_ends() -> None:
 
 def test_the_curvature_at_the_teacher_is_that_of_kd() -> None:
     case = random_case()
-    near = replace(case, student=properties.change(case.teacher, partial(properties.jitter, 1e-3)))
+    near = replace(
+        case, student=properties.change(case.teacher, partial(properties.jitter, 1e-3))
+    )
     expected = properties.value_of(KD, near).item()
     for beta in BETAS:
         assert properties.value_of(partial(GJSD, beta), near).item() == pytest.approx(

@@ -22,7 +22,11 @@ from tests.training.small import CONFIGS
 STEPS = 20
 CURVES = Path(__file__).with_name("golden.json")
 COMMON = [
-    *("--data.batch_size=64", "--trainer.precision=64-true", "--trainer.accelerator=cpu"),
+    *(
+        "--data.batch_size=64",
+        "--trainer.precision=64-true",
+        "--trainer.accelerator=cpu",
+    ),
     *("--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"),
 ]
 IMAGES = [
@@ -52,7 +56,11 @@ def curve(folder: Path, *argv: str) -> list[float]:
         )
     )
     with (folder / "metrics.csv").open() as lines:
-        return [float(row["train_loss"]) for row in csv.DictReader(lines) if row["train_loss"]]
+        return [
+            float(row["train_loss"])
+            for row in csv.DictReader(lines)
+            if row["train_loss"]
+        ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -115,7 +123,9 @@ def test_no_curve_is_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in files("methods") if path.stem not in REGRESSION], ids=ident
+    "path",
+    [path for path in files("methods") if path.stem not in REGRESSION],
+    ids=ident,
 )
 def test_the_first_steps_are_as_they_were(
     path: Path, tmp_path: Path, request: pytest.FixtureRequest
@@ -127,12 +137,15 @@ def test_the_first_steps_are_as_they_were(
             f"no curve of {path.stem} yet: KD_GOLDEN=write pytest {Path(__file__).name} writes it"
         )
     pair = request.getfixturevalue("images" if roles(path) <= MAPPED else "sentences")
-    losses = curve(tmp_path / "run", *pair, "-c", str(path), f"--trainer.max_epochs={STEPS}")
+    losses = curve(
+        tmp_path / "run", *pair, "-c", str(path), f"--trainer.max_epochs={STEPS}"
+    )
     assert len(losses) == STEPS
     if path.stem not in known:
         known[path.stem] = losses
         lines = (
-            f"{json.dumps(name)}: {json.dumps(values)}" for name, values in sorted(known.items())
+            f"{json.dumps(name)}: {json.dumps(values)}"
+            for name, values in sorted(known.items())
         )
         CURVES.write_text("{\n" + ",\n".join(lines) + "\n}\n")
     assert losses == pytest.approx(known[path.stem], rel=1e-6)

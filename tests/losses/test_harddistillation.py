@@ -16,7 +16,9 @@ from tests.reference import harddistillation as reference
 from tests.test_sparse import sparse
 
 
-@pytest.mark.parametrize("check", [*properties.ALL, *response.SOFT, properties.batch_size])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, *response.SOFT, properties.batch_size]
+)
 def test_properties(check: properties.Check) -> None:
     check(HardDistillation, random_case())
 

@@ -21,7 +21,9 @@ TEACHER: features.Shapes = {"map": (3, 3, 2)}
 LARGER: features.Shapes = {"map": (3, 5, 1)}
 
 variants = pytest.mark.parametrize("convention", get_args(Form))
-sizes = pytest.mark.parametrize("teacher", [TEACHER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [TEACHER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def identical(loss: Any) -> None:
@@ -35,7 +37,9 @@ def loss_of(convention: Form, case: Case, prepare: Any = lambda loss: None) -> M
 @variants
 @sizes
 @pytest.mark.parametrize("check", features.WITH_ADAPTERS)
-def test_properties(check: properties.Check, teacher: features.Shapes, convention: Form) -> None:
+def test_properties(
+    check: properties.Check, teacher: features.Shapes, convention: Form
+) -> None:
     case = feature_case(STUDENT, teacher)
     check(loss_of(convention, case), case)
 
@@ -55,7 +59,8 @@ def test_agrees_with_reference(teacher: features.Shapes, convention: Form) -> No
         loss: Any = loss_of(convention, case)().double()
         weight = loss.connector[0].weight.tolist()
         maps = [
-            convolved(sample, weight, [0.0] * 3) for sample in case.student.features["map"].tolist()
+            convolved(sample, weight, [0.0] * 3)
+            for sample in case.student.features["map"].tolist()
         ]
         maps = batch_normalized(maps)
         hints = case.teacher.features["map"].tolist()
@@ -69,7 +74,9 @@ def test_agrees_with_reference(teacher: features.Shapes, convention: Form) -> No
         assert value == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize(("convention", "expected"), [("code", 0.344210), ("paper", 2.25)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("code", 0.344210), ("paper", 2.25)]
+)
 def test_value_of_the_sheet(convention: Form, expected: float) -> None:
     student, teacher = torch.tensor(sheet.STUDENT), torch.tensor(sheet.TEACHER)
     found = correlation_distance(student, teacher, convention)
@@ -82,7 +89,9 @@ def test_value_of_the_sheet(convention: Form, expected: float) -> None:
     ("convention", "expected"), [("code", (1 - 0.5**0.5) ** 2 + 0.5), ("paper", 12.5)]
 )
 def test_by_hand(convention: Form, expected: float) -> None:
-    case = case_of([[[[1.0, 0.0]], [[0.0, 1.0]]]], [[[[2.0, 0.0]], [[2.0, 0.0]]]], role="map")
+    case = case_of(
+        [[[[1.0, 0.0]], [[0.0, 1.0]]]], [[[[2.0, 0.0]], [[2.0, 0.0]]]], role="map"
+    )
     value = value_of(loss_of(convention, case, identical), case)
     assert value.item() == pytest.approx(expected)
 
@@ -91,7 +100,9 @@ def test_scale_is_free_in_the_code_alone() -> None:
     case = feature_case(TEACHER, TEACHER)
     own, target = case.student.features["map"], case.teacher.features["map"]
     value = correlation_distance(own, target)
-    assert correlation_distance(5 * own, target / 7).item() == pytest.approx(value.item())
+    assert correlation_distance(5 * own, target / 7).item() == pytest.approx(
+        value.item()
+    )
     assert correlation_distance(5 * own, target, "paper") > correlation_distance(
         own, target, "paper"
     )

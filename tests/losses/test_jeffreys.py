@@ -19,7 +19,9 @@ TEMPERATURES = (0.5, 1.0, 4.0, 20.0)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("check", [*properties.ALL, *response.SOFT, properties.batch_size])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, *response.SOFT, properties.batch_size]
+)
 def test_properties(check: properties.Check, temperature: float) -> None:
     check(partial(Jeffreys, temperature=temperature), random_case())
 

@@ -36,7 +36,10 @@ def test_minimum_at_the_teacher(classes: Reduction, center: bool) -> None:
 def test_agrees_with_reference(classes: Reduction, center: bool) -> None:
     def expected(case: Case) -> float:
         return logit_mse(
-            case.student.logits.tolist(), case.teacher.logits.tolist(), classes == "mean", center
+            case.student.logits.tolist(),
+            case.teacher.logits.tolist(),
+            classes == "mean",
+            center,
         )
 
     properties.agrees(partial(LogitMSE, classes, center), expected)
@@ -46,20 +49,29 @@ def test_agrees_with_reference(classes: Reduction, center: bool) -> None:
 # Half of it, mean over two rows: sum (4.5 + 1.5) / 2 = 3, centred (3 + 0) / 2 = 1.5; mean over three classes a third.
 @pytest.mark.parametrize(
     ("classes", "center", "expected"),
-    [("sum", False, 3.0), ("sum", True, 1.5), ("mean", False, 1.0), ("mean", True, 0.5)],
+    [
+        ("sum", False, 3.0),
+        ("sum", True, 1.5),
+        ("mean", False, 1.0),
+        ("mean", True, 0.5),
+    ],
 )
 def test_by_hand(classes: Reduction, center: bool, expected: float) -> None:
     student = Output(torch.tensor([[4.0, 1.0, 1.0], [1.0, 2.0, 3.0]]))
     teacher = Output(torch.tensor([[1.0, 1.0, 1.0], [0.0, 1.0, 2.0]]))
     batch = Batch(torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64), torch.arange(2))
-    assert LogitMSE(classes, center)(student, teacher, batch).item() == pytest.approx(expected)
+    assert LogitMSE(classes, center)(student, teacher, batch).item() == pytest.approx(
+        expected
+    )
 
 
 def test_gradient_by_hand() -> None:
     # The derivative of 1/2 (z - v)^2, summed over classes, mean over two rows: (z - v) / 2.
     case = random_case(rows=2)
     _, (gradient,) = properties.gradients_of(LogitMSE, case)
-    torch.testing.assert_close(gradient, (case.student.logits - case.teacher.logits) / 2)
+    torch.testing.assert_close(
+        gradient, (case.student.logits - case.teacher.logits) / 2
+    )
 
 
 @pytest.mark.parametrize("center", [False, True])

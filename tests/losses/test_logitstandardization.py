@@ -25,25 +25,37 @@ TEMPERATURES = (0.5, 1.0, 2.0, 20.0)
 
 
 def case_of(
-    student: list[list[float]], teacher: list[list[float]], dtype: torch.dtype = torch.float64
+    student: list[list[float]],
+    teacher: list[list[float]],
+    dtype: torch.dtype = torch.float64,
 ) -> Case:
     z, v = (torch.tensor(logits, dtype=dtype) for logits in (student, teacher))
     rows = len(student)
     return Case(
         Output(z),
         Output(v),
-        Batch(torch.zeros(rows, 1), torch.zeros(rows, dtype=torch.int64), torch.arange(rows)),
+        Batch(
+            torch.zeros(rows, 1),
+            torch.zeros(rows, dtype=torch.int64),
+            torch.arange(rows),
+        ),
     )
 
 
 def ensemble_of(members: Tensor) -> EnsembleOutput:
     weights = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    return EnsembleOutput(mean_log_probs(members, weights), members=members, weights=weights)
+    return EnsembleOutput(
+        mean_log_probs(members, weights), members=members, weights=weights
+    )
 
 
 def random_members(rows: int = 6, classes: int = 5) -> Tensor:
     return 3 * torch.randn(
-        rows, 2, classes, generator=torch.Generator().manual_seed(7), dtype=torch.float64
+        rows,
+        2,
+        classes,
+        generator=torch.Generator().manual_seed(7),
+        dtype=torch.float64,
     )
 
 
@@ -55,7 +67,10 @@ def test_properties(check: properties.Check, temperature: float) -> None:
 
 @pytest.mark.parametrize("check", [*properties.ALL, properties.batch_size])
 def test_properties_with_an_ensemble(check: properties.Check) -> None:
-    check(LogitStandardization, replace(random_case(), teacher=ensemble_of(random_members())))
+    check(
+        LogitStandardization,
+        replace(random_case(), teacher=ensemble_of(random_members())),
+    )
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
@@ -76,9 +91,13 @@ def test_agrees_with_reference(temperature: float) -> None:
         return reference.logit_standardization(student, teacher, temperature)
 
     # Two classes have z-scores of +-1/sqrt(2) alone: where both sides agree in all rows the loss is next to nothing.
-    for seed, (classes, scale) in enumerate([(3, 0.1), (3, 30.0), (7, 0.1), (7, 1.0), (7, 30.0)]):
+    for seed, (classes, scale) in enumerate(
+        [(3, 0.1), (3, 30.0), (7, 0.1), (7, 1.0), (7, 30.0)]
+    ):
         case = random_case(classes=classes, scale=scale, seed=seed)
-        value = properties.value_of(partial(LogitStandardization, temperature), case).item()
+        value = properties.value_of(
+            partial(LogitStandardization, temperature), case
+        ).item()
         assert value == pytest.approx(expected(case), rel=1e-9)
 
 
@@ -103,7 +122,8 @@ def test_z_scores_by_hand() -> None:
         pytest.approx([-1.0, 0.0, 1.0])
     ]
     assert (
-        standardized(torch.tensor([[2.0, 4.0, 6.0]], dtype=torch.bfloat16)).dtype == torch.float32
+        standardized(torch.tensor([[2.0, 4.0, 6.0]], dtype=torch.bfloat16)).dtype
+        == torch.float32
     )
 
 
@@ -113,7 +133,9 @@ def test_of_unit_deviation_it_is_kd() -> None:
     value = properties.value_of(LogitStandardization, case)
     torch.testing.assert_close(
         value,
-        properties.value_of(partial(KD, 2.0), replace(case, student=Output(z), teacher=Output(v))),
+        properties.value_of(
+            partial(KD, 2.0), replace(case, student=Output(z), teacher=Output(v))
+        ),
     )
     assert not torch.isclose(value, properties.value_of(partial(KD, 2.0), case))
 
@@ -137,14 +159,28 @@ def test_neither_sides_mean_and_scale_matter(how: Callable[[Output], Output]) ->
     case = random_case()
     value = properties.value_of(LogitStandardization, case)
     close = partial(torch.testing.assert_close, expected=value, rtol=1e-6, atol=0)
-    close(properties.value_of(LogitStandardization, replace(case, student=how(case.student))))
-    close(properties.value_of(LogitStandardization, replace(case, teacher=how(case.teacher))))
-    turned = replace(case, student=Output(-case.student.logits))  # a negative scale does matter
-    assert not torch.isclose(properties.value_of(LogitStandardization, turned), value, rtol=1e-2)
+    close(
+        properties.value_of(
+            LogitStandardization, replace(case, student=how(case.student))
+        )
+    )
+    close(
+        properties.value_of(
+            LogitStandardization, replace(case, teacher=how(case.teacher))
+        )
+    )
+    turned = replace(
+        case, student=Output(-case.student.logits)
+    )  # a negative scale does matter
+    assert not torch.isclose(
+        properties.value_of(LogitStandardization, turned), value, rtol=1e-2
+    )
 
 
 def test_the_gradient_neither_moves_nor_scales_the_student() -> None:
-    _, (gradient,) = properties.gradients_of(LogitStandardization, case := random_case())
+    _, (gradient,) = properties.gradients_of(
+        LogitStandardization, case := random_case()
+    )
     assert gradient.abs().max() > 0.01
     torch.testing.assert_close(gradient.sum(1), torch.zeros(6, dtype=torch.float64))
     torch.testing.assert_close(
@@ -160,13 +196,16 @@ def test_the_gradient_neither_moves_nor_scales_the_student() -> None:
 def test_constant_logits(level: float, dtype: torch.dtype) -> None:
     flat, other = [level] * 5, [0.0, 1.0, 2.0, 3.0, 5.0]
     both, student, teacher = (
-        case_of([z], [v], dtype) for z, v in ((flat, flat), (flat, other), (other, flat))
+        case_of([z], [v], dtype)
+        for z, v in ((flat, flat), (flat, other), (other, flat))
     )
     for case in (both, student, teacher):
         value, (gradient,) = properties.gradients_of(LogitStandardization, case)
         assert value.isfinite()
         assert gradient.isfinite().all()
-    assert properties.value_of(LogitStandardization, both).item() == pytest.approx(0, abs=1e-6)
+    assert properties.value_of(LogitStandardization, both).item() == pytest.approx(
+        0, abs=1e-6
+    )
     # Uniform on the constant side: T^2 sum_k p_k ln(5 p_k), and the other way round.
     p = soft.softened(reference.z_scores(other), 2.0)
     forward = 4 * math.fsum(x * math.log(5 * x) for x in p)
@@ -186,7 +225,9 @@ def test_an_ensembles_members_are_standardized_one_by_one(temperature: float) ->
     value = properties.value_of(make, replace(case, teacher=ensemble_of(members)))
     targets = reference.ensemble(members.tolist(), [0.25, 0.75], temperature)
     student = [reference.z_scores(row) for row in case.student.logits.tolist()]
-    assert value.item() == pytest.approx(soft.soft_target_loss(student, targets, temperature))
+    assert value.item() == pytest.approx(
+        soft.soft_target_loss(student, targets, temperature)
+    )
     # A member whose logits are larger has no more of a say.
     louder = members * torch.tensor([10.0, 1.0], dtype=torch.float64)[:, None]
     torch.testing.assert_close(
@@ -207,10 +248,16 @@ def test_an_ensemble_of_equals_is_its_member() -> None:
 
 
 def test_the_shipped_method_is_the_papers() -> None:
-    path = Path(__file__).parents[2] / "configs" / "methods" / "logitstandardization.yaml"
+    path = (
+        Path(__file__).parents[2] / "configs" / "methods" / "logitstandardization.yaml"
+    )
     losses = yaml.safe_load(path.read_text())["model"]["init_args"]["losses"]
     loss = LogitStandardization(**losses["logitstandardization"]["init_args"])
-    assert (loss.weight, loss.temperature, losses["ce"]["init_args"]["weight"]) == (9.0, 2.0, 0.1)
+    assert (loss.weight, loss.temperature, losses["ce"]["init_args"]["weight"]) == (
+        9.0,
+        2.0,
+        0.1,
+    )
 
 
 def test_top_k_caches_are_refused() -> None:
@@ -220,7 +267,8 @@ def test_top_k_caches_are_refused() -> None:
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "2", True])
 def test_bad_temperature(temperature: Any) -> None:
     with pytest.raises(
-        UserError, match="LogitStandardization: temperature must be a finite number greater than 0"
+        UserError,
+        match="LogitStandardization: temperature must be a finite number greater than 0",
     ):
         LogitStandardization(temperature)
 

@@ -23,7 +23,9 @@ TEACHER: features.Shapes = {"map": (4, 3, 2)}
 LARGER: features.Shapes = {"map": (4, 5, 1)}
 
 forms = pytest.mark.parametrize("masked", get_args(Masked))
-sizes = pytest.mark.parametrize("teacher", [TEACHER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [TEACHER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def loss_of(masked: Masked, case: Case, prepare: Any = lambda loss: None) -> Make:
@@ -33,7 +35,9 @@ def loss_of(masked: Masked, case: Case, prepare: Any = lambda loss: None) -> Mak
 @forms
 @sizes
 @pytest.mark.parametrize("check", [*features.WITH_ADAPTERS, properties.batch_size])
-def test_properties(check: properties.Check, teacher: features.Shapes, masked: Masked) -> None:
+def test_properties(
+    check: properties.Check, teacher: features.Shapes, masked: Masked
+) -> None:
     case = feature_case(STUDENT, teacher)
     check(loss_of(masked, case), case)
 
@@ -44,7 +48,10 @@ def test_agrees_with_reference(teacher: features.Shapes, masked: Masked) -> None
     case = feature_case(STUDENT, teacher)
     loss: Any = loss_of(masked, case)().double()
     weight, bias = loss.adapter.weight.tolist(), loss.adapter.bias.tolist()
-    maps = [convolved(sample, weight, bias) for sample in case.student.features["map"].tolist()]
+    maps = [
+        convolved(sample, weight, bias)
+        for sample in case.student.features["map"].tolist()
+    ]
     hints = case.teacher.features["map"].tolist()
     size = smaller(maps[0][0], hints[0][0])
     maps, hints = (
@@ -58,7 +65,9 @@ def test_agrees_with_reference(teacher: features.Shapes, masked: Masked) -> None
     for layer in layers:
         assert layer.bias is not None
         weights.append((layer.weight.tolist(), layer.bias.tolist()))
-    made_up = [reference.generated(m, k, weights) for m, k in zip(maps, masks, strict=True)]
+    made_up = [
+        reference.generated(m, k, weights) for m, k in zip(maps, masks, strict=True)
+    ]
     value = loss(case.student, case.teacher, case.batch).item()
     assert value == pytest.approx(reference.distance(made_up, hints), rel=1e-9)
 
@@ -73,8 +82,12 @@ def test_by_hand() -> None:
             nn.init.zeros_(loss.generator[place].bias)
             loss.generator[place].weight.data[0, 0, 1, 1] = factor
 
-    case = case_of([[[[1.0, 2.0]]], [[[3.0, 0.5]]]], [[[[2.0, 1.0]]], [[[6.0, 1.0]]]], role="map")
-    assert value_of(loss_of("channels", case, doubling), case).item() == pytest.approx(4.5)
+    case = case_of(
+        [[[[1.0, 2.0]]], [[[3.0, 0.5]]]], [[[[2.0, 1.0]]], [[[6.0, 1.0]]]], role="map"
+    )
+    assert value_of(loss_of("channels", case, doubling), case).item() == pytest.approx(
+        4.5
+    )
 
 
 @pytest.mark.parametrize("probability", [0.0, 0.15, 0.65])
@@ -86,11 +99,19 @@ def test_masks_have_their_probability(probability: float) -> None:
     assert (1 - mask.mean(1) - probability).abs().max() < 0.25
 
 
-def test_masks_are_a_function_of_seed_step_and_row(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_are_a_function_of_seed_step_and_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     index = torch.arange(50)
     first = draw_mask(index, torch.tensor(0), 40, 0.5)
-    assert torch.equal(draw_mask(index.flip(0), torch.tensor(0), 40, 0.5).flip(0), first)
-    others = [draw_mask(index, torch.tensor(1), 40, 0.5), first.roll(1, 0), first.roll(1, 1)]
+    assert torch.equal(
+        draw_mask(index.flip(0), torch.tensor(0), 40, 0.5).flip(0), first
+    )
+    others = [
+        draw_mask(index, torch.tensor(1), 40, 0.5),
+        first.roll(1, 0),
+        first.roll(1, 1),
+    ]
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
     others.append(draw_mask(index, torch.tensor(0), 40, 0.5))
     for other in others:
@@ -140,9 +161,18 @@ def test_method_file(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ({"layer": ""}, "MGD: layer must be the role of a layer"),
-        ({"masked": "rows"}, "MGD: masked must be 'channels' or 'positions', got 'rows'"),
-        ({"probability": 1.0}, "MGD: probability must be a number from 0 to less than 1, got 1.0"),
-        ({"probability": -0.1}, "MGD: probability must be a number from 0 to less than 1"),
+        (
+            {"masked": "rows"},
+            "MGD: masked must be 'channels' or 'positions', got 'rows'",
+        ),
+        (
+            {"probability": 1.0},
+            "MGD: probability must be a number from 0 to less than 1, got 1.0",
+        ),
+        (
+            {"probability": -0.1},
+            "MGD: probability must be a number from 0 to less than 1",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:

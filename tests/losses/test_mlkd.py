@@ -62,15 +62,21 @@ def test_by_hand() -> None:
     sure = 1e3
     case = case_of([[sure, 0], [sure, 0]], [[sure, 0], [0, sure]])
     none = properties.value_of(partial(MLKD, [1.0], 0.0, 0.0), case)
-    assert properties.value_of(partial(MLKD, [1.0], 5.0, 0.0), case) - none == pytest.approx(5)
-    assert properties.value_of(partial(MLKD, [1.0], 0.0, 7.0), case) - none == pytest.approx(7)
+    assert properties.value_of(
+        partial(MLKD, [1.0], 5.0, 0.0), case
+    ) - none == pytest.approx(5)
+    assert properties.value_of(
+        partial(MLKD, [1.0], 0.0, 7.0), case
+    ) - none == pytest.approx(7)
 
 
 def test_each_view_is_a_batch_of_its_own() -> None:
     case = random_case()
     view = torch.tensor([0, 4, 0, 4, 4, 0])
     two = replace(case, batch=replace(case.batch, view=view))
-    parts = [properties.select(case, rows) for rows in torch.tensor([[0, 2, 5], [1, 3, 4]])]
+    parts = [
+        properties.select(case, rows) for rows in torch.tensor([[0, 2, 5], [1, 3, 4]])
+    ]
     expected = sum(properties.value_of(MLKD, part).item() for part in parts)
     assert properties.value_of(MLKD, two).item() == pytest.approx(expected)
     assert properties.value_of(MLKD, case).item() != pytest.approx(expected, rel=1e-3)
@@ -96,10 +102,13 @@ def test_several_views_of_positions_are_refused() -> None:
     target = torch.zeros(2, 3, dtype=torch.int64)
     batch = Batch(torch.zeros(2, 1), target, torch.arange(2))
     assert torch.equal(
-        properties.value_of(MLKD, replace(case, batch=batch)), properties.value_of(MLKD, case)
+        properties.value_of(MLKD, replace(case, batch=batch)),
+        properties.value_of(MLKD, case),
     )
     batch = replace(batch, view=torch.tensor([0, 1]))
-    with pytest.raises(UserError, match="MLKD reads several views of samples with one label"):
+    with pytest.raises(
+        UserError, match="MLKD reads several views of samples with one label"
+    ):
         MLKD()(case.student, case.teacher, batch)
 
 
@@ -120,5 +129,7 @@ def test_bad_temperatures(temperatures: Any) -> None:
 @pytest.mark.parametrize("name", ["between_samples", "between_classes"])
 def test_bad_weights(name: str) -> None:
     options: dict[str, Any] = {name: -1}
-    with pytest.raises(UserError, match=f"MLKD: {name} must be a finite number of at least 0"):
+    with pytest.raises(
+        UserError, match=f"MLKD: {name} must be a finite number of at least 0"
+    ):
         MLKD(**options)

@@ -35,7 +35,9 @@ def test_properties(check: properties.Check, temperature: float) -> None:
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_agrees_with_reference(gamma: float, temperature: float) -> None:
     def expected(case: Case) -> float:
-        return reference.nkd(*logits_of(case), case.batch.target.tolist(), gamma, temperature)
+        return reference.nkd(
+            *logits_of(case), case.batch.target.tolist(), gamma, temperature
+        )
 
     properties.agrees(partial(NKD, gamma, temperature), expected)
 
@@ -87,7 +89,9 @@ def test_the_minimum_agrees_on_the_others_and_is_sure_of_the_label() -> None:
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, "2", True])
 def test_bad_gamma(value: Any) -> None:
-    with pytest.raises(UserError, match="NKD: gamma must be a finite number of at least 0"):
+    with pytest.raises(
+        UserError, match="NKD: gamma must be a finite number of at least 0"
+    ):
         NKD(gamma=value)
 
 

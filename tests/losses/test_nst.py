@@ -20,7 +20,9 @@ STUDENT: features.Shapes = {"stage1": (2, 3, 2), "stage2": (3, 2, 2)}
 WIDER: features.Shapes = {"stage1": (3, 3, 2), "stage2": (2, 2, 2)}
 LARGER: features.Shapes = {"stage1": (3, 5, 1), "stage2": (2, 4, 3)}
 
-sizes = pytest.mark.parametrize("teacher", [WIDER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [WIDER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def loss_of(case: Case) -> Make:
@@ -30,7 +32,9 @@ def loss_of(case: Case) -> Make:
 @sizes
 @pytest.mark.parametrize("check", features.WITHOUT_ADAPTERS)
 def test_properties(check: properties.Check, teacher: features.Shapes) -> None:
-    case = feature_case(STUDENT, STUDENT if check is properties.minimum_at_teacher else teacher)
+    case = feature_case(
+        STUDENT, STUDENT if check is properties.minimum_at_teacher else teacher
+    )
     check(loss_of(case), case)
 
 
@@ -40,11 +44,14 @@ def test_agrees_with_reference(teacher: features.Shapes) -> None:
         case = feature_case(STUDENT, teacher, seed=seed)
         terms = [
             reference.distance(
-                case.student.features[role].tolist(), case.teacher.features[role].tolist()
+                case.student.features[role].tolist(),
+                case.teacher.features[role].tolist(),
             )
             for role in STUDENT
         ]
-        assert value_of(loss_of(case), case).item() == pytest.approx(math.fsum(terms), rel=1e-9)
+        assert value_of(loss_of(case), case).item() == pytest.approx(
+            math.fsum(terms), rel=1e-9
+        )
 
 
 def test_value_of_the_sheet() -> None:
@@ -61,15 +68,21 @@ def test_by_hand() -> None:
 
 def test_order_and_scale_of_channels_are_free() -> None:
     case = feature_case(STUDENT, WIDER)
-    changed = {role: -7 * feature.flip(1) for role, feature in case.student.features.items()}
-    value = NST(list(STUDENT))(Output(case.student.logits, changed), case.teacher, case.batch)
+    changed = {
+        role: -7 * feature.flip(1) for role, feature in case.student.features.items()
+    }
+    value = NST(list(STUDENT))(
+        Output(case.student.logits, changed), case.teacher, case.batch
+    )
     assert value.item() == pytest.approx(value_of(loss_of(case), case).item())
 
 
 def test_zeros_select_nothing_and_get_no_gradient() -> None:
     case = feature_case({"stage2": (2, 2, 2)}, {"stage2": (2, 2, 2)})
     blank = Output(case.student.logits, {"stage2": torch.zeros(4, 2, 2, 2).double()})
-    value, gradients = gradients_of(loss_of(case), Case(blank, case.teacher, case.batch))
+    value, gradients = gradients_of(
+        loss_of(case), Case(blank, case.teacher, case.batch)
+    )
     assert value > 0  # the teacher's own term
     assert not any(gradient.any() for gradient in gradients)
 
@@ -94,8 +107,14 @@ def test_bad_arguments() -> None:
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((3,), r"NST reads maps \(B, C, H, W\); the student's layer 'a' gives \[3\] per sample"),
-        ((3, 1, 1), "a map of one position are equal when normalized; leave out the layer 'a'"),
+        (
+            (3,),
+            r"NST reads maps \(B, C, H, W\); the student's layer 'a' gives \[3\] per sample",
+        ),
+        (
+            (3, 1, 1),
+            "a map of one position are equal when normalized; leave out the layer 'a'",
+        ),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(shape: tuple[int, ...], words: str) -> None:

@@ -82,13 +82,17 @@ def test_margins_where_negative_values_are_rare() -> None:
     scale = torch.tensor([0.5, -0.5, 0.0, 0.0, 1.0])
     shift = torch.tensor([1.6, 1.6, 1.0, -1.0, 3.0])
     found = negative_mean(scale, shift).tolist()
-    rare = reference.negative_mean(1.0, 3.0)  # probability 0.00135: just above the limit
+    rare = reference.negative_mean(
+        1.0, 3.0
+    )  # probability 0.00135: just above the limit
     assert found == pytest.approx([-1.5, -1.5, 0.0, -1.0, rare], abs=1e-5)
 
 
 def test_value_of_the_sheet() -> None:
     student = torch.tensor([0.5, -2.0, 0.1, 0.2], dtype=torch.float64).view(1, 1, 2, 2)
-    teacher = torch.tensor([1.0, -0.5, -0.2, -2.0], dtype=torch.float64).view(1, 1, 2, 2)
+    teacher = torch.tensor([1.0, -0.5, -0.2, -2.0], dtype=torch.float64).view(
+        1, 1, 2, 2
+    )
     margin = torch.tensor([-0.6], dtype=torch.float64)
     assert partial_distance(student, teacher, margin).item() == pytest.approx(0.98)
 
@@ -102,7 +106,9 @@ def test_by_hand() -> None:
     def identical(loss: Any) -> None:
         identical_connector(loss.connectors[0])
 
-    make = made(partial(OFD, ["stage2"], ["norm"]), case, identical, teacher_modules=norms)
+    make = made(
+        partial(OFD, ["stage2"], ["norm"]), case, identical, teacher_modules=norms
+    )
     assert value_of(make, case).item() == pytest.approx(0.5)
 
 
@@ -124,7 +130,9 @@ def test_a_layer_may_be_its_batch_norm_or_have_no_margin() -> None:
     case = feature_case({"preact1": (2, 3, 2)}, {"preact1": (3, 3, 2)})
     norm: Any = norms_of(case)["norm1"]
     with_norm: Any = OFD(["preact1"], None)
-    with_norm.build(features.probe(case.student), features.probe(case.teacher, {"preact1": norm}))
+    with_norm.build(
+        features.probe(case.student), features.probe(case.teacher, {"preact1": norm})
+    )
     expected = negative_mean(norm.weight.detach(), norm.bias.detach())
     torch.testing.assert_close(with_norm.margin0, expected)
     without: Any = OFD(["preact1"], None)
@@ -148,14 +156,21 @@ def test_method_file(tmp_path: Path) -> None:
         run.metrics["train_loss_ce"] + 1e-3 * run.metrics["train_loss_ofd"], rel=1e-5
     )
     state = features.checkpoint_of(run)["state_dict"]
-    assert [len(state[f"losses.ofd.margin{place}"]) for place in range(3)] == [32, 64, 128]
+    assert [len(state[f"losses.ofd.margin{place}"]) for place in range(3)] == [
+        32,
+        64,
+        128,
+    ]
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ({"layers": []}, "OFD: layers must list different roles"),
-        ({"norms": ["norm1"]}, "OFD: norms must name one batch norm per layer, got 1 for 3 layers"),
+        (
+            {"norms": ["norm1"]},
+            "OFD: norms must name one batch norm per layer, got 1 for 3 layers",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:

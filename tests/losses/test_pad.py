@@ -18,7 +18,9 @@ from tests.training.small import last
 STUDENT: features.Shapes = {"penultimate": (3,)}
 TEACHER: features.Shapes = {"penultimate": (4,)}
 
-widths = pytest.mark.parametrize("student", [STUDENT, TEACHER], ids=["narrower", "equal"])
+widths = pytest.mark.parametrize(
+    "student", [STUDENT, TEACHER], ids=["narrower", "equal"]
+)
 
 
 def loss_of(case: Case, adaptive: bool = True) -> Make:
@@ -33,7 +35,11 @@ def without_constant_bias(make: Make, case: Case) -> None:
     loss: Any = make().double()
     teacher = properties.change(case.teacher, properties.leaf)
     torch.autograd.backward(loss(case.student, teacher, case.batch))
-    idle = [n for n, p in loss.named_parameters() if p.grad is None or p.grad.abs().max() < 1e-12]
+    idle = [
+        n
+        for n, p in loss.named_parameters()
+        if p.grad is None or p.grad.abs().max() < 1e-12
+    ]
     assert idle == ["log_variance.linear.bias"]
     assert all(tensor.grad is None for tensor in properties.tensors(teacher))
 
@@ -64,7 +70,9 @@ def test_agrees_with_reference(adaptive: bool, student: features.Shapes) -> None
     loss: Any = loss_of(case, adaptive)().double()
     rows = case.student.features["penultimate"].tolist()
     if loss.adapter is not None:
-        rows = reference.linear(rows, loss.adapter.weight.tolist(), loss.adapter.bias.tolist())
+        rows = reference.linear(
+            rows, loss.adapter.weight.tolist(), loss.adapter.bias.tolist()
+        )
     hints = case.teacher.features["penultimate"].tolist()
     layer = loss.log_variance.linear
     values = reference.linear(rows, layer.weight.tolist(), layer.bias.tolist())
@@ -93,12 +101,17 @@ def test_value_of_the_sheet() -> None:
 def test_by_hand() -> None:
     # Squares 4 and 0 with variances 1 and 1, or e and 1: (4 + 0) / 2, and (4 / e + 1) / 2.
     case = case_of([[1.0, 2.0]], [[3.0, 2.0]], role="penultimate")
-    own, target = case.student.features["penultimate"], case.teacher.features["penultimate"]
+    own, target = (
+        case.student.features["penultimate"],
+        case.teacher.features["penultimate"],
+    )
     zeros = torch.zeros(1, 2).double()
     assert adaptive_distance(own, target, zeros).item() == pytest.approx(2, rel=1e-5)
     one = torch.tensor([[1.0, 0.0]]).double()
     expected = (4 * torch.tensor(-1.0).exp().item() + 1) / 2
-    assert adaptive_distance(own, target, one).item() == pytest.approx(expected, rel=1e-5)
+    assert adaptive_distance(own, target, one).item() == pytest.approx(
+        expected, rel=1e-5
+    )
     # Without a variance: 4 / 2.
     assert value_of(loss_of(case, adaptive=False), case).item() == pytest.approx(2.0)
 
@@ -143,7 +156,9 @@ def test_two_stages(tmp_path: Path) -> None:
     second = features.run_method("pad", tmp_path / "second", start, small)
     loss: Any = second.module.losses["pad"]
     assert (learned.adaptive, loss.adaptive) == (False, True)
-    torch.testing.assert_close(loss.adapter.weight, learned.adapter.weight, rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        loss.adapter.weight, learned.adapter.weight, rtol=0, atol=1e-5
+    )
     assert loss.log_variance.norm.running_mean.any()
     assert not learned.log_variance.norm.running_mean.any()
 

@@ -18,7 +18,9 @@ SHAPES: features.Shapes = {"states1": (4, 3), "states2": (4, 5)}
 two = partial(PKD, ["states1", "states2"])
 
 
-@pytest.mark.parametrize("check", [*properties.ALL, properties.batch_size, features.stays_finite])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, properties.batch_size, features.stays_finite]
+)
 def test_properties(check: properties.Check) -> None:
     case = token_case(SHAPES, SHAPES)
     check(made(two, case), case)
@@ -44,13 +46,17 @@ def test_agrees_with_reference_and_reads_the_first_token_alone() -> None:
 
 def test_by_hand() -> None:
     # Directions (1, 0) and (0, 1), whatever their lengths: 1 + 1. The second sentence agrees, and halves it.
-    case = features.case_of([[[3.0, 0.0]], [[2.0, 2.0]]], [[[0.0, 7.0]], [[0.5, 0.5]]], "states1")
+    case = features.case_of(
+        [[[3.0, 0.0]], [[2.0, 2.0]]], [[[0.0, 7.0]], [[0.5, 0.5]]], "states1"
+    )
     assert properties.value_of(PKD, case).item() == pytest.approx(1.0)
 
 
 def test_scale_does_not_matter() -> None:
     case = token_case(SHAPES, SHAPES)
-    longer = Case(properties.change(case.student, lambda x: 5 * x), case.teacher, case.batch)
+    longer = Case(
+        properties.change(case.student, lambda x: 5 * x), case.teacher, case.batch
+    )
     assert properties.value_of(two, longer).item() == pytest.approx(
         properties.value_of(two, case).item()
     )

@@ -59,7 +59,9 @@ def test_agrees_with_reference(rows: int, scale: float, convention: Convention) 
     benchmark = convention == "benchmark"
     assert value == pytest.approx(pkt(ours, theirs, benchmark), rel=1e-9, abs=1e-15)
     # The authors' code adds a small number to each probability.
-    assert value == pytest.approx(pkt(ours, theirs, benchmark, added=1e-7), rel=1e-5, abs=1e-9)
+    assert value == pytest.approx(
+        pkt(ours, theirs, benchmark, added=1e-7), rel=1e-5, abs=1e-9
+    )
 
 
 def test_value_of_the_sheet() -> None:
@@ -76,9 +78,13 @@ PAPER = 2 * (2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3))
 BENCHMARK = 2 * (3 / 5 * math.log(4 / 5) + 2 / 5 * math.log(8 / 5)) / 9
 
 
-@pytest.mark.parametrize(("convention", "expected"), [("paper", PAPER), ("benchmark", BENCHMARK)])
+@pytest.mark.parametrize(
+    ("convention", "expected"), [("paper", PAPER), ("benchmark", BENCHMARK)]
+)
 def test_by_hand(convention: Convention, expected: float) -> None:
-    case = of_rows("penultimate", [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[2, 0], [1, 0], [0, 1]])
+    case = of_rows(
+        "penultimate", [[1, 0, 0], [0, 1, 0], [0, 0, 1]], [[2, 0], [1, 0], [0, 1]]
+    )
     value = properties.value_of(partial(PKT, convention=convention), case)
     assert value.item() == pytest.approx(expected)
 
@@ -102,7 +108,9 @@ def test_rounding_makes_no_probability_negative(convention: Convention) -> None:
 def test_a_positive_factor_a_sample_changes_nothing(convention: Convention) -> None:
     case, make = CASE(), partial(PKT, convention=convention)
     each = torch.arange(1.0, 7.0)[:, None]
-    assert_close(properties.value_of(make, scaled(case, each)), properties.value_of(make, case))
+    assert_close(
+        properties.value_of(make, scaled(case, each)), properties.value_of(make, case)
+    )
 
 
 def test_the_benchmarks_value_is_halved_where_each_sample_comes_twice() -> None:
@@ -116,14 +124,18 @@ def test_the_benchmarks_value_is_halved_where_each_sample_comes_twice() -> None:
 def test_opposite_samples_have_a_finite_cost(convention: Convention) -> None:
     """The student's two have no neighbor: a probability of zero, which counts as 1e-7."""
     case = of_rows("penultimate", [[1, 0], [-3, 0]], [[1, 0], [1, 1]])
-    value, gradients = properties.gradients_of(partial(PKT, convention=convention), case)
+    value, gradients = properties.gradients_of(
+        partial(PKT, convention=convention), case
+    )
     assert 0 < value < 2 * math.log(1e7) + 1e-9
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
 def test_one_sample_costs_nothing() -> None:
     for convention in get_args(Convention):
-        value, gradients = properties.gradients_of(partial(PKT, convention=convention), CASE(1))
+        value, gradients = properties.gradients_of(
+            partial(PKT, convention=convention), CASE(1)
+        )
         assert value == 0
         assert not any(gradient.any() for gradient in gradients)
 
@@ -147,7 +159,9 @@ def test_bad_layer(layer: Any) -> None:
 
 
 def test_bad_convention() -> None:
-    with pytest.raises(UserError, match="PKT: convention must be 'paper' or 'benchmark'"):
+    with pytest.raises(
+        UserError, match="PKT: convention must be 'paper' or 'benchmark'"
+    ):
         PKT(convention="code")  # type: ignore[arg-type]
 
 

@@ -19,7 +19,9 @@ TEMPERATURES = (0.5, 1.0, 4.0, 20.0)
 
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("check", [*properties.ALL, *response.SOFT, properties.batch_size])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, *response.SOFT, properties.batch_size]
+)
 def test_properties(check: properties.Check, temperature: float) -> None:
     check(partial(ReverseKL, temperature=temperature), random_case())
 
@@ -71,8 +73,12 @@ def test_classes_that_the_teacher_rules_out_are_left_out() -> None:
 def test_avoids_what_the_teacher_finds_unlikely() -> None:
     """Covering one of the teacher's two classes costs ln 2; probability elsewhere costs much more."""
     teacher = [[0.0, 0.0, -50.0]]
-    one = properties.value_of(partial(ReverseKL, 1.0), case_of([[50.0, 0.0, 0.0]], teacher))
-    elsewhere = properties.value_of(partial(ReverseKL, 1.0), case_of([[0.0, 0.0, 0.0]], teacher))
+    one = properties.value_of(
+        partial(ReverseKL, 1.0), case_of([[50.0, 0.0, 0.0]], teacher)
+    )
+    elsewhere = properties.value_of(
+        partial(ReverseKL, 1.0), case_of([[0.0, 0.0, 0.0]], teacher)
+    )
     assert one.item() == pytest.approx(math.log(2))
     assert elsewhere > 10
 

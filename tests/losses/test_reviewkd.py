@@ -14,11 +14,25 @@ from tests.losses.features import feature_case, made
 from tests.losses.properties import Case, Make
 from tests.reference import reviewkd as reference
 
-STUDENT: features.Shapes = {"stage1": (2, 4, 6), "stage2": (2, 2, 3), "penultimate": (3,)}
-TEACHER: features.Shapes = {"stage1": (3, 4, 6), "stage2": (2, 2, 3), "penultimate": (2,)}
-LARGER: features.Shapes = {"stage1": (3, 6, 6), "stage2": (2, 3, 2), "penultimate": (2,)}
+STUDENT: features.Shapes = {
+    "stage1": (2, 4, 6),
+    "stage2": (2, 2, 3),
+    "penultimate": (3,),
+}
+TEACHER: features.Shapes = {
+    "stage1": (3, 4, 6),
+    "stage2": (2, 2, 3),
+    "penultimate": (2,),
+}
+LARGER: features.Shapes = {
+    "stage1": (3, 6, 6),
+    "stage2": (2, 3, 2),
+    "penultimate": (2,),
+}
 
-sizes = pytest.mark.parametrize("teacher", [TEACHER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [TEACHER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def loss_of(case: Case) -> Make:
@@ -29,7 +43,11 @@ def loss_of(case: Case) -> Make:
 @sizes
 @pytest.mark.parametrize(
     "check",
-    [check for check in features.WITH_ADAPTERS if check is not properties.double_gradients],
+    [
+        check
+        for check in features.WITH_ADAPTERS
+        if check is not properties.double_gradients
+    ],
 )
 def test_properties(check: properties.Check, teacher: features.Shapes) -> None:
     case = feature_case(STUDENT, teacher)
@@ -78,7 +96,9 @@ def test_context_by_hand() -> None:
     student = torch.tensor([[[[2.0, 0.0], [0.0, 0.0]]]])
     teacher = torch.zeros(1, 1, 2, 2)
     assert context_loss(student, teacher).item() == pytest.approx((1 + 0.25 / 2) / 1.5)
-    assert context_loss(student[..., :1, :1], teacher[..., :1, :1]).item() == pytest.approx(4.0)
+    assert context_loss(
+        student[..., :1, :1], teacher[..., :1, :1]
+    ).item() == pytest.approx(4.0)
     # At 8x8 the weights are 1, 1/2, 1/4 and 1/8; a constant difference of 1 is 1 everywhere.
     ones = torch.ones(1, 1, 8, 8)
     assert context_loss(ones, 0 * ones).item() == pytest.approx(1.0)
@@ -86,7 +106,9 @@ def test_context_by_hand() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 4, 5, 9])
 def test_context_has_its_minimum_where_the_maps_agree(size: int) -> None:
-    teacher = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0)).double()
+    teacher = torch.randn(
+        2, 3, size, size, generator=torch.Generator().manual_seed(0)
+    ).double()
     student = teacher.clone().requires_grad_()
     value = context_loss(student, teacher)
     (gradient,) = torch.autograd.grad(value, student)
@@ -104,7 +126,9 @@ def test_later_layers_reach_earlier_ones_and_not_the_reverse() -> None:
     fusion: Any = first.fusions
     passed = fusion[2](as_map(last), None, (1, 1))[1]
     predicted, _ = fusion[0](own, passed, (4, 6))
-    gradients = torch.autograd.grad(predicted.square().sum() + predicted.sum() ** 3, [own, last])
+    gradients = torch.autograd.grad(
+        predicted.square().sum() + predicted.sum() ** 3, [own, last]
+    )
     assert all(gradient.any() for gradient in gradients)
 
 
@@ -113,7 +137,9 @@ def test_trains_residual_networks(tmp_path: Path) -> None:
 
 
 def test_width_has_a_limit() -> None:
-    wide = feature_case({"a": (2, 2, 2), "b": (600,)}, {"a": (3, 2, 2), "b": (4,)}, rows=2)
+    wide = feature_case(
+        {"a": (2, 2, 2), "b": (600,)}, {"a": (3, 2, 2), "b": (4,)}, rows=2
+    )
     loss: Any = made(partial(ReviewKD, ["a", "b"], ["a", "b"]), wide)()
     assert [fusion.reduce[0].weight.shape[0] for fusion in loss.fusions] == [512, 512]
     assert [fusion.attention is None for fusion in loss.fusions] == [False, True]
@@ -123,7 +149,8 @@ def test_method_file(tmp_path: Path) -> None:
     run = features.run_method("reviewkd", tmp_path)
     # In the first of 20 epochs of warm-up, the weight is a twentieth of 5.
     assert run.metrics["train_loss"] == pytest.approx(
-        run.metrics["train_loss_ce"] + 0.25 * run.metrics["train_loss_reviewkd"], rel=1e-5
+        run.metrics["train_loss_ce"] + 0.25 * run.metrics["train_loss_reviewkd"],
+        rel=1e-5,
     )
     state = features.checkpoint_of(run)["state_dict"]
     assert "losses.reviewkd.fusions.0.attention.0.weight" in state
@@ -134,7 +161,10 @@ def test_method_file(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ({"layers": []}, "ReviewKD: layers must list different roles"),
-        ({"layers": ["a"]}, "ReviewKD: layers and teacher_layers must pair up, got 1 and 4"),
+        (
+            {"layers": ["a"]},
+            "ReviewKD: layers and teacher_layers must pair up, got 1 and 4",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:

@@ -61,16 +61,20 @@ def test_agrees_with_reference(rows: int, scale: float, convention: Convention) 
     case = CASE(rows, student=(2, 2, 2), teacher=(5,), scale=scale, seed=rows)
     ours, theirs = map(rows_of, features(case))
     expected = rkd(ours, theirs, convention == "benchmark")
-    assert properties.value_of(partial(RKD, convention=convention), case).item() == pytest.approx(
-        expected, rel=1e-9, abs=1e-12
-    )
+    assert properties.value_of(
+        partial(RKD, convention=convention), case
+    ).item() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
 @conventions
 def test_agrees_with_reference_where_samples_coincide(convention: Convention) -> None:
     student, teacher = (x.clone() for x in features(CASE()))
     student[1], teacher[4] = student[0], teacher[2]
-    ours, theirs, benchmark = rows_of(student), rows_of(teacher), convention == "benchmark"
+    ours, theirs, benchmark = (
+        rows_of(student),
+        rows_of(teacher),
+        convention == "benchmark",
+    )
     assert distance_loss(student, teacher, convention).item() == pytest.approx(
         rkd_distance(ours, theirs, benchmark)
     )
@@ -83,35 +87,49 @@ def test_agrees_with_reference_where_samples_coincide(convention: Convention) ->
 # Distances over their mean: 1, 1, 1 and 3/4, 3/4, 3/2. Costs 1/32, 1/32, 1/8: 3/16 over 3 pairs, or twice that over 9 entries.
 # Cosines: 1/2 at each vertex, and 1, -1, 1. Costs 1/8, 1, 1/8: 5/4 over 3 angles, or twice that over 27 entries.
 @pytest.mark.parametrize(
-    ("convention", "distance", "angle"), [("paper", 1 / 16, 5 / 12), ("benchmark", 1 / 24, 5 / 54)]
+    ("convention", "distance", "angle"),
+    [("paper", 1 / 16, 5 / 12), ("benchmark", 1 / 24, 5 / 54)],
 )
 def test_by_hand(convention: Convention, distance: float, angle: float) -> None:
     case = of_rows("penultimate", [[0, 0], [1, 0], [0.5, 3**0.5 / 2]], [[0], [1], [2]])
     make = partial(RKD, convention=convention)
-    assert properties.value_of(partial(make, 1, 0), case).item() == pytest.approx(distance)
+    assert properties.value_of(partial(make, 1, 0), case).item() == pytest.approx(
+        distance
+    )
     assert properties.value_of(partial(make, 0, 1), case).item() == pytest.approx(angle)
-    assert properties.value_of(make, case).item() == pytest.approx(25 * distance + 50 * angle)
+    assert properties.value_of(make, case).item() == pytest.approx(
+        25 * distance + 50 * angle
+    )
 
 
 def test_conventions_differ_by_what_they_divide_by() -> None:
     student, teacher = features(CASE(6))
     assert_close(
-        distance_loss(student, teacher, "benchmark"), distance_loss(student, teacher) * 5 / 6
+        distance_loss(student, teacher, "benchmark"),
+        distance_loss(student, teacher) * 5 / 6,
     )
     assert_close(
-        angle_loss(student, teacher, "benchmark"), angle_loss(student, teacher) * (5 * 4) / 36
+        angle_loss(student, teacher, "benchmark"),
+        angle_loss(student, teacher) * (5 * 4) / 36,
     )
 
 
 @pytest.mark.parametrize(
-    "change", [lambda x: 1e3 * x, lambda x: x + 5, lambda x: x.flip(1), lambda x: -1e-3 * x]
+    "change",
+    [lambda x: 1e3 * x, lambda x: x + 5, lambda x: x.flip(1), lambda x: -1e-3 * x],
 )
-def test_scale_place_and_rotation_change_nothing(change: Callable[[Tensor], Tensor]) -> None:
+def test_scale_place_and_rotation_change_nothing(
+    change: Callable[[Tensor], Tensor],
+) -> None:
     case = CASE()
     student, teacher = features(case)
     value = properties.value_of(RKD, case)
-    assert_close(properties.value_of(RKD, with_features(case, change(student), teacher)), value)
-    assert_close(properties.value_of(RKD, with_features(case, student, change(teacher))), value)
+    assert_close(
+        properties.value_of(RKD, with_features(case, change(student), teacher)), value
+    )
+    assert_close(
+        properties.value_of(RKD, with_features(case, student, change(teacher))), value
+    )
 
 
 @pytest.mark.parametrize("loss", [distance_loss, angle_loss])
@@ -139,17 +157,24 @@ class Largest(TorchDispatchMode):
 
     elements: int = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         made = func(*args, **(kwargs or {}))
         self.elements = max(
-            [self.elements, *(t.numel() for t in tree_leaves(made) if isinstance(t, Tensor))]
+            [
+                self.elements,
+                *(t.numel() for t in tree_leaves(made) if isinstance(t, Tensor)),
+            ]
         )
         return made
 
 
 def test_angles_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     student, teacher = (
-        torch.randn(32, 16, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+        torch.randn(
+            32, 16, generator=torch.Generator().manual_seed(n), dtype=torch.float64
+        )
         for n in (0, 1)
     )
 
@@ -171,7 +196,9 @@ def test_angles_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     value, gradient, elements = run(whole)
     assert elements >= 32**3
     assert sum(whole.values()) >= 32**3
-    monkeypatch.setattr(module, "BLOCK", 3 * 32**2)  # eleven blocks, the last one shorter
+    monkeypatch.setattr(
+        module, "BLOCK", 3 * 32**2
+    )  # eleven blocks, the last one shorter
     value_of_parts, gradient_of_parts, elements = run(parts)
     assert elements <= 3 * 32**2
     assert sum(parts.values()) <= 32**2  # the features alone
@@ -199,7 +226,15 @@ def test_all_processes_compute_the_joint_loss() -> None:
 
 @pytest.mark.parametrize(
     "weights",
-    [(-1, 50), (25, -1), (float("nan"), 1), (1, float("inf")), ("1", 1), (True, 1), (0, 0)],
+    [
+        (-1, 50),
+        (25, -1),
+        (float("nan"), 1),
+        (1, float("inf")),
+        ("1", 1),
+        (True, 1),
+        (0, 0),
+    ],
 )
 def test_bad_weights(weights: Any) -> None:
     with pytest.raises(UserError, match="RKD: distance_weight and angle_weight"):
@@ -207,7 +242,9 @@ def test_bad_weights(weights: Any) -> None:
 
 
 def test_bad_convention() -> None:
-    with pytest.raises(UserError, match="RKD: convention must be 'paper' or 'benchmark'"):
+    with pytest.raises(
+        UserError, match="RKD: convention must be 'paper' or 'benchmark'"
+    ):
         RKD(convention="sum")  # type: ignore[arg-type]
 
 

@@ -67,16 +67,18 @@ def test_agrees_with_reference(
         target = case.batch.target.tolist()
         return reference.rld(*logits_of(case), target, (alpha, beta), temperatures)
 
-    properties.agrees(partial(RLD, alpha, beta, temperatures[1], temperatures[0]), expected)
+    properties.agrees(
+        partial(RLD, alpha, beta, temperatures[1], temperatures[0]), expected
+    )
 
 
 def test_known_values() -> None:
-    assert properties.value_of(partial(RLD, 1.0, 0.0), example()).item() == pytest.approx(
-        0.040777, abs=1e-6
-    )
-    assert properties.value_of(partial(RLD, 0.0, 1.0), example()).item() == pytest.approx(
-        0.497412, abs=1e-6
-    )
+    assert properties.value_of(
+        partial(RLD, 1.0, 0.0), example()
+    ).item() == pytest.approx(0.040777, abs=1e-6)
+    assert properties.value_of(
+        partial(RLD, 0.0, 1.0), example()
+    ).item() == pytest.approx(0.497412, abs=1e-6)
     # The teacher ranks class 1 over the label 0: one class is left, and its confidence of class 1
     # is the student's of class 0.
     case = case_of([[1, 0, -1]], [[1, 2, 0]], [0])
@@ -106,7 +108,9 @@ def test_the_minimum_where_the_teacher_is_wrong() -> None:
     """The student has the teacher's confidence, in the label, and its view of the classes below."""
     case = case_of([[0, 0, 0]], [[math.log(3), 0, 0]], [1])
     # p_max = 3/5 and one class tied with the label: nothing is left but the confidence.
-    best = replace(case, student=Output(torch.tensor([[0, math.log(3), 0]], dtype=torch.float64)))
+    best = replace(
+        case, student=Output(torch.tensor([[0, math.log(3), 0]], dtype=torch.float64))
+    )
     value, (gradient,) = properties.gradients_of(RLD, best)
     assert value.item() == pytest.approx(0, abs=1e-12)
     assert gradient.abs().max() < 1e-9
@@ -135,14 +139,18 @@ def test_the_shipped_method_is_the_authors() -> None:
 @pytest.mark.parametrize("name", ["alpha", "beta"])
 @pytest.mark.parametrize("value", [-0.1, math.nan, "2", True])
 def test_bad_weights(name: str, value: Any) -> None:
-    with pytest.raises(UserError, match=f"RLD: {name} must be a finite number of at least 0"):
+    with pytest.raises(
+        UserError, match=f"RLD: {name} must be a finite number of at least 0"
+    ):
         RLD(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["temperature", "confidence_temperature"])
 def test_bad_temperature(name: str) -> None:
     options: dict[str, Any] = {name: 0}
-    with pytest.raises(UserError, match=f"RLD: {name} must be a finite number greater than 0"):
+    with pytest.raises(
+        UserError, match=f"RLD: {name} must be a finite number greater than 0"
+    ):
         RLD(**options)
 
 

@@ -87,7 +87,9 @@ def as_classification(case: Case) -> Case:
         if batch.partner is not None and batch.share is not None:
             partners.append(int(batch.partner[sample].flatten()[place]))
             shares.append(float(batch.share[sample]))
-    plain = Batch(torch.zeros(len(labels), 1), torch.tensor(labels), torch.arange(len(labels)))
+    plain = Batch(
+        torch.zeros(len(labels), 1), torch.tensor(labels), torch.arange(len(labels))
+    )
     if partners:
         plain.partner = torch.tensor(partners)
         plain.share = torch.tensor(shares)
@@ -97,7 +99,9 @@ def as_classification(case: Case) -> Case:
 @pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("kind", SHAPES)
 @pytest.mark.parametrize("make", [*SOFT, *HARD])
-def test_positions_are_rows(make: Callable[[], DistillLoss], kind: str, mixed: bool) -> None:
+def test_positions_are_rows(
+    make: Callable[[], DistillLoss], kind: str, mixed: bool
+) -> None:
     case = dense_case(kind, mixed)
     plain = as_classification(case)
     value, gradients = gradients_of(make, case)
@@ -105,7 +109,9 @@ def test_positions_are_rows(make: Callable[[], DistillLoss], kind: str, mixed: b
     assert torch.equal(value, expected)
     assert all(map(torch.equal, gradients, expected_gradients))
     mean_over = make().mean_over
-    assert torch.equal(weight_of(mean_over, case.batch), weight_of(mean_over, plain.batch))
+    assert torch.equal(
+        weight_of(mean_over, case.batch), weight_of(mean_over, plain.batch)
+    )
 
 
 @pytest.mark.parametrize("make", [*SOFT, *HARD])
@@ -126,11 +132,16 @@ def test_padding_changes_nothing(make: Callable[[], DistillLoss]) -> None:
     """Texts padded to a greater length: the same rows, hence the same value and gradient."""
     target = torch.tensor([[1, 2, 0], [3, UNLABELLED, 0]])
     short = Batch(
-        torch.zeros(2, 1), target, torch.arange(2), positions=torch.tensor([0, 1, 2, 3, 4])
+        torch.zeros(2, 1),
+        target,
+        torch.arange(2),
+        positions=torch.tensor([0, 1, 2, 3, 4]),
     )
     longer = torch.cat([target, torch.zeros(2, 4, dtype=torch.int64)], 1)
     padded = replace(short, target=longer, positions=torch.tensor([0, 1, 2, 7, 8]))
-    student, teacher = torch.randn(2, 5, K, generator=torch.Generator().manual_seed(0)).double()
+    student, teacher = torch.randn(
+        2, 5, K, generator=torch.Generator().manual_seed(0)
+    ).double()
     case = Case(Output(student), Output(teacher), short)
     value, gradients = gradients_of(make, case)
     other_value, other_gradients = gradients_of(make, replace(case, batch=padded))

@@ -23,13 +23,17 @@ STUDENT: features.Shapes = {"map": (2, 3, 2)}
 TEACHER: features.Shapes = {"map": (4, 3, 2)}
 LARGER: features.Shapes = {"map": (4, 5, 1)}
 
-sizes = pytest.mark.parametrize("teacher", [TEACHER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [TEACHER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def head_of(case: Case) -> dict[str, nn.Module]:
     head = nn.Linear(case.teacher.features["map"].shape[1], 3)
     with torch.no_grad():
-        head.weight.copy_(torch.linspace(-1, 2, head.weight.numel()).view_as(head.weight))
+        head.weight.copy_(
+            torch.linspace(-1, 2, head.weight.numel()).view_as(head.weight)
+        )
         head.bias.copy_(torch.tensor([0.5, -0.5, 0.25]))
     return {"head": head}
 
@@ -74,11 +78,14 @@ def test_agrees_with_reference(teacher: features.Shapes) -> None:
         if isinstance(layer, nn.Conv2d):
             zeros = [0.0] * layer.out_channels
             weight, padding = layer.weight.tolist(), layer.kernel_size[0] // 2
-            maps = [fitnets.convolved(sample, weight, zeros, 1, padding) for sample in maps]
+            maps = [
+                fitnets.convolved(sample, weight, zeros, 1, padding) for sample in maps
+            ]
             maps = fitnets.batch_normalized(maps)
             maps = [fitnets.rectified(sample) for sample in maps]
     expected = heads.mean_square(
-        [heads.flat(sample) for sample in maps], [heads.flat(sample) for sample in hints]
+        [heads.flat(sample) for sample in maps],
+        [heads.flat(sample) for sample in hints],
     )
     value = loss(case.student, case.teacher, case.batch).item()
     assert value == pytest.approx(expected, rel=1e-9)
@@ -86,7 +93,9 @@ def test_agrees_with_reference(teacher: features.Shapes) -> None:
     predicted = loss.predict(case.student, case.batch)
     weight, bias = loss.classifier.weight.tolist(), loss.classifier.bias.tolist()
     logits = [heads.logits(heads.pooled(sample), weight, bias) for sample in maps]
-    torch.testing.assert_close(predicted.logits, torch.tensor(logits, dtype=torch.float64))
+    torch.testing.assert_close(
+        predicted.logits, torch.tensor(logits, dtype=torch.float64)
+    )
     assert predicted.features is case.student.features
 
 
@@ -104,7 +113,9 @@ def test_value_of_the_sheet() -> None:
 def test_by_hand() -> None:
     # Maps of two channels, (1, 3) and (0, 2) against (1, 1) and (0, 0): squares 0, 4, 0, 4.
     # The classifier sees the means 2 and 1.
-    case = case_of([[[[1.0, 3.0]], [[0.0, 2.0]]]], [[[[1.0, 1.0]], [[0.0, 0.0]]]], role="map")
+    case = case_of(
+        [[[[1.0, 3.0]], [[0.0, 2.0]]]], [[[[1.0, 1.0]], [[0.0, 0.0]]]], role="map"
+    )
     head = nn.Linear(2, 3, bias=False)
     head.weight.data = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, -1.0]])
     make = made(SimKD, case, identical, teacher_modules={"head": head})
@@ -137,16 +148,24 @@ def test_trains_residual_networks(tmp_path: Path) -> None:
 def test_method_file(tmp_path: Path) -> None:
     """The loss alone; what is evaluated is the teacher's classifier, also from the checkpoint."""
     run = features.run_method("simkd", tmp_path)
-    assert run.metrics["train_loss"] == pytest.approx(run.metrics["train_loss_simkd"], rel=1e-5)
+    assert run.metrics["train_loss"] == pytest.approx(
+        run.metrics["train_loss_simkd"], rel=1e-5
+    )
     state = features.checkpoint_of(run)["state_dict"]
-    assert {"losses.simkd.classifier.weight", "losses.simkd.projector.0.weight"} <= set(state)
+    assert {"losses.simkd.classifier.weight", "losses.simkd.projector.0.weight"} <= set(
+        state
+    )
     teacher: Any = run.module.teacher
-    assert torch.equal(state["losses.simkd.classifier.weight"], teacher.network.head.weight)
+    assert torch.equal(
+        state["losses.simkd.classifier.weight"], teacher.network.head.weight
+    )
 
     config = ["-c", str(run.folder / "config.yaml"), f"--ckpt_path={last(run)}"]
     tested = launch(["test", *config, f"--run.dir={tmp_path / 'test'}"])
     loaded: Any = tested.module.losses["simkd"]
-    assert torch.equal(loaded.projector[0].weight, state["losses.simkd.projector.0.weight"])
+    assert torch.equal(
+        loaded.projector[0].weight, state["losses.simkd.projector.0.weight"]
+    )
     # The student's own classifier, which never trained, plays no part.
     nn.init.zeros_(loaded.classifier.weight)
     case = feature_case({"map": (64, 2, 2)}, {"map": (128, 2, 2)})
@@ -188,7 +207,10 @@ def test_bad_heads_data_and_calls_before_build() -> None:
     for head, words in (
         (nn.ReLU(), "the teacher's layer 'head' is a ReLU; name its classifier"),
         (nn.Linear(4, 2), "name its classifier, a Linear layer with 3 outputs"),
-        (nn.Linear(5, 3), "the teacher's classifier reads 5 values, but its layer has 4 channels"),
+        (
+            nn.Linear(5, 3),
+            "the teacher's classifier reads 5 values, but its layer has 4 channels",
+        ),
     ):
         with pytest.raises(UserError, match=words):
             SimKD().build(student, features.probe(case.teacher, {"head": head}))

@@ -48,7 +48,9 @@ def test_stays_finite() -> None:
 def test_agrees_with_reference(rows: int, scale: float) -> None:
     case = MAPS(rows=rows, scale=scale, seed=rows)
     expected = sp(*map(rows_of, features(case)))
-    assert properties.value_of(SP, case).item() == pytest.approx(expected, rel=1e-9, abs=1e-15)
+    assert properties.value_of(SP, case).item() == pytest.approx(
+        expected, rel=1e-9, abs=1e-15
+    )
 
 
 def test_by_hand() -> None:

@@ -22,7 +22,9 @@ MAPS: features.Shapes = {"penultimate": (3, 2, 2)}
 WIDER_MAPS: features.Shapes = {"penultimate": (4, 3, 1)}
 
 kinds = pytest.mark.parametrize(
-    ("student", "teacher"), [(VECTORS, WIDER), (MAPS, WIDER_MAPS)], ids=["vectors", "maps"]
+    ("student", "teacher"),
+    [(VECTORS, WIDER), (MAPS, WIDER_MAPS)],
+    ids=["vectors", "maps"],
 )
 
 
@@ -60,7 +62,9 @@ def test_properties(
 
 
 @kinds
-def test_a_larger_batch_adds_a_constant(student: features.Shapes, teacher: features.Shapes) -> None:
+def test_a_larger_batch_adds_a_constant(
+    student: features.Shapes, teacher: features.Shapes
+) -> None:
     """Every sample twice adds log 2; a sample's gradient is halved, as in a mean."""
     case = feature_case(student, teacher)
     twice = select(case, torch.arange(4).repeat(2))
@@ -71,13 +75,20 @@ def test_a_larger_batch_adds_a_constant(student: features.Shapes, teacher: featu
 
 
 @kinds
-def test_agrees_with_reference(student: features.Shapes, teacher: features.Shapes) -> None:
+def test_agrees_with_reference(
+    student: features.Shapes, teacher: features.Shapes
+) -> None:
     for seed in range(3):
         case = feature_case(student, teacher, rows=5, seed=seed)
         loss: Any = loss_of(case)().double()
-        sides = [case.student.features["penultimate"], case.teacher.features["penultimate"]]
+        sides = [
+            case.student.features["penultimate"],
+            case.teacher.features["penultimate"],
+        ]
         rows = [
-            [pooled(sample) for sample in side.tolist()] if side.ndim == 4 else side.tolist()
+            [pooled(sample) for sample in side.tolist()]
+            if side.ndim == 4
+            else side.tolist()
             for side in sides
         ]
         weight, bias = loss.projector.weight.tolist(), loss.projector.bias.tolist()
@@ -144,7 +155,9 @@ def test_method_file(tmp_path: Path) -> None:
     run = features.run_method("srd", tmp_path)
     metrics = run.metrics
     assert metrics["train_loss"] == pytest.approx(
-        metrics["train_loss_ce"] + metrics["train_loss_kd"] + 2 * metrics["train_loss_srd"],
+        metrics["train_loss_ce"]
+        + metrics["train_loss_kd"]
+        + 2 * metrics["train_loss_srd"],
         rel=1e-5,
     )
     loss: Any = run.module.losses["kd"]

@@ -20,7 +20,9 @@ STUDENT: features.Shapes = {"map": (2, 3, 2)}
 TEACHER: features.Shapes = {"map": (4, 3, 2)}
 LARGER: features.Shapes = {"map": (4, 5, 1)}
 
-sizes = pytest.mark.parametrize("teacher", [TEACHER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [TEACHER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def identical(loss: Any) -> None:
@@ -78,9 +80,9 @@ def test_by_hand() -> None:
     head = nn.Linear(1, 3, bias=False)
     head.weight.data = torch.tensor([[1.0], [0.0], [-1.0]])
     make = made(SRRL, case, identical, teacher_modules={"head": head})
-    assert value_of(make, Case(case.student, teacher, case.batch)).item() == pytest.approx(
-        1 + 5 / 3
-    )
+    assert value_of(
+        make, Case(case.student, teacher, case.batch)
+    ).item() == pytest.approx(1 + 5 / 3)
 
 
 def test_minimum_where_features_and_logits_are_the_teachers() -> None:
@@ -112,7 +114,10 @@ def test_method_file(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ({"layer": ""}, "SRRL: layer must be the role of a layer"),
-        ({"logit_weight": -1}, "SRRL: logit_weight must be a finite number greater than 0"),
+        (
+            {"logit_weight": -1},
+            "SRRL: logit_weight must be a finite number greater than 0",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:

@@ -21,7 +21,9 @@ NAN = math.nan
 
 def case_of(values: list[float], target: list[float]) -> Case:
     student = Output(torch.tensor(values, dtype=torch.float64)[:, None])
-    batch = Batch(torch.zeros(len(target), 1), torch.tensor(target), torch.arange(len(target)))
+    batch = Batch(
+        torch.zeros(len(target), 1), torch.tensor(target), torch.arange(len(target))
+    )
     return Case(student, Output(torch.zeros_like(student.logits)), batch)
 
 
@@ -71,7 +73,9 @@ def test_by_hand() -> None:
 
 def test_several_values_per_sample() -> None:
     # Two samples of two values; one is unknown: (1 + 4 + 9) / 3.
-    batch = Batch(torch.zeros(2, 1), torch.tensor([[0.0, NAN], [0.0, 0.0]]), torch.arange(2))
+    batch = Batch(
+        torch.zeros(2, 1), torch.tensor([[0.0, NAN], [0.0, 0.0]]), torch.arange(2)
+    )
     student = Output(torch.tensor([[1.0], [7.0], [2.0], [3.0]]))
     assert TargetMSE()(student, None, batch).item() == pytest.approx(14 / 3)
     assert weight_of(TargetMSE.mean_over, batch) == 3
@@ -98,7 +102,9 @@ def test_mixed_samples_count_both_targets_by_their_shares() -> None:
 
 def test_rows_of_another_width_are_refused() -> None:
     probe = Probe(Output(torch.zeros(2, 10)), Spec("digits"))
-    with pytest.raises(UserError, match="TargetMSE needs rows of width 1, got 10: the data digits"):
+    with pytest.raises(
+        UserError, match="TargetMSE needs rows of width 1, got 10: the data digits"
+    ):
         TargetMSE().build(probe, None)
     TargetMSE().build(Probe(Output(torch.zeros(2, 1))), None)
 

@@ -34,7 +34,9 @@ def test_properties(check: properties.Check, convention: Any) -> None:
 @pytest.mark.parametrize("convention", ["paper", "code"])
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
 @pytest.mark.parametrize("correct", [0.5, 0.99])
-def test_agrees_with_reference(convention: Any, temperature: float, correct: float) -> None:
+def test_agrees_with_reference(
+    convention: Any, temperature: float, correct: float
+) -> None:
     def expected(case: Case) -> float:
         target = case.batch.target.tolist()
         paper = convention == "paper"
@@ -69,7 +71,9 @@ def test_the_code_tempers_probabilities_nearly_to_uniform() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 20.0])
 def test_the_minimum_is_the_virtual_teacher(temperature: float) -> None:
     u = [math.log(0.99), math.log(0.005), math.log(0.005)]
-    properties.minimum(partial(TfKD, "paper", temperature), case_of([u], [[0, 0, 0]], [0]))
+    properties.minimum(
+        partial(TfKD, "paper", temperature), case_of([u], [[0, 0, 0]], [0])
+    )
     assert not TfKD.minimum_at_teacher
     assert not TfKD.uses_teacher
 
@@ -83,7 +87,9 @@ def test_a_class_that_the_student_rules_out_costs_its_probability() -> None:
 
 def test_needs_no_teacher() -> None:
     case = random_case()
-    assert torch.equal(TfKD()(case.student, None, case.batch), properties.value_of(TfKD, case))
+    assert torch.equal(
+        TfKD()(case.student, None, case.batch), properties.value_of(TfKD, case)
+    )
 
 
 @pytest.mark.parametrize("correct", [0, 1, math.nan, "0.5", True])
@@ -93,7 +99,9 @@ def test_bad_probability(correct: Any) -> None:
 
 
 def test_bad_convention() -> None:
-    with pytest.raises(UserError, match="TfKD: convention must be 'paper' or 'code', got 'self'"):
+    with pytest.raises(
+        UserError, match="TfKD: convention must be 'paper' or 'code', got 'self'"
+    ):
         TfKD(convention="self")  # type: ignore[arg-type]
 
 

@@ -19,7 +19,9 @@ from tests.reference import ttm as reference
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("check", [*properties.ALL, *response.SOFT, properties.batch_size])
+@pytest.mark.parametrize(
+    "check", [*properties.ALL, *response.SOFT, properties.batch_size]
+)
 def test_properties(check: properties.Check, weighted: bool) -> None:
     check(partial(TTM, 0.5, weighted), random_case())
 
@@ -33,7 +35,9 @@ def test_agrees_with_reference(gamma: float, weighted: bool) -> None:
     properties.agrees(partial(TTM, gamma, weighted), expected)
 
 
-@pytest.mark.parametrize(("weighted", "expected"), [(False, 0.146235), (True, 0.227724)])
+@pytest.mark.parametrize(
+    ("weighted", "expected"), [(False, 0.146235), (True, 0.227724)]
+)
 def test_known_values(weighted: bool, expected: float) -> None:
     value = properties.value_of(partial(TTM, 0.5, weighted), example())
     assert value.item() == pytest.approx(expected, abs=1e-6)
@@ -52,7 +56,9 @@ def test_by_hand() -> None:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("gamma", [0.1, 0.5])
-def test_the_minimum_has_gamma_times_the_teachers_logits(gamma: float, weighted: bool) -> None:
+def test_the_minimum_has_gamma_times_the_teachers_logits(
+    gamma: float, weighted: bool
+) -> None:
     case = random_case()
     best = replace(case, student=Output(gamma * case.teacher.logits + 3))
     properties.minimum(partial(TTM, gamma, weighted), best)
@@ -66,7 +72,9 @@ def test_an_exponent_of_one_is_kd() -> None:
     expected = properties.value_of(partial(KD, 1.0), case)
     torch.testing.assert_close(properties.value_of(partial(TTM, 1.0), case), expected)
     # U is then 1.
-    torch.testing.assert_close(properties.value_of(partial(TTM, 1.0, True), case), expected)
+    torch.testing.assert_close(
+        properties.value_of(partial(TTM, 1.0, True), case), expected
+    )
 
 
 def test_both_shipped_methods() -> None:
@@ -80,7 +88,9 @@ def test_both_shipped_methods() -> None:
 
 @pytest.mark.parametrize("gamma", [0, -1, math.nan, "2", True])
 def test_bad_gamma(gamma: Any) -> None:
-    with pytest.raises(UserError, match="TTM: gamma must be a finite number greater than 0"):
+    with pytest.raises(
+        UserError, match="TTM: gamma must be a finite number greater than 0"
+    ):
         TTM(gamma)
 
 

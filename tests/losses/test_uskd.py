@@ -60,21 +60,31 @@ def test_properties(check: properties.Check) -> None:
     check(maker(1.0, 0.1, 0.5), MAPS())
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1, 2, 3)])
+@pytest.mark.parametrize(
+    "weights", [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1, 2, 3)]
+)
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
-def test_agrees_with_reference(weights: tuple[float, float, float], scale: float) -> None:
+def test_agrees_with_reference(
+    weights: tuple[float, float, float], scale: float
+) -> None:
     case = MAPS(scale=scale)
     case.batch.target[2] = UNLABELLED
     weak: list[list[float]] = weak_logits(drawn(*weights), case).tolist()
-    terms = reference.uskd(case.student.logits.tolist(), weak, case.batch.target.tolist())
-    expected = weights[0] * terms.target + weights[1] * terms.others + weights[2] * terms.weak
+    terms = reference.uskd(
+        case.student.logits.tolist(), weak, case.batch.target.tolist()
+    )
+    expected = (
+        weights[0] * terms.target + weights[1] * terms.others + weights[2] * terms.weak
+    )
     value = properties.value_of(maker(*weights), case)
     assert value.item() == pytest.approx(expected, rel=1e-9)
 
 
 def test_by_hand() -> None:
     # Two samples give their labels 1/2 and 1/4: the mean square is 5/32, r = 35/32 and 29/32.
-    logits = torch.tensor([[math.log(2), 0, 0], [math.log(2), 0, 0]], dtype=torch.float64)
+    logits = torch.tensor(
+        [[math.log(2), 0, 0], [math.log(2), 0, 0]], dtype=torch.float64
+    )
     case = feature_case("stage2", 2)
     student = Output(logits, {"stage2": torch.zeros(2, 4, dtype=torch.float64)})
     batch = replace(case.batch, target=torch.tensor([0, 1]))
@@ -100,7 +110,9 @@ def test_by_hand() -> None:
 
 
 def test_zipf_targets() -> None:
-    found = zipf_targets(torch.tensor([[0.1, 0.5, 0.4], [7.0, 7.0, 9.0]], dtype=torch.float64))
+    found = zipf_targets(
+        torch.tensor([[0.1, 0.5, 0.4], [7.0, 7.0, 9.0]], dtype=torch.float64)
+    )
     expected = torch.tensor([[2, 6, 3], [3, 2, 6]], dtype=torch.float64) / 11
     assert_close(found, expected)
 
@@ -189,7 +201,9 @@ def test_bad_layers() -> None:
 @pytest.mark.parametrize("name", ["alpha", "beta", "mu"])
 def test_bad_weights(name: str) -> None:
     options: dict[str, Any] = {name: -1}
-    with pytest.raises(UserError, match=f"USKD: {name} must be a finite number of at least 0"):
+    with pytest.raises(
+        UserError, match=f"USKD: {name} must be a finite number of at least 0"
+    ):
         USKD(**options)
 
 

@@ -21,12 +21,26 @@ from tests.reference import vid as reference
 from tests.training.small import copied, same
 
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
-STUDENT: features.Shapes = {"stage1": (2, 3, 2), "stage2": (2, 1, 2), "penultimate": (3,)}
-TEACHER: features.Shapes = {"stage1": (3, 3, 2), "stage2": (2, 1, 2), "penultimate": (2,)}
-LARGER: features.Shapes = {"stage1": (3, 5, 1), "stage2": (2, 2, 3), "penultimate": (2,)}
+STUDENT: features.Shapes = {
+    "stage1": (2, 3, 2),
+    "stage2": (2, 1, 2),
+    "penultimate": (3,),
+}
+TEACHER: features.Shapes = {
+    "stage1": (3, 3, 2),
+    "stage2": (2, 1, 2),
+    "penultimate": (2,),
+}
+LARGER: features.Shapes = {
+    "stage1": (3, 5, 1),
+    "stage2": (2, 2, 3),
+    "penultimate": (2,),
+}
 
 variants = pytest.mark.parametrize("convention", CONVENTIONS)
-sizes = pytest.mark.parametrize("teacher", [TEACHER, LARGER], ids=["one size", "two sizes"])
+sizes = pytest.mark.parametrize(
+    "teacher", [TEACHER, LARGER], ids=["one size", "two sizes"]
+)
 
 
 def loss_of(convention: Convention, case: Case) -> Make:
@@ -80,7 +94,9 @@ def test_minimum_over_the_student_at_the_teacher(convention: Convention) -> None
         else len(TEACHER)
     )
     make = made(partial(VID, list(TEACHER), convention), case, identical)
-    properties.minimum(make, Case(best, best, case.batch), elements * math.log(5) / 2, atol=1e-5)
+    properties.minimum(
+        make, Case(best, best, case.batch), elements * math.log(5) / 2, atol=1e-5
+    )
 
 
 def test_the_best_variance_is_the_mean_square_of_the_error() -> None:
@@ -88,7 +104,9 @@ def test_the_best_variance_is_the_mean_square_of_the_error() -> None:
     case = feature_case({"stage1": (2, 3, 3)}, {"stage1": (2, 3, 3)}, rows=6)
     loss = made(partial(VID, ["stage1"]), case, identical)().double()
     (gaussian,) = gaussians(loss)
-    error = case.teacher.features["stage1"] - case.student.features["stage1"].clamp(min=0)
+    error = case.teacher.features["stage1"] - case.student.features["stage1"].clamp(
+        min=0
+    )
     best = error.square().mean((0, 2, 3)) - 1e-5
     for factor, zero in ((1.0, True), (0.5, False), (2.0, False)):
         gaussian.alpha.data = torch.log(torch.expm1(factor * best))
@@ -102,7 +120,10 @@ def expected(loss: VID, case: Case, convention: Convention) -> float:
     formula = {"paper": reference.paper, "benchmark": reference.benchmark}[convention]
     values = []
     for role, gaussian in zip(loss.roles, gaussians(loss), strict=True):
-        variance = [reference.softplus_variance(alpha, 1e-5) for alpha in gaussian.alpha.tolist()]
+        variance = [
+            reference.softplus_variance(alpha, 1e-5)
+            for alpha in gaussian.alpha.tolist()
+        ]
         student, teacher = (
             case.student.features[role].tolist(),
             case.teacher.features[role].tolist(),
@@ -113,7 +134,9 @@ def expected(loss: VID, case: Case, convention: Convention) -> float:
                 [v + b for v, b in zip(reference.times(weight, s), bias, strict=True)]
                 for s in student
             ]
-            values.append(formula([[pair] for pair in zip(means, teacher, strict=True)], variance))
+            values.append(
+                formula([[pair] for pair in zip(means, teacher, strict=True)], variance)
+            )
             continue
         assert isinstance(gaussian.mean, nn.Sequential)
         matrices = [
@@ -124,14 +147,20 @@ def expected(loss: VID, case: Case, convention: Convention) -> float:
         samples = []
         for s, t in zip(student, teacher, strict=True):
             size = at.smaller(s[0], t[0])
-            s, t = ([at.averaged_down(channel, *size) for channel in maps] for maps in (s, t))
+            s, t = (
+                [at.averaged_down(channel, *size) for channel in maps]
+                for maps in (s, t)
+            )
             cells = [(y, x) for y in range(size[0]) for x in range(size[1])]
             columns = [
                 ([channel[y][x] for channel in s], [channel[y][x] for channel in t])
                 for y, x in cells
             ]
             samples.append(
-                [(reference.predicted(ours, *matrices), theirs) for ours, theirs in columns]
+                [
+                    (reference.predicted(ours, *matrices), theirs)
+                    for ours, theirs in columns
+                ]
             )
         values.append(formula(samples, variance))
     return math.fsum(values)
@@ -139,12 +168,16 @@ def expected(loss: VID, case: Case, convention: Convention) -> float:
 
 @variants
 @sizes
-def test_agrees_with_reference(teacher: features.Shapes, convention: Convention) -> None:
+def test_agrees_with_reference(
+    teacher: features.Shapes, convention: Convention
+) -> None:
     for seed in range(3):
         case = feature_case(STUDENT, teacher, seed=seed)
         loss = loss_of(convention, case)().double()
         assert isinstance(loss, VID)
-        for gaussian in gaussians(loss):  # variances of their own, so that none stands for another
+        for gaussian in gaussians(
+            loss
+        ):  # variances of their own, so that none stands for another
             gaussian.alpha.data += torch.linspace(-6, 2, len(gaussian.alpha))
         value = loss(case.student, case.teacher, case.batch).item()
         assert value == pytest.approx(expected(loss, case, convention), rel=1e-9)
@@ -153,14 +186,17 @@ def test_agrees_with_reference(teacher: features.Shapes, convention: Convention)
 # Errors 1 and 2 with variances 1 and 4: 1/2 (1 + ln 1) + 1/2 (4/4 + ln 4) = 1 + ln 2; the second sample has no error: ln 2.
 # Their mean is 1/2 + ln 2, over two elements a sample half of it.
 @pytest.mark.parametrize(
-    ("convention", "value"), [("paper", 0.5 + math.log(2)), ("benchmark", 0.25 + math.log(2) / 2)]
+    ("convention", "value"),
+    [("paper", 0.5 + math.log(2)), ("benchmark", 0.25 + math.log(2) / 2)],
 )
 @pytest.mark.parametrize("maps", [False, True])
 def test_by_hand(maps: bool, convention: Convention, value: float) -> None:
     student: list[Any] = [[3.0, 5.0], [1.0, 2.0]]
     teacher: list[Any] = [[4.0, 3.0], [1.0, 2.0]]
     if maps:
-        student, teacher = ([[[[v]] for v in row] for row in rows] for rows in (student, teacher))
+        student, teacher = (
+            [[[[v]] for v in row] for row in rows] for rows in (student, teacher)
+        )
 
     def given(loss: Any) -> None:
         identical(loss)
@@ -175,7 +211,9 @@ def test_by_hand(maps: bool, convention: Convention, value: float) -> None:
     assert found.item() == pytest.approx(value)
     # (mu - t) / sigma^2 over two samples: -1 / 2 and 2 / 4 / 2; the benchmark halves them again.
     scale = 1.0 if convention == "paper" else 0.5
-    assert gradient.flatten().tolist() == pytest.approx([-0.5 * scale, 0.25 * scale, 0.0, 0.0])
+    assert gradient.flatten().tolist() == pytest.approx(
+        [-0.5 * scale, 0.25 * scale, 0.0, 0.0]
+    )
 
 
 @pytest.mark.parametrize("variance", [5.0, 0.1, 2e-5, 1e4])
@@ -220,11 +258,15 @@ def test_method_file(tmp_path: Path) -> None:
     )
     loss = run.module.losses["vid"]
     assert isinstance(loss, VID)
-    assert (loss.roles, loss.convention) == (["stage1", "stage2", "stage3"], "benchmark")
+    assert (loss.roles, loss.convention) == (
+        ["stage1", "stage2", "stage3"],
+        "benchmark",
+    )
     assert (loss.variance, loss.eps) == (5.0, 1e-5)
     content = features.checkpoint_of(run)
     assert [
-        len(content["state_dict"][f"losses.vid.gaussians.{layer}.alpha"]) for layer in range(3)
+        len(content["state_dict"][f"losses.vid.gaussians.{layer}.alpha"])
+        for layer in range(3)
     ] == [32, 64, 128]
     assert same(network_weights(content), copied(run.module.net))
 
@@ -236,7 +278,10 @@ def test_method_file(tmp_path: Path) -> None:
         ({"convention": None}, "VID: convention must be 'paper' or 'benchmark'"),
         ({"variance": 0.0}, "VID: variance must be a finite number greater than 0"),
         ({"eps": -1.0}, "VID: eps must be a finite number greater than 0"),
-        ({"variance": 1e-6}, "VID: variance must be greater than eps, got 1e-06 and 1e-05"),
+        (
+            {"variance": 1e-6},
+            "VID: variance must be greater than eps, got 1e-06 and 1e-05",
+        ),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
@@ -252,7 +297,11 @@ def test_bad_arguments(arguments: dict[str, Any], words: str) -> None:
             (3, 4),
             r"VID reads vectors \(B, C\) or maps \(B, C, H, W\); the student's layer 'a' gives \[3, 4\] per sample",
         ),
-        ((3,), (4, 2, 2), r"shape \[3\] and \[4, 2, 2\] per sample; name two maps or two vectors"),
+        (
+            (3,),
+            (4, 2, 2),
+            r"shape \[3\] and \[4, 2, 2\] per sample; name two maps or two vectors",
+        ),
     ],
 )
 def test_layers_that_do_not_fit_are_refused(

@@ -60,14 +60,21 @@ def test_properties(
 
 
 @kinds
-def test_agrees_with_reference(student: features.Shapes, teacher: features.Shapes) -> None:
+def test_agrees_with_reference(
+    student: features.Shapes, teacher: features.Shapes
+) -> None:
     for seed in range(3):
         case = feature_case(student, teacher, seed=seed)
         loss: Any = loss_of(case)().double()
         nn.init.normal_(loss.projection.lower, std=0.3)
-        sides = [case.student.features["penultimate"], case.teacher.features["penultimate"]]
+        sides = [
+            case.student.features["penultimate"],
+            case.teacher.features["penultimate"],
+        ]
         own, target = [
-            [pooled(sample) for sample in side.tolist()] if side.ndim == 4 else side.tolist()
+            [pooled(sample) for sample in side.tolist()]
+            if side.ndim == 4
+            else side.tolist()
             for side in sides
         ]
         matrix = loss.projection.weight().tolist()
@@ -79,7 +86,9 @@ def test_agrees_with_reference(student: features.Shapes, teacher: features.Shape
 def test_by_hand() -> None:
     # The teacher's (1, 3) is standardized to (-1, 1). Against (-1, 1.5) and (2, 1): 0 and 0.5^2 / 2,
     # then 3 - 1/2 and 0.
-    case = case_of([[-1.0, 1.5], [2.0, 1.0]], [[1.0, 3.0], [5.0, 9.0]], role="penultimate")
+    case = case_of(
+        [[-1.0, 1.5], [2.0, 1.0]], [[1.0, 3.0], [5.0, 9.0]], role="penultimate"
+    )
 
     def straight(loss: Any) -> None:
         loss.projection.base.copy_(torch.eye(2))
@@ -93,7 +102,10 @@ def test_the_projection_stays_orthogonal(width: int, teacher_width: int) -> None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         projection = OrthogonalProjection(width, teacher_width).double()
-        feature, target = torch.randn(8, width).double(), torch.randn(8, teacher_width).double()
+        feature, target = (
+            torch.randn(8, width).double(),
+            torch.randn(8, teacher_width).double(),
+        )
     optimizer = torch.optim.SGD(projection.parameters(), lr=0.5)
     start = projection.weight().detach()
     values = []
@@ -131,7 +143,8 @@ def test_method_file(tmp_path: Path) -> None:
     run = features.run_method("vkd", tmp_path)
     metrics = run.metrics
     assert metrics["train_loss"] == pytest.approx(
-        metrics["train_loss_ce"] + metrics["train_loss_kd"] + metrics["train_loss_vkd"], rel=1e-5
+        metrics["train_loss_ce"] + metrics["train_loss_kd"] + metrics["train_loss_vkd"],
+        rel=1e-5,
     )
     state = features.checkpoint_of(run)["state_dict"]
     assert {"losses.vkd.projection.base", "losses.vkd.projection.lower"} <= set(state)

@@ -73,7 +73,9 @@ def test_agrees_with_reference(temperature: float, iterations: int) -> None:
         of = similarities(6)
         costs = reference.costs_of(of.tolist(), 2.0)
         options = (30.0, temperature, iterations)
-        expected = reference.wkdl(*logits_of(case), case.batch.target.tolist(), costs, options)
+        expected = reference.wkdl(
+            *logits_of(case), case.batch.target.tolist(), costs, options
+        )
         make = partial(
             built,
             6,
@@ -83,7 +85,9 @@ def test_agrees_with_reference(temperature: float, iterations: int) -> None:
             temperature=temperature,
             iterations=iterations,
         )
-        assert properties.value_of(make, case).item() == pytest.approx(expected, rel=1e-9)
+        assert properties.value_of(make, case).item() == pytest.approx(
+            expected, rel=1e-9
+        )
 
 
 def test_known_values() -> None:
@@ -148,7 +152,9 @@ def test_classes_that_both_rule_out_leave_the_value() -> None:
     case = random_case()
     make = partial(built, transport=30.0, kappa=0.2, iterations=300)
     value = properties.value_of(partial(make, 5), case)
-    wide = properties.both(case, lambda x: torch.cat([x, torch.full_like(x, -math.inf)], 1))
+    wide = properties.both(
+        case, lambda x: torch.cat([x, torch.full_like(x, -math.inf)], 1)
+    )
     assert_close(properties.value_of(partial(make, 10), wide), value)
 
 
@@ -202,7 +208,13 @@ def test_bad_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("transport", -1), ("temperature", 0), ("kappa", 0), ("iterations", 0), ("iterations", 1.5)],
+    [
+        ("transport", -1),
+        ("temperature", 0),
+        ("kappa", 0),
+        ("iterations", 0),
+        ("iterations", 1.5),
+    ],
 )
 def test_bad_arguments(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"WKDL: {name} must be"):

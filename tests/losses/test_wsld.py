@@ -68,7 +68,9 @@ def test_gradients_of_the_soft_loss() -> None:
     weights = sample_weights(case.student.log_probs(), teacher, target)
 
     def weighted(logits: Tensor) -> Tensor:
-        costs = soft_cross_entropy(Output(logits).log_probs(4.0), case.teacher.log_probs(4.0))
+        costs = soft_cross_entropy(
+            Output(logits).log_probs(4.0), case.teacher.log_probs(4.0)
+        )
         return 16 * (weights * costs).mean()
 
     logits = properties.leaf(case.student.logits)

@@ -42,12 +42,16 @@ def padding_is_left_out(make: Make, case: Case, lengths: list[int]) -> None:
             return tensor.where(real[:, None, :, None] & real[:, None, None, :], 1e3)
         return tensor.where(real[..., None], 1e3) if tensor.ndim == 3 else tensor
 
-    other = Case(change(case.student, spoiled), change(case.teacher, spoiled), case.batch)
+    other = Case(
+        change(case.student, spoiled), change(case.teacher, spoiled), case.batch
+    )
     value, gradients = gradients_of(make, case)
     other_value, other_gradients = gradients_of(make, other)
     torch.testing.assert_close(other_value, value)
     torch.testing.assert_close(other_gradients, gradients)
-    every = replace(case, batch=replace(case.batch, inputs=torch.zeros(len(lengths), 1)))
+    every = replace(
+        case, batch=replace(case.batch, inputs=torch.zeros(len(lengths), 1))
+    )
     assert value_of(make, every) != value, "padding would count without the mask"
 
 
@@ -62,7 +66,9 @@ def _network(layers: int, width: int) -> str:
     )
 
 
-def run_method(name: str, folder: Path, *arguments: str, teacher_width: int = 16) -> RunResult:
+def run_method(
+    name: str, folder: Path, *arguments: str, teacher_width: int = 16
+) -> RunResult:
     """`kd fit` with the method's shipped file on two tiny transformers; an epoch of four steps on small data."""
     pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +97,11 @@ model:
         "--trainer.accelerator=cpu",
         "--trainer.enable_progress_bar=false",
     ]
-    data = [f"--data.root={root}", "--data.batch_size=15", f"--run.dir={folder / 'run'}"]
+    data = [
+        f"--data.root={root}",
+        "--data.batch_size=15",
+        f"--run.dir={folder / 'run'}",
+    ]
     return launch(["fit", *named, *quick, *data, *arguments])
 
 

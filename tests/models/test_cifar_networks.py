@@ -14,7 +14,13 @@ from torchvision.models import ResNet, resnet50, shufflenet_v2_x1_0
 from kd_lightning import models
 from kd_lightning.errors import UserError
 from kd_lightning.features import Taps, run_network
-from kd_lightning.models import CIFARVGG, CIFARMobileNetV2, CIFARResNet, CIFARResNet50, WideResNet
+from kd_lightning.models import (
+    CIFARVGG,
+    CIFARMobileNetV2,
+    CIFARResNet,
+    CIFARResNet50,
+    WideResNet,
+)
 from kd_lightning.models.shufflenet_v1 import CIFARShuffleNetV1
 from kd_lightning.models.shufflenet_v2 import CIFARShuffleNetV2
 from kd_lightning.types import Output
@@ -47,13 +53,23 @@ NETWORKS: dict[str, tuple[Build, int]] = {
 }
 """Number of parameters for 100 classes, as in the benchmark's code (Tian et al. 2020)."""
 
-SMALL = ("resnet8", "resnet50", "wrn16-1", "vgg8", "mobilenetv2", "shufflenetv1", "shufflenetv2")
+SMALL = (
+    "resnet8",
+    "resnet50",
+    "wrn16-1",
+    "vgg8",
+    "mobilenetv2",
+    "shufflenetv1",
+    "shufflenetv2",
+)
 """One network of each class, for tests that compute with real weights."""
 
 FIXED = (CIFARResNet50, CIFARShuffleNetV1, CIFARShuffleNetV2)
 
 
-def build(name: str, device: str = "cpu", channels: int = 3, classes: int = 100) -> nn.Module:
+def build(
+    name: str, device: str = "cpu", channels: int = 3, classes: int = 100
+) -> nn.Module:
     torch.manual_seed(0)
     with torch.device(device):
         return NETWORKS[name][0](input_shape=[channels, 32, 32], num_classes=classes)
@@ -66,11 +82,15 @@ def run(network: nn.Module, x: Tensor) -> Output:
         for name, _ in network.named_children()
         if name.startswith(("stem", "stage", "last", "pool"))
     ]
-    return run_network(network, x, Taps(network, {name: name for name in names}, set(names)))
+    return run_network(
+        network, x, Taps(network, {name: name for name in names}, set(names))
+    )
 
 
 def images(size: int = 32, channels: int = 3) -> Tensor:
-    return torch.randn(2, channels, size, size, generator=torch.Generator().manual_seed(1))
+    return torch.randn(
+        2, channels, size, size, generator=torch.Generator().manual_seed(1)
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -82,7 +102,9 @@ def test_the_published_number_of_parameters(name: str) -> None:
 
 def test_every_network_has_a_published_size() -> None:
     counted = {getattr(make, "func", make).__name__ for make, _ in NETWORKS.values()}
-    assert {name for name in models.__all__ if name.startswith(("CIFAR", "Wide"))} == counted
+    assert {
+        name for name in models.__all__ if name.startswith(("CIFAR", "Wide"))
+    } == counted
 
 
 # As documented in the docstrings, for a 32x32 image.
@@ -90,8 +112,22 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
     "resnet20": [(16, 32, 32), (32, 16, 16), (64, 8, 8), (64,)],
     "resnet32x4": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (256,)],
     "wrn40-2": [(16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8), (128,)],
-    "vgg8": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4), (512,)],
-    "vgg13": [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (512, 4, 4), (512,)],
+    "vgg8": [
+        (64, 32, 32),
+        (128, 16, 16),
+        (256, 8, 8),
+        (512, 4, 4),
+        (512, 4, 4),
+        (512,),
+    ],
+    "vgg13": [
+        (64, 32, 32),
+        (128, 16, 16),
+        (256, 8, 8),
+        (512, 4, 4),
+        (512, 4, 4),
+        (512,),
+    ],
     "mobilenetv2": [
         (16, 16, 16),
         (12, 16, 16),
@@ -102,14 +138,30 @@ SHAPES: dict[str, list[tuple[int, ...]]] = {
         (1280,),
     ],
     "shufflenetv1": [(24, 32, 32), (240, 16, 16), (480, 8, 8), (960, 4, 4), (960,)],
-    "shufflenetv2": [(24, 32, 32), (116, 16, 16), (232, 8, 8), (464, 4, 4), (1024, 4, 4), (1024,)],
-    "resnet50": [(64, 32, 32), (256, 32, 32), (512, 16, 16), (1024, 8, 8), (2048, 4, 4), (2048,)],
+    "shufflenetv2": [
+        (24, 32, 32),
+        (116, 16, 16),
+        (232, 8, 8),
+        (464, 4, 4),
+        (1024, 4, 4),
+        (1024,),
+    ],
+    "resnet50": [
+        (64, 32, 32),
+        (256, 32, 32),
+        (512, 16, 16),
+        (1024, 8, 8),
+        (2048, 4, 4),
+        (2048,),
+    ],
 }
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_layers_have_the_documented_shapes(name: str) -> None:
-    features = run(build(name, "meta"), torch.zeros(2, 3, 32, 32, device="meta")).features
+    features = run(
+        build(name, "meta"), torch.zeros(2, 3, 32, 32, device="meta")
+    ).features
     assert [tuple(feature.shape[1:]) for feature in features.values()] == SHAPES[name]
 
 
@@ -124,7 +176,9 @@ LINEAR = {
 def test_all_parameters_train_and_layers_follow_their_relu(name: str) -> None:
     network = build(name)
     output = run(network, images())
-    below_zero = {role for role, feature in output.features.items() if (feature < 0).any()}
+    below_zero = {
+        role for role, feature in output.features.items() if (feature < 0).any()
+    }
     assert below_zero == LINEAR.get(name, set())
     assert output.logits.shape == (2, 100)
     # `pool` is the input of the head: losses on penultimate features read the classifier's input.
@@ -179,9 +233,16 @@ def test_he_normal_weights() -> None:
 
 def test_pre_activation_features_are_available_after_their_relu() -> None:
     network = build("wrn16-1").eval()
-    roles = {"sum": "stage2", "active": "stage3.0.relu1", "last": "stage3", "final": "final.1"}
+    roles = {
+        "sum": "stage2",
+        "active": "stage3.0.relu1",
+        "last": "stage3",
+        "final": "final.1",
+    }
     with torch.no_grad():
-        features = run_network(network, images(), Taps(network, roles, set(roles))).features
+        features = run_network(
+            network, images(), Taps(network, roles, set(roles))
+        ).features
         for before, after, norm in (
             ("sum", "active", "stage3.0.bn1"),
             ("last", "final", "final.0"),
@@ -196,19 +257,39 @@ def test_mobilenet_widths() -> None:
         wide = CIFARMobileNetV2(2.0, input_shape=[3, 32, 32], num_classes=10)
         thin = CIFARMobileNetV2(1 / 16, input_shape=[3, 32, 32], num_classes=10)
         assert (wide.head.in_features, thin.head.in_features) == (2560, 1280)
-        assert run(thin, torch.zeros(2, 3, 32, 32)).features["stage4"].shape == (2, 20, 2, 2)
+        assert run(thin, torch.zeros(2, 3, 32, 32)).features["stage4"].shape == (
+            2,
+            20,
+            2,
+            2,
+        )
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (partial(WideResNet, 17), r"depth must be 6 n \+ 4 \(10, 16, 22, 28, 40, \.\.\.\), got 17"),
+        (
+            partial(WideResNet, 17),
+            r"depth must be 6 n \+ 4 \(10, 16, 22, 28, 40, \.\.\.\), got 17",
+        ),
         (partial(WideResNet, 4), r"depth must be 6 n \+ 4"),
         (partial(WideResNet, 16, 0), "width must be at least 1, got 0"),
-        (partial(CIFARVGG, 9), "CIFARVGG: depth must be one of 8, 11, 13, 16, 19, got 9"),
-        (partial(CIFARMobileNetV2, 0.01), "CIFARMobileNetV2: width must be at least 1/16"),
-        (partial(CIFARMobileNetV2, float("nan")), "CIFARMobileNetV2: width must be at least 1/16"),
-        (partial(CIFARMobileNetV2, float("inf")), "CIFARMobileNetV2: width must be at least 1/16"),
+        (
+            partial(CIFARVGG, 9),
+            "CIFARVGG: depth must be one of 8, 11, 13, 16, 19, got 9",
+        ),
+        (
+            partial(CIFARMobileNetV2, 0.01),
+            "CIFARMobileNetV2: width must be at least 1/16",
+        ),
+        (
+            partial(CIFARMobileNetV2, float("nan")),
+            "CIFARMobileNetV2: width must be at least 1/16",
+        ),
+        (
+            partial(CIFARMobileNetV2, float("inf")),
+            "CIFARMobileNetV2: width must be at least 1/16",
+        ),
     ],
 )
 def test_impossible_sizes(make: Build, message: str) -> None:

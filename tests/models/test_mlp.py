@@ -27,9 +27,13 @@ def array(x: Tensor) -> np.ndarray:
     return x.detach().double().numpy()
 
 
-@pytest.mark.parametrize("options", [{}, {"dropout": 0.5, "input_dropout": 0.2, "max_norm": 1.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"dropout": 0.5, "input_dropout": 0.2, "max_norm": 1.0}]
+)
 @pytest.mark.parametrize("hidden", [[7], [7, 6], [8, 8, 8]])
-def test_the_network_matches_its_docstring(hidden: list[int], options: dict[str, float]) -> None:
+def test_the_network_matches_its_docstring(
+    hidden: list[int], options: dict[str, float]
+) -> None:
     network = mlp(hidden, **options).eval()
     x = torch.randn(9, 1, 4, 5)
     expected = array(x).reshape(9, 20)
@@ -44,7 +48,9 @@ def test_the_network_matches_its_docstring(hidden: list[int], options: dict[str,
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_number_of_parameters_of_the_papers_teacher(dropout: float) -> None:
-    network = MLP([1200, 1200], dropout=dropout, input_shape=[1, 28, 28], num_classes=10)
+    network = MLP(
+        [1200, 1200], dropout=dropout, input_shape=[1, 28, 28], num_classes=10
+    )
     expected = (784 * 1200 + 1200) + (1200 * 1200 + 1200) + (1200 * 10 + 10)
     assert sum(p.numel() for p in network.parameters()) == expected
 
@@ -97,7 +103,8 @@ def test_after_step_only_scales_long_rows_to_the_norm() -> None:
         assert layer.weight.requires_grad
     assert torch.equal(head.weight, before[-1])
     assert all(
-        torch.equal(layer.bias, old) for layer, old in zip(linears(network), biases, strict=True)
+        torch.equal(layer.bias, old)
+        for layer, old in zip(linears(network), biases, strict=True)
     )
 
 
@@ -108,7 +115,9 @@ def test_without_max_norm_after_step_changes_nothing() -> None:
             p.mul_(1000)
     before = [p.detach().clone() for p in network.parameters()]
     network.after_step()
-    assert all(torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True))
+    assert all(
+        torch.equal(p, old) for p, old in zip(network.parameters(), before, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -126,7 +135,9 @@ def test_without_max_norm_after_step_changes_nothing() -> None:
         ({"num_classes": None}, "input_shape or num_classes is missing"),
     ],
 )
-def test_invalid_arguments_are_one_line_errors(options: dict[str, Any], message: str) -> None:
+def test_invalid_arguments_are_one_line_errors(
+    options: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match=message) as caught:
         MLP(**{"hidden": [5], "input_shape": [4], "num_classes": 3, **options})
     assert "\n" not in str(caught.value)

@@ -59,7 +59,12 @@ _configs: dict[str, dict[str, Any]] = {}
 def parsed(name: str) -> dict[str, Any]:
     """The resolved config of a pair with the KD loss, cached per pair."""
     if name not in _configs:
-        files = ["trainer.yaml", "data/digits.yaml", f"pairs/{name}.yaml", "methods/kd.yaml"]
+        files = [
+            "trainer.yaml",
+            "data/digits.yaml",
+            f"pairs/{name}.yaml",
+            "methods/kd.yaml",
+        ]
         _configs[name] = parse_config(
             ["fit", *(word for file in files for word in ("-c", str(CONFIGS / file)))]
         )
@@ -98,7 +103,10 @@ def assert_mapped(name: str, network: nn.Module, layers: dict[str, str]) -> None
     features = run_network(network, blank, Taps(network, layers, set(layers))).features
     maps = [
         features[role].shape
-        for role in ("stem", *sorted(role for role in layers if role.startswith("stage")))
+        for role in (
+            "stem",
+            *sorted(role for role in layers if role.startswith("stage")),
+        )
     ]
     assert all(len(shape) == 4 for shape in maps)
     stages = [role.removeprefix("stage") for role in layers if role.startswith("stage")]
@@ -119,7 +127,8 @@ def assert_mapped(name: str, network: nn.Module, layers: dict[str, str]) -> None
 def test_every_pair_and_teacher_is_tested() -> None:
     """A config that is missing in the lists above would not be tested."""
     contents = {
-        path.stem: yaml.safe_load(path.read_text()) for path in (CONFIGS / "pairs").glob("*.yaml")
+        path.stem: yaml.safe_load(path.read_text())
+        for path in (CONFIGS / "pairs").glob("*.yaml")
     }
     students = {
         name: content["model"]["init_args"]["student"]["class_path"]
@@ -131,7 +140,8 @@ def test_every_pair_and_teacher_is_tested() -> None:
     ) == sorted(PAIRS)
     assert (
         sorted(
-            path.stem.removeprefix("cifar_") for path in (CONFIGS / "teachers").glob("cifar_*.yaml")
+            path.stem.removeprefix("cifar_")
+            for path in (CONFIGS / "teachers").glob("cifar_*.yaml")
         )
         == TEACHERS
     )
@@ -142,7 +152,9 @@ def test_networks_and_roles_of_a_pair(name: str) -> None:
     teacher_name, student_name = name.split("_")
     arguments = parsed(name)["model"]["init_args"]
     student = built(student_name, arguments["student"])
-    teacher = built(teacher_name, teacher_config(teacher_name)["model"]["init_args"]["network"])
+    teacher = built(
+        teacher_name, teacher_config(teacher_name)["model"]["init_args"]["network"]
+    )
     assert_is(student, student_name)
     assert_is(teacher, teacher_name)
     assert_mapped(student_name, student, arguments["layers"])
@@ -178,7 +190,9 @@ def assert_recipe(arguments: dict[str, Any], rate: float, epochs: int) -> None:
 @pytest.mark.parametrize("name", BENCHMARK)
 def test_recipe_of_a_pair(name: str) -> None:
     config = parsed(name)
-    assert_recipe(config["model"]["init_args"], BENCHMARK[name], config["trainer"]["max_epochs"])
+    assert_recipe(
+        config["model"]["init_args"], BENCHMARK[name], config["trainer"]["max_epochs"]
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in TEACHERS if name != "resnet20"])
@@ -207,9 +221,15 @@ class Reader(DistillLoss):
             for probe in (student, teacher)
         )
 
-    def forward(self, student: Output, teacher: Output | None, batch: Batch) -> torch.Tensor:
+    def forward(
+        self, student: Output, teacher: Output | None, batch: Batch
+    ) -> torch.Tensor:
         assert teacher is not None
-        return (student.features["penultimate"] - teacher.features["penultimate"]).square().mean()
+        return (
+            (student.features["penultimate"] - teacher.features["penultimate"])
+            .square()
+            .mean()
+        )
 
 
 def test_a_pair_trains_from_its_teachers_checkpoint(tmp_path: Path) -> None:
@@ -222,7 +242,10 @@ def test_a_pair_trains_from_its_teachers_checkpoint(tmp_path: Path) -> None:
     teacher = run_fit(tmp_path / "teacher", ["teachers/cifar_resnet20.yaml"], *few)
     configs = ["pairs/resnet20_resnet8.yaml", "methods/dkd.yaml"]
     run = run_fit(
-        tmp_path / "student", configs, *few, f"--model.teacher.checkpoint={last(teacher)}"
+        tmp_path / "student",
+        configs,
+        *few,
+        f"--model.teacher.checkpoint={last(teacher)}",
     )
     assert math.isfinite(run.metrics["train_loss_dkd"])
     assert run.metrics["train_loss"] == pytest.approx(
@@ -231,16 +254,24 @@ def test_a_pair_trains_from_its_teachers_checkpoint(tmp_path: Path) -> None:
     assert isinstance(run.module, DistillationModule)
     # A loss can read every role of both networks, and its gradient reaches the student.
     arguments = parsed("resnet20_resnet8")["model"]["init_args"]
-    source = ModelTeacher(str(last(teacher)), layers=arguments["teacher"]["init_args"]["layers"])
+    source = ModelTeacher(
+        str(last(teacher)), layers=arguments["teacher"]["init_args"]["layers"]
+    )
     reader, student = Reader(), run.module.net
-    module = DistillationModule(student, source, {"reader": reader}, layers=arguments["layers"])
+    module = DistillationModule(
+        student, source, {"reader": reader}, layers=arguments["layers"]
+    )
     data = DigitsDataModule(channels=3)
     module.attach(data)
     assert [set(shapes) for shapes in reader.seen] == [ROLES, ROLES]
-    assert reader.seen[0] == reader.seen[1]  # same channels and sizes; only the depth differs
+    assert (
+        reader.seen[0] == reader.seen[1]
+    )  # same channels and sizes; only the depth differs
     batch = samples(data, "train", 4)
     output = module.learner(batch)
     torch.autograd.backward(reader(output, module.teacher(batch), batch))
     assert all(
-        p.grad is not None for name, p in student.named_parameters() if not name.startswith("head")
+        p.grad is not None
+        for name, p in student.named_parameters()
+        if not name.startswith("head")
     )

@@ -73,7 +73,9 @@ def test_a_sentence_has_the_same_logits_in_any_batch(name: str) -> None:
             alone = net(ids[row : row + 1, :length], mask[row : row + 1, :length])
             torch.testing.assert_close(alone, whole[row : row + 1], rtol=0, atol=1e-6)
         # Token ids in the padding have no effect.
-        torch.testing.assert_close(net(*sentences(lengths, 15, filler=5)), whole, rtol=0, atol=1e-6)
+        torch.testing.assert_close(
+            net(*sentences(lengths, 15, filler=5)), whole, rtol=0, atol=1e-6
+        )
     assert (whole[0] - whole[1:]).abs().max() > 1e-3
 
 
@@ -83,7 +85,9 @@ def test_gradients_do_not_depend_on_padding(name: str) -> None:
     for width in (6, 11):
         net = network(name)
         net(*sentences([6, 2], width)).square().sum().backward()
-        found.append([p.grad for p in net.parameters() if p.grad is not None and p.grad.any()])
+        found.append(
+            [p.grad for p in net.parameters() if p.grad is not None and p.grad.any()]
+        )
     assert len(found[0]) > 3
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
 
@@ -103,9 +107,13 @@ def test_bilstm_equals_torch_with_packed_sentences(pooling: Any) -> None:
         net.embedding(ids), torch.tensor(lengths), True, enforce_sorted=False
     )
     states, (last, _) = both(packed)
-    padded, _ = nn.utils.rnn.pad_packed_sequence(states, batch_first=True, padding_value=-math.inf)
+    padded, _ = nn.utils.rnn.pad_packed_sequence(
+        states, batch_first=True, padding_value=-math.inf
+    )
     pooled = padded.amax(1) if pooling == "max" else torch.cat([last[0], last[1]], 1)
-    torch.testing.assert_close(net(ids, mask), net.head(net.hidden(pooled)), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        net(ids, mask), net.head(net.hidden(pooled)), rtol=0, atol=1e-6
+    )
 
 
 def test_textcnn_equals_a_manual_calculation() -> None:
@@ -154,7 +162,10 @@ def test_vectors_from_a_file(
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"film 1 2 3\n", r"has none of the 1 words of the vocabulary; .* 2 numbers per word"),
+        (
+            b"film 1 2 3\n",
+            r"has none of the 1 words of the vocabulary; .* 2 numbers per word",
+        ),
         (b"film 1 2\nfilm 1\n", r"line 2: 1 numbers instead of 2"),
         (b"film 1 x\n", r"line 1: the last 2 fields are not numbers"),
         (b"a 1 2\nf\xe9 1 2\n", r"line 2: the word is not UTF-8"),
@@ -171,15 +182,24 @@ def test_bad_vectors(content: bytes | None, words: str, tmp_path: Path) -> None:
 
 def test_sizes_come_from_the_data() -> None:
     spec = {"vocabulary": {"size": 33, "pad": 2, "max_length": 9, "sha256": "0" * 64}}
-    for net in (BiLSTMClassifier(num_classes=2, spec=spec), TextCNN(num_classes=2, spec=spec)):
+    for net in (
+        BiLSTMClassifier(num_classes=2, spec=spec),
+        TextCNN(num_classes=2, spec=spec),
+    ):
         assert (net.embedding.num_embeddings, net.embedding.padding_idx) == (33, 2)
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: BiLSTMClassifier(vocabulary=5), "BiLSTMClassifier: num_classes is missing"),
-        (lambda: BiLSTMClassifier(num_classes=2), "BiLSTMClassifier reads tokens: set vocabulary"),
+        (
+            lambda: BiLSTMClassifier(vocabulary=5),
+            "BiLSTMClassifier: num_classes is missing",
+        ),
+        (
+            lambda: BiLSTMClassifier(num_classes=2),
+            "BiLSTMClassifier reads tokens: set vocabulary",
+        ),
         (
             lambda: BiLSTMClassifier(num_classes=2, spec={"input_shape": [1, 8, 8]}),
             "or train it under kd on text data",

@@ -39,9 +39,16 @@ def test_roles_of_a_timm_network() -> None:
     assert torch.equal(last, output.logits)
 
 
-def test_a_timm_network_trains_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_timm_network_trains_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")
-    files = ["trainer.yaml", "data/digits.yaml", "teachers/digits_mlp.yaml", "loggers/csv.yaml"]
+    files = [
+        "trainer.yaml",
+        "data/digits.yaml",
+        "teachers/digits_mlp.yaml",
+        "loggers/csv.yaml",
+    ]
     argv = ["fit", *(word for name in files for word in ("-c", str(CONFIGS / name)))]
     own = ["--model.network=timm.create_model", "--model.network.model_name=resnet18"]
     own += [
@@ -55,5 +62,7 @@ def test_a_timm_network_trains_by_its_name(tmp_path: Path, monkeypatch: pytest.M
         "--trainer.enable_progress_bar=false",
     ]
     assert math.isfinite(
-        launch([*argv, *own, *quick, f"--run.dir={tmp_path / 'run'}"]).metrics["train_loss"]
+        launch([*argv, *own, *quick, f"--run.dir={tmp_path / 'run'}"]).metrics[
+            "train_loss"
+        ]
     )

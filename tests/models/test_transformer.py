@@ -18,7 +18,9 @@ from kd_lightning.models import TransformerClassifier
 from kd_lightning.weights import plain
 from tests.sentences import save_bert, write_sst2
 
-transformers = pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
+transformers = pytest.importorskip(
+    "transformers", reason="pip install 'kd_lightning[text]'"
+)
 
 BERT: dict[str, Any] = {
     "model_type": "bert",
@@ -44,7 +46,12 @@ T5: dict[str, Any] = {
     "num_layers": 2,
     "num_heads": 2,
 }
-ROLES = {"states0": "states.0", "states4": "states.4", "scores1": "scores.1", "scores3": "scores.3"}
+ROLES = {
+    "states0": "states.0",
+    "states4": "states.4",
+    "scores1": "scores.1",
+    "scores3": "scores.3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +66,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Path:
 
 def network(seed: int = 0, **arguments: Any) -> TransformerClassifier:
     torch.manual_seed(seed)
-    return TransformerClassifier(**{"architecture": BERT, "num_classes": 2, **arguments})
+    return TransformerClassifier(
+        **{"architecture": BERT, "num_classes": 2, **arguments}
+    )
 
 
 def inputs() -> dict[str, Tensor]:
@@ -72,7 +81,9 @@ def inputs() -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "electra"])
 def test_states_and_scores_equal_those_of_the_library(kind: str) -> None:
     named = (
-        {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32} if kind == "distilbert" else BERT
+        {"dim": 16, "n_layers": 4, "n_heads": 2, "hidden_dim": 32}
+        if kind == "distilbert"
+        else BERT
     )
     net = network(architecture={**named, "model_type": kind, "vocab_size": 30}).eval()
     plain = run_network(net, inputs()).logits
@@ -80,7 +91,9 @@ def test_states_and_scores_equal_those_of_the_library(kind: str) -> None:
     with torch.no_grad():
         found = run_network(net, inputs(), taps)
         net.encoder.set_attn_implementation("eager")
-        expected = net.encoder(**inputs(), output_hidden_states=True, output_attentions=True)
+        expected = net.encoder(
+            **inputs(), output_hidden_states=True, output_attentions=True
+        )
     torch.testing.assert_close(found.logits, plain, rtol=0, atol=1e-6)
     for role, at in (("states0", 0), ("states4", 4)):
         torch.testing.assert_close(
@@ -90,7 +103,9 @@ def test_states_and_scores_equal_those_of_the_library(kind: str) -> None:
     for role, at in (("scores1", 0), ("scores3", 2)):
         assert found.features[role].shape == (3, 2, 6, 6)
         probabilities = (
-            found.features[role].masked_fill(~mask[:, None, None], float("-inf")).softmax(-1)
+            found.features[role]
+            .masked_fill(~mask[:, None, None], float("-inf"))
+            .softmax(-1)
         )
         shown = mask[:, None, :, None].expand_as(probabilities)
         torch.testing.assert_close(
@@ -112,7 +127,10 @@ def test_every_parameter_has_a_gradient() -> None:
     net(**inputs()).square().sum().backward()
     assert [name for name, p in net.named_parameters() if p.grad is None] == []
     layers = [layer for layer in net.head if isinstance(layer, nn.Linear)]
-    assert [(layer.in_features, layer.out_features) for layer in layers] == [(16, 8), (8, 2)]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [
+        (16, 8),
+        (8, 2),
+    ]
     plain = [layer for layer in network().head if isinstance(layer, nn.Linear)]
     assert [(layer.in_features, layer.out_features) for layer in plain] == [(16, 2)]
 
@@ -126,7 +144,9 @@ def test_only_the_last_layers_are_trained(count: int) -> None:
         if p.requires_grad
     }
     numbers = {
-        int(name.split(".")[3]) for name in trained if name.startswith("encoder.encoder.layer")
+        int(name.split(".")[3])
+        for name in trained
+        if name.startswith("encoder.encoder.layer")
     }
     assert numbers == set(range(4 - count, 4))
     assert any(name.startswith("head") for name in trained)
@@ -153,17 +173,22 @@ def test_every_second_layer_is_copied(tmp_path: Path) -> None:
         names = [name for name in state if name.startswith(f"encoder.layer.{at}.")]
         assert len(names) == 16
         assert all(
-            torch.equal(state[n], source_state[n.replace(f"layer.{at}.", f"layer.{source}.", 1)])
+            torch.equal(
+                state[n], source_state[n.replace(f"layer.{at}.", f"layer.{source}.", 1)]
+            )
             for n in names
         )
-    chosen = network(architecture={**BERT, "num_hidden_layers": 1}, copy_from=path, copy_layers=[2])
+    chosen = network(
+        architecture={**BERT, "num_hidden_layers": 1}, copy_from=path, copy_layers=[2]
+    )
     three = network(
         architecture={**BERT, "num_hidden_layers": 3}, copy_from=path
     ).encoder.state_dict()
     key = "attention.self.query.weight"
     for at, source in enumerate((0, 2, 3)):  # evenly spaced, including the last one
         assert torch.equal(
-            three[f"encoder.layer.{at}.{key}"], source_state[f"encoder.layer.{source}.{key}"]
+            three[f"encoder.layer.{at}.{key}"],
+            source_state[f"encoder.layer.{source}.{key}"],
         )
     assert torch.equal(
         chosen.encoder.state_dict()[f"encoder.layer.0.{key}"],
@@ -173,13 +198,17 @@ def test_every_second_layer_is_copied(tmp_path: Path) -> None:
 
 def test_a_network_is_rebuilt_without_its_files(folder: Path) -> None:
     trained = TransformerClassifier(str(folder), num_classes=2, head=8)
-    again = TransformerClassifier(**plain(trained.without_files()), num_classes=2, head=8)
+    again = TransformerClassifier(
+        **plain(trained.without_files()), num_classes=2, head=8
+    )
     again.load_state_dict(trained.state_dict())
     ids = inputs()
     assert torch.equal(again.eval()(**ids), trained.eval()(**ids))
 
 
-def test_half_precision_weights_are_trained_in_single_precision(tmp_path: Path, root: Path) -> None:
+def test_half_precision_weights_are_trained_in_single_precision(
+    tmp_path: Path, root: Path
+) -> None:
     folder = save_bert(tmp_path / "bert", root, tokenizer=False)
     transformers.BertModel.from_pretrained(folder).half().save_pretrained(folder)
     net = TransformerClassifier(str(folder), num_classes=2)
@@ -190,18 +219,27 @@ def test_an_encoder_that_repeats_one_layer(folder: Path) -> None:
     albert = {**BERT, "model_type": "albert", "embedding_size": 8}
     assert network(architecture=albert)(**inputs()).shape == (3, 2)
     with pytest.raises(
-        UserError, match="AlbertModel has no list of its layers; remove trainable_layers"
+        UserError,
+        match="AlbertModel has no list of its layers; remove trainable_layers",
     ):
         network(architecture=albert, trainable_layers=1)
 
 
 def test_positions_of_roberta_follow_its_padding_id() -> None:
-    roberta = {**BERT, "model_type": "roberta", "pad_token_id": 1, "max_position_embeddings": 34}
-    spec: dict[str, Any] = {"vocabulary": {"size": 30, "pad": 1, "max_length": 32, "sha256": "0"}}
+    roberta = {
+        **BERT,
+        "model_type": "roberta",
+        "pad_token_id": 1,
+        "max_position_embeddings": 34,
+    }
+    spec: dict[str, Any] = {
+        "vocabulary": {"size": 30, "pad": 1, "max_length": 32, "sha256": "0"}
+    }
     network(architecture=roberta, spec=spec)
     spec["vocabulary"]["max_length"] = 33
     with pytest.raises(
-        UserError, match="the encoder reads at most 32 tokens, but the tokenizer returns up to 33"
+        UserError,
+        match="the encoder reads at most 32 tokens, but the tokenizer returns up to 33",
     ):
         network(architecture=roberta, spec=spec)
 
@@ -210,7 +248,10 @@ def test_the_weights_of_a_folder_are_loaded(folder: Path) -> None:
     torch.manual_seed(5)
     net = TransformerClassifier(str(folder), num_classes=2).eval()
     saved = transformers.BertModel.from_pretrained(folder).eval()
-    ids = {"input_ids": inputs()["input_ids"], "attention_mask": inputs()["attention_mask"]}
+    ids = {
+        "input_ids": inputs()["input_ids"],
+        "attention_mask": inputs()["attention_mask"],
+    }
     with torch.no_grad():
         expected = saved(**ids).last_hidden_state
         taps = Taps(net, {"last": "states.2"}, {"last"})
@@ -229,7 +270,9 @@ def test_only_the_tokenizer_of_the_folder_fits(folder: Path, root: Path) -> None
         "teacher_tokenizer": PretrainedTokenizer(str(folder)),
     }
     as_teacher = SST2DataModule(str(root), **both).spec
-    TransformerClassifier(str(folder), num_classes=2, spec=as_teacher.for_teacher().to_dict())
+    TransformerClassifier(
+        str(folder), num_classes=2, spec=as_teacher.for_teacher().to_dict()
+    )
     with pytest.raises(
         UserError, match="another vocabulary"
     ):  # the student's vocabulary is not the encoder's
@@ -273,7 +316,8 @@ def test_a_folder_with_missing_weights(tmp_path: Path, root: Path) -> None:
     del weights["encoder.layer.1.output.dense.weight"]
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(
-        UserError, match=r"has no 'encoder\.layer\.1\.output\.dense\.weight' for BertModel"
+        UserError,
+        match=r"has no 'encoder\.layer\.1\.output\.dense\.weight' for BertModel",
     ):
         TransformerClassifier(str(folder), num_classes=2)
 
@@ -281,21 +325,39 @@ def test_a_folder_with_missing_weights(tmp_path: Path, root: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: TransformerClassifier(num_classes=2), "give either pretrained or architecture"),
+        (
+            lambda: TransformerClassifier(num_classes=2),
+            "give either pretrained or architecture",
+        ),
         (
             lambda: TransformerClassifier("a", BERT, num_classes=2),
             "give either pretrained or architecture",
         ),
-        (lambda: TransformerClassifier("/no/such", num_classes=2), "there is no folder /no/such"),
-        (lambda: network(num_classes=None), "TransformerClassifier: num_classes is missing"),
+        (
+            lambda: TransformerClassifier("/no/such", num_classes=2),
+            "there is no folder /no/such",
+        ),
+        (
+            lambda: network(num_classes=None),
+            "TransformerClassifier: num_classes is missing",
+        ),
         (lambda: network(trainable_layers=5), "trainable_layers must be 0 to 4, got 5"),
-        (lambda: network(architecture={"vocab_size": 9}), "architecture needs a model_type"),
-        (lambda: network(architecture={"model_type": "bert"}), "architecture needs vocab_size"),
+        (
+            lambda: network(architecture={"vocab_size": 9}),
+            "architecture needs a model_type",
+        ),
+        (
+            lambda: network(architecture={"model_type": "bert"}),
+            "architecture needs vocab_size",
+        ),
         (
             lambda: network(architecture={**BERT, "num_attention_heads": 3}),
             "hidden size .16. is not a multiple",
         ),
-        (lambda: network(architecture={**BERT, "model_type": "brt"}), "architecture: .*brt"),
+        (
+            lambda: network(architecture={**BERT, "model_type": "brt"}),
+            "architecture: .*brt",
+        ),
         (
             lambda: network(architecture={**BERT, "model_type": "fnet"}),
             "FNetModel does not ignore padding",
@@ -325,6 +387,15 @@ def test_copying_misfits(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"copy_from: .* has 4 layers; choose 2 of them, not \[0, 7\]"
     ):
-        network(architecture={**BERT, "num_hidden_layers": 2}, copy_from=path, copy_layers=[0, 7])
-    with pytest.raises(UserError, match=r"copy_from: .*; give a checkpoint of the same width"):
-        network(architecture={**BERT, "num_hidden_layers": 2, "hidden_size": 32}, copy_from=path)
+        network(
+            architecture={**BERT, "num_hidden_layers": 2},
+            copy_from=path,
+            copy_layers=[0, 7],
+        )
+    with pytest.raises(
+        UserError, match=r"copy_from: .*; give a checkpoint of the same width"
+    ):
+        network(
+            architecture={**BERT, "num_hidden_layers": 2, "hidden_size": 32},
+            copy_from=path,
+        )

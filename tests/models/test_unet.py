@@ -30,7 +30,10 @@ def test_the_number_of_parameters() -> None:
     bottom = convolution_weights(8, 16)
     decoder = convolution_weights(16 + 8, 8) + convolution_weights(8 + 4, 4)
     head = 4 * 5 + 5
-    assert sum(p.numel() for p in network.parameters()) == encoder + bottom + decoder + head
+    assert (
+        sum(p.numel() for p in network.parameters())
+        == encoder + bottom + decoder + head
+    )
 
 
 def test_every_level_reaches_the_logits() -> None:
@@ -57,7 +60,9 @@ def test_a_pixel_sees_its_neighbours_alone_without_the_lower_levels() -> None:
 
 
 def test_the_layers_of_the_pair_have_the_documented_shapes() -> None:
-    text = (shipped_root() / "configs" / "pairs" / "unet32_unet8.yaml").read_text(encoding="utf-8")
+    text = (shipped_root() / "configs" / "pairs" / "unet32_unet8.yaml").read_text(
+        encoding="utf-8"
+    )
     arguments = yaml.safe_load(text)["model"]["init_args"]
     layers = arguments["layers"]
     assert arguments["teacher"]["init_args"]["layers"] == layers
@@ -80,7 +85,9 @@ def test_convolutions_start_as_he_et_al() -> None:
     network = UNet(width=32, levels=2, input_shape=[3, 8, 8], num_classes=5)
     convolution = network.bottom[3]
     assert isinstance(convolution, nn.Conv2d)
-    assert float(convolution.weight.std()) == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.02)
+    assert float(convolution.weight.std()) == pytest.approx(
+        (2 / (9 * 64)) ** 0.5, rel=0.02
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,8 +95,14 @@ def test_convolutions_start_as_he_et_al() -> None:
     [
         ({}, "input_shape or num_classes is missing"),
         ({"input_shape": [784], "num_classes": 3}, "needs images"),
-        ({"input_shape": [3, 8, 8], "num_classes": 3, "width": 0}, "width must be at least 1"),
-        ({"input_shape": [3, 8, 8], "num_classes": 3, "levels": 1}, "levels at least 2"),
+        (
+            {"input_shape": [3, 8, 8], "num_classes": 3, "width": 0},
+            "width must be at least 1",
+        ),
+        (
+            {"input_shape": [3, 8, 8], "num_classes": 3, "levels": 1},
+            "levels at least 2",
+        ),
         ({"input_shape": [3, 7, 64], "num_classes": 3}, "a side of 7 pixels"),
     ],
 )

@@ -20,7 +20,9 @@ def averaged_down(grid: Map, height: int, width: int) -> Map:
             cell = [
                 grid[y][x]
                 for y in range(i * rows // height, math.ceil((i + 1) * rows / height))
-                for x in range(j * columns // width, math.ceil((j + 1) * columns / width))
+                for x in range(
+                    j * columns // width, math.ceil((j + 1) * columns / width)
+                )
             ]
             line.append(math.fsum(cell) / len(cell))
         result.append(line)
@@ -35,7 +37,10 @@ def attention(features: Maps) -> Map:
     """F_sum^2(A) = sum_c |A_c|^2, a map of positions."""
     rows, columns = len(features[0]), len(features[0][0])
     return [
-        [math.fsum(abs(channel[y][x]) ** 2 for channel in features) for x in range(columns)]
+        [
+            math.fsum(abs(channel[y][x]) ** 2 for channel in features)
+            for x in range(columns)
+        ]
         for y in range(rows)
     ]
 
@@ -55,7 +60,8 @@ def paper(student: list[Maps], teacher: list[Maps]) -> float:
         size = smaller(ours, theirs)
         q_s, q_t = unit(averaged_down(ours, *size)), unit(averaged_down(theirs, *size))
         values.append(
-            0.5 * math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(q_s, q_t, strict=True)))
+            0.5
+            * math.sqrt(math.fsum((a - b) ** 2 for a, b in zip(q_s, q_t, strict=True)))
         )
     return math.fsum(values) / len(values)
 

@@ -36,7 +36,10 @@ def kernel(features: Rows, gamma: float, order: int) -> Rows:
 def paper(student: Rows, teacher: Rows, gamma: float = 0.4, order: int = 2) -> float:
     ours, theirs = kernel(student, gamma, order), kernel(teacher, gamma, order)
     b = len(student)
-    return math.fsum((ours[i][j] - theirs[i][j]) ** 2 for i in range(b) for j in range(b)) / b**2
+    return (
+        math.fsum((ours[i][j] - theirs[i][j]) ** 2 for i in range(b) for j in range(b))
+        / b**2
+    )
 
 
 def benchmark(student: Rows, teacher: Rows) -> float:

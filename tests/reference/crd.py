@@ -18,7 +18,10 @@ def unit(x: list[float]) -> list[float]:
 
 def embedded(features: Rows, weight: Rows, bias: list[float]) -> Rows:
     """A linear layer, then length one."""
-    return [unit([dot(row, f) + b for row, b in zip(weight, bias, strict=True)]) for f in features]
+    return [
+        unit([dot(row, f) + b for row, b in zip(weight, bias, strict=True)])
+        for f in features
+    ]
 
 
 def scores(own: Rows, bank: Rows, chosen: list[list[int]], temperature: float) -> Rows:
@@ -50,7 +53,10 @@ def remembered(bank: Rows, index: list[int], new: Rows, momentum: float) -> Rows
     changed = [list(row) for row in bank]
     for row, x in zip(index, new, strict=True):
         changed[row] = unit(
-            [momentum * a + (1 - momentum) * b for a, b in zip(bank[row], x, strict=True)]
+            [
+                momentum * a + (1 - momentum) * b
+                for a, b in zip(bank[row], x, strict=True)
+            ]
         )
     return changed
 
@@ -63,12 +69,15 @@ def info_nce(
     for here, there in ((own, other), (other, own)):
         for i, x in enumerate(here):
             alike = [
-                by_class and target[i] == target[j] and target[i] >= 0 for j in range(len(there))
+                by_class and target[i] == target[j] and target[i] >= 0
+                for j in range(len(there))
             ]
             powers = [
                 math.exp(dot(x, y) / temperature)
                 for j, y in enumerate(there)
                 if j == i or not alike[j]
             ]
-            total -= math.log(math.exp(dot(x, there[i]) / temperature) / math.fsum(powers))
+            total -= math.log(
+                math.exp(dot(x, there[i]) / temperature) / math.fsum(powers)
+            )
     return total / len(own)

@@ -19,7 +19,9 @@ def distance(student: list[Maps], teacher: list[Maps], temperature: float) -> fl
     for s, t in zip(student, teacher, strict=True):
         for own, target in zip(s, t, strict=True):
             q, p = distribution(own, temperature), distribution(target, temperature)
-            values.append(math.fsum(b * math.log(b / a) for a, b in zip(q, p, strict=True)))
+            values.append(
+                math.fsum(b * math.log(b / a) for a, b in zip(q, p, strict=True))
+            )
     return temperature**2 * math.fsum(values) / len(values)
 
 

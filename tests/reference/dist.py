@@ -11,7 +11,9 @@ def correlation(x: list[float], y: list[float]) -> float:
     """Covariance over the product of standard deviations; 0 for a constant side."""
     mean_x = math.fsum(x) / len(x)
     mean_y = math.fsum(y) / len(y)
-    covariance = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
+    covariance = math.fsum(
+        (a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)
+    )
     variance_x = math.fsum((a - mean_x) ** 2 for a in x)
     variance_y = math.fsum((b - mean_y) ** 2 for b in y)
     # Of the same class in one row, or of rounding alone.
@@ -26,7 +28,9 @@ def distance(first: Rows, second: Rows) -> float:
     return 1 - math.fsum(values) / len(values)
 
 
-def dist(student: Rows, teacher: Rows, beta: float, gamma: float, temperature: float) -> float:
+def dist(
+    student: Rows, teacher: Rows, beta: float, gamma: float, temperature: float
+) -> float:
     """T^2 (beta * distance of rows + gamma * distance of columns)."""
     q = [softened(z, temperature) for z in student]
     p = [softened(v, temperature) for v in teacher]

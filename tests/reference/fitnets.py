@@ -35,7 +35,9 @@ def convolved(
     return result
 
 
-def spread(features: Maps, weight: Kernel, bias: list[float], stride: int, padding: int) -> Maps:
+def spread(
+    features: Maps, weight: Kernel, bias: list[float], stride: int, padding: int
+) -> Maps:
     """The transposed convolution: each x_c[i, j] adds w_c,o[k, l] x_c[i, j] to y_o[i stride + k - padding, ...]."""
     rows, columns = len(features[0]), len(features[0][0])
     tall, wide = len(weight[0][0]), len(weight[0][0][0])
@@ -62,9 +64,13 @@ def batch_normalized(samples: list[Maps], eps: float = 1e-5) -> list[Maps]:
     for c in range(len(samples[0])):
         values = [v for sample in samples for line in sample[c] for v in line]
         mean = math.fsum(values) / len(values)
-        deviation = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values) + eps)
+        deviation = math.sqrt(
+            math.fsum((v - mean) ** 2 for v in values) / len(values) + eps
+        )
         for at, sample in enumerate(samples):
-            result[at].append([[(v - mean) / deviation for v in line] for line in sample[c]])
+            result[at].append(
+                [[(v - mean) / deviation for v in line] for line in sample[c]]
+            )
     return result
 
 

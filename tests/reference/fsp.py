@@ -17,7 +17,9 @@ def maxima(grid: Map, height: int, width: int) -> Map:
             cell = [
                 grid[y][x]
                 for y in range(i * rows // height, math.ceil((i + 1) * rows / height))
-                for x in range(j * columns // width, math.ceil((j + 1) * columns / width))
+                for x in range(
+                    j * columns // width, math.ceil((j + 1) * columns / width)
+                )
             ]
             line.append(max(cell))
         result.append(line)
@@ -32,12 +34,16 @@ def flow(lower: Maps, upper: Maps, paper: bool) -> list[float]:
     for first in lower:
         for second in upper:
             a, b = pool(first, *size), pool(second, *size)
-            products = [a[y][x] * b[y][x] for y in range(size[0]) for x in range(size[1])]
+            products = [
+                a[y][x] * b[y][x] for y in range(size[0]) for x in range(size[1])
+            ]
             entries.append(math.fsum(products) / len(products))
     return entries
 
 
-def distance(student: list[list[Maps]], teacher: list[list[Maps]], paper: bool) -> float:
+def distance(
+    student: list[list[Maps]], teacher: list[list[Maps]], paper: bool
+) -> float:
     """Layers of samples of maps: the sum over pairs of layers, mean over samples (and entries)."""
     total = 0.0
     for layer in range(len(student) - 1):

@@ -8,7 +8,9 @@ from tests.reference.at import Maps, averaged_down, smaller, unit
 
 
 def leaky(features: Maps) -> Maps:
-    return [[[v if v > 0 else 0.1 * v for v in line] for line in grid] for grid in features]
+    return [
+        [[v if v > 0 else 0.1 * v for v in line] for line in grid] for grid in features
+    ]
 
 
 def factor(features: Maps, paper: bool) -> list[float]:

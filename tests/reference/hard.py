@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 
-def cross_entropy(logits: list[list[float]], target: list[int], smoothing: float = 0.0) -> float:
+def cross_entropy(
+    logits: list[list[float]], target: list[int], smoothing: float = 0.0
+) -> float:
     """Mean over the labelled rows of -sum_k y_k log q_k, y = (1 - s) one-hot + s / K; 0 without labelled rows."""
     rows = []
     for row, label in zip(logits, target, strict=True):

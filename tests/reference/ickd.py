@@ -14,7 +14,9 @@ def matrix(features: Maps, normalized: bool) -> list[list[float]]:
         for second in features:
             pairs = zip(first, second, strict=True)
             row.append(
-                math.fsum(a * b for one, two in pairs for a, b in zip(one, two, strict=True))
+                math.fsum(
+                    a * b for one, two in pairs for a, b in zip(one, two, strict=True)
+                )
             )
         length = math.sqrt(math.fsum(value**2 for value in row)) if normalized else 1.0
         rows.append([value / length if length else value for value in row])

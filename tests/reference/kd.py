@@ -24,7 +24,9 @@ def soft_target_loss(student: Rows, targets: Rows, temperature: float) -> float:
 
 def kd(student: Rows, teacher: Rows, temperature: float) -> float:
     """The distillation loss for a single teacher's logits."""
-    return soft_target_loss(student, [softened(v, temperature) for v in teacher], temperature)
+    return soft_target_loss(
+        student, [softened(v, temperature) for v in teacher], temperature
+    )
 
 
 def columns(row: Rows, temperature: float) -> list[tuple[float, ...]]:
@@ -32,7 +34,9 @@ def columns(row: Rows, temperature: float) -> list[tuple[float, ...]]:
     return list(zip(*(softened(v, temperature) for v in row), strict=True))
 
 
-def arithmetic_mean(members: list[Rows], weights: list[float], temperature: float) -> Rows:
+def arithmetic_mean(
+    members: list[Rows], weights: list[float], temperature: float
+) -> Rows:
     """For each row of (B, M, K) logits, sum_m w_m p_m."""
     return [
         [
@@ -43,7 +47,9 @@ def arithmetic_mean(members: list[Rows], weights: list[float], temperature: floa
     ]
 
 
-def geometric_mean(members: list[Rows], weights: list[float], temperature: float) -> Rows:
+def geometric_mean(
+    members: list[Rows], weights: list[float], temperature: float
+) -> Rows:
     """For each row of (B, M, K) logits, prod_m p_m^w_m, scaled to sum to one."""
     means = []
     for row in members:

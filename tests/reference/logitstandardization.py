@@ -17,7 +17,9 @@ def z_scores(row: list[float]) -> list[float]:
 
 def logit_standardization(student: Rows, teacher: Rows, temperature: float) -> float:
     return kd.kd(
-        [z_scores(row) for row in student], [z_scores(row) for row in teacher], temperature
+        [z_scores(row) for row in student],
+        [z_scores(row) for row in teacher],
+        temperature,
     )
 
 

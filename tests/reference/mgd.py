@@ -6,7 +6,9 @@ from tests.reference.at import Maps
 from tests.reference.fitnets import Kernel, convolved, rectified
 
 
-def generated(features: Maps, mask: Maps, weights: list[tuple[Kernel, list[float]]]) -> Maps:
+def generated(
+    features: Maps, mask: Maps, weights: list[tuple[Kernel, list[float]]]
+) -> Maps:
     """Two 3x3 convolutions with a ReLU between them, on the map times its mask."""
     masked = [
         [
@@ -25,5 +27,7 @@ def distance(student: list[Maps], teacher: list[Maps]) -> float:
     for s, t in zip(student, teacher, strict=True):
         for own, target in zip(s, t, strict=True):
             for own_line, target_line in zip(own, target, strict=True):
-                total += sum((a - b) ** 2 for a, b in zip(own_line, target_line, strict=True))
+                total += sum(
+                    (a - b) ** 2 for a, b in zip(own_line, target_line, strict=True)
+                )
     return total / len(student)

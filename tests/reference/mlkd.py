@@ -9,7 +9,10 @@ from tests.reference.kd import Rows, kd, softened
 
 def gram(rows: Rows) -> Rows:
     """Products of all pairs of rows."""
-    return [[math.fsum(a * b for a, b in zip(x, y, strict=True)) for y in rows] for x in rows]
+    return [
+        [math.fsum(a * b for a, b in zip(x, y, strict=True)) for y in rows]
+        for x in rows
+    ]
 
 
 def squared_distance(first: Rows, second: Rows) -> float:
@@ -25,7 +28,9 @@ def transposed(rows: Rows) -> Rows:
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def levels(student: Rows, teacher: Rows, temperature: float) -> tuple[float, float, float]:
+def levels(
+    student: Rows, teacher: Rows, temperature: float
+) -> tuple[float, float, float]:
     """The terms of a sample, of the batch and of the classes."""
     q = [softened(z, temperature) for z in student]
     p = [softened(v, temperature) for v in teacher]

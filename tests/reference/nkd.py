@@ -8,7 +8,9 @@ from tests.reference.kd import Rows, softened
 from tests.reference.response import without
 
 
-def nkd(student: Rows, teacher: Rows, target: list[int], gamma: float, temperature: float) -> float:
+def nkd(
+    student: Rows, teacher: Rows, target: list[int], gamma: float, temperature: float
+) -> float:
     """-p_t log q_t - gamma T^2 sum_(k != t) p^_k log q^_k, mean over the labelled rows."""
     values = []
     for z, v, label in zip(student, teacher, target, strict=True):

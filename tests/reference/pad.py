@@ -8,7 +8,9 @@ from tests.reference.vid import Matrix, Vector, times
 
 
 def linear(rows: Matrix, weight: Matrix, bias: Vector) -> Matrix:
-    return [[v + b for v, b in zip(times(weight, row), bias, strict=True)] for row in rows]
+    return [
+        [v + b for v, b in zip(times(weight, row), bias, strict=True)] for row in rows
+    ]
 
 
 def batch_normalized(rows: Matrix, eps: float) -> Matrix:

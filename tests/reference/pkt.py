@@ -28,7 +28,10 @@ def conditional(features: Rows, others_only: bool) -> Rows:
 
 def pkt(student: Rows, teacher: Rows, benchmark: bool, added: float = 0.0) -> float:
     """The sum of p log(p / q) over pairs of different samples, or its mean over all entries; `added` to p and q in the log."""
-    ours, theirs = conditional(student, not benchmark), conditional(teacher, not benchmark)
+    ours, theirs = (
+        conditional(student, not benchmark),
+        conditional(teacher, not benchmark),
+    )
     total = 0.0
     for i in range(len(student)):
         for j in range(len(student)):

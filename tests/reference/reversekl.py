@@ -8,4 +8,6 @@ from tests.reference.response import kl, mean_over_rows
 
 def reverse_kl(student: Rows, teacher: Rows, temperature: float) -> float:
     """T^2 sum_k q_k log(q_k / p_k), mean over rows."""
-    return temperature**2 * mean_over_rows(lambda p, q: kl(q, p), student, teacher, temperature)
+    return temperature**2 * mean_over_rows(
+        lambda p, q: kl(q, p), student, teacher, temperature
+    )

@@ -28,7 +28,10 @@ def context(student: list[Maps], teacher: list[Maps]) -> float:
             weight /= 2
             weights += weight
             down = [
-                [[averaged_down(channel, size, size) for channel in maps] for maps in side]
+                [
+                    [averaged_down(channel, size, size) for channel in maps]
+                    for maps in side
+                ]
                 for side in (student, teacher)
             ]
             total += weight * mean_square(*down)
@@ -59,11 +62,16 @@ class Weights:
 
 def normalized(samples: list[Maps], weight: Kernel, padding: int) -> list[Maps]:
     zeros = [0.0] * len(weight)
-    return batch_normalized([convolved(maps, weight, zeros, 1, padding) for maps in samples])
+    return batch_normalized(
+        [convolved(maps, weight, zeros, 1, padding) for maps in samples]
+    )
 
 
 def fused(
-    feature: list[Maps], later: list[Maps] | None, size: tuple[int, int], weights: Weights
+    feature: list[Maps],
+    later: list[Maps] | None,
+    size: tuple[int, int],
+    weights: Weights,
 ) -> tuple[list[Maps], list[Maps]]:
     joined = normalized(feature, weights.reduce, 0)
     if weights.attention is not None:
@@ -81,7 +89,10 @@ def fused(
             result.append(
                 [
                     [
-                        [a[y][x] * gates[0][y][x] + b[y][x] * gates[1][y][x] for x in range(width)]
+                        [
+                            a[y][x] * gates[0][y][x] + b[y][x] * gates[1][y][x]
+                            for x in range(width)
+                        ]
                         for y in range(height)
                     ]
                     for a, b in zip(own, other, strict=True)
@@ -92,7 +103,9 @@ def fused(
     return normalized(joined, weights.expand, 1), joined
 
 
-def review(student: list[list[Maps]], teacher: list[list[Maps]], weights: list[Weights]) -> float:
+def review(
+    student: list[list[Maps]], teacher: list[list[Maps]], weights: list[Weights]
+) -> float:
     """Layers of samples of maps, from the input to the output: the sum over layers."""
     total, later = 0.0, None
     for layer in reversed(range(len(student))):

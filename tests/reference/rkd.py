@@ -20,7 +20,9 @@ def length(x: list[float], y: list[float]) -> float:
 
 def potentials(rows: Rows) -> dict[tuple[int, int], float]:
     """The distance of each ordered pair over the mean of the distances above zero."""
-    distances = {(i, j): length(rows[i], rows[j]) for i, j in permutations(range(len(rows)), 2)}
+    distances = {
+        (i, j): length(rows[i], rows[j]) for i, j in permutations(range(len(rows)), 2)
+    }
     there = [d for d in distances.values() if d > 0]
     mean = math.fsum(there) / len(there) if there else 1.0
     return {pair: d / mean for pair, d in distances.items()}
@@ -44,7 +46,8 @@ def rkd_angle(student: Rows, teacher: Rows, benchmark: bool = False) -> float:
     n = len(student)
     costs = [
         huber(
-            cosine(student[i], student[j], student[k]), cosine(teacher[i], teacher[j], teacher[k])
+            cosine(student[i], student[j], student[k]),
+            cosine(teacher[i], teacher[j], teacher[k]),
         )
         for i, j, k in permutations(range(n), 3)
     ]

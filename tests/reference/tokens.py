@@ -11,25 +11,30 @@ Matrix = list[Vector]
 def mapped(states: Matrix, weights: Matrix) -> Matrix:
     """H W, where `weights` holds a row for each of W's columns."""
     return [
-        [sum(x * w for x, w in zip(state, row, strict=True)) for row in weights] for state in states
+        [sum(x * w for x, w in zip(state, row, strict=True)) for row in weights]
+        for state in states
     ]
 
 
 def mse(first: Matrix, second: Matrix) -> float:
     squares = [
-        (a - b) ** 2 for r, s in zip(first, second, strict=True) for a, b in zip(r, s, strict=True)
+        (a - b) ** 2
+        for r, s in zip(first, second, strict=True)
+        for a, b in zip(r, s, strict=True)
     ]
     return sum(squares) / len(squares)
 
 
 def states(student: list[Matrix], teacher: list[Matrix], lengths: list[int]) -> float:
     """MSE of a sentence's own tokens, mean over sentences."""
-    return sum(mse(s[:n], t[:n]) for s, t, n in zip(student, teacher, lengths, strict=True)) / len(
-        lengths
-    )
+    return sum(
+        mse(s[:n], t[:n]) for s, t, n in zip(student, teacher, lengths, strict=True)
+    ) / len(lengths)
 
 
-def scores(student: list[list[Matrix]], teacher: list[list[Matrix]], lengths: list[int]) -> float:
+def scores(
+    student: list[list[Matrix]], teacher: list[list[Matrix]], lengths: list[int]
+) -> float:
     """The mean over heads of the MSE between l x l matrices, mean over sentences."""
     total = 0.0
     for ours, theirs, n in zip(student, teacher, lengths, strict=True):

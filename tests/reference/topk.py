@@ -7,7 +7,9 @@ import math
 from tests.reference.kd import Rows, soft_target_loss, softened
 
 
-def merged(student: Rows, teacher: Rows, k: int, temperature: float) -> tuple[Rows, Rows]:
+def merged(
+    student: Rows, teacher: Rows, k: int, temperature: float
+) -> tuple[Rows, Rows]:
     """Probabilities of both networks for the teacher's k largest classes and for all others."""
     predictions: Rows = []
     targets: Rows = []

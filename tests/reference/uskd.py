@@ -35,7 +35,9 @@ def uskd(student: Rows, weak: Rows, target: list[int]) -> Terms:
     mean_square = math.fsum(q[label] ** 2 for q, _, label in rows) / len(rows)
     terms = Terms(0.0, 0.0, 0.0)
     for q, w, label in rows:
-        terms.target -= (q[label] ** 2 + 1 - mean_square) * math.log(q[label]) / len(rows)
+        terms.target -= (
+            (q[label] ** 2 + 1 - mean_square) * math.log(q[label]) / len(rows)
+        )
         rest = without(q, label)
         scores = [a + b for a, b in zip(rest, without(w, label), strict=True)]
         for z, q_k in zip(zipf(scores), rest, strict=True):

@@ -15,7 +15,9 @@ def softplus_variance(alpha: float, eps: float) -> float:
 
 
 def times(matrix: Matrix, vector: Vector) -> Vector:
-    return [math.fsum(w * v for w, v in zip(row, vector, strict=True)) for row in matrix]
+    return [
+        math.fsum(w * v for w, v in zip(row, vector, strict=True)) for row in matrix
+    ]
 
 
 def predicted(feature: Vector, first: Matrix, second: Matrix, third: Matrix) -> Vector:
@@ -28,13 +30,16 @@ def predicted(feature: Vector, first: Matrix, second: Matrix, third: Matrix) -> 
 def negative_log_likelihood(mean: Vector, target: Vector, variance: Vector) -> float:
     """sum_c log sigma_c + (t_c - mu_c)^2 / (2 sigma_c^2), the constant 1/2 log 2 pi left out, at one position."""
     terms = zip(mean, target, variance, strict=True)
-    return math.fsum(math.log(math.sqrt(v)) + (t - m) ** 2 / (2 * v) for m, t, v in terms)
+    return math.fsum(
+        math.log(math.sqrt(v)) + (t - m) ** 2 / (2 * v) for m, t, v in terms
+    )
 
 
 def paper(samples: list[list[tuple[Vector, Vector]]], variance: Vector) -> float:
     """For each sample the (mean, target) of each position: summed over channels and positions, mean over samples."""
     totals = [
-        math.fsum(negative_log_likelihood(m, t, variance) for m, t in sample) for sample in samples
+        math.fsum(negative_log_likelihood(m, t, variance) for m, t in sample)
+        for sample in samples
     ]
     return math.fsum(totals) / len(totals)
 

@@ -10,7 +10,9 @@ from tests.reference.response import without
 
 def costs_of(similarities: Rows, kappa: float) -> Rows:
     """1 - exp(-kappa (1 - s)), and 1e-8."""
-    return [[1 - math.exp(-kappa * (1 - s)) + 1e-8 for s in row] for row in similarities]
+    return [
+        [1 - math.exp(-kappa * (1 - s)) + 1e-8 for s in row] for row in similarities
+    ]
 
 
 def sinkhorn(q: list[float], p: list[float], costs: Rows, iterations: int) -> float:
@@ -22,7 +24,9 @@ def sinkhorn(q: list[float], p: list[float], costs: Rows, iterations: int) -> fl
     for _ in range(iterations):
         v = [p[j] / math.fsum(kernel[i][j] * u[i] for i in classes) for j in classes]
         u = [q[i] / math.fsum(kernel[i][j] * v[j] for j in classes) for i in classes]
-    return math.fsum(u[i] * kernel[i][j] * v[j] * costs[i][j] for i in classes for j in classes)
+    return math.fsum(
+        u[i] * kernel[i][j] * v[j] * costs[i][j] for i in classes for j in classes
+    )
 
 
 def wkdl(
@@ -41,6 +45,8 @@ def wkdl(
         own = -softened(v, 1.0)[label] * math.log(softened(z, 1.0)[label])
         q = without(softened(z, temperature), label)
         p = without(softened(v, temperature), label)
-        rest = [row[:label] + row[label + 1 :] for row in costs[:label] + costs[label + 1 :]]
+        rest = [
+            row[:label] + row[label + 1 :] for row in costs[:label] + costs[label + 1 :]
+        ]
         values.append(own + transport * sinkhorn(q, p, rest, iterations))
     return math.fsum(values) / len(values)

@@ -67,7 +67,9 @@ def python_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        print(warnings.formatwarning(message, category, filename, lineno), file=sys.stderr)
+        print(
+            warnings.formatwarning(message, category, filename, lineno), file=sys.stderr
+        )
 
     with warnings.catch_warnings():
         warnings.resetwarnings()
@@ -96,7 +98,9 @@ def environment(**changes: str | None) -> dict[str, str]:
     return {name: value for name, value in merged.items() if value is not None}
 
 
-def spawn(argv: list[str], folder: Path, **changes: str | None) -> subprocess.Popen[str]:
+def spawn(
+    argv: list[str], folder: Path, **changes: str | None
+) -> subprocess.Popen[str]:
     """Start `kd` in a process of its own, which interrupts reach even where this one, in the background, ignores them."""
     return subprocess.Popen(
         [sys.executable, "-m", "kd_lightning", *argv],

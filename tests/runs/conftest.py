@@ -18,7 +18,9 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("teacher")
     before = os.environ.get("PL_GLOBAL_SEED")
     folder = launch(resolve_configs([*TEACHER, f"--run.root={root}"])).folder
-    if before is None:  # the run's seed must not become the seed of the tests that follow
+    if (
+        before is None
+    ):  # the run's seed must not become the seed of the tests that follow
         os.environ.pop("PL_GLOBAL_SEED", None)
     return folder / "checkpoints" / "last.ckpt"
 

@@ -84,8 +84,14 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         [*TEACHER, "--model.network.dropuot=0.1"],
         ["model.network", "'dropuot'"],
     ),
-    "misspelt trainer key": ([*STUDENT, "--trainer.max_epoks=2"], ["--trainer.max_epoks"]),
-    "abbreviated trainer key": ([*STUDENT, "--trainer.max_epoch=2"], ["--trainer.max_epoch=2"]),
+    "misspelt trainer key": (
+        [*STUDENT, "--trainer.max_epoks=2"],
+        ["--trainer.max_epoks"],
+    ),
+    "abbreviated trainer key": (
+        [*STUDENT, "--trainer.max_epoch=2"],
+        ["--trainer.max_epoch=2"],
+    ),
     "misspelt run key": ([*STUDENT, "--run.tset=best"], ["--run.tset"]),
     "stray word": ([*STUDENT, "stray"], ["stray"]),
     # types and classes
@@ -97,23 +103,47 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         [*STUDENT, "--data.batch_size=many"],
         ["data.batch_size", "int", "many"],
     ),
-    "wrong type of the seed": ([*STUDENT, "--seed_everything=abc"], ["seed_everything", "'abc'"]),
-    "unknown choice": ([*STUDENT, "--run.wandb=maybe"], ["run.wandb", "'offline'", "maybe"]),
-    "unknown model": ([*TEACHER, "--model=kd_lightning.Nothing"], ["model", "'Nothing'"]),
+    "wrong type of the seed": (
+        [*STUDENT, "--seed_everything=abc"],
+        ["seed_everything", "'abc'"],
+    ),
+    "unknown choice": (
+        [*STUDENT, "--run.wandb=maybe"],
+        ["run.wandb", "'offline'", "maybe"],
+    ),
+    "unknown model": (
+        [*TEACHER, "--model=kd_lightning.Nothing"],
+        ["model", "'Nothing'"],
+    ),
     "unknown student": (
         [*STUDENT, "--model.student=kd_lightning.models.Nothing"],
         ["model.student", "'Nothing'"],
     ),
-    "unknown data": ([*STUDENT, "--data=kd_lightning.data.Nothing"], ["data", "'Nothing'"]),
-    "unknown package": ([*STUDENT, "--model.student=nowhere.Net"], ["model.student", "'nowhere'"]),
+    "unknown data": (
+        [*STUDENT, "--data=kd_lightning.data.Nothing"],
+        ["data", "'Nothing'"],
+    ),
+    "unknown package": (
+        [*STUDENT, "--model.student=nowhere.Net"],
+        ["model.student", "'nowhere'"],
+    ),
     # configs
     "missing config": ([*STUDENT, "-c", "nowhere.yaml"], ["config", "nowhere.yaml"]),
-    "missing config after =": ([*STUDENT, "--config=nowhere.yaml"], ["config", "nowhere.yaml"]),
+    "missing config after =": (
+        [*STUDENT, "--config=nowhere.yaml"],
+        ["config", "nowhere.yaml"],
+    ),
     "empty config": ([*STUDENT, "-c", "empty.yaml"], ["empty.yaml is empty"]),
     "config that is a folder": ([*STUDENT, "-c", "taken"], ["config", "taken"]),
-    "config of comments": ([*STUDENT, "-c", "comments.yaml"], ["comments.yaml is empty"]),
+    "config of comments": (
+        [*STUDENT, "-c", "comments.yaml"],
+        ["comments.yaml is empty"],
+    ),
     "config that is a list": ([*STUDENT, "-c", "list.yaml"], ["list.yaml", "list"]),
-    "config that is no YAML": ([*STUDENT, "-c", "broken.yaml"], ["broken.yaml", "not YAML"]),
+    "config that is no YAML": (
+        [*STUDENT, "-c", "broken.yaml"],
+        ["broken.yaml", "not YAML"],
+    ),
     "no file after -c": ([*STUDENT, "-c"], ["-c/--config"]),
     "no model": (["fit", *COMMON], ["required", "model"]),
     "no data": ([*PAIR[:3], *PAIR[5:]], ["required", "data"]),
@@ -124,9 +154,15 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     # teachers
     "no teacher": (PAIR, ["teacher", "--model.teacher.checkpoint=PATH"]),
     "missing teacher": (student("nowhere.ckpt"), ["teacher", "nowhere.ckpt"]),
-    "teacher that is no file of torch": (student("garbage.ckpt"), ["teacher", "garbage.ckpt"]),
+    "teacher that is no file of torch": (
+        student("garbage.ckpt"),
+        ["teacher", "garbage.ckpt"],
+    ),
     "teacher cut short": (student("short.ckpt"), ["teacher", "short.ckpt", "corrupt"]),
-    "teacher of seven classes": (student("seven.ckpt"), ["teacher", "7 classes", "digits has 10"]),
+    "teacher of seven classes": (
+        student("seven.ckpt"),
+        ["teacher", "7 classes", "digits has 10"],
+    ),
     "teacher of another class order": (
         student("reversed.ckpt"),
         ["teacher", "class 0", "'9'", "'0'", "order"],
@@ -152,17 +188,32 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         [*STUDENT, "--model.losses.kd.temperature=abc"],
         ["model.losses.kd.temperature", "got abc"],
     ),
-    "negative weight": ([*STUDENT, "--model.losses.kd.weight=-1"], ["KD", "weight", "got -1"]),
+    "negative weight": (
+        [*STUDENT, "--model.losses.kd.weight=-1"],
+        ["KD", "weight", "got -1"],
+    ),
     "no losses": ([*STUDENT, "--model.losses={}"], ["model.losses is empty"]),
-    "loss without its teacher": ([*TEACHER, "--model.losses.kd=KD"], ["'kd'", "needs a teacher"]),
+    "loss without its teacher": (
+        [*TEACHER, "--model.losses.kd=KD"],
+        ["'kd'", "needs a teacher"],
+    ),
     # what is resumed
     "foreign checkpoint": (
         [*STUDENT, f"--ckpt_path={LAST}"],
         ["--ckpt_path", LAST, "DistillationModule"],
     ),
-    "garbage checkpoint": ([*STUDENT, "--ckpt_path=garbage.ckpt"], ["--ckpt_path", "garbage.ckpt"]),
-    "checkpoint cut short": ([*TEACHER, "--ckpt_path=short.ckpt"], ["--ckpt_path", "short.ckpt"]),
-    "missing checkpoint": ([*STUDENT, "--ckpt_path=nowhere.ckpt"], ["--ckpt_path", "nowhere.ckpt"]),
+    "garbage checkpoint": (
+        [*STUDENT, "--ckpt_path=garbage.ckpt"],
+        ["--ckpt_path", "garbage.ckpt"],
+    ),
+    "checkpoint cut short": (
+        [*TEACHER, "--ckpt_path=short.ckpt"],
+        ["--ckpt_path", "short.ckpt"],
+    ),
+    "missing checkpoint": (
+        [*STUDENT, "--ckpt_path=nowhere.ckpt"],
+        ["--ckpt_path", "nowhere.ckpt"],
+    ),
     "checkpoint of another size": (
         [*TEACHER, f"--ckpt_path={LAST}", "--model.network.hidden=[128,256]"],
         [LAST, "'body.1.weight'", "(256, 64)", "(128, 64)"],
@@ -172,8 +223,14 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["init_from", LAST],
     ),
     "test of no checkpoint": (["test", *TEACHER[1:]], ["kd test", "--ckpt_path"]),
-    "validation of no checkpoint": (["validate", *TEACHER[1:]], ["kd validate", "--ckpt_path"]),
-    "prediction of no checkpoint": (["predict", *TEACHER[1:]], ["kd predict", "--ckpt_path"]),
+    "validation of no checkpoint": (
+        ["validate", *TEACHER[1:]],
+        ["kd validate", "--ckpt_path"],
+    ),
+    "prediction of no checkpoint": (
+        ["predict", *TEACHER[1:]],
+        ["kd predict", "--ckpt_path"],
+    ),
     "best of no validation": (
         [*STUDENT, "--run.test=best", "--data.validation=0"],
         ["--run.test=best", "validation"],
@@ -183,14 +240,26 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["--run.test=best", "best.ckpt"],
     ),
     # folders
-    "root below a file": ([*STUDENT, "--run.root=file/runs"], ["file/runs", "cannot write"]),
+    "root below a file": (
+        [*STUDENT, "--run.root=file/runs"],
+        ["file/runs", "cannot write"],
+    ),
     "root is a file": ([*STUDENT, "--run.root=file"], ["file/", "cannot write"]),
     "folder that is taken": ([*STUDENT, "--run.dir=taken"], ["--run.dir taken exists"]),
     "folder that is a file": ([*STUDENT, "--run.dir=file"], ["--run.dir file"]),
-    "folder below a file": ([*STUDENT, "--run.dir=file/run"], ["file/run", "--run.dir"]),
+    "folder below a file": (
+        [*STUDENT, "--run.dir=file/run"],
+        ["file/run", "--run.dir"],
+    ),
     # numbers
-    "negative learning rate": ([*STUDENT, "--model.optimizer.lr=-1"], ["learning rate", "-1"]),
-    "no cycle": ([*TEACHER, "--model.scheduler.pct_start=7"], ["model.scheduler", "pct_start"]),
+    "negative learning rate": (
+        [*STUDENT, "--model.optimizer.lr=-1"],
+        ["learning rate", "-1"],
+    ),
+    "no cycle": (
+        [*TEACHER, "--model.scheduler.pct_start=7"],
+        ["model.scheduler", "pct_start"],
+    ),
     "no layers": ([*STUDENT, "--model.student.hidden=[]"], ["MLP", "hidden", "[]"]),
     "unknown accelerator": (
         [*STUDENT, "--trainer.accelerator=abacus"],
@@ -209,7 +278,9 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 
 
 @pytest.mark.parametrize(("argv", "culprits"), CASES.values(), ids=CASES)
-def test_refused_in_one_line(argv: list[str], culprits: list[str], bench: Path, kd: Kd) -> None:
+def test_refused_in_one_line(
+    argv: list[str], culprits: list[str], bench: Path, kd: Kd
+) -> None:
     before = listing(bench)
     refused(kd(*argv), *culprits)
     assert listing(bench) == before

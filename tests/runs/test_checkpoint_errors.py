@@ -28,11 +28,26 @@ def spoil_callbacks(content: dict[str, Any]) -> None:
 
 RESUMED: dict[str, tuple[Change, str]] = {
     "no epoch": (lambda c: c.pop("epoch"), "epoch is missing"),
-    "no version of Lightning": (lambda c: c.pop("pytorch-lightning_version"), "version is missing"),
-    "garbage schedulers": (lambda c: c.update(lr_schedulers="x"), "lr_schedulers is a str"),
-    "no role": (lambda c: c[KEY].pop("role"), "is not a checkpoint of a ClassifierModule"),
-    "weights alone": (lambda c: c.pop("optimizer_states"), "holds no optimizer state to resume"),
-    "garbage progress": (lambda c: set_loops(c, "epoch_progress", [1]), "epoch_progress is a list"),
+    "no version of Lightning": (
+        lambda c: c.pop("pytorch-lightning_version"),
+        "version is missing",
+    ),
+    "garbage schedulers": (
+        lambda c: c.update(lr_schedulers="x"),
+        "lr_schedulers is a str",
+    ),
+    "no role": (
+        lambda c: c[KEY].pop("role"),
+        "is not a checkpoint of a ClassifierModule",
+    ),
+    "weights alone": (
+        lambda c: c.pop("optimizer_states"),
+        "holds no optimizer state to resume",
+    ),
+    "garbage progress": (
+        lambda c: set_loops(c, "epoch_progress", [1]),
+        "epoch_progress is a list",
+    ),
     "no progress": (lambda c: c["loops"]["fit_loop"].clear(), "is missing"),
     "empty callbacks": (spoil_callbacks, "is missing"),
 }
@@ -55,10 +70,17 @@ def refused(kd: Kd, argv: list[str], *words: str) -> None:
 
 
 @pytest.mark.parametrize("kind", RESUMED)
-def test_training_does_not_resume(kind: str, kd: Kd, teacher: Path, place: Path) -> None:
+def test_training_does_not_resume(
+    kind: str, kd: Kd, teacher: Path, place: Path
+) -> None:
     change, words = RESUMED[kind]
     path = changed(teacher, place / "spoilt.ckpt", change)
-    refused(kd, [*TEACHER, f"--ckpt_path={path}", "--trainer.max_epochs=2"], str(path), words)
+    refused(
+        kd,
+        [*TEACHER, f"--ckpt_path={path}", "--trainer.max_epochs=2"],
+        str(path),
+        words,
+    )
 
 
 def infinite(content: dict[str, Any]) -> None:
@@ -67,8 +89,14 @@ def infinite(content: dict[str, Any]) -> None:
 
 TESTED: dict[str, tuple[Change, str]] = {
     "an infinite weight": (infinite, "'head.bias' holds an infinite value"),
-    "no version of Lightning": (lambda c: c.pop("pytorch-lightning_version"), "version is missing"),
-    "metadata of another form": (lambda c: c.update({KEY: ["x"]}), "kd_lightning is a list"),
+    "no version of Lightning": (
+        lambda c: c.pop("pytorch-lightning_version"),
+        "version is missing",
+    ),
+    "metadata of another form": (
+        lambda c: c.update({KEY: ["x"]}),
+        "kd_lightning is a list",
+    ),
     "not ours": (lambda c: c.pop(KEY), "is not a checkpoint of a ClassifierModule"),
 }
 
@@ -109,13 +137,24 @@ def test_a_network_of_a_factory_with_keywords_teaches(
         "--model.network.name=net",
         "--model.network.dict_kwargs={width: 5, classes: 10}",
     ]
-    base = [word for word in TEACHER if word not in ("-c", "configs/teachers/digits_mlp.yaml")]
-    configs = [word for name in base[1:] if name.startswith("configs") for word in ("-c", name)]
+    base = [
+        word
+        for word in TEACHER
+        if word not in ("-c", "configs/teachers/digits_mlp.yaml")
+    ]
+    configs = [
+        word for name in base[1:] if name.startswith("configs") for word in ("-c", name)
+    ]
     options = [name for name in base[1:] if not name.startswith("configs")]
     model = ["--model=kd_lightning.ClassifierModule", *network, "--run.dir=teacher"]
     outcome = kd("fit", *configs, *options, *model)
     assert outcome.code == 0, outcome
-    pair = ["-c", "configs/pairs/digits_mlp256_mlp16.yaml", "-c", "configs/methods/kd.yaml"]
+    pair = [
+        "-c",
+        "configs/pairs/digits_mlp256_mlp16.yaml",
+        "-c",
+        "configs/methods/kd.yaml",
+    ]
     teacher = "--model.teacher.checkpoint=teacher/checkpoints/last.ckpt"
     outcome = kd("fit", *configs, *options, *pair, teacher, "--run.dir=student")
     assert outcome.code == 0, outcome

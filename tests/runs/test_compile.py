@@ -18,23 +18,31 @@ COMPILED = "--trainer.callbacks+={class_path: kd_lightning.runs.compile.CompileN
 FEATURES = "--model.losses.crd={class_path: kd_lightning.losses.CRD, init_args: {num_negatives: 8, dimensions: 8}}"
 
 
-def test_trains_the_same_weights(teacher: Path, kd: Kd, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trains_the_same_weights(
+    teacher: Path, kd: Kd, monkeypatch: pytest.MonkeyPatch
+) -> None:
     compiled: list[bool] = []
     begin = TrainingModule.on_train_epoch_start
 
     def note(module: TrainingModule) -> None:
-        compiled.append(all(n._compiled_call_impl is not None for n in networks(module)))
+        compiled.append(
+            all(n._compiled_call_impl is not None for n in networks(module))
+        )
         begin(module)
 
     monkeypatch.setattr(TrainingModule, "on_train_epoch_start", note)
-    layers = [f"--model.{side}layers={{penultimate: body}}" for side in ("", "teacher.")]
+    layers = [
+        f"--model.{side}layers={{penultimate: body}}" for side in ("", "teacher.")
+    ]
     argv = [*student(teacher), FEATURES, *layers, "--model.student.dropout=0.3"]
     for name, more in (("plain", []), ("compiled", [COMPILED])):
         outcome = kd(*argv, *more, f"--run.name={name}")
         assert (outcome.code, outcome.err) == (0, "")
     assert compiled == [False, True]
     plain, other = (
-        torch.load(Path("runs", name, "checkpoints", "last.ckpt"), weights_only=True)["state_dict"]
+        torch.load(Path("runs", name, "checkpoints", "last.ckpt"), weights_only=True)[
+            "state_dict"
+        ]
         for name in ("plain", "compiled")
     )
     assert list(plain) == list(other)

@@ -42,7 +42,9 @@ def test_a_nested_message_becomes_its_innermost_line(argument: str) -> None:
 
 @pytest.mark.parametrize("argument", ["--trainer.max_epoks=2", "stray"])
 def test_a_message_of_one_line_stays(argument: str) -> None:
-    assert one_line(message([*STUDENT, argument])) == f"unrecognized arguments: {argument}"
+    assert (
+        one_line(message([*STUDENT, argument])) == f"unrecognized arguments: {argument}"
+    )
 
 
 def test_a_missing_part_is_named() -> None:

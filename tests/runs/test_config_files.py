@@ -27,7 +27,11 @@ def files(folder: Path, *contents: dict[str, Any] | str) -> list[str]:
     arguments = []
     for number, content in enumerate(contents):
         path = folder / f"{number}.yaml"
-        text = content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False)
+        text = (
+            content
+            if isinstance(content, str)
+            else yaml.safe_dump(content, sort_keys=False)
+        )
         path.write_text(text)
         arguments += ["-c", str(path)]
     return arguments
@@ -57,17 +61,37 @@ def class_paths(entries: Any) -> list[str]:
 
 
 JOINED: dict[str, tuple[list[Any], list[str]]] = {
-    "in order": ([callbacks(STOP), callbacks(RATES), callbacks(TIMER)], ["E", "L", "T"]),
-    "with files between": ([callbacks(STOP), {"run": {"name": "x"}}, callbacks(RATES)], ["E", "L"]),
-    "equal entries once": ([callbacks(STOP, RATES), callbacks(RATES, TIMER)], ["E", "L", "T"]),
-    "null replaces": ([callbacks(STOP), {"trainer": {"callbacks": None}}, callbacks(RATES)], ["L"]),
-    "appended before": ([{"trainer": {"callbacks+": [STOP]}}, callbacks(RATES)], ["E", "L"]),
-    "appended after": ([callbacks(STOP), {"trainer": {"callbacks+": [RATES]}}], ["E", "L"]),
+    "in order": (
+        [callbacks(STOP), callbacks(RATES), callbacks(TIMER)],
+        ["E", "L", "T"],
+    ),
+    "with files between": (
+        [callbacks(STOP), {"run": {"name": "x"}}, callbacks(RATES)],
+        ["E", "L"],
+    ),
+    "equal entries once": (
+        [callbacks(STOP, RATES), callbacks(RATES, TIMER)],
+        ["E", "L", "T"],
+    ),
+    "null replaces": (
+        [callbacks(STOP), {"trainer": {"callbacks": None}}, callbacks(RATES)],
+        ["L"],
+    ),
+    "appended before": (
+        [{"trainer": {"callbacks+": [STOP]}}, callbacks(RATES)],
+        ["E", "L"],
+    ),
+    "appended after": (
+        [callbacks(STOP), {"trainer": {"callbacks+": [RATES]}}],
+        ["E", "L"],
+    ),
 }
 
 
 @pytest.mark.parametrize(("contents", "initials"), JOINED.values(), ids=JOINED)
-def test_callbacks_are_joined(contents: list[Any], initials: list[str], tmp_path: Path) -> None:
+def test_callbacks_are_joined(
+    contents: list[Any], initials: list[str], tmp_path: Path
+) -> None:
     config = parse_config([*TEACHER, *files(tmp_path, *contents)])
     names = class_paths(config["trainer"]["callbacks"])
     assert [name[0] for name in names] == initials
@@ -75,43 +99,65 @@ def test_callbacks_are_joined(contents: list[Any], initials: list[str], tmp_path
 
 def test_loggers_and_augmentations_are_joined(tmp_path: Path) -> None:
     loggers = [
-        {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": name}}
+        {
+            "class_path": "lightning.pytorch.loggers.CSVLogger",
+            "init_args": {"save_dir": name},
+        }
         for name in ("a", "b")
     ]
-    contents = [augment(JITTER), augment(FLIP), *({"trainer": {"logger": [x]}} for x in loggers)]
+    contents = [
+        augment(JITTER),
+        augment(FLIP),
+        *({"trainer": {"logger": [x]}} for x in loggers),
+    ]
     config = parse_config([*TEACHER, *files(tmp_path, *contents)])
     # The teacher's own config has an augmentation, too.
     names = class_paths(config["data"]["init_args"]["augment"])
     assert names[-2:] == ["Jitter", "Flip"]
-    assert [each["init_args"]["save_dir"] for each in config["trainer"]["logger"]][-2:] == [
+    assert [each["init_args"]["save_dir"] for each in config["trainer"]["logger"]][
+        -2:
+    ] == [
         "a",
         "b",
     ]
 
 
-def test_other_lists_are_replaced_and_the_command_line_takes_precedence(tmp_path: Path) -> None:
+def test_other_lists_are_replaced_and_the_command_line_takes_precedence(
+    tmp_path: Path,
+) -> None:
     networks = [
-        {"model": {"init_args": {"network": {"init_args": {"hidden": [n]}}}}} for n in (8, 9)
+        {"model": {"init_args": {"network": {"init_args": {"hidden": [n]}}}}}
+        for n in (8, 9)
     ]
     given = files(tmp_path, *networks, callbacks(STOP))
     config = parse_config([*TEACHER, *given, f"--trainer.callbacks=[{RATES}]"])
     assert config["model"]["init_args"]["network"]["init_args"]["hidden"] == [9]
     assert class_paths(config["trainer"]["callbacks"]) == ["LearningRateMonitor"]
     config = parse_config([*TEACHER, *given, f"--trainer.callbacks+={RATES}"])
-    assert class_paths(config["trainer"]["callbacks"]) == ["EarlyStopping", "LearningRateMonitor"]
+    assert class_paths(config["trainer"]["callbacks"]) == [
+        "EarlyStopping",
+        "LearningRateMonitor",
+    ]
 
 
 def test_augmentations_of_other_data_are_not_joined(tmp_path: Path) -> None:
     digits = "kd_lightning.data.DigitsDataModule"
     other = "kd_lightning.data.MNISTDataModule"
-    given = files(tmp_path, augment(JITTER, class_path=digits), augment(FLIP, class_path=other))
+    given = files(
+        tmp_path, augment(JITTER, class_path=digits), augment(FLIP, class_path=other)
+    )
     last = resolve_configs(["fit", *given])[-1]
-    assert yaml.safe_load(Path(last).read_text())["data"]["init_args"]["augment"] == [FLIP]
+    assert yaml.safe_load(Path(last).read_text())["data"]["init_args"]["augment"] == [
+        FLIP
+    ]
 
 
 FILES = {
     "trainer is a number": ("trainer: 3", "trainer must hold keys with values, got 3"),
-    "trainer is a list": ("trainer: [1]", "trainer must hold keys with values, got [1]"),
+    "trainer is a list": (
+        "trainer: [1]",
+        "trainer must hold keys with values, got [1]",
+    ),
     "trainer is empty": ("trainer:", "trainer is empty"),
     "model is null": ("model: null", "model is empty"),
     "data is a number": ("data: 3", "data must hold keys"),
@@ -122,11 +168,17 @@ FILES = {
         "trainer.callbacks[0].init_args must hold keys",
     ),
     "number as a key": ("3: 4", "the key 3 must be text"),
-    "duplicate": ("model: {}\nmodel: {}", "line 2: the key 'model' stands in line 1 already"),
+    "duplicate": (
+        "model: {}\nmodel: {}",
+        "line 2: the key 'model' stands in line 1 already",
+    ),
     "tag": ("run: {name: !!python/name:os.system }", "line 1: the tag"),
     "bomb": ("run: &a {tags: *a}", "refers to itself"),
     "base 60": ("trainer: {max_epochs: 1:30}", "trainer.max_epochs cannot be 1:30"),
-    "long base 60": ("trainer: {max_time: 1" + ":30" * 5000 + "}", "trainer.max_time cannot be"),
+    "long base 60": (
+        "trainer: {max_time: 1" + ":30" * 5000 + "}",
+        "trainer.max_time cannot be",
+    ),
     "many digits": ("trainer: {max_epochs: " + "9" * 5000 + "}", "out of range"),
 }
 
@@ -245,9 +297,13 @@ def test_arguments_of_base_classes_are_known() -> None:
     assert argument_names("kd_lightning.losses.Nothing") == []
 
 
-@pytest.mark.parametrize("words", [["--ckpt_path", "nothing.ckpt"], ["--ckpt_path=nothing.ckpt"]])
+@pytest.mark.parametrize(
+    "words", [["--ckpt_path", "nothing.ckpt"], ["--ckpt_path=nothing.ckpt"]]
+)
 @pytest.mark.parametrize("command", ["fit", "test", "validate", "predict"])
-def test_a_missing_checkpoint_without_a_config_is_named(command: str, words: list[str]) -> None:
+def test_a_missing_checkpoint_without_a_config_is_named(
+    command: str, words: list[str]
+) -> None:
     with pytest.raises(UserError, match=r"--ckpt_path: there is no file nothing\.ckpt"):
         with_own_config([command, *words])
 
@@ -262,12 +318,23 @@ def test_a_name_that_no_file_can_have_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"limit_train_batches": 1e-9}, "limit_train_batches=1e-09 selects none of the 20 batches"),
-        ({"limit_val_batches": 0.4}, "limit_val_batches=0.4 selects none of the 2 batches"),
-        ({"val_check_interval": 21, "check_val_every_n_epoch": 1}, "the 20 batches of an epoch"),
+        (
+            {"limit_train_batches": 1e-9},
+            "limit_train_batches=1e-09 selects none of the 20 batches",
+        ),
+        (
+            {"limit_val_batches": 0.4},
+            "limit_val_batches=0.4 selects none of the 2 batches",
+        ),
+        (
+            {"val_check_interval": 21, "check_val_every_n_epoch": 1},
+            "the 20 batches of an epoch",
+        ),
     ],
 )
-def test_limits_that_select_nothing_are_refused(settings: dict[str, Any], problem: str) -> None:
+def test_limits_that_select_nothing_are_refused(
+    settings: dict[str, Any], problem: str
+) -> None:
     with pytest.raises(UserError, match=problem):
         check_limits(settings, {"train": 20, "val": 2})
 
@@ -293,7 +360,9 @@ def test_the_limits_of_a_run_are_checked(kd: Kd) -> None:
     assert outcome.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["--views=1000000000"], ["--views=0"], ["--top-k=0"]])
+@pytest.mark.parametrize(
+    "words", [["--views=1000000000"], ["--views=0"], ["--top-k=0"]]
+)
 def test_the_sizes_of_a_cache_are_checked_first(words: list[str]) -> None:
     with pytest.raises(UserError, match=r"--(views|top-k) must be"):
         cache(["--output=x", *words])
@@ -309,9 +378,18 @@ def test_the_text_command_of_the_readme_has_an_optimizer_that_learns() -> None:
     assert optimizer["init_args"]["lr"] == 0.001
 
 
-def test_a_config_is_printed_with_numbers_and_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_config_is_printed_with_numbers_and_names(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit):
-        parse_config([*TEACHER, "--model.optimizer.lr=1e-5", "--run.name=12:30", "--print_config"])
+        parse_config(
+            [
+                *TEACHER,
+                "--model.optimizer.lr=1e-5",
+                "--run.name=12:30",
+                "--print_config",
+            ]
+        )
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["run"]["name"] == "12:30"
     assert printed["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-5

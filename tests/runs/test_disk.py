@@ -75,7 +75,9 @@ def test_errors_about_other_files_are_not_explained(tmp_path: Path) -> None:
     missing = FileNotFoundError(errno.ENOENT, "No such file", "data.npz")
     assert explain(missing, tmp_path, True) is None
     assert explain(RuntimeError("a bug"), tmp_path, True) is None
-    own = PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "metrics.csv"))
+    own = PermissionError(
+        errno.EACCES, "Permission denied", str(tmp_path / "metrics.csv")
+    )
     assert "Permission denied" in str(explain(own, tmp_path, True))
     full = RuntimeError("the checkpoint")
     full.__cause__ = OSError(errno.ENOSPC, "No space left on device")
@@ -113,7 +115,9 @@ def test_a_late_signal_prints_no_traceback(
     def interrupted() -> int:
         raise KeyboardInterrupt
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {
+        number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     monkeypatch.setattr(cli, "main", interrupted)
     try:
         with pytest.raises(SystemExit) as stop:

@@ -56,13 +56,17 @@ def test_the_report_is_shown_and_stored(teacher: Path, kd: Kd) -> None:
     assert record("shown")["report"] == report
 
 
-def test_the_report_changes_no_number_and_can_be_turned_off(teacher: Path, kd: Kd) -> None:
+def test_the_report_changes_no_number_and_can_be_turned_off(
+    teacher: Path, kd: Kd
+) -> None:
     assert kd(*student(teacher), "--run.name=with").code == 0
     outcome = kd(*student(teacher), "--run.name=without", "--run.report=false")
     assert outcome.code == 0
     assert "share of gradient" not in outcome.out
     assert record("without")["report"] is None
-    tables = [Path(f"runs/{name}/metrics.csv").read_bytes() for name in ("with", "without")]
+    tables = [
+        Path(f"runs/{name}/metrics.csv").read_bytes() for name in ("with", "without")
+    ]
     assert tables[0] == tables[1]
 
 
@@ -73,7 +77,9 @@ def test_strict_is_exit_2_in_one_line(kd: Kd, tmp_path: Path) -> None:
     assert outcome.err.startswith("kd: --run.strict: the teacher gives all 123 rows")
     assert record("strict")["status"] == "failed"
     assert len(record("strict")["report"]["warnings"]) > 0
-    outcome = kd(*arguments, "--run.name=lenient", "--trainer.enable_progress_bar=false")
+    outcome = kd(
+        *arguments, "--run.name=lenient", "--trainer.enable_progress_bar=false"
+    )
     assert outcome.code == 0
     assert "warning: the teacher gives all 123 rows" in outcome.out
 

@@ -64,9 +64,13 @@ def test_computes_the_same(make: Callable[[], nn.Module], left: int) -> None:
 @pytest.mark.parametrize("bias", [True, False])
 @torch.no_grad()
 def test_every_dimension(kind: int, bias: bool) -> None:
-    conv, norm = (nn.Conv1d, nn.BatchNorm1d) if kind == 1 else (nn.Conv3d, nn.BatchNorm3d)
+    conv, norm = (
+        (nn.Conv1d, nn.BatchNorm1d) if kind == 1 else (nn.Conv3d, nn.BatchNorm3d)
+    )
     network = lived(
-        nn.Sequential(conv(2, 4, 3, padding=1, groups=2, bias=bias), norm(4, affine=bias))
+        nn.Sequential(
+            conv(2, 4, 3, padding=1, groups=2, bias=bias), norm(4, affine=bias)
+        )
     )
     inputs = torch.randn(2, 2, *[5] * kind, dtype=torch.float64)
     before = network(inputs)
@@ -96,7 +100,9 @@ class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(3, 3, 1) for _ in range(4))
-        self.norms = nn.ModuleList(nn.BatchNorm2d(3, track_running_stats=at < 3) for at in range(4))
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(3, track_running_stats=at < 3) for at in range(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         once = self.convs[0](x)
@@ -128,7 +134,9 @@ def test_trains_a_student(kd: Kd) -> None:
     outcome = kd(*argv, FOLD, "--run.name=folded")
     assert (outcome.code, outcome.err) == (0, "")
     plain, folded = (
-        torch.load(Path("runs", name, "checkpoints", "last.ckpt"), weights_only=True)["state_dict"]
+        torch.load(Path("runs", name, "checkpoints", "last.ckpt"), weights_only=True)[
+            "state_dict"
+        ]
         for name in ("plain", "folded")
     )
     assert list(plain) == list(folded)
@@ -141,7 +149,10 @@ class Branching(nn.Module):
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
         self.net = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, num_classes)
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.Flatten(),
+            nn.Linear(144, num_classes),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -160,4 +171,7 @@ def test_untraceable_networks_are_left_alone(kd: Kd) -> None:
 def test_says_where_there_is_nothing_to_fold(teacher: Path, kd: Kd) -> None:
     outcome = kd(*student(teacher), FOLD)
     assert outcome.code == 0
-    assert "FoldTeachers finds no batch normalization after a convolution in MLP" in outcome.err
+    assert (
+        "FoldTeachers finds no batch normalization after a convolution in MLP"
+        in outcome.err
+    )

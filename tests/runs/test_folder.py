@@ -41,7 +41,10 @@ def test_a_run_is_read_from_its_files(tmp_path: Path) -> None:
         [{"path": "t.ckpt"}],
     )
     # The class has moved since this config was written.
-    assert run.config["data"]["class_path"] == "kd_lightning.specialists.SpecialistDataModule"
+    assert (
+        run.config["data"]["class_path"]
+        == "kd_lightning.specialists.SpecialistDataModule"
+    )
     assert run.checkpoint == tmp_path / "checkpoints" / "last.ckpt"
     assert not run.is_cache
 

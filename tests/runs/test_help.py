@@ -33,8 +33,12 @@ def test_the_help_of_fit_ends_with_the_pages_of_classes(parser: RunParser) -> No
     assert parser.format_help().endswith(CLASS_HELP)
 
 
-def test_every_page_that_the_help_names_is_there(parser: RunParser, capsys: Capture) -> None:
-    requests = [line.split()[2:4] for line in CLASS_HELP.splitlines() if ".help " in line]
+def test_every_page_that_the_help_names_is_there(
+    parser: RunParser, capsys: Capture
+) -> None:
+    requests = [
+        line.split()[2:4] for line in CLASS_HELP.splitlines() if ".help " in line
+    ]
     assert len(requests) == 5
     for option, name in requests:
         text = page(parser, capsys, option, name)
@@ -65,7 +69,11 @@ def test_short_lists_of_classes_are_whole(parser: RunParser) -> None:
 def test_help_about_a_teacher_needs_no_module() -> None:
     asked = ["--model.teacher.help", "ModelTeacher"]
     assert with_module(asked) == ["--model.help", MODULE, *asked]
-    assert with_module(["--trainer.max_epochs=1", *asked]) == ["--model.help", MODULE, *asked]
+    assert with_module(["--trainer.max_epochs=1", *asked]) == [
+        "--model.help",
+        MODULE,
+        *asked,
+    ]
     chosen = [f"--model={MODULE}", *asked]
     assert with_module(chosen) == chosen
     other = ["--model.losses.help", "KD"]
@@ -77,13 +85,21 @@ def test_help_about_a_teacher_needs_no_module() -> None:
     [
         (["methods", "KD"], "more: kd fit --model.losses.help KD"),
         (["losses", "kd"], "more: kd fit --model.losses.help KD"),
-        (["models", "MLP"], "more: kd fit --model.network.help kd_lightning.models.MLP"),
-        (["data", "digits"], "more: kd fit --data.help kd_lightning.data.DigitsDataModule"),
+        (
+            ["models", "MLP"],
+            "more: kd fit --model.network.help kd_lightning.models.MLP",
+        ),
+        (
+            ["data", "digits"],
+            "more: kd fit --data.help kd_lightning.data.DigitsDataModule",
+        ),
         (["experiments", "demo"], "more: kd reproduce demo --help"),
         (["configs", "configs/methods/kd.yaml"], "Soft targets"),
     ],
 )
-def test_list_describes_one_entry(words: list[str], shown: str, capsys: Capture) -> None:
+def test_list_describes_one_entry(
+    words: list[str], shown: str, capsys: Capture
+) -> None:
     assert main(["list", *words]) == 0
     assert shown in capsys.readouterr().out
     assert main(["list", *words, "--json"]) == 0
@@ -100,7 +116,9 @@ def test_list_describes_one_entry(words: list[str], shown: str, capsys: Capture)
         ([], "usage"),
     ],
 )
-def test_list_hints_at_what_there_is(words: list[str], hint: str, capsys: Capture) -> None:
+def test_list_hints_at_what_there_is(
+    words: list[str], hint: str, capsys: Capture
+) -> None:
     main(["list", *words])
     out, err = capsys.readouterr()
     assert hint in out + err

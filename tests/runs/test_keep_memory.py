@@ -28,7 +28,10 @@ print(int(kept), (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) /
 def counted(*arguments: str) -> tuple[bool, int]:
     """Whether memory was kept, and page faults a step."""
     run = subprocess.run(
-        [sys.executable, "-c", COUNT, *arguments], capture_output=True, text=True, check=True
+        [sys.executable, "-c", COUNT, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     kept, faults = run.stdout.split()
     return kept == "1", int(faults)
@@ -48,6 +51,8 @@ def test_only_the_option_changes_the_allocator(
     option: list[str], kd: Kd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[None] = []
-    monkeypatch.setattr("kd_lightning.runs.launch.keep_memory", lambda: calls.append(None))
+    monkeypatch.setattr(
+        "kd_lightning.runs.launch.keep_memory", lambda: calls.append(None)
+    )
     assert kd(*TEACHER, *option).code == 0
     assert len(calls) == len(option)

@@ -26,8 +26,12 @@ def timm(name: str, pretrained: bool) -> Namespace:
 
 
 def test_the_models_that_download_are_found_at_any_depth() -> None:
-    teacher = Namespace(class_path="a.Teacher", init_args=Namespace(networks=[timm("deep", True)]))
-    model = Namespace(student=timm("random", False), teacher=teacher, network={"class_path": "b"})
+    teacher = Namespace(
+        class_path="a.Teacher", init_args=Namespace(networks=[timm("deep", True)])
+    )
+    model = Namespace(
+        student=timm("random", False), teacher=teacher, network={"class_path": "b"}
+    )
     assert timm_models(Namespace(class_path="c", init_args=model)) == ["deep"]
     assert timm_models(None) == []
 
@@ -55,8 +59,12 @@ def test_other_errors_and_other_models_are_left_alone(no_network: None) -> None:
         assert not constants.HF_HUB_OFFLINE
 
 
-def test_timm_itself_does_not_wait(no_network: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_itself_does_not_wait(
+    no_network: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     create_model = pytest.importorskip("timm").create_model
-    monkeypatch.setattr(import_module("huggingface_hub.constants"), "HF_HUB_CACHE", "/nowhere")
+    monkeypatch.setattr(
+        import_module("huggingface_hub.constants"), "HF_HUB_CACHE", "/nowhere"
+    )
     with pytest.raises(UserError, match="resnet10t"), timm_weights(["resnet10t"]):
         create_model("resnet10t", pretrained=True)

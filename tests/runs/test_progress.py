@@ -24,9 +24,13 @@ class Metrics(pl.Callback):
     def _note(self, trainer: pl.Trainer) -> None:
         values = trainer.callback_metrics
         if "train_loss" in values:
-            self.values.append((float(values["train_loss"]), float(values["val_accuracy"])))
+            self.values.append(
+                (float(values["train_loss"]), float(values["val_accuracy"]))
+            )
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self._note(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -54,10 +58,10 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_line_pairs_the_metrics_of_one_epoch() -> None:
     lines, metrics = lines_of(max_epochs=3, limit_train_batches=1)
     assert len(lines) == 3
-    for number, (line, (loss, accuracy)) in enumerate(zip(lines, metrics, strict=True), start=1):
-        expected = (
-            f"run: epoch {number}/3  train_loss {loss:.4f}  val_accuracy {accuracy:.4f}  0:00:0"
-        )
+    for number, (line, (loss, accuracy)) in enumerate(
+        zip(lines, metrics, strict=True), start=1
+    ):
+        expected = f"run: epoch {number}/3  train_loss {loss:.4f}  val_accuracy {accuracy:.4f}  0:00:0"
         assert line.startswith(expected)
         assert line.endswith(" left")
 

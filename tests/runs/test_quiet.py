@@ -19,13 +19,19 @@ def shown() -> Iterator[list[warnings.WarningMessage]]:
         yield caught
 
 
-@pytest.mark.parametrize("text", ["odd batch_size", "my num_workers", "not in eval mode"])
-def test_users_own_warnings_are_shown(text: str, shown: list[warnings.WarningMessage]) -> None:
+@pytest.mark.parametrize(
+    "text", ["odd batch_size", "my num_workers", "not in eval mode"]
+)
+def test_users_own_warnings_are_shown(
+    text: str, shown: list[warnings.WarningMessage]
+) -> None:
     warnings.warn(text, stacklevel=1)
     assert [str(warning.message) for warning in shown] == [text]
 
 
-@pytest.mark.parametrize("module", ["lightning.pytorch.trainer", "torch.optim", "torchmetrics"])
+@pytest.mark.parametrize(
+    "module", ["lightning.pytorch.trainer", "torch.optim", "torchmetrics"]
+)
 def test_warnings_of_libraries_are_hidden(
     module: str, shown: list[warnings.WarningMessage]
 ) -> None:

@@ -46,7 +46,11 @@ def create_model(**kwargs: Any) -> nn.Module:
 
 
 def described(name: str, **dict_kwargs: Any) -> dict[str, Any]:
-    return {"class_path": f"{__name__}.{name}", "init_args": {}, "dict_kwargs": dict_kwargs}
+    return {
+        "class_path": f"{__name__}.{name}",
+        "init_args": {},
+        "dict_kwargs": dict_kwargs,
+    }
 
 
 def config(**arguments: Any) -> dict[str, Any]:
@@ -56,7 +60,10 @@ def config(**arguments: Any) -> dict[str, Any]:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a new network": (config(network=RANDOM), "'body.1.weight'"),
-    "a new head": (config(network=described("create_model", num_classes=7)), "'head.weight'"),
+    "a new head": (
+        config(network=described("create_model", num_classes=7)),
+        "'head.weight'",
+    ),
     "in an ensemble": (
         {"init_args": {"teachers": [config(network=RANDOM)["init_args"]["teacher"]]}},
         "'body.1.weight'",

@@ -26,7 +26,12 @@ def result(folder: Path, metrics: dict[str, float]) -> RunResult:
 
 
 def test_the_summary_begins_with_test_metrics(tmp_path: Path, capsys: Capture) -> None:
-    metrics = {"learning_rate": 0.1, "train_loss": 1.0, "val_nll": 2.0, "test_errors": 3.0}
+    metrics = {
+        "learning_rate": 0.1,
+        "train_loss": 1.0,
+        "val_nll": 2.0,
+        "test_errors": 3.0,
+    }
     report("test", result(tmp_path, metrics))
     out = capsys.readouterr().out
     places = [out.index(name) for name in reversed(metrics)]

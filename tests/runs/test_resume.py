@@ -15,7 +15,9 @@ import torch
 from kd_lightning.training import TrainingModule
 from tests.runs import TEACHER, Kd, Outcome, finish, spawn, student
 
-JITTER = "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixels: 1}}]"
+JITTER = (
+    "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixels: 1}}]"
+)
 SCHEDULERS = {
     "each step": "--model.scheduler={class_path: torch.optim.lr_scheduler.OneCycleLR, init_args: {max_lr: 0.05}}",
     "each epoch": "--model.scheduler={class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1, gamma: 0.7}}",
@@ -50,9 +52,19 @@ def differences(a: Any, b: Any, where: str = "") -> list[str]:
 
 def arguments(role: str, scheduler: str, teacher: Path) -> list[str]:
     """Four epochs with dropout and jitter."""
-    distilled = [*student(teacher), "--model.student.dropout=0.3", "--model.losses.ce.weight=1"]
+    distilled = [
+        *student(teacher),
+        "--model.student.dropout=0.3",
+        "--model.losses.ce.weight=1",
+    ]
     own = distilled if role == "student" else TEACHER  # which has dropout
-    return [*own, JITTER, SCHEDULERS[scheduler], "--trainer.max_epochs=4", "--seed_everything=1"]
+    return [
+        *own,
+        JITTER,
+        SCHEDULERS[scheduler],
+        "--trainer.max_epochs=4",
+        "--seed_everything=1",
+    ]
 
 
 def stop_at(patch: pytest.MonkeyPatch, epoch: int, batch: int) -> None:
@@ -91,8 +103,17 @@ def test_resumed_equals_uninterrupted(
     assert not Path("runs/parts-2").exists()
     assert (parts / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
     for name in ("last.ckpt", "best.ckpt"):
-        a, b = content(whole / "checkpoints" / name), content(parts / "checkpoints" / name)
-        keys = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers")
+        a, b = (
+            content(whole / "checkpoints" / name),
+            content(parts / "checkpoints" / name),
+        )
+        keys = (
+            "epoch",
+            "global_step",
+            "state_dict",
+            "optimizer_states",
+            "lr_schedulers",
+        )
         assert differences({k: a[k] for k in keys}, {k: b[k] for k in keys}) == []
     # `started` and the wall time go on; the rest of the record is that of a finished run.
     assert record(parts)["status"] == "finished"
@@ -103,7 +124,9 @@ def test_resumed_equals_uninterrupted(
 def test_the_comparison_sees_a_different_run(teacher: Path, kd: Kd) -> None:
     argv = arguments("network", "none", teacher)
     for seed in (1, 2):
-        assert kd(*argv, f"--seed_everything={seed}", f"--run.name=seed{seed}").code == 0
+        assert (
+            kd(*argv, f"--seed_everything={seed}", f"--run.name=seed{seed}").code == 0
+        )
     a, b = (content(Path(f"runs/seed{seed}/checkpoints/last.ckpt")) for seed in (1, 2))
     assert differences(a["state_dict"], b["state_dict"]) != []
     assert differences(a["optimizer_states"], b["optimizer_states"]) != []
@@ -113,7 +136,12 @@ def test_the_comparison_sees_a_different_run(teacher: Path, kd: Kd) -> None:
 def test_every_finished_epoch_is_kept(validation: float, kd: Kd) -> None:
     # Epoch 1 learns nothing, so that it is no better than epoch 0.
     still = "--model.scheduler={class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1, gamma: 0.0}}"
-    argv = [*TEACHER, still, "--trainer.max_epochs=4", f"--data.validation={validation}"]
+    argv = [
+        *TEACHER,
+        still,
+        "--trainer.max_epochs=4",
+        f"--data.validation={validation}",
+    ]
     assert "resume with" in stopped(kd, argv, 2, 3).err
     assert content(Path("runs/digits-mlp/checkpoints/last.ckpt"))["epoch"] == 1
 
@@ -121,7 +149,10 @@ def test_every_finished_epoch_is_kept(validation: float, kd: Kd) -> None:
 def test_an_interrupt_before_the_first_checkpoint_says_so(kd: Kd) -> None:
     outcome = stopped(kd, TEACHER, 0, 3)
     assert outcome.code == 130
-    assert outcome.err == "kd: interrupted before the first checkpoint; start the run again\n"
+    assert (
+        outcome.err
+        == "kd: interrupted before the first checkpoint; start the run again\n"
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -130,7 +161,9 @@ def test_a_signal_leaves_a_run_that_can_be_resumed(
 ) -> None:
     run = place / "runs" / "digits-mlp"
     last = run / "checkpoints" / "last.ckpt"
-    process = spawn([*TEACHER, SCHEDULERS["each epoch"], "--trainer.max_epochs=100000"], place)
+    process = spawn(
+        [*TEACHER, SCHEDULERS["each epoch"], "--trainer.max_epochs=100000"], place
+    )
     end = time.monotonic() + 60
     while not last.is_file() and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -159,16 +192,21 @@ def failed_in_one_line(outcome: Outcome, run: Path) -> None:
 
 def finite(checkpoint: Path) -> bool:
     return all(
-        bool(tensor.isfinite().all()) for tensor in content(checkpoint)["state_dict"].values()
+        bool(tensor.isfinite().all())
+        for tensor in content(checkpoint)["state_dict"].values()
     )
 
 
 def sgd(rate: str) -> str:
-    return f"--model.optimizer={{class_path: torch.optim.SGD, init_args: {{lr: {rate}}}}}"
+    return (
+        f"--model.optimizer={{class_path: torch.optim.SGD, init_args: {{lr: {rate}}}}}"
+    )
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(kd: Kd) -> None:
-    failed_in_one_line(kd(*TEACHER, sgd("1.0e+12"), SCHEDULERS["none"]), Path("runs/digits-mlp"))
+    failed_in_one_line(
+        kd(*TEACHER, sgd("1.0e+12"), SCHEDULERS["none"]), Path("runs/digits-mlp")
+    )
     assert not Path("runs/digits-mlp/checkpoints").exists()
 
 
@@ -190,12 +228,17 @@ def test_weights_that_overflow_in_the_last_step_are_not_kept(kd: Kd) -> None:
         "--trainer.max_epochs=2",
     ]
     failed_in_one_line(kd(*one_step), Path("runs/digits-mlp"))
-    assert all(finite(path) for path in Path("runs/digits-mlp/checkpoints").glob("*.ckpt"))
+    assert all(
+        finite(path) for path in Path("runs/digits-mlp/checkpoints").glob("*.ckpt")
+    )
 
 
 def test_a_finished_run_that_is_resumed_keeps_its_metrics(kd: Kd) -> None:
     assert kd(*TEACHER).code == 0
     before = record(Path("runs/digits-mlp"))["metrics"]
     assert before["val_accuracy"] > 0
-    assert kd("fit", f"--ckpt_path={Path('runs/digits-mlp/checkpoints/last.ckpt')}").code == 0
+    assert (
+        kd("fit", f"--ckpt_path={Path('runs/digits-mlp/checkpoints/last.ckpt')}").code
+        == 0
+    )
     assert record(Path("runs/digits-mlp"))["metrics"] == before

@@ -28,7 +28,10 @@ CONSTANT = "--model.scheduler=null"
 
 
 def files(run: Path) -> dict[str, bytes]:
-    return {name: (run / name).read_bytes() for name in ("run.json", "config.yaml", "metrics.csv")}
+    return {
+        name: (run / name).read_bytes()
+        for name in ("run.json", "config.yaml", "metrics.csv")
+    }
 
 
 def config(run: Path) -> dict[str, Any]:
@@ -65,7 +68,11 @@ def test_other_settings_are_refused(kd: Kd) -> None:
         ("model.network.dropout", 0.3, 0.1),
     ):
         line = refused(
-            kd, "fit", f"--ckpt_path={LAST}", f"--{option}={new}", "--trainer.max_epochs=2"
+            kd,
+            "fit",
+            f"--ckpt_path={LAST}",
+            f"--{option}={new}",
+            "--trainer.max_epochs=2",
         )
         assert f"--{option} is {new}" in line
         assert f"trained with {old};" in line or option == "model.network.dropout", line
@@ -96,7 +103,9 @@ def test_allowed_changes_are_recorded(kd: Kd) -> None:
     )
     assert (outcome.code, outcome.err) == (0, "")
     said = record(RUN)
-    changed = {change["name"]: (change["old"], change["new"]) for change in said["changes"]}
+    changed = {
+        change["name"]: (change["old"], change["new"]) for change in said["changes"]
+    }
     assert changed["trainer.max_epochs"] == (1, 2)
     assert {change["epoch"] for change in said["changes"]} == {0}
     assert config(RUN)["trainer"]["max_epochs"] == 2
@@ -122,7 +131,9 @@ def test_a_finished_run_has_nothing_to_do(kd: Kd) -> None:
     before = files(RUN)
     outcome = kd("fit", f"--ckpt_path={LAST}")
     assert (outcome.code, outcome.err) == (0, "")
-    assert "digits-mlp is finished after 1 epochs; nothing is left to train" in outcome.out
+    assert (
+        "digits-mlp is finished after 1 epochs; nothing is left to train" in outcome.out
+    )
     assert files(RUN) == before
 
 
@@ -204,7 +215,9 @@ def test_a_relative_teacher_is_found_from_elsewhere(
 
 
 @pytest.mark.parametrize("command", ["test", "validate", "predict"])
-def test_a_checkpoint_is_not_used_on_other_data(command: str, teacher: Path, kd: Kd) -> None:
+def test_a_checkpoint_is_not_used_on_other_data(
+    command: str, teacher: Path, kd: Kd
+) -> None:
     class_path = f"{__name__}.BrightDigits"
     outcome = kd(command, f"--ckpt_path={teacher}", f"--data={class_path}")
     assert outcome.code == 2
@@ -229,9 +242,13 @@ def test_a_kill_before_the_row_is_written_leaves_a_whole_row(kd: Kd) -> None:
     cells = rows[1].split(",")
     for name in ("train_loss", "learning_rate"):
         cells[names.index(name)] = ""
-    (RUN / "metrics.csv").write_text("\n".join([header, rows[0], ",".join(cells)]) + "\n")
+    (RUN / "metrics.csv").write_text(
+        "\n".join([header, rows[0], ",".join(cells)]) + "\n"
+    )
     assert kd("fit", f"--ckpt_path={LAST}").code == 0
-    assert (RUN / "metrics.csv").read_bytes() == Path("runs/whole/metrics.csv").read_bytes()
+    assert (RUN / "metrics.csv").read_bytes() == Path(
+        "runs/whole/metrics.csv"
+    ).read_bytes()
 
 
 def test_a_kill_before_any_row_is_written_leaves_a_whole_row(kd: Kd) -> None:
@@ -244,7 +261,12 @@ def test_a_kill_before_any_row_is_written_leaves_a_whole_row(kd: Kd) -> None:
 
 
 def test_curves_within_an_epoch_continue(kd: Kd) -> None:
-    argv = [*TEACHER, CONSTANT, "--trainer.max_epochs=3", "--trainer.log_every_n_steps=5"]
+    argv = [
+        *TEACHER,
+        CONSTANT,
+        "--trainer.max_epochs=3",
+        "--trainer.log_every_n_steps=5",
+    ]
     assert kd(*argv, "--run.name=whole").code == 0
     assert stopped(kd, [*argv, "--run.name=digits-mlp"], 2, 9).code == 130
     assert kd("fit", f"--ckpt_path={LAST}").code == 0
@@ -257,13 +279,26 @@ def test_curves_within_an_epoch_continue(kd: Kd) -> None:
 
 
 def test_observers_and_data_places_may_change() -> None:
-    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {}}
-    averaging = {"class_path": "lightning.pytorch.callbacks.WeightAveraging", "init_args": {}}
+    stopping = {
+        "class_path": "lightning.pytorch.callbacks.EarlyStopping",
+        "init_args": {},
+    }
+    averaging = {
+        "class_path": "lightning.pytorch.callbacks.WeightAveraging",
+        "init_args": {},
+    }
     inner = {"class_path": "D", "init_args": {"root": "a", "fraction": 1.0}}
-    old: dict[str, Any] = {"trainer": {"callbacks": None}, "data": {"init_args": {"data": inner}}}
+    old: dict[str, Any] = {
+        "trainer": {"callbacks": None},
+        "data": {"init_args": {"data": inner}},
+    }
     new = {
         "trainer": {"callbacks": [stopping]},
-        "data": {"init_args": {"data": {**inner, "init_args": {"root": "b", "fraction": 1.0}}}},
+        "data": {
+            "init_args": {
+                "data": {**inner, "init_args": {"root": "b", "fraction": 1.0}}
+            }
+        },
     }
     changes = changed_settings(old, new)
     assert [change.name for change in changes] == ["data.init_args.data.init_args.root"]

@@ -45,7 +45,9 @@ def rows(run: Path) -> list[dict[str, str]]:
 
 def same_weights(a: Path, b: Path) -> bool:
     left, right = content(a)["state_dict"], content(b)["state_dict"]
-    return list(left) == list(right) and all(torch.equal(left[name], right[name]) for name in left)
+    return list(left) == list(right) and all(
+        torch.equal(left[name], right[name]) for name in left
+    )
 
 
 def logits_on_test(checkpoint: Path) -> Tensor:
@@ -62,9 +64,17 @@ def test_a_run_folder_tells_what_ran_and_how_it_ended(teacher: Path, kd: Kd) -> 
     assert (outcome.code, outcome.err) == (0, "")
     assert f"checkpoint: {STUDENT_RUN / LAST}" in outcome.out
     found = sorted(
-        str(path.relative_to(STUDENT_RUN)) for path in STUDENT_RUN.rglob("*") if path.is_file()
+        str(path.relative_to(STUDENT_RUN))
+        for path in STUDENT_RUN.rglob("*")
+        if path.is_file()
     )
-    assert found == ["checkpoints/best.ckpt", LAST, "config.yaml", "metrics.csv", "run.json"]
+    assert found == [
+        "checkpoints/best.ckpt",
+        LAST,
+        "config.yaml",
+        "metrics.csv",
+        "run.json",
+    ]
 
     said = record(STUDENT_RUN)
     assert (said["status"], said["error"], said["seed"], said["job_type"]) == (
@@ -74,13 +84,17 @@ def test_a_run_folder_tells_what_ran_and_how_it_ended(teacher: Path, kd: Kd) -> 
         "distill",
     )
     assert said["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert {"python", "kd_lightning", "lightning", "torchmetrics", "numpy"} <= set(said["versions"])
+    assert {"python", "kd_lightning", "lightning", "torchmetrics", "numpy"} <= set(
+        said["versions"]
+    )
     assert "commit" in said
     assert said["hardware"]["threads"] == torch.get_num_threads()
     assert 0 < said["wall_time_s"] < 600
     assert said["data"]["samples"] == {"train": 1072, "validation": 123, "test": 602}
     sha256 = hashlib.sha256(teacher.read_bytes()).hexdigest()
-    assert said["teacher"] == [{"path": str(teacher), "sha256": sha256, "network": "MLP"}]
+    assert said["teacher"] == [
+        {"path": str(teacher), "sha256": sha256, "network": "MLP"}
+    ]
     assert content(STUDENT_RUN / LAST)["kd_lightning"]["teacher"] == said["teacher"]
 
     table = rows(STUDENT_RUN)
@@ -107,21 +121,34 @@ def test_a_second_run_of_a_name_gets_a_number(teacher: Path, kd: Kd) -> None:
     for _ in range(2):
         assert kd(*student(teacher), "--run.name=mine").code == 0
     assert sorted(path.name for path in Path("runs").iterdir()) == ["mine", "mine-2"]
-    assert [record(Path("runs", name))["name"] for name in ("mine", "mine-2")] == ["mine", "mine-2"]
+    assert [record(Path("runs", name))["name"] for name in ("mine", "mine-2")] == [
+        "mine",
+        "mine-2",
+    ]
 
 
 def test_config_alone_reproduces_the_run(teacher: Path, kd: Kd) -> None:
     jitter = "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixels: 1}}]"
     assert (
-        kd(*student(teacher), "--model.student.dropout=0.3", jitter, "--seed_everything=5").code
+        kd(
+            *student(teacher),
+            "--model.student.dropout=0.3",
+            jitter,
+            "--seed_everything=5",
+        ).code
         == 0
     )
     again = STUDENT_RUN.with_name("digits-mlp-distill-2")
     torch.manual_seed(99)  # nothing may depend on what was drawn before
     assert kd("fit", "-c", str(STUDENT_RUN / "config.yaml")).code == 0
     assert same_weights(STUDENT_RUN / LAST, again / LAST)
-    assert (STUDENT_RUN / "metrics.csv").read_bytes() == (again / "metrics.csv").read_bytes()
-    assert kd("fit", "-c", str(STUDENT_RUN / "config.yaml"), "--seed_everything=6").code == 0
+    assert (STUDENT_RUN / "metrics.csv").read_bytes() == (
+        again / "metrics.csv"
+    ).read_bytes()
+    assert (
+        kd("fit", "-c", str(STUDENT_RUN / "config.yaml"), "--seed_everything=6").code
+        == 0
+    )
     assert not same_weights(
         STUDENT_RUN / LAST, STUDENT_RUN.with_name("digits-mlp-distill-3") / LAST
     )
@@ -151,7 +178,9 @@ def test_later_configs_and_leaves_win(teacher: Path, place: Path, kd: Kd) -> Non
     (place / "one.yaml").write_text(
         "data: {init_args: {batch_size: 100, fraction: 0.5}}\nrun: {name: one}\n"
     )
-    (place / "two.yaml").write_text("data: {init_args: {batch_size: 200}}\nrun: {name: two}\n")
+    (place / "two.yaml").write_text(
+        "data: {init_args: {batch_size: 200}}\nrun: {name: two}\n"
+    )
     extra = [
         "-c",
         "one.yaml",
@@ -163,9 +192,16 @@ def test_later_configs_and_leaves_win(teacher: Path, place: Path, kd: Kd) -> Non
     assert kd(*student(teacher), *extra).code == 0
     config = yaml.safe_load(Path("runs/two/config.yaml").read_text())
     data, losses = config["data"]["init_args"], config["model"]["init_args"]["losses"]
-    assert (data["batch_size"], data["fraction"], data["label_fraction"]) == (200, 0.5, 0.5)
+    assert (data["batch_size"], data["fraction"], data["label_fraction"]) == (
+        200,
+        0.5,
+        0.5,
+    )
     assert losses["kd"]["init_args"]["temperature"] == 2.0
-    assert (losses["kd"]["init_args"]["weight"], losses["ce"]["init_args"]["weight"]) == (
+    assert (
+        losses["kd"]["init_args"]["weight"],
+        losses["ce"]["init_args"]["weight"],
+    ) == (
         0.9,
         0.1,
     )  # the rest is kept
@@ -186,22 +222,30 @@ def test_a_checkpoint_alone_is_validated_tested_and_used(teacher: Path, kd: Kd) 
     assert torch.equal(predicted["index"], torch.arange(602))
     torch.testing.assert_close(predicted["logits"], logits, rtol=0, atol=1e-6)
     wrong = int((logits.argmax(-1) != DigitsDataModule().source("test").target).sum())
-    assert record(Path("runs/digits-mlp-distill-test"))["metrics"]["test_errors"] == wrong
+    assert (
+        record(Path("runs/digits-mlp-distill-test"))["metrics"]["test_errors"] == wrong
+    )
     validated = record(Path("runs/digits-mlp-distill-validate"))["metrics"]
     assert validated["val_errors"] == float(rows(STUDENT_RUN)[-1]["val_errors"])
 
 
 def test_outputs_are_joined_in_the_order_of_the_index() -> None:
     index = torch.tensor([4, 0, 3, 1, 2])
-    batches = [{"index": part, "logits": part[:, None] * 10.0} for part in index.split(2)]
-    assert {name: value.flatten().tolist() for name, value in join_batches(batches).items()} == {
+    batches = [
+        {"index": part, "logits": part[:, None] * 10.0} for part in index.split(2)
+    ]
+    assert {
+        name: value.flatten().tolist() for name, value in join_batches(batches).items()
+    } == {
         "index": [0, 1, 2, 3, 4],
         "logits": [0.0, 10.0, 20.0, 30.0, 40.0],
     }
 
 
 @pytest.mark.parametrize("command", ["test", "fit"])
-def test_a_run_in_a_folder_of_its_own_is_used_as_any_other(command: str, kd: Kd) -> None:
+def test_a_run_in_a_folder_of_its_own_is_used_as_any_other(
+    command: str, kd: Kd
+) -> None:
     assert kd(*TEACHER, "--run.dir=own").code == 0
     argv = (
         ["test", f"--ckpt_path=own/{LAST}"]
@@ -215,7 +259,9 @@ def test_a_run_in_a_folder_of_its_own_is_used_as_any_other(command: str, kd: Kd)
 
 
 @pytest.mark.parametrize("which", ["last", "best"])
-def test_the_test_set_is_read_with_the_chosen_weights(which: str, teacher: Path, kd: Kd) -> None:
+def test_the_test_set_is_read_with_the_chosen_weights(
+    which: str, teacher: Path, kd: Kd
+) -> None:
     assert kd(*student(teacher), *SPOILT, f"--run.test={which}").code == 0
     best = content(STUDENT_RUN / "checkpoints" / "best.ckpt")
     assert best["epoch"] == 0
@@ -259,7 +305,10 @@ def test_a_process_of_its_own_writes_nothing_on_standard_error(place: Path) -> N
 
 
 def test_no_checkpoint_where_none_is_wanted(kd: Kd) -> None:
-    assert kd(*TEACHER, "--trainer.enable_checkpointing=false", "--run.test=last").code == 0
+    assert (
+        kd(*TEACHER, "--trainer.enable_checkpointing=false", "--run.test=last").code
+        == 0
+    )
     assert sorted(path.name for path in Path("runs/digits-mlp").iterdir()) == [
         "config.yaml",
         "metrics.csv",

@@ -21,7 +21,12 @@ from kd_lightning.types import UNLABELLED
 from tests.data.images.camvid import CLASSES, HEIGHT, VOID, WIDTH, write_camvid
 from tests.runs import Kd
 
-SMALL = ["--trainer.max_epochs=2", "--trainer.accelerator=cpu", "-c", "configs/loggers/csv.yaml"]
+SMALL = [
+    "--trainer.max_epochs=2",
+    "--trainer.accelerator=cpu",
+    "-c",
+    "configs/loggers/csv.yaml",
+]
 STUDENT_RUN = Path("runs/small-unet-distill")
 
 
@@ -58,7 +63,13 @@ def common(data: Path) -> list[str]:
 
 
 def fit_teacher(data: Path) -> list[str]:
-    return ["fit", *common(data), "-c", "configs/teachers/camvid_unet.yaml", "--run.name=teacher"]
+    return [
+        "fit",
+        *common(data),
+        "-c",
+        "configs/teachers/camvid_unet.yaml",
+        "--run.name=teacher",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +85,14 @@ def pixel_teacher(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pair(data: Path, method: str) -> list[str]:
     pair_config = "configs/pairs/unet32_unet8.yaml"
     small = "--model.student.width=4"
-    return [*common(data), "-c", pair_config, "-c", f"configs/methods/{method}.yaml", small]
+    return [
+        *common(data),
+        "-c",
+        pair_config,
+        "-c",
+        f"configs/methods/{method}.yaml",
+        small,
+    ]
 
 
 def live(teacher: Path) -> str:
@@ -91,13 +109,21 @@ def record(run: Path) -> dict[str, Any]:
     return content
 
 
-def test_a_teacher_learns_and_its_test_stores_classes(data: Path, pixel_teacher: Path) -> None:
+def test_a_teacher_learns_and_its_test_stores_classes(
+    data: Path, pixel_teacher: Path
+) -> None:
     written = record(pixel_teacher)
     assert written["status"] == "finished"
     assert written["task"] == Segmentation().describe()
     assert written["data"]["target_shape"] == [HEIGHT, WIDTH]
     metrics = written["metrics"]
-    assert {"val_miou", "val_accuracy", "val_nll", "test_miou", "test_errors"} <= metrics.keys()
+    assert {
+        "val_miou",
+        "val_accuracy",
+        "val_nll",
+        "test_miou",
+        "test_errors",
+    } <= metrics.keys()
     losses = [float(row["train_loss"]) for row in curve(pixel_teacher)]
     assert losses[1] < losses[0]
     best = torch.load(pixel_teacher / "checkpoints" / "best.ckpt", weights_only=True)
@@ -105,7 +131,13 @@ def test_a_teacher_learns_and_its_test_stores_classes(data: Path, pixel_teacher:
     assert scores[best["epoch"]] == max(scores)
 
     stored = load_file(pixel_teacher / "predictions-test.safetensors")
-    assert sorted(stored) == ["classes", "count", "index", "labelled_pixels", "wrong_pixels"]
+    assert sorted(stored) == [
+        "classes",
+        "count",
+        "index",
+        "labelled_pixels",
+        "wrong_pixels",
+    ]
     arguments = yaml.safe_load(data.read_text())["data"]["init_args"]
     arguments["augment"] = []
     target = SegmentationDataModule(**arguments).source("test").target
@@ -117,7 +149,8 @@ def test_a_teacher_learns_and_its_test_stores_classes(data: Path, pixel_teacher:
 
 
 @pytest.mark.parametrize(
-    ("method", "terms"), [("kd", ["ce", "kd"]), ("dkd", ["ce", "dkd"]), ("logitmse", ["logitmse"])]
+    ("method", "terms"),
+    [("kd", ["ce", "kd"]), ("dkd", ["ce", "dkd"]), ("logitmse", ["logitmse"])],
 )
 def test_a_student_learns_with_losses_over_rows(
     method: str, terms: list[str], data: Path, pixel_teacher: Path, kd: Kd
@@ -139,7 +172,10 @@ def test_a_cached_teacher_gives_the_live_teachers_losses(
     assert kd("fit", *argv, live(pixel_teacher), "--run.name=live").code == 0
     outcome = kd("cache", *argv, live(pixel_teacher), "--output=cache", "--views=2")
     assert (outcome.code, outcome.err) == (0, "")
-    cached = ["--model.teacher=kd_lightning.teachers.CachedTeacher", "--model.teacher.path=cache"]
+    cached = [
+        "--model.teacher=kd_lightning.teachers.CachedTeacher",
+        "--model.teacher.path=cache",
+    ]
     outcome = kd("fit", *argv, *cached, "--run.name=cached")
     assert (outcome.code, outcome.err) == (0, "")
     for live_row, cached_row in zip(
@@ -165,7 +201,9 @@ def test_a_prediction_holds_the_class_of_every_pixel(
     assert torch.equal(predicted["classes"][exists], tested[exists])
 
 
-def test_unlabelled_images_train_the_soft_loss(data: Path, pixel_teacher: Path, kd: Kd) -> None:
+def test_unlabelled_images_train_the_soft_loss(
+    data: Path, pixel_teacher: Path, kd: Kd
+) -> None:
     few = ["--data.label_fraction=0.0", "--trainer.max_epochs=1"]
     assert kd("fit", *pair(data, "kd"), live(pixel_teacher), *few).code == 0
     metrics = record(STUDENT_RUN)["metrics"]
@@ -175,7 +213,14 @@ def test_unlabelled_images_train_the_soft_loss(data: Path, pixel_teacher: Path, 
 
 def test_a_network_of_torchvision_by_its_class_path(data: Path, kd: Kd) -> None:
     config = "configs/teachers/camvid_lraspp.yaml"
-    argv = ["fit", *common(data), "-c", config, "--run.name=lraspp", "--trainer.max_epochs=1"]
+    argv = [
+        "fit",
+        *common(data),
+        "-c",
+        config,
+        "--run.name=lraspp",
+        "--trainer.max_epochs=1",
+    ]
     outcome = kd(*argv)
     assert (outcome.code, outcome.err) == (0, "")
     checkpoint = Path("runs/lraspp/checkpoints/last.ckpt")
@@ -186,7 +231,9 @@ def test_a_network_of_torchvision_by_its_class_path(data: Path, kd: Kd) -> None:
     assert record(STUDENT_RUN)["metrics"]["train_loss_kd"] > 0
 
 
-def test_a_teacher_of_single_labels_is_refused(data: Path, teacher: Path, kd: Kd) -> None:
+def test_a_teacher_of_single_labels_is_refused(
+    data: Path, teacher: Path, kd: Kd
+) -> None:
     outcome = kd("fit", *pair(data, "kd"), f"--model.teacher.checkpoint={teacher}")
     assert outcome.code == 2
     assert "was trained for classification" in outcome.err

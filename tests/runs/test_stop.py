@@ -20,7 +20,9 @@ OWN = (
 )
 
 
-def signalled(kd: Kd, argv: list[str], epoch: int, batch: int, times: int = 1) -> Outcome:
+def signalled(
+    kd: Kd, argv: list[str], epoch: int, batch: int, times: int = 1
+) -> Outcome:
     """Run until a step of an epoch begins; then comes a SIGTERM."""
     start = TrainingModule.on_train_batch_start
 
@@ -38,8 +40,17 @@ def signalled(kd: Kd, argv: list[str], epoch: int, batch: int, times: int = 1) -
 def check_same(whole: Path, parts: Path) -> None:
     assert (parts / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     for name in ("last.ckpt", "best.ckpt"):
-        a, b = content(whole / "checkpoints" / name), content(parts / "checkpoints" / name)
-        keys = ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers")
+        a, b = (
+            content(whole / "checkpoints" / name),
+            content(parts / "checkpoints" / name),
+        )
+        keys = (
+            "epoch",
+            "global_step",
+            "state_dict",
+            "optimizer_states",
+            "lr_schedulers",
+        )
         assert differences({k: a[k] for k in keys}, {k: b[k] for k in keys}) == []
     assert record(parts)["metrics"] == record(whole)["metrics"]
 
@@ -59,7 +70,12 @@ def check_same(whole: Path, parts: Path) -> None:
 def test_goes_on_within_an_epoch(
     setting: str, batch: int, epoch: int, step: int, teacher: Path, kd: Kd
 ) -> None:
-    distilled = [*student(teacher), "--model.student.dropout=0.3", JITTER, SCHEDULERS["each step"]]
+    distilled = [
+        *student(teacher),
+        "--model.student.dropout=0.3",
+        JITTER,
+        SCHEDULERS["each step"],
+    ]
     argv = [
         *distilled,
         "--trainer.max_epochs=4",
@@ -70,7 +86,9 @@ def test_goes_on_within_an_epoch(
     outcome = signalled(kd, [*argv, "--run.name=parts"], epoch, batch)
     assert (outcome.code, record(LAST.parents[1])["status"]) == (130, "interrupted")
     assert outcome.err == f"kd: interrupted; resume with: kd fit --ckpt_path {LAST}\n"
-    progress = content(LAST)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]
+    progress = content(LAST)["loops"]["fit_loop"]["epoch_loop.batch_progress"][
+        "current"
+    ]
     assert (content(LAST)["epoch"], progress["processed"]) == (epoch, step)
     resumed = kd("fit", f"--ckpt_path={LAST}")
     assert (resumed.code, resumed.err) == (0, "")
@@ -86,11 +104,19 @@ def test_a_later_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch, kd: Kd) -
     monkeypatch.setattr("kd_lightning.runs.checkpoints.StopAtStep.AGAIN_S", -1.0)
     outcome = signalled(kd, [*TEACHER, "--run.name=parts"], 0, 3, times=2)
     assert (outcome.code, LAST.exists()) == (130, False)
-    assert outcome.err == "kd: interrupted before the first checkpoint; start the run again\n"
+    assert (
+        outcome.err
+        == "kd: interrupted before the first checkpoint; start the run again\n"
+    )
 
 
 def test_goes_on_from_a_checkpoint_of_the_users_own(teacher: Path, kd: Kd) -> None:
-    argv = [*student(teacher), JITTER, SCHEDULERS["each step"], "--trainer.max_epochs=3"]
+    argv = [
+        *student(teacher),
+        JITTER,
+        SCHEDULERS["each step"],
+        "--trainer.max_epochs=3",
+    ]
     assert kd(*argv, "--run.name=whole").code == 0
     assert signalled(kd, [*argv, OWN, "--run.name=parts"], 1, 6).code == 130
     own = LAST.with_name("own.ckpt")

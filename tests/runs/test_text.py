@@ -23,7 +23,11 @@ from tests.training.small import CONFIGS, complaint, copied, last, same
 
 pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
 
-SMALL = ["--model.student.embedding=8", "--model.student.hidden=8", "--model.student.head=8"]
+SMALL = [
+    "--model.student.embedding=8",
+    "--model.student.hidden=8",
+    "--model.student.head=8",
+]
 ENCODER = "{hidden_size: 16, intermediate_size: 16, num_attention_heads: 4, max_position_embeddings: 128, model_type: bert"
 
 
@@ -70,7 +74,9 @@ def fit(root: Path, folder: Path, configs: list[str], *arguments: str) -> RunRes
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, root: Path, bert: Path) -> RunResult:
+def teacher(
+    tmp_path_factory: pytest.TempPathFactory, root: Path, bert: Path
+) -> RunResult:
     """The pretrained folder, fine-tuned."""
     folder = tmp_path_factory.mktemp("runs") / "teacher"
     own = [
@@ -111,7 +117,9 @@ def test_a_pretrained_folder_learns_and_is_loaded_again(
     start, trained = teacher.metrics, teacher.module.net
     assert start["test_accuracy"] > 0.7
     assert trained.head[1].out_features == 192  # type: ignore[index, union-attr]
-    again = launch(["test", f"--ckpt_path={last(teacher)}", f"--run.dir={tmp_path / 'test'}"])
+    again = launch(
+        ["test", f"--ckpt_path={last(teacher)}", f"--run.dir={tmp_path / 'test'}"]
+    )
     assert again.metrics["test_errors"] == start["test_errors"]
     assert same(copied(again.module.net), copied(trained))
 
@@ -155,7 +163,9 @@ def test_synthetic_sentences_are_labelled_once(
     teacher: RunResult, root: Path, bert: Path, tmp_path: Path
 ) -> None:
     """Trained from a cache of all views a student is what it is beside the live teacher."""
-    live = distilled(teacher, root, bert, tmp_path / "live", *AUGMENT, "--trainer.max_epochs=4")
+    live = distilled(
+        teacher, root, bert, tmp_path / "live", *AUGMENT, "--trainer.max_epochs=4"
+    )
     read = [
         "--data.teacher_tokenizer=kd_lightning.data.PretrainedTokenizer",
         f"--data.teacher_tokenizer.name={bert}",
@@ -177,24 +187,48 @@ def test_synthetic_sentences_are_labelled_once(
         f"--model.teacher.path={tmp_path / 'cache'}",
     ]
     run = fit(
-        root, tmp_path / "run", configs, *SMALL, *read, *AUGMENT, *cached, "--trainer.max_epochs=4"
+        root,
+        tmp_path / "run",
+        configs,
+        *SMALL,
+        *read,
+        *AUGMENT,
+        *cached,
+        "--trainer.max_epochs=4",
     )
-    assert run.metrics["train_loss"] == pytest.approx(live.metrics["train_loss"], rel=1e-4)
+    assert run.metrics["train_loss"] == pytest.approx(
+        live.metrics["train_loss"], rel=1e-4
+    )
     for name, tensor in copied(live.module.net).items():
-        torch.testing.assert_close(copied(run.module.net)[name], tensor, rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            copied(run.module.net)[name], tensor, rtol=0, atol=1e-3
+        )
 
 
 def test_raw_sentences_in_labels_and_probabilities_out(
-    teacher: RunResult, root: Path, bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher: RunResult,
+    root: Path,
+    bert: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "raw.txt").write_text("A brilliant, warm film!\n\nIt isn't long but it's awful .\n")
-    ways = [("network", teacher), ("student", distilled(teacher, root, bert, tmp_path / "student"))]
+    (tmp_path / "raw.txt").write_text(
+        "A brilliant, warm film!\n\nIt isn't long but it's awful .\n"
+    )
+    ways = [
+        ("network", teacher),
+        ("student", distilled(teacher, root, bert, tmp_path / "student")),
+    ]
     for name, run in ways:
         there = tmp_path / f"{name}-out"
         raw = f"--data.predict_file={tmp_path / 'raw.txt'}"
-        assert main(["predict", f"--ckpt_path={last(run)}", raw, f"--run.dir={there}"]) == 0
+        assert (
+            main(["predict", f"--ckpt_path={last(run)}", raw, f"--run.dir={there}"])
+            == 0
+        )
         heading, *rows = [
-            line.split("\t") for line in (there / "predictions.tsv").read_text().splitlines()
+            line.split("\t")
+            for line in (there / "predictions.tsv").read_text().splitlines()
         ]
         assert heading == ["label", "negative", "positive", "text"]
         assert [row[3] for row in rows] == [
@@ -220,20 +254,33 @@ def test_checkpoints_stand_alone(root: Path, tmp_path: Path) -> None:
     def predicted(run: RunResult, out: str, *data: str) -> str:
         raw = f"--data.predict_file={tmp_path / 'raw.txt'}"
         assert (
-            main(["predict", f"--ckpt_path={last(run)}", raw, f"--run.dir={tmp_path / out}", *data])
+            main(
+                [
+                    "predict",
+                    f"--ckpt_path={last(run)}",
+                    raw,
+                    f"--run.dir={tmp_path / out}",
+                    *data,
+                ]
+            )
             == 0
         )
         return (tmp_path / out / "predictions.tsv").read_text()
 
     before = [predicted(run, f"before-{at}") for at, run in enumerate((tuned, student))]
-    for path in (there / "SST2" / "train.tsv", there / "SST2" / "dev.tsv", *folder.iterdir()):
+    for path in (
+        there / "SST2" / "train.tsv",
+        there / "SST2" / "dev.tsv",
+        *folder.iterdir(),
+    ):
         path.unlink()
     folder.rmdir()
     loaded = ClassifierModule.load_from_checkpoint(last(tuned))
     assert same(copied(loaded.net), copied(tuned.module.net))
     nowhere = f"--data.root={tmp_path / 'nowhere'}"
     assert [
-        predicted(run, f"after-{at}", nowhere) for at, run in enumerate((tuned, student))
+        predicted(run, f"after-{at}", nowhere)
+        for at, run in enumerate((tuned, student))
     ] == before
     again = launch(
         ["test", f"--ckpt_path={last(student)}", f"--run.dir={tmp_path / 'test'}"]
@@ -242,11 +289,15 @@ def test_checkpoints_stand_alone(root: Path, tmp_path: Path) -> None:
     # The tokens are those of the checkpoint where other sentences lie in the training file.
     (there / "SST2" / "train.tsv").write_text("other words\t0\nstand here\t1\n")
     (there / "SST2" / "dev.tsv").write_text("other words\t0\n")
-    again = launch(["test", f"--ckpt_path={last(student)}", f"--run.dir={tmp_path / 'other'}"])
+    again = launch(
+        ["test", f"--ckpt_path={last(student)}", f"--run.dir={tmp_path / 'other'}"]
+    )
     assert again.metrics["test_errors"] == student.metrics["test_errors"]
 
 
-def test_a_tokenizer_takes_the_vocabulary_of_a_checkpoint(root: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_takes_the_vocabulary_of_a_checkpoint(
+    root: Path, tmp_path: Path
+) -> None:
     """Fine-tuning on other sentences: the numbers must go on to stand for the same words."""
     small = [
         "--model.network.embedding=8",
@@ -258,12 +309,19 @@ def test_a_tokenizer_takes_the_vocabulary_of_a_checkpoint(root: Path, tmp_path: 
     (other / "SST2" / "train.tsv").write_text(
         "a quite different corpus\t1\nof other letters , xyz\t0\n"
     )
-    configs, own = ["teachers/sst2_textcnn.yaml"], [*small, f"--model.init_from={last(first)}"]
+    configs, own = (
+        ["teachers/sst2_textcnn.yaml"],
+        [*small, f"--model.init_from={last(first)}"],
+    )
     said = complaint(lambda: fit(other, tmp_path / "no", configs, *own))
     assert f"init_from {last(first)} reads 300 tokens" in said
     assert "argument `checkpoint`" in said
     second = fit(
-        other, tmp_path / "second", configs, *own, f"--data.tokenizer.checkpoint={last(first)}"
+        other,
+        tmp_path / "second",
+        configs,
+        *own,
+        f"--data.tokenizer.checkpoint={last(first)}",
     )
     specs = [run.module.spec for run in (first, second)]
     assert specs[0] is not None
@@ -276,9 +334,13 @@ def test_a_tokenizer_takes_the_vocabulary_of_a_checkpoint(root: Path, tmp_path: 
     launch(["fit", f"--ckpt_path={last(second)}", "--trainer.max_epochs=1"])
     moved = tmp_path / "moved" / "checkpoints" / "last.ckpt"
     said = complaint(
-        lambda: SST2DataModule(str(root), tokenizer=WordTokenizer(checkpoint=str(moved))).learn()
+        lambda: SST2DataModule(
+            str(root), tokenizer=WordTokenizer(checkpoint=str(moved))
+        ).learn()
     )
-    assert "reads the tokens of a SubwordTokenizer, the data has a WordTokenizer" in said
+    assert (
+        "reads the tokens of a SubwordTokenizer, the data has a WordTokenizer" in said
+    )
 
 
 def test_classes_in_another_order_are_refused(root: Path, tmp_path: Path) -> None:
@@ -315,14 +377,23 @@ def test_features_of_every_token_are_not_cached(root: Path, tmp_path: Path) -> N
     assert data.spec.vocabulary is not None
     net = BiLSTMClassifier(4, 4, 4, vocabulary=data.spec.vocabulary.size, num_classes=2)
     teacher = ModelTeacher(network=net, layers={"words": "embedding"})
-    said = complaint(lambda: cache_teacher(teacher, data, tmp_path / "cache", features=("words",)))
+    said = complaint(
+        lambda: cache_teacher(teacher, data, tmp_path / "cache", features=("words",))
+    )
     assert "in one batch and" in said
     assert "use the live teacher for them" in said
 
 
-def test_a_missing_file_to_predict_leaves_no_folder(teacher: RunResult, tmp_path: Path) -> None:
-    wanted = [f"--data.predict_file={tmp_path / 'none.txt'}", f"--run.dir={tmp_path / 'out'}"]
-    said = complaint(lambda: launch(["predict", f"--ckpt_path={last(teacher)}", *wanted]))
+def test_a_missing_file_to_predict_leaves_no_folder(
+    teacher: RunResult, tmp_path: Path
+) -> None:
+    wanted = [
+        f"--data.predict_file={tmp_path / 'none.txt'}",
+        f"--run.dir={tmp_path / 'out'}",
+    ]
+    said = complaint(
+        lambda: launch(["predict", f"--ckpt_path={last(teacher)}", *wanted])
+    )
     assert "there is no file" in said
     assert not (tmp_path / "out").exists()
 
@@ -330,7 +401,11 @@ def test_a_missing_file_to_predict_leaves_no_folder(teacher: RunResult, tmp_path
 def test_a_resumed_run_is_the_uninterrupted_one(root: Path, tmp_path: Path) -> None:
     """Order, synthetic sentences and dropout are functions of seed and epoch, for sentences as for images."""
     configs = ["teachers/sst2_textcnn.yaml", "text/synthetic.yaml"]
-    own = ["--model.network.embedding=8", "--data.tokenizer.size=300", "--model.scheduler=null"]
+    own = [
+        "--model.network.embedding=8",
+        "--data.tokenizer.size=300",
+        "--model.scheduler=null",
+    ]
     whole = fit(root, tmp_path / "whole", configs, *own, "--trainer.max_epochs=3")
     half = fit(root, tmp_path / "half", configs, *own, "--trainer.max_epochs=1")
     rest = launch(["fit", f"--ckpt_path={last(half)}", "--trainer.max_epochs=3"])
@@ -359,16 +434,22 @@ def test_word_vectors_are_where_training_starts(root: Path, tmp_path: Path) -> N
     path.unlink()  # a checkpoint needs the file no more
     assert (
         "test_errors"
-        in launch(["test", f"--ckpt_path={last(run)}", f"--run.dir={tmp_path / 'test'}"]).metrics
+        in launch(
+            ["test", f"--ckpt_path={last(run)}", f"--run.dir={tmp_path / 'test'}"]
+        ).metrics
     )
 
 
 @pytest.mark.parametrize("name", ["bilstm", "textcnn", "transformer"])
-def test_teachers_without_pretrained_weights(name: str, root: Path, tmp_path: Path) -> None:
+def test_teachers_without_pretrained_weights(
+    name: str, root: Path, tmp_path: Path
+) -> None:
     small = {
         "bilstm": ["--model.network.embedding=8", "--model.network.hidden=8"],
         "textcnn": ["--model.network.embedding=8", "--model.network.filters=4"],
-        "transformer": [f"--model.network.architecture={ENCODER}, num_hidden_layers: 4}}"],
+        "transformer": [
+            f"--model.network.architecture={ENCODER}, num_hidden_layers: 4}}"
+        ],
     }
     run = fit(
         root,
@@ -380,7 +461,9 @@ def test_teachers_without_pretrained_weights(name: str, root: Path, tmp_path: Pa
     assert math.isfinite(run.metrics["val_nll"])
 
 
-def test_half_a_transformer_starts_from_every_second_layer(root: Path, tmp_path: Path) -> None:
+def test_half_a_transformer_starts_from_every_second_layer(
+    root: Path, tmp_path: Path
+) -> None:
     size = "--data.tokenizer.size=300"
     deep = f"--model.network.architecture={ENCODER}, num_hidden_layers: 4}}"
     four = fit(root, tmp_path / "four", ["teachers/sst2_transformer.yaml"], deep, size)
@@ -407,7 +490,9 @@ def test_half_a_transformer_starts_from_every_second_layer(root: Path, tmp_path:
     key = "attention.self.query.weight"
     for ours, theirs in ((0, 1), (1, 3)):
         layer = "encoder.encoder.layer"
-        assert torch.equal(student[f"{layer}.{ours}.{key}"], teacher[f"{layer}.{theirs}.{key}"])
+        assert torch.equal(
+            student[f"{layer}.{ours}.{key}"], teacher[f"{layer}.{theirs}.{key}"]
+        )
     assert 0 < run.metrics["train_loss_distilbert"] < 2
 
 
@@ -426,7 +511,10 @@ def test_a_teacher_that_reads_other_tokens_is_named(
     ("content", "words"),
     [
         ("", "train.tsv is empty"),
-        ("fine\t1\nodd\t7\n", "train.tsv, line 2: unknown label '7'; valid labels: 0, 1"),
+        (
+            "fine\t1\nodd\t7\n",
+            "train.tsv, line 2: unknown label '7'; valid labels: 0, 1",
+        ),
         ("fine\n", "train.tsv, line 1: there is no column 1"),
         (b"caf\xe9\t1\n", "train.tsv, line 1: byte 0xe9 is not UTF-8"),
     ],
@@ -446,7 +534,10 @@ def test_bad_files_are_one_line(
 
 
 def test_a_model_that_cannot_be_had_is_one_line(
-    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("kd_lightning.hub.reachable", lambda: False)
     assert (
@@ -476,7 +567,11 @@ def test_mistakes_are_shown_as_texts_in_wandb(root: Path) -> None:
     target = data.raw("test").target
     logits = torch.nn.functional.one_hot(target, 2) * 4.0
     logits[3], logits[5] = logits[3].flip(0) / 2, logits[5].flip(0)
-    log_test(logger, {"logits": logits, "target": target, "index": torch.arange(len(target))}, data)
+    log_test(
+        logger,
+        {"logits": logits, "target": target, "index": torch.arange(len(target))},
+        data,
+    )
     rows = logged["test_mistakes"].data
     assert [row[1] for row in rows] == [data.raw("test").texts[at][0] for at in (5, 3)]
     assert [row[0] for row in rows] == [
@@ -492,6 +587,10 @@ def test_nothing_imports_the_optional_packages_before_they_are_asked_for() -> No
     package = CONFIGS.parent / "kd_lightning"
     for path in package.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names = (
+                [alias.name for alias in node.names]
+                if isinstance(node, ast.Import)
+                else []
+            )
             names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
             assert not optional & {name.partition(".")[0] for name in names}, path

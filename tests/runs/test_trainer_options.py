@@ -23,7 +23,10 @@ QUICK = ["--trainer.enable_progress_bar=false", "--trainer.limit_train_batches=3
 
 
 def callback(name: str, **arguments: Any) -> str:
-    described = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": arguments}
+    described = {
+        "class_path": f"lightning.pytorch.callbacks.{name}",
+        "init_args": arguments,
+    }
     return f"--trainer.callbacks={json.dumps([described])}"
 
 
@@ -99,7 +102,9 @@ def test_time_alone_with_a_rate_that_has_no_end(kd: Kd) -> None:
 
 
 def test_no_logger_writes_none(kd: Kd) -> None:
-    assert kd(*TEACHER, "--trainer.logger=false", "--run.wandb=offline", *QUICK).code == 0
+    assert (
+        kd(*TEACHER, "--trainer.logger=false", "--run.wandb=offline", *QUICK).code == 0
+    )
     (folder,) = Path("runs").iterdir()
     assert not (folder / "metrics.csv").exists()
     assert not list(folder.rglob("*wandb*"))
@@ -131,11 +136,21 @@ def test_shipped_optimizers(name: str, kd: Kd) -> None:
         callback("StochasticWeightAveraging", swa_lrs=0.01, swa_epoch_start=1),
     ],
 )
-def test_averages_of_a_distilled_student(average: str, teacher: Path, tmp_path: Path) -> None:
+def test_averages_of_a_distilled_student(
+    average: str, teacher: Path, tmp_path: Path
+) -> None:
     """The tested weights are those of the checkpoint."""
-    arguments = [*student(teacher), NO_SCHEDULE, average, "--trainer.max_epochs=3", *QUICK]
+    arguments = [
+        *student(teacher),
+        NO_SCHEDULE,
+        average,
+        "--trainer.max_epochs=3",
+        *QUICK,
+    ]
     run = launch([*arguments, "--run.test=last", f"--run.dir={tmp_path / 'run'}"])
-    state = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(run.folder / "checkpoints" / "last.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     trained = {name: state[f"student.{name}"] for name in run.module.net.state_dict()}
     assert same(copied(run.module.net), trained)
     config = str(run.folder / "config.yaml")
@@ -151,7 +166,10 @@ def averaged(folder: Path, resume: Path | None = None) -> dict[str, Tensor]:
     checkpoint = pl.callbacks.ModelCheckpoint(folder, "{epoch}", save_top_k=-1)
     ema = pl.callbacks.EMAWeightAveraging(decay=0.5)
     run = trainer(
-        max_epochs=2, callbacks=[ema, checkpoint], enable_checkpointing=True, limit_train_batches=3
+        max_epochs=2,
+        callbacks=[ema, checkpoint],
+        enable_checkpointing=True,
+        limit_train_batches=3,
     )
     run.fit(module, datamodule=DigitsDataModule(), ckpt_path=resume)
     return copied(module.net)
@@ -159,7 +177,9 @@ def averaged(folder: Path, resume: Path | None = None) -> dict[str, Tensor]:
 
 def test_resume_under_averaging_is_exact(tmp_path: Path) -> None:
     whole = averaged(tmp_path / "whole")
-    assert same(whole, averaged(tmp_path / "resumed", tmp_path / "whole" / "epoch=0.ckpt"))
+    assert same(
+        whole, averaged(tmp_path / "resumed", tmp_path / "whole" / "epoch=0.ckpt")
+    )
 
 
 def test_stochastic_averaging_measures_batch_norm_anew() -> None:
@@ -182,7 +202,11 @@ class Seen(pl.Callback):
         self.rows: dict[int, list[list[int]]] = {}
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         self.rows.setdefault(trainer.current_epoch, []).append(batch.index.tolist())
 
@@ -197,7 +221,9 @@ def test_overfitting_repeats_the_same_batches(overfit: int) -> None:
 
 
 def batch_norm() -> nn.Module:
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10)
+    )
 
 
 def test_a_last_batch_of_one() -> None:
@@ -205,7 +231,9 @@ def test_a_last_batch_of_one() -> None:
     samples = data.spec.samples["train"]
     data.batch_size = samples - 1
     message = complaint(lambda: ClassifierModule(batch_norm()).attach(data))
-    assert message.startswith("the network Sequential cannot train on a batch of one sample")
+    assert message.startswith(
+        "the network Sequential cannot train on a batch of one sample"
+    )
     assert "drop_last" in message
     data.drop_last = True
     trainer().fit(ClassifierModule(batch_norm()), datamodule=data)

@@ -38,11 +38,15 @@ def test_a_student_is_tested_with_its_own_config(old: Path, tmp_path: Path) -> N
         ]
     )
     assert result.metrics["test_errors"] == TEST_ERRORS
-    assert result.metrics["test_teacher_agreement"] == pytest.approx(TEACHER_AGREEMENT, rel=1e-6)
+    assert result.metrics["test_teacher_agreement"] == pytest.approx(
+        TEACHER_AGREEMENT, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("cached", [False, True])
-def test_a_teacher_and_its_cache_teach_as_before(cached: bool, old: Path, tmp_path: Path) -> None:
+def test_a_teacher_and_its_cache_teach_as_before(
+    cached: bool, old: Path, tmp_path: Path
+) -> None:
     teacher = [f"--model.teacher.checkpoint={old / 'teacher.ckpt'}"]
     if cached:
         teacher = [
@@ -50,6 +54,12 @@ def test_a_teacher_and_its_cache_teach_as_before(cached: bool, old: Path, tmp_pa
             f"--model.teacher.path={old / 'cache'}",
         ]
     result = launch(
-        ["fit", "-c", str(old / "student.yaml"), *teacher, f"--run.dir={tmp_path / 'run'}"]
+        [
+            "fit",
+            "-c",
+            str(old / "student.yaml"),
+            *teacher,
+            f"--run.dir={tmp_path / 'run'}",
+        ]
     )
     assert result.metrics["train_loss"] == pytest.approx(TRAIN_LOSS, rel=1e-6)

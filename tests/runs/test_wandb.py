@@ -88,13 +88,22 @@ def test_wandb_is_told_of_config_group_job_type_and_tags(
     assert kd(*student(teacher), *options).code == 0
     [run] = wandb_runs
     given = run.arguments
-    assert (given["group"], given["job_type"], given["tags"]) == ("mine", "distill", ["a", "b"])
+    assert (given["group"], given["job_type"], given["tags"]) == (
+        "mine",
+        "distill",
+        ["a", "b"],
+    )
     assert (given["project"], given["name"], given["mode"]) == (
         "p",
         "digits-mlp-distill",
         "offline",
     )
-    assert given["config"]["model"]["init_args"]["losses"]["kd"]["init_args"]["temperature"] == 4.0
+    assert (
+        given["config"]["model"]["init_args"]["losses"]["kd"]["init_args"][
+            "temperature"
+        ]
+        == 4.0
+    )
     assert given["config"]["seed_everything"] == 0
     assert given["config"]["teacher"][0]["path"] == str(teacher)
     assert given["config"]["data"]["class_path"] == "kd_lightning.data.DigitsDataModule"
@@ -111,10 +120,15 @@ def test_wandb_is_told_of_config_group_job_type_and_tags(
     assert run.exit_codes == [0]
 
 
-def test_a_folder_of_the_users_keeps_the_runs_name(wandb_runs: list[FakeRun], kd: Kd) -> None:
+def test_a_folder_of_the_users_keeps_the_runs_name(
+    wandb_runs: list[FakeRun], kd: Kd
+) -> None:
     """An experiment's folders are hashes, which tell nobody anything."""
     assert kd(*TEACHER, "--run.wandb=offline", "--run.dir=0123456789abcdef").code == 0
-    assert kd(*TEACHER, "--run.wandb=offline", "--run.dir=mine", "--run.name=null").code == 0
+    assert (
+        kd(*TEACHER, "--run.wandb=offline", "--run.dir=mine", "--run.name=null").code
+        == 0
+    )
     assert [run.arguments["name"] for run in wandb_runs] == ["digits-mlp", "mine"]
 
 
@@ -122,7 +136,10 @@ def test_a_failed_run_is_marked_as_failed(wandb_runs: list[FakeRun], kd: Kd) -> 
     sgd = "{class_path: torch.optim.SGD, init_args: {lr: 1.0e+12}}"
     assert (
         kd(
-            *TEACHER, "--run.wandb=offline", "--model.scheduler=null", f"--model.optimizer={sgd}"
+            *TEACHER,
+            "--run.wandb=offline",
+            "--model.scheduler=null",
+            f"--model.optimizer={sgd}",
         ).code
         == 2
     )
@@ -202,7 +219,9 @@ def test_a_resumed_run_continues_its_run(wandb_runs: list[FakeRun], kd: Kd) -> N
 
 
 def test_losses_within_an_epoch_are_logged(wandb_runs: list[FakeRun], kd: Kd) -> None:
-    assert kd(*TEACHER, "--run.wandb=offline", "--trainer.log_every_n_steps=5").code == 0
+    assert (
+        kd(*TEACHER, "--run.wandb=offline", "--trainer.log_every_n_steps=5").code == 0
+    )
     [run] = wandb_runs
     steps = [row for row in run.rows if "train_loss_step" in row]
     assert len(steps) == 3
@@ -210,7 +229,9 @@ def test_losses_within_an_epoch_are_logged(wandb_runs: list[FakeRun], kd: Kd) ->
 
 
 def test_a_run_goes_on_without_wandb(monkeypatch: pytest.MonkeyPatch, kd: Kd) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # `import wandb` now raises ImportError
+    monkeypatch.setitem(
+        sys.modules, "wandb", None
+    )  # `import wandb` now raises ImportError
     outcome = kd(*WITHOUT_CSV_CONFIG)
     assert (outcome.code, outcome.err) == (0, "")
     assert "W&B is not installed" in outcome.out
@@ -222,11 +243,14 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path]:
     """A run with the real W&B in a process of its own, and its folder."""
     place = tmp_path_factory.mktemp("offline")
     folders = {
-        f"WANDB_{name}_DIR": str(place / "wandb-own") for name in ("CACHE", "CONFIG", "DATA")
+        f"WANDB_{name}_DIR": str(place / "wandb-own")
+        for name in ("CACHE", "CONFIG", "DATA")
     }
     # WANDB_SERVICE would lead to the service of this process, if it had one.
     unset = dict.fromkeys(("WANDB_MODE", "WANDB_API_KEY", "WANDB_SERVICE"))
-    process = spawn([*WITHOUT_CSV_CONFIG, "--run.wandb=offline"], place, **folders, **unset)
+    process = spawn(
+        [*WITHOUT_CSV_CONFIG, "--run.wandb=offline"], place, **folders, **unset
+    )
     return finish(process), place / "runs" / "digits-mlp"
 
 
@@ -239,5 +263,7 @@ def test_an_offline_run_needs_no_network(offline: tuple[Outcome, Path]) -> None:
     assert written.stat().st_size > 0
 
 
-def test_an_offline_run_writes_nothing_on_standard_error(offline: tuple[Outcome, Path]) -> None:
+def test_an_offline_run_writes_nothing_on_standard_error(
+    offline: tuple[Outcome, Path],
+) -> None:
     assert offline[0].err == ""

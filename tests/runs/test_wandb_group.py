@@ -47,7 +47,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     }
     write(place, content)
     folders = {
-        f"WANDB_{name}_DIR": str(place / "wandb-own") for name in ("CACHE", "CONFIG", "DATA")
+        f"WANDB_{name}_DIR": str(place / "wandb-own")
+        for name in ("CACHE", "CONFIG", "DATA")
     }
     unset = dict.fromkeys(("WANDB_MODE", "WANDB_API_KEY", "WANDB_SERVICE"))
     outcome = finish(spawn(["reproduce", "mini.yaml"], place, **folders, **unset), 240)
@@ -58,7 +59,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     )
     assert len(logs) == 2  # one a run: the first was finished before the second began
     return [
-        next(record.run for record in records(log) if record.WhichOneof("record_type") == "run")
+        next(
+            record.run
+            for record in records(log)
+            if record.WhichOneof("record_type") == "run"
+        )
         for log in logs
     ]
 

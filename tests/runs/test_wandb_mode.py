@@ -29,7 +29,9 @@ def test_a_key_in_the_environment_is_online(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_mode("auto") == "online"
 
 
-def test_a_key_of_wandb_login_is_online(no_key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_of_wandb_login_is_online(
+    no_key: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     no_key.write_text("machine api.wandb.ai login user password " + "0" * 40)
     no_key.chmod(0o600)
     assert choose_mode("auto") == "online"

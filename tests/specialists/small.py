@@ -26,14 +26,23 @@ def save(path: Path, spec: Spec, seed: int, hidden: int = 12) -> str:
         network = MLP(**arguments)
     for parameter in network.parameters():
         parameter.data *= 3  # opinions that differ
-    weights = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
+    weights = {
+        f"network.{name}": tensor for name, tensor in network.state_dict().items()
+    }
     described = {"class_path": "kd_lightning.models.MLP", "init_args": arguments}
-    ours = {"role": "network", "network": described, "spec": spec.to_dict(), "teacher": []}
+    ours = {
+        "role": "network",
+        "network": described,
+        "spec": spec.to_dict(),
+        "teacher": [],
+    }
     torch.save({"state_dict": weights, KEY: ours}, path)
     return str(path)
 
 
-def specialist_spec(spec: Spec, class_ids: list[int], oversampling: float = 1.5) -> Spec:
+def specialist_spec(
+    spec: Spec, class_ids: list[int], oversampling: float = 1.5
+) -> Spec:
     """The spec of a specialist's data."""
     names = [spec.classes[class_id] for class_id in class_ids]
     specialist = SpecialistInfo(
@@ -51,6 +60,8 @@ def generalist(folder: Path, seed: int = 0) -> str:
     return save(folder / f"generalist{seed}.ckpt", DigitsDataModule().spec, seed)
 
 
-def specialist(folder: Path, class_ids: list[int], oversampling: float = 1.5, seed: int = 1) -> str:
+def specialist(
+    folder: Path, class_ids: list[int], oversampling: float = 1.5, seed: int = 1
+) -> str:
     spec = specialist_spec(DigitsDataModule().spec, class_ids, oversampling)
     return save(folder / f"specialist{seed}.ckpt", spec, seed)

@@ -46,7 +46,11 @@ def test_covariance_is_the_definition() -> None:
 
 def test_a_constant_prediction_has_no_correlation() -> None:
     logits = torch.tensor([[5.0, 0.0, -1e9], [0.0, 5.0, -1e9]])
-    assert prediction_covariance(logits, correlation=True)[2].tolist() == [0.0, 0.0, 0.0]
+    assert prediction_covariance(logits, correlation=True)[2].tolist() == [
+        0.0,
+        0.0,
+        0.0,
+    ]
 
 
 @pytest.mark.parametrize(("temperature", "correlation"), [(1.0, False), (4.0, True)])
@@ -58,9 +62,14 @@ def test_finds_the_confused_classes(temperature: float, correlation: bool) -> No
 def test_softened_correlations_find_them_if_the_network_is_nearly_sure() -> None:
     """They are the default, because a network hardly errs on its training samples."""
     logits = confused(sure=9.0)
-    assert (logits.argmax(1) == torch.arange(9).repeat_interleave(40)).double().mean() > 0.98
+    assert (
+        logits.argmax(1) == torch.arange(9).repeat_interleave(40)
+    ).double().mean() > 0.98
     assert sorted(confusable_classes(logits, 3, 3)) == GROUPS
-    assert sorted(confusable_classes(logits, 3, 3, temperature=1.0, correlation=False)) != GROUPS
+    assert (
+        sorted(confusable_classes(logits, 3, 3, temperature=1.0, correlation=False))
+        != GROUPS
+    )
 
 
 @pytest.mark.parametrize("each", [1, 5, 7])
@@ -88,10 +97,20 @@ def test_a_seed_decides_the_clusters() -> None:
     [
         ((0, 3), "data.specialists must be 1 to the number of classes, 9, got 0"),
         ((10, 3), "data.specialists must be 1 to the number of classes, 9, got 10"),
-        ((3, 0), "data.classes_each must be 1 to 7, the number of classes minus 2, got 0"),
-        ((3, 8), "data.classes_each must be 1 to 7, the number of classes minus 2, got 8"),
+        (
+            (3, 0),
+            "data.classes_each must be 1 to 7, the number of classes minus 2, got 0",
+        ),
+        (
+            (3, 8),
+            "data.classes_each must be 1 to 7, the number of classes minus 2, got 8",
+        ),
         ((3, 3, 0.0), "data.cluster_temperature must be greater than 0"),
     ],
 )
-def test_impossible_numbers_are_errors(arguments: tuple[int, int], message: str) -> None:
-    assert message in complaint(lambda: confusable_classes(confused(samples=2), *arguments))
+def test_impossible_numbers_are_errors(
+    arguments: tuple[int, int], message: str
+) -> None:
+    assert message in complaint(
+        lambda: confusable_classes(confused(samples=2), *arguments)
+    )

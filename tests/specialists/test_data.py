@@ -11,7 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data import BatchLoader, DigitsDataModule, Jitter, SpokenDigitsDataModule
+from kd_lightning.data import (
+    BatchLoader,
+    DigitsDataModule,
+    Jitter,
+    SpokenDigitsDataModule,
+)
 from kd_lightning.data.source import Source
 from kd_lightning.errors import UserError
 from kd_lightning.specialists import SpecialistDataModule, SpecialistSource
@@ -50,7 +55,9 @@ def test_the_spec(generalist: str) -> None:
         ids, whole = data.class_ids, DigitsDataModule()
         about = data.spec.specialist
         assert about is not None
-        assert about["class_ids"] == ids == made(generalist, 2 - number).clusters[number]
+        assert (
+            about["class_ids"] == ids == made(generalist, 2 - number).clusters[number]
+        )
         assert data.spec.classes == (*(str(at) for at in ids), "other")
         assert data.spec.num_classes == 5
         source = whole.source("train")
@@ -74,7 +81,8 @@ def test_labels_are_the_classes_or_the_dustbin(generalist: str, stage: str) -> N
     ]
     source = data.source(stage)
     assert torch.equal(
-        source.target[source.rows], source.batch(torch.arange(len(source)), CLEAN).target
+        source.target[source.rows],
+        source.batch(torch.arange(len(source)), CLEAN).target,
     )
     if stage != "train":
         assert sorted(index.tolist()) == sorted(
@@ -112,7 +120,9 @@ def test_an_epoch_is_a_function_of_its_number_and_of_the_seed(
 
 
 def test_few_others_are_drawn_again(generalist: str) -> None:
-    data = made(generalist, inner=DigitsDataModule(batch_size=64, fraction=0.2), classes_each=8)
+    data = made(
+        generalist, inner=DigitsDataModule(batch_size=64, fraction=0.2), classes_each=8
+    )
     index = joined(epoch(data, 0), "index")
     _, counts = index.unique(return_counts=True)
     about = data.spec.specialist
@@ -124,13 +134,17 @@ def test_few_others_are_drawn_again(generalist: str) -> None:
 
 def test_inputs_are_those_of_the_data(generalist: str) -> None:
     """Augmentation, views and batch size go through."""
-    data = made(generalist, batch_size=50, augment=[Jitter(1)], inner=DigitsDataModule(views=2))
+    data = made(
+        generalist, batch_size=50, augment=[Jitter(1)], inner=DigitsDataModule(views=2)
+    )
     batch = epoch(data, 3)[0]
     assert len(batch) == 50
     assert batch.view == 1
     inner = data.data.source("train")
     position = {row: at for at, row in enumerate(inner.rows.tolist())}
-    expected = inner.batch(torch.tensor([position[row] for row in batch.index.tolist()]), 1)
+    expected = inner.batch(
+        torch.tensor([position[row] for row in batch.index.tolist()]), 1
+    )
     assert isinstance(batch.inputs, Tensor)
     assert isinstance(expected.inputs, Tensor)
     assert torch.equal(batch.inputs, expected.inputs)
@@ -140,10 +154,14 @@ def test_inputs_are_those_of_the_data(generalist: str) -> None:
     assert data.fingerprint()["augment"] == [{"name": "Jitter", "pixels": 1}]
 
 
-def test_augmentation_that_the_data_cannot_do_is_refused(generalist: str, tmp_path: Path) -> None:
+def test_augmentation_that_the_data_cannot_do_is_refused(
+    generalist: str, tmp_path: Path
+) -> None:
     spoken_digits(tmp_path, takes=11)
     said = complaint(
-        lambda: made(generalist, augment=[Jitter(1)], inner=SpokenDigitsDataModule(str(tmp_path)))
+        lambda: made(
+            generalist, augment=[Jitter(1)], inner=SpokenDigitsDataModule(str(tmp_path))
+        )
     )
     assert said == "data.augment: SpokenDigitsDataModule has no augmentation of images"
 
@@ -158,8 +176,12 @@ def test_two_processes_share_an_epoch(generalist: str) -> None:
     def share(rank: int, processes: int) -> Tensor:
         data = made(generalist, batch_size=64 // processes)
         device = SimpleNamespace(root_device=torch.device("cpu"))
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=processes, strategy=device)  # type: ignore[assignment]
-        return joined([batch for batch in epoch(data, 2) if not batch.placeholder], "index")
+        data.trainer = SimpleNamespace(
+            global_rank=rank, world_size=processes, strategy=device
+        )  # type: ignore[assignment]
+        return joined(
+            [batch for batch in epoch(data, 2) if not batch.placeholder], "index"
+        )
 
     together = torch.cat([share(0, 2), share(1, 2)])
     assert sorted(together.tolist()) == sorted(share(0, 1).tolist())
@@ -196,13 +218,16 @@ def test_a_loader_of_another_kind(generalist: str) -> None:
 
 
 def test_what_cannot_be(generalist: str, tmp_path: Path) -> None:
-    assert "data.specialist must be in 0 to data.specialists - 1 = 2, got 3" in complaint(
-        lambda: made(generalist, 3)
+    assert (
+        "data.specialist must be in 0 to data.specialists - 1 = 2, got 3"
+        in complaint(lambda: made(generalist, 3))
     )
     assert "data.classes_each must be 1 to 8" in complaint(
         lambda: made(generalist, classes_each=9).spec
     )
-    assert "there is no file" in complaint(lambda: made(str(tmp_path / "none.ckpt")).spec)
+    assert "there is no file" in complaint(
+        lambda: made(str(tmp_path / "none.ckpt")).spec
+    )
     bare = tmp_path / "bare.pt"
     torch.save({"weight": torch.zeros(2)}, bare)
     assert "does not contain a description of its network" in complaint(
@@ -210,7 +235,9 @@ def test_what_cannot_be(generalist: str, tmp_path: Path) -> None:
     )
 
 
-def test_a_class_without_samples(generalist: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_class_without_samples(
+    generalist: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for keep, whose in (([5, 6], "of its own classes"), ([0, 1], "of other classes")):
         data = made(generalist, inner=DigitsDataModule(keep_classes=keep))
         monkeypatch.setitem(data.__dict__, "clusters", [[0, 1]])
@@ -230,13 +257,20 @@ def test_a_name_that_is_taken(generalist: str, monkeypatch: pytest.MonkeyPatch) 
 def test_a_generalist_of_other_classes(tmp_path: Path) -> None:
     spec = DigitsDataModule().spec
     fewer = files.save(
-        tmp_path / "fewer.ckpt", replace(spec, num_classes=9, classes=spec.classes[:9]), seed=0
+        tmp_path / "fewer.ckpt",
+        replace(spec, num_classes=9, classes=spec.classes[:9]),
+        seed=0,
     )
-    assert f"the generalist {fewer} knows 9 classes, the data digits has 10" in complaint(
-        lambda: made(fewer).spec
+    assert (
+        f"the generalist {fewer} knows 9 classes, the data digits has 10"
+        in complaint(lambda: made(fewer).spec)
     )
-    turned = files.save(tmp_path / "turned.ckpt", replace(spec, classes=spec.classes[::-1]), seed=0)
-    assert "calls class 0 '9', the data digits calls it '0'" in complaint(lambda: made(turned).spec)
+    turned = files.save(
+        tmp_path / "turned.ckpt", replace(spec, classes=spec.classes[::-1]), seed=0
+    )
+    assert "calls class 0 '9', the data digits calls it '0'" in complaint(
+        lambda: made(turned).spec
+    )
 
 
 def test_balanced_draws_are_refused(generalist: str) -> None:

@@ -16,8 +16,16 @@ from torch import Tensor
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.networks import build_network
-from kd_lightning.specialists import SpecialistDataModule, SpecialistTeacher, SubsetTeacher
-from kd_lightning.specialists.agreement import active_specialists, agreed_log_probs, membership
+from kd_lightning.specialists import (
+    SpecialistDataModule,
+    SpecialistTeacher,
+    SubsetTeacher,
+)
+from kd_lightning.specialists.agreement import (
+    active_specialists,
+    agreed_log_probs,
+    membership,
+)
 from kd_lightning.teachers import CachedTeacher, ModelTeacher, cache_teacher
 from kd_lightning.training import DistillationModule
 from kd_lightning.types import CLEAN, Batch
@@ -44,7 +52,10 @@ def opinions(samples: int = 6, seed: int = 0) -> tuple[Tensor, list[Tensor], Ten
 
 
 def objective(
-    z: NDArray[np.float64], generalist: list[float], said: list[list[float]], ids: list[list[int]]
+    z: NDArray[np.float64],
+    generalist: list[float],
+    said: list[list[float]],
+    ids: list[list[int]],
 ) -> float:
     """KL(p_g, q) + sum of KL(p_m, q) for one sample, as in the paper, in sums over classes."""
     largest = max(z)
@@ -65,7 +76,11 @@ def slow(generalist: Tensor, said: list[Tensor], active: Tensor) -> list[list[fl
         asked = [m for m in range(3) if active[at, m]]
         p_m, ids = [said[m][at].tolist() for m in asked], [IDS[m] for m in asked]
         result = minimize(
-            objective, np.array(row), (row, p_m, ids), method="BFGS", options={"gtol": 1e-7}
+            objective,
+            np.array(row),
+            (row, p_m, ids),
+            method="BFGS",
+            options={"gtol": 1e-7},
         )
         found.append(torch.tensor(result.x).softmax(0).tolist())
     return found
@@ -75,14 +90,18 @@ def slow(generalist: Tensor, said: list[Tensor], active: Tensor) -> list[list[fl
 def test_agrees_with_a_slow_solver(seed: int) -> None:
     generalist, said, active = opinions(seed=seed)
     q = agreed_log_probs(generalist, said, IDS, active, tolerance=1e-9).exp()
-    assert q.tolist() == [pytest.approx(row, abs=2e-6) for row in slow(generalist, said, active)]
+    assert q.tolist() == [
+        pytest.approx(row, abs=2e-6) for row in slow(generalist, said, active)
+    ]
     assert q.sum(1).tolist() == pytest.approx([1.0] * len(q))
 
 
 def test_the_gradient_is_zero_there_and_the_objective_higher_around() -> None:
     """The result is a stationary point for autograd as well."""
     generalist, said, active = opinions(samples=20, seed=3)
-    z = agreed_log_probs(generalist, said, IDS, active, tolerance=1e-10).requires_grad_()
+    z = agreed_log_probs(
+        generalist, said, IDS, active, tolerance=1e-10
+    ).requires_grad_()
     q = z.log_softmax(1)
     value = (generalist.exp() * (generalist - q)).sum(1)
     for p, ids, asked in zip(said, IDS, active.T, strict=True):
@@ -118,7 +137,9 @@ def test_a_sample_does_not_depend_on_the_others() -> None:
     together = agreed_log_probs(generalist, said, IDS, active)
     for at in range(12):
         rows = slice(at, at + 1)
-        alone = agreed_log_probs(generalist[rows], [p[rows] for p in said], IDS, active[rows])
+        alone = agreed_log_probs(
+            generalist[rows], [p[rows] for p in said], IDS, active[rows]
+        )
         assert torch.allclose(alone, together[rows], rtol=0, atol=1e-12)
 
 
@@ -130,7 +151,10 @@ def test_no_specialists_or_agreeing_ones_give_the_generalist() -> None:
     for ids in IDS:
         others = [j for j in range(K) if j not in ids]
         same.append(
-            torch.cat([generalist[:, ids], generalist[:, others].logsumexp(1, keepdim=True)], 1)
+            torch.cat(
+                [generalist[:, ids], generalist[:, others].logsumexp(1, keepdim=True)],
+                1,
+            )
         )
     agreed = agreed_log_probs(generalist, same, IDS, torch.ones_like(active))
     assert torch.allclose(agreed, generalist, rtol=0, atol=1e-9)
@@ -154,7 +178,9 @@ def test_precision_is_double_for_all_dtypes() -> None:
 
 
 def test_zero_probabilities_give_a_finite_result() -> None:
-    generalist = torch.tensor([[0.0, -1e4, -1e4, -1e4, -1e4, -1e4, -1e4]]).log_softmax(1)
+    generalist = torch.tensor([[0.0, -1e4, -1e4, -1e4, -1e4, -1e4, -1e4]]).log_softmax(
+        1
+    )
     said = [
         torch.tensor([[-1e4, 0.0, -1e4, -1e4]]),
         torch.tensor([[-1e4, -1e4, -1e4, 0.0]]),
@@ -227,7 +253,9 @@ def test_specialist_teacher(team: dict[str, Any], data: DigitsDataModule) -> Non
             method="BFGS",
             options={"gtol": 1e-7},
         )
-        assert q[at].tolist() == pytest.approx(torch.tensor(found.x).softmax(0).tolist(), abs=1e-5)
+        assert q[at].tolist() == pytest.approx(
+            torch.tensor(found.x).softmax(0).tolist(), abs=1e-5
+        )
     assert not torch.allclose(q.double(), generalist.exp(), atol=1e-2)
     assert [Path(str(source["path"])).name for source in teacher.sources()] == [
         "generalist0.ckpt",
@@ -247,7 +275,9 @@ def test_students_learn_from_the_team_and_caches_replay_it(
     replay = CachedTeacher(str(tmp_path / "cache"))
     replay.prepare(data)
     batch = samples(data, "train", 64)
-    assert torch.allclose(replay(batch).log_probs(), teacher(batch).log_probs(), atol=1e-5)
+    assert torch.allclose(
+        replay(batch).log_probs(), teacher(batch).log_probs(), atol=1e-5
+    )
 
 
 def test_invalid_teams_are_errors(
@@ -264,13 +294,17 @@ def test_invalid_teams_are_errors(
     )
     spec = data.spec
     renamed = replace(spec, classes=tuple(f"digit {name}" for name in spec.classes))
-    other = files.save(tmp_path / "renamed.ckpt", files.specialist_spec(renamed, [1, 2]), 5)
+    other = files.save(
+        tmp_path / "renamed.ckpt", files.specialist_spec(renamed, [1, 2]), 5
+    )
     message = complaint(lambda: SpecialistTeacher(generalist, [other]).prepare(data))
     assert "calls class 0 'digit 1', the data digits calls it '1'" in message
     more = replace(spec, num_classes=12, classes=tuple(str(at) for at in range(12)))
     other = files.save(tmp_path / "more.ckpt", files.specialist_spec(more, [1, 11]), 5)
     message = complaint(lambda: SpecialistTeacher(generalist, [other]).prepare(data))
-    assert message == f"the specialist {other} knows a class 11; the data has 10 classes"
+    assert (
+        message == f"the specialist {other} knows a class 11; the data has 10 classes"
+    )
 
 
 # -- soft targets for a specialist ------------------------------------------------------------------------------------
@@ -279,7 +313,10 @@ def test_invalid_teams_are_errors(
 @pytest.fixture
 def share(team: dict[str, Any]) -> SpecialistDataModule:
     return SpecialistDataModule(
-        DigitsDataModule(batch_size=64), team["generalist"], specialists=3, classes_each=4
+        DigitsDataModule(batch_size=64),
+        team["generalist"],
+        specialists=3,
+        classes_each=4,
     )
 
 
@@ -293,7 +330,9 @@ def test_subset_teacher_sums_other_classes(
     generalist = logits_of(team["generalist"], batch).double().softmax(1).tolist()
     assert share.spec.specialist is not None
     ids, oversampling = share.class_ids, share.spec.specialist["oversampling"]
-    for row, found in zip(generalist, teacher(batch).log_probs().exp().tolist(), strict=True):
+    for row, found in zip(
+        generalist, teacher(batch).log_probs().exp().tolist(), strict=True
+    ):
         rest = sum(p for at, p in enumerate(row) if at not in ids) / oversampling
         expected = [*(row[at] for at in ids), rest]
         assert found == pytest.approx([p / sum(expected) for p in expected], rel=1e-5)
@@ -312,9 +351,15 @@ def test_a_specialist_learns_from_a_subset_teacher(
     assert run.callback_metrics["train_loss_kd"] > 0
 
 
-def test_invalid_subset_teachers_are_errors(team: dict[str, Any], data: DigitsDataModule) -> None:
-    assert "SubsetTeacher: give either model.teacher.checkpoint" in complaint(SubsetTeacher)
-    both = complaint(lambda: SubsetTeacher(team["generalist"], ModelTeacher(network=mlp())))
+def test_invalid_subset_teachers_are_errors(
+    team: dict[str, Any], data: DigitsDataModule
+) -> None:
+    assert "SubsetTeacher: give either model.teacher.checkpoint" in complaint(
+        SubsetTeacher
+    )
+    both = complaint(
+        lambda: SubsetTeacher(team["generalist"], ModelTeacher(network=mlp()))
+    )
     assert "SubsetTeacher: give" in both
     message = complaint(lambda: SubsetTeacher(team["generalist"]).prepare(data))
     assert (
@@ -327,7 +372,9 @@ def test_a_subset_of_a_top_k_cache_is_refused(
     team: dict[str, Any], share: SpecialistDataModule, tmp_path: Path
 ) -> None:
     """The classes beyond the K largest would get a share that the teacher never gave them."""
-    cache_teacher(ModelTeacher(team["generalist"]), share.data, tmp_path / "cache", top_k=3)
+    cache_teacher(
+        ModelTeacher(team["generalist"]), share.data, tmp_path / "cache", top_k=3
+    )
     teacher = SubsetTeacher(teacher=CachedTeacher(str(tmp_path / "cache")))
     message = complaint(lambda: teacher.prepare(share))
     assert "SubsetTeacher needs every logit of its teacher" in message

@@ -34,7 +34,10 @@ def cached(run: RunResult, data: DataModule, folder: Path) -> list[str]:
     """Cache the outputs of a run's network; the arguments that make a student read them."""
     teacher = ModelTeacher(checkpoint=str(run.folder / "checkpoints" / "last.ckpt"))
     cache_teacher(teacher, data, folder)
-    return ["--model.teacher=kd_lightning.teachers.CachedTeacher", f"--model.teacher.path={folder}"]
+    return [
+        "--model.teacher=kd_lightning.teachers.CachedTeacher",
+        f"--model.teacher.path={folder}",
+    ]
 
 
 def column(run: RunResult, name: str) -> list[float]:
@@ -43,7 +46,9 @@ def column(run: RunResult, name: str) -> list[float]:
         return [float(row[name]) for row in csv.DictReader(file) if row.get(name)]
 
 
-def check_best(run: RunResult, monitor: str, better: Callable[[list[float]], float]) -> None:
+def check_best(
+    run: RunResult, monitor: str, better: Callable[[list[float]], float]
+) -> None:
     """`best.ckpt` is the one of the epoch with the best value of the monitored metric."""
     values = column(run, monitor)
     assert len(values) == 6

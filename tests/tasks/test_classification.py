@@ -30,7 +30,9 @@ def batches() -> list[tuple[Output, Batch]]:
         # The last class never occurs among the labels, but is predicted.
         target = torch.randint(4, (40,), generator=generator)
         target[::7] = UNLABELLED
-        made.append((Output(logits), Batch(torch.zeros(40, 1), target, torch.arange(40))))
+        made.append(
+            (Output(logits), Batch(torch.zeros(40, 1), target, torch.arange(40)))
+        )
     return made
 
 
@@ -64,23 +66,41 @@ def test_metrics_of_classes() -> None:
 
 def test_without_the_options_nothing_is_added() -> None:
     names = Classification().metrics(SPEC).names()
-    plain = ["accuracy", "calibration_error", "errors", "nll", "teacher_agreement", "teacher_kl"]
+    plain = [
+        "accuracy",
+        "calibration_error",
+        "errors",
+        "nll",
+        "teacher_agreement",
+        "teacher_kl",
+    ]
     assert names == plain
 
 
 def test_wrong_options() -> None:
     assert "at least 2" in complaint(lambda: Classification(top_k=1))
-    assert "more classes than the 5" in complaint(lambda: Classification(top_k=5).metrics(SPEC))
+    assert "more classes than the 5" in complaint(
+        lambda: Classification(top_k=5).metrics(SPEC)
+    )
 
 
 def test_from_a_command_line(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    task = ["--data.task=kd_lightning.tasks.Classification", "--data.task.per_class=true"]
+    task = [
+        "--data.task=kd_lightning.tasks.Classification",
+        "--data.task.per_class=true",
+    ]
     options = [*task, "--data.balanced=true", "--trainer.limit_train_batches=3"]
-    weights = "--model.losses={ce: {class_path: kd_lightning.losses.CrossEntropy, init_args: "
+    weights = (
+        "--model.losses={ce: {class_path: kd_lightning.losses.CrossEntropy, init_args: "
+    )
     weights += "{label_smoothing: 0.1, class_weights: [1, 1, 1, 1, 1, 1, 1, 1, 1, 3]}}}"
     assert call(capfd, [*TEACHER, *options, weights]).code == 0
-    header = next(Path("runs").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
-    assert {"val_balanced_accuracy", "val_f1", "val_recall_7", "val_f1_7"} <= set(header)
+    header = (
+        next(Path("runs").rglob("metrics.csv")).read_text().splitlines()[0].split(",")
+    )
+    assert {"val_balanced_accuracy", "val_f1", "val_recall_7", "val_f1_7"} <= set(
+        header
+    )

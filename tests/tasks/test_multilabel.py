@@ -61,7 +61,9 @@ def test_rows_are_the_binary_logits_of_each_pair(
 @pytest.mark.parametrize("outputs", [1, 2, 4])
 def test_another_number_of_outputs_is_refused(outputs: int, target: Tensor) -> None:
     """Also two outputs for three labels, which look like binary rows."""
-    with pytest.raises(UserError, match=rf"\[8, {outputs}\] for targets of shape \[8, 3\]"):
+    with pytest.raises(
+        UserError, match=rf"\[8, {outputs}\] for targets of shape \[8, 3\]"
+    ):
         TASK.rows(torch.zeros(8, outputs), batch_of(target))
 
 
@@ -95,11 +97,15 @@ def test_cross_entropy_is_binary_and_skips_unknown_labels(
     assert not student.grad[~known].any()
 
 
-def test_metrics_equal_scikit_learns(logits: tuple[Tensor, Tensor], target: Tensor) -> None:
+def test_metrics_equal_scikit_learns(
+    logits: tuple[Tensor, Tensor], target: Tensor
+) -> None:
     metrics = TASK.metrics(Spec(num_classes=3))
     for part in (slice(0, 5), slice(5, 8)):
         batch = batch_of(target[part])
-        metrics.update(output_of(logits[0][part], batch), output_of(logits[1][part], batch), batch)
+        metrics.update(
+            output_of(logits[0][part], batch), output_of(logits[1][part], batch), batch
+        )
     values = metrics.compute()
     precisions = []
     f1 = []
@@ -135,7 +141,9 @@ def test_labels_are_read_from_columns_of_zeros_and_ones() -> None:
     assert names == ("a", "b")
     expected = torch.tensor([[1, 0], [0, UNLABELLED], [UNLABELLED, 1]])
     assert torch.equal(TASK.encode_target(columns, names), expected)
-    with pytest.raises(UserError, match="column 'a' must hold 0 or 1 in each row, got '2'"):
+    with pytest.raises(
+        UserError, match="column 'a' must hold 0 or 1 in each row, got '2'"
+    ):
         TASK.encode_target({"a": np.array(["2", "0"])}, ("a",))
 
 
@@ -165,7 +173,9 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def teacher(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def teacher(
+    arguments: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> RunResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PL_GLOBAL_SEED", "0")  # whatever the run sets is undone
         folder = tmp_path_factory.mktemp("runs") / "teacher"
@@ -192,7 +202,10 @@ def test_a_student_learns_from_a_live_and_from_a_cached_teacher(
     root = arguments[0].partition("=")[2]
     data = TabularDataModule(list(LABELS), TASK, root, "table.csv", validation=0.2)
     replayed = fit(
-        tmp_path / "cached", configs, *arguments, *cached(teacher, data, tmp_path / "cache")
+        tmp_path / "cached",
+        configs,
+        *arguments,
+        *cached(teacher, data, tmp_path / "cache"),
     )
     for name in ("train_loss", "train_loss_ce", "train_loss_kd"):
         assert column(replayed, name) == pytest.approx(column(live, name), rel=1e-6)

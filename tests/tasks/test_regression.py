@@ -58,7 +58,9 @@ def test_rows_have_width_one(values: tuple[Tensor, Tensor], target: Tensor) -> N
 @pytest.mark.parametrize("outputs", [1, 2, 4])
 def test_another_number_of_outputs_is_refused(outputs: int, target: Tensor) -> None:
     """Also one output for three targets, which looks like rows of width one."""
-    with pytest.raises(UserError, match=rf"\[8, {outputs}\] for targets of shape \[8, 3\]"):
+    with pytest.raises(
+        UserError, match=rf"\[8, {outputs}\] for targets of shape \[8, 3\]"
+    ):
         TASK.rows(torch.zeros(8, outputs), batch_of(target))
 
 
@@ -90,18 +92,26 @@ def test_an_unknown_target_counts_in_the_soft_loss(
     assert student.grad.all()
 
 
-def test_metrics_equal_scikit_learns(values: tuple[Tensor, Tensor], target: Tensor) -> None:
+def test_metrics_equal_scikit_learns(
+    values: tuple[Tensor, Tensor], target: Tensor
+) -> None:
     """R^2 is that of all known values together."""
     metrics = TASK.metrics(Spec(num_classes=3))
     for part in (slice(0, 5), slice(5, 8)):
         batch = batch_of(target[part])
-        metrics.update(output_of(values[0][part], batch), output_of(values[1][part], batch), batch)
+        metrics.update(
+            output_of(values[0][part], batch), output_of(values[1][part], batch), batch
+        )
     computed = metrics.compute()
     known = ~target.isnan()
     truth = target[known].numpy()
     given = values[0][known].numpy()
-    assert computed["mse"].item() == pytest.approx(mean_squared_error(truth, given), rel=1e-5)
-    assert computed["mae"].item() == pytest.approx(mean_absolute_error(truth, given), rel=1e-5)
+    assert computed["mse"].item() == pytest.approx(
+        mean_squared_error(truth, given), rel=1e-5
+    )
+    assert computed["mae"].item() == pytest.approx(
+        mean_absolute_error(truth, given), rel=1e-5
+    )
     assert computed["r2"].item() == pytest.approx(r2_score(truth, given), rel=1e-5)
     distance = (values[0] - values[1]).square().mean()
     assert computed["teacher_mse"].item() == pytest.approx(distance.item(), rel=1e-5)
@@ -114,11 +124,15 @@ def test_metrics_of_a_batch_without_targets(values: tuple[Tensor, Tensor]) -> No
     assert set(metrics.compute()) == {"teacher_mse"}
 
 
-def test_the_counts_of_samples_average_to_the_mse(values: tuple[Tensor, Tensor]) -> None:
+def test_the_counts_of_samples_average_to_the_mse(
+    values: tuple[Tensor, Tensor],
+) -> None:
     batch = batch_of(torch.zeros(8, 3))
     output = output_of(values[0], batch)
     counts = TASK.sample_counts(TASK.test_outputs(output, batch))
-    assert counts.mean().item() == pytest.approx(values[0].square().mean().item(), rel=1e-5)
+    assert counts.mean().item() == pytest.approx(
+        values[0].square().mean().item(), rel=1e-5
+    )
 
 
 def test_targets_are_read_from_columns_of_numbers() -> None:
@@ -126,7 +140,9 @@ def test_targets_are_read_from_columns_of_numbers() -> None:
     encoded = TASK.encode_target(columns, TASK.target_names(columns))
     expected = torch.tensor([[1.5, 0.0], [torch.nan, 1.0], [-2000.0, torch.nan]])
     torch.testing.assert_close(encoded, expected, equal_nan=True, rtol=0, atol=0)
-    with pytest.raises(UserError, match="column 'a' must hold numbers, but it holds 'tall'"):
+    with pytest.raises(
+        UserError, match="column 'a' must hold numbers, but it holds 'tall'"
+    ):
         TASK.encode_target({"a": np.array(["1", "tall"])}, ("a",))
 
 
@@ -152,18 +168,28 @@ def test_a_teacher_learns(teacher: RunResult) -> None:
 def test_a_student_learns_from_a_live_and_from_a_cached_teacher(
     teacher: RunResult, tmp_path: Path
 ) -> None:
-    configs = ["data/diabetes", "pairs/table_mlp128_mlp8", "methods/targetmse", "methods/logitmse"]
+    configs = [
+        "data/diabetes",
+        "pairs/table_mlp128_mlp8",
+        "methods/targetmse",
+        "methods/logitmse",
+    ]
     arguments = [*MATCHING, "--data.label_fraction=0.5"]
     given = f"--model.teacher.checkpoint={teacher.folder / 'checkpoints' / 'last.ckpt'}"
     live = fit(tmp_path / "live", configs, *arguments, given)
     check_best(live, "val_mse", min)
-    assert column(live, "train_loss_logitmse")[-1] < column(live, "train_loss_logitmse")[0]
+    assert (
+        column(live, "train_loss_logitmse")[-1] < column(live, "train_loss_logitmse")[0]
+    )
     for name in ("test_mse", "test_mae", "test_r2", "test_teacher_mse"):
         assert np.isfinite(live.metrics[name])
 
     data = SklearnTableDataModule("diabetes", validation=0.2)
     replayed = fit(
-        tmp_path / "cached", configs, *arguments, *cached(teacher, data, tmp_path / "cache")
+        tmp_path / "cached",
+        configs,
+        *arguments,
+        *cached(teacher, data, tmp_path / "cache"),
     )
     for name in ("train_loss", "train_loss_targetmse", "train_loss_logitmse"):
         assert column(replayed, name) == pytest.approx(column(live, name), rel=1e-6)
@@ -174,5 +200,7 @@ def test_losses_over_classes_are_refused(loss: DistillLoss) -> None:
     data = SklearnTableDataModule("diabetes")
     network = MLP([4], input_shape=list(data.spec.input_shape or ()), num_classes=1)
     module = DistillationModule(network, ModelTeacher(network=network), {"mine": loss})
-    with pytest.raises(UserError, match=r"the loss 'mine' compares distributions over classes"):
+    with pytest.raises(
+        UserError, match=r"the loss 'mine' compares distributions over classes"
+    ):
         module.attach(data)

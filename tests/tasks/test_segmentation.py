@@ -160,7 +160,9 @@ def test_an_image_without_labels_has_no_count() -> None:
 def test_a_prediction_holds_the_class_of_every_pixel() -> None:
     everywhere = Batch(torch.zeros(2, 3, 2, 3), TARGET, torch.tensor([7, 3]))
     task = Segmentation()
-    predicted = task.predictions(Output(task.rows(logits_of(PREDICTED), everywhere)), everywhere)
+    predicted = task.predictions(
+        Output(task.rows(logits_of(PREDICTED), everywhere)), everywhere
+    )
     assert sorted(predicted) == ["classes", "index"]
     assert torch.equal(predicted["classes"].long(), PREDICTED)
 
@@ -172,4 +174,6 @@ def test_a_network_of_other_classes_is_refused() -> None:
     problem = task.output_problem("Net", rows, SPEC)
     assert problem is not None
     assert "3 classes" in problem
-    assert task.output_problem("Net", task.rows(logits_of(PREDICTED), blank), SPEC) is None
+    assert (
+        task.output_problem("Net", task.rows(logits_of(PREDICTED), blank), SPEC) is None
+    )

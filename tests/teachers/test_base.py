@@ -12,7 +12,15 @@ from kd_lightning.data import DigitsDataModule
 from kd_lightning.teachers import ModelTeacher, Teacher
 from kd_lightning.training import DistillationModule
 from kd_lightning.types import Batch, Output
-from tests.training.small import complaint, copied, distillation, same, samples, shaky, trainer
+from tests.training.small import (
+    complaint,
+    copied,
+    distillation,
+    same,
+    samples,
+    shaky,
+    trainer,
+)
 
 
 class Own(Teacher):
@@ -64,12 +72,16 @@ def test_stays_frozen(owner: DistillationModule, action: str) -> None:
 
 
 @pytest.mark.parametrize("action", ["requires_grad_", "unfreeze"])
-def test_stays_frozen_whatever_its_owner_asks_for(owner: DistillationModule, action: str) -> None:
+def test_stays_frozen_whatever_its_owner_asks_for(
+    owner: DistillationModule, action: str
+) -> None:
     getattr(owner, action)()
     assert frozen(owner.teacher)
 
 
-def test_a_fit_changes_nothing(owner: DistillationModule, data: DigitsDataModule) -> None:
+def test_a_fit_changes_nothing(
+    owner: DistillationModule, data: DigitsDataModule
+) -> None:
     batch = samples(data, "train", 64)
     teacher, student = copied(owner.teacher), copied(owner.net)
     before = owner.teacher(batch).logits
@@ -92,7 +104,9 @@ def test_a_fit_changes_nothing(owner: DistillationModule, data: DigitsDataModule
     assert not torch.equal(owner(batch.inputs), owner(batch.inputs))
 
 
-def test_forward_has_no_graph(owner: DistillationModule, data: DigitsDataModule) -> None:
+def test_forward_has_no_graph(
+    owner: DistillationModule, data: DigitsDataModule
+) -> None:
     batch = samples(data, "train", 4)
     logits = owner.teacher(batch).logits
     assert not logits.requires_grad

@@ -36,7 +36,9 @@ class Fixed(Teacher):
 
 
 def output_of(
-    mean: Literal["arithmetic", "geometric"], weights: list[float] | None, members: Tensor = MEMBERS
+    mean: Literal["arithmetic", "geometric"],
+    weights: list[float] | None,
+    members: Tensor = MEMBERS,
 ) -> Output:
     teacher = EnsembleTeacher(
         [Fixed(member) for member in members.unbind(1)], mean=mean, weights=weights
@@ -66,7 +68,9 @@ def test_arithmetic_mean_at_the_temperature_in_use(
     assert output.weights.tolist() == pytest.approx(scaled)
     # Its logits are those of temperature 1, and tempering them would be another distribution.
     tempered = Output(output.logits).log_probs(temperature).exp().tolist()
-    assert (tempered == [pytest.approx(row, rel=1e-3) for row in expected]) == (temperature == 1.0)
+    assert (tempered == [pytest.approx(row, rel=1e-3) for row in expected]) == (
+        temperature == 1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,9 @@ def test_geometric_mean_is_the_mean_of_logits(
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-def test_the_order_of_members_does_not_matter(mean: Literal["arithmetic", "geometric"]) -> None:
+def test_the_order_of_members_does_not_matter(
+    mean: Literal["arithmetic", "geometric"],
+) -> None:
     order, weights = [2, 0, 1], [1.0, 2.0, 5.0]
     first, second = (
         output_of(mean, weights),
@@ -95,7 +101,10 @@ def test_the_order_of_members_does_not_matter(mean: Literal["arithmetic", "geome
     )
     for temperature in TEMPERATURES:
         assert torch.allclose(
-            first.log_probs(temperature), second.log_probs(temperature), rtol=1e-12, atol=1e-12
+            first.log_probs(temperature),
+            second.log_probs(temperature),
+            rtol=1e-12,
+            atol=1e-12,
         )
     # Weights go with their members: left in place they would give another mean.
     assert not torch.allclose(
@@ -122,7 +131,9 @@ def test_half_precision_members_are_averaged_in_single(
     assert torch.allclose(output.logits.double(), exact.logits, atol=1e-5)
 
 
-def test_of_checkpoints(teacher_run: RunResult, checkpoint: Path, data: DigitsDataModule) -> None:
+def test_of_checkpoints(
+    teacher_run: RunResult, checkpoint: Path, data: DigitsDataModule
+) -> None:
     other = mlp(8)
     teacher = EnsembleTeacher(
         [ModelTeacher(network=other)],
@@ -140,7 +151,9 @@ def test_of_checkpoints(teacher_run: RunResult, checkpoint: Path, data: DigitsDa
 
 
 def test_teaches_and_stays_as_it_is(data: DigitsDataModule) -> None:
-    teacher = EnsembleTeacher([ModelTeacher(network=shaky()), ModelTeacher(network=shaky())])
+    teacher = EnsembleTeacher(
+        [ModelTeacher(network=shaky()), ModelTeacher(network=shaky())]
+    )
     module = distillation(teacher=teacher)
     module.attach(data)
     batch = samples(data, "train", 64)
@@ -156,10 +169,14 @@ def test_teaches_and_stays_as_it_is(data: DigitsDataModule) -> None:
 def test_a_member_that_is_missing_or_does_not_fit(
     checkpoint: Path, tmp_path: Path, data: DigitsDataModule
 ) -> None:
-    missing = EnsembleTeacher(checkpoints=[str(checkpoint), str(tmp_path / "none.ckpt")])
+    missing = EnsembleTeacher(
+        checkpoints=[str(checkpoint), str(tmp_path / "none.ckpt")]
+    )
     assert "none.ckpt" in complaint(lambda: missing.prepare(data))
     assert not missing.ready
-    unfit = EnsembleTeacher([ModelTeacher(network=mlp())], checkpoints=[str(checkpoint)])
+    unfit = EnsembleTeacher(
+        [ModelTeacher(network=mlp())], checkpoints=[str(checkpoint)]
+    )
     assert "expects inputs of shape [1, 8, 8]" in complaint(
         lambda: unfit.prepare(DigitsDataModule(channels=3))
     )
@@ -185,7 +202,9 @@ def test_bad_weights(weights: list[float]) -> None:
 
 @pytest.mark.parametrize("arguments", [{}, {"teachers": [], "checkpoints": []}])
 def test_no_members(arguments: dict[str, Any]) -> None:
-    assert "EnsembleTeacher has no members" in complaint(lambda: EnsembleTeacher(**arguments))
+    assert "EnsembleTeacher has no members" in complaint(
+        lambda: EnsembleTeacher(**arguments)
+    )
 
 
 def test_no_features(data: DigitsDataModule) -> None:

@@ -15,7 +15,9 @@ from kd_lightning.teachers import ModelTeacher
 from tests.sentences import save_bert, write_sst2
 from tests.training.small import complaint, copied, same, samples
 
-transformers = pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
+transformers = pytest.importorskip(
+    "transformers", reason="pip install 'kd_lightning[text]'"
+)
 
 SMALL = {
     "hidden_size": 16,
@@ -50,7 +52,9 @@ def save_classifier(encoder: Path, folder: Path, **changes: Any) -> Any:
     return model.eval()
 
 
-def test_keeps_its_head(encoder: Path, sentences: SST2DataModule, tmp_path: Path) -> None:
+def test_keeps_its_head(
+    encoder: Path, sentences: SST2DataModule, tmp_path: Path
+) -> None:
     model = save_classifier(encoder, tmp_path)
     teacher = ModelTeacher(checkpoint=str(tmp_path))
     teacher.prepare(sentences)
@@ -67,7 +71,9 @@ def test_keeps_its_head(encoder: Path, sentences: SST2DataModule, tmp_path: Path
     assert "the file is another one" in complaint(lambda: changed.prepare(sentences))
 
 
-def test_its_classes_are_compared(encoder: Path, sentences: SST2DataModule, tmp_path: Path) -> None:
+def test_its_classes_are_compared(
+    encoder: Path, sentences: SST2DataModule, tmp_path: Path
+) -> None:
     names = sentences.spec.classes
     for known, fits in (
         ([name.upper() for name in names], True),
@@ -83,17 +89,27 @@ def test_its_classes_are_compared(encoder: Path, sentences: SST2DataModule, tmp_
         else:
             message = complaint(lambda teacher=teacher: teacher.prepare(sentences))  # type: ignore[misc]
             assert f"calls class 0 {known[0]!r}" in message
-    model = transformers.BertForSequenceClassification.from_pretrained(encoder, num_labels=3)
+    model = transformers.BertForSequenceClassification.from_pretrained(
+        encoder, num_labels=3
+    )
     model.save_pretrained(tmp_path / "three")
     three = ModelTeacher(checkpoint=str(tmp_path / "three"))
     assert "knows 3 classes" in complaint(lambda: three.prepare(sentences))
 
 
 def test_a_bare_encoder_is_refused(encoder: Path, sentences: SST2DataModule) -> None:
-    message = complaint(lambda: ModelTeacher(checkpoint=str(encoder)).prepare(sentences))
-    assert "holds BertModel, not a classifier, so its head would have random weights" in message
+    message = complaint(
+        lambda: ModelTeacher(checkpoint=str(encoder)).prepare(sentences)
+    )
+    assert (
+        "holds BertModel, not a classifier, so its head would have random weights"
+        in message
+    )
     arguments = {"pretrained": str(encoder), "num_classes": 2}
-    network = {"class_path": "kd_lightning.models.TransformerClassifier", "init_args": arguments}
+    network = {
+        "class_path": "kd_lightning.models.TransformerClassifier",
+        "init_args": arguments,
+    }
     teacher = {
         "class_path": "kd_lightning.teachers.ModelTeacher",
         "init_args": {"network": network},
@@ -102,12 +118,16 @@ def test_a_bare_encoder_is_refused(encoder: Path, sentences: SST2DataModule) -> 
     assert "random weights ('head.1.weight' is drawn" in message
 
 
-def test_a_lost_head_is_refused(encoder: Path, sentences: SST2DataModule, tmp_path: Path) -> None:
+def test_a_lost_head_is_refused(
+    encoder: Path, sentences: SST2DataModule, tmp_path: Path
+) -> None:
     save_classifier(encoder, tmp_path)
     bare = transformers.BertModel.from_pretrained(encoder)
     bare.save_pretrained(tmp_path / "bare")
     # The configuration still promises a classifier.
-    (tmp_path / "bare" / "config.json").write_text((tmp_path / "config.json").read_text())
+    (tmp_path / "bare" / "config.json").write_text(
+        (tmp_path / "config.json").read_text()
+    )
     teacher = ModelTeacher(checkpoint=str(tmp_path / "bare"))
     assert "has no 'classifier." in complaint(lambda: teacher.prepare(sentences))
 
@@ -117,7 +137,9 @@ def test_another_network_names_the_way(
 ) -> None:
     save_classifier(encoder, tmp_path)
     network = torch.nn.Linear(2, 2)
-    teacher = ModelTeacher(checkpoint=str(tmp_path / "model.safetensors"), network=network)
+    teacher = ModelTeacher(
+        checkpoint=str(tmp_path / "model.safetensors"), network=network
+    )
     message = complaint(lambda: teacher.prepare(sentences))
     assert f"give --model.teacher.checkpoint={tmp_path} and no network" in message
 
@@ -133,7 +155,11 @@ def test_images(name: str, tmp_path: Path, data: DigitsDataModule) -> None:
     assert isinstance(batch.inputs, torch.Tensor)
     with torch.no_grad():
         expected = model(batch.inputs).logits
-    teachers = [ModelTeacher(str(tmp_path / name), transformers.ViTForImageClassification(config))]
+    teachers = [
+        ModelTeacher(
+            str(tmp_path / name), transformers.ViTForImageClassification(config)
+        )
+    ]
     if not name:
         teachers.append(ModelTeacher(str(tmp_path)))
     for teacher in teachers:

@@ -25,7 +25,9 @@ from kd_lightning.teachers import ModelTeacher
 from kd_lightning.types import Batch
 from tests.training.small import complaint, copied, mlp, same, samples, shaky
 
-WEIGHTS = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1  # the smallest of torchvision's
+WEIGHTS = (
+    models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
+)  # the smallest of torchvision's
 
 
 def prepared(data: Any, **arguments: Any) -> ModelTeacher:
@@ -63,9 +65,12 @@ def torchvision_weights(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Weights that differ from a new network's, in the place of the download."""
     state = models.shufflenet_v2_x0_5().state_dict()
     state = {
-        name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in state.items()
+        name: tensor + 1 if tensor.is_floating_point() else tensor
+        for name, tensor in state.items()
     }
-    monkeypatch.setattr(models.WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: state)
+    monkeypatch.setattr(
+        models.WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: state
+    )
     return state
 
 
@@ -82,19 +87,27 @@ def test_from_a_checkpoint(
     # The weights are those that training left: chance is a tenth.
     assert (logits.argmax(-1) == batch.target).float().mean() > 0.5
     assert teacher.sources() == [
-        {"path": str(checkpoint.resolve()), "sha256": digest(checkpoint), "network": "MLP"}
+        {
+            "path": str(checkpoint.resolve()),
+            "sha256": digest(checkpoint),
+            "network": "MLP",
+        }
     ]
     assert prepared(data, checkpoint=str(checkpoint), sha256=digest(checkpoint)).ready
 
 
 @pytest.mark.parametrize("kind", ["weights.pt", "wrapped.pt", "weights.safetensors"])
-def test_from_a_bare_file_and_a_network(kind: str, tmp_path: Path, data: DigitsDataModule) -> None:
+def test_from_a_bare_file_and_a_network(
+    kind: str, tmp_path: Path, data: DigitsDataModule
+) -> None:
     path, trained, network = tmp_path / kind, shaky().eval(), shaky()
     state = trained.state_dict()
     if path.suffix == ".safetensors":
         save_file(state, path)
     else:
-        torch.save({"state_dict": state, "epoch": 3} if kind == "wrapped.pt" else state, path)
+        torch.save(
+            {"state_dict": state, "epoch": 3} if kind == "wrapped.pt" else state, path
+        )
     batch = samples(data, "test", 8)
     assert not torch.equal(network.eval()(batch.inputs), trained(batch.inputs))
     network.train()
@@ -111,7 +124,9 @@ def test_from_a_network_in_python(data: DigitsDataModule) -> None:
     assert torch.equal(teacher(batch).logits, network.eval()(batch.inputs))
 
 
-def test_from_torchvision(torchvision_weights: dict[str, Tensor], imagenet: Any) -> None:
+def test_from_torchvision(
+    torchvision_weights: dict[str, Tensor], imagenet: Any
+) -> None:
     teacher = prepared(imagenet, weights=str(WEIGHTS))
     assert isinstance(teacher.network, models.ShuffleNetV2)
     assert same(copied(teacher.network), torchvision_weights)
@@ -131,7 +146,9 @@ def test_torchvision_does_not_know_the_data(
     assert message == "the teacher knows 1000 classes, the data digits has 10"
 
 
-def test_torchvision_without_a_network(monkeypatch: pytest.MonkeyPatch, imagenet: Any) -> None:
+def test_torchvision_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, imagenet: Any
+) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise URLError("no route")
 
@@ -160,7 +177,11 @@ def test_prepare_draws_no_random_number(
     source: str, checkpoint: Path, data: DigitsDataModule, imagenet: Any
 ) -> None:
     def states() -> list[Any]:
-        return [torch.get_rng_state().tolist(), random.getstate(), repr(np.random.get_state())]
+        return [
+            torch.get_rng_state().tolist(),
+            random.getstate(),
+            repr(np.random.get_state()),
+        ]
 
     before = states()
     if source == "checkpoint":
@@ -188,5 +209,7 @@ def test_features_by_role(checkpoint: Path, data: DigitsDataModule) -> None:
 
 def test_reads_its_own_inputs_where_there_are_some(data: DigitsDataModule) -> None:
     teacher, batch = prepared(data, network=mlp(4)), samples(data, "test", 4)
-    other = Batch(torch.zeros(4, 1, 8, 8), batch.target, batch.index, teacher_inputs=batch.inputs)
+    other = Batch(
+        torch.zeros(4, 1, 8, 8), batch.target, batch.index, teacher_inputs=batch.inputs
+    )
     assert torch.equal(teacher(other).logits, teacher(batch).logits)

@@ -31,7 +31,9 @@ class Marker:
         return Path.touch, (self.path,)
 
 
-def refusal(data: DigitsDataModule, checkpoint: Path | str | None = None, **arguments: Any) -> str:
+def refusal(
+    data: DigitsDataModule, checkpoint: Path | str | None = None, **arguments: Any
+) -> str:
     teacher = ModelTeacher(str(checkpoint) if checkpoint else None, **arguments)
     return complaint(lambda: teacher.prepare(data))
 
@@ -41,12 +43,16 @@ def test_nothing_given(data: DigitsDataModule) -> None:
 
 
 def test_missing(tmp_path: Path, data: DigitsDataModule) -> None:
-    assert f"there is no file {tmp_path / 'none.ckpt'}" in refusal(data, tmp_path / "none.ckpt")
+    assert f"there is no file {tmp_path / 'none.ckpt'}" in refusal(
+        data, tmp_path / "none.ckpt"
+    )
     assert "there is no file" in refusal(data, tmp_path)
 
 
 @pytest.mark.parametrize("kept", [0, 100, -100])
-def test_cut_short(kept: int, checkpoint: Path, tmp_path: Path, data: DigitsDataModule) -> None:
+def test_cut_short(
+    kept: int, checkpoint: Path, tmp_path: Path, data: DigitsDataModule
+) -> None:
     path = tmp_path / "cut.ckpt"
     path.write_bytes(checkpoint.read_bytes()[:kept])
     assert "cannot be read (it is corrupt)" in refusal(data, path)
@@ -86,8 +92,12 @@ def test_says_no_network(tmp_path: Path, data: DigitsDataModule) -> None:
 def test_weights_of_another_network(tmp_path: Path, data: DigitsDataModule) -> None:
     path = tmp_path / "weights.pt"
     torch.save(mlp().state_dict(), path)
-    assert "the weights hold no '1.weight' for Sequential" in refusal(data, path, network=shaky())
-    assert "(16, 64) in the weights and (8, 64) in MLP" in refusal(data, path, network=mlp(8))
+    assert "the weights hold no '1.weight' for Sequential" in refusal(
+        data, path, network=shaky()
+    )
+    assert "(16, 64) in the weights and (8, 64) in MLP" in refusal(
+        data, path, network=mlp(8)
+    )
     torch.save([1, 2], path)
     assert "holds a list" in refusal(data, path, network=mlp())
 
@@ -96,7 +106,9 @@ PICKLED = ("raw.pt", "hidden.safetensors")
 
 
 @pytest.mark.parametrize("name", [*PICKLED, "saved.pt", "inside.ckpt"])
-def test_pickled_code_is_not_run(name: str, tmp_path: Path, data: DigitsDataModule) -> None:
+def test_pickled_code_is_not_run(
+    name: str, tmp_path: Path, data: DigitsDataModule
+) -> None:
     path, marker = tmp_path / name, tmp_path / "marker"
     if name in PICKLED:
         path.write_bytes(pickle.dumps({"state_dict": Marker(marker)}))
@@ -110,7 +122,9 @@ def test_pickled_code_is_not_run(name: str, tmp_path: Path, data: DigitsDataModu
     message = refusal(data, path, network=mlp())
     assert "cannot be read" in message
     assert not marker.exists()
-    assert ("more than tensors and plain values" in message) == (path.suffix != ".safetensors")
+    assert ("more than tensors and plain values" in message) == (
+        path.suffix != ".safetensors"
+    )
     if name in PICKLED:
         pickle.loads(path.read_bytes())
     else:
@@ -187,7 +201,9 @@ OTHER_DATA: dict[str, tuple[Callable[[], DigitsDataModule], str]] = {
 
 
 @pytest.mark.parametrize("kind", OTHER_DATA)
-def test_trained_on_other_data(kind: str, checkpoint: Path, data: DigitsDataModule) -> None:
+def test_trained_on_other_data(
+    kind: str, checkpoint: Path, data: DigitsDataModule
+) -> None:
     make, words = OTHER_DATA[kind]
     assert words in refusal(make(), checkpoint)
     teacher = ModelTeacher(str(checkpoint))

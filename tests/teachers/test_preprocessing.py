@@ -47,7 +47,11 @@ class Seeing(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.seen = images
-        return images.mean((1, 2, 3))[:, None] * self.scale * torch.arange(self.num_classes)
+        return (
+            images.mean((1, 2, 3))[:, None]
+            * self.scale
+            * torch.arange(self.num_classes)
+        )
 
 
 def data_of(channels: int = 3, size: int = 16, **changes: Any) -> Any:
@@ -65,7 +69,9 @@ def data_of(channels: int = 3, size: int = 16, **changes: Any) -> Any:
 def batch_of(pixels: Tensor) -> Batch:
     """Pixels in [0, 1], normalized as `data_of` says."""
     inputs = (pixels - 0.5) / 0.25
-    return Batch(inputs, torch.zeros(len(inputs), dtype=torch.int64), torch.arange(len(inputs)))
+    return Batch(
+        inputs, torch.zeros(len(inputs), dtype=torch.int64), torch.arange(len(inputs))
+    )
 
 
 def seen_by(teacher: ModelTeacher, data: Any, batch: Batch) -> Tensor:
@@ -81,7 +87,9 @@ def seen_by(teacher: ModelTeacher, data: Any, batch: Batch) -> Tensor:
 
 def test_images_that_fit_are_passed_on_untouched() -> None:
     batch = batch_of(PIXELS)
-    teacher = ModelTeacher(network=Seeing(), mean=[0.5] * 3, std=[0.25] * 3, input_size=[16, 16])
+    teacher = ModelTeacher(
+        network=Seeing(), mean=[0.5] * 3, std=[0.25] * 3, input_size=[16, 16]
+    )
     assert seen_by(teacher, data_of(), batch) is batch.inputs
     assert teacher.adapter is None
     assert teacher.notes == []
@@ -92,7 +100,9 @@ def test_images_are_normalized_as_the_teacher_expects() -> None:
     mean, std = IMAGENET
     teacher = ModelTeacher(network=Seeing(), mean=list(mean), std=list(std))
     seen = seen_by(teacher, data_of(), batch_of(PIXELS))
-    torch.testing.assert_close(seen, functional.normalize(PIXELS, list(mean), list(std)))
+    torch.testing.assert_close(
+        seen, functional.normalize(PIXELS, list(mean), list(std))
+    )
     assert teacher.notes == [
         "the teacher's inputs are adapted: normalized by mean [0.485, 0.456, 0.406] and std "
         "[0.229, 0.224, 0.225] instead of [0.5, 0.5, 0.5] and [0.25, 0.25, 0.25]"
@@ -104,8 +114,12 @@ def test_images_are_resized() -> None:
     batch = batch_of(PIXELS)
     seen = seen_by(teacher, data_of(), batch)
     assert isinstance(batch.inputs, Tensor)
-    torch.testing.assert_close(seen, functional.resize(batch.inputs, [8, 24], antialias=True))
-    assert teacher.notes == ["the teacher's inputs are adapted: resized from 16 x 16 to 8 x 24"]
+    torch.testing.assert_close(
+        seen, functional.resize(batch.inputs, [8, 24], antialias=True)
+    )
+    assert teacher.notes == [
+        "the teacher's inputs are adapted: resized from 16 x 16 to 8 x 24"
+    ]
 
 
 def test_gray_images_become_color() -> None:
@@ -122,14 +136,18 @@ def test_gray_images_become_color() -> None:
 
 def test_the_student_reads_its_own_images() -> None:
     batch = batch_of(PIXELS)
-    adapter = InputAdapter(Preprocessing.of_spec(data_of().spec), Preprocessing(size=(8, 8)))
+    adapter = InputAdapter(
+        Preprocessing.of_spec(data_of().spec), Preprocessing(size=(8, 8))
+    )
     adapted = adapter.adapt(batch)
     assert adapted.inputs is batch.inputs
     assert batch.teacher_inputs is None
 
 
 def test_half_precision() -> None:
-    teacher = ModelTeacher(network=Seeing(), mean=[0.1] * 3, std=[0.2] * 3, input_size=[8, 8])
+    teacher = ModelTeacher(
+        network=Seeing(), mean=[0.1] * 3, std=[0.2] * 3, input_size=[8, 8]
+    )
     batch = batch_of(PIXELS)
     exact = seen_by(teacher, data_of(), batch)
     batch.inputs = batch_of(PIXELS).inputs.bfloat16()  # type: ignore[union-attr]
@@ -139,7 +157,9 @@ def test_half_precision() -> None:
 
 
 def test_gradients_reach_the_images_of_a_generator() -> None:
-    teacher = ModelTeacher(network=Seeing(), mean=[0.1] * 3, std=[0.2] * 3, input_size=[8, 8])
+    teacher = ModelTeacher(
+        network=Seeing(), mean=[0.1] * 3, std=[0.2] * 3, input_size=[8, 8]
+    )
     teacher.prepare(data_of())
     batch = batch_of(PIXELS)
     batch.inputs = batch_of(PIXELS).inputs.requires_grad_()  # type: ignore[union-attr]
@@ -151,7 +171,9 @@ def test_gradients_reach_the_images_of_a_generator() -> None:
 # -- where it is known from -------------------------------------------------------------------------------------------
 
 
-def test_a_kd_checkpoint_knows_its_images(checkpoint: Path, data: DigitsDataModule) -> None:
+def test_a_kd_checkpoint_knows_its_images(
+    checkpoint: Path, data: DigitsDataModule
+) -> None:
     """A teacher gives the same outputs whatever the student's normalization."""
     expected = ModelTeacher(str(checkpoint))
     expected.prepare(data)
@@ -207,7 +229,10 @@ def test_timm_knows_its_images() -> None:
         ({"size": {"height": 8, "width": 12}}, (8, 12)),
         ({"size": {"shortest_edge": 9}}, (9, 9)),
         ({"size": 10}, (10, 10)),
-        ({"size": {"shortest_edge": 9}, "do_center_crop": True, "crop_size": 7}, (7, 7)),
+        (
+            {"size": {"shortest_edge": 9}, "do_center_crop": True, "crop_size": 7},
+            (7, 7),
+        ),
         ({"size": {"shortest_edge": 9}, "do_resize": False}, None),
     ],
 )
@@ -217,7 +242,10 @@ def test_a_processor_beside_the_weights(
     content = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.2, 0.2, 0.2], **settings}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
     expected = Preprocessing((0.5,) * 3, (0.2,) * 3, size, 3)
-    assert preprocessing.of_file(tmp_path / "model.safetensors", nn.Linear(1, 1)) == expected
+    assert (
+        preprocessing.of_file(tmp_path / "model.safetensors", nn.Linear(1, 1))
+        == expected
+    )
     network = nn.Linear(1, 1)
     network.config = SimpleNamespace(name_or_path=str(tmp_path))  # type: ignore[assignment]
     assert preprocessing.of_network(network) == expected
@@ -280,7 +308,9 @@ def test_imagenet_is_compared_in_the_order_of_its_synsets() -> None:
         (SYNSETS, tuple(f"n{number:08d}" for number in range(2440764, 2441764))),
     ],
 )
-def test_other_orders_are_refused(known: tuple[str, ...], given: tuple[str, ...]) -> None:
+def test_other_orders_are_refused(
+    known: tuple[str, ...], given: tuple[str, ...]
+) -> None:
     teacher = Spec(num_classes=1000, classes=known)
     data = Spec(num_classes=1000, classes=given)
     assert "the classes or their order differ" in complaint(
@@ -299,7 +329,9 @@ def test_a_cache_depends_on_the_adaptation(checkpoint: Path, tmp_path: Path) -> 
     source = content["fingerprint"]["teacher"][0]
     assert source["adapted_inputs"]["shift"] != [0.0]
     unadapted = ModelTeacher(str(checkpoint), mean=[0.5], std=[0.25])
-    assert "teacher" in complaint(lambda: cache_teacher(unadapted, data, tmp_path / "cache"))
+    assert "teacher" in complaint(
+        lambda: cache_teacher(unadapted, data, tmp_path / "cache")
+    )
 
 
 def test_an_ensemble_passes_the_notes_on(checkpoint: Path) -> None:
@@ -315,4 +347,6 @@ def test_interpolation_commutes_with_the_normalization() -> None:
         Preprocessing.of_spec(data_of().spec), Preprocessing(mean, std, size=(8, 8))
     )
     seen = adapter.adapt(batch_of(PIXELS)).teacher_inputs
-    torch.testing.assert_close(seen, functional.normalize(resized, list(mean), list(std)))
+    torch.testing.assert_close(
+        seen, functional.normalize(resized, list(mean), list(std))
+    )

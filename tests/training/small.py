@@ -65,12 +65,16 @@ def still(parameters: Iterable[Any]) -> torch.optim.Optimizer:
 
 
 def distillation(
-    losses: dict[str, DistillLoss] | None = None, teacher: Teacher | None = None, **arguments: Any
+    losses: dict[str, DistillLoss] | None = None,
+    teacher: Teacher | None = None,
+    **arguments: Any,
 ) -> DistillationModule:
     """A student of 16 units; both losses and a live teacher unless others are given."""
     student = arguments.pop("student", None) or mlp()
     losses = (
-        {"ce": CrossEntropy(weight=0.5), "kd": KD(4.0, weight=2.0)} if losses is None else losses
+        {"ce": CrossEntropy(weight=0.5), "kd": KD(4.0, weight=2.0)}
+        if losses is None
+        else losses
     )
     return DistillationModule(
         student, teacher or ModelTeacher(network=mlp(32)), losses, **arguments
@@ -129,7 +133,9 @@ def teacher_run(factory: pytest.TempPathFactory) -> RunResult:
     """One trained teacher for all tests of a session, those of teachers and those of modules."""
     if not _teacher_runs:
         _teacher_runs.append(
-            run_fit(factory.mktemp("runs") / "teacher", ["teachers/digits_mlp.yaml"], FAST)
+            run_fit(
+                factory.mktemp("runs") / "teacher", ["teachers/digits_mlp.yaml"], FAST
+            )
         )
     return _teacher_runs[0]
 

@@ -19,7 +19,15 @@ from kd_lightning.training import ClassifierModule, DistillationModule
 from kd_lightning.training.capture import replay
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.types import Batch, Output
-from tests.training.small import complaint, copied, distillation, mlp, same, shaky, trainer
+from tests.training.small import (
+    complaint,
+    copied,
+    distillation,
+    mlp,
+    same,
+    shaky,
+    trainer,
+)
 
 SEED = 5
 ROW = 50
@@ -56,7 +64,9 @@ class Growing(DistillLoss):
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         self.calls += 1
-        return student.logits.square().mean() * (math.inf if self.calls > self.after else 1.0)
+        return student.logits.square().mean() * (
+            math.inf if self.calls > self.after else 1.0
+        )
 
 
 class BrokenImages(DigitsDataModule):
@@ -76,7 +86,9 @@ def module_of(
     return distillation(losses, ModelTeacher(network=teacher), student=shaky())
 
 
-def failing(module: TrainingModule, folder: Path, data: DigitsDataModule | None = None) -> str:
+def failing(
+    module: TrainingModule, folder: Path, data: DigitsDataModule | None = None
+) -> str:
     """The message of a fit that ends with a capture."""
     folder.mkdir(exist_ok=True)
     module.capture_folder = folder
@@ -95,7 +107,9 @@ def test_a_teacher_at_fault(tmp_path: Path) -> None:
     path = only_capture(tmp_path)
     content = torch.load(path, weights_only=True)
     batch_idx = content["batch_idx"]
-    assert message.startswith(f"the loss became nan in epoch 0, at step {batch_idx} (batch ")
+    assert message.startswith(
+        f"the loss became nan in epoch 0, at step {batch_idx} (batch "
+    )
     assert "its term 'kd' is nan because the teacher's logits are not finite" in message
     assert str(path) in message
     assert "learning rate" not in message
@@ -111,7 +125,9 @@ def test_a_replay_gives_the_same_values(tmp_path: Path) -> None:
     torch.manual_seed(SEED + 1)
     other = distillation(None, ModelTeacher(network=BrokenFor(ROW)), student=shaky())
     step = replay(only_capture(tmp_path), other, DigitsDataModule())
-    assert same(copied(other.net), content["student"]) is False  # the step moved its statistics
+    assert (
+        same(copied(other.net), content["student"]) is False
+    )  # the step moved its statistics
     assert step.terms["ce"].item() == content["terms"]["ce"]
     assert math.isnan(step.terms["kd"].item())
     assert math.isnan(step.total.item())
@@ -134,7 +150,10 @@ def test_the_dropout_of_the_replay_is_that_of_the_step(tmp_path: Path) -> None:
 def test_a_student_at_fault(tmp_path: Path) -> None:
     module = ClassifierModule(mlp(), optimizer=lambda p: torch.optim.SGD(p, lr=1e30))
     message = failing(module, tmp_path)
-    assert "because the student's logits are not finite; lower the learning rate" in message
+    assert (
+        "because the student's logits are not finite; lower the learning rate"
+        in message
+    )
     step = replay(only_capture(tmp_path), ClassifierModule(mlp()), DigitsDataModule())
     assert not math.isfinite(step.total.item())
 
@@ -147,7 +166,9 @@ def test_inputs_at_fault(tmp_path: Path) -> None:
 def test_a_loss_at_fault(tmp_path: Path) -> None:
     losses: dict[str, DistillLoss] = {"ce": CrossEntropy(), "growing": Growing(4)}
     message = failing(module_of(mlp(32), losses), tmp_path)
-    assert "at step 4 (batch 4): its term 'growing' is inf; check the arguments" in message
+    assert (
+        "at step 4 (batch 4): its term 'growing' is inf; check the arguments" in message
+    )
 
 
 class Masked(nn.Module):
@@ -165,9 +186,16 @@ class Masked(nn.Module):
 
 def test_a_teacher_that_rules_out_a_class(tmp_path: Path) -> None:
     data = DigitsDataModule()
-    trainer().fit(module_of(Masked(), {"ce": CrossEntropy(), "kd": KD()}), datamodule=data)
-    message = failing(module_of(Masked(), {"ce": CrossEntropy(), "mse": LogitMSE()}), tmp_path)
-    assert "'mse' is inf because the teacher's logits are not finite; check the teacher" in message
+    trainer().fit(
+        module_of(Masked(), {"ce": CrossEntropy(), "kd": KD()}), datamodule=data
+    )
+    message = failing(
+        module_of(Masked(), {"ce": CrossEntropy(), "mse": LogitMSE()}), tmp_path
+    )
+    assert (
+        "'mse' is inf because the teacher's logits are not finite; check the teacher"
+        in message
+    )
 
 
 class Windowed(DistillationModule):
@@ -212,10 +240,14 @@ def test_files_that_cannot_be_replayed(tmp_path: Path) -> None:
     data = DigitsDataModule()
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pt")
     module = module_of(mlp(32))
-    assert "is not a capture" in complaint(lambda: replay(tmp_path / "weights.pt", module))
+    assert "is not a capture" in complaint(
+        lambda: replay(tmp_path / "weights.pt", module)
+    )
     assert "there is no file" in complaint(lambda: replay(tmp_path / "none.pt", module))
     failing(module_of(BrokenFor(ROW)), tmp_path)
     path = only_capture(tmp_path)
     assert "give replay a datamodule" in complaint(lambda: replay(path, module))
     other = distillation(student=mlp())
-    assert "of another network or losses" in complaint(lambda: replay(path, other, data))
+    assert "of another network or losses" in complaint(
+        lambda: replay(path, other, data)
+    )

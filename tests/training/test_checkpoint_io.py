@@ -35,7 +35,9 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(
     writer.save_checkpoint({"a": 1}, path)
     monkeypatch.setattr(os, "fsync", full)
     message = complaint(lambda: writer.save_checkpoint({"a": 2}, path))
-    assert f"the checkpoint {path} cannot be written (No space left on device)" in message
+    assert (
+        f"the checkpoint {path} cannot be written (No space left on device)" in message
+    )
     assert "the earlier one is whole" in message
     assert read_file(path, "here") == {"a": 1}
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.ckpt"]
@@ -54,8 +56,13 @@ def test_a_full_disk_ends_a_run_in_one_line(
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", full_for_checkpoints)
-    message = complaint(lambda: run_fit(tmp_path / "run", ["teachers/digits_mlp.yaml"], FAST))
-    assert "best.ckpt cannot be written" in message or "last.ckpt cannot be written" in message
+    message = complaint(
+        lambda: run_fit(tmp_path / "run", ["teachers/digits_mlp.yaml"], FAST)
+    )
+    assert (
+        "best.ckpt cannot be written" in message
+        or "last.ckpt cannot be written" in message
+    )
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 

@@ -55,7 +55,9 @@ class Norms(pl.Callback):
         assert isinstance(module, ClassifierModule)
         assert isinstance(module.net, MLP)
         return max(
-            float(m.weight.norm(dim=1).max()) for m in module.net.body if isinstance(m, nn.Linear)
+            float(m.weight.norm(dim=1).max())
+            for m in module.net.body
+            if isinstance(m, nn.Linear)
         )
 
     def on_train_batch_end(
@@ -64,7 +66,11 @@ class Norms(pl.Callback):
         self.after_step.append(self.largest(pl_module))
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if trainer.global_step:
             self.before_next.append(self.largest(pl_module))
@@ -74,7 +80,9 @@ class Norms(pl.Callback):
 
 
 def mean_nll(module: TrainingModule, batch: Batch) -> float:
-    return hard.cross_entropy(module.eval()(batch.inputs).tolist(), batch.target.tolist())
+    return hard.cross_entropy(
+        module.eval()(batch.inputs).tolist(), batch.target.tolist()
+    )
 
 
 def test_a_fit_lowers_the_loss(data: DigitsDataModule) -> None:
@@ -87,17 +95,29 @@ def test_a_fit_lowers_the_loss(data: DigitsDataModule) -> None:
 def test_the_logged_loss_is_the_mean_over_samples(data: DigitsDataModule) -> None:
     """The last batch is smaller than the others; a mean over batches would give its samples too much weight."""
     data.batch_size = 500
-    module, fit, batch = ClassifierModule(mlp(), optimizer=still), trainer(), samples(data, "train")
+    module, fit, batch = (
+        ClassifierModule(mlp(), optimizer=still),
+        trainer(),
+        samples(data, "train"),
+    )
     fit.fit(module, datamodule=data)
     expected = mean_nll(module, batch)
-    assert fit.callback_metrics["train_loss"].item() == pytest.approx(expected, rel=1e-6)
-    assert fit.callback_metrics["train_loss_ce"].item() == pytest.approx(expected, rel=1e-6)
+    assert fit.callback_metrics["train_loss"].item() == pytest.approx(
+        expected, rel=1e-6
+    )
+    assert fit.callback_metrics["train_loss_ce"].item() == pytest.approx(
+        expected, rel=1e-6
+    )
     assert fit.callback_metrics["learning_rate"].item() == 0.0
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "weights.pt", "weights.safetensors"])
 def test_starts_from_those_weights(
-    kind: str, teacher_run: RunResult, checkpoint: Path, tmp_path: Path, data: DigitsDataModule
+    kind: str,
+    teacher_run: RunResult,
+    checkpoint: Path,
+    tmp_path: Path,
+    data: DigitsDataModule,
 ) -> None:
     wanted, path = copied(teacher_run.module.net), tmp_path / kind
     if kind == "checkpoint":
@@ -108,11 +128,15 @@ def test_starts_from_those_weights(
         save_file(wanted, path)
     network = MLP([256, 256], dropout=0.3, input_shape=[1, 8, 8], num_classes=10)
     assert not same(copied(network), wanted)
-    trainer().fit(ClassifierModule(network, init_from=str(path), optimizer=still), datamodule=data)
+    trainer().fit(
+        ClassifierModule(network, init_from=str(path), optimizer=still), datamodule=data
+    )
     assert same(copied(network), wanted)
 
 
-def test_starts_from_a_wrong_file(checkpoint: Path, tmp_path: Path, data: DigitsDataModule) -> None:
+def test_starts_from_a_wrong_file(
+    checkpoint: Path, tmp_path: Path, data: DigitsDataModule
+) -> None:
     def start(path: Path) -> str:
         module = ClassifierModule(mlp(), init_from=str(path))
         weights = copied(module.net)
@@ -120,7 +144,9 @@ def test_starts_from_a_wrong_file(checkpoint: Path, tmp_path: Path, data: Digits
         assert same(copied(module.net), weights)
         return message
 
-    assert f"init_from: there is no file {tmp_path / 'none.pt'}" in start(tmp_path / "none.pt")
+    assert f"init_from: there is no file {tmp_path / 'none.pt'}" in start(
+        tmp_path / "none.pt"
+    )
     assert (
         f"init_from {checkpoint}: 'body.1.weight' is (256, 64) in the weights and (16, 64) in MLP"
         in start(checkpoint)
@@ -130,12 +156,18 @@ def test_starts_from_a_wrong_file(checkpoint: Path, tmp_path: Path, data: Digits
 
 
 @pytest.mark.parametrize("max_norm", [0.3, None])
-def test_max_norm_holds_after_each_step(max_norm: float | None, data: DigitsDataModule) -> None:
+def test_max_norm_holds_after_each_step(
+    max_norm: float | None, data: DigitsDataModule
+) -> None:
     norms = Norms()
-    trainer(callbacks=[norms]).fit(ClassifierModule(mlp(max_norm=max_norm)), datamodule=data)
+    trainer(callbacks=[norms]).fit(
+        ClassifierModule(mlp(max_norm=max_norm)), datamodule=data
+    )
     assert len(norms.before_next) == len(data.train_dataloader())
     # Without the constraint every step leaves longer weights: the test can fail.
-    assert all((norm <= 0.3 + 1e-6) == (max_norm is not None) for norm in norms.before_next)
+    assert all(
+        (norm <= 0.3 + 1e-6) == (max_norm is not None) for norm in norms.before_next
+    )
 
 
 def test_max_norm_holds_in_a_checkpoint_of_a_step(data: DigitsDataModule) -> None:
@@ -145,7 +177,9 @@ def test_max_norm_holds_in_a_checkpoint_of_a_step(data: DigitsDataModule) -> Non
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_stops_the_fit(value: float, data: DigitsDataModule) -> None:
+def test_a_loss_that_is_not_finite_stops_the_fit(
+    value: float, data: DigitsDataModule
+) -> None:
     steps = len(data.train_dataloader())
     trainer(max_epochs=2).fit(
         ClassifierModule(mlp(), {"hard": Labels(2 * steps, value)}), datamodule=data
@@ -164,7 +198,9 @@ def test_max_steps_within_an_epoch(data: DigitsDataModule) -> None:
     complaint(lambda: trainer(max_epochs=-1, max_steps=3).fit(module, datamodule=data))
 
 
-def test_validate_first(teacher_run: RunResult, checkpoint: Path, data: DigitsDataModule) -> None:
+def test_validate_first(
+    teacher_run: RunResult, checkpoint: Path, data: DigitsDataModule
+) -> None:
     network = MLP([256, 256], dropout=0.3, input_shape=[1, 8, 8], num_classes=10)
     module = ClassifierModule(network, init_from=str(checkpoint), optimizer=still)
     trainer().validate(module, datamodule=data, verbose=False)
@@ -213,4 +249,9 @@ def test_no_datamodule() -> None:
 def test_a_schedule_of_too_few_steps_is_one_line() -> None:
     schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, pct_start=0.1)
     with pytest.raises(UserError, match="too few steps for its schedule"):
-        optimize(default_optimizer, schedule, [torch.nn.Parameter(torch.zeros(1))], lambda: 10)
+        optimize(
+            default_optimizer,
+            schedule,
+            [torch.nn.Parameter(torch.zeros(1))],
+            lambda: 10,
+        )

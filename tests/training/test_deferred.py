@@ -50,7 +50,9 @@ def test_a_constraint_acts_on_a_network_built_late() -> None:
 
 def test_the_trainer_chooses_the_type_of_the_weights() -> None:
     module = ClassifierModule(DeferredNetwork(mlp))
-    trainer(precision="64-true").fit(module, datamodule=DigitsDataModule(batch_size=256))
+    trainer(precision="64-true").fit(
+        module, datamodule=DigitsDataModule(batch_size=256)
+    )
     assert next(module.net.parameters()).dtype == torch.float64
 
 

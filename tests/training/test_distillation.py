@@ -38,7 +38,10 @@ def parts(module: DistillationModule, batch: Batch) -> tuple[float, float]:
     """The hard and the soft loss of a batch, by the reference, from the logits alone."""
     module.eval()
     with torch.no_grad():
-        student, teacher = module(batch.inputs).tolist(), module.teacher(batch).logits.tolist()
+        student, teacher = (
+            module(batch.inputs).tolist(),
+            module.teacher(batch).logits.tolist(),
+        )
     return hard.cross_entropy(student, batch.target.tolist()), reference.kd(
         student, teacher, TEMPERATURE
     )
@@ -54,7 +57,9 @@ class Losses(pl.Callback):
         if "train_loss" in trainer.callback_metrics:
             self.totals.append(trainer.callback_metrics["train_loss"].item())
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self.note(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -71,12 +76,17 @@ class Listening(ModelTeacher):
     def outputs(self, batch: Batch) -> Output:
         output = super().outputs(batch)
         assert isinstance(batch.inputs, torch.Tensor)
-        self.heard.append((batch.inputs.dtype, next(self.parameters()).dtype, output.logits.dtype))
+        self.heard.append(
+            (batch.inputs.dtype, next(self.parameters()).dtype, output.logits.dtype)
+        )
         return output
 
 
 def test_a_fit_lowers_both_losses(data: DigitsDataModule, checkpoint: Path) -> None:
-    module, batch = distillation(teacher=ModelTeacher(str(checkpoint))), samples(data, "train")
+    module, batch = (
+        distillation(teacher=ModelTeacher(str(checkpoint))),
+        samples(data, "train"),
+    )
     module.attach(data)
     before = parts(module, batch)
     trainer(max_epochs=2).fit(module, datamodule=data)
@@ -91,7 +101,9 @@ def test_the_total_is_the_weighted_sum(data: DigitsDataModule) -> None:
     ce, kd = parts(module, samples(data, "train"))
     assert fit.callback_metrics["train_loss_ce"].item() == pytest.approx(ce, rel=1e-5)
     assert fit.callback_metrics["train_loss_kd"].item() == pytest.approx(kd, rel=1e-5)
-    assert fit.callback_metrics["train_loss"].item() == pytest.approx(0.5 * ce + 2.0 * kd, rel=1e-5)
+    assert fit.callback_metrics["train_loss"].item() == pytest.approx(
+        0.5 * ce + 2.0 * kd, rel=1e-5
+    )
 
 
 def test_start_end_and_warmup_change_the_total(data: DigitsDataModule) -> None:
@@ -102,17 +114,23 @@ def test_start_end_and_warmup_change_the_total(data: DigitsDataModule) -> None:
     module, noted = distillation(dict(losses), optimizer=still), Losses()
     trainer(max_epochs=4, callbacks=[noted]).fit(module, datamodule=data)
     ce, kd = parts(module, samples(data, "train"))
-    assert noted.totals == pytest.approx([0.5 * ce, 0.5 * ce + kd, 2 * kd, 2 * kd], rel=1e-5)
+    assert noted.totals == pytest.approx(
+        [0.5 * ce, 0.5 * ce + kd, 2 * kd, 2 * kd], rel=1e-5
+    )
 
 
 def test_unlabelled_samples_teach_by_the_soft_loss_alone() -> None:
-    def trained(data: DigitsDataModule, **losses: Any) -> tuple[DistillationModule, pl.Trainer]:
+    def trained(
+        data: DigitsDataModule, **losses: Any
+    ) -> tuple[DistillationModule, pl.Trainer]:
         torch.manual_seed(0)
         module, fit = distillation(losses), trainer()
         fit.fit(module, datamodule=data)
         return module, fit
 
-    both, fit = trained(DigitsDataModule(label_fraction=0.0), ce=CrossEntropy(), kd=KD())
+    both, fit = trained(
+        DigitsDataModule(label_fraction=0.0), ce=CrossEntropy(), kd=KD()
+    )
     soft, _ = trained(DigitsDataModule(), kd=KD())
     labelled, _ = trained(DigitsDataModule(), ce=CrossEntropy(), kd=KD())
     assert same(copied(both.net), copied(soft.net))
@@ -129,7 +147,9 @@ def test_predictions(data: DigitsDataModule) -> None:
     index = torch.cat([o["index"] for o in outputs])
     assert torch.equal(index, batch.index)
     assert torch.allclose(
-        torch.cat([o["logits"] for o in outputs]), module.eval()(batch.inputs), atol=1e-6
+        torch.cat([o["logits"] for o in outputs]),
+        module.eval()(batch.inputs),
+        atol=1e-6,
     )
     assert not module.teacher.ready  # prediction does without a teacher
 
@@ -183,7 +203,9 @@ def test_a_fit_needs_the_teacher_that_its_losses_ask_for(
     assert not any("teacher" in name for name in fit.callback_metrics)
 
 
-def test_compiled_networks_keep_the_names_of_their_weights(data: DigitsDataModule) -> None:
+def test_compiled_networks_keep_the_names_of_their_weights(
+    data: DigitsDataModule,
+) -> None:
     module = distillation()
     names = list(module.state_dict())
     module.compile(backend="eager")
@@ -192,14 +214,18 @@ def test_compiled_networks_keep_the_names_of_their_weights(data: DigitsDataModul
     assert list(module.state_dict()) == names
 
 
-def test_the_first_weights_depend_on_the_seed_alone(tmp_path: Path, checkpoint: Path) -> None:
+def test_the_first_weights_depend_on_the_seed_alone(
+    tmp_path: Path, checkpoint: Path
+) -> None:
     still = [
         "--model.optimizer.init_args.lr=0",
         "--model.scheduler=null",
         "--trainer.limit_train_batches=1",
     ]
 
-    def first(name: str, configs: list[str], *arguments: str) -> dict[str, torch.Tensor]:
+    def first(
+        name: str, configs: list[str], *arguments: str
+    ) -> dict[str, torch.Tensor]:
         run = run_fit(tmp_path / name, configs, *still, *arguments)
         return network_weights(torch.load(last(run), weights_only=True))
 
@@ -207,11 +233,17 @@ def test_the_first_weights_depend_on_the_seed_alone(tmp_path: Path, checkpoint: 
         ["pairs/digits_mlp256_mlp16.yaml", "methods/kd.yaml"],
         f"--model.teacher.checkpoint={checkpoint}",
     )
-    alone = ["--model.network.init_args.hidden=[16]", "--model.network.init_args.dropout=0"]
+    alone = [
+        "--model.network.init_args.hidden=[16]",
+        "--model.network.init_args.dropout=0",
+    ]
     classifier = first("classifier", ["teachers/digits_mlp.yaml"], *alone)
     distilled = first("distilled", pair, teacher)
     assert same(classifier, distilled)
     # Nor on what the data drew before the student was made.
-    assert same(first("drawing", pair, teacher, "--data=tests.training.small.Drawing"), distilled)
+    assert same(
+        first("drawing", pair, teacher, "--data=tests.training.small.Drawing"),
+        distilled,
+    )
     other = first("other", pair, teacher, "--seed_everything=1")
     assert not same(distilled, other)

@@ -36,7 +36,9 @@ def calibration_error(q: Array, target: NDArray[np.int64]) -> float:
     return float(sum(gaps))
 
 
-def by_hand(student: Tensor, teacher: Tensor | None, target: Tensor) -> dict[str, float]:
+def by_hand(
+    student: Tensor, teacher: Tensor | None, target: Tensor
+) -> dict[str, float]:
     log_q, known = log_softmax(student), target.numpy() != UNLABELLED
     values = {}
     if teacher is not None:
@@ -63,12 +65,18 @@ def random_case(rows: int = 200) -> tuple[Output, Output, Tensor]:
     """Right half of the time, however sure: some bins are too confident and others not enough."""
     rng = torch.Generator().manual_seed(3)
     sure = 3 * torch.rand(rows, 1, generator=rng)
-    student, teacher = (Output(sure * torch.randn(rows, 10, generator=rng)) for _ in range(2))
+    student, teacher = (
+        Output(sure * torch.randn(rows, 10, generator=rng)) for _ in range(2)
+    )
     right = torch.rand(rows, generator=rng) < 0.5
     return (
         student,
         teacher,
-        torch.where(right, student.logits.argmax(-1), torch.randint(0, 10, (rows,), generator=rng)),
+        torch.where(
+            right,
+            student.logits.argmax(-1),
+            torch.randint(0, 10, (rows,), generator=rng),
+        ),
     )
 
 
@@ -117,7 +125,9 @@ def test_after_a_fit(precision: str) -> None:
     expected["teacher_accuracy"] = accuracy_by_hand(teacher, batch.target)
     for name, value in expected.items():
         own = name.startswith("teacher") or precision == "64-true"
-        assert tested[f"test_{name}"] == pytest.approx(value, rel=wide if own else 1e-5), name
+        assert tested[f"test_{name}"] == pytest.approx(
+            value, rel=wide if own else 1e-5
+        ), name
     assert tested.keys() == {f"test_{name}" for name in expected}
     assert validation.keys() == {f"val_{name}" for name in expected}
 
@@ -130,7 +140,8 @@ def test_validation_by_hand(data: DigitsDataModule) -> None:
     expected = by_hand(module.eval()(batch.inputs).detach(), teacher, batch.target)
     expected["teacher_accuracy"] = accuracy_by_hand(teacher, batch.target)
     assert values == {
-        f"val_{name}": pytest.approx(value, rel=1e-5) for name, value in expected.items()
+        f"val_{name}": pytest.approx(value, rel=1e-5)
+        for name, value in expected.items()
     }
 
 
@@ -153,8 +164,12 @@ def test_the_teacher_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen.count(id(module.teacher_metric.metrics)) == 1
     batch = samples(data, "validation")
     expected = accuracy_by_hand(module.teacher(batch).logits, batch.target)
-    assert float(fit.callback_metrics["val_teacher_accuracy"]) == pytest.approx(expected)
-    fit.validate(module, DigitsDataModule(validation=0.5), verbose=False)  # other samples
+    assert float(fit.callback_metrics["val_teacher_accuracy"]) == pytest.approx(
+        expected
+    )
+    fit.validate(
+        module, DigitsDataModule(validation=0.5), verbose=False
+    )  # other samples
     assert seen.count(id(module.teacher_metric.metrics)) == 2
 
 
@@ -162,7 +177,8 @@ def test_batches_of_any_size() -> None:
     student, teacher, target = random_case()
     cuts = [(0, 7), (7, 8), (8, 200)]
     parts = [
-        (Output(student.logits[a:b]), Output(teacher.logits[a:b]), target[a:b]) for a, b in cuts
+        (Output(student.logits[a:b]), Output(teacher.logits[a:b]), target[a:b])
+        for a, b in cuts
     ]
     expected = by_hand(student.logits, teacher.logits, target)
     assert measured(*parts) == {
@@ -175,7 +191,9 @@ def test_batches_of_any_size() -> None:
     row.update(Output(torch.zeros(1, 2)), teacher, Batch(torch.zeros(1), label, label))
     values = row.compute()
     assert values["nll"].item() == pytest.approx(np.log(2))
-    assert values["teacher_kl"].item() == pytest.approx(0.25 * np.log(0.5) + 0.75 * np.log(1.5))
+    assert values["teacher_kl"].item() == pytest.approx(
+        0.25 * np.log(0.5) + 0.75 * np.log(1.5)
+    )
 
 
 def test_unlabelled_rows_count_for_the_teacher_alone() -> None:
@@ -186,13 +204,19 @@ def test_unlabelled_rows_count_for_the_teacher_alone() -> None:
         n: pytest.approx(v, rel=1e-5) for n, v in expected.items()
     }
     none = torch.full_like(target, UNLABELLED)
-    assert measured((student, teacher, none)).keys() == {"teacher_agreement", "teacher_kl"}
+    assert measured((student, teacher, none)).keys() == {
+        "teacher_agreement",
+        "teacher_kl",
+    }
     assert measured((student, None, none)) == {}
 
 
 def test_without_a_teacher() -> None:
     student, teacher, target = random_case()
-    alone, both = measured((student, None, target)), measured((student, teacher, target))
+    alone, both = (
+        measured((student, None, target)),
+        measured((student, teacher, target)),
+    )
     assert alone.keys() == {"accuracy", "errors", "nll", "calibration_error"}
     assert both.items() > alone.items()
 

@@ -41,11 +41,14 @@ def teacher_in_train_mode(module: DistillationModule, data: DigitsDataModule) ->
     trainer(limit_train_batches=3).fit(module, datamodule=data)
     assert torch.equal(module.teacher(batch).logits, before)
     assert all(
-        torch.equal(tensor, weights[name]) for name, tensor in module.teacher.state_dict().items()
+        torch.equal(tensor, weights[name])
+        for name, tensor in module.teacher.state_dict().items()
     )
 
 
-def teacher_in_the_optimizer(module: DistillationModule, data: DigitsDataModule) -> None:
+def teacher_in_the_optimizer(
+    module: DistillationModule, data: DigitsDataModule
+) -> None:
     fit = trainer(limit_train_batches=1)
     fit.fit(module, datamodule=data)
     teachers = {id(p) for p in module.teacher.parameters()}
@@ -58,17 +61,24 @@ class Thaw(pl.Callback):
 
     reached: tuple[int, int] = (0, 0)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         assert isinstance(pl_module, DistillationModule)
         for parameter in pl_module.teacher.parameters():
             parameter.requires_grad = True
 
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_after_backward(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         assert isinstance(pl_module, DistillationModule)
         student, teacher = (
             [p.grad for p in m.parameters()] for m in (pl_module.net, pl_module.teacher)
         )
-        self.reached = sum(g is not None for g in student), sum(g is not None for g in teacher)
+        self.reached = (
+            sum(g is not None for g in student),
+            sum(g is not None for g in teacher),
+        )
 
 
 def gradient_in_the_teacher(module: DistillationModule, data: DigitsDataModule) -> None:
@@ -78,7 +88,9 @@ def gradient_in_the_teacher(module: DistillationModule, data: DigitsDataModule) 
     assert thaw.reached == (len(list(module.net.parameters())), 0)
 
 
-def squared_temperature_dropped(module: DistillationModule, data: DigitsDataModule) -> None:
+def squared_temperature_dropped(
+    module: DistillationModule, data: DigitsDataModule
+) -> None:
     module.optimizer, fit = still, trainer()
     fit.fit(module, datamodule=data)
     batch = samples(data, "train")
@@ -88,7 +100,9 @@ def squared_temperature_dropped(module: DistillationModule, data: DigitsDataModu
             module.teacher(batch).logits.tolist(),
         )
     expected = reference.kd(student, teacher, 4.0)
-    assert fit.callback_metrics["train_loss_kd"].item() == pytest.approx(expected, rel=1e-4)
+    assert fit.callback_metrics["train_loss_kd"].item() == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def adapter_not_optimized(module: DistillationModule, data: DigitsDataModule) -> None:
@@ -118,7 +132,9 @@ def step_that_logs(module: DistillationModule, data: DigitsDataModule) -> None:
     module.__dict__["training_step"] = step
     fit = trainer(limit_train_batches=3)
     fit.fit(module, datamodule=data)
-    assert "train_loss" in fit.callback_metrics  # logged all the same, once the epoch is over
+    assert (
+        "train_loss" in fit.callback_metrics
+    )  # logged all the same, once the epoch is over
     assert "val_accuracy" in fit.callback_metrics
 
 
@@ -202,7 +218,10 @@ SOUND: list[Detector] = [
 ]
 
 PLANTED: dict[str, tuple[Detector, Callable[[], DistillationModule]]] = {
-    "restless teacher": (teacher_in_train_mode, lambda: made(teacher=Restless(network=shaky()))),
+    "restless teacher": (
+        teacher_in_train_mode,
+        lambda: made(teacher=Restless(network=shaky())),
+    ),
     "greedy optimizer": (teacher_in_the_optimizer, lambda: made(Greedy)),
     "forgotten adapter": (adapter_not_optimized, lambda: with_adapter(Forgetful)),
     "late adapter": (adapter_not_optimized, lambda: with_adapter(loss=Late)),
@@ -223,14 +242,18 @@ def test_planted(fault: str, data: DigitsDataModule) -> None:
         detector(make(), data)
 
 
-def test_planted_gradient(data: DigitsDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_gradient(
+    data: DigitsDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Teacher, "forward", lambda self, batch: self.outputs(batch))
     monkeypatch.setattr(Output, "detached", lambda self: self)
     with pytest.raises(AssertionError):
         gradient_in_the_teacher(made(), data)
 
 
-def test_planted_temperature(data: DigitsDataModule, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_temperature(
+    data: DigitsDataModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("kd_lightning.losses.kd.soft_target_kl", without_square)
     with pytest.raises(AssertionError):
         squared_temperature_dropped(made(), data)

@@ -26,7 +26,15 @@ from kd_lightning.training import ClassifierModule, DistillationModule
 from kd_lightning.training.first_report import FirstBatchReport
 from kd_lightning.training.untouched import untouched
 from kd_lightning.types import Batch, Output
-from tests.training.small import copied, distillation, mlp, same, samples, shaky, trainer
+from tests.training.small import (
+    copied,
+    distillation,
+    mlp,
+    same,
+    samples,
+    shaky,
+    trainer,
+)
 
 
 class Prototypes(nn.Module):
@@ -36,7 +44,9 @@ class Prototypes(nn.Module):
         super().__init__()
         batch = samples(DigitsDataModule(), "train")
         inputs = cast(Tensor, batch.inputs).flatten(1)
-        means = torch.stack([inputs[batch.target == label].mean(0) for label in range(10)])
+        means = torch.stack(
+            [inputs[batch.target == label].mean(0) for label in range(10)]
+        )
         self.means = nn.Parameter(means if order is None else means[order])
 
     def forward(self, images: Tensor) -> Tensor:
@@ -74,10 +84,17 @@ class Restless(DistillLoss):
         return (student.logits * noise).square().mean()
 
 
-def reported(module: pl.LightningModule, strict: bool = False, **changes: Any) -> FirstBatchReport:
+def reported(
+    module: pl.LightningModule, strict: bool = False, **changes: Any
+) -> FirstBatchReport:
     """The report of a fit of one step."""
     report = FirstBatchReport(strict=strict, show=False)
-    settings = {"callbacks": [report], "limit_train_batches": 1, "limit_val_batches": 0, **changes}
+    settings = {
+        "callbacks": [report],
+        "limit_train_batches": 1,
+        "limit_val_batches": 0,
+        **changes,
+    }
     trainer(**settings).fit(module, datamodule=DigitsDataModule())
     return report
 
@@ -112,7 +129,9 @@ def test_the_teacher_by_hand() -> None:
     measured = teacher["temperatures"]["3"]
     entropy = float(-(probs * probs.log()).sum(1).mean())
     assert measured["mean_entropy"] == pytest.approx(entropy, rel=1e-4)
-    assert measured["mean_top_probability"] == pytest.approx(float(probs.amax(1).mean()), rel=1e-4)
+    assert measured["mean_top_probability"] == pytest.approx(
+        float(probs.amax(1).mean()), rel=1e-4
+    )
     assert content["warnings"] == []
 
 
@@ -124,7 +143,11 @@ class FirstLosses(pl.Callback):
         self.values: dict[str, float] = {}
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         assert isinstance(pl_module, DistillationModule)
         state = torch.get_rng_state()
@@ -133,7 +156,9 @@ class FirstLosses(pl.Callback):
             value = loss(student, teacher, batch)
             self.values[name] = float(value.detach())
             parameters = list(pl_module.net.parameters())
-            grads = torch.autograd.grad(loss.weight * value, parameters, retain_graph=True)
+            grads = torch.autograd.grad(
+                loss.weight * value, parameters, retain_graph=True
+            )
             self.norms[name] = float(sum(grad.square().sum() for grad in grads)) ** 0.5
         torch.set_rng_state(state)
 
@@ -151,7 +176,9 @@ def test_the_losses_are_those_of_the_first_step() -> None:
     for name, loss in losses.items():
         assert loss["value"] == pytest.approx(first.values[name], rel=1e-5)
         assert loss["gradient_norm"] == pytest.approx(first.norms[name], rel=1e-4)
-        assert loss["gradient_share"] == pytest.approx(first.norms[name] / total, rel=1e-4)
+        assert loss["gradient_share"] == pytest.approx(
+            first.norms[name] / total, rel=1e-4
+        )
     assert losses["kd"]["weighted"] == pytest.approx(2 * losses["kd"]["value"])
 
 
@@ -167,13 +194,18 @@ def test_a_cached_teacher_is_measured_alike(tmp_path: Path) -> None:
     teacher = ModelTeacher(network=Prototypes())
     cache_teacher(teacher, DigitsDataModule(), tmp_path / "cache")
     contents = []
-    for each in (ModelTeacher(network=Prototypes()), CachedTeacher(str(tmp_path / "cache"))):
+    for each in (
+        ModelTeacher(network=Prototypes()),
+        CachedTeacher(str(tmp_path / "cache")),
+    ):
         content = reported(distillation(teacher=each)).content
         assert content is not None
         contents.append(cast(dict[str, Any], content["teacher"]))
     live, cached = contents
     assert cached["value"] == live["value"]
-    assert cached["temperatures"]["4"] == pytest.approx(live["temperatures"]["4"], rel=1e-4)
+    assert cached["temperatures"]["4"] == pytest.approx(
+        live["temperatures"]["4"], rel=1e-4
+    )
 
 
 def test_without_validation_training_samples_are_measured() -> None:
@@ -187,7 +219,9 @@ def test_without_validation_training_samples_are_measured() -> None:
 def test_loggers_receive_it_once(tmp_path: Path) -> None:
     logger = CSVLogger(tmp_path)
     reported(taught_by(Prototypes()), logger=logger)
-    rows = [row for row in logger.experiment.metrics if "report/teacher_accuracy" in row]
+    rows = [
+        row for row in logger.experiment.metrics if "report/teacher_accuracy" in row
+    ]
     text = (Path(logger.log_dir) / "metrics.csv").read_text()
     assert rows or "report/teacher_accuracy" in text
     assert text.splitlines()[0].count("report/gradient_share_kd") == 1
@@ -200,14 +234,18 @@ def test_it_is_not_repeated_when_a_run_resumes(tmp_path: Path) -> None:
     fit.save_checkpoint(tmp_path / "last.ckpt")
     report = FirstBatchReport(show=False)
     resumed = trainer(callbacks=[report], max_epochs=2)
-    resumed.fit(taught_by(Prototypes()), datamodule=data, ckpt_path=str(tmp_path / "last.ckpt"))
+    resumed.fit(
+        taught_by(Prototypes()), datamodule=data, ckpt_path=str(tmp_path / "last.ckpt")
+    )
     assert report.content is None
 
 
 # -- no trace ---------------------------------------------------------------------------------------------------------
 
 
-def curve(report: bool, teacher: Teacher | None = None) -> tuple[dict[str, Tensor], list[Any]]:
+def curve(
+    report: bool, teacher: Teacher | None = None
+) -> tuple[dict[str, Tensor], list[Any]]:
     """A student with batch normalization, dropout, a memory bank and a restless loss, after two epochs."""
     random.seed(1)
     np.random.seed(1)
@@ -261,7 +299,9 @@ def test_untouched_undoes_everything() -> None:
 
 
 def one_warning(module: pl.LightningModule, *words: str, **changes: Any) -> None:
-    found = [w for w in warnings_of(module, **changes) if all(word in w for word in words)]
+    found = [
+        w for w in warnings_of(module, **changes) if all(word in w for word in words)
+    ]
     assert len(found) == 1
     assert "\n" not in found[0]
 
@@ -309,7 +349,9 @@ def test_a_teacher_below_its_student(tmp_path: Path) -> None:
     path = tmp_path / "student.pt"
     torch.save(Prototypes().state_dict(), path)
     poor = Prototypes()
-    poor.means.data += 0.9 * torch.randn(10, 64, generator=torch.Generator().manual_seed(0))
+    poor.means.data += 0.9 * torch.randn(
+        10, 64, generator=torch.Generator().manual_seed(0)
+    )
     module = taught_by(poor, student=Prototypes(), init_from=str(path))
     one_warning(module, "better than its teacher's")
     module = taught_by(Prototypes(), student=Prototypes(), init_from=str(path))
@@ -318,9 +360,13 @@ def test_a_teacher_below_its_student(tmp_path: Path) -> None:
 
 def test_losses_that_never_act() -> None:
     losses: dict[str, DistillLoss] = {"ce": CrossEntropy(), "kd": KD(weight=0)}
-    one_warning(taught_by(Prototypes(), losses), "'kd' has the weight 0", "losses.kd.weight")
+    one_warning(
+        taught_by(Prototypes(), losses), "'kd' has the weight 0", "losses.kd.weight"
+    )
     losses = {"ce": CrossEntropy(), "kd": KD(start=3)}
-    one_warning(taught_by(Prototypes(), losses), "starts in epoch 3, but the run has 1 epochs")
+    one_warning(
+        taught_by(Prototypes(), losses), "starts in epoch 3, but the run has 1 epochs"
+    )
     assert warnings_of(taught_by(Prototypes(), losses), max_epochs=4, max_steps=1) != []
 
 
@@ -343,7 +389,9 @@ def test_a_loss_without_a_gradient() -> None:
 
 def test_a_loss_that_outweighs_all_others() -> None:
     losses: dict[str, DistillLoss] = {"ce": CrossEntropy(), "kd": KD(weight=1e5)}
-    one_warning(taught_by(Prototypes(), losses), "gradient of the loss 'kd'", "losses.kd.weight")
+    one_warning(
+        taught_by(Prototypes(), losses), "gradient of the loss 'kd'", "losses.kd.weight"
+    )
 
 
 def sgd(lr: float) -> Any:
@@ -354,7 +402,8 @@ def test_a_learning_rate_of_zero() -> None:
     one_warning(taught_by(Prototypes(), optimizer=sgd(0.0)), "learning rate is 0")
     schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.0)
     one_warning(
-        taught_by(Prototypes(), optimizer=sgd(0.1), scheduler=schedule), "learning rate is 0"
+        taught_by(Prototypes(), optimizer=sgd(0.1), scheduler=schedule),
+        "learning rate is 0",
     )
     schedule = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1)
     module = taught_by(Prototypes(), optimizer=sgd(0.0), scheduler=schedule)
@@ -381,7 +430,9 @@ def test_a_learning_rate_without_effect_is_a_note() -> None:
 @pytest.mark.parametrize("temperature", [1e4, 1e5])
 def test_soft_targets_that_underflow(temperature: float) -> None:
     losses: dict[str, DistillLoss] = {"ce": CrossEntropy(), "kd": KD(temperature)}
-    one_warning(taught_by(Prototypes(), losses), "rounding error", "losses.kd.temperature=")
+    one_warning(
+        taught_by(Prototypes(), losses), "rounding error", "losses.kd.temperature="
+    )
 
 
 def test_a_high_temperature_that_works() -> None:

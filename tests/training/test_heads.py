@@ -52,12 +52,16 @@ def fit(module: Any) -> None:
 def test_a_head_without_a_loss_is_refused() -> None:
     module = ClassifierModule(TwoHeads())
     message = complaint(lambda: module.attach(DigitsDataModule()))
-    assert "the network TwoHeads returns another head in training (aux_logits)" in message
+    assert (
+        "the network TwoHeads returns another head in training (aux_logits)" in message
+    )
     assert "--model.outputs=logits" in message
 
 
 def test_a_tuple_of_heads_is_refused_before_training() -> None:
-    message = complaint(lambda: ClassifierModule(TwoHeads(kind=pair)).attach(DigitsDataModule()))
+    message = complaint(
+        lambda: ClassifierModule(TwoHeads(kind=pair)).attach(DigitsDataModule())
+    )
     assert "0 [10], 1 [10]" in message
     assert "--model.outputs=ENTRY" in message
 
@@ -74,9 +78,12 @@ def test_the_setting_leaves_a_head_untrained(outputs: int | str, kind: Any) -> N
 
 def test_a_head_that_evaluation_uses_must_be_trained() -> None:
     network = TwoHeads(evaluate="mean", kind=pair)
-    message = complaint(lambda: ClassifierModule(network, outputs=0).attach(DigitsDataModule()))
+    message = complaint(
+        lambda: ClassifierModule(network, outputs=0).attach(DigitsDataModule())
+    )
     assert (
-        "predicts in evaluation with a head that no loss trains (aux.bias, aux.weight)" in message
+        "predicts in evaluation with a head that no loss trains (aux.bias, aux.weight)"
+        in message
     )
 
 
@@ -84,7 +91,10 @@ def test_a_head_that_evaluation_uses_must_be_trained() -> None:
 def test_a_head_with_a_loss_of_its_own_is_trained(evaluate: str) -> None:
     network = TwoHeads(evaluate=evaluate)
     before = copied(network)
-    losses: dict[str, Any] = {"ce": CrossEntropy(), "aux": CrossEntropy(head="aux", weight=0.3)}
+    losses: dict[str, Any] = {
+        "ce": CrossEntropy(),
+        "aux": CrossEntropy(head="aux", weight=0.3),
+    }
     fit(ClassifierModule(network, losses, layers={"aux": "aux"}))
     assert not torch.equal(before["aux.weight"], copied(network)["aux.weight"])
 
@@ -113,7 +123,9 @@ class FailsInTraining(nn.Linear):
 def test_a_failure_in_training_is_found_before() -> None:
     module = distillation(student=FailsInTraining(64, 10))
     message = complaint(lambda: module.attach(DigitsDataModule()))
-    assert message.startswith("the student FailsInTraining fails in training on inputs of shape")
+    assert message.startswith(
+        "the student FailsInTraining fails in training on inputs of shape"
+    )
     assert message.endswith("kernel size can't be greater than input size")
 
 
@@ -157,7 +169,9 @@ def test_a_role_that_the_teacher_lacks() -> None:
 
 
 def test_the_settings_on_a_command_line() -> None:
-    config = parse_config([*PAIR, "--model.outputs=logits", "--model.teacher.outputs=1"])
+    config = parse_config(
+        [*PAIR, "--model.outputs=logits", "--model.teacher.outputs=1"]
+    )
     arguments = config["model"]["init_args"]
     assert arguments["outputs"] == "logits"
     assert arguments["teacher"]["init_args"]["outputs"] == 1

@@ -15,7 +15,9 @@ from tests.training.small import complaint, copied, distillation, same, trainer
 
 
 def lazy() -> nn.Sequential:
-    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(10))
+    return nn.Sequential(
+        nn.Flatten(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.LazyLinear(10)
+    )
 
 
 def test_a_student_and_a_teacher(tmp_path: Path) -> None:

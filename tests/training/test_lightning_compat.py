@@ -21,7 +21,9 @@ from tests.runs import TEACHER
 from tests.training.small import copied, distillation, same, trainer
 
 
-def weights(datamodule: DigitsDataModule | None = None, **settings: Any) -> dict[str, Tensor]:
+def weights(
+    datamodule: DigitsDataModule | None = None, **settings: Any
+) -> dict[str, Tensor]:
     """The student's weights after one epoch."""
     torch.manual_seed(0)
     module = distillation()
@@ -77,7 +79,8 @@ def test_gradients_are_clipped() -> None:
 
 
 @pytest.mark.parametrize(
-    "hook", ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"]
+    "hook",
+    ["on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer"],
 )
 def test_batch_hooks_of_the_datamodule_are_called(hook: str) -> None:
     class Dimmed(DigitsDataModule):
@@ -85,7 +88,9 @@ def test_batch_hooks_of_the_datamodule_are_called(hook: str) -> None:
 
     def dim(self: Any, batch: Batch, *_: Any) -> Batch:
         assert isinstance(batch.inputs, Tensor)
-        return Batch(batch.inputs * 0.5, batch.target, batch.index, batch.view, batch.split)
+        return Batch(
+            batch.inputs * 0.5, batch.target, batch.index, batch.view, batch.split
+        )
 
     setattr(Dimmed, hook, dim)
     assert not same(weights(), weights(Dimmed()))
@@ -103,7 +108,9 @@ class Progress(pl.Callback):
         self.resumed: list[bool] = []
         self.every: set[int] = set()
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self.resumed.append(lightning_compat.resumes_within_epoch(trainer))
 
     def on_train_batch_end(
@@ -147,7 +154,9 @@ class Validations(pl.Callback):
         if lightning_compat.validates_after(trainer, batch_idx):
             self.expected.append(self.batch)
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> None:
         self.validated.append(self.batch)
 
 
@@ -160,9 +169,13 @@ class Validations(pl.Callback):
         {},
     ],
 )
-def test_validations_are_expected_after_the_right_batches(settings: dict[str, Any]) -> None:
+def test_validations_are_expected_after_the_right_batches(
+    settings: dict[str, Any],
+) -> None:
     validations = Validations()
-    run = trainer(callbacks=[validations], max_epochs=2, limit_train_batches=4, **settings)
+    run = trainer(
+        callbacks=[validations], max_epochs=2, limit_train_batches=4, **settings
+    )
     run.fit(distillation(), datamodule=DigitsDataModule())
     assert validations.expected == validations.validated
     assert validations.validated
@@ -198,7 +211,9 @@ class Loaders(pl.Callback):
         self.loaders: list[object] = []
         self.datamodules: list[object] = []
 
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def setup(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str
+    ) -> None:
         self.loaders.append(lightning_compat.loader_in_use(trainer))
         self.datamodules.append(lightning_compat.datamodule_of(trainer))
 

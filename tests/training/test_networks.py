@@ -118,11 +118,15 @@ def test_a_function_that_makes_a_network(
     own_file: str, tmp_path: Path, checkpoint: Path, data: DigitsDataModule
 ) -> None:
     teacher = f"--model.teacher.checkpoint={checkpoint}"
-    run = run_fit(tmp_path / "student", PAIR, teacher, f"--model.student={own_file}.narrow")
+    run = run_fit(
+        tmp_path / "student", PAIR, teacher, f"--model.student={own_file}.narrow"
+    )
     assert type(run.module.net).__name__ == "Wide"
     rebuilt_as_it_was(run, data)
     complaint(
-        lambda: run_fit(tmp_path / "unnamed", PAIR, teacher, f"--model.student={own_file}.unnamed")
+        lambda: run_fit(
+            tmp_path / "unnamed", PAIR, teacher, f"--model.student={own_file}.unnamed"
+        )
     )
     assert not (tmp_path / "unnamed").exists()
 
@@ -141,6 +145,8 @@ def test_what_the_data_fills_in_needs_a_default(
 ) -> None:
     teacher = f"--model.teacher.checkpoint={checkpoint}"
     said = complaint(
-        lambda: run_fit(tmp_path / "student", PAIR, teacher, f"--model.student={own_file}.strict")
+        lambda: run_fit(
+            tmp_path / "student", PAIR, teacher, f"--model.student={own_file}.strict"
+        )
     )
     assert "num_classes" in said

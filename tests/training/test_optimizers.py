@@ -10,7 +10,12 @@ import pytest
 import torch
 from lightning.pytorch.cli import ReduceLROnPlateau
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LinearLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.losses import CrossEntropy, FitNets
@@ -42,7 +47,9 @@ def groups_of(module: pl.LightningModule) -> list[dict[str, Any]]:
 
 def names_of(module: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
     wanted = {id(parameter) for parameter in parameters}
-    return {name for name, parameter in module.named_parameters() if id(parameter) in wanted}
+    return {
+        name for name, parameter in module.named_parameters() if id(parameter) in wanted
+    }
 
 
 def test_no_decay_on_biases_and_norms() -> None:
@@ -51,7 +58,12 @@ def test_no_decay_on_biases_and_norms() -> None:
     module = ClassifierModule(network, optimizer=ADAMW, parameter_groups=[group])
     decayed, free = groups_of(module)
     assert names_of(network, decayed["params"]) == {"1.weight", "5.weight"}
-    assert names_of(network, free["params"]) == {"1.bias", "2.weight", "2.bias", "5.bias"}
+    assert names_of(network, free["params"]) == {
+        "1.bias",
+        "2.weight",
+        "2.bias",
+        "5.bias",
+    }
     assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
     assert (decayed["lr"], free["lr"]) == (0.01, 0.01)
 
@@ -79,7 +91,10 @@ def test_another_rate_for_adapters_and_named_layers() -> None:
         ({"lr": 0.1}, "each group needs kinds or names"),
         ({"kinds": ["bias"]}, "each group needs lr or weight_decay"),
         ({"kinds": ["bias"], "lr": -1.0}, "lr must be a number of at least 0"),
-        ({"names": ["a"], "weight_decay": float("nan")}, "weight_decay must be a number"),
+        (
+            {"names": ["a"], "weight_decay": float("nan")},
+            "weight_decay must be a number",
+        ),
     ],
 )
 def test_wrong_groups(options: dict[str, Any], expected: str) -> None:
@@ -101,7 +116,9 @@ def test_a_schedule_with_one_peak_would_override_the_rates_of_groups() -> None:
     )
     assert "give max_lr as a list of 2 rates" in complaint(lambda: groups_of(module))
     module = ClassifierModule(
-        mlp(), scheduler=partial(OneCycleLR, max_lr=[0.1, 0.2]), parameter_groups=[group]
+        mlp(),
+        scheduler=partial(OneCycleLR, max_lr=[0.1, 0.2]),
+        parameter_groups=[group],
     )
     assert [group["max_lr"] for group in groups_of(module)] == [0.1, 0.2]
 
@@ -109,8 +126,12 @@ def test_a_schedule_with_one_peak_would_override_the_rates_of_groups() -> None:
 def test_warmup_is_torchs_own_sequence() -> None:
     """Against SequentialLR of LinearLR and CosineAnnealingLR."""
     total, warm = 40, 10
-    ours, theirs = (torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3) for _ in range(2))
-    own = WarmupCosineLR(ours, total, warmup=warm / total, start_factor=0.1, final_factor=0.02)
+    ours, theirs = (
+        torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.3) for _ in range(2)
+    )
+    own = WarmupCosineLR(
+        ours, total, warmup=warm / total, start_factor=0.1, final_factor=0.02
+    )
     reference = SequentialLR(
         theirs,
         [
@@ -142,7 +163,9 @@ def test_warmup_moves_with_every_step() -> None:
 
 def test_plateau_moves_after_validation() -> None:
     rates = Rates()
-    schedule: Any = partial(ReduceLROnPlateau, monitor="val_nll", patience=0, threshold=1e9)
+    schedule: Any = partial(
+        ReduceLROnPlateau, monitor="val_nll", patience=0, threshold=1e9
+    )
     run = trainer(max_epochs=3, limit_train_batches=1, callbacks=[rates])
     run.fit(ClassifierModule(mlp(), scheduler=schedule), datamodule=DigitsDataModule())
     assert rates.rates == pytest.approx([0.05, 0.005, 0.0005])
@@ -152,4 +175,6 @@ def test_plateau_without_a_monitor() -> None:
     schedule: Any = torch.optim.lr_scheduler.ReduceLROnPlateau
     weight = nn.Parameter(torch.zeros(1))
     message = complaint(lambda: optimize(ADAMW, schedule, [weight], lambda: 1))
-    assert message.startswith("model.scheduler: ReduceLROnPlateau must know what to monitor")
+    assert message.startswith(
+        "model.scheduler: ReduceLROnPlateau must know what to monitor"
+    )

@@ -28,7 +28,9 @@ def test_a_head_for_other_classes_is_skipped(
 ) -> None:
     pretrained = mlp(classes=100)
     path = tmp_path / "pretrained.pt"
-    torch.save({"module." + name: value for name, value in copied(pretrained).items()}, path)
+    torch.save(
+        {"module." + name: value for name, value in copied(pretrained).items()}, path
+    )
     network = mlp()
     head = copied(network.head)
     started(network, path, data)
@@ -36,7 +38,10 @@ def test_a_head_for_other_classes_is_skipped(
     assert same(copied(network.body), copied(pretrained.body))
     printed = capsys.readouterr().out
     assert printed.count("\n") == 1
-    assert f"init_from {path}: prefix 'module.' removed; the head 'head' is for 100" in printed
+    assert (
+        f"init_from {path}: prefix 'module.' removed; the head 'head' is for 100"
+        in printed
+    )
     assert "for 10 here, so it keeps its random initial weights" in printed
     module = ClassifierModule(mlp(), init_from=str(path))
     module.attach(data)
@@ -47,13 +52,18 @@ def test_more_than_the_head_is_refused(tmp_path: Path, data: DigitsDataModule) -
     for other in (mlp(units=8, classes=100), mlp(units=8)):
         torch.save(copied(other), path)
         message = complaint(lambda: started(mlp(), path, data))
-        assert "'body.1.weight' is (8, 64) in the weights and (16, 64) in MLP" in message
+        assert (
+            "'body.1.weight' is (8, 64) in the weights and (16, 64) in MLP" in message
+        )
 
 
 @pytest.mark.parametrize(
-    ("shape", "is_head"), [((7, 16), True), ((10, 8), False), ((10,), False), ((7, 8), False)]
+    ("shape", "is_head"),
+    [((7, 16), True), ((10, 8), False), ((10,), False), ((7, 8), False)],
 )
-def test_only_the_number_of_outputs_may_differ(shape: tuple[int, ...], is_head: bool) -> None:
+def test_only_the_number_of_outputs_may_differ(
+    shape: tuple[int, ...], is_head: bool
+) -> None:
     network = mlp()
     weights = {**copied(network), "head.weight": torch.zeros(shape)}
     changed, notes = without_other_head(network, weights, 10)
@@ -63,7 +73,9 @@ def test_only_the_number_of_outputs_may_differ(shape: tuple[int, ...], is_head: 
     assert without_other_head(network, weights, 11)[1] == []
 
 
-def test_from_torchvision(monkeypatch: pytest.MonkeyPatch, data: DigitsDataModule) -> None:
+def test_from_torchvision(
+    monkeypatch: pytest.MonkeyPatch, data: DigitsDataModule
+) -> None:
     weights = models.ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1
     state = copied(models.shufflenet_v2_x0_5())
 
@@ -79,7 +91,9 @@ def test_from_torchvision(monkeypatch: pytest.MonkeyPatch, data: DigitsDataModul
     assert "torchvision has no weights 'Nothing_Weights.DEFAULT'" in message
 
 
-def test_weights_with_other_classes_name_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_with_other_classes_name_the_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def build() -> None:
         with config_errors():
             models.shufflenet_v2_x0_5(weights="DEFAULT", num_classes=10)

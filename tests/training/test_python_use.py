@@ -50,7 +50,9 @@ def test_plain_loaders() -> None:
     module = distillation()
     run = trainer(max_epochs=2)
     run.fit(module, loader(), loader())
-    assert {"val_accuracy", "val_teacher_agreement", "train_loss_kd"} <= set(run.callback_metrics)
+    assert {"val_accuracy", "val_teacher_agreement", "train_loss_kd"} <= set(
+        run.callback_metrics
+    )
     run.test(module, loader())
     assert "test_accuracy" in run.callback_metrics
     logits = run.predict(module, loader())
@@ -69,7 +71,10 @@ def test_plain_loaders_train_what_tensors_train() -> None:
             return served
 
     weights = []
-    for data in ({"train_dataloaders": loader()}, {"datamodule": Tensors(batch_size=16)}):
+    for data in (
+        {"train_dataloaders": loader()},
+        {"datamodule": Tensors(batch_size=16)},
+    ):
         torch.manual_seed(0)
         module = ClassifierModule(mlp(dropout=0.5))
         trainer().fit(module, **data)
@@ -89,7 +94,10 @@ def test_a_plain_datamodule() -> None:
     ("data", "expected"),
     [
         (DataLoader(TensorDataset(X)), "a batch must be (inputs, labels)"),
-        (loader(Y.float()), "labels must be one integer class per sample, got torch.float32"),
+        (
+            loader(Y.float()),
+            "labels must be one integer class per sample, got torch.float32",
+        ),
         (loader(Y + 1), "a sample of class 10, but the network MLP returns 10 logits"),
         ([], "the DataLoader is empty"),
     ],
@@ -100,7 +108,10 @@ def test_other_batches_are_refused(data: Any, expected: str) -> None:
 
 
 def test_what_needs_an_index_is_refused() -> None:
-    losses: dict[str, Any] = {"ce": CrossEntropy(), "crd": CRD(layer="first", num_negatives=4)}
+    losses: dict[str, Any] = {
+        "ce": CrossEntropy(),
+        "crd": CRD(layer="first", num_negatives=4),
+    }
     layers = {"first": "body.0"}
     teacher = ModelTeacher(network=mlp(32), layers=layers)
     module = distillation(losses, teacher=teacher, layers=layers)
@@ -185,7 +196,9 @@ def test_a_deep_copy_trains_by_itself(make: Any) -> None:
     assert same(copied(twin.net), copied(module.net))
 
 
-@pytest.mark.skipif(not hasattr(pl.callbacks, "EMAWeightAveraging"), reason="new in Lightning 2.6")
+@pytest.mark.skipif(
+    not hasattr(pl.callbacks, "EMAWeightAveraging"), reason="new in Lightning 2.6"
+)
 def test_averages_hold_adapters_and_teacher() -> None:
     """The callback copies the module before Lightning would set it up."""
     ema = pl.callbacks.EMAWeightAveraging(decay=0.5)
@@ -211,7 +224,9 @@ def saved(tmp_path: Path) -> tuple[Path, DistillationModule]:
     return tmp_path / "python.ckpt", module
 
 
-def test_a_module_of_python_loads_with_its_network(saved: tuple[Path, DistillationModule]) -> None:
+def test_a_module_of_python_loads_with_its_network(
+    saved: tuple[Path, DistillationModule],
+) -> None:
     path, module = saved
     loaded = DistillationModule.load_from_checkpoint(path, student=mlp())
     assert same(copied(loaded.student), copied(module.student))
@@ -224,13 +239,21 @@ def test_without_the_network_the_message_asks_for_it(
     saved: tuple[Path, DistillationModule],
 ) -> None:
     message = complaint(lambda: DistillationModule.load_from_checkpoint(saved[0]))
-    assert message.endswith("DistillationModule.load_from_checkpoint(PATH, student=NETWORK)")
+    assert message.endswith(
+        "DistillationModule.load_from_checkpoint(PATH, student=NETWORK)"
+    )
 
 
-def test_the_student_in_three_lines_of_torch(saved: tuple[Path, DistillationModule]) -> None:
+def test_the_student_in_three_lines_of_torch(
+    saved: tuple[Path, DistillationModule],
+) -> None:
     path, module = saved
     network = mlp()
     state = torch.load(path, weights_only=True)["state_dict"]
-    student = {k.removeprefix("student."): v for k, v in state.items() if k.startswith("student.")}
+    student = {
+        k.removeprefix("student."): v
+        for k, v in state.items()
+        if k.startswith("student.")
+    }
     network.load_state_dict(student)
     assert same(copied(network), copied(module.student))

@@ -37,7 +37,10 @@ def of_timm(state: State) -> dict[str, Any]:
 
 
 def of_data_parallel(state: State) -> dict[str, Any]:
-    optimizer = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"params": [0]}]}
+    optimizer = {
+        "state": {0: {"exp_avg": torch.ones(2)}},
+        "param_groups": [{"params": [0]}],
+    }
     return {"model": prefixed("module.", state), "optimizer": optimizer, "epoch": 9}
 
 
@@ -45,21 +48,38 @@ CONTENTS: dict[str, tuple[Callable[[State], Any], str]] = {
     "a state dict": (lambda state: state, ""),
     "timm": (of_timm, ""),
     "DataParallel": (of_data_parallel, "prefix 'module.' removed"),
-    "mdistiller": (lambda s: {"model": prefixed("module.student.", s)}, "prefix 'module.student.'"),
+    "mdistiller": (
+        lambda s: {"model": prefixed("module.student.", s)},
+        "prefix 'module.student.'",
+    ),
     "net": (lambda s: {"net": s, "acc": 93.1}, ""),
-    "teacher": (lambda s: {"teacher": prefixed("backbone.", s)}, "prefix 'backbone.' removed"),
-    "model_state_dict": (lambda s: {"model_state_dict": s, "loss": torch.tensor(1.0)}, ""),
-    "nested": (lambda s: {"checkpoint": {"state_dict": prefixed("model.", s)}}, "prefix 'model.'"),
+    "teacher": (
+        lambda s: {"teacher": prefixed("backbone.", s)},
+        "prefix 'backbone.' removed",
+    ),
+    "model_state_dict": (
+        lambda s: {"model_state_dict": s, "loss": torch.tensor(1.0)},
+        "",
+    ),
+    "nested": (
+        lambda s: {"checkpoint": {"state_dict": prefixed("model.", s)}},
+        "prefix 'model.'",
+    ),
     "an own container": (lambda s: {"anything": s}, ""),
     "compiled inside": (
         lambda s: prefixed("model._orig_mod.", s),
         "prefix 'model.' removed; '_orig_mod' removed",
     ),
     "with other parts": (
-        lambda s: {"state_dict": {**prefixed("model.", s), "criterion.scale": torch.ones(1)}},
+        lambda s: {
+            "state_dict": {**prefixed("model.", s), "criterion.scale": torch.ones(1)}
+        },
         "tensors of other names skipped: 'criterion.scale'",
     ),
-    "under two names": (lambda s: {**prefixed("model.", s), **prefixed("net.", s)}, "'model.'"),
+    "under two names": (
+        lambda s: {**prefixed("model.", s), **prefixed("net.", s)},
+        "'model.'",
+    ),
     "16 bits": (
         lambda s: {name: tensor.bfloat16() for name, tensor in s.items()},
         "bfloat16 converted to float32",
@@ -99,13 +119,21 @@ def test_of_lightning(tmp_path: Path) -> None:
     assert same(copied(network), copied(module.model))
 
 
-def test_of_torch_compile_and_averaging(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_torch_compile_and_averaging(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     trained = shaky()
     compiled: Any = torch.compile(trained)
-    assert same(copied(loaded(compiled.state_dict(), shaky(), tmp_path / "c.pt")), copied(trained))
+    assert same(
+        copied(loaded(compiled.state_dict(), shaky(), tmp_path / "c.pt")),
+        copied(trained),
+    )
     assert "'_orig_mod' removed" in capsys.readouterr().out
     average = AveragedModel(trained)
-    assert same(copied(loaded(average.state_dict(), shaky(), tmp_path / "a.pt")), copied(trained))
+    assert same(
+        copied(loaded(average.state_dict(), shaky(), tmp_path / "a.pt")),
+        copied(trained),
+    )
     assert "skipped: 'n_averaged'" in capsys.readouterr().out
 
 
@@ -113,23 +141,33 @@ def test_averages_are_never_mixed_up(tmp_path: Path) -> None:
     raw, average = copied(mlp()), copied(mlp())
     path = tmp_path / "file.pt"
     for content, names in (
-        ({"state_dict": raw, "state_dict_ema": average}, ("state_dict", "state_dict_ema")),
+        (
+            {"state_dict": raw, "state_dict_ema": average},
+            ("state_dict", "state_dict_ema"),
+        ),
         ({"model": raw, "extra": {"ema": average}}, ("model", "extra.ema")),
-        ({**prefixed("online.", raw), **prefixed("target.", average)}, ("online", "target")),
+        (
+            {**prefixed("online.", raw), **prefixed("target.", average)},
+            ("online", "target"),
+        ),
         (
             {"state_dict": {**prefixed("a.net.", raw), **prefixed("b.net.", average)}},
             ("state_dict.a.net", "state_dict.b.net"),
         ),
     ):
         message = complaint(lambda content=content: loaded(content, mlp(), path))  # type: ignore[misc]
-        assert f"several weights that fit MLP: {names[0]}, {names[1]}; choose" in message
+        assert (
+            f"several weights that fit MLP: {names[0]}, {names[1]}; choose" in message
+        )
         assert same(copied(loaded(content, mlp(), path, f"#{names[0]}")), raw)
         assert same(copied(loaded(content, mlp(), path, f"#{names[1]}")), average)
     message = complaint(lambda: read_file(f"{path}#nothing", "the file"))
     assert "has no entry 'nothing' with weights; its entries: state_dict" in message
 
 
-def test_our_own_average_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_our_own_average_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     raw, average = copied(mlp()), copied(mlp())
     content = {
         KEY: {"role": "network"},
@@ -139,8 +177,9 @@ def test_our_own_average_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[
     }
     path = tmp_path / "last.ckpt"
     assert same(copied(loaded(content, mlp(), path)), average)
-    assert "state_dict holds averaged weights; the last ones are at '#current_model_state'" in (
-        capsys.readouterr().out
+    assert (
+        "state_dict holds averaged weights; the last ones are at '#current_model_state'"
+        in (capsys.readouterr().out)
     )
     assert same(copied(loaded(content, mlp(), path, "#current_model_state")), raw)
 
@@ -160,7 +199,9 @@ def test_a_teacher_records_which_weights_it_has(tmp_path: Path) -> None:
 
 def test_only_one_of_two_networks_fits(tmp_path: Path) -> None:
     small, large = copied(mlp(8)), copied(mlp(32))
-    network = loaded({"student": small, "teacher": large}, mlp(32), tmp_path / "file.pt")
+    network = loaded(
+        {"student": small, "teacher": large}, mlp(32), tmp_path / "file.pt"
+    )
     assert same(copied(network), large)
 
 
@@ -176,7 +217,9 @@ def test_without_counters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert state.pop("2.num_batches_tracked") == 1
     network = loaded(state, shaky(), tmp_path / "old.pt")
     assert network.state_dict()["2.num_batches_tracked"] == 0
-    assert same({**copied(network), "2.num_batches_tracked": torch.tensor(1)}, copied(trained))
+    assert same(
+        {**copied(network), "2.num_batches_tracked": torch.tensor(1)}, copied(trained)
+    )
     assert "1 missing num_batches_tracked set to 0" in capsys.readouterr().out
 
 
@@ -196,7 +239,9 @@ def test_tied_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
         # As safetensors keeps it: each tensor once.
         save_file({name: trained.head.weight.detach()}, tmp_path / "tied.safetensors")
         network = Tied()
-        load_file_weights(network, read_file(tmp_path / "tied.safetensors", "here"), "here")
+        load_file_weights(
+            network, read_file(tmp_path / "tied.safetensors", "here"), "here"
+        )
         assert torch.equal(network.head.weight, trained.head.weight)
         assert "taken from the tensors that they are tied to" in capsys.readouterr().out
     state = {"embedding.weight": torch.zeros(5, 3), "head.weight": torch.ones(5, 3)}
@@ -205,8 +250,12 @@ def test_tied_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_a_near_miss_shows_names_of_both_sides(tmp_path: Path) -> None:
-    state = {name.replace("body", "trunk"): tensor for name, tensor in copied(mlp()).items()}
-    message = complaint(lambda: loaded({"net": prefixed("module.", state)}, mlp(), tmp_path / "f"))
+    state = {
+        name.replace("body", "trunk"): tensor for name, tensor in copied(mlp()).items()
+    }
+    message = complaint(
+        lambda: loaded({"net": prefixed("module.", state)}, mlp(), tmp_path / "f")
+    )
     assert "missing: 'body.1.weight', 'body.1.bias'" in message
     assert "hold 'trunk.1.weight', 'trunk.1.bias' instead" in message
 
@@ -238,7 +287,9 @@ class ResNet20(nn.Module):
         return functional.relu(self.bn1(self.conv1(images)))
 
 
-def test_a_published_checkpoint(data_root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_published_checkpoint(
+    data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = data_root / "wild" / "resnet20-12fca82f.th"
     if not path.is_file():
         pytest.skip(f"there is no {path}")
@@ -247,10 +298,14 @@ def test_a_published_checkpoint(data_root: Path, capsys: pytest.CaptureFixture[s
     raw = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     assert torch.equal(network.linear.weight, raw["module.linear.weight"])
     printed = capsys.readouterr().out
-    assert "prefix 'module.' removed; 19 missing num_batches_tracked set to 0" in printed
+    assert (
+        "prefix 'module.' removed; 19 missing num_batches_tracked set to 0" in printed
+    )
     with_other_depth = ResNet20()
     del with_other_depth.layer3[2]
     message = complaint(
-        lambda: load_file_weights(with_other_depth, read_file(path, "here"), "the teacher")
+        lambda: load_file_weights(
+            with_other_depth, read_file(path, "here"), "the teacher"
+        )
     )
     assert "the weights hold 'layer3.2." in message

@@ -118,7 +118,9 @@ def test_a_size_that_the_file_does_not_hold(tmp_path: Path) -> None:
     # The number of elements is a pickled 16-bit integer.
     data = legacy.read_bytes().replace(b"M\xe8\x03", b"M\xff\xff")
     legacy.write_bytes(data)
-    assert "cannot be read (it is corrupt)" in complaint(lambda: read_file(legacy, "here"))
+    assert "cannot be read (it is corrupt)" in complaint(
+        lambda: read_file(legacy, "here")
+    )
 
 
 @pytest.mark.parametrize("kept", [4, 200, -30])

@@ -71,17 +71,26 @@ def test_keys_that_are_no_names(tmp_path: Path) -> None:
     for content in (state, {"state_dict": state}):
         torch.save(content, tmp_path / "file.pt")
         message = complaint(
-            lambda: load_file_weights(mlp(), read_file(tmp_path / "file.pt", "here"), "here")
+            lambda: load_file_weights(
+                mlp(), read_file(tmp_path / "file.pt", "here"), "here"
+            )
         )
         assert "tensors under keys that are no names, such as 0" in message
 
 
 def test_no_tensors(tmp_path: Path) -> None:
-    contents: list[dict[str, Any]] = [{}, {"a": 1}, {"state_dict": []}, {"model": {"a": "b"}}]
+    contents: list[dict[str, Any]] = [
+        {},
+        {"a": 1},
+        {"state_dict": []},
+        {"model": {"a": "b"}},
+    ]
     for content in contents:
         torch.save(content, tmp_path / "file.pt")
         message = complaint(
-            lambda: load_file_weights(mlp(), read_file(tmp_path / "file.pt", "here"), "here")
+            lambda: load_file_weights(
+                mlp(), read_file(tmp_path / "file.pt", "here"), "here"
+            )
         )
         assert "here holds no tensors" in message
 
@@ -89,7 +98,10 @@ def test_no_tensors(tmp_path: Path) -> None:
 def described(**changes: Any) -> dict[str, Any]:
     own = {
         "role": "network",
-        "network": {"class_path": "kd_lightning.models.MLP", "init_args": {"hidden": [16]}},
+        "network": {
+            "class_path": "kd_lightning.models.MLP",
+            "init_args": {"hidden": [16]},
+        },
         "without_files": {},
         "spec": {"data": "digits", "num_classes": 10, "classes": list("0123456789")},
         "data": None,
@@ -106,7 +118,10 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     "nothing": ({KEY: None}, "kd_lightning is missing"),
     "a number as role": (described(role=1), "kd_lightning.role is a int"),
     "a text as network": (described(network="MLP"), "kd_lightning.network is a str"),
-    "no class path": (described(network={}), "kd_lightning.network.class_path is missing"),
+    "no class path": (
+        described(network={}),
+        "kd_lightning.network.class_path is missing",
+    ),
     "a list as arguments": (
         described(network={"class_path": "a.B", "init_args": [1]}),
         "kd_lightning.network.init_args is a list",
@@ -122,20 +137,47 @@ METADATA: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "negative classes": (described(spec={"num_classes": -1}), "num_classes is -1"),
     "a number as classes": (described(spec={"classes": 10}), "spec.classes is a int"),
-    "numbers as classes": (described(spec={"classes": [1]}), "spec.classes[0] is a int"),
-    "a text as shape": (described(spec={"input_shape": "1x8"}), "spec.input_shape is a str"),
+    "numbers as classes": (
+        described(spec={"classes": [1]}),
+        "spec.classes[0] is a int",
+    ),
+    "a text as shape": (
+        described(spec={"input_shape": "1x8"}),
+        "spec.input_shape is a str",
+    ),
     "texts as mean": (described(spec={"mean": ["a"]}), "spec.mean[0] is a str"),
-    "a list as vocabulary": (described(spec={"vocabulary": [3]}), "spec.vocabulary is a list"),
-    "half a vocabulary": (described(spec={"vocabulary": {"size": 3}}), "vocabulary.pad is missing"),
-    "a number as input": (described(spec={"inputs": {"a": 1}}), "spec.inputs.a is a int"),
-    "a text as samples": (described(spec={"samples": {"train": "x"}}), "samples.train is a str"),
+    "a list as vocabulary": (
+        described(spec={"vocabulary": [3]}),
+        "spec.vocabulary is a list",
+    ),
+    "half a vocabulary": (
+        described(spec={"vocabulary": {"size": 3}}),
+        "vocabulary.pad is missing",
+    ),
+    "a number as input": (
+        described(spec={"inputs": {"a": 1}}),
+        "spec.inputs.a is a int",
+    ),
+    "a text as samples": (
+        described(spec={"samples": {"train": "x"}}),
+        "samples.train is a str",
+    ),
     "a list as data": (described(data=[1]), "kd_lightning.data is a list"),
-    "data without a spec": (described(data={"a": 1}, spec=None), "kd_lightning.spec is missing"),
+    "data without a spec": (
+        described(data={"a": 1}, spec=None),
+        "kd_lightning.spec is missing",
+    ),
     "a text as teacher": (described(teacher="x"), "kd_lightning.teacher is a str"),
     "texts as teachers": (described(teacher=["x"]), "kd_lightning.teacher[0] is a str"),
     "a list as state": ({**described(), "state_dict": [1]}, "state_dict is a list"),
-    "a text as weight": ({**described(), "state_dict": {"a": "b"}}, "state_dict.a is a str"),
-    "a number as name": ({**described(), "state_dict": {1: torch.ones(1)}}, "a key of state_dict"),
+    "a text as weight": (
+        {**described(), "state_dict": {"a": "b"}},
+        "state_dict.a is a str",
+    ),
+    "a number as name": (
+        {**described(), "state_dict": {1: torch.ones(1)}},
+        "a key of state_dict",
+    ),
 }
 
 
@@ -185,10 +227,16 @@ LIGHTNING: dict[str, tuple[dict[str, Any], str]] = {
     "no loops": ({"loops": None}, "loops is missing"),
     "numbers as loops": ({"loops": {"fit_loop": 3}}, "loops.fit_loop is a int"),
     "a text as optimizers": ({"optimizer_states": "adam"}, "optimizer_states is a str"),
-    "half an optimizer": ({"optimizer_states": [{"state": {}}]}, "param_groups is missing"),
+    "half an optimizer": (
+        {"optimizer_states": [{"state": {}}]},
+        "param_groups is missing",
+    ),
     "garbage as schedulers": ({"lr_schedulers": "cosine"}, "lr_schedulers is a str"),
     "garbage in schedulers": ({"lr_schedulers": [7]}, "lr_schedulers[0] is a int"),
-    "an empty scheduler": ({"lr_schedulers": [{}]}, "lr_schedulers[0].last_epoch is missing"),
+    "an empty scheduler": (
+        {"lr_schedulers": [{}]},
+        "lr_schedulers[0].last_epoch is missing",
+    ),
 }
 
 
@@ -196,7 +244,9 @@ LIGHTNING: dict[str, tuple[dict[str, Any], str]] = {
 def test_entries_of_lightning_in_another_form(kind: str) -> None:
     changes, words = LIGHTNING[kind]
     content = complete(**changes)
-    message = complaint(lambda: check_lightning_entries(content, "--ckpt_path a", resumes=True))
+    message = complaint(
+        lambda: check_lightning_entries(content, "--ckpt_path a", resumes=True)
+    )
     assert message.startswith("--ckpt_path a is damaged (")
     assert words in message
 
@@ -262,7 +312,9 @@ def test_names_of_a_hostile_pickle_are_shown_as_ascii(tmp_path: Path) -> None:
 
 
 def test_the_command_is_one_that_a_shell_accepts(tmp_path: Path) -> None:
-    torch.save({"model": copied(mlp()), "args": argparse.Namespace()}, tmp_path / "my net.pt")
+    torch.save(
+        {"model": copied(mlp()), "args": argparse.Namespace()}, tmp_path / "my net.pt"
+    )
     message = complaint(lambda: read_file(tmp_path / "my net.pt", "here"))
     command = message[message.index("python -c") :].replace("python", sys.executable, 1)
     # `-n` reads the command and executes nothing.

@@ -21,7 +21,9 @@ CHOSEN_ON = {"test": "the test set", "validation": "validation data"}
 """The samples on which a shift is chosen, and their name in the results."""
 
 
-def errors_by_shift(logits: Tensor, target: Tensor, classes: list[int]) -> NDArray[np.int64]:
+def errors_by_shift(
+    logits: Tensor, target: Tensor, classes: list[int]
+) -> NDArray[np.int64]:
     """Count the errors after each of `SHIFTS` is added to the logits of some classes.
 
     Args:
@@ -55,7 +57,9 @@ def errors_by_shift(logits: Tensor, target: Tensor, classes: list[int]) -> NDArr
     shifted_wins = shifts[:, None] > gap[None]
     best_shifted_class = shifted_classes[best_shifted.indices]
     best_other_class = other_classes[best_other.indices]
-    predicted = torch.where(shifted_wins, best_shifted_class[None], best_other_class[None])
+    predicted = torch.where(
+        shifted_wins, best_shifted_class[None], best_other_class[None]
+    )
     wrong = predicted != target[None]
     errors: NDArray[np.int64] = wrong.sum(1).numpy()
     return errors
@@ -99,7 +103,9 @@ class Student:
         validation = run.predictions("validation")
         curves = {
             "test": errors_by_shift(test["logits"], test["target"], classes),
-            "validation": errors_by_shift(validation["logits"], validation["target"], classes),
+            "validation": errors_by_shift(
+                validation["logits"], validation["target"], classes
+            ),
         }
         return cls(test["logits"], test["target"], curves)
 
@@ -111,7 +117,11 @@ class Student:
 
 
 def correct(
-    runs: Runs, output: Path, run: str, classes: list[int], report: list[int] | None = None
+    runs: Runs,
+    output: Path,
+    run: str,
+    classes: list[int],
+    report: list[int] | None = None,
 ) -> list[Row]:
     """Count test errors before and after the biases of some classes are shifted.
 
@@ -163,7 +173,9 @@ def _errors_on(wrong: Tensor, target: Tensor, classes: Tensor) -> float:
     return float((wrong & in_classes).sum())
 
 
-def _plot(curves: list[NDArray[np.int64]], shifts: dict[str, list[float]], path: Path) -> None:
+def _plot(
+    curves: list[NDArray[np.int64]], shifts: dict[str, list[float]], path: Path
+) -> None:
     """Test errors against the shift: one line per seed, and the chosen shifts as vertical lines."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()

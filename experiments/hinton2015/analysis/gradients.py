@@ -68,9 +68,13 @@ def spread(
     Returns:
         The relative variance, and the norm $|E g|$ of the mean gradient.
     """
-    weights = {name: parameter.detach() for name, parameter in network.named_parameters()}
+    weights = {
+        name: parameter.detach() for name, parameter in network.named_parameters()
+    }
 
-    def mean_loss(weights: dict[str, Tensor], x: Tensor, v: Tensor, y: Tensor) -> Tensor:
+    def mean_loss(
+        weights: dict[str, Tensor], x: Tensor, v: Tensor, y: Tensor
+    ) -> Tensor:
         logits = functional_call(network, weights, (x,))
         return loss(logits, v, y)
 
@@ -96,7 +100,9 @@ def spread(
     n = len(inputs)
     # E|g|^2 - |E g|^2, with the sample variance's factor n / (n - 1).
     mean_squared_norm = total / n
-    relative_variance = (mean_squared_norm - squared_norm_of_mean) / squared_norm_of_mean
+    relative_variance = (
+        mean_squared_norm - squared_norm_of_mean
+    ) / squared_norm_of_mean
     sample_variance = relative_variance * n / (n - 1)
     return sample_variance, squared_norm_of_mean**0.5
 
@@ -244,7 +250,9 @@ def _plot_limit(errors: dict[float, list[float]], magnitude: float, path: Path) 
     for curve in curves:
         axes.loglog(temperatures, curve, "o-", color="C0", alpha=0.6)
     expected = [magnitude / temperature for temperature in temperatures]
-    axes.loglog(temperatures, expected, color="black", linestyle="dashed", label="max|z| / T")
+    axes.loglog(
+        temperatures, expected, color="black", linestyle="dashed", label="max|z| / T"
+    )
     axes.set_xlabel("temperature")
     axes.set_ylabel("relative error of the gradient")
     axes.legend()
@@ -253,7 +261,11 @@ def _plot_limit(errors: dict[float, list[float]], magnitude: float, path: Path) 
 
 
 def highest_rate(
-    runs: Runs, output: Path, arms: dict[str, str], key: str = "lr", at_most: float = 2000
+    runs: Runs,
+    output: Path,
+    arms: dict[str, str],
+    key: str = "lr",
+    at_most: float = 2000,
 ) -> list[Row]:
     """Find the highest learning rate at which each seed still trains.
 

@@ -33,7 +33,10 @@ class EarlyStopped(Finished):
 
 
 def regularizers(
-    runs: Runs, output: Path, early: Mapping[str, str], compare: Sequence[tuple[str, str]] = ()
+    runs: Runs,
+    output: Path,
+    early: Mapping[str, str],
+    compare: Sequence[tuple[str, str]] = (),
 ) -> list[Row]:
     """Compute training accuracies, and both accuracies with early stopping.
 
@@ -75,13 +78,17 @@ def regularizers(
     return rows
 
 
-def _accuracies(name: str, group: Sequence[Finished], data: DataModule, stage: Stage) -> Row:
+def _accuracies(
+    name: str, group: Sequence[Finished], data: DataModule, stage: Stage
+) -> Row:
     """The accuracy of each seed of a run on the samples of a stage."""
     values = [accuracy(run.network(), data, stage) for run in group]
     return Row(name, f"{stage}_accuracy", values)
 
 
-def _early_stopping(name: str, group: Sequence[Finished], data: DataModule) -> list[Row]:
+def _early_stopping(
+    name: str, group: Sequence[Finished], data: DataModule
+) -> list[Row]:
     """The rows of runs at their best epochs."""
     best = [EarlyStopped(run.seed, run.folder, run.metrics) for run in group]
     epochs = [float(run.epochs) for run in best]
@@ -94,7 +101,9 @@ def _early_stopping(name: str, group: Sequence[Finished], data: DataModule) -> l
 
 
 def _write_tests(
-    path: Path, accuracies: Mapping[str, list[float]], compare: Sequence[tuple[str, str]]
+    path: Path,
+    accuracies: Mapping[str, list[float]],
+    compare: Sequence[tuple[str, str]],
 ) -> None:
     """Compare pairs by paired t-tests over seeds, Holm-corrected together."""
     tests = []

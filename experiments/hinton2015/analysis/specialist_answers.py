@@ -14,7 +14,11 @@ from torch import Tensor
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.analysis import Finished, Runs, Stage
 from kd_lightning.runs.folder import read_json
-from kd_lightning.specialists.agreement import active_specialists, agreed_log_probs, membership
+from kd_lightning.specialists.agreement import (
+    active_specialists,
+    agreed_log_probs,
+    membership,
+)
 from kd_lightning.specialists.teacher import corrected
 
 Coverage = dict[int, tuple[int, int, int]]
@@ -122,7 +126,9 @@ class Baselines:
         answers = {}
         if self.longer is not None:
             # The mean over one run is that run's own prediction.
-            same_seed = [run for run in runs[self.longer] if run.seed == generalist.seed]
+            same_seed = [
+                run for run in runs[self.longer] if run.seed == generalist.seed
+            ]
             answers[self.longer] = mean_answers(same_seed, stage)
         if self.others is not None:
             others = self._other_generalists(runs[self.others], position)
@@ -131,7 +137,9 @@ class Baselines:
             answers[name] = mean_answers(members, stage)
         return answers
 
-    def _other_generalists(self, group: Sequence[Finished], position: int) -> list[Finished]:
+    def _other_generalists(
+        self, group: Sequence[Finished], position: int
+    ) -> list[Finished]:
         """The further generalists of the seed at a position; no two seeds share one."""
         start = position * self.others_per_seed
         members = list(group[start : start + self.others_per_seed])
@@ -228,7 +236,11 @@ class Study:
     """
 
     def __init__(
-        self, runs: Runs, generalist: Finished, systems: Mapping[str, System], stage: Stage
+        self,
+        runs: Runs,
+        generalist: Finished,
+        systems: Mapping[str, System],
+        stage: Stage,
     ) -> None:
         self.seed = generalist.seed
         self.base = mean_answers([generalist], stage)
@@ -251,7 +263,9 @@ class Study:
         generalist = self.base.log_probs
         known = membership(panel.class_ids, generalist.shape[1])
         active = active_specialists(generalist, known, n)
-        log_probs = agreed_log_probs(generalist, panel.log_probs, panel.class_ids, active)
+        log_probs = agreed_log_probs(
+            generalist, panel.log_probs, panel.class_ids, active
+        )
         return Answers(log_probs, self.base.target)
 
     def by_coverage(self, label: str) -> Coverage:

@@ -102,7 +102,13 @@ def _coverage_table(coverage: Sequence[Coverage]) -> list[str]:
             gain = f"{100 * (after / before - 1):+.1f}%"
         change = f"{after - before:+}"
         rows.append([str(count), str(samples), str(before), change, gain])
-    head = ["specialists", "samples, all seeds", "generalist correct", "change", "relative gain"]
+    head = [
+        "specialists",
+        "samples, all seeds",
+        "generalist correct",
+        "change",
+        "relative gain",
+    ]
     return _table(head, rows)
 
 

@@ -155,7 +155,9 @@ def _coverage_test(coverage: list[Coverage], accuracy: str) -> Comparison:
     """Whether the accuracy gains with each further specialist that knows a sample's class."""
     slopes = [gain_by_coverage(counts) for counts in coverage]
     zeros = [0.0] * len(slopes)
-    return paired("gain with each further specialist", "no such gain", accuracy, slopes, zeros)
+    return paired(
+        "gain with each further specialist", "no such gain", accuracy, slopes, zeros
+    )
 
 
 def _panels_for(label: str, panels: Mapping[str, Panel]) -> dict[str, Panel]:
@@ -200,7 +202,9 @@ def _tests(values: Values, systems: list[str], accuracy: str) -> list[Comparison
 
     same_classes = []
     for system, rival in against_rivals:
-        evaluated = _on_classes_of(rival, system) if has_other_classes[system] else rival
+        evaluated = (
+            _on_classes_of(rival, system) if has_other_classes[system] else rival
+        )
         same_classes.append((system, evaluated))
     for a, b in among_systems:
         if not has_other_classes[a] and not has_other_classes[b]:

@@ -84,7 +84,9 @@ def _check_names(runs: Runs, names: Sequence[str]) -> None:
     for name in names:
         if not runs.get(name):
             known = ", ".join(runs)
-            raise UserError(f"the speech analysis needs the run {name!r}; there are {known}")
+            raise UserError(
+                f"the speech analysis needs the run {name!r}; there are {known}"
+            )
 
 
 def _document(table: list[str], gains: list[str], share: str) -> str:
@@ -127,7 +129,11 @@ def _ensemble_log_probs(test: TestStrings, members: Sequence[Finished]) -> Tenso
 
 
 def gain_share(
-    bootstrap: Bootstrap, totals: Counts, baseline: Counts, ensemble: Counts, distilled: Counts
+    bootstrap: Bootstrap,
+    totals: Counts,
+    baseline: Counts,
+    ensemble: Counts,
+    distilled: Counts,
 ) -> tuple[float, tuple[float, float]]:
     """Compute the distilled model's share of the ensemble's gain in accuracy over the baseline.
 
@@ -179,7 +185,9 @@ def _gains(
     return lines
 
 
-def _table(test: TestStrings, scores: Mapping[str, Score], bootstrap: Bootstrap) -> list[str]:
+def _table(
+    test: TestStrings, scores: Mapping[str, Score], bootstrap: Bootstrap
+) -> list[str]:
     """The lines of the paper's table, with intervals."""
     lines = [
         "| system | seeds | test frame accuracy | without silence | WER |",

@@ -70,7 +70,9 @@ class Mixing(Augmentation):
         Returns:
             int64 `(B,)`, row of each partner in the source split.
         """
-        place = integers(index, 0, len(rows) - 1, seed, view, type(self).__name__, "partner")
+        place = integers(
+            index, 0, len(rows) - 1, seed, view, type(self).__name__, "partner"
+        )
         return rows.index_select(0, place)
 
     def mix(
@@ -150,7 +152,9 @@ def padded_windows(images: Tensor, window: Tensor, padding: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _windows(padding: int, height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def _windows(
+    padding: int, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """Offsets and masks of all `W = (2 * padding + 1)^2` windows.
 
     Returns:

@@ -61,7 +61,9 @@ def draw_boxes(
     share = uniform(index, *parts, "area").double()
     area = (share * (high - low) + low) * (height * width)
     # A table computed on the CPU: the exponentials of other devices differ in their last bits.
-    logs = torch.linspace(math.log(ratio[0]), math.log(ratio[1]), _RATIO_STEPS, dtype=torch.float64)
+    logs = torch.linspace(
+        math.log(ratio[0]), math.log(ratio[1]), _RATIO_STEPS, dtype=torch.float64
+    )
     step = integers(index, 0, _RATIO_STEPS - 1, *parts, "ratio")
     drawn_ratio = logs.exp().to(index.device).index_select(0, step)
     box_height = (area / drawn_ratio).sqrt().round().long().clamp(1, height)
@@ -76,11 +78,17 @@ def _place(last: Tensor, share: Tensor) -> Tensor:
     return (share.double() * (last + 1)).long()
 
 
-def _check_box(owner: str, scale: tuple[float, float], ratio: tuple[float, float]) -> None:
+def _check_box(
+    owner: str, scale: tuple[float, float], ratio: tuple[float, float]
+) -> None:
     if not 0 < scale[0] <= scale[1] <= 1:
-        raise UserError(f"{owner}: scale must be two ascending numbers in (0, 1], got {scale}")
+        raise UserError(
+            f"{owner}: scale must be two ascending numbers in (0, 1], got {scale}"
+        )
     if not 0 < ratio[0] <= ratio[1] < math.inf:
-        raise UserError(f"{owner}: ratio must be two ascending positive numbers, got {ratio}")
+        raise UserError(
+            f"{owner}: ratio must be two ascending positive numbers, got {ratio}"
+        )
 
 
 class RandomResizedCrop(Augmentation):
@@ -105,7 +113,9 @@ class RandomResizedCrop(Augmentation):
         self.ratio = (ratio[0], ratio[1])
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
-        boxes = draw_boxes(images, index, self.scale, self.ratio, seed, view, "random_resized_crop")
+        boxes = draw_boxes(
+            images, index, self.scale, self.ratio, seed, view, "random_resized_crop"
+        )
         height, width = images.shape[-2:]
         # One side after the other: bilinear interpolation is separable.
         rows = _resampled(images.float(), boxes.top, boxes.height, height)
@@ -179,7 +189,9 @@ class RandomErasing(Augmentation):
                 f"RandomErasing: fill has {len(self.fill)} values, but the images have {channels} "
                 "channels; give one value per channel"
             )
-        boxes = draw_boxes(images, index, self.scale, self.ratio, seed, view, "random_erasing")
+        boxes = draw_boxes(
+            images, index, self.scale, self.ratio, seed, view, "random_erasing"
+        )
         erased = uniform(index, seed, view, "random_erasing") < self.probability
         masks = boxes.masks(height, width) & erased[:, None, None, None]
         fill = images.new_tensor(self.fill or [0] * channels)
@@ -201,7 +213,9 @@ class CutMix(Mixing):
 
     def __init__(self, alpha: float = 1.0) -> None:
         if not 0 < alpha < math.inf:
-            raise UserError(f"CutMix: alpha must be a finite number greater than 0, got {alpha}")
+            raise UserError(
+                f"CutMix: alpha must be a finite number greater than 0, got {alpha}"
+            )
         self.alpha = alpha
 
     def mix(
@@ -214,8 +228,14 @@ class CutMix(Mixing):
         box_height = (side * height).long()
         box_width = (side * width).long()
         # The center is any pixel; the part of the box outside the image is cut off.
-        top = integers(index, 0, height - 1, seed, view, "cutmix", "row") - box_height // 2
-        left = integers(index, 0, width - 1, seed, view, "cutmix", "column") - box_width // 2
+        top = (
+            integers(index, 0, height - 1, seed, view, "cutmix", "row")
+            - box_height // 2
+        )
+        left = (
+            integers(index, 0, width - 1, seed, view, "cutmix", "column")
+            - box_width // 2
+        )
         masks = Boxes(top, left, box_height, box_width).masks(height, width)
         share = 1 - masks.flatten(1).sum(1).float() / (height * width)
         return torch.where(masks, others, inputs), share

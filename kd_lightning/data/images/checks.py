@@ -54,7 +54,9 @@ def checked_samples(
             f"{owner}: {len(samples.images):,} images, but {len(samples.target):,} targets"
         )
     if len(samples.images) == 0:
-        raise UserError(f"{owner} returned no samples; the split {split} must have at least one")
+        raise UserError(
+            f"{owner} returned no samples; the split {split} must have at least one"
+        )
     target = _checked_target(samples.target, owner, num_classes, task)
     return Images(samples.images, target)
 
@@ -62,7 +64,9 @@ def checked_samples(
 def _check_images(images: Tensor, owner: str, channels: int) -> None:
     """Check that images are uint8 `(N, channels, H, W)`."""
     shape = list(images.shape)
-    problem = f"{owner}: images must be uint8 (N, C, H, W) with C = {channels}, as mean has"
+    problem = (
+        f"{owner}: images must be uint8 (N, C, H, W) with C = {channels}, as mean has"
+    )
     if images.dtype != torch.uint8:
         remedy = "(255 * images).round().to(torch.uint8) converts images in [0, 1]"
         if not images.is_floating_point():
@@ -78,7 +82,9 @@ def _check_images(images: Tensor, owner: str, channels: int) -> None:
     elif images.shape[3] == channels or (
         images.shape[3] in _COLORS and images.shape[1] not in _COLORS
     ):
-        remedy = "the channels are last (NHWC); use images.permute(0, 3, 1, 2).contiguous()"
+        remedy = (
+            "the channels are last (NHWC); use images.permute(0, 3, 1, 2).contiguous()"
+        )
     raise UserError(f"{problem}; got {shape}; {remedy}")
 
 

@@ -43,7 +43,9 @@ class CIFAR10DataModule(ImageDataModule):
     labels_key: ClassVar[str] = "labels"
     samples: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
 
-    def __init__(self, root: str | None = None, download: bool = True, **base: Any) -> None:
+    def __init__(
+        self, root: str | None = None, download: bool = True, **base: Any
+    ) -> None:
         super().__init__(**base)
         self.root = data_root(root)
         self.download = download
@@ -109,7 +111,9 @@ class CIFAR10DataModule(ImageDataModule):
             f"holds {self.folder}/"
         )
         if not self.download:
-            raise UserError(f"{self.title}: no data in {folder} and download is off; {remedy}")
+            raise UserError(
+                f"{self.title}: no data in {folder} and download is off; {remedy}"
+            )
         # Imported here, because importing torchvision is slow.
         from torchvision import datasets
 
@@ -117,7 +121,10 @@ class CIFAR10DataModule(ImageDataModule):
         try:
             with no_empty_folders(folder):
                 datasets.utils.download_and_extract_archive(
-                    dataset.url, self.root, filename=dataset.filename, md5=dataset.tgz_md5
+                    dataset.url,
+                    self.root,
+                    filename=dataset.filename,
+                    md5=dataset.tgz_md5,
                 )
         except Exception as error:
             raise UserError(

@@ -35,5 +35,8 @@ class CIFAR100DataModule(CIFAR10DataModule):
 
     title: ClassVar[str] = "CIFAR-100"
     folder: ClassVar[str] = "cifar-100-python"
-    files: ClassVar[dict[str, tuple[str, ...]]] = {"train": ("train",), "test": ("test",)}
+    files: ClassVar[dict[str, tuple[str, ...]]] = {
+        "train": ("train",),
+        "test": ("test",),
+    }
     labels_key: ClassVar[str] = "fine_labels"

@@ -78,7 +78,9 @@ def _factor(name: str, strength: float, index: Tensor, seed: int, view: int) -> 
     return _draw(name, low, high, index, seed, view)
 
 
-def _draw(name: str, low: float, high: float, index: Tensor, seed: int, view: int) -> Tensor:
+def _draw(
+    name: str, low: float, high: float, index: Tensor, seed: int, view: int
+) -> Tensor:
     """A number per image, `(B, 1, 1, 1)`, uniform in [low, high]."""
     # The British spelling is part of the random stream: existing caches replay these draws.
     share = uniform(index, seed, view, "colour", name)

@@ -107,20 +107,30 @@ class ImageDataModule(DataModule):
                 "0 holds nothing out"
             )
         if batch_size < 1 or eval_batch_size < 1:
-            raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
+            raise UserError(
+                "data.batch_size and data.eval_batch_size must be at least 1"
+            )
         if copies < 1 or prefetch < 0:
-            raise UserError("data.copies must be at least 1 and data.prefetch at least 0")
+            raise UserError(
+                "data.copies must be at least 1 and data.prefetch at least 0"
+            )
         if not 0 <= part < parts:
-            raise UserError(f"data.part must be in 0 to data.parts - 1 = {parts - 1}, got {part}")
+            raise UserError(
+                f"data.part must be in 0 to data.parts - 1 = {parts - 1}, got {part}"
+            )
         if views is not None and views < 1:
             raise UserError(
                 f"data.views must be at least 1, got {views}; leave it out for a new view every epoch"
             )
         self._check_channels(channels)
         self._check_mixing_is_last()
-        is_one_label = self.task.blank_target(Spec(num_classes=len(self.classes)), 1).ndim == 1
+        is_one_label = (
+            self.task.blank_target(Spec(num_classes=len(self.classes)), 1).ndim == 1
+        )
         if not is_one_label and (keep_classes or drop_classes):
-            raise UserError("data.keep_classes and data.drop_classes need one label per image")
+            raise UserError(
+                "data.keep_classes and data.drop_classes need one label per image"
+            )
         check_classes("data.keep_classes", keep_classes or [], len(self.classes))
         check_classes("data.drop_classes", drop_classes or [], len(self.classes))
         self.batch_size = batch_size
@@ -144,7 +154,9 @@ class ImageDataModule(DataModule):
         self.prefetch = prefetch
         self.drop_last = drop_last
         self.balanced = balanced
-        self.augmentation_seed = run_seed() if augmentation_seed is None else augmentation_seed
+        self.augmentation_seed = (
+            run_seed() if augmentation_seed is None else augmentation_seed
+        )
         self._raw: dict[str, Images] = {}
         self._sources: dict[str, ImageSource] = {}
 
@@ -166,7 +178,9 @@ class ImageDataModule(DataModule):
         own = len(self.mean)
         if channels is None or (channels >= 1 and own in (1, channels)):
             return
-        raise UserError(f"data.channels: images of {own} channels cannot be repeated to {channels}")
+        raise UserError(
+            f"data.channels: images of {own} channels cannot be repeated to {channels}"
+        )
 
     def _check_mixing_is_last(self) -> None:
         for augment in self.augment[:-1]:
@@ -196,7 +210,11 @@ class ImageDataModule(DataModule):
         """
         if split not in self._raw:
             self._raw[split] = checked_samples(
-                self.load(split), split, self.image_channels, len(self.classes), self.task
+                self.load(split),
+                split,
+                self.image_channels,
+                len(self.classes),
+                self.task,
             )
         return self._raw[split]
 

@@ -51,7 +51,9 @@ def decode_image(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
     return np.ascontiguousarray(array.transpose(2, 0, 1))
 
 
-def decode_chunks(names: list[str], decode: Callable[[str], Pixels]) -> Iterator[Pixels]:
+def decode_chunks(
+    names: list[str], decode: Callable[[str], Pixels]
+) -> Iterator[Pixels]:
     """Decode images in order, a chunk at a time.
 
     Several threads work a few chunks ahead of the consumer.

@@ -49,7 +49,9 @@ class Decoded:
 
 def cache_root(cache: str | None) -> Path:
     """The folder of all caches: `cache` if given, else `KD_CACHE`, else `~/.cache/kd_lightning`."""
-    return Path(cache or os.environ.get("KD_CACHE") or "~/.cache/kd_lightning").expanduser()
+    return Path(
+        cache or os.environ.get("KD_CACHE") or "~/.cache/kd_lightning"
+    ).expanduser()
 
 
 def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> str:
@@ -61,7 +63,9 @@ def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> s
     for names in listing.files.values():
         for name in names:
             files.append((name, *tree.files[name]))
-    content = json.dumps([VERSION, DECODER_VERSION, size, grey, listing.num_train, files])
+    content = json.dumps(
+        [VERSION, DECODER_VERSION, size, grey, listing.num_train, files]
+    )
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
@@ -97,7 +101,9 @@ def decoded(
             content = _open(folder, listing)
             if content is not None:
                 return content
-            _write(folder, tree, listing, lambda name: decode_image(tree, name, size, grey))
+            _write(
+                folder, tree, listing, lambda name: decode_image(tree, name, size, grey)
+            )
     except OSError as error:
         raise UserError(
             f"the image cache {folder.parent} cannot be written ({error.strerror}); "
@@ -133,7 +139,9 @@ def _open(folder: Path, listing: Listing) -> Decoded | None:
         return None
 
 
-def _write(folder: Path, tree: Tree, listing: Listing, decode: Callable[[str], Pixels]) -> None:
+def _write(
+    folder: Path, tree: Tree, listing: Listing, decode: Callable[[str], Pixels]
+) -> None:
     """Decode all images into a temporary folder, and rename it once it is complete.
 
     The caller holds the lock.
@@ -188,7 +196,10 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _write_images(
-    path: Path, shape: tuple[int, ...], names: list[str], decode: Callable[[str], Pixels]
+    path: Path,
+    shape: tuple[int, ...],
+    names: list[str],
+    decode: Callable[[str], Pixels],
 ) -> Iterator[Pixels]:
     """Write images of one shape to an npy file chunk by chunk; yields each chunk once written."""
     header = {"descr": "|u1", "fortran_order": False, "shape": (len(names), *shape)}
@@ -207,7 +218,9 @@ def _sync(file: BinaryIO) -> None:
 
 
 @contextlib.contextmanager
-def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int], None]]:
+def _progress(
+    total: int, source: Path, folder: Path
+) -> Iterator[Callable[[int], None]]:
     """Show a progress bar in a terminal, and print one line elsewhere.
 
     Yields:
@@ -215,7 +228,12 @@ def _progress(total: int, source: Path, folder: Path) -> Iterator[Callable[[int]
     """
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     console = Console()
     if not console.is_terminal:

@@ -114,14 +114,18 @@ class ImageFolderDataModule(ImageDataModule):
         """The samples of "train", "validation", "test" or "predict"."""
         if stage == PREDICTS and stage not in self._sources:
             target = self.raw(PREDICTS).target
-            self._sources[stage] = self._source(PREDICTS, torch.arange(len(target)), target, [])
+            self._sources[stage] = self._source(
+                PREDICTS, torch.arange(len(target)), target, []
+            )
         return super().source(stage)
 
     def predict_dataloader(self) -> BatchLoader:
         """The images of `predict_folder`, or the test split if there is none."""
         return self.loader(PREDICTS if self.predict_folder else "test")
 
-    def write_predictions(self, predictions: Mapping[str, Tensor], folder: Path) -> Path:
+    def write_predictions(
+        self, predictions: Mapping[str, Tensor], folder: Path
+    ) -> Path:
         """Write `predictions.tsv`: per image its class, the probability of each class, its file.
 
         Args:
@@ -131,4 +135,6 @@ class ImageFolderDataModule(ImageDataModule):
         files = self._files[PREDICTS if self.predict_folder else "test"]
         samples = [(name,) for name in files]
         path = folder / "predictions.tsv"
-        return write_prediction_table(path, predictions, self.classes, samples, ["file"])
+        return write_prediction_table(
+            path, predictions, self.classes, samples, ["file"]
+        )

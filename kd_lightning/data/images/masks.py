@@ -45,7 +45,9 @@ class MaskCoding:
         UserError: for codes of two kinds, codes out of range, or a code with two meanings.
     """
 
-    def __init__(self, classes: Mapping[str, PixelCode], void: Sequence[PixelCode]) -> None:
+    def __init__(
+        self, classes: Mapping[str, PixelCode], void: Sequence[PixelCode]
+    ) -> None:
         if not 1 <= len(classes) <= MAX_CLASSES:
             raise UserError(
                 f"data.classes must name 1 to {MAX_CLASSES} classes, got {len(classes)}"
@@ -62,7 +64,9 @@ class MaskCoding:
         ordered_bytes = [bytes_by_number[number] for number in numbers]
         self._bytes = np.array(ordered_bytes, dtype=np.uint8)
 
-    def _add(self, bytes_by_number: dict[int, int], code: PixelCode, byte: int, owner: str) -> None:
+    def _add(
+        self, bytes_by_number: dict[int, int], code: PixelCode, byte: int, owner: str
+    ) -> None:
         number = self._number(code, owner)
         if number in bytes_by_number:
             raise UserError(f"{owner}: the pixel {code} has another meaning already")

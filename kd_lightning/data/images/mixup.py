@@ -31,7 +31,9 @@ class Mixup(Mixing):
 
     def __init__(self, alpha: float = 1.0) -> None:
         if not 0 < alpha < float("inf"):
-            raise UserError(f"Mixup: alpha must be a finite number greater than 0, got {alpha}")
+            raise UserError(
+                f"Mixup: alpha must be a finite number greater than 0, got {alpha}"
+            )
         self.alpha = alpha
 
     def mix(

@@ -29,7 +29,9 @@ class MNISTDataModule(ImageDataModule):
     mean = (0.1307,)
     std = (0.3081,)
 
-    def __init__(self, root: str | None = None, download: bool = True, **base: Any) -> None:
+    def __init__(
+        self, root: str | None = None, download: bool = True, **base: Any
+    ) -> None:
         super().__init__(**base)
         self.root = data_root(root)
         self.download = download

@@ -75,7 +75,9 @@ def _list_drawings(folder: Path) -> dict[str, list[Path]]:
         for character in sorted((folder / background).glob("*/character*")):
             name = f"{character.parent.name}/{character.name}"
             drawings.setdefault(name, sorted(character.glob("*.png")))
-    remedy = "put images_background_small1 and 2 there, or set --data.root or KD_DATA_ROOT"
+    remedy = (
+        "put images_background_small1 and 2 there, or set --data.root or KD_DATA_ROOT"
+    )
     if not drawings:
         raise UserError(f"Omniglot: no characters in {folder}; {remedy}")
     for name, paths in drawings.items():

@@ -134,7 +134,9 @@ def _decode_pair(
 ) -> tuple[Pixels, Pixels]:
     """One image `(3, H, W)` and its mask `(H, W)`."""
     image_owner = f"{tree.path}: {pair.image}"
-    image = as_shown(open_picture(tree.read(pair.image), image_owner), False, image_owner)
+    image = as_shown(
+        open_picture(tree.read(pair.image), image_owner), False, image_owner
+    )
     mask_owner = f"{tree.path}: the mask {pair.mask}"
     # The values of a mask are codes, which must not be scaled.
     mask = open_picture(tree.read(pair.mask), mask_owner)

@@ -61,4 +61,6 @@ def read_arrays(path: Path, what: str) -> dict[str, Any]:
         ) from error
     # A damaged pickle may raise any exception, depending on its bytes.
     except Exception as error:
-        raise UserError(f"{what}: {path} cannot be read; delete it to download it again") from error
+        raise UserError(
+            f"{what}: {path} cannot be read; delete it to download it again"
+        ) from error

@@ -65,7 +65,9 @@ def open_picture(content: bytes, owner: str) -> Image.Image:
         raise UserError(_too_large(owner)) from error
     # Decoders raise any exception, depending on the broken bytes.
     except Exception as error:
-        raise UserError(f"{owner} cannot be read as an image; is the copy complete?") from error
+        raise UserError(
+            f"{owner} cannot be read as an image; is the copy complete?"
+        ) from error
     transpose = _UPRIGHT.get(_orientation(image))
     return image if transpose is None else image.transpose(transpose)
 

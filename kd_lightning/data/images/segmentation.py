@@ -108,7 +108,9 @@ class SegmentationDataModule(DataModule):
         self.fraction = fraction
         self.label_fraction = label_fraction
         self.split_seed = split_seed
-        self.augmentation_seed = run_seed() if augmentation_seed is None else augmentation_seed
+        self.augmentation_seed = (
+            run_seed() if augmentation_seed is None else augmentation_seed
+        )
         self.resident = resident
         self.prefetch = prefetch
         self._check_options()
@@ -130,16 +132,22 @@ class SegmentationDataModule(DataModule):
                 f"{self.validation}; 0 holds nothing out"
             )
         if self.batch_size < 1 or self.eval_batch_size < 1:
-            raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
+            raise UserError(
+                "data.batch_size and data.eval_batch_size must be at least 1"
+            )
         if self.copies < 1 or self.prefetch < 0:
-            raise UserError("data.copies must be at least 1 and data.prefetch at least 0")
+            raise UserError(
+                "data.copies must be at least 1 and data.prefetch at least 0"
+            )
         if self.views is not None and self.views < 1:
             raise UserError(
                 f"data.views must be at least 1, got {self.views}; leave it out for a new view "
                 "every epoch"
             )
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
-            raise UserError(f"data.size must be [height, width] in pixels, got {self.size}")
+            raise UserError(
+                f"data.size must be [height, width] in pixels, got {self.size}"
+            )
         for augment in self.augment:
             if isinstance(augment, Mixing):
                 raise UserError(
@@ -166,8 +174,12 @@ class SegmentationDataModule(DataModule):
         samples = decode_pairs(tree, train + test, coding, self.size)
         first_test = len(train)
         self._samples = {
-            "train": MaskedImages(samples.images[:first_test], samples.masks[:first_test]),
-            "test": MaskedImages(samples.images[first_test:], samples.masks[first_test:]),
+            "train": MaskedImages(
+                samples.images[:first_test], samples.masks[:first_test]
+            ),
+            "test": MaskedImages(
+                samples.images[first_test:], samples.masks[first_test:]
+            ),
         }
 
     def _find_validation_folder(self, tree: Tree) -> str | None:
@@ -206,7 +218,9 @@ class SegmentationDataModule(DataModule):
         # of the set.
         rank = self._rank(rows, "fraction")
         if not bool((rank < self.fraction).any()):
-            raise UserError("data: no training image is left after validation and fraction")
+            raise UserError(
+                "data: no training image is left after validation and fraction"
+            )
         train = rows[rank < self.fraction]
         unlabelled = rows[rank >= self.fraction * self.label_fraction]
         return train, unlabelled, index[is_held_out]

@@ -82,7 +82,9 @@ class ImageSource(Source):
         others = self._inputs(other, view)
         inputs, share = self.mixing.mix(inputs, others, index, self.seed, view)
         partner = self.target.index_select(0, other)
-        return Batch(inputs, target, index, view, self.split, partner=partner, share=share)
+        return Batch(
+            inputs, target, index, view, self.split, partner=partner, share=share
+        )
 
     def _inputs(self, index: Tensor, view: int) -> Tensor:
         """Rows of the source split, augmented and normalized: float32 `(B, channels, H, W)`."""

@@ -91,7 +91,9 @@ def _open_folder(path: Path) -> Tree:
     try:
         files, folders = _scan(path)
     except OSError as error:
-        raise UserError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+        raise UserError(
+            f"{error.filename or path} cannot be read: {error.strerror}"
+        ) from error
     return Tree(path, files, folders, lambda name: read_regular(path / name))
 
 
@@ -116,7 +118,9 @@ def _scan(path: Path) -> tuple[dict[str, Stamp], set[str]]:
                     continue
                 identity = _identity(entry.path)
                 if identity in ancestors:
-                    raise UserError(f"{entry.path} is a link to a folder that contains it")
+                    raise UserError(
+                        f"{entry.path} is a link to a folder that contains it"
+                    )
                 folders.add(name)
                 pending.append((entry.path, f"{name}/", ancestors | {identity}))
     return files, folders
@@ -137,7 +141,9 @@ def _regular_status(path: str) -> os.stat_result:
     try:
         status = os.stat(path)
     except FileNotFoundError as error:
-        raise UserError(f"{path} is a link to a file that does not exist; {remedy}") from error
+        raise UserError(
+            f"{path} is a link to a file that does not exist; {remedy}"
+        ) from error
     kind = _ODD_FILES.get(stat.S_IFMT(status.st_mode))
     if kind is not None:
         raise UserError(f"{path} is or links to {kind}, not a regular file; {remedy}")

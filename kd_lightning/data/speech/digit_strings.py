@@ -51,7 +51,11 @@ class DigitString:
 
 
 def make_strings(
-    recordings: Sequence[Recording], part: str, level: float, lexicon: Lexicon, seed: int
+    recordings: Sequence[Recording],
+    part: str,
+    level: float,
+    lexicon: Lexicon,
+    seed: int,
 ) -> list[DigitString]:
     """Group the recordings of one speaker and part into strings; each recording occurs once.
 
@@ -104,7 +108,9 @@ def draw_lengths(total: int, *seed_parts: int | str) -> list[int]:
     return lengths
 
 
-def _stratified_order(recordings: Sequence[Recording], sort_keys: Sequence[int]) -> list[Recording]:
+def _stratified_order(
+    recordings: Sequence[Recording], sort_keys: Sequence[int]
+) -> list[Recording]:
     """Shuffle by the keys, but let all digits occur n times before any occurs n + 1 times."""
     rows = range(len(recordings))
     shuffled = sorted(rows, key=lambda row: sort_keys[row])
@@ -123,7 +129,10 @@ def _stratified_order(recordings: Sequence[Recording], sort_keys: Sequence[int])
 
 
 def _concatenate(
-    recordings: Sequence[Recording], level: float, lexicon: Lexicon, *seed_parts: int | str
+    recordings: Sequence[Recording],
+    level: float,
+    lexicon: Lexicon,
+    *seed_parts: int | str,
 ) -> tuple[NDArray[np.float32], Tensor]:
     """Put noise before, between and after recordings.
 

@@ -208,7 +208,11 @@ class Gaussians:
 
 
 def train_alignment(
-    frames: Sequence[Tensor], chains: Sequence[Tensor], flat: Tensor, size: int, rounds: int
+    frames: Sequence[Tensor],
+    chains: Sequence[Tensor],
+    flat: Tensor,
+    size: int,
+    rounds: int,
 ) -> Gaussians:
     """Viterbi training: alternate between alignment and the estimation of the Gaussians.
 
@@ -231,7 +235,9 @@ def train_alignment(
     return model
 
 
-def align_all(model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tensor]) -> Tensor:
+def align_all(
+    model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tensor]
+) -> Tensor:
     """Forced alignment of utterances with a trained model.
 
     Args:

@@ -45,7 +45,9 @@ def read_recordings(folder: Path) -> list[Recording]:
     """
     paths = _wav_files(folder)
     if not paths:
-        raise UserError(f"spoken digits: {folder} contains no recording such as 0_george_0.wav")
+        raise UserError(
+            f"spoken digits: {folder} contains no recording such as 0_george_0.wav"
+        )
     speakers: set[str] = set()
     last_take = 0
     for _, speaker, take_text in paths:

@@ -38,7 +38,9 @@ def fetch(folder: Path, allowed: bool) -> None:
         "to the folder that holds free-spoken-digit-dataset/"
     )
     if not allowed:
-        raise UserError(f"spoken digits: {folder} does not exist and download is off; {remedy}")
+        raise UserError(
+            f"spoken digits: {folder} does not exist and download is off; {remedy}"
+        )
     try:
         with no_empty_folders(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +139,9 @@ def _check_held_out(held_out: tuple[str, ...], speakers: Sequence[str]) -> None:
                 f"data.held_out: unknown speaker {name!r}; valid speakers: {', '.join(speakers)}"
             )
     if not set(speakers) - set(held_out):
-        raise UserError(f"data.held_out names all {len(speakers)} speakers; leave some to train on")
+        raise UserError(
+            f"data.held_out names all {len(speakers)} speakers; leave some to train on"
+        )
 
 
 def _check_states(lexicon: Lexicon, recordings: Sequence[Recording]) -> None:

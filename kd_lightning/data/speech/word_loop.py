@@ -33,7 +33,9 @@ class WordLoop:
     prior: Tensor
 
     @classmethod
-    def from_alignment(cls, lexicon: Lexicon, state: Tensor, utterance: Tensor) -> WordLoop:
+    def from_alignment(
+        cls, lexicon: Lexicon, state: Tensor, utterance: Tensor
+    ) -> WordLoop:
         """Estimate all probabilities by counting, with add-one smoothing of the transitions.
 
         All words are equally likely; silence is as likely as its frequency.

@@ -12,7 +12,11 @@ from torch import Tensor
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum
-from kd_lightning.data.subsets import TrainingSplit, split_training_rows, stratified_rank
+from kd_lightning.data.subsets import (
+    TrainingSplit,
+    split_training_rows,
+    stratified_rank,
+)
 from kd_lightning.data.tabular.features import FeatureEncoder, check_features, column_of
 from kd_lightning.data.tabular.files import Table, consistent_labels, num_rows, rows_of
 from kd_lightning.data.tabular.fitting import fit_features
@@ -214,7 +218,9 @@ class TableDataModule(DataModule):
             return TableSource(inputs, target, division.validation, "train")
         # Change a copy: validation samples share this target and keep their labels.
         visible = target.clone()
-        visible[division.withheld] = torch.nan if target.is_floating_point() else UNLABELLED
+        visible[division.withheld] = (
+            torch.nan if target.is_floating_point() else UNLABELLED
+        )
         return TableSource(inputs, visible, division.train, "train")
 
     # -- description and checkpoints --------------------------------------------------------------

@@ -23,10 +23,10 @@ from kd_lightning.tasks.columns import (
 
 UnknownCategory = Literal["error", "zeros"]
 
-NUMERIC_REMEDY = "list it in data.categorical, or name the columns to use in data.features"
-IMPUTE_REMEDY = (
-    "set data.impute to mean, median or most_frequent, or name the columns to use in data.features"
+NUMERIC_REMEDY = (
+    "list it in data.categorical, or name the columns to use in data.features"
 )
+IMPUTE_REMEDY = "set data.impute to mean, median or most_frequent, or name the columns to use in data.features"
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,9 @@ def column_of(table: Table, name: str, option: str) -> Column:
         UserError: if there is no such column.
     """
     if name not in table:
-        raise UserError(f"{option}: there is no column {name!r}; valid columns: {', '.join(table)}")
+        raise UserError(
+            f"{option}: there is no column {name!r}; valid columns: {', '.join(table)}"
+        )
     return table[name]
 
 
@@ -181,7 +183,9 @@ def refuse_missing(name: str, column: Column) -> None:
         )
 
 
-def check_features(names: Sequence[str], categorical: Sequence[str], target: Sequence[str]) -> None:
+def check_features(
+    names: Sequence[str], categorical: Sequence[str], target: Sequence[str]
+) -> None:
     """Check the choice of columns.
 
     Args:

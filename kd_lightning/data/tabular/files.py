@@ -52,7 +52,9 @@ def consistent_labels(column: Column) -> Column:
     canonical = [canonical_label(value) for value in values.tolist()]
     if len(set(canonical)) == len(canonical):
         return column
-    return np.array([canonical_label(value) for value in column.tolist()], dtype=np.str_)
+    return np.array(
+        [canonical_label(value) for value in column.tolist()], dtype=np.str_
+    )
 
 
 def _read_text(path: Path, dialect: Dialect) -> Table:

@@ -65,7 +65,9 @@ def fit_features(
         if impute is None:
             refuse_missing(name, column)
         elif bool(is_missing(column[rows]).all()):
-            raise UserError(f"column {name!r} has no value in any training row to impute from")
+            raise UserError(
+                f"column {name!r} has no value in any training row to impute from"
+            )
         if name in categorical:
             texts = as_texts(column)[rows]
             features.append(_fit_categorical(name, texts, impute, unknown))

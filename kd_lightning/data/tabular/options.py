@@ -93,7 +93,9 @@ class TableSettings:
                 "least 0"
             )
         _check_choice("data.impute", self.impute, (None, *get_args(Impute)))
-        _check_choice("data.unknown_category", self.unknown_category, get_args(UnknownCategory))
+        _check_choice(
+            "data.unknown_category", self.unknown_category, get_args(UnknownCategory)
+        )
 
 
 def _check_open_fractions(validation: float, test_fraction: float) -> None:
@@ -102,10 +104,14 @@ def _check_open_fractions(validation: float, test_fraction: float) -> None:
             f"data.validation must be a fraction in [0, 1), got {validation}; 0 holds nothing out"
         )
     if not 0 < test_fraction < 1:
-        raise UserError(f"data.test_fraction must be a fraction in (0, 1), got {test_fraction}")
+        raise UserError(
+            f"data.test_fraction must be a fraction in (0, 1), got {test_fraction}"
+        )
 
 
-def _check_choice(option: str, value: str | None, choices: Sequence[str | None]) -> None:
+def _check_choice(
+    option: str, value: str | None, choices: Sequence[str | None]
+) -> None:
     if value not in choices:
         valid = ", ".join(map(str, choices))
         raise UserError(f"{option}: unknown value {value!r}; valid values: {valid}")

@@ -37,7 +37,9 @@ class SklearnTable:
 
 CLASSES = SklearnTable(Classification, ("class",), has_classes=True)
 # Diabetes in its own units instead of scikit-learn's scaling, which has seen the test samples.
-DIABETES = SklearnTable(Regression, ("progression",), has_classes=False, options={"scaled": False})
+DIABETES = SklearnTable(
+    Regression, ("progression",), has_classes=False, options={"scaled": False}
+)
 LINNERUD = SklearnTable(Regression, ("Weight", "Waist", "Pulse"), has_classes=False)
 
 TABLES = {
@@ -63,7 +65,9 @@ class SklearnTableDataModule(TableDataModule):
         UserError: for an unknown table or an option out of range.
     """
 
-    def __init__(self, table: str = "breast_cancer", **options: Unpack[TableOptions]) -> None:
+    def __init__(
+        self, table: str = "breast_cancer", **options: Unpack[TableOptions]
+    ) -> None:
         if table not in TABLES:
             raise UserError(
                 f"data.table: unknown table {table!r}; valid tables: {', '.join(TABLES)}"

@@ -154,7 +154,9 @@ class TextDataModule(SentenceDataModule):
             return read_sentences(path, pairs=self.second is not None)
         path = self.root / str(self.files[split])
         labels = self.class_labels
-        return read_table(path, self.text, self.label, self.second, labels, self.dialect)
+        return read_table(
+            path, self.text, self.label, self.second, labels, self.dialect
+        )
 
     def raw(self, split: str) -> Texts:
         """All samples of a source split, read once."""
@@ -304,7 +306,9 @@ class TextDataModule(SentenceDataModule):
             "augmentation_seed": self.augmentation_seed if self.augment else None,
         }
 
-    def write_predictions(self, predictions: Mapping[str, Tensor], folder: Path) -> Path:
+    def write_predictions(
+        self, predictions: Mapping[str, Tensor], folder: Path
+    ) -> Path:
         """Write `predictions.tsv`: per sample its label, the probability of each class, its texts.
 
         Args:

@@ -73,7 +73,9 @@ class Dialect:
         if report:
             findings = []
             if self.delimiter is None and delimiter != usual:
-                findings.append(f"{DELIMITERS[delimiter]} between fields (data.delimiter)")
+                findings.append(
+                    f"{DELIMITERS[delimiter]} between fields (data.delimiter)"
+                )
             if self.quoted is None and quoted != is_csv:
                 findings.append("quotation marks around fields (data.quoted)")
             if findings:

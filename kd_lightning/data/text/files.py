@@ -70,7 +70,9 @@ def read_text(path: Path) -> str:
         ) from error
 
 
-def read_rows(path: Path, dialect: Dialect = DETECTED, report: bool = True) -> Iterator[Row]:
+def read_rows(
+    path: Path, dialect: Dialect = DETECTED, report: bool = True
+) -> Iterator[Row]:
     """Yield each line that is not blank.
 
     Args:
@@ -84,7 +86,9 @@ def read_rows(path: Path, dialect: Dialect = DETECTED, report: bool = True) -> I
     yield from dialect.rows(path, read_text(path), report)
 
 
-def column_positions(path: Path, heading: Sequence[str], columns: Sequence[Column]) -> list[int]:
+def column_positions(
+    path: Path, heading: Sequence[str], columns: Sequence[Column]
+) -> list[int]:
     """The position of each column, from 0.
 
     Args:
@@ -106,7 +110,9 @@ def column_positions(path: Path, heading: Sequence[str], columns: Sequence[Colum
             positions.append(names.index(column))
         else:
             known = ", ".join(names)[:200]
-            raise UserError(f"{path} has no column {column!r}; its first line names {known}")
+            raise UserError(
+                f"{path} has no column {column!r}; its first line names {known}"
+            )
     return positions
 
 

@@ -27,14 +27,18 @@ def check_labels(labels: Sequence[str]) -> None:
     for label in labels:
         canonical = canonical_label(label)
         if canonical in seen:
-            raise UserError(f"data.labels lists {seen[canonical]!r} and {label!r}, which are equal")
+            raise UserError(
+                f"data.labels lists {seen[canonical]!r} and {label!r}, which are equal"
+            )
         seen[canonical] = label
 
 
 def check_sizes(batch_size: int, eval_batch_size: int, pool: int) -> None:
     """Raise a UserError for a size below 1."""
     if min(batch_size, eval_batch_size, pool) < 1:
-        raise UserError("data.batch_size, data.eval_batch_size and data.pool must be at least 1")
+        raise UserError(
+            "data.batch_size, data.eval_batch_size and data.pool must be at least 1"
+        )
 
 
 def checked_views(views: int | None, augment: SyntheticSentences | None) -> int | None:

@@ -82,7 +82,9 @@ class SentenceDataModule(DataModule):
             augment = self.augment if split == "train" else None
             if augment is not None:
                 augment.learn(texts.texts)
-            self._sentences[split] = Sentences(split, texts, augment, self.augmentation_seed)
+            self._sentences[split] = Sentences(
+                split, texts, augment, self.augmentation_seed
+            )
         return self._sentences[split]
 
     def _source(self, split: str, rows: Tensor, target: Tensor) -> TextSource:

@@ -111,5 +111,7 @@ class TextSource(Source):
             teacher_inputs=teacher_inputs,
         )
 
-    def _inputs(self, tokenizer: Tokenizer, index: Tensor, view: int) -> dict[str, Tensor]:
+    def _inputs(
+        self, tokenizer: Tokenizer, index: Tensor, view: int
+    ) -> dict[str, Tensor]:
         return self.sentences.tokens(tokenizer, view).inputs(index)

@@ -34,7 +34,9 @@ class SubwordTokenizer(LibraryTokenizer):
         self, size: int = 8000, max_length: int = 128, checkpoint: str | None = None
     ) -> None:
         if size < MIN_SIZE:
-            raise UserError(f"SubwordTokenizer: size must be at least {MIN_SIZE}, got {size}")
+            raise UserError(
+                f"SubwordTokenizer: size must be at least {MIN_SIZE}, got {size}"
+            )
         self.size = size
         self._sentences: list[str] = []
         super().__init__(max_length, checkpoint)
@@ -59,7 +61,9 @@ class SubwordTokenizer(LibraryTokenizer):
         for token in self.special:
             # The mask replaces a word together with the space before it.
             is_mask = token == self.mask_token
-            special_tokens.append(tokenizers.AddedToken(token, special=True, lstrip=is_mask))
+            special_tokens.append(
+                tokenizers.AddedToken(token, special=True, lstrip=is_mask)
+            )
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=self.size,
             min_frequency=2,
@@ -69,7 +73,9 @@ class SubwordTokenizer(LibraryTokenizer):
         )
         backend.train_from_iterator(self._sentences, trainer)
         # `:1` is the token type of the second text.
-        special_ids = [(token, self.special.index(token)) for token in ("[CLS]", "[SEP]")]
+        special_ids = [
+            (token, self.special.index(token)) for token in ("[CLS]", "[SEP]")
+        ]
         backend.post_processor = tokenizers.processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",

@@ -110,12 +110,16 @@ class SyntheticSentences:
                 unchanged |= variant % 3 == 2 - side
             synthetic = self._column(self._corpus, side, variant, seed)
             column: list[str] = []
-            for sample, keep, text in zip(texts, unchanged.tolist(), synthetic, strict=True):
+            for sample, keep, text in zip(
+                texts, unchanged.tolist(), synthetic, strict=True
+            ):
                 column.append(sample[side] if keep else text)
             columns.append(column)
         return list(zip(*columns, strict=True))
 
-    def _column(self, corpus: Corpus, side: int, variant: Tensor, seed: int) -> list[str]:
+    def _column(
+        self, corpus: Corpus, side: int, variant: Tensor, seed: int
+    ) -> list[str]:
         """The synthetic first (`side` 0) or second text of each sample.
 
         Args:
@@ -140,7 +144,9 @@ class SyntheticSentences:
             column.append(" ".join(spelled[begin:end]))
         return column
 
-    def _runs(self, corpus: Corpus, side: int, variant: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    def _runs(
+        self, corpus: Corpus, side: int, variant: Tensor, seed: int
+    ) -> tuple[Tensor, Tensor]:
         """The part of each text that remains: first position and number of words, `(N,)` each."""
         starts = corpus.starts[:, side]
         lengths = corpus.lengths[:, side]
@@ -154,7 +160,9 @@ class SyntheticSentences:
         first = starts + torch.where(is_cut, shift, 0)
         return first, torch.where(is_cut, run, lengths)
 
-    def _words(self, corpus: Corpus, position: Tensor, draw: Tensor, seed: int) -> Tensor:
+    def _words(
+        self, corpus: Corpus, position: Tensor, draw: Tensor, seed: int
+    ) -> Tensor:
         """The words at some positions, partly masked or replaced.
 
         Args:

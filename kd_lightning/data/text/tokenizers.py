@@ -160,7 +160,9 @@ class WordTokenizer(Tokenizer):
         self, min_count: int = 1, max_length: int = 128, checkpoint: str | None = None
     ) -> None:
         if min_count < 1:
-            raise UserError(f"WordTokenizer: min_count must be at least 1, got {min_count}")
+            raise UserError(
+                f"WordTokenizer: min_count must be at least 1, got {min_count}"
+            )
         self.min_count = min_count
         self._ids: dict[str, int] = {}
         super().__init__(max_length, checkpoint)

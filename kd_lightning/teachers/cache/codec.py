@@ -92,18 +92,24 @@ class Codec:
         shapes = self._row_shapes()
         expected = [*shapes, *(FEATURE + role for role in self.features)]
         if list(columns) != expected:
-            raise SchemaError(f"its columns are not {', '.join(expected)}, as its settings imply")
+            raise SchemaError(
+                f"its columns are not {', '.join(expected)}, as its settings imply"
+            )
         for name, column in columns.items():
             own = shapes.get(name, Column(self._float_name, column.shape))
             if column != own:
-                raise SchemaError(f"the column {name} is not {own.dtype} {list(own.shape)}")
+                raise SchemaError(
+                    f"the column {name} is not {own.dtype} {list(own.shape)}"
+                )
 
     def _row_shapes(self) -> dict[str, Column]:
         """The columns of the logits."""
         kind = self._float_name
         if self.top_k is not None:
             if not self.top_k < self.classes or not self.temperatures:
-                raise SchemaError("its settings of top_k, classes and temperatures do not fit")
+                raise SchemaError(
+                    "its settings of top_k, classes and temperatures do not fit"
+                )
             columns = {
                 "values": Column(kind, (self.top_k,)),
                 "ids": Column("uint8", (packed_size(self.top_k, self.classes),)),
@@ -167,7 +173,9 @@ class Codec:
             weights=weights,
             features=tuple(sorted(output.features)),
             positions=rows // samples,
-            temperatures=() if top_k is None else tuple(sorted({1.0, *map(float, temperatures)})),
+            temperatures=()
+            if top_k is None
+            else tuple(sorted({1.0, *map(float, temperatures)})),
         )
 
     @property
@@ -202,7 +210,11 @@ class Codec:
             UserError: if half precision cannot hold them.
         """
         stored = values.to(self._float)
-        if self.dtype == "fp16" and bool(stored.isinf().any()) and bool(values.isfinite().all()):
+        if (
+            self.dtype == "fp16"
+            and bool(stored.isinf().any())
+            and bool(values.isfinite().all())
+        ):
             raise UserError(
                 f"the teacher's outputs reach {values.abs().max().item():.3g}, and fp16 holds up to "
                 "65,504; use --dtype fp32"
@@ -231,7 +243,9 @@ class Codec:
             described[name] = Column(str(tensor.numpy().dtype), tuple(tensor.shape[1:]))
         return described
 
-    def decode(self, columns: dict[str, Tensor], positions: Tensor | None = None) -> Output:
+    def decode(
+        self, columns: dict[str, Tensor], positions: Tensor | None = None
+    ) -> Output:
         """The Output that was stored, on the columns' device; top-k outputs stay sparse.
 
         Args:

@@ -14,7 +14,9 @@ from kd_lightning.errors import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks: two writers then write equal files twice.
+except (
+    ImportError
+):  # Windows has no such locks: two writers then write equal files twice.
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST_NAME = "manifest.json"

@@ -30,7 +30,9 @@ Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Given the number of samples to compute, a context whose value is called with each count done."""
 
 
-def planned_tables(datamodule: DataModule, views: int) -> dict[str, tuple[list[Source], int]]:
+def planned_tables(
+    datamodule: DataModule, views: int
+) -> dict[str, tuple[list[Source], int]]:
     """The tables of a cache: for each name the sources whose samples it holds, and the view."""
     tables: dict[str, tuple[list[Source], int]] = {}
     for stage in STAGES:
@@ -171,8 +173,12 @@ def _fill(
             sources, view = tables[name]
             for shard, start, stop in ranges:
                 batches = _batches(sources, view, start, stop, writer.align)
-                columns = _compute(teacher, codec, batches, writer.columns, device, advance)
-                writer.put(name, shard, {key: value.numpy() for key, value in columns.items()})
+                columns = _compute(
+                    teacher, codec, batches, writer.columns, device, advance
+                )
+                writer.put(
+                    name, shard, {key: value.numpy() for key, value in columns.items()}
+                )
 
 
 def check_sizes(views: int, top_k: int | None) -> None:
@@ -188,14 +194,18 @@ def check_sizes(views: int, top_k: int | None) -> None:
 
 
 def _check_space(
-    folder: Path, tables: dict[str, tuple[list[Source], int]], columns: dict[str, Column]
+    folder: Path,
+    tables: dict[str, tuple[list[Source], int]],
+    columns: dict[str, Column],
 ) -> None:
     """Check that the disk has room for all tables."""
     sample_bytes = record_dtype(columns).itemsize
     samples = 0
     for sources, _ in tables.values():
         samples += sum(len(source) for source in sources)
-    described = f"{samples:,} outputs in {len(tables):,} tables of {sample_bytes:,} bytes each"
+    described = (
+        f"{samples:,} outputs in {len(tables):,} tables of {sample_bytes:,} bytes each"
+    )
     check_space(folder, samples * sample_bytes, described)
 
 

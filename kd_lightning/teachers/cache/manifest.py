@@ -57,7 +57,9 @@ class RowPositions(NamedTuple):
 
 def record_dtype(columns: dict[str, Column]) -> np.dtype[Any]:
     """The dtype of one stored sample: its columns side by side, so that one read fetches all."""
-    return np.dtype([(name, column.dtype, column.shape) for name, column in columns.items()])
+    return np.dtype(
+        [(name, column.dtype, column.shape) for name, column in columns.items()]
+    )
 
 
 class Manifest:
@@ -147,7 +149,9 @@ class Manifest:
         """
         entry = self.content["tables"][table]
         path = self.folder / entry["rows"]
-        remedy = "run the same kd cache command again to repair it, or delete the folder"
+        remedy = (
+            "run the same kd cache command again to repair it, or delete the folder"
+        )
         if not path.is_file():
             raise UserError(f"{path} is missing or damaged; {remedy}")
         # Caches of version 1 have no checksum of this file.
@@ -178,7 +182,9 @@ class Manifest:
             rows = self.rows(table)
             size = int(rows.max()) + 1 if len(rows) else 0
             position = torch.full((size,), -1, dtype=torch.int32)
-            position[torch.from_numpy(rows)] = torch.arange(len(rows), dtype=torch.int32)
+            position[torch.from_numpy(rows)] = torch.arange(
+                len(rows), dtype=torch.int32
+            )
             if int((position >= 0).sum()) != len(rows):
                 raise UserError(
                     f"{self.folder / file} lists a row twice; delete the folder and create the "
@@ -221,7 +227,9 @@ class Manifest:
 
 def damaged(path: Path, problem: str) -> UserError:
     """The error for a damaged manifest."""
-    return UserError(f"{path} is damaged: {problem}; delete the folder and create the cache again")
+    return UserError(
+        f"{path} is damaged: {problem}; delete the folder and create the cache again"
+    )
 
 
 def _parse(path: Path) -> dict[str, Json]:

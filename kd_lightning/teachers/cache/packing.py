@@ -55,7 +55,9 @@ def unpack(packed: Tensor, count: int, classes: int) -> Tensor:
     first_bytes = first_bits // 8
     shifts = first_bits % 8
     last_byte = packed.shape[-1] - 1
-    words: Tensor = torch.zeros(len(packed), count, dtype=torch.int64, device=packed.device)
+    words: Tensor = torch.zeros(
+        len(packed), count, dtype=torch.int64, device=packed.device
+    )
     # An id starts at any of 8 bits of its first byte, and so may reach into one byte more.
     for number in range(-(-(bits + 7) // 8)):
         # Beyond the row the last byte is read again; no bit of it belongs to the id.

@@ -73,12 +73,16 @@ def check(content: Json) -> ManifestContent:
     version = integer(top, "version", "the manifest")
     mapping(item(top, "fingerprint", "the manifest"), "fingerprint")
     mapping(item(top, "settings", "the manifest"), "settings")
-    sample_bytes = _check_columns(mapping(item(top, "columns", "the manifest"), "columns"))
+    sample_bytes = _check_columns(
+        mapping(item(top, "columns", "the manifest"), "columns")
+    )
     tables = mapping(item(top, "tables", "the manifest"), "tables")
     for name, table in tables.items():
         if not _TABLE.fullmatch(name):
             raise SchemaError(f"tables has the name {name!r}")
-        _check_table(mapping(table, f"tables.{name}"), f"tables.{name}", sample_bytes, version)
+        _check_table(
+            mapping(table, f"tables.{name}"), f"tables.{name}", sample_bytes, version
+        )
     return cast(ManifestContent, top)
 
 
@@ -111,7 +115,11 @@ def integer(parent: Mapping[str, Json], key: str, name: str, least: int = 1) -> 
         SchemaError: otherwise.
     """
     value = item(parent, key, name)
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 2**63:
+    if (
+        not isinstance(value, int)
+        or isinstance(value, bool)
+        or not least <= value < 2**63
+    ):
         raise SchemaError(f"{name}.{key} is no integer of at least {least}")
     return value
 
@@ -164,11 +172,15 @@ def _check_columns(columns: Mapping[str, Json]) -> int:
         column = mapping(value, path)
         dtype = text(column, "dtype", path)
         if dtype not in _DTYPES:
-            raise SchemaError(f"{path}.dtype is {dtype!r}, not one of {', '.join(_DTYPES)}")
+            raise SchemaError(
+                f"{path}.dtype is {dtype!r}, not one of {', '.join(_DTYPES)}"
+            )
         size = np.dtype(dtype).itemsize
         for length in sequence(column, "shape", path):
             if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-                raise SchemaError(f"{path}.shape has an entry that is no positive integer")
+                raise SchemaError(
+                    f"{path}.shape has an entry that is no positive integer"
+                )
             size *= length
         total += size
     if not 0 < total <= _MAX_SAMPLE_BYTES:
@@ -176,7 +188,9 @@ def _check_columns(columns: Mapping[str, Json]) -> int:
     return total
 
 
-def _check_table(table: Mapping[str, Json], path: str, sample_bytes: int, version: int) -> None:
+def _check_table(
+    table: Mapping[str, Json], path: str, sample_bytes: int, version: int
+) -> None:
     _check_file_name(text(table, "rows", path), f"{path}.rows")
     if version > 1 or "rows_sha256" in table:
         _check_sha256(text(table, "rows_sha256", path), f"{path}.rows_sha256")

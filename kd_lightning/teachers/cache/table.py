@@ -76,7 +76,9 @@ class Table:
             expected = min(self._shard_rows, self._num_rows - number * self._shard_rows)
             named = shard["file"] == shard_file(self.name, number)
             if shard["rows"] != expected or not named:
-                raise self.manifest.damaged(f"the shards of {self.name} have other names or sizes")
+                raise self.manifest.damaged(
+                    f"the shards of {self.name} have other names or sizes"
+                )
             path = self.manifest.folder / shard["file"]
             if not path.is_file() or path.stat().st_size != shard["bytes"]:
                 raise UserError(
@@ -178,7 +180,9 @@ class Table:
         (name,) = columns
         source_order = torch.arange(self._num_rows, dtype=torch.int32)
         in_source_order = torch.equal(self._position, source_order)
-        return _SingleColumn(name, torch.from_numpy(self._map(0)[name]), in_source_order)
+        return _SingleColumn(
+            name, torch.from_numpy(self._map(0)[name]), in_source_order
+        )
 
     def _read_from_file(self, number: int, rows: Array) -> Array:
         """The records at `rows` of a shard, read one by one without mapping the file."""
@@ -188,5 +192,7 @@ class Table:
         # hold open.
         with path.open("rb") as file:
             descriptor = file.fileno()
-            data = b"".join(os.pread(descriptor, size, row * size) for row in rows.tolist())
+            data = b"".join(
+                os.pread(descriptor, size, row * size) for row in rows.tolist()
+            )
         return np.frombuffer(data, self._record)

@@ -30,7 +30,9 @@ def open_tables(manifest: Manifest, mapped: bool) -> dict[str, Table]:
     Raises:
         UserError: if the cache is not complete, or a file is missing.
     """
-    tables = {name: Table(manifest, name, mapped) for name in manifest.content["tables"]}
+    tables = {
+        name: Table(manifest, name, mapped) for name in manifest.content["tables"]
+    }
     if not tables:
         raise UserError(
             f"the teacher cache {manifest.folder} is not complete; run the same kd cache command "
@@ -80,7 +82,9 @@ class CachedTeacher(Teacher):
             other data, another augmentation or another teacher.
     """
 
-    def __init__(self, path: str, sha256: list[str] | None = None, budget_mb: int = 256) -> None:
+    def __init__(
+        self, path: str, sha256: list[str] | None = None, budget_mb: int = 256
+    ) -> None:
         super().__init__()
         self.path = Path(path).expanduser()
         self.sha256 = sha256
@@ -94,7 +98,9 @@ class CachedTeacher(Teacher):
         self._codec = Codec.of(manifest)
         difference = describe_difference(manifest.data(), datamodule.fingerprint())
         if difference:
-            raise UserError(f"the teacher cache {self.path} was made for other data: {difference}")
+            raise UserError(
+                f"the teacher cache {self.path} was made for other data: {difference}"
+            )
         sources = manifest.teachers()
         stored = [source.get("sha256") for source in sources]
         if self.sha256 is not None and list(self.sha256) != stored:

@@ -157,7 +157,10 @@ class Writer:
         """The file of another view's row numbers, if that view has the same rows."""
         split = table.partition("/")[0]
         for other, entry in self.manifest.content["tables"].items():
-            if other.partition("/")[0] == split and entry.get("rows_sha256") == checksum:
+            if (
+                other.partition("/")[0] == split
+                and entry.get("rows_sha256") == checksum
+            ):
                 return entry["rows"]
         return None
 
@@ -191,7 +194,9 @@ def _open_manifest(folder: Path, content: ManifestContent) -> Manifest:
     create_folder(folder)
     if not (folder / MANIFEST_NAME).is_file():
         if not all(is_own_file(path.name) for path in folder.iterdir()):
-            raise UserError(f"{folder} is not empty and holds no cache; choose another --output")
+            raise UserError(
+                f"{folder} is not empty and holds no cache; choose another --output"
+            )
         manifest = Manifest(folder, content)
         manifest.write()
         return manifest

@@ -12,7 +12,9 @@ VOID = 11
 HEIGHT, WIDTH = 12, 16
 
 
-def draw(seed: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[Image.Image, Image.Image]:
+def draw(
+    seed: int, height: int = HEIGHT, width: int = WIDTH
+) -> tuple[Image.Image, Image.Image]:
     """An image and its mask: sky over road, a car between them, and a void column.
 
     Each pixel's red is `40 * class + 1` (void: 201), so that images show where labels belong.
@@ -29,7 +31,9 @@ def draw(seed: int, height: int = HEIGHT, width: int = WIDTH) -> tuple[Image.Ima
     return Image.fromarray(pixels), Image.fromarray(mask)
 
 
-def write_pair(root: Path, split: str, name: str, image: Image.Image, mask: Image.Image) -> None:
+def write_pair(
+    root: Path, split: str, name: str, image: Image.Image, mask: Image.Image
+) -> None:
     """Save as PNG, which keeps every pixel."""
     for folder, picture in (("images", image), ("labels", mask)):
         path = root / split / folder / f"{name}.png"

@@ -17,11 +17,15 @@ CLASSES = ("ant", "bee")
 
 def picture(seed: int, width: int = 6, height: int = 6) -> Image.Image:
     """An RGB image of random pixels."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(seed).integers(
+        0, 256, (height, width, 3), dtype=np.uint8
+    )
     return Image.fromarray(pixels)
 
 
-def write_folder(root: Path, counts: dict[str, int], classes: tuple[str, ...] = CLASSES) -> Path:
+def write_folder(
+    root: Path, counts: dict[str, int], classes: tuple[str, ...] = CLASSES
+) -> Path:
     """Write as many PNG files per class and split as `counts` says; returns the root."""
     seed = 0
     for split, count in counts.items():

@@ -37,10 +37,16 @@ def dots(index: Tensor, seed: int, view: int) -> Tensor:
 
 @pytest.mark.parametrize("pixels", [1, 2])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_every_image_is_one_of_the_slow_shifts(pixels: int, layout: torch.memory_format) -> None:
+def test_every_image_is_one_of_the_slow_shifts(
+    pixels: int, layout: torch.memory_format
+) -> None:
     # No pixel is 0 and rows, columns and channels differ in number, so that no two shifts can be mistaken.
     images = torch.randint(
-        1, 256, (300, 3, 6, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        1,
+        256,
+        (300, 3, 6, 9),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
     )
     before = images.clone()
     jittered = Jitter(pixels)(
@@ -71,7 +77,9 @@ def test_a_shift_does_not_depend_on_the_batch() -> None:
     for start in range(0, 500, 33):
         part = order[start : start + 33]
         assert torch.equal(dots(part, seed=3, view=7), whole[part])
-    assert torch.equal(dots(torch.tensor([11, 11, 4]), seed=3, view=7), whole[[11, 11, 4]])
+    assert torch.equal(
+        dots(torch.tensor([11, 11, 4]), seed=3, view=7), whole[[11, 11, 4]]
+    )
 
 
 @pytest.mark.parametrize(("seed", "view"), [(4, 7), (3, 8)], ids=["seed", "view"])
@@ -84,7 +92,9 @@ def test_other_seeds_and_views_shift_independently(seed: int, view: int) -> None
 
 def test_all_shifts_are_equally_likely() -> None:
     shifts = dots(torch.arange(N), seed=0, view=0)
-    counts = torch.bincount((shifts[:, 0] + 2) * 5 + shifts[:, 1] + 2, minlength=25).double()
+    counts = torch.bincount(
+        (shifts[:, 0] + 2) * 5 + shifts[:, 1] + 2, minlength=25
+    ).double()
     chi_square = float(((counts - N / 25) ** 2 / (N / 25)).sum())
     # 24 degrees of freedom: mean 24, standard deviation 6.9. Jointly uniform, so dy and dx are independent too.
     assert chi_square < 24 + 5 * 48**0.5
@@ -94,7 +104,9 @@ def test_the_draws_are_those_that_stored_caches_replay() -> None:
     index = torch.arange(200)
     drawn = integers(index, 0, 24, 3, 7, "jitter")
     # A window that starts `drawn` pixels into the padding of 2 moves the image the other way.
-    assert torch.equal(dots(index, seed=3, view=7), 2 - torch.stack([drawn // 5, drawn % 5], 1))
+    assert torch.equal(
+        dots(index, seed=3, view=7), 2 - torch.stack([drawn // 5, drawn % 5], 1)
+    )
 
 
 def test_an_empty_batch_stays_empty() -> None:
@@ -117,5 +129,8 @@ def test_the_fingerprint_holds_every_argument() -> None:
 def test_the_base_augments_nothing() -> None:
     with pytest.raises(NotImplementedError):
         Augmentation()(
-            torch.zeros(1, 1, 2, 2, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), 0, 0
+            torch.zeros(1, 1, 2, 2, dtype=torch.uint8),
+            torch.zeros(1, dtype=torch.int64),
+            0,
+            0,
         )

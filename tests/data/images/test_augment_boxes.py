@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as v2
 
-from kd_lightning.data import CutMix, DigitsDataModule, Mixing, RandomErasing, RandomResizedCrop
+from kd_lightning.data import (
+    CutMix,
+    DigitsDataModule,
+    Mixing,
+    RandomErasing,
+    RandomResizedCrop,
+)
 from kd_lightning.data.images.boxes import draw_boxes
 from kd_lightning.errors import UserError
 
@@ -18,7 +24,9 @@ N = 2_000
 
 def images(n: int = N, channels: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(1, 256, (n, channels, 20, 30), dtype=torch.uint8, generator=generator)
+    return torch.randint(
+        1, 256, (n, channels, 20, 30), dtype=torch.uint8, generator=generator
+    )
 
 
 def test_boxes_have_the_areas_and_shapes_and_lie_inside() -> None:
@@ -56,14 +64,18 @@ def test_a_crop_is_resized_as_torchvision_does() -> None:
 
 def test_the_whole_image_stays_as_it_is() -> None:
     x = images(5)[..., :20]
-    assert torch.equal(RandomResizedCrop((1.0, 1.0), (1.0, 1.0))(x, torch.arange(5), 0, 0), x)
+    assert torch.equal(
+        RandomResizedCrop((1.0, 1.0), (1.0, 1.0))(x, torch.arange(5), 0, 0), x
+    )
 
 
 def test_a_rectangle_is_erased_in_a_share_of_the_images() -> None:
     x = images()
     got = RandomErasing(0.25, fill=[0, 0, 0])(x, torch.arange(N), 0, 0)
     changed = (got != x).any(1)
-    assert float(changed.flatten(1).any(1).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert float(changed.flatten(1).any(1).float().mean()) == pytest.approx(
+        0.25, abs=0.03
+    )
     assert torch.equal(got[:, 0] == 0, changed)
     for mask in changed[changed.flatten(1).any(1)][:50]:
         rows = mask.any(1)
@@ -118,7 +130,10 @@ def test_cutmix_in_a_datamodule() -> None:
         (lambda: RandomResizedCrop(ratio=(0.0, 1.0)), "ratio must be"),
         (lambda: RandomErasing(0.0), "probability must be in (0, 1]"),
         (lambda: RandomErasing(fill=[256]), "values from 0 to 255"),
-        (lambda: RandomErasing(1.0, fill=[1])(images(2), torch.arange(2), 0, 0), "has 1 values"),
+        (
+            lambda: RandomErasing(1.0, fill=[1])(images(2), torch.arange(2), 0, 0),
+            "has 1 values",
+        ),
         (lambda: CutMix(0.0), "CutMix: alpha must be"),
     ],
 )

@@ -34,13 +34,17 @@ STEPS = [
 def images(channels: int = 3) -> Tensor:
     """Noise, a grey, black, white, the pure colours, and a gradient."""
     x = torch.randint(
-        0, 256, (12, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        0,
+        256,
+        (12, 3, 16, 16),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
     )
     x[1], x[2], x[3] = 93, 0, 255
     for i in range(6):
-        x[4 + i] = torch.tensor([255 * (i + 1 >> bit & 1) for bit in range(3)], dtype=torch.uint8)[
-            :, None, None
-        ]
+        x[4 + i] = torch.tensor(
+            [255 * (i + 1 >> bit & 1) for bit in range(3)], dtype=torch.uint8
+        )[:, None, None]
     x[10] = torch.arange(256, dtype=torch.uint8).view(16, 16)
     return x[:, :channels]
 
@@ -94,10 +98,14 @@ def test_the_order_is_brightness_contrast_saturation_hue() -> None:
 def test_factors_are_uniform(amount: float, low: float, high: float) -> None:
     n = 5000
     x = torch.full((n, 1, 1, 1), 80, dtype=torch.uint8)
-    factors = ColorJitter(brightness=amount)(x, torch.arange(n), 0, 0).flatten().double() / 80
+    factors = (
+        ColorJitter(brightness=amount)(x, torch.arange(n), 0, 0).flatten().double() / 80
+    )
     # Brightness is cut down to whole levels: half a level is added back on average.
     assert (
-        stats.kstest((factors + 0.5 / 80).numpy(), stats.uniform(low, high - low).cdf).statistic
+        stats.kstest(
+            (factors + 0.5 / 80).numpy(), stats.uniform(low, high - low).cdf
+        ).statistic
         < 0.03
     )
     assert float(factors.min()) >= low - 1 / 80

@@ -34,20 +34,28 @@ AUGMENTATIONS = [
     RandomErasing(0.9, fill=[9, 8, 7]),
 ]
 each = pytest.mark.parametrize(
-    "augment", AUGMENTATIONS, ids=lambda a: f"{type(a).__name__}{list(vars(a).values())}"
+    "augment",
+    AUGMENTATIONS,
+    ids=lambda a: f"{type(a).__name__}{list(vars(a).values())}",
 )
 N = 200
 
 
 def images(channels: int = 3) -> Tensor:
     return torch.randint(
-        0, 256, (N, channels, 9, 7), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        0,
+        256,
+        (N, channels, 9, 7),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
     )
 
 
 @each
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_the_same_in_any_batch(augment: Augmentation, layout: torch.memory_format) -> None:
+def test_the_same_in_any_batch(
+    augment: Augmentation, layout: torch.memory_format
+) -> None:
     x, index = images().contiguous(memory_format=layout), torch.arange(N) * 3 + 1
     before = x.clone()
     whole = augment(x, index, 3, 7)
@@ -65,7 +73,11 @@ def test_the_same_in_any_batch(augment: Augmentation, layout: torch.memory_forma
 def test_other_indices_seeds_and_views_draw_anew(augment: Augmentation) -> None:
     x, index = images()[:1].expand(N, -1, -1, -1), torch.arange(N)
     first = augment(x, index, 3, 7)
-    for other in (augment(x, index, 4, 7), augment(x, index, 3, 8), augment(x, index + N, 3, 7)):
+    for other in (
+        augment(x, index, 4, 7),
+        augment(x, index, 3, 8),
+        augment(x, index + N, 3, 7),
+    ):
         changed = (other != first).flatten(1).any(1).float().mean()
         assert changed > 0.3  # Flip changes half of them
 
@@ -75,10 +87,14 @@ def test_an_empty_batch_stays_empty(augment: Augmentation) -> None:
     assert augment(images()[:0], torch.arange(0), 0, 0).shape == (0, 3, 9, 7)
 
 
-@pytest.mark.parametrize("augment", [*AUGMENTATIONS, Mixup(0.2)], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize(
+    "augment", [*AUGMENTATIONS, Mixup(0.2)], ids=lambda a: type(a).__name__
+)
 def test_the_fingerprint_holds_every_argument(augment: Augmentation) -> None:
     assert augment.fingerprint() == {"name": type(augment).__name__, **vars(augment)}
-    assert set(vars(augment)) == set(type(augment).__init__.__annotations__) - {"return"}
+    assert set(vars(augment)) == set(type(augment).__init__.__annotations__) - {
+        "return"
+    }
 
 
 def test_the_base_of_mixing_mixes_nothing() -> None:

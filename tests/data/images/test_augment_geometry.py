@@ -17,7 +17,11 @@ N = 20_000
 def images(n: int, height: int = 8, width: int = 6) -> Tensor:
     """Without black, so that padding shows."""
     return torch.randint(
-        1, 256, (n, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+        1,
+        256,
+        (n, 3, height, width),
+        dtype=torch.uint8,
+        generator=torch.Generator().manual_seed(0),
     )
 
 
@@ -34,14 +38,21 @@ def test_pad_crop_is_torchvisions_pad_and_crop() -> None:
     cropped = PadCrop(3)(x, index, 5, 2)
     drawn = integers(index, 0, 48, 5, 2, "pad_crop").tolist()
     for image, got, place in zip(x, cropped, drawn, strict=True):
-        assert torch.equal(got, v2.crop(v2.pad(image, [3]), place // 7, place % 7, 8, 6))
+        assert torch.equal(
+            got, v2.crop(v2.pad(image, [3]), place // 7, place % 7, 8, 6)
+        )
     assert len(set(drawn)) > 20
 
 
 def test_all_crops_are_equally_likely() -> None:
     dot = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
     dot[..., 2, 2] = 255
-    where = PadCrop(2)(dot.expand(N, -1, -1, -1), torch.arange(N), 0, 0).flatten(1).int().argmax(1)
+    where = (
+        PadCrop(2)(dot.expand(N, -1, -1, -1), torch.arange(N), 0, 0)
+        .flatten(1)
+        .int()
+        .argmax(1)
+    )
     assert spread(torch.bincount(where, minlength=25).double()) < 5
 
 
@@ -58,14 +69,19 @@ def test_flips_come_as_often_as_they_are_asked_for() -> None:
     x = torch.tensor([[[[0, 1]]]], dtype=torch.uint8).expand(N, -1, -1, -1)
     for probability in (0.5, 0.1):
         share = Flip(probability)(x, torch.arange(N), 0, 0)[:, 0, 0, 0].double().mean()
-        assert abs(float(share) - probability) < 5 * (probability * (1 - probability) / N) ** 0.5
+        assert (
+            abs(float(share) - probability)
+            < 5 * (probability * (1 - probability) / N) ** 0.5
+        )
 
 
 def test_crop_and_flip_are_drawn_independently() -> None:
     x = torch.zeros(1, 1, 5, 5, dtype=torch.uint8)
     x[..., 2, 2] = 255
     index = torch.arange(N)
-    down = PadCrop(2)(x.expand(N, -1, -1, -1), index, 0, 0).flatten(1).int().argmax(1) // 5
+    down = (
+        PadCrop(2)(x.expand(N, -1, -1, -1), index, 0, 0).flatten(1).int().argmax(1) // 5
+    )
     mirrored = Flip()(
         torch.tensor([[[[0, 1]]]], dtype=torch.uint8).expand(N, -1, -1, -1), index, 0, 0
     )[:, 0, 0, 0]
@@ -77,7 +93,10 @@ def slow_cutout(image: Tensor, y: int, x: int, size: int, fill: list[int]) -> Te
     out = image.clone()
     for row in range(image.shape[1]):
         for column in range(image.shape[2]):
-            if 0 <= row - (y - size // 2) < size and 0 <= column - (x - size // 2) < size:
+            if (
+                0 <= row - (y - size // 2) < size
+                and 0 <= column - (x - size // 2) < size
+            ):
                 out[:, row, column] = torch.tensor(fill, dtype=torch.uint8)
     return out
 
@@ -86,9 +105,12 @@ def test_cutout_paints_one_square_around_any_pixel() -> None:
     x, index = images(40), torch.arange(40)
     middles = integers(index, 0, 47, 5, 2, "cutout").tolist()
     for size, fill in ((3, None), (4, [10, 20, 30])):
-        for image, got, middle in zip(x, Cutout(size, fill)(x, index, 5, 2), middles, strict=True):
+        for image, got, middle in zip(
+            x, Cutout(size, fill)(x, index, 5, 2), middles, strict=True
+        ):
             assert torch.equal(
-                got, slow_cutout(image, middle // 6, middle % 6, size, fill or [0, 0, 0])
+                got,
+                slow_cutout(image, middle // 6, middle % 6, size, fill or [0, 0, 0]),
             )
 
 

@@ -39,12 +39,16 @@ def shares(alpha: float, n: int = 20_000, seed: int = 0, view: int = 0) -> Tenso
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_have_the_beta_distribution(alpha: float) -> None:
     drawn = shares(alpha)
-    assert (drawn.dtype, bool(((drawn >= 0) & (drawn <= 1)).all())) == (torch.float32, True)
+    assert (drawn.dtype, bool(((drawn >= 0) & (drawn <= 1)).all())) == (
+        torch.float32,
+        True,
+    )
     # Between 0.01 and 0.99, where float32 tells all values apart: at alpha = 0.2 a share in 60 is 1 up to its rounding.
     points = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
     found = (drawn.double()[:, None] <= points).double().mean(0).numpy()
     assert (
-        abs(found - stats.beta(alpha, alpha).cdf(points)).max() < 1.95 / len(drawn) ** 0.5
+        abs(found - stats.beta(alpha, alpha).cdf(points)).max()
+        < 1.95 / len(drawn) ** 0.5
     )  # passes 999 times in 1,000
     assert (
         abs(found - stats.beta(1.5 * alpha, 1.5 * alpha).cdf(points)).max()
@@ -54,7 +58,9 @@ def test_shares_have_the_beta_distribution(alpha: float) -> None:
 
 def test_shares_are_drawn_anew_for_seeds_and_views() -> None:
     for other in (shares(1.0, seed=1), shares(1.0, view=1)):
-        assert abs(float(torch.corrcoef(torch.stack([shares(1.0), other]))[0, 1])) < 0.04
+        assert (
+            abs(float(torch.corrcoef(torch.stack([shares(1.0), other]))[0, 1])) < 0.04
+        )
 
 
 def test_a_mixed_sample_is_both_by_their_shares() -> None:
@@ -91,7 +97,9 @@ def test_a_batch_is_its_samples_and_their_partners_as_they_look_in_that_view() -
     share = batch.share[:, None, None, None]
     assert isinstance(own.inputs, Tensor)
     assert isinstance(other.inputs, Tensor)
-    torch.testing.assert_close(batch.inputs, share * own.inputs + (1 - share) * other.inputs)
+    torch.testing.assert_close(
+        batch.inputs, share * own.inputs + (1 - share) * other.inputs
+    )
 
 
 def test_the_same_in_any_batch() -> None:
@@ -162,7 +170,10 @@ def test_batches_carry_partners_along() -> None:
     assert moved.partner is not None
     assert moved.share is not None
     assert {moved.partner.device.type, moved.share.device.type} == {"meta"}
-    assert Batch(torch.zeros(4, 1), torch.arange(4), torch.arange(4)).slice(1, 3).partner is None
+    assert (
+        Batch(torch.zeros(4, 1), torch.arange(4), torch.arange(4)).slice(1, 3).partner
+        is None
+    )
 
 
 def teacher() -> ModelTeacher:
@@ -187,7 +198,9 @@ def test_a_cached_view_replays_exactly(tmp_path: Path, augment: list[Any]) -> No
         for batch in loader:
             assert torch.equal(stored(batch).logits, live(batch).logits)
             wrong = Batch(batch.inputs, batch.target, batch.index, 1 - batch.view)
-            assert not torch.allclose(stored(wrong).logits, live(batch).logits, atol=1e-3)
+            assert not torch.allclose(
+                stored(wrong).logits, live(batch).logits, atol=1e-3
+            )
 
 
 def test_the_rows_are_in_the_fingerprint_where_samples_are_mixed_and_only_there(
@@ -205,7 +218,9 @@ def test_the_rows_are_in_the_fingerprint_where_samples_are_mixed_and_only_there(
     )  # labels change no input
     cache_teacher(teacher(), digits(augment=mixed), tmp_path / "cache", views=2)
     with pytest.raises(UserError, match="rows is"):
-        CachedTeacher(str(tmp_path / "cache")).prepare(digits(augment=mixed, fraction=0.5))
+        CachedTeacher(str(tmp_path / "cache")).prepare(
+            digits(augment=mixed, fraction=0.5)
+        )
 
 
 def test_other_ways_of_mixing_plug_in() -> None:
@@ -218,4 +233,8 @@ def test_other_ways_of_mixing_plug_in() -> None:
     batch = digits(augment=[Average()]).source("train").batch(torch.arange(8), 0)
     assert batch.share is not None
     assert batch.share.tolist() == [0.5] * 8
-    assert math.isfinite(float(batch.inputs.sum())) if isinstance(batch.inputs, Tensor) else False
+    assert (
+        math.isfinite(float(batch.inputs.sum()))
+        if isinstance(batch.inputs, Tensor)
+        else False
+    )

@@ -40,7 +40,11 @@ def emitted(value: Any) -> bytes:
         case list():
             return b"](" + b"".join(map(emitted, value)) + b"e"
         case dict():
-            return b"}(" + b"".join(emitted(k) + emitted(v) for k, v in value.items()) + b"u"
+            return (
+                b"}("
+                + b"".join(emitted(k) + emitted(v) for k, v in value.items())
+                + b"u"
+            )
         case np.ndarray():
             code, order = value.dtype.str[1:].encode(), value.dtype.str[:1].encode()
             dtype = (
@@ -118,11 +122,15 @@ def complaint(act: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize("encoding", ["latin1", "bytes"])
-def test_the_files_of_these_tests_are_true_to_the_format(root: Path, encoding: str) -> None:
+def test_the_files_of_these_tests_are_true_to_the_format(
+    root: Path, encoding: str
+) -> None:
     content = pickle.loads(
         (root / "cifar-10-batches-py" / "data_batch_2").read_bytes(), encoding=encoding
     )
-    assert np.array_equal(content["data" if encoding == "latin1" else b"data"], pixels(10, 1))
+    assert np.array_equal(
+        content["data" if encoding == "latin1" else b"data"], pixels(10, 1)
+    )
 
 
 def test_cifar10_in_the_order_of_its_files(root: Path) -> None:
@@ -154,8 +162,13 @@ def test_cifar100_has_the_fine_labels(root: Path) -> None:
 
 def test_pickles_of_todays_python_are_read_too(root: Path) -> None:
     content = {"data": pixels(10, 9), "labels": [4] * 10}
-    (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content, protocol=4))
-    assert SmallCIFAR10(root=str(root), download=False).load("test").target.tolist() == [4] * 10
+    (root / "cifar-10-batches-py" / "test_batch").write_bytes(
+        pickle.dumps(content, protocol=4)
+    )
+    assert (
+        SmallCIFAR10(root=str(root), download=False).load("test").target.tolist()
+        == [4] * 10
+    )
 
 
 class Calls:
@@ -179,8 +192,12 @@ def test_a_pickle_that_calls_anything_is_refused(
 ) -> None:
     mark = root / "ran"
     content = {"data": Calls(function, f"open({str(mark)!r}, 'w')"), "labels": [0] * 10}
-    (root / "cifar-10-batches-py" / "test_batch").write_bytes(pickle.dumps(content, protocol))
-    message = complaint(lambda: SmallCIFAR10(root=str(root), download=False).load("test"))
+    (root / "cifar-10-batches-py" / "test_batch").write_bytes(
+        pickle.dumps(content, protocol)
+    )
+    message = complaint(
+        lambda: SmallCIFAR10(root=str(root), download=False).load("test")
+    )
     assert function.__name__ in message
     assert "could run code" in message
     assert "test_batch" in message
@@ -190,8 +207,14 @@ def test_a_pickle_that_calls_anything_is_refused(
 DAMAGED = [
     pytest.param(b"", "cannot be read", id="empty"),
     pytest.param(b"<html>404 Not Found</html>", "cannot be read", id="no pickle"),
-    pytest.param(python2({b"labels": [0] * 10})[:-20], "cannot be read", id="cut short"),
-    pytest.param(python2({b"labels": [0] * 10}), "does not hold images and labels", id="no images"),
+    pytest.param(
+        python2({b"labels": [0] * 10})[:-20], "cannot be read", id="cut short"
+    ),
+    pytest.param(
+        python2({b"labels": [0] * 10}),
+        "does not hold images and labels",
+        id="no images",
+    ),
     pytest.param(
         python2({b"data": b"text", b"labels": [0] * 10}),
         "does not hold images and labels",
@@ -228,7 +251,9 @@ DAMAGED = [
 @pytest.mark.parametrize(("content", "said"), DAMAGED)
 def test_a_damaged_file_says_so(root: Path, content: bytes, said: str) -> None:
     (root / "cifar-10-batches-py" / "test_batch").write_bytes(content)
-    message = complaint(lambda: SmallCIFAR10(root=str(root), download=False).load("test"))
+    message = complaint(
+        lambda: SmallCIFAR10(root=str(root), download=False).load("test")
+    )
     assert said in message
     assert str(root / "cifar-10-batches-py") in message
 
@@ -255,8 +280,12 @@ def test_missing_files_are_downloaded_and_checked(
         asked.append({"url": url, "where": where, **options})
         raise OSError("no route to host\nno route to host")
 
-    monkeypatch.setattr(torchvision.datasets.utils, "download_and_extract_archive", refuse)
-    assert "the download failed" in complaint(lambda: kind(root=str(tmp_path)).load("train"))
+    monkeypatch.setattr(
+        torchvision.datasets.utils, "download_and_extract_archive", refuse
+    )
+    assert "the download failed" in complaint(
+        lambda: kind(root=str(tmp_path)).load("train")
+    )
     [call] = asked
     assert call["filename"] == f"{kind.title.lower()}-python.tar.gz"
     assert call["url"].endswith(call["filename"])

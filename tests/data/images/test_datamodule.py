@@ -84,7 +84,12 @@ def test_only_training_is_augmented_and_shuffled() -> None:
     train, validation = data.train_dataloader(), data.val_dataloader()
     assert isinstance(validation, BatchLoader)
     for epoch in range(4):
-        for loader in (train, validation, data.test_dataloader(), data.predict_dataloader()):
+        for loader in (
+            train,
+            validation,
+            data.test_dataloader(),
+            data.predict_dataloader(),
+        ):
             loader.set_epoch(epoch)
             first = next(iter(loader))
             assert first.view == (epoch % 2 if loader is train else CLEAN)
@@ -112,7 +117,11 @@ def test_grey_images_are_repeated_for_networks_made_for_colour() -> None:
 
 
 def test_the_validation_split_is_stratified() -> None:
-    held_out, left, everything = classes("validation"), classes("train"), classes(validation=0)
+    held_out, left, everything = (
+        classes("validation"),
+        classes("train"),
+        classes(validation=0),
+    )
     assert near(held_out, 0.1, everything)
     assert torch.equal(held_out + left, everything)
     assert rows("validation").isdisjoint(rows("train"))
@@ -125,9 +134,19 @@ def test_run_seeds_share_the_split_but_neither_order_nor_augmentation(
     for seed in ("1", "2"):
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)
         data = DigitsDataModule(fraction=0.5)
-        splits.add((frozenset(rows("validation")), frozenset(data.source("train").rows.tolist())))
+        splits.add(
+            (
+                frozenset(rows("validation")),
+                frozenset(data.source("train").rows.tolist()),
+            )
+        )
         orders.add(tuple(next(iter(data.train_dataloader())).index.tolist()))
-        seeds.add((data.augmentation_seed, DigitsDataModule(augmentation_seed=9).augmentation_seed))
+        seeds.add(
+            (
+                data.augmentation_seed,
+                DigitsDataModule(augmentation_seed=9).augmentation_seed,
+            )
+        )
     assert (len(splits), len(orders), seeds) == (1, 2, {(1, 9), (2, 9)})
     assert rows("validation", split_seed=1) != rows("validation")
     # A fresh draw of a tenth shares about a tenth with the first.
@@ -141,7 +160,9 @@ def test_without_validation_everything_is_trained_on() -> None:
     assert data.spec.samples == {"train": 1195, "validation": 0, "test": 602}
 
 
-@pytest.mark.parametrize("options", [{}, {"drop_classes": [0, 7]}, {"parts": 2, "part": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"drop_classes": [0, 7]}, {"parts": 2, "part": 1}]
+)
 def test_fractions_are_stratified_and_nested(options: dict[str, Any]) -> None:
     fractions = (0.01, 0.1, 0.5, 1.0)
     nested = [rows(fraction=fraction, **options) for fraction in fractions]
@@ -156,16 +177,23 @@ def test_parts_are_disjoint_stratified_and_together_everything() -> None:
     parts = [rows(parts=3, part=part) for part in range(3)]
     assert sum(len(part) for part in parts) == len(set.union(*parts))
     assert set.union(*parts) == rows()
-    counts = torch.stack([classes(parts=3, part=part, validation=0) for part in range(3)])
+    counts = torch.stack(
+        [classes(parts=3, part=part, validation=0) for part in range(3)]
+    )
     assert float((counts.max(0).values - counts.min(0).values).max()) <= 1
 
 
 @pytest.mark.parametrize("options", [{"keep_classes": [3, 8]}, {"drop_classes": [3]}])
-def test_classes_are_kept_and_dropped_in_training_alone(options: dict[str, Any]) -> None:
-    kept = set(options.get("keep_classes", range(10))) - set(options.get("drop_classes", []))
+def test_classes_are_kept_and_dropped_in_training_alone(
+    options: dict[str, Any],
+) -> None:
+    kept = set(options.get("keep_classes", range(10))) - set(
+        options.get("drop_classes", [])
+    )
     everything = classes()
     assert torch.equal(
-        classes(**options), everything * torch.tensor([float(c in kept) for c in range(10)])
+        classes(**options),
+        everything * torch.tensor([float(c in kept) for c in range(10)]),
     )
     for stage in ("validation", "test"):
         assert rows(stage, **options) == rows(stage)
@@ -195,16 +223,22 @@ def test_the_spec_is_made_of_builtins() -> None:
     assert spec.samples["train"] == len(rows(fraction=0.1))
 
 
-def test_two_processes_share_the_training_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_share_the_training_batches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     served = []
     for rank in (0, 1):
         data = DigitsDataModule(batch_size=64)
         strategy = SimpleNamespace(root_device=torch.device("cpu"))
         monkeypatch.setattr(
-            data, "trainer", SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy)
+            data,
+            "trainer",
+            SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy),
         )
         served.append(next(iter(data.train_dataloader())).index.tolist())
-    alone = next(iter(DigitsDataModule(batch_size=128).train_dataloader())).index.tolist()
+    alone = next(
+        iter(DigitsDataModule(batch_size=128).train_dataloader())
+    ).index.tolist()
     assert [len(part) for part in served] == [64, 64]
     assert sorted(served[0] + served[1]) == sorted(alone)
 
@@ -243,7 +277,9 @@ def test_the_fingerprint_changes_with_whatever_a_teacher_sees(
     assert json.dumps(subset.fingerprint()) != prints[0]
 
 
-def test_the_test_split_of_the_digits_never_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_split_of_the_digits_never_changes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from sklearn.datasets import load_digits
 
     target = torch.from_numpy(load_digits().target)
@@ -251,8 +287,14 @@ def test_the_test_split_of_the_digits_never_changes(monkeypatch: pytest.MonkeyPa
     expected = []
     for c in range(10):  # the third of each class with the smallest keys, rounded up
         members = (target == c).nonzero().flatten().tolist()
-        expected += sorted(members, key=lambda row: int(key[row]))[: math.ceil(len(members) / 3)]
-    pixels = torch.from_numpy(load_digits().images[sorted(expected)]).mul(255 / 16).round()[:, None]
+        expected += sorted(members, key=lambda row: int(key[row]))[
+            : math.ceil(len(members) / 3)
+        ]
+    pixels = (
+        torch.from_numpy(load_digits().images[sorted(expected)])
+        .mul(255 / 16)
+        .round()[:, None]
+    )
     for seed in ("0", "5"):
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)
         data = DigitsDataModule(split_seed=int(seed), fraction=0.5)
@@ -260,7 +302,10 @@ def test_the_test_split_of_the_digits_never_changes(monkeypatch: pytest.MonkeyPa
         assert torch.equal(test.target, target[sorted(expected)])
         assert torch.equal(test.images.double(), pixels)
         assert (len(test.target), len(train.target)) == (602, 1797 - 602)
-        contents = [{image.numpy().tobytes() for image in split.images} for split in (test, train)]
+        contents = [
+            {image.numpy().tobytes() for image in split.images}
+            for split in (test, train)
+        ]
         assert contents[0].isdisjoint(contents[1])
 
 
@@ -269,7 +314,10 @@ def test_the_digits_do_not_depend_on_where_scikit_learn_keeps_them(
 ) -> None:
     known = digits._digits()
     monkeypatch.setattr(digits, "FILE", "sklearn/elsewhere.csv.gz")
-    assert all(torch.equal(a, b) for a, b in zip(known, digits._digits.__wrapped__(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(known, digits._digits.__wrapped__(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -277,17 +325,35 @@ def test_the_digits_do_not_depend_on_where_scikit_learn_keeps_them(
     [
         ({"fraction": 0.0}, r"data.fraction must be a fraction in \(0, 1\]"),
         ({"fraction": 1.5}, r"data.fraction must be a fraction in \(0, 1\]"),
-        ({"label_fraction": -0.1}, r"data.label_fraction must be a fraction in \[0, 1\]"),
-        ({"label_fraction": 1.1}, r"data.label_fraction must be a fraction in \[0, 1\]"),
+        (
+            {"label_fraction": -0.1},
+            r"data.label_fraction must be a fraction in \[0, 1\]",
+        ),
+        (
+            {"label_fraction": 1.1},
+            r"data.label_fraction must be a fraction in \[0, 1\]",
+        ),
         ({"validation": 1.0}, r"data.validation must be a fraction in \[0, 1\)"),
         ({"validation": -0.1}, r"data.validation must be a fraction in \[0, 1\)"),
-        ({"batch_size": 0}, "data.batch_size and data.eval_batch_size must be at least 1"),
-        ({"eval_batch_size": 0}, "data.batch_size and data.eval_batch_size must be at least 1"),
-        ({"parts": 2, "part": 2}, "data.part must be in 0 to data.parts - 1 = 1, got 2"),
+        (
+            {"batch_size": 0},
+            "data.batch_size and data.eval_batch_size must be at least 1",
+        ),
+        (
+            {"eval_batch_size": 0},
+            "data.batch_size and data.eval_batch_size must be at least 1",
+        ),
+        (
+            {"parts": 2, "part": 2},
+            "data.part must be in 0 to data.parts - 1 = 1, got 2",
+        ),
         ({"part": -1}, "data.part must be in 0"),
         ({"parts": 0}, "data.part must be in 0"),
         ({"views": 0}, "data.views must be at least 1"),
-        ({"keep_classes": [3, 10]}, "data.keep_classes: no such class 10; the classes are 0 to 9"),
+        (
+            {"keep_classes": [3, 10]},
+            "data.keep_classes: no such class 10; the classes are 0 to 9",
+        ),
         ({"drop_classes": [-1]}, "data.drop_classes: no such class -1"),
         ({"keep_classes": [3], "drop_classes": [3]}, "no training sample is left"),
         ({"keep_classes": []}, "no training sample is left"),

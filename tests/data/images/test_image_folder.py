@@ -58,10 +58,15 @@ def folder(tmp_path: Path) -> Path:
         for i, suffix in enumerate(SUFFIXES):
             save(root / "train" / name / f"{i}.{suffix}", picture(10 * label + i))
         for i in range(2):
-            save(root / "test" / name / "deep" / f"{i}.png", picture(100 + 10 * label + i))
+            save(
+                root / "test" / name / "deep" / f"{i}.png",
+                picture(100 + 10 * label + i),
+            )
     (root / "train" / "cow" / "boxes.txt").write_text("no image")
     (root / "train" / "cow" / ".hidden.png").write_text("no image")
-    (root / "words.txt").write_text("ant\temmet, pismire\ncow\tox, kine\nbroken line\nelk\tmoose\n")
+    (root / "words.txt").write_text(
+        "ant\temmet, pismire\ncow\tox, kine\nbroken line\nelk\tmoose\n"
+    )
     return root
 
 
@@ -108,7 +113,10 @@ def test_images_by_class_and_name(folder: Path) -> None:
     train, test = data.raw("train"), data.raw("test")
     assert data.folders == ("ant", "bee", "cow")
     assert data.classes == ("emmet", "bee", "ox")
-    assert (train.images.dtype, tuple(train.images.shape)) == (torch.uint8, (21, 3, 6, 6))
+    assert (train.images.dtype, tuple(train.images.shape)) == (
+        torch.uint8,
+        (21, 3, 6, 6),
+    )
     assert train.target.tolist() == [0] * 7 + [1] * 7 + [2] * 7
     assert test.target.tolist() == [0, 0, 1, 1, 2, 2]
     for label, (name, seed) in enumerate((("ant", 10), ("bee", 20), ("cow", 0))):
@@ -116,9 +124,16 @@ def test_images_by_class_and_name(folder: Path) -> None:
             image = train.images[7 * label + i]
             with Image.open(folder / "train" / name / f"{i}.{suffix}") as file:
                 assert torch.equal(image, v2.pil_to_tensor(file.convert("RGB")))
-            assert torch.equal(image, v2.pil_to_tensor(picture(seed + i))) or suffix not in LOSSLESS
+            assert (
+                torch.equal(image, v2.pil_to_tensor(picture(seed + i)))
+                or suffix not in LOSSLESS
+            )
     assert torch.equal(test.images[1], v2.pil_to_tensor(picture(111)))
-    assert (data.name, data.spec.num_classes, data.spec.input_shape) == ("set", 3, (3, 6, 6))
+    assert (data.name, data.spec.num_classes, data.spec.input_shape) == (
+        "set",
+        3,
+        (3, 6, 6),
+    )
 
 
 @pytest.mark.parametrize("top", ["", "top/"])
@@ -141,7 +156,10 @@ def test_normalization_is_that_of_the_training_images(folder: Path) -> None:
         torch.tensor(data.mean).double(), pixels.mean((0, 2, 3)), atol=5.1e-5, rtol=0
     )
     torch.testing.assert_close(
-        torch.tensor(data.std).double(), pixels.std((0, 2, 3), correction=0), atol=5.1e-5, rtol=0
+        torch.tensor(data.std).double(),
+        pixels.std((0, 2, 3), correction=0),
+        atol=5.1e-5,
+        rtol=0,
     )
     plain = data.spec.to_dict()
     assert json.loads(json.dumps(plain)) == plain
@@ -184,14 +202,20 @@ def test_sizes_that_differ_are_named_or_made_alike(folder: Path) -> None:
 # -- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_images_are_decoded_once(folder: Path, cache: Path, decodings: list[str]) -> None:
+def test_images_are_decoded_once(
+    folder: Path, cache: Path, decodings: list[str]
+) -> None:
     first = read(folder)
     assert set(decodings) == {
         *(f"train/{c}/{i}.{s}" for c in first.folders for i, s in enumerate(SUFFIXES))
     } | {f"test/{c}/deep/{i}.png" for c in first.folders for i in range(2)}
     decodings.clear()
     again = read(folder)
-    assert (decodings, again.spec, again.fingerprint()) == ([], first.spec, first.fingerprint())
+    assert (decodings, again.spec, again.fingerprint()) == (
+        [],
+        first.spec,
+        first.fingerprint(),
+    )
     assert len(caches(cache)) == 1
     read(folder, cache=str(cache / "elsewhere"))
     assert decodings
@@ -226,7 +250,10 @@ def repaint(folder: Path) -> None:
 
 CHANGES: list[tuple[str, Edit]] = [
     ("other content", repaint),
-    ("another time", lambda folder: os.utime(folder / "test/ant/deep/0.png", ns=(0, 7))),
+    (
+        "another time",
+        lambda folder: os.utime(folder / "test/ant/deep/0.png", ns=(0, 7)),
+    ),
     ("a file more", lambda folder: save(folder / "train/ant/new.png", picture(77))),
     ("a file less", lambda folder: (folder / "train/ant/0.png").unlink()),
     (
@@ -240,8 +267,12 @@ CHANGES: list[tuple[str, Edit]] = [
 ]
 
 
-@pytest.mark.parametrize("edit", [edit for _, edit in CHANGES], ids=[name for name, _ in CHANGES])
-def test_a_changed_source_is_decoded_anew(folder: Path, decodings: list[str], edit: Edit) -> None:
+@pytest.mark.parametrize(
+    "edit", [edit for _, edit in CHANGES], ids=[name for name, _ in CHANGES]
+)
+def test_a_changed_source_is_decoded_anew(
+    folder: Path, decodings: list[str], edit: Edit
+) -> None:
     read(folder)
     decodings.clear()
     edit(folder)
@@ -249,7 +280,9 @@ def test_a_changed_source_is_decoded_anew(folder: Path, decodings: list[str], ed
     assert decodings
 
 
-def test_a_zip_whose_content_changed_is_decoded_anew(folder: Path, decodings: list[str]) -> None:
+def test_a_zip_whose_content_changed_is_decoded_anew(
+    folder: Path, decodings: list[str]
+) -> None:
     path = zipped(folder)
     read(path)
     stamp = path.stat().st_mtime_ns
@@ -270,13 +303,23 @@ def test_other_options_are_other_caches(folder: Path, cache: Path) -> None:
 DAMAGE: list[tuple[str, Edit]] = [
     (
         "cut short",
-        lambda found: (found / "train.npy").write_bytes((found / "train.npy").read_bytes()[:-1]),
+        lambda found: (found / "train.npy").write_bytes(
+            (found / "train.npy").read_bytes()[:-1]
+        ),
     ),
     ("empty", lambda found: (found / "test.npy").write_bytes(b"")),
     ("missing", lambda found: (found / "about.json").unlink()),
     ("no JSON", lambda found: (found / "about.json").write_text("{")),
-    ("fewer images", lambda found: np.save(found / "test.npy", np.zeros((1, 3, 6, 6), np.uint8))),
-    ("a pickle", lambda found: np.save(found / "test.npy", np.array([{}] * 6), allow_pickle=True)),
+    (
+        "fewer images",
+        lambda found: np.save(found / "test.npy", np.zeros((1, 3, 6, 6), np.uint8)),
+    ),
+    (
+        "a pickle",
+        lambda found: np.save(
+            found / "test.npy", np.array([{}] * 6), allow_pickle=True
+        ),
+    ),
 ]
 
 

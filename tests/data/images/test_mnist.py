@@ -21,7 +21,9 @@ from kd_lightning.types import CLEAN
 def idx(*shape: int, payload: int | None = None, kind: int = 8) -> bytes:
     """A file in LeCun's IDX format: two zeros, the type (8: uint8), the dimensions, big-endian sizes, the data."""
     size = int(np.prod(shape)) if payload is None else payload
-    return struct.pack(f">BBBB{len(shape)}I", 0, 0, kind, len(shape), *shape) + bytes(size)
+    return struct.pack(f">BBBB{len(shape)}I", 0, 0, kind, len(shape), *shape) + bytes(
+        size
+    )
 
 
 def write_mnist(root: Path, train: int = 12, test: int = 12) -> Path:
@@ -72,9 +74,12 @@ def test_the_real_splits(mnist: MNISTDataModule) -> None:
         assert (raw.images.shape, raw.images.dtype) == ((n, 1, 28, 28), torch.uint8)
         assert (raw.target.shape, raw.target.dtype) == ((n,), torch.int64)
         assert int(raw.target.min()) == 0
-        assert bool((torch.bincount(raw.target) > 0.08 * n).all())  # ten classes of about a tenth
+        assert bool(
+            (torch.bincount(raw.target) > 0.08 * n).all()
+        )  # ten classes of about a tenth
     held_out = sum(
-        math.ceil(count / 10) for count in torch.bincount(mnist.raw("train").target).tolist()
+        math.ceil(count / 10)
+        for count in torch.bincount(mnist.raw("train").target).tolist()
     )
     assert mnist.spec.samples == {
         "train": 60_000 - held_out,
@@ -95,7 +100,9 @@ def test_a_real_batch_is_normalized(mnist: MNISTDataModule) -> None:
     assert abs(float(batch.inputs.mean())) < 0.05
     assert abs(float(batch.inputs.std()) - 1) < 0.05
     pixels = mnist.raw("train").images[batch.index].double() / 255
-    torch.testing.assert_close(batch.inputs.double(), (pixels - 0.1307) / 0.3081, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        batch.inputs.double(), (pixels - 0.1307) / 0.3081, atol=1e-5, rtol=0
+    )
 
 
 def test_the_constants_are_those_of_the_training_images(mnist: MNISTDataModule) -> None:
@@ -124,7 +131,10 @@ def test_no_data_and_no_network(tmp_path: Path) -> None:
         ("test", {"t10k-images-idx3-ubyte": (10_000, 28, 28)}, "10,000 test"),
         (
             "test",
-            {"t10k-labels-idx1-ubyte": (10_000,), "t10k-images-idx3-ubyte": (10_000, 8, 8)},
+            {
+                "t10k-labels-idx1-ubyte": (10_000,),
+                "t10k-images-idx3-ubyte": (10_000, 8, 8),
+            },
             "10,000 test",
         ),
     ],

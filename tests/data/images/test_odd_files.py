@@ -49,7 +49,9 @@ def test_skipped_files_are_counted_and_named(
     ]
 
 
-def test_no_line_without_skipped_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_line_without_skipped_files(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     ImageFolderDataModule(str(folder))
     assert lines(capsys) == []
 
@@ -84,11 +86,15 @@ def test_segmentation_counts_what_it_skips(
 ) -> None:
     root = write_camvid(tmp_path / "small", train=2, val=0, test=1)
     (root / "train" / "images" / "notes.txt").write_text("x")
-    shutil.copy(root / "train" / "labels" / "00.png", root / "train" / "labels" / "99.png")
+    shutil.copy(
+        root / "train" / "labels" / "00.png", root / "train" / "labels" / "99.png"
+    )
     SegmentationDataModule(str(root), {**CLASSES}, [VOID], masks="labels")
     printed = lines(capsys)
     assert len(printed) == 2
-    assert "1 file in train/images/ that have no suffix of an image: 1 .txt" in printed[0]
+    assert (
+        "1 file in train/images/ that have no suffix of an image: 1 .txt" in printed[0]
+    )
     assert "masks of no image" in printed[1]
     assert "train/labels/99.png" in printed[1]
 
@@ -140,7 +146,9 @@ def link_to_parent(path: Path) -> None:
         (link_to_parent, "is a link to a folder that contains it"),
     ],
 )
-def test_what_is_no_regular_file_is_refused(folder: Path, make: object, part: str) -> None:
+def test_what_is_no_regular_file_is_refused(
+    folder: Path, make: object, part: str
+) -> None:
     assert callable(make)
     make(folder / "train" / "ant" / "z.png")
     message = complaint(folder)
@@ -163,7 +171,10 @@ def test_a_large_file_is_refused_unread(folder: Path) -> None:
     with (folder / "train" / "ant" / "big.png").open("wb") as file:
         file.truncate(5 * 10**9)
     message = complaint(folder)
-    assert "train/ant/big.png has 5,000,000,000 bytes, more than the 536,870,912" in message
+    assert (
+        "train/ant/big.png has 5,000,000,000 bytes, more than the 536,870,912"
+        in message
+    )
 
 
 def test_a_large_member_of_a_zip_is_refused_unread(

@@ -40,7 +40,9 @@ def small(tmp_path: Path) -> Path:
     return write_omniglot(tmp_path)
 
 
-def test_characters_are_classes_and_repeated_alphabets_are_read_once(small: Path) -> None:
+def test_characters_are_classes_and_repeated_alphabets_are_read_once(
+    small: Path,
+) -> None:
     data = OmniglotDataModule(root=str(small), validation=0.0)
     assert data.classes == tuple(
         f"{alphabet}/character{c:02d}" for alphabet in "ABC" for c in (1, 2)
@@ -56,7 +58,8 @@ def test_characters_are_classes_and_repeated_alphabets_are_read_once(small: Path
 def test_ink_is_bright_and_averaged(small: Path) -> None:
     data = OmniglotDataModule(root=str(small))
     drawings = [
-        raw.images[raw.target == 0].double() for raw in (data.raw("train"), data.raw("test"))
+        raw.images[raw.target == 0].double()
+        for raw in (data.raw("train"), data.raw("test"))
     ]
     shares = sorted((torch.cat(drawings).mean((1, 2, 3)) / 255).tolist())
     assert shares == pytest.approx([take / 8 for take in range(1, 9)], abs=0.01)

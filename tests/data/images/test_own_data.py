@@ -19,7 +19,9 @@ CLASSES = ("sky", "tree", "water")
 
 def good_images(channels: int = 3) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (12, channels, 6, 5), dtype=torch.uint8, generator=generator)
+    return torch.randint(
+        0, 256, (12, channels, 6, 5), dtype=torch.uint8, generator=generator
+    )
 
 
 def good_target() -> Tensor:
@@ -34,7 +36,9 @@ class Own(ImageDataModule):
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
 
-    def __init__(self, images: object = None, target: object = None, **base: object) -> None:
+    def __init__(
+        self, images: object = None, target: object = None, **base: object
+    ) -> None:
         super().__init__(**base)  # type: ignore[arg-type]
         self.images = good_images() if images is None else images
         self.target = good_target() if target is None else target
@@ -70,15 +74,24 @@ def test_good_samples_are_served_unchanged() -> None:
 @pytest.mark.parametrize(
     ("images", "parts"),
     [
-        (good_images().float() / 255, ["float32", "(255 * images).round().to(torch.uint8)"]),
+        (
+            good_images().float() / 255,
+            ["float32", "(255 * images).round().to(torch.uint8)"],
+        ),
         (good_images().double(), ["float64"]),
         (good_images().long(), ["int64", "images.to(torch.uint8)"]),
-        (good_images().permute(0, 2, 3, 1), ["[12, 6, 5, 3]", "NHWC", "permute(0, 3, 1, 2)"]),
+        (
+            good_images().permute(0, 2, 3, 1),
+            ["[12, 6, 5, 3]", "NHWC", "permute(0, 3, 1, 2)"],
+        ),
         (good_images(1).permute(0, 2, 3, 1), ["[12, 6, 5, 1]", "NHWC"]),
         (good_images(1), ["C = 3", "[12, 1, 6, 5]", "mean and std per channel"]),
         (good_images().flatten(1), ["[12, 90]", "images.view(N, C, H, W)"]),
         (good_images()[0], ["[3, 6, 5]"]),
-        (good_images().numpy(), ["images must be a torch tensor, got ndarray", "from_numpy"]),
+        (
+            good_images().numpy(),
+            ["images must be a torch tensor, got ndarray", "from_numpy"],
+        ),
         (good_images()[:11], ["11 images, but 12 targets"]),
     ],
 )
@@ -98,7 +111,10 @@ def test_gray_images_without_a_channel() -> None:
 @pytest.mark.parametrize(
     ("target", "parts"),
     [
-        (good_target() + 1, ["labels must be 0 to 2, got 1 to 3", "they start at 1; subtract 1"]),
+        (
+            good_target() + 1,
+            ["labels must be 0 to 2, got 1 to 3", "they start at 1; subtract 1"],
+        ),
         (good_target() * 2, ["got 0 to 4", "name all classes"]),
         (good_target() - 1, ["got -1 to 1", "-100 marks a missing label"]),
         (good_target() + 0.5, ["whole numbers (int64)", "such as 0.5"]),
@@ -106,7 +122,11 @@ def test_gray_images_without_a_channel() -> None:
         (good_target()[:, None], ["shape (N), got [12, 1]", "target[:, 0]"]),
         (
             torch.ones(12, 3),
-            ["got [12, 3]", "kd_lightning.tasks.MultilabelClassification()", "argmax(1)"],
+            [
+                "got [12, 3]",
+                "kd_lightning.tasks.MultilabelClassification()",
+                "argmax(1)",
+            ],
         ),
         (good_target().numpy(), ["target must be a torch tensor, got ndarray"]),
     ],
@@ -121,7 +141,9 @@ def test_targets_of_another_form(target: object, parts: list[str]) -> None:
     "dtype", [torch.int32, torch.int16, torch.uint8, torch.float32, torch.float64]
 )
 def test_labels_of_other_types_are_converted(dtype: torch.dtype) -> None:
-    batch = Own(None, good_target().to(dtype)).source("test").batch(torch.arange(12), -1)
+    batch = (
+        Own(None, good_target().to(dtype)).source("test").batch(torch.arange(12), -1)
+    )
     assert batch.target.dtype == torch.int64
     assert torch.equal(batch.target, good_target())
 
@@ -137,7 +159,9 @@ def test_missing_labels_are_allowed() -> None:
 
 def test_an_empty_split() -> None:
     empty = Own(good_images()[:0], good_target()[:0])
-    assert "returned no samples; the split test" in complaint(lambda: empty.source("test"))
+    assert "returned no samples; the split test" in complaint(
+        lambda: empty.source("test")
+    )
 
 
 def test_something_else_than_images() -> None:
@@ -179,7 +203,9 @@ def test_several_labels_per_image(dtype: torch.dtype) -> None:
 
 def test_mistakes_with_several_labels_per_image() -> None:
     counts = torch.full((12, 3), 2)
-    assert "labels must be 0 to 1, got 2 to 2" in complaint(lambda: Tags(None, counts).spec)
+    assert "labels must be 0 to 1, got 2 to 2" in complaint(
+        lambda: Tags(None, counts).spec
+    )
     assert "shape (N, 3), got [12]" in complaint(lambda: Tags().spec)
     assert "one label per image" in complaint(lambda: Tags(keep_classes=[1]))
 
@@ -215,7 +241,9 @@ def test_gray_images_get_the_normalization_of_a_color_network() -> None:
     assert isinstance(inputs, Tensor)
     for channel, (mean, std) in enumerate(zip(data.mean, data.std, strict=True)):
         expected = (good_images(1)[:, 0].double() / 255 - mean) / std
-        torch.testing.assert_close(inputs[:, channel].double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            inputs[:, channel].double(), expected, rtol=0, atol=1e-5
+        )
     assert data.spec.input_shape == (3, 6, 5)
     # One value may be replaced, while the other is still that of the gray images.
     mixed = Grey(good_images(1), channels=3, mean=[0.1, 0.2, 0.3])
@@ -229,14 +257,19 @@ def test_gray_images_get_the_normalization_of_a_color_network() -> None:
     [
         ({"mean": [0.5]}, ["data.mean must have one value per channel, 3, got 1"]),
         ({"std": [0.5] * 4}, ["data.std must have one value per channel, 3, got 4"]),
-        ({"mean": [123.7, 116.3, 103.5]}, ["data.mean must be in [0, 1]", "divide", "by 255"]),
+        (
+            {"mean": [123.7, 116.3, 103.5]},
+            ["data.mean must be in [0, 1]", "divide", "by 255"],
+        ),
         ({"mean": [-0.1, 0.5, 0.5]}, ["got -0.1"]),
         ({"mean": [float("nan"), 0.5, 0.5]}, ["got nan"]),
         ({"std": [0.0, 0.5, 0.5]}, ["data.std must be in (0, 1]", "got 0"]),
         ({"std": [float("inf"), 0.5, 0.5]}, ["got inf"]),
     ],
 )
-def test_normalization_out_of_range(options: dict[str, object], parts: list[str]) -> None:
+def test_normalization_out_of_range(
+    options: dict[str, object], parts: list[str]
+) -> None:
     message = complaint(lambda: Own(**options))
     for part in parts:
         assert part in message

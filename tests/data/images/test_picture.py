@@ -134,7 +134,9 @@ def test_a_transparent_value_of_sixteen_bits() -> None:
 
     header = struct.pack(">IIBBBBB", 2, 1, 16, 0, 0, 0, 0)
     pixels = zlib.compress(b"\0" + struct.pack(">HH", 1000, 257))
-    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", b"\x03\xe8")
+    content = (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"tRNS", b"\x03\xe8")
+    )
     content += chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     assert shown(content, grey=True).tolist() == [[255, 1]]
 
@@ -167,12 +169,18 @@ def test_the_exif_orientation_is_applied(orientation: int) -> None:
     }[orientation]
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    content = encoded(Image.fromarray(np.ascontiguousarray(stored)), exif=exif.tobytes())
+    content = encoded(
+        Image.fromarray(np.ascontiguousarray(stored)), exif=exif.tobytes()
+    )
     assert np.array_equal(shown(content, grey=True), upright)
 
 
 def test_a_damaged_exif_block_is_ignored(capfd: pytest.CaptureFixture[str]) -> None:
-    for block in (b"II*\0\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff\1\0", b"no TIFF header"):
+    for block in (
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\xff\xff\1\0",
+        b"no TIFF header",
+    ):
         content = encoded(random_picture(1), "JPEG", exif=b"Exif\0\0" + block)
         with python_warnings():
             assert shown(content).shape == (6, 6, 3)
@@ -198,7 +206,9 @@ def test_the_difficult_real_files(data_root: Path) -> None:
     # Photos with a bright sky; inverted, the sky would be dark.
     assert shown((folder / "ycck.jpg").read_bytes()).mean() > 60
     assert shown((folder / "jpg-size-6x6.jpg").read_bytes()).shape == (6, 6, 3)
-    assert "is the copy complete" in refusal((folder / "truncated_jpeg.jpg").read_bytes())
+    assert "is the copy complete" in refusal(
+        (folder / "truncated_jpeg.jpg").read_bytes()
+    )
 
 
 # -- what is refused ----------------------------------------------------------------------------
@@ -213,7 +223,9 @@ def declared(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [9_460, 13_000, 14_000, 2**31 - 1])
-def test_too_many_pixels_are_one_line(side: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_too_many_pixels_are_one_line(
+    side: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     with python_warnings():
         assert "has more than 89,478,485 pixels" in refusal(declared(side, side))
     assert capfd.readouterr().err == ""
@@ -257,7 +269,9 @@ def test_segmentation_shows_what_a_viewer_shows_and_keeps_codes(tmp_path: Path) 
     write_pair(root, "train", "00", image, mask)
     image.rotate(180).save(root / "train" / "images" / "00.png", exif=exif.tobytes())
     mask.rotate(180).save(root / "train" / "labels" / "00.png", exif=exif.tobytes())
-    Image.new("RGBA", image.size, (0, 0, 0, 0)).save(root / "train" / "images" / "01.png")
+    Image.new("RGBA", image.size, (0, 0, 0, 0)).save(
+        root / "train" / "images" / "01.png"
+    )
     data = SegmentationDataModule(
         str(root),
         {**CLASSES},
@@ -270,7 +284,9 @@ def test_segmentation_shows_what_a_viewer_shows_and_keeps_codes(tmp_path: Path) 
     batch = data.source("train").batch(torch.arange(2), -1)
     assert isinstance(batch.inputs, torch.Tensor)
     pixels = (batch.inputs * 255).round().long()
-    assert torch.equal(pixels[0], torch.from_numpy(np.array(image)).long().permute(2, 0, 1))
+    assert torch.equal(
+        pixels[0], torch.from_numpy(np.array(image)).long().permute(2, 0, 1)
+    )
     assert torch.equal(batch.target[0] >= 0, torch.from_numpy(np.array(mask)) != VOID)
     assert pixels[1].unique().tolist() == [255]
     assert data.spec.mean == (0, 0, 0)

@@ -53,7 +53,10 @@ def test_new_images_are_served_in_the_order_of_their_names(
     for position, seed in enumerate((72, 71, 70)):
         expected = torch.from_numpy(np.array(picture(seed))).permute(2, 0, 1)
         assert torch.equal(images[position], expected)
-    assert "skips 1 file that have no suffix of an image: 1 .txt" in capsys.readouterr().out
+    assert (
+        "skips 1 file that have no suffix of an image: 1 .txt"
+        in capsys.readouterr().out
+    )
     # New images change nothing that a cache of teacher outputs or a spec compares.
     plain = ImageFolderDataModule(str(folder))
     assert data.spec == plain.spec
@@ -75,7 +78,9 @@ def test_new_images_are_resized_and_read_as_gray_like_the_training_images(
 def test_a_zip_of_new_images(folder: Path, new: Path) -> None:
     archive = shutil.make_archive(str(new), "zip", new)
     from_zip = ImageFolderDataModule(str(folder), predict_folder=archive).raw("predict")
-    from_folder = ImageFolderDataModule(str(folder), predict_folder=str(new)).raw("predict")
+    from_folder = ImageFolderDataModule(str(folder), predict_folder=str(new)).raw(
+        "predict"
+    )
     assert torch.equal(from_zip.images, from_folder.images)
 
 
@@ -100,7 +105,11 @@ def test_classes_and_probabilities_are_written_beside_file_names(
         *("fit", "-c", "configs/trainer.yaml", "-c", "configs/data/image_folder.yaml"),
         *(f"--data.path={folder}", "--model=kd_lightning.ClassifierModule"),
         *("--model.network=kd_lightning.models.MLP", "--model.network.hidden=[4]"),
-        *("--trainer.max_epochs=1", "--trainer.accelerator=cpu", f"--run.dir={tmp_path / 'run'}"),
+        *(
+            "--trainer.max_epochs=1",
+            "--trainer.accelerator=cpu",
+            f"--run.dir={tmp_path / 'run'}",
+        ),
     ]
     checkpoint = launch(resolve_configs(arguments)).folder / "checkpoints" / "last.ckpt"
     predict = ["predict", f"--ckpt_path={checkpoint}"]
@@ -113,7 +122,9 @@ def test_classes_and_probabilities_are_written_beside_file_names(
     assert [row[3] for row in rows] == ["a.bmp", "b.png", "sub/c d.png"]
     logits = load_file(out / "predictions.safetensors")["logits"]
     for row, probabilities in zip(rows, logits.softmax(-1).tolist(), strict=True):
-        assert [float(value) for value in row[1:3]] == pytest.approx(probabilities, abs=1e-6)
+        assert [float(value) for value in row[1:3]] == pytest.approx(
+            probabilities, abs=1e-6
+        )
         assert row[0] == ("ant" if probabilities[0] > probabilities[1] else "bee")
 
     assert main([*predict, f"--run.dir={tmp_path / 'test'}"]) == 0

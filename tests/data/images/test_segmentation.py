@@ -65,7 +65,9 @@ def complaint(path: Path, **options: object) -> str:
     return str(caught.value)
 
 
-def whole(data: SegmentationDataModule, stage: str = "train", view: int = CLEAN) -> Batch:
+def whole(
+    data: SegmentationDataModule, stage: str = "train", view: int = CLEAN
+) -> Batch:
     source = data.source(stage)
     return source.batch(torch.arange(len(source)), view)
 
@@ -98,18 +100,31 @@ def test_images_and_masks_are_read_in_the_order_of_their_names(folder: Path) -> 
     assert batch.target.dtype == torch.int64
     for number in range(8):
         image, mask = draw(number)
-        assert torch.equal(seen[number], torch.from_numpy(np.array(image)).long().permute(2, 0, 1))
+        assert torch.equal(
+            seen[number], torch.from_numpy(np.array(image)).long().permute(2, 0, 1)
+        )
         labels = torch.from_numpy(np.array(mask)).long()
-        assert torch.equal(batch.target[number], labels.masked_fill(labels == VOID, UNLABELLED))
+        assert torch.equal(
+            batch.target[number], labels.masked_fill(labels == VOID, UNLABELLED)
+        )
         assert torch.equal(exists(batch)[number], labels != VOID)
     validation = whole(data, "validation")
-    assert torch.equal(data.source("train").target, torch.cat([batch.target, validation.target]))
+    assert torch.equal(
+        data.source("train").target, torch.cat([batch.target, validation.target])
+    )
 
 
 def test_the_spec_names_classes_and_shapes(folder: Path) -> None:
     spec = read(folder).spec
-    assert (spec.data, spec.task, spec.classes) == ("small", "segmentation", ("sky", "road", "car"))
-    assert (spec.input_shape, spec.target_shape) == ((3, HEIGHT, WIDTH), (HEIGHT, WIDTH))
+    assert (spec.data, spec.task, spec.classes) == (
+        "small",
+        "segmentation",
+        ("sky", "road", "car"),
+    )
+    assert (spec.input_shape, spec.target_shape) == (
+        (3, HEIGHT, WIDTH),
+        (HEIGHT, WIDTH),
+    )
     assert spec.samples == {"train": 8, "validation": 4, "test": 4}
     assert spec.source_samples == 12
 
@@ -118,7 +133,9 @@ def test_images_are_normalized_by_the_training_folder(folder: Path) -> None:
     data = read(folder)
     images = [torch.from_numpy(np.array(draw(number)[0])) for number in range(8)]
     values = torch.stack(images).double().flatten(0, 2) / 255
-    torch.testing.assert_close(torch.tensor(data.mean).double(), values.mean(0), rtol=0, atol=6e-5)
+    torch.testing.assert_close(
+        torch.tensor(data.mean).double(), values.mean(0), rtol=0, atol=6e-5
+    )
     std = values.std(0, correction=0)
     torch.testing.assert_close(torch.tensor(data.std).double(), std, rtol=0, atol=6e-5)
 
@@ -132,7 +149,9 @@ def test_a_zip_is_read_like_its_folder(folder: Path, tmp_path: Path) -> None:
 # -- augmentation -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", GEOMETRIC, ids=lambda augment: type(augment).__name__)
+@pytest.mark.parametrize(
+    "augment", GEOMETRIC, ids=lambda augment: type(augment).__name__
+)
 def test_a_mask_moves_with_its_image(augment: Augmentation, folder: Path) -> None:
     data = read(folder, augment=[augment])
     clean = whole(data)
@@ -146,8 +165,12 @@ def test_a_mask_moves_with_its_image(augment: Augmentation, folder: Path) -> Non
         assert not torch.equal(batch.target, clean.target)
 
 
-@pytest.mark.parametrize("augment", PIXELWISE, ids=lambda augment: type(augment).__name__)
-def test_other_augmentations_leave_the_mask_alone(augment: Augmentation, folder: Path) -> None:
+@pytest.mark.parametrize(
+    "augment", PIXELWISE, ids=lambda augment: type(augment).__name__
+)
+def test_other_augmentations_leave_the_mask_alone(
+    augment: Augmentation, folder: Path
+) -> None:
     data = read(folder, augment=[augment])
     clean = whole(data)
     batch = whole(data, view=0)
@@ -161,7 +184,9 @@ def test_every_geometric_augmentation_is_tested() -> None:
     assert {each for each in Augmentation.__subclasses__() if each.geometric} == own
 
 
-def test_a_view_does_not_depend_on_the_batch_or_on_what_was_drawn_before(folder: Path) -> None:
+def test_a_view_does_not_depend_on_the_batch_or_on_what_was_drawn_before(
+    folder: Path,
+) -> None:
     augment = [Flip(), PadCrop(3), ColorJitter(0.2)]
     together = whole(read(folder, augment=augment), view=3)
     again = read(folder, augment=augment).source("train")
@@ -289,7 +314,9 @@ def test_colors_mark_classes(tmp_path: Path) -> None:
         write_pair(tmp_path / "colors", split, "a", image, colored)
         write_pair(tmp_path / "values", split, "a", image, mask)
     options: dict[str, object] = {"validation": 0.0}
-    by_color = whole(read(tmp_path / "colors", classes=colors, void=[[0, 0, 0]], **options))
+    by_color = whole(
+        read(tmp_path / "colors", classes=colors, void=[[0, 0, 0]], **options)
+    )
     by_value = whole(read(tmp_path / "values", **options))
     assert torch.equal(by_color.target, by_value.target)
 
@@ -304,9 +331,13 @@ def test_values_of_a_palette_and_of_16_bits(tmp_path: Path) -> None:
         write_pair(tmp_path / "values", split, "a", image, mask)
         write_pair(tmp_path / "wide", split, "a", image, Image.fromarray(values))
     wide_classes = {name: 1000 * value for name, value in CLASSES.items()}
-    wide = read(tmp_path / "wide", classes=wide_classes, void=[1000 * VOID], validation=0.0)
+    wide = read(
+        tmp_path / "wide", classes=wide_classes, void=[1000 * VOID], validation=0.0
+    )
     expected = whole(read(tmp_path / "values", validation=0.0)).target
-    assert torch.equal(whole(read(tmp_path / "palette", validation=0.0)).target, expected)
+    assert torch.equal(
+        whole(read(tmp_path / "palette", validation=0.0)).target, expected
+    )
     assert torch.equal(whole(wide).target, expected)
 
 
@@ -382,11 +413,23 @@ def damage_image(root: Path) -> None:
     [
         (remove_images, ["no images in train/images", "SPLIT/labels"]),
         (remove_test, ["no images in test/images"]),
-        (remove_mask, ["train/images/03.png has no mask train/labels/03.png", "data.masks"]),
-        (shrink_mask, ["mask train/labels/03.png is 15x12", "train/images/03.png is 16x12"]),
-        (enlarge_pair, ["different sizes", "16x12", "test/images/03.png is 16x13", "--data.size"]),
+        (
+            remove_mask,
+            ["train/images/03.png has no mask train/labels/03.png", "data.masks"],
+        ),
+        (
+            shrink_mask,
+            ["mask train/labels/03.png is 15x12", "train/images/03.png is 16x12"],
+        ),
+        (
+            enlarge_pair,
+            ["different sizes", "16x12", "test/images/03.png is 16x13", "--data.size"],
+        ),
         (color_mask, ["train/labels/03.png has colors", "[red, green, blue]"]),
-        (unknown_value, ["train/labels/03.png holds the pixel 7", "data.classes or data.void"]),
+        (
+            unknown_value,
+            ["train/labels/03.png holds the pixel 7", "data.classes or data.void"],
+        ),
         (damage_image, ["train/images/03.png cannot be read"]),
     ],
 )
@@ -403,7 +446,13 @@ def test_bad_files(
 
 def test_an_unknown_color_is_named(tmp_path: Path) -> None:
     for split in ("train", "test"):
-        write_pair(tmp_path, split, "a", draw(0)[0], Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)))
+        write_pair(
+            tmp_path,
+            split,
+            "a",
+            draw(0)[0],
+            Image.new("RGB", (WIDTH, HEIGHT), (1, 2, 3)),
+        )
     message = complaint(tmp_path, classes={"sky": [0, 0, 0]}, void=[], validation=0.0)
     assert "train/labels/a.png holds the pixel [1, 2, 3]" in message
 
@@ -415,7 +464,10 @@ def test_an_unknown_color_is_named(tmp_path: Path) -> None:
         ({"classes": {"a": 0, "b": [1, 2, 3]}}, "use one kind"),
         ({"classes": {"a": [1, 2]}}, "must be [red, green, blue]"),
         ({"classes": {"a": -1}}, "at least 0"),
-        ({"classes": {"a": 0, "b": 0}}, "data.classes: b: the pixel 0 has another meaning"),
+        (
+            {"classes": {"a": 0, "b": 0}},
+            "data.classes: b: the pixel 0 has another meaning",
+        ),
         ({"void": [1]}, "data.void: the pixel 1 has another meaning"),
         ({"validation": 1.0}, "data.validation must be a fraction in [0, 1)"),
         ({"validation": "nowhere"}, "no images in nowhere/images"),
@@ -428,7 +480,10 @@ def test_an_unknown_color_is_named(tmp_path: Path) -> None:
         ({"fraction": 0.0}, "data.fraction"),
         ({"label_fraction": 1.5}, "data.label_fraction"),
         ({"augment": [Mixup()]}, "data.augment: Mixup"),
-        ({"augment": [RandomResizedCrop()]}, "data.augment: RandomResizedCrop interpolates"),
+        (
+            {"augment": [RandomResizedCrop()]},
+            "data.augment: RandomResizedCrop interpolates",
+        ),
     ],
 )
 def test_bad_options(options: dict[str, object], part: str, folder: Path) -> None:
@@ -444,11 +499,15 @@ def test_the_real_data(data_root: Path) -> None:
     if not (data_root / "camvid-240x180").is_dir():
         pytest.skip("no camvid-240x180 in the data root")
     classes = {}
-    for line in (data_root / "camvid-240x180" / "classes.txt").read_text().splitlines()[1:]:
+    for line in (
+        (data_root / "camvid-240x180" / "classes.txt").read_text().splitlines()[1:]
+    ):
         number, name = line.split()[:2]
         classes[name] = int(number)
     void = classes.pop("void")
-    data = read(Path("camvid-240x180"), root=str(data_root), classes=classes, void=[void])
+    data = read(
+        Path("camvid-240x180"), root=str(data_root), classes=classes, void=[void]
+    )
     assert data.spec.samples == {"train": 367, "validation": 101, "test": 233}
     masks = data.source("train").target[:367]
     shares = (masks[masks >= 0].bincount() / masks.numel()).tolist()

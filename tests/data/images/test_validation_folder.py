@@ -42,12 +42,17 @@ def test_its_images_are_validated_on_and_never_trained_on(folder: Path) -> None:
     assert data.spec.source_samples == 18
     assert data.source("train").rows.tolist() == list(range(12))
     validation = data.source("validation")
-    assert (validation.rows.tolist(), validation.split) == (list(range(12, 18)), "train")
+    assert (validation.rows.tolist(), validation.split) == (
+        list(range(12, 18)),
+        "train",
+    )
     val_folder = next(path for path in folder.iterdir() if path.name.startswith("val"))
     batch = validation.batch(torch.arange(6), -1)
     assert batch.index.tolist() == list(range(12, 18))
     assert batch.target.tolist() == [0, 0, 0, 1, 1, 1]
-    for position, name in enumerate(("ant/0", "ant/1", "ant/2", "bee/0", "bee/1", "bee/2")):
+    for position, name in enumerate(
+        ("ant/0", "ant/1", "ant/2", "bee/0", "bee/1", "bee/2")
+    ):
         with Image.open(val_folder / f"{name}.png") as image:
             stored = data.raw("train").images[12 + position]
             assert torch.equal(stored, v2.pil_to_tensor(image))
@@ -78,7 +83,9 @@ def test_subsets_and_labels_come_from_the_training_folder(with_val: Path) -> Non
     assert int((target == UNLABELLED).sum()) == 2
     held_out = data.source("validation").batch(torch.arange(6), -1).target
     assert int(held_out.min()) == 0
-    parts = [read(with_val, parts=3, part=part).source("train").rows for part in range(3)]
+    parts = [
+        read(with_val, parts=3, part=part).source("train").rows for part in range(3)
+    ]
     assert sorted(torch.cat(parts).tolist()) == list(range(12))
     assert [len(part) for part in parts] == [4, 4, 4]
     kept = read(with_val, keep_classes=[1])
@@ -86,11 +93,15 @@ def test_subsets_and_labels_come_from_the_training_folder(with_val: Path) -> Non
     assert len(kept.source("validation")) == 6
 
 
-def test_subsets_do_not_depend_on_the_validation_folder(with_val: Path, tmp_path: Path) -> None:
+def test_subsets_do_not_depend_on_the_validation_folder(
+    with_val: Path, tmp_path: Path
+) -> None:
     options = {"fraction": 0.5, "parts": 2, "part": 1}
     rows = read(with_val, **options).source("train").rows
     shutil.rmtree(with_val / "val")
-    assert torch.equal(read(with_val, validation=0.0, **options).source("train").rows, rows)
+    assert torch.equal(
+        read(with_val, validation=0.0, **options).source("train").rows, rows
+    )
 
 
 def test_validation_images_are_neither_augmented_nor_mixed_in(with_val: Path) -> None:
@@ -139,13 +150,20 @@ def test_without_a_test_folder_a_line_says_what_is_tested_on(
         assert torch.equal(data.raw("test").images, data.raw("train").images[12:])
         assert data.raw("test").target.tolist() == [0, 0, 0, 1, 1, 1]
     out = capsys.readouterr().out
-    assert out.count("has no folder test: val is both the validation split and the test split") == 1
+    assert (
+        out.count(
+            "has no folder test: val is both the validation split and the test split"
+        )
+        == 1
+    )
     data = read(with_val, validation=0.0)
     assert data.spec.samples == {"train": 12, "validation": 0, "test": 6}
     assert "has no folder test: val is the test split" in capsys.readouterr().out
 
 
-def test_no_line_with_a_test_folder(with_val: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_line_with_a_test_folder(
+    with_val: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     read(with_val)
     assert "no folder test" not in capsys.readouterr().out
 

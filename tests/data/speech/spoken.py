@@ -27,20 +27,31 @@ def record(
 
 
 def spoken_digits(
-    root: Path, speakers: Sequence[str] = ("ann", "bob"), takes: int = 12, digits: int = 10
+    root: Path,
+    speakers: Sequence[str] = ("ann", "bob"),
+    takes: int = 12,
+    digits: int = 10,
 ) -> Path:
     """Write a small data set below `root`; return the folder of its recordings."""
-    folder, drawn = root / "free-spoken-digit-dataset" / "recordings", np.random.default_rng(0)
+    folder, drawn = (
+        root / "free-spoken-digit-dataset" / "recordings",
+        np.random.default_rng(0),
+    )
     for number, speaker in enumerate(speakers):
         for digit in range(digits):
             for take in range(takes):
                 length = int(drawn.integers(1600, 2400))
                 tones = np.where(
-                    np.arange(length) < length // 2, 300 + 120 * digit, 2800 - 220 * digit
+                    np.arange(length) < length // 2,
+                    300 + 120 * digit,
+                    2800 - 220 * digit,
                 ) * (1 + 0.05 * number)
                 swell = np.sin(np.pi * np.arange(length) / length)
                 wave_form = (
-                    swell * np.sin(2 * np.pi * np.cumsum(tones) / RATE) * 3000 / (1 + number)
+                    swell
+                    * np.sin(2 * np.pi * np.cumsum(tones) / RATE)
+                    * 3000
+                    / (1 + number)
                 )
                 noise = drawn.normal(size=length) * 20 * (1 + number)
                 record(folder / f"{digit}_{speaker}_{take}.wav", wave_form + noise)

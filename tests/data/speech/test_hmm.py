@@ -34,7 +34,10 @@ def test_the_chain_of_a_transcript() -> None:
     lexicon = Lexicon(words=3, states=2)
     assert (lexicon.size, lexicon.silence) == (7, 6)
     assert lexicon.chain([2, 0]).tolist() == [6, 4, 5, 6, 0, 1, 6]
-    assert (lexicon.first.tolist(), lexicon.last.tolist()) == ([0, 2, 4, 6], [1, 3, 5, 6])
+    assert (lexicon.first.tolist(), lexicon.last.tolist()) == (
+        [0, 2, 4, 6],
+        [1, 3, 5, 6],
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -45,7 +48,9 @@ def test_alignment_is_the_best_of_all_paths(seed: int) -> None:
     aligned = align(scores, lengths, chains)
     for b, (length, chain) in enumerate(zip(lengths.tolist(), chains, strict=True)):
         paths = list(all_paths(chain.tolist(), length))
-        totals = [sum(float(scores[b, t, s]) for t, s in enumerate(path)) for path in paths]
+        totals = [
+            sum(float(scores[b, t, s]) for t, s in enumerate(path)) for path in paths
+        ]
         best = paths[totals.index(max(totals))]
         assert aligned[b, :length].tolist() == best
         assert (aligned[b, length:] == -1).all()
@@ -59,17 +64,30 @@ def test_ties_are_decided_for_the_path_that_advances_earlier() -> None:
 
 def test_too_few_frames_are_an_error() -> None:
     lexicon = Lexicon(words=1, states=3)
-    with pytest.raises(UserError, match="utterance 1 has 4 frames, too few for the 5 states"):
-        align(torch.zeros(2, 6, lexicon.size), torch.tensor([6, 4]), [lexicon.chain([0])] * 2)
+    with pytest.raises(
+        UserError, match="utterance 1 has 4 frames, too few for the 5 states"
+    ):
+        align(
+            torch.zeros(2, 6, lexicon.size),
+            torch.tensor([6, 4]),
+            [lexicon.chain([0])] * 2,
+        )
 
 
 def some_loop(lexicon: Lexicon, seed: int) -> WordLoop:
-    leave = torch.rand(lexicon.size, generator=torch.Generator().manual_seed(seed)) * 0.6 + 0.2
+    leave = (
+        torch.rand(lexicon.size, generator=torch.Generator().manual_seed(seed)) * 0.6
+        + 0.2
+    )
     word = random(lexicon.words + 1, seed=seed).log_softmax(0)
-    return WordLoop(lexicon, (1 - leave).log(), leave.log(), word, torch.zeros(lexicon.size))
+    return WordLoop(
+        lexicon, (1 - leave).log(), leave.log(), word, torch.zeros(lexicon.size)
+    )
 
 
-def all_scored_paths(loop: WordLoop, frames: int) -> Iterator[tuple[list[int], list[int], float]]:
+def all_scored_paths(
+    loop: WordLoop, frames: int
+) -> Iterator[tuple[list[int], list[int], float]]:
     """All paths of the loop: states, words and the log-probability of the transitions."""
     lexicon = loop.lexicon
     first, last = lexicon.first.tolist(), lexicon.last.tolist()
@@ -95,7 +113,8 @@ def all_scored_paths(loop: WordLoop, frames: int) -> Iterator[tuple[list[int], l
 
 
 @pytest.mark.parametrize(
-    ("words", "states", "seed"), [(2, 2, 0), (2, 2, 1), (2, 2, 2), (3, 1, 3), (1, 3, 4), (2, 1, 5)]
+    ("words", "states", "seed"),
+    [(2, 2, 0), (2, 2, 1), (2, 2, 2), (3, 1, 3), (1, 3, 4), (2, 1, 5)],
 )
 def test_decoding_is_the_best_of_all_paths(words: int, states: int, seed: int) -> None:
     lexicon = Lexicon(words, states)
@@ -132,7 +151,9 @@ def test_a_repeated_word_is_two_words() -> None:
 
 def test_transitions_and_priors_are_counted() -> None:
     lexicon = Lexicon(1, 2)
-    state = torch.tensor([2, 2, 0, 0, 0, 1, 2, 2, 0, 1, 1, 2])  # two utterances of six frames
+    state = torch.tensor(
+        [2, 2, 0, 0, 0, 1, 2, 2, 0, 1, 1, 2]
+    )  # two utterances of six frames
     loop = WordLoop.from_alignment(lexicon, state, torch.arange(12) // 6)
     assert loop.prior.exp().tolist() == pytest.approx([4 / 12, 3 / 12, 5 / 12])
     left = [2, 2, 3]  # silence is left before the word, and where an utterance ends
@@ -140,14 +161,18 @@ def test_transitions_and_priors_are_counted() -> None:
         [(n + 1) / (c + 2) for n, c in zip(left, [4, 3, 5], strict=True)]
     )
     assert torch.allclose(loop.leave.exp() + loop.stay.exp(), torch.ones(3))
-    assert loop.word.exp().tolist() == pytest.approx([3 / 7, 4 / 7])  # add-one smoothing
+    assert loop.word.exp().tolist() == pytest.approx(
+        [3 / 7, 4 / 7]
+    )  # add-one smoothing
 
 
 def test_gaussians_have_the_density_of_torch() -> None:
     frames, state = random(40, 3, seed=0), torch.arange(40) % 4
     model = Gaussians.fit(frames, state, 4)
     normal = torch.distributions.Normal(model.mean, model.variance.sqrt())
-    dense = normal.log_prob(frames.double()[:, None]).sum(-1) + 1.5 * math.log(2 * math.pi)
+    dense = normal.log_prob(frames.double()[:, None]).sum(-1) + 1.5 * math.log(
+        2 * math.pi
+    )
     assert torch.allclose(model.scores(frames).double(), dense, atol=1e-4)
     with pytest.raises(UserError, match="state 4 has no frame"):
         Gaussians.fit(frames, state, 5)
@@ -161,14 +186,20 @@ def test_training_finds_states_of_unequal_duration() -> None:
     for at in range(40):
         word = at % 2
         truth = torch.tensor([4] * 5 + [2 * word] * 2 + [2 * word + 1] * 8 + [4] * 5)
-        frames.append(means[truth] + 0.5 * torch.randn(len(truth), 4, generator=generator))
+        frames.append(
+            means[truth] + 0.5 * torch.randn(len(truth), 4, generator=generator)
+        )
         chains.append(lexicon.chain([word]))
         true.append(truth)
-        flat.append(torch.tensor([4] * 5 + [2 * word] * 5 + [2 * word + 1] * 5 + [4] * 5))
+        flat.append(
+            torch.tensor([4] * 5 + [2 * word] * 5 + [2 * word + 1] * 5 + [4] * 5)
+        )
     model = train_alignment(frames, chains, torch.cat(flat), lexicon.size, rounds=5)
     lengths = torch.tensor([len(f) for f in frames])
     aligned = align(torch.stack([model.scores(f) for f in frames]), lengths, chains)
-    assert float((torch.cat(flat) == torch.cat(true)).double().mean()) == pytest.approx(17 / 20)
+    assert float((torch.cat(flat) == torch.cat(true)).double().mean()) == pytest.approx(
+        17 / 20
+    )
     assert float((aligned.flatten() == torch.cat(true)).double().mean()) > 0.99
     again = train_alignment(frames, chains, torch.cat(flat), lexicon.size, rounds=5)
     assert torch.equal(again.mean, model.mean)

@@ -46,7 +46,9 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture
 def copy(small: Path, tmp_path: Path) -> Path:
     """Recordings that a test may damage."""
-    shutil.copytree(small / "free-spoken-digit-dataset", tmp_path / "free-spoken-digit-dataset")
+    shutil.copytree(
+        small / "free-spoken-digit-dataset", tmp_path / "free-spoken-digit-dataset"
+    )
     return tmp_path / "free-spoken-digit-dataset" / "recordings"
 
 
@@ -54,12 +56,17 @@ def module(root: Path, **arguments: Any) -> SpokenDigitsDataModule:
     return SpokenDigitsDataModule(root=str(root), download=False, **arguments)
 
 
-def recordings_of(data: SpokenDigitsDataModule, split: str, part: str) -> list[tuple[str, int]]:
+def recordings_of(
+    data: SpokenDigitsDataModule, split: str, part: str
+) -> list[tuple[str, int]]:
     """Speaker and digit of every recording of a part, in order."""
     speech = data.raw(split)
     strings = zip(speech.speakers, speech.parts, speech.transcripts, strict=True)
     return sorted(
-        (speaker, digit) for speaker, own, digits in strings if own == part for digit in digits
+        (speaker, digit)
+        for speaker, own, digits in strings
+        if own == part
+        for digit in digits
     )
 
 
@@ -71,11 +78,16 @@ def test_every_recording_is_in_one_string_of_one_part(small: Path) -> None:
     takes = {"train": 2, "validation": 5, "test": 5}
     for part, count in takes.items():
         every = sorted(
-            (speaker, digit) for speaker in SPEAKERS for digit in range(10) for _ in range(count)
+            (speaker, digit)
+            for speaker in SPEAKERS
+            for digit in range(10)
+            for _ in range(count)
         )
         assert recordings_of(data, "test" if part == "test" else "train", part) == every
     for split in ("train", "test"):
-        assert {len(digits) for digits in data.raw(split).transcripts} <= set(range(3, 8))
+        assert {len(digits) for digits in data.raw(split).transcripts} <= set(
+            range(3, 8)
+        )
 
 
 def test_a_window_has_26_frames_and_ends_5_after_the_predicted_one(small: Path) -> None:
@@ -92,7 +104,9 @@ def test_a_window_has_26_frames_and_ends_5_after_the_predicted_one(small: Path) 
         "test",
         [at, lengths[0], lengths[0] - 1],
     )
-    second = speech.frames[lengths[0] + CONTEXT - 1 + PREDICTED :][: lengths[1]]  # unpadded
+    second = speech.frames[lengths[0] + CONTEXT - 1 + PREDICTED :][
+        : lengths[1]
+    ]  # unpadded
     assert torch.equal(inputs[0, 0], second[40 - PREDICTED : 40 - PREDICTED + CONTEXT])
     assert torch.equal(
         inputs[1, 0, : PREDICTED + 1], second[:1].expand(PREDICTED + 1, -1)
@@ -111,7 +125,9 @@ def test_features_match_librosa_and_are_normalized_per_speaker(small: Path) -> N
         for r in read_recordings(small / "free-spoken-digit-dataset/recordings")
         if r.speaker == "ann"
     ]
-    strings = make_strings(recordings, "train", noise_level(recordings), Lexicon(10, 5), 0)
+    strings = make_strings(
+        recordings, "train", noise_level(recordings), Lexicon(10, 5), 0
+    )
     for string, frames in zip(strings, log_mel(strings), strict=True):
         alone = melspectrogram(
             y=string.samples,
@@ -127,9 +143,9 @@ def test_features_match_librosa_and_are_normalized_per_speaker(small: Path) -> N
     speech = module(small).raw("train")
     for speaker in SPEAKERS:
         pairs = zip(speech.speakers, speech.parts, strict=True)
-        own = torch.tensor([(name, part) == (speaker, "train") for name, part in pairs])[
-            speech.string
-        ]
+        own = torch.tensor(
+            [(name, part) == (speaker, "train") for name, part in pairs]
+        )[speech.string]
         frames = speech.windows[speech.first[own]].view(-1, CONTEXT, 40)[:, PREDICTED]
         assert frames.mean(0).abs().max() < 1e-4
         assert (frames.std(0) - 1).abs().max() < 1e-3
@@ -162,7 +178,10 @@ def test_labels_come_from_several_realignments(small: Path) -> None:
         0,
     )
     frames = normalize(strings, log_mel(strings))
-    chains, flat = [lexicon.chain(s.digits) for s in strings], torch.cat([s.flat for s in strings])
+    chains, flat = (
+        [lexicon.chain(s.digits) for s in strings],
+        torch.cat([s.flat for s in strings]),
+    )
     found = {}
     for rounds in (0, 5):
         found[rounds] = align_all(
@@ -187,7 +206,9 @@ def test_training_does_not_depend_on_the_other_parts(small: Path, copy: Path) ->
     for path in copy.glob("*.wav"):
         if int(path.stem.split("_")[2]) < 10:  # the same word, reversed and with noise
             with wave.open(str(path)) as file:
-                samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)[::-1]
+                samples = np.frombuffer(file.readframes(file.getnframes()), np.int16)[
+                    ::-1
+                ]
             noise = np.random.default_rng(changed).normal(0, 300, len(samples))
             with wave.open(str(path), "wb") as file:
                 file.setparams((1, 2, 8000, 0, "NONE", "not compressed"))
@@ -226,9 +247,13 @@ def test_speakers_can_be_held_out(small: Path) -> None:
         module(small, split="speakers")
     with pytest.raises(UserError, match="held_out names the test set's speakers"):
         module(small, held_out=["bob"])
-    with pytest.raises(UserError, match="unknown speaker 'eve'; valid speakers: ann, bob, cat"):
+    with pytest.raises(
+        UserError, match="unknown speaker 'eve'; valid speakers: ann, bob, cat"
+    ):
         module(small, split="speakers", held_out=["eve"]).raw("test")
-    with pytest.raises(UserError, match="held_out names all 3 speakers; leave some to train on"):
+    with pytest.raises(
+        UserError, match="held_out names all 3 speakers; leave some to train on"
+    ):
         module(small, split="speakers", held_out=list(SPEAKERS)).raw("test")
 
 
@@ -236,7 +261,10 @@ def test_validation_is_held_out_or_trained_on(small: Path) -> None:
     held, whole = module(small), module(small, validation=False)
     train, validation = held.source("train").rows, held.source("validation").rows
     assert not set(train.tolist()) & set(validation.tolist())
-    assert sorted([*train.tolist(), *validation.tolist()]) == whole.source("train").rows.tolist()
+    assert (
+        sorted([*train.tolist(), *validation.tolist()])
+        == whole.source("train").rows.tolist()
+    )
     assert len(whole.source("validation")) == 0
     assert whole.val_dataloader() == []
     assert whole.fingerprint() == held.fingerprint()  # one cache serves both
@@ -253,7 +281,8 @@ def test_a_fraction_is_nested_and_stratified(small: Path) -> None:
     assert {digit for s in kept for digit in speech.transcripts[s]} == set(range(10))
     assert torch.equal(half.source("test").rows, data.source("test").rows)
     with pytest.raises(
-        UserError, match=r"data\.fraction=0\.02 leaves no recording of 'zero' to train on"
+        UserError,
+        match=r"data\.fraction=0\.02 leaves no recording of 'zero' to train on",
     ):
         module(small, fraction=0.02).source("train")
 
@@ -283,7 +312,9 @@ def test_the_corpus_is_cached_until_a_recording_changes(
     [cached] = (copy.parent / "cache" / "kd_lightning").iterdir()
     corpus_cache._load_or_build.cache_clear()
     with monkeypatch.context() as patch:
-        patch.setattr(spoken_corpus, "build_corpus", None)  # a cached corpus is not built again
+        patch.setattr(
+            spoken_corpus, "build_corpus", None
+        )  # a cached corpus is not built again
         assert module(copy.parent.parent).fingerprint() == before
     cached.write_bytes(b"damaged")
     corpus_cache._load_or_build.cache_clear()
@@ -315,7 +346,9 @@ def test_gaps_are_as_quiet_as_the_background_noise(small: Path) -> None:
     assert len(string.flat) == frames_in(len(string.samples))
     beginning = string.samples[:800]  # the shortest gap
     assert float(np.sqrt(np.square(beginning).mean())) == pytest.approx(level, rel=0.1)
-    loud = string.samples[np.arange(len(string.flat)) * HOP + FFT // 2][string.flat.numpy() != 50]
+    loud = string.samples[np.arange(len(string.flat)) * HOP + FFT // 2][
+        string.flat.numpy() != 50
+    ]
     assert float(np.sqrt(np.square(loud).mean())) > 3 * level
     again = make_strings(recordings, "train", level, Lexicon(10, 5), 0)[0]
     other = make_strings(recordings, "train", level, Lexicon(10, 5), 1)[0]
@@ -330,13 +363,22 @@ def test_gaps_are_as_quiet_as_the_background_noise(small: Path) -> None:
     ("damage", "message"),
     [
         (lambda path: path.unlink(), r"4_bob_7\.wav is missing"),
-        (lambda path: path.write_bytes(b"no sound"), r"4_bob_7\.wav is not a readable WAV file"),
-        (lambda path: path.write_bytes(b""), r"4_bob_7\.wav is not a readable WAV file"),
+        (
+            lambda path: path.write_bytes(b"no sound"),
+            r"4_bob_7\.wav is not a readable WAV file",
+        ),
+        (
+            lambda path: path.write_bytes(b""),
+            r"4_bob_7\.wav is not a readable WAV file",
+        ),
         (
             lambda path: path.write_bytes(path.read_bytes()[:1000]),
             r"4_bob_7\.wav is shorter than its header states",
         ),
-        (lambda path: record(path, np.zeros(0)), r"4_bob_7\.wav has 0 samples, too few"),
+        (
+            lambda path: record(path, np.zeros(0)),
+            r"4_bob_7\.wav has 0 samples, too few",
+        ),
         (
             lambda path: record(path, np.zeros(4000), channels=2),
             r"4_bob_7\.wav has 2 channel\(s\), 8000 Hz and 16 bits",
@@ -347,7 +389,9 @@ def test_gaps_are_as_quiet_as_the_background_noise(small: Path) -> None:
         ),
     ],
 )
-def test_a_damaged_recording_is_a_one_line_error(copy: Path, damage: Any, message: str) -> None:
+def test_a_damaged_recording_is_a_one_line_error(
+    copy: Path, damage: Any, message: str
+) -> None:
     damage(copy / "4_bob_7.wav")
     with pytest.raises(UserError, match=message) as caught:
         module(copy.parent.parent).raw("train")
@@ -359,7 +403,9 @@ def test_a_missing_digit_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"9_ann_0\.wav is missing"):
         module(tmp_path).raw("train")
     (tmp_path / "empty/free-spoken-digit-dataset/recordings").mkdir(parents=True)
-    with pytest.raises(UserError, match=r"contains no recording such as 0_george_0\.wav"):
+    with pytest.raises(
+        UserError, match=r"contains no recording such as 0_george_0\.wav"
+    ):
         module(tmp_path / "empty").raw("train")
 
 
@@ -388,12 +434,14 @@ def test_the_public_archive_is_downloaded_if_the_folder_is_missing(
     monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: public)
     data = SpokenDigitsDataModule(root=str(tmp_path))
     assert data.fingerprint() == module(small).fingerprint()
-    assert [path.name for path in (tmp_path / "free-spoken-digit-dataset").iterdir()] == [
-        "recordings"
-    ]
+    assert [
+        path.name for path in (tmp_path / "free-spoken-digit-dataset").iterdir()
+    ] == ["recordings"]
 
 
-def test_a_failed_download_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def no_network(url: str, timeout: int) -> Any:
         raise urllib.error.URLError("no network")
 
@@ -403,7 +451,8 @@ def test_a_failed_download_is_an_error(tmp_path: Path, monkeypatch: pytest.Monke
     for answer in (no_network, cut_off, lambda url, timeout: io.BytesIO(b"<html>")):
         monkeypatch.setattr(urllib.request, "urlopen", answer)
         with pytest.raises(
-            UserError, match=r"the download failed; put the recordings there, or set --data\.root"
+            UserError,
+            match=r"the download failed; put the recordings there, or set --data\.root",
         ):
             SpokenDigitsDataModule(root=str(tmp_path)).raw("train")
         assert not (tmp_path / "free-spoken-digit-dataset" / "recordings").exists()
@@ -437,7 +486,9 @@ def test_the_real_data_set(data_root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("speaker", ["nicolas", "jackson"])
-def test_the_gaps_of_a_real_speaker_are_labeled_silence(speaker: str, data_root: Path) -> None:
+def test_the_gaps_of_a_real_speaker_are_labeled_silence(
+    speaker: str, data_root: Path
+) -> None:
     """nicolas has the most noise: shared Gaussians labeled 85% of his gaps as speech."""
     folder = data_root / "free-spoken-digit-dataset" / "recordings"
     if not folder.is_dir():

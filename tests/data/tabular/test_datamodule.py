@@ -56,7 +56,9 @@ def test_splits_are_stratified_and_fixed(root: Path) -> None:
     }
     for source in sources.values():
         assert labels(source).float().mean() == 0.5
-    assert not set(sources["train"].rows.tolist()) & set(sources["validation"].rows.tolist())
+    assert not set(sources["train"].rows.tolist()) & set(
+        sources["validation"].rows.tolist()
+    )
     # The test set depends on its own seed alone.
     inputs = sources["test"].inputs
     other = data(root, split_seed=1, standardize=False).source("test").inputs
@@ -121,17 +123,28 @@ def test_an_empty_target_is_unlabelled(root: Path) -> None:
         line[3] = ""
     write(root / "gaps.csv", lines)
     module = data(root, train_file="gaps.csv", test_file="table.csv", validation=0.0)
-    assert labels(module.source("train")).eq(UNLABELLED).tolist() == [True] * 4 + [False] * 36
+    assert (
+        labels(module.source("train")).eq(UNLABELLED).tolist()
+        == [True] * 4 + [False] * 36
+    )
     assert module.spec.classes == ("cat", "dog")
 
 
 def test_spec_of_each_task(root: Path) -> None:
     spec = data(root).spec
-    assert (spec.task, spec.input_shape, spec.num_classes) == ("classification", (5,), 2)
+    assert (spec.task, spec.input_shape, spec.num_classes) == (
+        "classification",
+        (5,),
+        2,
+    )
     assert (spec.classes, spec.target_shape) == (("cat", "dog"), ())
     rest = {"features": ["city"], "validation": 0.0}
     spec = data(root, target=["age", "income"], task=Regression(), **rest).spec
-    assert (spec.num_classes, spec.classes, spec.target_shape) == (2, ("age", "income"), (2,))
+    assert (spec.num_classes, spec.classes, spec.target_shape) == (
+        2,
+        ("age", "income"),
+        (2,),
+    )
     assert spec.input_shape == (3,)
     lines = [[*line[:3], str(row % 2), "0"] for row, line in enumerate(lines_of(20))]
     write(root / "labels.csv", lines, [*HEADING[:3], "wild", "small"])
@@ -156,10 +169,15 @@ def test_the_fingerprint_covers_samples_columns_and_preprocessing(root: Path) ->
     ]
     fingerprints = [str(module.fingerprint()) for module in variants]
     assert len(set(fingerprints)) == len(variants)
-    assert str(data(root, batch_size=8, label_fraction=0.5).fingerprint()) == fingerprints[0]
+    assert (
+        str(data(root, batch_size=8, label_fraction=0.5).fingerprint())
+        == fingerprints[0]
+    )
 
 
-def test_a_checkpoint_restores_the_encoding_without_the_training_file(root: Path) -> None:
+def test_a_checkpoint_restores_the_encoding_without_the_training_file(
+    root: Path,
+) -> None:
     write(root / "test.csv", lines_of(30, seed=1))
     files = {"train_file": "table.csv", "test_file": "test.csv"}
     module = data(root, **files)
@@ -186,13 +204,19 @@ def test_a_teacher_of_other_statistics_is_refused_in_a_short_line(root: Path) ->
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"target": "kind"}, "data.target: there is no column 'kind'; valid columns: age, city, "),
+        (
+            {"target": "kind"},
+            "data.target: there is no column 'kind'; valid columns: age, city, ",
+        ),
         ({"features": ["height"]}, "data.categorical: 'city' is not a feature"),
         (
             {"features": ["height"], "categorical": []},
             "data.features: there is no column 'height'; valid columns: age, city, ",
         ),
-        ({"features": ["city", "species"]}, "data.features: 'species' is a target column"),
+        (
+            {"features": ["city", "species"]},
+            "data.features: 'species' is a target column",
+        ),
         (
             {"target": ["age", "species"]},
             "classification needs one target column, got age, species",
@@ -205,14 +229,19 @@ def test_a_teacher_of_other_statistics_is_refused_in_a_short_line(root: Path) ->
         ),
     ],
 )
-def test_wrong_columns_are_one_line(root: Path, changes: dict[str, Any], message: str) -> None:
+def test_wrong_columns_are_one_line(
+    root: Path, changes: dict[str, Any], message: str
+) -> None:
     assert message in complaint(lambda: data(root, **changes).spec)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_file": "table.csv"}, "set data.file, or else data.train_file and data.test_file"),
+        (
+            {"train_file": "table.csv"},
+            "set data.file, or else data.train_file and data.test_file",
+        ),
         (
             {"file": "a", "train_file": "b", "test_file": "c"},
             "set data.file, or else data.train_file and data.test_file",
@@ -220,12 +249,20 @@ def test_wrong_columns_are_one_line(root: Path, changes: dict[str, Any], message
         ({"validation": 1.0}, "data.validation must be a fraction in [0, 1)"),
         ({"test_fraction": 0.0}, "data.test_fraction must be a fraction in (0, 1)"),
         ({"fraction": 0.0}, "data.fraction must be a fraction in (0, 1]"),
-        ({"batch_size": 0}, "data.batch_size and data.eval_batch_size must be at least 1"),
-        ({"impute": "mode"}, "data.impute: unknown value 'mode'; valid values: None, mean, "),
+        (
+            {"batch_size": 0},
+            "data.batch_size and data.eval_batch_size must be at least 1",
+        ),
+        (
+            {"impute": "mode"},
+            "data.impute: unknown value 'mode'; valid values: None, mean, ",
+        ),
         ({"unknown_category": "drop"}, "data.unknown_category: unknown value 'drop'"),
     ],
 )
-def test_wrong_options_are_one_line(root: Path, changes: dict[str, Any], message: str) -> None:
+def test_wrong_options_are_one_line(
+    root: Path, changes: dict[str, Any], message: str
+) -> None:
     assert message in complaint(lambda: data(root, **changes))
 
 
@@ -233,7 +270,9 @@ def test_a_class_that_the_training_file_lacks_is_one_line(root: Path) -> None:
     lines = lines_of(10)
     lines[2][3] = "emu"
     write(root / "test.csv", lines)
-    module = data(root, train_file="table.csv", test_file="test.csv", task=Classification())
+    module = data(
+        root, train_file="table.csv", test_file="test.csv", task=Classification()
+    )
     message = complaint(lambda: module.source("test"))
     assert message == (
         "column 'species' has a class that the training file lacks in 1 rows, such as 'emu'; "
@@ -241,7 +280,9 @@ def test_a_class_that_the_training_file_lacks_is_one_line(root: Path) -> None:
     )
 
 
-def test_rare_classes_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rare_classes_are_reported_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rows = [f"{number},{'ab'[number % 2]}" for number in range(100)] + ["1,mistake"]
     cases: list[dict[str, Any]] = [
         {"file": "a.csv"},
@@ -253,4 +294,6 @@ def test_rare_classes_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFi
         assert module.target_names == ("a", "b", "mistake")
         module.source("test")
         out = capsys.readouterr().out
-        assert out.count("few samples have the classes 'mistake' (1) in column 'y'") == 1
+        assert (
+            out.count("few samples have the classes 'mistake' (1) in column 'y'") == 1
+        )

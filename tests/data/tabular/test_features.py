@@ -71,12 +71,16 @@ def test_missing_values_are_imputed_from_the_training_rows(impute: Impute) -> No
 
 def test_missing_values_are_refused_with_column_and_count() -> None:
     message = complaint(lambda: fit(table(missing=True)))
-    assert message.startswith("column 'x' has no value in 6 of 40 rows; set data.impute")
+    assert message.startswith(
+        "column 'x' has no value in 6 of 40 rows; set data.impute"
+    )
 
 
 def test_a_file_with_missing_values_is_refused_after_a_fit_without() -> None:
     encoder = fit(table())
-    assert "column 'x' has no value" in complaint(lambda: encoder.encode(table(missing=True)))
+    assert "column 'x' has no value" in complaint(
+        lambda: encoder.encode(table(missing=True))
+    )
 
 
 def test_without_standardization_numbers_stay_as_they_are() -> None:
@@ -89,7 +93,10 @@ def test_unknown_categories_are_refused_or_zeros() -> None:
     content = table()
     other = {**content, "city": np.array(["Duisburg", *content["city"][1:]])}
     message = complaint(lambda: fit(content).encode(other))
-    assert "has a category that the training rows lack in 1 rows, such as 'Duisburg'" in message
+    assert (
+        "has a category that the training rows lack in 1 rows, such as 'Duisburg'"
+        in message
+    )
     inputs = fit(content, unknown="zeros").encode(other).numpy()
     assert not inputs[0, 2:5].any()
     assert inputs[1:, 2:5].sum(1).tolist() == [1.0] * 39
@@ -115,7 +122,9 @@ def test_infinite_values_are_refused() -> None:
 
 def test_a_column_without_any_training_value_cannot_be_imputed() -> None:
     content: Table = {"x": np.array([np.nan, np.nan, 1.0])}
-    message = complaint(lambda: fit(content, categorical=[], rows=np.arange(2), impute="mean"))
+    message = complaint(
+        lambda: fit(content, categorical=[], rows=np.arange(2), impute="mean")
+    )
     assert message == "column 'x' has no value in any training row to impute from"
 
 

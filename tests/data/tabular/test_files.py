@@ -15,7 +15,9 @@ from tests.training.small import complaint
 
 
 def test_csv_columns_by_name(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text('\ufeffx, name\n1.5,"a, b"\n\n , c\n', encoding="utf-8")
+    (tmp_path / "a.csv").write_text(
+        '\ufeffx, name\n1.5,"a, b"\n\n , c\n', encoding="utf-8"
+    )
     table = read_table(tmp_path / "a.csv")
     assert {name: column.tolist() for name, column in table.items()} == {
         "x": ["1.5", ""],
@@ -25,7 +27,9 @@ def test_csv_columns_by_name(tmp_path: Path) -> None:
 
 def test_tab_separated_columns(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text('x\ty\n1\t"2\n')
-    assert {name: column.tolist() for name, column in read_table(tmp_path / "a.tsv").items()} == {
+    assert {
+        name: column.tolist() for name, column in read_table(tmp_path / "a.tsv").items()
+    } == {
         "x": ["1"],
         "y": ['"2'],
     }
@@ -58,11 +62,15 @@ def test_parquet_without_pyarrow_names_the_extra(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = tmp_path / "a.parquet"
     path.write_bytes(b"")
-    assert complaint(lambda: read_table(path)).endswith("pip install 'kd_lightning[tables]'")
+    assert complaint(lambda: read_table(path)).endswith(
+        "pip install 'kd_lightning[tables]'"
+    )
 
 
 def test_parquet_holds_the_same_table_as_csv(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow", reason="pip install 'kd_lightning[tables]'")
+    pyarrow = pytest.importorskip(
+        "pyarrow", reason="pip install 'kd_lightning[tables]'"
+    )
     parquet = pytest.importorskip("pyarrow.parquet")
     lines = lines_of(20)
     age, city, income, species = zip(*lines, strict=True)
@@ -78,7 +86,9 @@ def test_parquet_holds_the_same_table_as_csv(tmp_path: Path) -> None:
     from_parquet = read_table(tmp_path / "a.parquet")
     assert list(from_csv) == list(from_parquet)
     for name, column in from_csv.items():
-        np.testing.assert_array_equal(column.astype(from_parquet[name].dtype), from_parquet[name])
+        np.testing.assert_array_equal(
+            column.astype(from_parquet[name].dtype), from_parquet[name]
+        )
 
 
 def test_a_broken_parquet_file_is_one_line(tmp_path: Path) -> None:
@@ -88,7 +98,9 @@ def test_a_broken_parquet_file_is_one_line(tmp_path: Path) -> None:
     assert "is not a readable Parquet file" in complaint(lambda: read_table(path))
 
 
-def test_semicolons_and_given_formats(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_semicolons_and_given_formats(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.csv"
     path.write_text("x;y\n1,5;a\n2,5;b\n")
     expected = {"x": ["1,5", "2,5"], "y": ["a", "b"]}

@@ -24,7 +24,9 @@ from tests.training.small import complaint
         ("linnerud", "regression", 3, 3, 20),
     ],
 )
-def test_each_table(name: str, task: str, features: int, outputs: int, samples: int) -> None:
+def test_each_table(
+    name: str, task: str, features: int, outputs: int, samples: int
+) -> None:
     spec = SklearnTableDataModule(name).spec
     assert (spec.data, spec.task) == (name, task)
     assert (spec.input_shape, spec.num_classes) == ((features,), outputs)
@@ -55,4 +57,6 @@ def test_features_can_be_chosen() -> None:
 
 def test_an_unknown_table_is_one_line() -> None:
     message = complaint(lambda: SklearnTableDataModule("titanic"))
-    assert message.startswith("data.table: unknown table 'titanic'; valid tables: breast_cancer, ")
+    assert message.startswith(
+        "data.table: unknown table 'titanic'; valid tables: breast_cancer, "
+    )

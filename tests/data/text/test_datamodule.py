@@ -49,8 +49,12 @@ def test_batches_hold_the_sentences_of_their_rows(root: Path) -> None:
     data = module(root, teacher_tokenizer=SubwordTokenizer(300))
     batches = served(data.loader("train"), 0)
     assert [len(batch) for batch in batches] == [8] * 7 + [4]
-    assert [len(batch) for batch in served(module(root, batch_size=100).loader("train"), 0)] == [60]
-    assert sorted(index for batch in batches for index in batch.index.tolist()) == list(range(60))
+    assert [
+        len(batch) for batch in served(module(root, batch_size=100).loader("train"), 0)
+    ] == [60]
+    assert sorted(index for batch in batches for index in batch.index.tolist()) == list(
+        range(60)
+    )
     assert data.teacher_tokenizer is not None
     for batch in batches:
         for row, index in enumerate(batch.index.tolist()):
@@ -75,7 +79,10 @@ def test_batches_hold_the_sentences_of_their_rows(root: Path) -> None:
 def test_a_batch_has_sentences_of_similar_length(root: Path) -> None:
     def padding(pool: int) -> int:
         batches = served(module(root, pool=pool).loader("train"), 0)
-        return sum(int((mapping(batch.inputs)["attention_mask"] == 0).sum()) for batch in batches)
+        return sum(
+            int((mapping(batch.inputs)["attention_mask"] == 0).sum())
+            for batch in batches
+        )
 
     assert padding(7) < padding(1) / 2
     (whole,) = served(module(root, eval_batch_size=100).loader("test"), 0)
@@ -128,15 +135,22 @@ def test_two_processes_serve_the_batches_of_one_process_of_twice_the_size(
     source = module(root).source("train")
     one = BucketLoader(source, 2 * batch, pool=2, shuffle=True, seed=3)
     two = [
-        BucketLoader(source, batch, pool=2, shuffle=True, seed=3, rank=rank, world_size=2)
+        BucketLoader(
+            source, batch, pool=2, shuffle=True, seed=3, rank=rank, world_size=2
+        )
         for rank in (0, 1)
     ]
     for epoch in range(2):
         together = zip(
-            served(one, epoch), served(two[0], epoch), served(two[1], epoch), strict=True
+            served(one, epoch),
+            served(two[0], epoch),
+            served(two[1], epoch),
+            strict=True,
         )
         for whole, a, b in together:
-            assert sorted(whole.index.tolist()) == sorted(a.index.tolist() + b.index.tolist())
+            assert sorted(whole.index.tolist()) == sorted(
+                a.index.tolist() + b.index.tolist()
+            )
     three = replace(source, rows=torch.arange(3))
     few = [BucketLoader(three, 1, rank=rank, world_size=2) for rank in (0, 1)]
     assert [[batch.placeholder for batch in loader] for loader in few] == [
@@ -147,7 +161,9 @@ def test_two_processes_serve_the_batches_of_one_process_of_twice_the_size(
 
 def test_synthetic_sentences_are_unlabelled_and_share_their_row(root: Path) -> None:
     data = module(
-        root, augment=SyntheticSentences(copies=4), teacher_tokenizer=SubwordTokenizer(300)
+        root,
+        augment=SyntheticSentences(copies=4),
+        teacher_tokenizer=SubwordTokenizer(300),
     )
     assert data.views == 5
     loader = data.loader("train")
@@ -157,7 +173,9 @@ def test_synthetic_sentences_are_unlabelled_and_share_their_row(root: Path) -> N
             assert batch.view == epoch % 5
             known = batch.target >= 0
             seen += len(batch) * (epoch < 5)
-            assert torch.equal(batch.target[known], data.raw("train").target[batch.index[known]])
+            assert torch.equal(
+                batch.target[known], data.raw("train").target[batch.index[known]]
+            )
             if epoch < 5:
                 labelled[batch.index[known]] += 1
     assert labelled.tolist() == [1] * 60  # five views show each real sentence once
@@ -224,7 +242,10 @@ def test_longer_sentences_are_truncated_and_counted(
 
 
 def test_subsets_are_nested_and_have_the_same_row_numbers(root: Path) -> None:
-    rows = [set(module(root, fraction=f).source("train").rows.tolist()) for f in (0.2, 0.5, 1.0)]
+    rows = [
+        set(module(root, fraction=f).source("train").rows.tolist())
+        for f in (0.2, 0.5, 1.0)
+    ]
     assert [len(r) for r in rows] == [12, 30, 60]
     assert rows[0] < rows[1] < rows[2]
     source = module(root, label_fraction=0.25).source("train")
@@ -232,9 +253,14 @@ def test_subsets_are_nested_and_have_the_same_row_numbers(root: Path) -> None:
 
 
 def test_without_a_validation_file_training_samples_are_held_out(root: Path) -> None:
-    files: dict[str, Any] = {"train_file": "SST2/train.tsv", "test_file": "SST2/test.tsv"}
+    files: dict[str, Any] = {
+        "train_file": "SST2/train.tsv",
+        "test_file": "SST2/test.tsv",
+    }
     data = TextDataModule(str(root), **files, validation=0.2)
-    train, held = (set(data.source(stage).rows.tolist()) for stage in ("train", "validation"))
+    train, held = (
+        set(data.source(stage).rows.tolist()) for stage in ("train", "validation")
+    )
     assert (len(train), len(held)) == (48, 12)
     assert not train & held
     assert (data.source("validation").split, data.classes) == ("train", ["0", "1"])
@@ -250,7 +276,11 @@ def test_pairs_with_named_columns_and_classes_from_the_file(tmp_path: Path) -> N
     columns: dict[str, Any] = {"text": "one", "second": "two", "label": "gold"}
     files: dict[str, Any] = {"train_file": "train.csv", "test_file": "test.csv"}
     data = TextDataModule(
-        str(tmp_path), **files, **columns, tokenizer=SubwordTokenizer(300), names=["No", "Yes"]
+        str(tmp_path),
+        **files,
+        **columns,
+        tokenizer=SubwordTokenizer(300),
+        names=["No", "Yes"],
     )
     assert data.classes == ["No", "Yes"]
     found = mapping(data.source("test").batch(torch.tensor([1]), CLEAN).inputs)
@@ -258,12 +288,19 @@ def test_pairs_with_named_columns_and_classes_from_the_file(tmp_path: Path) -> N
     with pytest.raises(
         UserError, match=r"data\.names must name the 2 classes of data\.labels, got 3"
     ):
-        _ = TextDataModule(str(tmp_path), **files, **columns, names=["a", "b", "c"]).classes
+        _ = TextDataModule(
+            str(tmp_path), **files, **columns, names=["a", "b", "c"]
+        ).classes
 
 
-def test_the_fingerprint_covers_the_inputs_of_a_teacher(root: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_covers_the_inputs_of_a_teacher(
+    root: Path, tmp_path: Path
+) -> None:
     same = module(root).fingerprint()
-    assert module(root, batch_size=4, fraction=0.5, eval_batch_size=3).fingerprint() == same
+    assert (
+        module(root, batch_size=4, fraction=0.5, eval_batch_size=3).fingerprint()
+        == same
+    )
     (write_sst2(tmp_path) / "SST2" / "test.tsv").write_text("another sentence\t1\n")
     others = [
         module(tmp_path),
@@ -280,7 +317,10 @@ def test_the_fingerprint_covers_the_inputs_of_a_teacher(root: Path, tmp_path: Pa
 def test_glue_layout(tmp_path: Path) -> None:
     (tmp_path / "SST-2").mkdir()
     for name, samples in (("train", 6), ("dev", 4)):
-        rows = [f"{line.partition(chr(9))[0]} \t{at % 2}" for at, line in enumerate(lines(samples))]
+        rows = [
+            f"{line.partition(chr(9))[0]} \t{at % 2}"
+            for at, line in enumerate(lines(samples))
+        ]
         (tmp_path / "SST-2" / f"{name}.tsv").write_text(
             "\n".join(["sentence\tlabel", *rows]) + "\n"
         )
@@ -288,12 +328,17 @@ def test_glue_layout(tmp_path: Path) -> None:
     assert spec.samples == {"train": 6, "validation": 4, "test": 4}
 
 
-def test_predictions_are_written_with_class_names_and_texts(root: Path, tmp_path: Path) -> None:
+def test_predictions_are_written_with_class_names_and_texts(
+    root: Path, tmp_path: Path
+) -> None:
     (tmp_path / "raw.txt").write_text("a warm film\n\nso dull\n")
     data = module(root, predict_file=str(tmp_path / "raw.txt"))
     (batch,) = served(data.predict_dataloader(), 0)
     assert batch.target.tolist() == [-100, -100]
-    said = {"index": torch.tensor([0, 1]), "logits": torch.tensor([[0.0, 1.0], [2.0, -2.0]])}
+    said = {
+        "index": torch.tensor([0, 1]),
+        "logits": torch.tensor([[0.0, 1.0], [2.0, -2.0]]),
+    }
     path = data.write_predictions(said, tmp_path)
     assert path.read_text() == (
         "label\tnegative\tpositive\ttext\npositive\t0.268941\t0.731059\ta warm film\nnegative\t0.982014\t0.017986\tso dull\n"
@@ -315,14 +360,26 @@ def test_each_prediction_is_one_line(root: Path, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         ({"fraction": 0.0}, r"data\.fraction must be a fraction in \(0, 1\], got 0"),
-        ({"label_fraction": 1.5}, r"data\.label_fraction must be a fraction in \[0, 1\], got 1\.5"),
-        ({"validation": 1.0}, r"data\.validation must be a fraction in \[0, 1\), got 1"),
+        (
+            {"label_fraction": 1.5},
+            r"data\.label_fraction must be a fraction in \[0, 1\], got 1\.5",
+        ),
+        (
+            {"validation": 1.0},
+            r"data\.validation must be a fraction in \[0, 1\), got 1",
+        ),
         (
             {"batch_size": 0},
             "data.batch_size, data.eval_batch_size and data.pool must be at least 1",
         ),
-        ({"views": 2}, r"data\.views must be 1 to 1, the number of variants of a sentence, got 2"),
-        ({"views": 22, "augment": SyntheticSentences()}, r"data\.views must be 1 to 21"),
+        (
+            {"views": 2},
+            r"data\.views must be 1 to 1, the number of variants of a sentence, got 2",
+        ),
+        (
+            {"views": 22, "augment": SyntheticSentences()},
+            r"data\.views must be 1 to 21",
+        ),
     ],
 )
 def test_bad_arguments(root: Path, arguments: dict[str, Any], words: str) -> None:
@@ -347,5 +404,8 @@ def test_the_real_data(data_root: Path) -> None:
     data = SST2DataModule(str(data_root))
     batches = served(data.loader("train"), 0)
     real = sum(int(mapping(batch.inputs)["attention_mask"].sum()) for batch in batches)
-    assert real / sum(mapping(batch.inputs)["attention_mask"].numel() for batch in batches) > 0.9
+    assert (
+        real / sum(mapping(batch.inputs)["attention_mask"].numel() for batch in batches)
+        > 0.9
+    )
     assert torch.bincount(data.raw("train").target).tolist() == [3310, 3610]

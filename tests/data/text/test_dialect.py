@@ -21,7 +21,12 @@ QUOTES = "detected quotation marks around fields (data.quoted)"
 DETECTED: dict[str, tuple[str, str, list[list[str]], str]] = {
     "commas": ("a.csv", 'x,"1, 2"\ny,3\n', [["x", "1, 2"], ["y", "3"]], NOTHING),
     "semicolons": ("a.csv", "x, y;1\nz;2\n", [["x, y", "1"], ["z", "2"]], SEMICOLONS),
-    "quoted semicolons": ("a.csv", 'x;"1;2"\ny;3\n', [["x", "1;2"], ["y", "3"]], SEMICOLONS),
+    "quoted semicolons": (
+        "a.csv",
+        'x;"1;2"\ny;3\n',
+        [["x", "1;2"], ["y", "3"]],
+        SEMICOLONS,
+    ),
     "decimal commas": (
         "a.csv",
         "x;y\n1,5;2\n2,5;3\n",
@@ -32,8 +37,18 @@ DETECTED: dict[str, tuple[str, str, list[list[str]], str]] = {
     "bars": ("a.csv", "x|1\ny|2\n", [["x", "1"], ["y", "2"]], "detected vertical bars"),
     "two candidates": ("a.csv", "x;1|2\ny;3|4\n", [["x;1|2"], ["y;3|4"]], NOTHING),
     "one column": ("a.csv", "x\ny\n", [["x"], ["y"]], NOTHING),
-    "commas in tsv": ("a.tsv", "x,1\ny,2\n", [["x", "1"], ["y", "2"]], "detected commas"),
-    "sentences with commas": ("a.tsv", "so, x\t1\ny\t2\n", [["so, x", "1"], ["y", "2"]], NOTHING),
+    "commas in tsv": (
+        "a.tsv",
+        "x,1\ny,2\n",
+        [["x", "1"], ["y", "2"]],
+        "detected commas",
+    ),
+    "sentences with commas": (
+        "a.tsv",
+        "so, x\t1\ny\t2\n",
+        [["so, x", "1"], ["y", "2"]],
+        NOTHING,
+    ),
     "sentences with marks": (
         "a.tsv",
         'he said " no\t0\n"yes\t1\n"a" or "b"\t1\n',
@@ -52,7 +67,12 @@ DETECTED: dict[str, tuple[str, str, list[list[str]], str]] = {
         [["x", "y"], ["no", "0"], ["yes", "1"]],
         QUOTES,
     ),
-    "doubled marks": ("a.tsv", 'no\t0\n"say ""a"""\t1\n', [["no", "0"], ['say "a"', "1"]], QUOTES),
+    "doubled marks": (
+        "a.tsv",
+        'no\t0\n"say ""a"""\t1\n',
+        [["no", "0"], ['say "a"', "1"]],
+        QUOTES,
+    ),
     "quoted tab": (
         "a.tsv",
         'x\ty\n"a\tb"\t0\n"c"\t1\n',
@@ -62,7 +82,9 @@ DETECTED: dict[str, tuple[str, str, list[list[str]], str]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "text", "rows", "report"), DETECTED.values(), ids=DETECTED)
+@pytest.mark.parametrize(
+    ("name", "text", "rows", "report"), DETECTED.values(), ids=DETECTED
+)
 def test_the_format_is_detected_and_reported(
     name: str,
     text: str,
@@ -80,7 +102,9 @@ def test_the_format_is_detected_and_reported(
     assert out.count("\n") == (0 if report == NOTHING else 1)
 
 
-def test_the_format_can_be_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_format_can_be_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "a.tsv"
     path.write_text('"a;b";1\n"c";2\n')
     given = {
@@ -108,18 +132,32 @@ def test_long_fields(name: str, tmp_path: Path) -> None:
 
 
 MALFORMED = {
-    "one tab too many": ("a.tsv", "a\t0\nb\tc\t1\n", "line 2: 3 fields, but the first line has 2"),
+    "one tab too many": (
+        "a.tsv",
+        "a\t0\nb\tc\t1\n",
+        "line 2: 3 fields, but the first line has 2",
+    ),
     "one tab too many, valid label": ("a.tsv", "a\t0\nb\t1\t1\n", "line 2: 3 fields"),
     "one tab too few": ("a.tsv", "a\t0\n\nb 1\n", "line 3: there is no column 1"),
-    "one comma too many": ("a.csv", "a,0\nb, c,1\n", "line 2: 3 fields, but the first line has 2"),
+    "one comma too many": (
+        "a.csv",
+        "a,0\nb, c,1\n",
+        "line 2: 3 fields, but the first line has 2",
+    ),
     "mark within a field": ("a.csv", 'a,0\n"b"c,1\n', "set data.quoted=false"),
     "unclosed mark": ("a.csv", 'a,0\n"b,1\n', "unexpected end of data"),
-    "label outside": ("a.tsv", "a\t0\nb\t2\n", "line 2: unknown label '2'; valid labels: 0, 1"),
+    "label outside": (
+        "a.tsv",
+        "a\t0\nb\t2\n",
+        "line 2: unknown label '2'; valid labels: 0, 1",
+    ),
 }
 
 
 @pytest.mark.parametrize(("name", "text", "problem"), MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_line_is_named(name: str, text: str, problem: str, tmp_path: Path) -> None:
+def test_a_malformed_line_is_named(
+    name: str, text: str, problem: str, tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_text(text)
     with pytest.raises(UserError) as caught:
@@ -165,7 +203,9 @@ def test_spellings_of_one_number_are_one_label(tmp_path: Path) -> None:
     assert read_labels(path, 1) == ["0.0", "1.0"]
 
 
-def test_rare_labels_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rare_labels_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "train.tsv"
     path.write_text("a\tgood\nb\tbad\n" * 40 + "c\tmistake\n")
     assert read_labels(path, 1) == ["bad", "good", "mistake"]
@@ -184,7 +224,9 @@ def data(folder: Path, **arguments: Any) -> TextDataModule:
     )
 
 
-def test_the_datamodule_uses_the_format_and_refuses_other_labels(tmp_path: Path) -> None:
+def test_the_datamodule_uses_the_format_and_refuses_other_labels(
+    tmp_path: Path,
+) -> None:
     lines = "Schön, warm;gut\nkalt;schlecht\n"
     (tmp_path / "train.csv").write_text(lines * 10)
     (tmp_path / "test.csv").write_text(lines)
@@ -195,5 +237,7 @@ def test_the_datamodule_uses_the_format_and_refuses_other_labels(tmp_path: Path)
     (tmp_path / "test.csv").write_text(lines + "lau;mittel\n")
     with pytest.raises(UserError, match=r"test\.csv, line 3: unknown label 'mittel'"):
         data(tmp_path).raw("test")
-    with pytest.raises(UserError, match=r"data\.labels lists '1' and '1\.0', which are equal"):
+    with pytest.raises(
+        UserError, match=r"data\.labels lists '1' and '1\.0', which are equal"
+    ):
         data(tmp_path, labels=["1", "1.0"])

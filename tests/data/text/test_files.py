@@ -23,7 +23,9 @@ def write(folder: Path, text: str | bytes, name: str = "some.tsv") -> Path:
 
 def test_tsv_without_a_heading(tmp_path: Path) -> None:
     # Quotation marks are part of a sentence; both kinds of line ends work; blank lines are skipped.
-    found = read_table(write(tmp_path, 'he said " no\t0\r\n\nyes "\t1'), 0, 1, None, LABELS)
+    found = read_table(
+        write(tmp_path, 'he said " no\t0\r\n\nyes "\t1'), 0, 1, None, LABELS
+    )
     assert found.texts == [('he said " no',), ('yes "',)]
     assert found.target.tolist() == [0, 1]
 
@@ -78,7 +80,8 @@ def test_malformed_files(
 
 
 @pytest.mark.parametrize(
-    "read", [lambda p: read_table(p, 0, 1, None, LABELS), lambda p: read_sentences(p, False)]
+    "read",
+    [lambda p: read_table(p, 0, 1, None, LABELS), lambda p: read_sentences(p, False)],
 )
 def test_a_missing_file(tmp_path: Path, read: Callable[[Path], object]) -> None:
     with pytest.raises(UserError, match=r"there is no file .*none\.tsv"):
@@ -94,13 +97,17 @@ def test_a_heading_is_not_a_class(tmp_path: Path) -> None:
     ):
         read_labels(path, 1)
     assert read_labels(path, "label") == ["good", "poor"]
-    for lines in ("fine\t0\nbad\t1\nworse\t2\n", "fine\t0\n"):  # single samples, numbers, one class
+    for lines in (
+        "fine\t0\nbad\t1\nworse\t2\n",
+        "fine\t0\n",
+    ):  # single samples, numbers, one class
         path.write_text("words\tstars\n" + lines)
         with pytest.raises(UserError, match="the first line looks like a heading"):
             read_labels(path, 1)
     path.write_text("fine\tgood\nalso\tgood\n")
     with pytest.raises(
-        UserError, match=r"all samples have the label 'good'; list all classes in data\.labels"
+        UserError,
+        match=r"all samples have the label 'good'; list all classes in data\.labels",
     ):
         read_labels(path, 1)
     path.write_text("text\tlabel\nfine\t\n")
@@ -123,7 +130,9 @@ def test_raw_sentences(tmp_path: Path) -> None:
     # Commas and quotation marks do not split, whatever the name of the file.
     single = write(tmp_path, 'one, "two"\n\n three\t3 \n', "raw.csv")
     assert read_sentences(single, False).texts == [('one, "two"',), ("three\t3",)]
-    odd = write(tmp_path, "one\u2028more\r\ntwo\x0bmore\n")  # only \n and \r\n end a line
+    odd = write(
+        tmp_path, "one\u2028more\r\ntwo\x0bmore\n"
+    )  # only \n and \r\n end a line
     assert read_sentences(odd, False).texts == [("one\u2028more",), ("two\x0bmore",)]
     pairs = write(tmp_path, "a\tb c\n", "raw.txt")
     assert read_sentences(pairs, True).texts == [("a", "b c")]
@@ -151,4 +160,10 @@ def test_words(text: str, expected: list[str]) -> None:
 
 
 def test_words_with_their_case_and_accents() -> None:
-    assert words("It ISN'T Amélie's", plain=False) == ["It", "IS", "N'T", "Amélie", "'s"]
+    assert words("It ISN'T Amélie's", plain=False) == [
+        "It",
+        "IS",
+        "N'T",
+        "Amélie",
+        "'s",
+    ]

@@ -21,7 +21,9 @@ pytest.importorskip(
 TEXTS: list[tuple[str, ...]] = [(line.partition("\t")[0],) for line in lines(400)]
 
 
-def trained(texts: list[tuple[str, ...]] = TEXTS, **arguments: float) -> SyntheticSentences:
+def trained(
+    texts: list[tuple[str, ...]] = TEXTS, **arguments: float
+) -> SyntheticSentences:
     made = SyntheticSentences(**arguments)  # type: ignore[arg-type]
     made.learn(texts)
     return made
@@ -42,13 +44,17 @@ def test_each_variant_is_shown_once_and_each_view_is_a_fair_sample() -> None:
     augment = trained(copies=20)
     rows = torch.arange(len(TEXTS))
     variants = torch.stack([augment.variant(rows, view) for view in range(21)])
-    assert torch.equal(variants.sort(0).values, torch.arange(21)[:, None].expand(21, len(rows)))
+    assert torch.equal(
+        variants.sort(0).values, torch.arange(21)[:, None].expand(21, len(rows))
+    )
     assert torch.equal(augment.variant(rows, 21), variants[0])
     real = (variants == 0).sum(1)
     assert int(real.max()) < 3 * len(rows) / 21
     for view, shown in enumerate(all_views(augment)):
         kept = [a == b for a, b in zip(shown, TEXTS, strict=True)]
-        assert all(kept[row] for row in torch.nonzero(variants[view] == 0).flatten().tolist())
+        assert all(
+            kept[row] for row in torch.nonzero(variants[view] == 0).flatten().tolist()
+        )
 
 
 def test_frequencies_of_masks_and_replacements() -> None:
@@ -92,7 +98,9 @@ def test_replacements_follow_the_frequencies_of_their_part_of_speech() -> None:
         assert set(drawn[tag]) <= set(counts), tag
         word, count = counts.most_common(1)[0]
         assert near(
-            drawn[tag][word] / drawn[tag].total(), count / counts.total(), drawn[tag].total()
+            drawn[tag][word] / drawn[tag].total(),
+            count / counts.total(),
+            drawn[tag].total(),
         ), (tag, word)
 
 
@@ -109,7 +117,9 @@ def test_runs_of_words() -> None:
                 lengths[len(new.split())] += 1
     assert near(lengths.total() / synthetic, 0.25, synthetic)
     assert set(lengths) == {1, 2, 3, 4, 5}
-    assert all(near(lengths[n] / lengths.total(), 0.2, lengths.total()) for n in range(1, 6))
+    assert all(
+        near(lengths[n] / lengths.total(), 0.2, lengths.total()) for n in range(1, 6)
+    )
 
 
 def test_draws_depend_on_seed_row_and_variant_only() -> None:
@@ -126,7 +136,9 @@ def test_draws_depend_on_seed_row_and_variant_only() -> None:
 
 
 def test_variants_of_a_pair_change_the_first_text_the_second_or_both() -> None:
-    pairs: list[tuple[str, ...]] = [(text, TEXTS[-1 - at][0]) for at, (text,) in enumerate(TEXTS)]
+    pairs: list[tuple[str, ...]] = [
+        (text, TEXTS[-1 - at][0]) for at, (text,) in enumerate(TEXTS)
+    ]
     augment = trained(
         pairs, mask=1.0, replace=0.0, ngram=0.0, copies=6
     )  # a changed text consists of masks
@@ -137,11 +149,15 @@ def test_variants_of_a_pair_change_the_first_text_the_second_or_both() -> None:
         ):
             kinds.setdefault(variant, set()).add((MASK in new[0], MASK in new[1]))
     expected = {0: (False, False), 1: (True, False), 2: (False, True), 3: (True, True)}
-    assert kinds == {variant: {expected[variant and (variant - 1) % 3 + 1]} for variant in range(7)}
+    assert kinds == {
+        variant: {expected[variant and (variant - 1) % 3 + 1]} for variant in range(7)
+    }
 
 
 def test_parts_of_speech() -> None:
-    assert part_of_speech([["the", "film", "is", "n't", "dull", "."], ["she", "laughed"]]) == [
+    assert part_of_speech(
+        [["the", "film", "is", "n't", "dull", "."], ["she", "laughed"]]
+    ) == [
         *("DT", "NN", "VBZ", "RB", "JJ", "."),
         *("PRP", "VBD"),
     ]

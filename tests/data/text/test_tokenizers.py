@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_lightning.data import PretrainedTokenizer, SubwordTokenizer, Tokenizer, WordTokenizer
+from kd_lightning.data import (
+    PretrainedTokenizer,
+    SubwordTokenizer,
+    Tokenizer,
+    WordTokenizer,
+)
 from kd_lightning.data.text.words import MASK
 from kd_lightning.errors import UserError
 from tests.sentences import lines, save_bert, write_sst2
@@ -76,7 +81,9 @@ def test_a_batch_is_padded_to_its_longest_sample() -> None:
     assert len(set(lengths)) == 3
     found = tokens.inputs(torch.tensor([2, 1]))
     width = max(lengths[1:])
-    assert {name: (tensor.dtype, tensor.shape) for name, tensor in found.items()} == dict.fromkeys(
+    assert {
+        name: (tensor.dtype, tensor.shape) for name, tensor in found.items()
+    } == dict.fromkeys(
         ("input_ids", "attention_mask", "token_type_ids"), (torch.int64, (2, width))
     )
     assert found["attention_mask"].sum(1).tolist() == [lengths[2], lengths[1]]
@@ -97,8 +104,13 @@ def test_learning_is_deterministic() -> None:
 def test_a_pretrained_tokenizer_equals_the_saved_one(tmp_path: Path) -> None:
     root = write_sst2(tmp_path / "data")
     folder = save_bert(tmp_path / "bert", root)
-    own, loaded = trained(SubwordTokenizer(300, max_length=64)), PretrainedTokenizer(str(folder))
-    assert loaded.describe() == own.describe()  # including the limit of 64 from the folder
+    own, loaded = (
+        trained(SubwordTokenizer(300, max_length=64)),
+        PretrainedTokenizer(str(folder)),
+    )
+    assert (
+        loaded.describe() == own.describe()
+    )  # including the limit of 64 from the folder
     texts = [("the film is n't dull",), (f"{MASK} {'cold ' * 200}",)]
     first, second = own.encode(texts), loaded.encode(texts)
     assert torch.equal(first.ids, second.ids)
@@ -122,7 +134,9 @@ def test_fingerprints_cover_arguments_and_classes() -> None:
 def test_the_folder_of_a_pretrained_tokenizer_does_not_matter(tmp_path: Path) -> None:
     folder = save_bert(tmp_path / "bert", write_sst2(tmp_path / "data"))
     shutil.copytree(folder, tmp_path / "copy")
-    found = [PretrainedTokenizer(str(at)).fingerprint() for at in (folder, tmp_path / "copy")]
+    found = [
+        PretrainedTokenizer(str(at)).fingerprint() for at in (folder, tmp_path / "copy")
+    ]
     assert found[0] == found[1]
     assert PretrainedTokenizer(str(folder), max_length=16).fingerprint() != found[0]
     path = tmp_path / "copy" / "tokenizer.json"
@@ -135,12 +149,18 @@ def test_the_folder_of_a_pretrained_tokenizer_does_not_matter(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: WordTokenizer(min_count=0), "WordTokenizer: min_count must be at least 1, got 0"),
+        (
+            lambda: WordTokenizer(min_count=0),
+            "WordTokenizer: min_count must be at least 1, got 0",
+        ),
         (
             lambda: WordTokenizer(max_length=3),
             "WordTokenizer: max_length must be at least 4, got 3",
         ),
-        (lambda: SubwordTokenizer(10), "SubwordTokenizer: size must be at least 300, got 10"),
+        (
+            lambda: SubwordTokenizer(10),
+            "SubwordTokenizer: size must be at least 300, got 10",
+        ),
         (
             lambda: PretrainedTokenizer("/no/such/folder").vocabulary,
             "there is no folder /no/such/folder",

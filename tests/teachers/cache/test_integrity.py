@@ -36,12 +36,17 @@ def data() -> DigitsDataModule:
 
 @pytest.fixture(scope="module", params=["dense", "top-k"])
 def whole(
-    request: pytest.FixtureRequest, data: DigitsDataModule, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    data: DigitsDataModule,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     folder = tmp_path_factory.mktemp("whole") / "cache"
     options: dict[str, Any] = {"top_k": 3, "temperatures": [4.0]}
     return cache_teacher(
-        teacher(), data, folder, **(options if request.param == "top-k" else {"dtype": "fp16"})
+        teacher(),
+        data,
+        folder,
+        **(options if request.param == "top-k" else {"dtype": "fp16"}),
     )
 
 
@@ -101,7 +106,9 @@ def equal(one: list[Output], other: list[Output]) -> bool:
     return all(torch.equal(a.logits, b.logits) for a, b in zip(one, other, strict=True))
 
 
-def test_whole_caches_are_read_and_verified(cache: Path, data: DigitsDataModule) -> None:
+def test_whole_caches_are_read_and_verified(
+    cache: Path, data: DigitsDataModule
+) -> None:
     size = sum(path.stat().st_size for path in cache.glob("*.bin"))
     assert verify_cache(cache) == size
     assert sum(len(output.logits) for output in read(cache, data)) == 1797
@@ -198,19 +205,27 @@ CHANGES: dict[str, Callable[[Content], Any]] = {
     "shard_rows": lambda c: c["tables"]["train/clean"].update(shard_rows=100),
     "shape": lambda c: next(iter(c["columns"].values())).update(shape=[2, 5]),
     "column dtype": lambda c: next(iter(c["columns"].values())).update(dtype="int16"),
-    "column name": lambda c: c.update(columns={"other": next(iter(c["columns"].values()))}),
-    "other rows": lambda c: c["tables"]["train/clean"].update(rows="test.viewclean.rows.npy"),
+    "column name": lambda c: c.update(
+        columns={"other": next(iter(c["columns"].values()))}
+    ),
+    "other rows": lambda c: c["tables"]["train/clean"].update(
+        rows="test.viewclean.rows.npy"
+    ),
     "shards of another table": lambda c: c["tables"]["train/clean"].update(
         shards=c["tables"]["test/clean"]["shards"]
     ),
-    "a file elsewhere": lambda c: c["tables"]["train/clean"]["shards"][0].update(file="../x"),
+    "a file elsewhere": lambda c: c["tables"]["train/clean"]["shards"][0].update(
+        file="../x"
+    ),
     "no shards": lambda c: c["tables"]["train/clean"].update(shards=[]),
     "no tables": lambda c: c.update(tables={}),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_changed_settings_are_refused(cache: Path, change: Callable[[Content], Any]) -> None:
+def test_changed_settings_are_refused(
+    cache: Path, change: Callable[[Content], Any]
+) -> None:
     content = content_of(cache)
     before = json.dumps(content)
     change(content)
@@ -268,7 +283,9 @@ WRONG: tuple[Any, ...] = (
 )
 
 
-def test_every_value_of_a_manifest_may_be_wrong(cache: Path, data: DigitsDataModule) -> None:
+def test_every_value_of_a_manifest_may_be_wrong(
+    cache: Path, data: DigitsDataModule
+) -> None:
     """One line, or the same outputs as before: never another error, never other outputs."""
     expected = read(cache, data)
     intact = content_of(cache)
@@ -308,14 +325,27 @@ def test_every_value_of_a_manifest_may_be_wrong(cache: Path, data: DigitsDataMod
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "[", "[]", "null", "3", '"text"', "NaN", "[" * 100_000, "{" * 1000, "1" * 5_000),
+        *(
+            "",
+            "[",
+            "[]",
+            "null",
+            "3",
+            '"text"',
+            "NaN",
+            "[" * 100_000,
+            "{" * 1000,
+            "1" * 5_000,
+        ),
         *("\udc80", '{"version": 2}', '{"version": null}', '{"version": 1}'),
     ],
     ids=lambda text: repr(text[:20]),
 )
 def test_manifests_of_another_form(cache: Path, text: str) -> None:
     (cache / "manifest.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert "damaged" in complaint(lambda: CachedTeacher(str(cache)).prepare(DigitsDataModule()))
+    assert "damaged" in complaint(
+        lambda: CachedTeacher(str(cache)).prepare(DigitsDataModule())
+    )
 
 
 def test_a_deep_manifest_is_refused(cache: Path) -> None:
@@ -331,7 +361,9 @@ def test_a_manifest_that_is_no_file_is_refused(cache: Path) -> None:
     assert "holds no teacher cache" in complaint(lambda: verify_cache(cache))
 
 
-def test_top_k_caches_of_version_1_name_the_command_that_remakes_them(cache: Path) -> None:
+def test_top_k_caches_of_version_1_name_the_command_that_remakes_them(
+    cache: Path,
+) -> None:
     content = as_version_1(content_of(cache))
     content["settings"] |= {"top_k": 3, "dtype": "fp16"}
     store(cache, content, sign=False)

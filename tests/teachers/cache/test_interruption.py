@@ -20,7 +20,9 @@ COLUMNS = {"logits": Column("float32", (3,))}
 ROWS = {"train/0": np.array([7, 2, 9, 4, 0]), "train/1": np.array([7, 2, 9, 4, 0])}
 ROWS["test/clean"] = np.arange(4)
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills processes that it forks")
+pytestmark = pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="kills processes that it forks"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +65,9 @@ def killed(act: Callable[[], object]) -> bool:
     return os.WIFSIGNALED(status)
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, call: int, owner: object, name: str) -> None:
+def kill_at(
+    monkeypatch: pytest.MonkeyPatch, call: int, owner: object, name: str
+) -> None:
     """Kill the process before the given call of a function."""
     calls = 0
     original = getattr(owner, name)
@@ -78,7 +82,9 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, call: int, owner: object, name: str
     monkeypatch.setattr(owner, name, counted)
 
 
-@pytest.mark.parametrize(("owner", "name"), [(os, "fsync"), (Path, "replace"), (os, "open")])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(os, "fsync"), (Path, "replace"), (os, "open")]
+)
 def test_a_writer_killed_at_any_moment_is_finished_by_the_next(
     tmp_path: Path, owner: object, name: str
 ) -> None:

@@ -48,7 +48,9 @@ def test_the_size_is_compared_with_the_disk(
 ) -> None:
     size = 40 * 1797
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=size - 1))
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda path: usage._replace(free=size - 1)
+    )
     message = complaint(lambda: cache_teacher(teacher(), data, tmp_path / "c"))
     assert "1,797 outputs in 2 tables of 40 bytes each" in message
     assert not (tmp_path / "c").exists()
@@ -59,7 +61,9 @@ def test_the_size_is_compared_with_the_disk(
     cache_teacher(teacher(), data, tmp_path / "c")
 
 
-def test_logits_beyond_half_precision_are_refused(data: DigitsDataModule, tmp_path: Path) -> None:
+def test_logits_beyond_half_precision_are_refused(
+    data: DigitsDataModule, tmp_path: Path
+) -> None:
     loud = teacher()
     with torch.no_grad():
         next(iter(loud.parameters())).mul_(1e6)

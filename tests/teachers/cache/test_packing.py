@@ -9,7 +9,8 @@ from kd_lightning.teachers.cache.packing import bits_per_id, pack, packed_size, 
 
 
 @pytest.mark.parametrize(
-    ("classes", "bits"), [(2, 1), (3, 2), (4, 2), (10, 4), (1000, 10), (30522, 15), (50257, 16)]
+    ("classes", "bits"),
+    [(2, 1), (3, 2), (4, 2), (10, 4), (1000, 10), (30522, 15), (50257, 16)],
 )
 def test_ids_come_back(classes: int, bits: int) -> None:
     assert bits_per_id(classes) == bits

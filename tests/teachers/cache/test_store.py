@@ -28,7 +28,10 @@ def values(rows: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def read(table: Table, rows: np.ndarray) -> dict[str, np.ndarray]:
-    return {name: column.numpy() for name, column in table.read(torch.from_numpy(rows)).items()}
+    return {
+        name: column.numpy()
+        for name, column in table.read(torch.from_numpy(rows)).items()
+    }
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +65,9 @@ def complaint(act: Callable[[], object]) -> str:
 
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("mapped", [True, False])
-def test_rows_come_back_in_any_order_across_shards(tmp_path: Path, mapped: bool) -> None:
+def test_rows_come_back_in_any_order_across_shards(
+    tmp_path: Path, mapped: bool
+) -> None:
     table = Table(fill(tmp_path), "train/0", mapped)
     asked = np.array([5, 7, 7, 0, 9])
     got = read(table, asked)
@@ -80,7 +85,8 @@ def test_a_row_that_was_not_cached_is_named(tmp_path: Path, row: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "row"), [(ROWS, 1), (ROWS, 12), (ROWS, -1), (np.arange(12), 12), (np.arange(12), -1)]
+    ("rows", "row"),
+    [(ROWS, 1), (ROWS, 12), (ROWS, -1), (np.arange(12), 12), (np.arange(12), -1)],
 )
 def test_one_column_in_one_shard(tmp_path: Path, rows: np.ndarray, row: int) -> None:
     made = Writer(tmp_path, {}, {}, {"logits": COLUMNS["logits"]}, align=1)
@@ -98,7 +104,9 @@ def test_a_killed_writer_goes_on_where_it_was(tmp_path: Path) -> None:
     made = writer(tmp_path)
     number, start, stop = made.open("train/0", ROWS)[0]
     made.put("train/0", number, values(ROWS[start:stop]))
-    assert "is not complete (3 of 8 rows" in complaint(lambda: Table(made.manifest, "train/0"))
+    assert "is not complete (3 of 8 rows" in complaint(
+        lambda: Table(made.manifest, "train/0")
+    )
     again = writer(tmp_path)
     assert [r[0] for r in again.open("train/0", ROWS)] == [1, 2]
 
@@ -148,7 +156,9 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert "of is a in the cache and b in this run" in complaint(
         lambda: writer(tmp_path / "c", "b")
     )
-    assert "other rows" in complaint(lambda: writer(tmp_path / "c").open("train/0", ROWS[::-1]))
+    assert "other rows" in complaint(
+        lambda: writer(tmp_path / "c").open("train/0", ROWS[::-1])
+    )
     assert "cannot be written" in complaint(lambda: writer(tmp_path / "mine.txt" / "c"))
 
 
@@ -184,12 +194,16 @@ def test_what_stays_resident_does_not_grow_with_the_cache(
     tmp_path: Path, views: int, classes: int
 ) -> None:
     """A 128 MB table, too large to be mapped, and many views of 65,536 rows leave little in memory, no open file."""
-    made = Writer(tmp_path, {}, {}, {"logits": Column("float32", (classes,))}, align=256)
+    made = Writer(
+        tmp_path, {}, {}, {"logits": Column("float32", (classes,))}, align=256
+    )
     rows = np.arange(2**16)
     for view in range(views):
         for number, start, stop in made.open(f"train/{view}", rows):
             made.put(
-                f"train/{view}", number, {"logits": np.zeros((stop - start, classes), np.float32)}
+                f"train/{view}",
+                number,
+                {"logits": np.zeros((stop - start, classes), np.float32)},
             )
     assert len(list(tmp_path.glob("*.rows.npy"))) == 1
     run = subprocess.run(
@@ -200,7 +214,9 @@ def test_what_stays_resident_does_not_grow_with_the_cache(
         check=True,
     )
     most, files = map(int, run.stdout.split())
-    assert most < 12 * 2**20  # the outputs are 15 and 128 MB; the allocator keeps freed blocks
+    assert (
+        most < 12 * 2**20
+    )  # the outputs are 15 and 128 MB; the allocator keeps freed blocks
     assert files == 0
 
 
@@ -218,7 +234,9 @@ def test_views_of_other_rows_keep_their_own(tmp_path: Path) -> None:
     manifest = Manifest.read(tmp_path)
     for name, row in (("train/1", 11), ("train/clean", 31), ("test/clean", 3)):
         asked = np.array([row])
-        assert np.array_equal(read(Table(manifest, name), asked)["code"], values(asked)["code"])
+        assert np.array_equal(
+            read(Table(manifest, name), asked)["code"], values(asked)["code"]
+        )
     assert "holds no output for row 11" in complaint(
         lambda: read(Table(manifest, "train/clean"), np.array([11]))
     )

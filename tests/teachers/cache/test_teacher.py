@@ -63,7 +63,9 @@ def complaint(act: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def train(teacher: Teacher, data: DigitsDataModule, epochs: int = 3) -> dict[str, torch.Tensor]:
+def train(
+    teacher: Teacher, data: DigitsDataModule, epochs: int = 3
+) -> dict[str, torch.Tensor]:
     pl.seed_everything(5)
     losses = {"ce": CrossEntropy(weight=0.1), "kd": KD(weight=0.9, temperature=3.0)}
     module = DistillationModule(network(9, 8), teacher, losses)
@@ -94,7 +96,9 @@ def test_a_full_cache_trains_the_same_student_bit_for_bit(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("mean", ["arithmetic", "geometric"])
-def test_outputs_are_the_live_teachers_at_every_temperature(tmp_path: Path, mean: Any) -> None:
+def test_outputs_are_the_live_teachers_at_every_temperature(
+    tmp_path: Path, mean: Any
+) -> None:
     data = digits()
     ensemble = EnsembleTeacher([live(1), live(2)], mean=mean, weights=[1.0, 3.0])
     stored = cached(tmp_path / "cache", data, ensemble)
@@ -108,8 +112,13 @@ def test_outputs_are_the_live_teachers_at_every_temperature(tmp_path: Path, mean
                     stored(batch).log_probs(temperature),
                 )
                 assert torch.allclose(expected, got, atol=1e-5, rtol=0)
-    for batch in [next(iter(data.loader("validation"))), next(iter(data.test_dataloader()))]:
-        assert torch.allclose(ensemble(batch).logits, stored(batch).logits, atol=1e-5, rtol=0)
+    for batch in [
+        next(iter(data.loader("validation"))),
+        next(iter(data.test_dataloader())),
+    ]:
+        assert torch.allclose(
+            ensemble(batch).logits, stored(batch).logits, atol=1e-5, rtol=0
+        )
 
 
 def test_shards_that_end_within_a_split_or_beyond_it(
@@ -124,7 +133,9 @@ def test_shards_that_end_within_a_split_or_beyond_it(
     assert len(list((tmp_path / "cache").glob("train*.bin"))) == -(-1195 // 61)
     for stage in ("train", "validation", "test"):
         for batch in data.loader(stage):
-            assert torch.allclose(teacher(batch).logits, stored(batch).logits, atol=1e-5, rtol=0)
+            assert torch.allclose(
+                teacher(batch).logits, stored(batch).logits, atol=1e-5, rtol=0
+            )
 
 
 def test_another_view_is_another_target(tmp_path: Path) -> None:
@@ -146,17 +157,24 @@ def test_half_precision_states_its_error(tmp_path: Path) -> None:
     expected.prepare(data)
     logits = expected(batch).logits
     assert stored(batch).logits.dtype == torch.float16
-    assert ((stored(batch).logits.float() - logits).abs() <= logits.abs() * 2.0**-11 + 1e-5).all()
+    assert (
+        (stored(batch).logits.float() - logits).abs() <= logits.abs() * 2.0**-11 + 1e-5
+    ).all()
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_a_top_k_cache_knows_its_classes_and_the_rest(tmp_path: Path, dtype: str) -> None:
+def test_a_top_k_cache_knows_its_classes_and_the_rest(
+    tmp_path: Path, dtype: str
+) -> None:
     data = digits()
     stored = cached(tmp_path / "cache", data, top_k=3, dtype=dtype, temperatures=[4.0])
     exact = live()
     exact.prepare(data)
     tolerance = 1e-5 if dtype == "fp32" else 2e-3
-    for batch in (next(iter(data.train_dataloader())), next(iter(data.loader("validation")))):
+    for batch in (
+        next(iter(data.train_dataloader())),
+        next(iter(data.loader("validation"))),
+    ):
         teacher = exact(batch)
         top = stored(batch)
         assert isinstance(top, TopKOutput)
@@ -168,9 +186,13 @@ def test_a_top_k_cache_knows_its_classes_and_the_rest(tmp_path: Path, dtype: str
             assert abs(value) < tolerance
 
 
-def test_a_temperature_that_was_not_cached_is_refused_before_training(tmp_path: Path) -> None:
+def test_a_temperature_that_was_not_cached_is_refused_before_training(
+    tmp_path: Path,
+) -> None:
     data = digits()
-    cache_teacher(live(), data, tmp_path / "cache", views=2, top_k=3, temperatures=[4.0])
+    cache_teacher(
+        live(), data, tmp_path / "cache", views=2, top_k=3, temperatures=[4.0]
+    )
     teacher = CachedTeacher(str(tmp_path / "cache"))
     module = DistillationModule(network(1), teacher, {"kd": KD(temperature=3.0)})
     message = complaint(lambda: module.attach(data))
@@ -179,9 +201,13 @@ def test_a_temperature_that_was_not_cached_is_refused_before_training(tmp_path: 
 
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
-def test_impossible_temperatures_are_refused(tmp_path: Path, temperature: float) -> None:
+def test_impossible_temperatures_are_refused(
+    tmp_path: Path, temperature: float
+) -> None:
     def act() -> None:
-        cache_teacher(live(), digits(), tmp_path / "c", top_k=3, temperatures=[temperature])
+        cache_teacher(
+            live(), digits(), tmp_path / "c", top_k=3, temperatures=[temperature]
+        )
 
     assert "must be finite and greater than 0" in complaint(act)
 
@@ -215,7 +241,9 @@ def test_features_are_cached_on_request(tmp_path: Path) -> None:
     teacher.tap({"penultimate"})
     batch = next(iter(data.train_dataloader()))
     assert torch.allclose(
-        stored(batch).features["penultimate"], teacher(batch).features["penultimate"], atol=1e-5
+        stored(batch).features["penultimate"],
+        teacher(batch).features["penultimate"],
+        atol=1e-5,
     )
     assert "'stage1'" in complaint(lambda: stored.tap({"stage1"}))
 
@@ -230,7 +258,9 @@ def test_features_are_cached_on_request(tmp_path: Path) -> None:
         ({"views": None}, "views"),
     ],
 )
-def test_other_data_is_refused(tmp_path: Path, changes: dict[str, Any], named: str) -> None:
+def test_other_data_is_refused(
+    tmp_path: Path, changes: dict[str, Any], named: str
+) -> None:
     cache_teacher(live(), digits(), tmp_path / "cache", views=2)
     assert named in complaint(
         lambda: CachedTeacher(str(tmp_path / "cache")).prepare(digits(**changes))
@@ -251,7 +281,10 @@ def test_a_changed_teacher_file_is_found(tmp_path: Path) -> None:
     path = tmp_path / "teacher.pt"
     torch.save(network(0).state_dict(), path)
     cache_teacher(
-        ModelTeacher(str(path), network=network(1)), digits(), tmp_path / "cache", views=2
+        ModelTeacher(str(path), network=network(1)),
+        digits(),
+        tmp_path / "cache",
+        views=2,
     )
     torch.save(network(2).state_dict(), path)
     assert "has changed" in complaint(
@@ -267,7 +300,9 @@ def test_validation_rows_never_meet_training_targets(tmp_path: Path) -> None:
     batch.view = 0
     assert "holds no output for row" in complaint(lambda: stored(batch))
     batch.view = 5
-    assert "holds nothing for the train split in view 5" in complaint(lambda: stored(batch))
+    assert "holds nothing for the train split in view 5" in complaint(
+        lambda: stored(batch)
+    )
 
 
 def test_one_cache_serves_every_subset(tmp_path: Path) -> None:
@@ -287,7 +322,9 @@ def test_one_cache_serves_every_subset(tmp_path: Path) -> None:
 
 def test_an_ensemble_in_top_k_is_refused(tmp_path: Path) -> None:
     assert "--top-k cannot hold" in complaint(
-        lambda: cache_teacher(EnsembleTeacher([live()]), digits(), tmp_path / "c", top_k=2)
+        lambda: cache_teacher(
+            EnsembleTeacher([live()]), digits(), tmp_path / "c", top_k=2
+        )
     )
     assert "--top-k must be" in complaint(
         lambda: cache_teacher(live(), digits(), tmp_path / "d", top_k=10)
@@ -297,5 +334,16 @@ def test_an_ensemble_in_top_k_is_refused(tmp_path: Path) -> None:
 def test_the_manifest_holds_builtins_and_no_weights(tmp_path: Path) -> None:
     cached(tmp_path / "cache", digits())
     content = json.loads((tmp_path / "cache" / "manifest.json").read_text())
-    assert set(content) == {"version", "fingerprint", "settings", "columns", "tables", "sha256"}
-    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".json", ".npy", ".bin"}
+    assert set(content) == {
+        "version",
+        "fingerprint",
+        "settings",
+        "columns",
+        "tables",
+        "sha256",
+    }
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {
+        ".json",
+        ".npy",
+        ".bin",
+    }
