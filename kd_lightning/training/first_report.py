@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -31,8 +32,9 @@ from kd_lightning.training.measurements import (
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.training.untouched import untouched
 from kd_lightning.types import Batch
+from kd_lightning.values import Value
 
-Content = dict[str, object]
+Content: TypeAlias = "dict[str, Value]"
 """The report in plain values, as run.json stores it."""
 
 PREFIX = "report/"
@@ -65,6 +67,15 @@ class FirstBatchReport(pl.Callback):
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Measure, store and print, unless the run resumes.
+
+        Args:
+            trainer: that is about to train.
+            pl_module: attached to its data.
+
+        Raises:
+            UserError: for a warning, if the report is strict.
+        """
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.global_step > 0 or not isinstance(pl_module, TrainingModule):
             return
@@ -133,6 +144,7 @@ class _Report:
         if teacher is None or not module.objective.uses_teacher:
             return
         self.notes += teacher.notes
+        # Measuring a student that starts from trained weights needs eval mode.
         modes = {each: each.training for each in module.learner.modules()}
         try:
             self.teacher = measure_teacher(module, self.datamodule, self._moved)
@@ -143,6 +155,7 @@ class _Report:
             each.training = training
 
     def _moved(self, batch: Batch) -> Batch:
+        """A batch on the device and in the precision of the training."""
         moved: Batch = self.trainer.strategy.batch_to_device(batch)
         converted: Batch = self.trainer.precision_plugin.convert_input(moved)
         return converted
@@ -229,6 +242,7 @@ class _Report:
 
 def _planned_epochs(trainer: pl.Trainer) -> float:
     """How many epochs the run trains, if nothing stops it; infinite if that is not known."""
+    # -1 stands for no limit.
     limits = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(float(trainer.max_epochs))
@@ -239,6 +253,7 @@ def _planned_epochs(trainer: pl.Trainer) -> float:
 
 
 def _plain_teacher(teacher: TeacherReport) -> Content:
+    """The teacher's part of the report in plain values."""
     temperatures = {}
     for temperature, entropy in teacher.entropy.items():
         temperatures[f"{temperature:g}"] = {

@@ -80,7 +80,11 @@ class Learner(nn.Module):
         self._rows = task.rows
 
     def forward(self, batch: Batch) -> Output:
-        """Logits `(N, K)` and the tapped features."""
+        """Logits `(N, K)` and the tapped features.
+
+        Args:
+            batch: of B samples with N positions.
+        """
         return run_on_batch(self.network, batch, self._rows, self.taps, self.reading)
 
     def logits(self, inputs: Inputs) -> Tensor:
@@ -93,6 +97,7 @@ class Learner(nn.Module):
         Raises:
             UserError: if a role has no layer.
         """
+        # The hooks of earlier roles would capture features that nothing reads.
         if self.taps is not None:
             self.taps.close()
             self.taps = None
@@ -120,6 +125,11 @@ class Learner(nn.Module):
     def check_output(self, blank: Batch, task: Task, spec: Spec) -> None:
         """Refuse a network whose output does not fit the task and the data.
 
+        Args:
+            blank: a batch of the data's shapes.
+            task: what is predicted.
+            spec: of the data.
+
         Raises:
             UserError: one line that names both shapes.
         """
@@ -131,6 +141,11 @@ class Learner(nn.Module):
         """Run the network once as in training, where it may return something else, or fail.
 
         Buffers and random generators are restored.
+
+        Args:
+            blank: a batch of the data's shapes.
+            task: what is predicted.
+            spec: of the data.
 
         Raises:
             UserError: if it fails, does not fit the task, or has a head that no loss trains.
@@ -146,9 +161,11 @@ class Learner(nn.Module):
                 raise UserError(f"in training {problem}")
             if raw is logits:
                 return
-            used = [
-                feature for feature in features.values() if isinstance(feature, Tensor)
-            ]
+            # A head whose output is tapped is trained by the loss that reads it.
+            used = []
+            for feature in features.values():
+                if isinstance(feature, Tensor):
+                    used.append(feature)
             probing.check_heads(
                 self.network, blank.inputs, raw, logits, used, self.reading
             )
@@ -160,6 +177,7 @@ class Learner(nn.Module):
             UserError: one line, with what to change.
         """
         probing.check_single_sample(self.network, blank.inputs, self.name)
+        # Hooks have captured this forward pass, too.
         if self.taps is not None:
             self.taps.overwritten()
             self.taps.take()
@@ -168,6 +186,7 @@ class Learner(nn.Module):
         """What the network returns in the mode in which it trains, with a graph."""
         try:
             raw = probing.forward(self.network, blank.inputs)
+            # Features that later layers change in place are copied from the next pass on.
             if self.taps is not None and self.taps.overwritten():
                 raw = probing.forward(self.network, blank.inputs)
         except Exception as error:

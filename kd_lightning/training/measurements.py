@@ -134,6 +134,7 @@ def measure_teacher(
     if module.init_from is not None:
         student_metrics = module.task.metrics(module.spec).to(module.device)
         module.learner.eval()
+    # On a slow device, a rough value now is worth more than an exact one in minutes.
     stop_at = time.monotonic() + MOST_SECONDS
     with torch.no_grad():
         for batch in _held_out(module, datamodule, split):
@@ -174,16 +175,14 @@ def _temperatures(losses: list[tuple[str, DistillLoss]]) -> list[float]:
     """The temperatures at which losses read the teacher's distribution; 1 if none does."""
     temperatures = set()
     for _, loss in losses:
-        if (
-            loss.uses_teacher
-            and loss.compares_classes
-            and isinstance(loss, HasTemperature)
-        ):
+        reads_distribution = loss.uses_teacher and loss.compares_classes
+        if reads_distribution and isinstance(loss, HasTemperature):
             temperatures.add(float(loss.temperature))
     return sorted(temperatures) or [1.0]
 
 
 def _value_of(metrics: TaskMetrics, name: str) -> float:
+    """A metric's value; NaN if the samples have no labels."""
     return float(metrics.compute().get(name, torch.tensor(torch.nan)))
 
 
@@ -201,12 +200,19 @@ class _RunningTeacher:
         self._largest: Tensor | None = None
 
     def add(self, output: Output, batch: Batch) -> None:
+        """Count a batch, and sum its entropies in nats.
+
+        Args:
+            output: the teacher's, with logits `(N, K)`.
+            batch: that it was computed for.
+        """
         report = self.report
         logits = full(output.logits)
         report.samples += len(batch)
         report.rows += len(logits)
         # -inf rules out a class, which is no fault as long as one class remains.
-        broken = logits.isnan().any(-1) | (logits == torch.inf).any(-1)
+        broken = logits.isnan().any(-1)
+        broken |= (logits == torch.inf).any(-1)
         broken |= (logits == -torch.inf).all(-1)
         report.broken_rows += int(broken.sum())
         self._add_range(logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
@@ -225,6 +231,7 @@ class _RunningTeacher:
             self._labels.append(labels[labelled].cpu())
 
     def _add_range(self, logits: Tensor) -> None:
+        """Widen the range of each column of `(N, K)` logits; a constant teacher has none."""
         if len(logits) == 0:
             return
         smallest = logits.amin(0)
@@ -236,6 +243,7 @@ class _RunningTeacher:
         self._largest = largest
 
     def finish(self) -> None:
+        """Complete the report once all batches are added."""
         report = self.report
         if self._smallest is not None and self._largest is not None:
             size = self._largest.abs().amax().clamp(min=1e-6)
@@ -266,35 +274,38 @@ def measure_losses(
     """
     module.objective.begin_epoch(module.current_epoch)
     teacher = module.active_teacher
-    target = (
-        teacher(batch)
-        if teacher is not None and module.objective.uses_teacher
-        else None
-    )
+    target = None
+    if teacher is not None and module.objective.uses_teacher:
+        target = teacher(batch)
     student = module.learner(batch)
     _, terms, _ = module.objective(student, target, batch)
     named = module.objective.named_losses()
     reports = {}
     for (name, loss), term in zip(named, terms, strict=True):
         report = LossReport(float(term.detach()), loss.weight_at(module.current_epoch))
-        report.at_minimum = (
-            loss.minimum_at_teacher and abs(report.value) < SMALLEST_VALUE
-        )
+        is_zero = abs(report.value) < SMALLEST_VALUE
+        report.at_minimum = loss.minimum_at_teacher and is_zero
         reports[name] = report
     if gradients:
-        parameters = _trained_parameters(module)
-        for report, term in zip(reports.values(), terms, strict=True):
-            acts = report.weight > 0
-            report.gradient = (
-                _gradient_norm(report.weight * term, parameters) if acts else 0.0
-            )
-        total = sum(report.gradient or 0.0 for report in reports.values())
-        for report in reports.values():
-            report.share = (report.gradient or 0.0) / total if total > 0 else 0.0
+        _add_gradients(list(reports.values()), terms, _trained_parameters(module))
     for name, loss in named:
         # After the gradients: a loss may change its own buffers in each call.
         reports[name].exact = _in_double_precision(loss, student, target, batch)
     return reports
+
+
+def _add_gradients(
+    reports: list[LossReport], terms: list[Tensor], parameters: list[nn.Parameter]
+) -> None:
+    """Measure each loss's gradient for the parameters, and its share of all gradients."""
+    total = 0.0
+    for report, term in zip(reports, terms, strict=True):
+        report.gradient = 0.0
+        if report.weight > 0:
+            report.gradient = _gradient_norm(report.weight * term, parameters)
+        total += report.gradient
+    for report in reports:
+        report.share = (report.gradient or 0.0) / total if total > 0 else 0.0
 
 
 def _trained_parameters(module: TrainingModule) -> list[nn.Parameter]:
@@ -309,7 +320,11 @@ def _gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
     gradients = torch.autograd.grad(
         value, parameters, retain_graph=True, allow_unused=True
     )
-    norms = [gradient.double().norm() for gradient in gradients if gradient is not None]
+    norms = []
+    for gradient in gradients:
+        if gradient is not None:
+            norms.append(gradient.double().norm())
+    # The norm of the norms is the norm of all entries.
     return float(torch.stack(norms).norm()) if norms else 0.0
 
 
@@ -322,11 +337,8 @@ def _in_double_precision(
         return None
     if not loss.compares_classes or batch.target.device.type == "mps":
         return None
+    exact_student = student.map(lambda tensor: tensor.double())
+    exact_teacher = teacher.map(lambda tensor: tensor.double())
     with torch.no_grad():
-        return float(
-            loss(
-                student.map(lambda tensor: tensor.double()),
-                teacher.map(lambda tensor: tensor.double()),
-                batch,
-            )
-        )
+        value = loss(exact_student, exact_teacher, batch)
+    return float(value)

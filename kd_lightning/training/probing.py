@@ -91,24 +91,15 @@ def check_heads(
     Raises:
         UserError: if a head would stay untrained.
     """
-    others: dict[str, Tensor] = {}
-    own_name = "logits"
-    for name, value in entries_of(raw).items():
-        if value is logits:
-            own_name = str(name)
-        elif (
-            isinstance(value, Tensor)
-            and value.shape == logits.shape
-            and value.requires_grad
-        ):
-            others[str(name)] = value
-    if not others:
+    other_heads = _other_heads(raw, logits)
+    if not other_heads:
         return
     trained = _parameters_of(network, [logits, *used])
-    untrained = {}
-    for name, value in others.items():
-        for parameter in _parameters_of(network, [value]) - trained:
-            untrained[parameter] = name
+    # The entry of the output that depends on each untrained parameter.
+    untrained: dict[str, str] = {}
+    for entry, head in other_heads.items():
+        for parameter in _parameters_of(network, [head]) - trained:
+            untrained[parameter] = entry
     if not untrained:
         return
     names = ", ".join(sorted(untrained)[:MOST_NAMED])
@@ -116,6 +107,7 @@ def check_heads(
         "give it a loss of its own (kd_lightning.losses.CrossEntropy with head=ROLE, and the role "
         "in layers), or build the network without it"
     )
+    # An untrained head that decides in evaluation is always wrong; another may be meant so.
     with evaluating(network), torch.enable_grad(), unchanged(network):
         evaluated = as_logits(forward(network, inputs), reading)
         deciding = _parameters_of(network, [evaluated])
@@ -129,8 +121,28 @@ def check_heads(
         raise UserError(
             f"{reading.owner} {type(network).__name__} returns another head in training "
             f"({entries}) that no loss trains; {remedy}, or set "
-            f"{reading.setting('outputs', own_name)} to leave it untrained"
+            f"{reading.setting('outputs', _name_of(logits, raw))} to leave it untrained"
         )
+
+
+def _other_heads(raw: object, logits: Tensor) -> dict[str, Tensor]:
+    """The entries of an output that are shaped like the logits and have a graph, by name."""
+    heads = {}
+    for name, value in entries_of(raw).items():
+        if not isinstance(value, Tensor) or value is logits:
+            continue
+        if value.shape == logits.shape and value.requires_grad:
+            heads[str(name)] = value
+    return heads
+
+
+def _name_of(logits: Tensor, raw: object) -> str:
+    """The name of the output's entry that holds the logits."""
+    name = "logits"
+    for key, value in entries_of(raw).items():
+        if value is logits:
+            name = str(key)
+    return name
 
 
 def _parameters_of(network: nn.Module, outputs: list[Tensor]) -> set[str]:
@@ -139,9 +151,14 @@ def _parameters_of(network: nn.Module, outputs: list[Tensor]) -> set[str]:
     with_graph = [output for output in outputs if output.requires_grad]
     if not named or not with_graph:
         return set()
+    # One backward pass for all outputs: a parameter that none depends on gets no gradient.
     total = torch.stack([output.float().sum() for output in with_graph]).sum()
+    parameters = [p for _, p in named]
     gradients = torch.autograd.grad(
-        total, [p for _, p in named], retain_graph=True, allow_unused=True
+        total, parameters, retain_graph=True, allow_unused=True
     )
-    pairs = zip(named, gradients, strict=True)
-    return {name for (name, _), gradient in pairs if gradient is not None}
+    names = set()
+    for (name, _), gradient in zip(named, gradients, strict=True):
+        if gradient is not None:
+            names.add(name)
+    return names
