@@ -33,15 +33,17 @@ class InputAdapter(nn.Module):
     def __init__(self, data: Preprocessing, network: Preprocessing) -> None:
         super().__init__()
         self.channels = _more_channels(data, network)
-        self.size = network.size if network.size not in (None, data.size) else None
+        self.size = None
+        if network.size != data.size:
+            self.size = network.size
         expected = data.overridden_by(network)
-        self.renormalizes = not (
-            _same_values(data.mean, expected.mean)
-            and _same_values(data.std, expected.std)
-        )
+        same_mean = _same_values(data.mean, expected.mean)
+        same_std = _same_values(data.std, expected.std)
+        self.renormalizes = not (same_mean and same_std)
         scale = torch.ones(1)
         shift = torch.zeros(1)
         if self.renormalizes:
+            # One affine map per channel, computed in double precision before it is rounded.
             data_mean = _double(data.mean)
             data_std = _double(data.std)
             mean = _double(expected.mean)
@@ -84,14 +86,23 @@ class InputAdapter(nn.Module):
         return ", ".join(changes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Adapt images `(B, C, H, W)`."""
+        """Adapt images `(B, C, H, W)`.
+
+        Args:
+            images: as the student reads them.
+
+        Returns:
+            `(B, C', H', W')` in the same dtype, with the channels and the size of the teacher.
+        """
         dtype = images.dtype
         # Not every device interpolates in half precision.
         images = full(images)
         if self.channels is not None:
             images = images.expand(-1, self.channels, -1, -1)
         if self.renormalizes:
-            images = images * self.scale.to(images.dtype) + self.shift.to(images.dtype)
+            scale = self.scale.to(images.dtype)
+            shift = self.shift.to(images.dtype)
+            images = images * scale + shift
         if self.size is not None:
             images = F.interpolate(
                 images, self.size, mode="bilinear", align_corners=False, antialias=True
@@ -99,7 +110,11 @@ class InputAdapter(nn.Module):
         return images.to(dtype)
 
     def adapt(self, batch: Batch) -> Batch:
-        """The batch as the teacher reads it; the student's own inputs stay as they are."""
+        """The batch as the teacher reads it; the student's own inputs stay as they are.
+
+        Args:
+            batch: of images.
+        """
         inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
         assert isinstance(inputs, Tensor), "only images are adapted"
         return replace(batch, teacher_inputs=self.forward(inputs))
@@ -134,31 +149,29 @@ def described_as_spec(
     given = Preprocessing.of_spec(data)
     if given.size is None or given.channels is None or network == Preprocessing():
         return trained_on
-    shape = (network.channels or given.channels, *(network.size or given.size))
+    channels = network.channels or given.channels
+    height, width = network.size or given.size
+    shape = (channels, height, width)
     known = trained_on or Spec(task=data.task)
     return replace(known, input_shape=shape, mean=network.mean, std=network.std)
 
 
 def _can_adapt(data: Spec, given: Preprocessing, network: Preprocessing) -> bool:
+    """Whether an adapter can turn the data's images into those that a network expects."""
     resizes = network.size not in (None, given.size)
     if resizes and data.target_shape:
         # One prediction per pixel: another size has other positions.
         return False
-    if (
-        network.channels not in (None, given.channels)
-        and _more_channels(given, network) is None
-    ):
+    other_channels = network.channels not in (None, given.channels)
+    if other_channels and _more_channels(given, network) is None:
         return False
     if network.mean is None and network.std is None:
         return True
     # Renormalizing needs both of both sides, with one value per channel or one for all.
     channels = network.channels or given.channels
-    for values in (
-        given.mean,
-        given.std,
-        network.mean or given.mean,
-        network.std or given.std,
-    ):
+    mean = network.mean or given.mean
+    std = network.std or given.std
+    for values in (given.mean, given.std, mean, std):
         if values is None or len(values) not in (1, given.channels, channels):
             return False
     return True
@@ -180,14 +193,17 @@ def _same_values(
 
 
 def _repeated(values: tuple[float, ...], length: int) -> tuple[float, ...]:
+    """One value for all channels as one value per channel."""
     return values * length if len(values) == 1 else values
 
 
 def _double(values: tuple[float, ...] | None) -> Tensor:
+    """Known values as a float64 tensor."""
     assert values is not None
     return torch.tensor(values, dtype=torch.float64)
 
 
 def _shown(values: tuple[float, ...] | None) -> str:
     """Values with the digits that people compare."""
-    return "[" + ", ".join(f"{value:.4g}" for value in values or ()) + "]"
+    digits = ", ".join(f"{value:.4g}" for value in values or ())
+    return f"[{digits}]"

@@ -47,9 +47,9 @@ class Codec:
     positions: int = 1
     temperatures: tuple[float, ...] = ()
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Json]:
         """The codec in plain values, for the cache's manifest."""
-        settings: dict[str, object] = {
+        settings: dict[str, Json] = {
             "dtype": self.dtype,
             "top_k": self.top_k,
             "classes": self.classes,
@@ -65,6 +65,9 @@ class Codec:
     @classmethod
     def of(cls, manifest: Manifest) -> Codec:
         """The codec that a manifest describes.
+
+        Args:
+            manifest: of the cache.
 
         Raises:
             UserError: if its settings are damaged, or do not fit its columns.
@@ -90,12 +93,14 @@ class Codec:
         if self.dtype not in ("fp32", "fp16"):
             raise SchemaError(f"settings.dtype is {self.dtype!r}")
         shapes = self._row_shapes()
-        expected = [*shapes, *(FEATURE + role for role in self.features)]
+        features = [FEATURE + role for role in self.features]
+        expected = [*shapes, *features]
         if list(columns) != expected:
             raise SchemaError(
                 f"its columns are not {', '.join(expected)}, as its settings imply"
             )
         for name, column in columns.items():
+            # A feature may have any shape.
             own = shapes.get(name, Column(self._float_name, column.shape))
             if column != own:
                 raise SchemaError(
@@ -166,6 +171,9 @@ class Codec:
                     "temperature; cache it in full, or use --model.teacher.mean=geometric"
                 )
             weights = tuple(output.weights.double().tolist())
+        stored: tuple[float, ...] = ()
+        if top_k is not None:
+            stored = tuple(sorted({1.0, *map(float, temperatures)}))
         return cls(
             dtype=dtype,
             top_k=top_k,
@@ -173,9 +181,7 @@ class Codec:
             weights=weights,
             features=tuple(sorted(output.features)),
             positions=rows // samples,
-            temperatures=()
-            if top_k is None
-            else tuple(sorted({1.0, *map(float, temperatures)})),
+            temperatures=stored,
         )
 
     @property
@@ -210,13 +216,13 @@ class Codec:
             UserError: if half precision cannot hold them.
         """
         stored = values.to(self._float)
-        if (
-            self.dtype == "fp16"
-            and bool(stored.isinf().any())
-            and bool(values.isfinite().all())
-        ):
+        if self.dtype != "fp16":
+            return stored
+        # The teacher's own infinities are no fault of the dtype.
+        if bool(stored.isinf().any()) and bool(values.isfinite().all()):
+            largest = values.abs().max().item()
             raise UserError(
-                f"the teacher's outputs reach {values.abs().max().item():.3g}, and fp16 holds up to "
+                f"the teacher's outputs reach {largest:.3g}, and fp16 holds up to "
                 "65,504; use --dtype fp32"
             )
         return stored
@@ -237,7 +243,11 @@ class Codec:
         }
 
     def columns(self, example: dict[str, Tensor]) -> dict[str, Column]:
-        """The description of columns like these."""
+        """The description of columns like these.
+
+        Args:
+            example: `(B, ...)` each.
+        """
         described = {}
         for name, tensor in example.items():
             described[name] = Column(str(tensor.numpy().dtype), tuple(tensor.shape[1:]))
@@ -281,18 +291,22 @@ class Codec:
 
 
 def _top_k(settings: Mapping[str, Json]) -> int | None:
+    """How many logits of a row are stored; `None`: all."""
     if settings.get("top_k") is None:
         return None
     return schema.integer(settings, "top_k", "settings")
 
 
 def _positions(settings: Mapping[str, Json]) -> int:
+    """Rows per sample."""
+    # Caches from before there were maps do not state it.
     if "positions" not in settings:
         return 1
     return schema.integer(settings, "positions", "settings")
 
 
 def _names(settings: Mapping[str, Json], key: str) -> tuple[str, ...]:
+    """A list of texts."""
     names = schema.sequence(settings, key, "settings")
     if not all(isinstance(name, str) for name in names):
         raise SchemaError(f"settings.{key} is no list of names")
@@ -300,6 +314,7 @@ def _names(settings: Mapping[str, Json], key: str) -> tuple[str, ...]:
 
 
 def _numbers(settings: Mapping[str, Json], key: str) -> tuple[float, ...] | None:
+    """A list of finite positive numbers; `None` if there is none."""
     if settings.get(key) is None:
         return None
     numbers = []

@@ -14,9 +14,8 @@ from kd_lightning.errors import UserError
 
 try:
     import fcntl
-except (
-    ImportError
-):  # Windows has no such locks: two writers then write equal files twice.
+except ImportError:
+    # Windows has no such locks: two writers then write equal files twice.
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST_NAME = "manifest.json"
@@ -27,7 +26,12 @@ _TEMPORARY = re.compile(rf"\.{_OWN_FILE}\.(?P<process>\d+)")
 
 
 def shard_file(table: str, number: int) -> str:
-    """The name of a shard's file; `table` is `split/view`."""
+    """The name of a shard's file.
+
+    Args:
+        table: `split/view`.
+        number: of the shard.
+    """
     return f"{table.replace('/', '.view')}.{number:05d}.bin"
 
 
@@ -101,6 +105,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
+    """Lock a folder for this process, where the file system can."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -131,6 +136,7 @@ def _runs(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
+        # It belongs to another user.
         return True
     return True
 
@@ -147,6 +153,7 @@ def check_space(folder: Path, needed: int, described: str) -> None:
         UserError: if the disk has less free space.
     """
     stored = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    # The nearest folder that exists lies on the same disk.
     existing = folder
     while not existing.exists():
         existing = existing.parent

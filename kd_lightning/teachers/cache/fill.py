@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,19 +23,26 @@ from kd_lightning.teachers.cache.manifest import Column, record_dtype
 from kd_lightning.teachers.cache.teacher import table_name
 from kd_lightning.teachers.cache.writer import Writer
 from kd_lightning.types import CLEAN, Batch
+from kd_lightning.values import Value, Values
 
 MAX_VIEWS = 10_000
 """More draws of the augmentation than any training has epochs."""
+
+Tables = dict[str, tuple[list[Source], int]]
+"""The tables of a cache: for each name the sources whose samples it holds, and the view."""
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Given the number of samples to compute, a context whose value is called with each count done."""
 
 
-def planned_tables(
-    datamodule: DataModule, views: int
-) -> dict[str, tuple[list[Source], int]]:
-    """The tables of a cache: for each name the sources whose samples it holds, and the view."""
-    tables: dict[str, tuple[list[Source], int]] = {}
+def planned_tables(datamodule: DataModule, views: int) -> Tables:
+    """The tables of a cache: for each name the sources whose samples it holds, and the view.
+
+    Args:
+        datamodule: the data.
+        views: draws of the augmentation.
+    """
+    tables: Tables = {}
     for stage in STAGES:
         source = datamodule.source(stage)
         if len(source) == 0:
@@ -76,6 +84,7 @@ def _batches(
 
 
 def _check_shapes(values: dict[str, Tensor], columns: dict[str, Column]) -> None:
+    """Refuse outputs whose shape depends on the sample."""
     for name, tensor in values.items():
         if tuple(tensor.shape[1:]) != columns[name].shape:
             raise UserError(
@@ -132,42 +141,45 @@ def cache_teacher(
     teacher.prepare(datamodule)
     teacher.to(device)
     teacher.tap(set(features))
-    size = datamodule.batch_size
     tables = planned_tables(datamodule, views)
-
-    # One batch tells the shape of a row, and with it the columns of the cache.
-    first_sources, first_view = next(iter(tables.values()))
-    first_batch, _ = next(_batches(first_sources, first_view, 0, 1, size))
+    first_batch = _first_batch(tables, datamodule.batch_size)
     example = teacher(first_batch.to(device))
     codec = Codec.for_output(example, dtype, top_k, len(first_batch), temperatures)
     columns = codec.columns(codec.encode(example))
     folder = Path(output).expanduser()
     _check_space(folder, tables, columns)
+    sources = cast(Sequence[Values], teacher.sources())
+    data = cast(Values, datamodule.fingerprint())
+    fingerprint: dict[str, Value] = {"teacher": sources, "data": data}
     with only_writer(folder):
         writer = Writer(
-            folder,
-            {"teacher": teacher.sources(), "data": datamodule.fingerprint()},
-            codec.settings(),
-            columns,
-            size,
+            folder, fingerprint, codec.settings(), columns, datamodule.batch_size
         )
         _fill(writer, teacher, codec, tables, device, progress)
     return folder
+
+
+def _first_batch(tables: Tables, size: int) -> Batch:
+    """One batch, which tells the shape of a row, and with it the columns of the cache."""
+    sources, view = next(iter(tables.values()))
+    batch, _ = next(_batches(sources, view, 0, 1, size))
+    return batch
 
 
 def _fill(
     writer: Writer,
     teacher: Teacher,
     codec: Codec,
-    tables: dict[str, tuple[list[Source], int]],
+    tables: Tables,
     device: torch.device,
     progress: Progress,
 ) -> None:
     """Compute and write the shards that are missing."""
     todo = {}
+    total = 0
     for name, (sources, _) in tables.items():
         todo[name] = writer.open(name, _rows_of(sources))
-    total = sum(stop - start for ranges in todo.values() for _, start, stop in ranges)
+        total += sum(stop - start for _, start, stop in todo[name])
     with progress(total) as advance:
         for name, ranges in todo.items():
             sources, view = tables[name]
@@ -176,9 +188,8 @@ def _fill(
                 columns = _compute(
                     teacher, codec, batches, writer.columns, device, advance
                 )
-                writer.put(
-                    name, shard, {key: value.numpy() for key, value in columns.items()}
-                )
+                arrays = {key: value.numpy() for key, value in columns.items()}
+                writer.put(name, shard, arrays)
 
 
 def check_sizes(views: int, top_k: int | None) -> None:
@@ -195,7 +206,7 @@ def check_sizes(views: int, top_k: int | None) -> None:
 
 def _check_space(
     folder: Path,
-    tables: dict[str, tuple[list[Source], int]],
+    tables: Tables,
     columns: dict[str, Column],
 ) -> None:
     """Check that the disk has room for all tables."""
@@ -223,11 +234,14 @@ def _compute(
     for batch, place in batches:
         values = codec.encode(teacher(batch.to(device)))
         _check_shapes(values, columns)
+        # Beyond these stand samples that only filled the batch up.
         parts.append({name: tensor[: len(place)] for name, tensor in values.items()})
         places.append(place)
         advance(len(place))
+    # Batches may come by length.
     order = torch.argsort(torch.cat(places))
     joined = {}
     for name in parts[0]:
-        joined[name] = torch.cat([part[name] for part in parts])[order]
+        column = torch.cat([part[name] for part in parts])
+        joined[name] = column[order]
     return joined

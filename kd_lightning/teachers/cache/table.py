@@ -113,7 +113,9 @@ class Table:
         records = self._read_records(positions)
         columns = {}
         for name in self._record.names or ():
-            columns[name] = torch.from_numpy(np.ascontiguousarray(records[name]))
+            # The columns of records are interleaved, which torch cannot use.
+            values = np.ascontiguousarray(records[name])
+            columns[name] = torch.from_numpy(values)
         return columns
 
     def _read_records(self, positions: Tensor) -> Array:
@@ -139,6 +141,7 @@ class Table:
             self._verify(number)
 
     def _raise_missing(self, rows: Tensor) -> NoReturn:
+        """Raise a UserError that names the first row which is not stored."""
         split, _, view = self.name.partition("/")
         stored = (rows >= 0) & (rows < len(self._position))
         # `rows * stored` replaces rows outside the table by row 0, which is safe to look up.
@@ -180,9 +183,8 @@ class Table:
         (name,) = columns
         source_order = torch.arange(self._num_rows, dtype=torch.int32)
         in_source_order = torch.equal(self._position, source_order)
-        return _SingleColumn(
-            name, torch.from_numpy(self._map(0)[name]), in_source_order
-        )
+        values = torch.from_numpy(self._map(0)[name])
+        return _SingleColumn(name, values, in_source_order)
 
     def _read_from_file(self, number: int, rows: Array) -> Array:
         """The records at `rows` of a shard, read one by one without mapping the file."""
@@ -192,7 +194,9 @@ class Table:
         # hold open.
         with path.open("rb") as file:
             descriptor = file.fileno()
-            data = b"".join(
-                os.pread(descriptor, size, row * size) for row in rows.tolist()
-            )
+            # A read at a place of its own moves no position that threads would share.
+            records = []
+            for row in rows.tolist():
+                records.append(os.pread(descriptor, size, row * size))
+            data = b"".join(records)
         return np.frombuffer(data, self._record)

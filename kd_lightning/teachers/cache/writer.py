@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from kd_lightning.teachers.cache.manifest import (
     record_dtype,
 )
 from kd_lightning.teachers.cache.schema import ColumnEntry, ManifestContent, ShardEntry
+from kd_lightning.values import Value, Values
 from kd_lightning.weights import sha256_of
 
 SHARD_BYTES = 64 * 2**20
@@ -63,8 +64,8 @@ class Writer:
     def __init__(
         self,
         folder: Path,
-        fingerprint: dict[str, Any],
-        settings: dict[str, Any],
+        fingerprint: dict[str, Value],
+        settings: dict[str, Value],
         columns: dict[str, Column],
         align: int,
     ) -> None:
@@ -81,6 +82,7 @@ class Writer:
         self.manifest = _open_manifest(folder, content)
         self.columns = columns
         self.align = align
+        # Whole batches: a shard that is computed again then meets the same kernels.
         rows_per_shard = SHARD_BYTES // record_dtype(columns).itemsize
         self.shard_rows = max(align, rows_per_shard // align * align)
 
@@ -122,7 +124,8 @@ class Writer:
         for number, start in enumerate(range(0, len(rows), size)):
             entry = written.get(shard_file(table, number))
             if entry is None or not self._is_intact(entry):
-                missing.append(RowRange(number, start, min(len(rows), start + size)))
+                stop = min(len(rows), start + size)
+                missing.append(RowRange(number, start, stop))
         return missing
 
     def put(self, table: str, number: int, values: dict[str, Array]) -> None:
@@ -146,6 +149,7 @@ class Writer:
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
+        # Listed after it is written, so that whatever is listed is whole.
         # The new entry replaces that of a damaged shard of the same name.
         table_entry = self.manifest.content["tables"][table]
         shards = [shard for shard in table_entry["shards"] if shard["file"] != file]
@@ -157,10 +161,8 @@ class Writer:
         """The file of another view's row numbers, if that view has the same rows."""
         split = table.partition("/")[0]
         for other, entry in self.manifest.content["tables"].items():
-            if (
-                other.partition("/")[0] == split
-                and entry.get("rows_sha256") == checksum
-            ):
+            same_split = other.partition("/")[0] == split
+            if same_split and entry.get("rows_sha256") == checksum:
                 return entry["rows"]
         return None
 
@@ -202,10 +204,11 @@ def _open_manifest(folder: Path, content: ManifestContent) -> Manifest:
         return manifest
     manifest = Manifest.read(folder)
     for part in _IDENTITY:
-        stored = manifest.content[part]
+        stored = cast(Values, manifest.content[part])
+        own = cast(Values, content[part])
         # The stored part went through JSON, which turns tuples into lists.
-        if stored != json.loads(json.dumps(content[part])):
-            difference = describe_difference(stored, content[part])
+        if stored != json.loads(json.dumps(own)):
+            difference = describe_difference(stored, own)
             raise UserError(
                 f"{folder} holds another cache ({difference}); choose another --output, or delete "
                 "the folder"
