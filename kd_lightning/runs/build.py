@@ -29,6 +29,7 @@ from kd_lightning.runs.spec_arguments import fill_from_spec
 from kd_lightning.runs.trainer_checks import check_trainer
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.training import lightning_compat
+from kd_lightning.training.checkpointing import Described
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.trust import import_factory
@@ -128,6 +129,7 @@ class BuiltRun:
         return batches
 
     def _check_best_checkpoint(self) -> None:
+        """Refuse to test the best checkpoint if none will be written."""
         if not self.has_validation:
             raise UserError(
                 "--run.test=best needs a validation split; use --run.test=last, or set "
@@ -140,6 +142,7 @@ class BuiltRun:
             )
 
     def _check_checkpoint(self, path: Path) -> None:
+        """Refuse a checkpoint of another module, network or data, or one that cannot be resumed."""
         content = self.checkpoint_content
         if KEY not in content or content[KEY].get("role") != self.module.role:
             raise UserError(
@@ -150,6 +153,7 @@ class BuiltRun:
         check_lightning_entries(content, owner, resumes=False)
         check_weights(self.module.net, network_weights(content), owner)
         self._check_spec(path)
+        # Whoever tests needs weights only.
         if self.command != "fit":
             return
         if not content.get("optimizer_states"):
@@ -191,23 +195,16 @@ def build_run(
 def _build_run(
     command: str, parser: LightningArgumentParser, config: Namespace
 ) -> BuiltRun:
+    """See `build_run`; errors of the parser have not been put into words yet."""
     torch.set_float32_matmul_precision(config.matmul_precision)
     _set_seed(config)
     _find_files(config)
-    lightning_compat.keep_arguments_of(
-        parser, pl.LightningDataModule, plain_config(config)["data"]
-    )
-    datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
-    if not isinstance(datamodule, DataModule):
-        raise UserError(
-            f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
-            "from kd_lightning.data.TensorDataModule (tensors in memory) or "
-            "kd_lightning.data.DataModule"
-        )
+    datamodule = _build_data(parser, config)
     checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
     content = read_file(checkpoint, "--ckpt_path") if checkpoint else {}
+    # The run's config.yaml names the files that a checkpoint replaces here.
     given = config.clone()
-    _restore_from_checkpoint(content.get(KEY) or {}, config.model, datamodule)
+    _restore_from_checkpoint(content.get(KEY), config.model, datamodule)
     fill_from_spec(config.model, datamodule.spec)
     fill_from_spec(given.model, datamodule.spec)
     lightning_compat.keep_arguments_of(
@@ -234,6 +231,20 @@ def _build_run(
     )
 
 
+def _build_data(parser: LightningArgumentParser, config: Namespace) -> DataModule:
+    """Build the datamodule, so that its checkpoints hold its arguments."""
+    arguments = plain_config(config)["data"]
+    lightning_compat.keep_arguments_of(parser, pl.LightningDataModule, arguments)
+    datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
+    if not isinstance(datamodule, DataModule):
+        raise UserError(
+            f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
+            "from kd_lightning.data.TensorDataModule (tensors in memory) or "
+            "kd_lightning.data.DataModule"
+        )
+    return datamodule
+
+
 def _check_factories(model: Namespace) -> None:
     """Refuse an optimizer or scheduler that is neither a class nor a function that makes one.
 
@@ -251,9 +262,8 @@ def _find_files(config: Namespace) -> None:
     """Find the relative paths of a resumed or tested run from where it was started."""
     if not config.ckpt_path:
         return
-    start = read_json(Path(config.ckpt_path).resolve().parents[1] / "run.json").get(
-        "cwd"
-    )
+    folder = Path(config.ckpt_path).resolve().parents[1]
+    start = read_json(folder / "run.json").get("cwd")
     if isinstance(start, str):
         find_files(config.model, Path(start))
         find_files(config.data, Path(start))
@@ -268,17 +278,18 @@ def _set_seed(config: Namespace) -> None:
 
 
 def _restore_from_checkpoint(
-    saved: Mapping[str, Any], model: Namespace, datamodule: DataModule
+    saved: Described | None, model: Namespace, datamodule: DataModule
 ) -> None:
     """Use what a checkpoint stores of its network and data instead of the files they came from.
 
     Args:
-        saved: the checkpoint's entry of this package; empty without a checkpoint.
+        saved: the checkpoint's entry of this package; `None` without a checkpoint.
         model: the config of the module, changed in place.
         datamodule: of the run.
     """
     if not saved:
         return
+    # Older checkpoints lack some of the entries.
     network = model.init_args.get(saved.get("role") or "") or {}
     saved_network = saved.get("network") or {}
     class_path = network.get("class_path")
@@ -287,5 +298,8 @@ def _restore_from_checkpoint(
             network["init_args"][name] = value
     if "init_from" in model.init_args:
         model.init_args["init_from"] = None
-    if saved.get("data"):
-        datamodule.restore(saved["data"], Spec.from_dict(saved["spec"]))
+    data = saved.get("data")
+    spec = saved.get("spec")
+    if data:
+        assert spec is not None
+        datamodule.restore(data, Spec.from_dict(spec))

@@ -36,11 +36,12 @@ from kd_lightning.runs.resume import (
     folder_of_checkpoint,
     nothing_to_do,
 )
-from kd_lightning.runs.session import EPOCH_ROW, Session, SessionCallback, add_callback
+from kd_lightning.runs.session import Session, add_callback
+from kd_lightning.runs.session_callback import EPOCH_ROW, SessionCallback
 from kd_lightning.runs.trainer import build_trainer
 from kd_lightning.runs.wandb import check_wandb, log_test
 from kd_lightning.training import lightning_compat
-from kd_lightning.training.first_report import FirstBatchReport
+from kd_lightning.training.first_report import Content, FirstBatchReport
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.weights import load_weights, network_weights
 
@@ -193,7 +194,7 @@ def _complete_last_row(run: BuiltRun, trainer: Trainer) -> None:
 def _store_report(trainer: Trainer, session: Session) -> None:
     """Let the first-batch report be written to run.json as soon as it is made."""
 
-    def store(content: dict[str, object]) -> None:
+    def store(content: Content) -> None:
         if session.record is not None:
             session.record.write(report=content)
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kd_lightning.tasks.base import Task
+from kd_lightning.types import Batch
 
 Outputs = Mapping[str, Tensor]
 """What the task stores of a batch: tensors with the samples first, always with `index` `(B,)`."""
@@ -82,10 +83,20 @@ class SavePredictions(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Tensor | Outputs | None,
-        batch: object,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Hold what the step returned, on the CPU: a device may not hold a whole test set.
+
+        Args:
+            trainer: that tests.
+            pl_module: that is tested.
+            outputs: of the step.
+            batch: of the step.
+            batch_idx: in the test set.
+            dataloader_idx: of the loader, if there are several.
+        """
         if isinstance(outputs, Mapping):
             on_cpu = {name: tensor.detach().cpu() for name, tensor in outputs.items()}
             self._batches.append(on_cpu)
@@ -93,6 +104,12 @@ class SavePredictions(pl.Callback):
     def on_test_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Join the outputs of all processes, and write them.
+
+        Args:
+            trainer: that tests.
+            pl_module: that is tested.
+        """
         batches = gather_processes(trainer, self._batches)
         self._batches = []
         if trainer.is_global_zero and batches:

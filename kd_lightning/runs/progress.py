@@ -7,6 +7,7 @@ import time
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 
 from kd_lightning.errors import printable
+from kd_lightning.types import Batch
 
 LINE_EVERY_S = 20
 """Time between two lines in a log file, in seconds."""
@@ -83,6 +85,12 @@ class RunProgress(ProgressBar):
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Start the clock, and the bar in a terminal.
+
+        Args:
+            trainer: that is about to train.
+            pl_module: in training.
+        """
         if not self._enabled:
             return
         self._started_at = time.monotonic()
@@ -111,10 +119,19 @@ class RunProgress(ProgressBar):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: object,
-        batch: object,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
+        """Move the bar, or print a line, if it is time.
+
+        Args:
+            trainer: that trains.
+            pl_module: in training.
+            outputs: of the step.
+            batch: of the step.
+            batch_idx: in the epoch.
+        """
         now = time.monotonic()
         batches = max(1, trainer.num_training_batches)
         epochs_done = trainer.current_epoch + (batch_idx + 1) / batches
@@ -133,11 +150,23 @@ class RunProgress(ProgressBar):
     def on_train_epoch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Show the epoch before this one.
+
+        Args:
+            trainer: that trains.
+            pl_module: in training.
+        """
         self._show_finished(trainer)
 
     def on_train_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Note that an epoch is finished.
+
+        Args:
+            trainer: that trains.
+            pl_module: in training.
+        """
         # The module logs its losses after this hook, so the epoch is shown in the next one.
         self._finished_epochs = trainer.current_epoch + 1
 
@@ -169,12 +198,19 @@ class RunProgress(ProgressBar):
         self.console.print(f"{self.label}: epoch {epoch}{state}{left}", soft_wrap=True)
 
     def _stop(self) -> None:
+        """Draw the bar once more, and leave it where it is."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.stop()
             self._bar = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the last epoch, and remove the bar.
+
+        Args:
+            trainer: that has trained.
+            pl_module: that was trained.
+        """
         self._show_finished(trainer)
         self._stop()
 
@@ -184,6 +220,13 @@ class RunProgress(ProgressBar):
         pl_module: pl.LightningModule,
         exception: BaseException,
     ) -> None:
+        """Remove the bar, so that the error's message stands in a line of its own.
+
+        Args:
+            trainer: that fails.
+            pl_module: in training.
+            exception: on its way.
+        """
         self._stop()
 
 

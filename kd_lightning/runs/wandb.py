@@ -10,14 +10,15 @@ import contextlib
 import netrc
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlparse
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.options import RunOptions
+from kd_lightning.values import Values, mapping_at
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -31,6 +32,28 @@ _OLD_MODES = {"run": "online", "dryrun": "offline"}
 
 MISTAKES = 25
 """How many of the most confident mistakes of a test are shown."""
+
+
+class LoggedRecord(TypedDict):
+    """The entries of run.json that W&B shows.
+
+    Attributes:
+        wandb: the identity of the run; see `run_identity`.
+        job_type: the kind of run.
+        data: the spec.
+        teacher: where the teacher's knowledge comes from.
+        commit: of the source; `None` if it is unknown.
+        versions: of packages.
+        hardware: of the machine.
+    """
+
+    wandb: dict[str, str | None]
+    job_type: str
+    data: Values
+    teacher: Sequence[Values]
+    commit: str | None
+    versions: dict[str, str]
+    hardware: Values
 
 
 def choose_mode(mode: str) -> str:
@@ -70,6 +93,7 @@ def has_key() -> bool:
 
 
 def _key_in_netrc() -> bool:
+    """Whether `wandb login` has written a key for one of the hosts."""
     try:
         entries = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
@@ -131,8 +155,8 @@ def announce(options: RunOptions, mode: str, folder: Path) -> None:
 def wandb_logger(
     options: RunOptions,
     folder: Path,
-    config: Mapping[str, Any],
-    record: Mapping[str, Any],
+    config: Values,
+    record: LoggedRecord,
 ) -> WandbLogger | None:
     """Start a run in W&B, or continue the one of a resumed run.
 
@@ -163,9 +187,15 @@ def wandb_logger(
     # An experiment names folders by hashes; its runs then have a name of their own.
     name = options.name if options.dir else None
     # The config has a key `data` of its own, so the record's becomes `spec`.
-    logged = {**config, "spec": record["data"], "folder": str(folder.resolve())}
-    for key in ("teacher", "commit", "versions", "hardware"):
-        logged[key] = record[key]
+    logged = {
+        **config,
+        "spec": record["data"],
+        "folder": str(folder.resolve()),
+        "teacher": record["teacher"],
+        "commit": record["commit"],
+        "versions": record["versions"],
+        "hardware": record["hardware"],
+    }
     try:
         run = wandb.init(
             id=record["wandb"]["id"],
@@ -191,19 +221,18 @@ def wandb_logger(
     return WandbLogger(experiment=run)
 
 
-def run_identity(
-    earlier: Mapping[str, Any], options: RunOptions
-) -> dict[str, str | None]:
+def run_identity(earlier: Values, options: RunOptions) -> dict[str, str | None]:
     """The identity of a run in W&B, for run.json: that of the resumed run, or a new one.
 
     Args:
         earlier: the content of run.json before; empty for a new run.
         options: of the run.
     """
-    stored = earlier.get("wandb") or {}
+    stored = mapping_at(earlier, "wandb")
     place = {"project": options.project, "entity": options.entity}
     # An id belongs to a project; in another one the run starts anew.
-    if stored.get("id") and {name: stored.get(name) for name in place} == place:
+    stored_place = {name: stored.get(name) for name in place}
+    if stored.get("id") and stored_place == place:
         return {"id": str(stored["id"]), **place}
     # Not from a random generator that training also uses.
     return {"id": uuid.uuid4().hex[:8], **place}
@@ -223,10 +252,9 @@ def log_test(
     import torch
     import wandb
 
-    task = datamodule.task
     spec = datamodule.spec
     logged: dict[str, Any] = {}
-    confusion = task.confusion(stored)
+    confusion = datamodule.task.confusion(stored)
     if confusion is not None:
         labels, guesses = confusion
         logged["test_confusion_matrix"] = wandb.plot.confusion_matrix(
@@ -234,8 +262,9 @@ def log_test(
             preds=guesses.tolist(),
             class_names=list(spec.classes),
         )
-    mistakes = task.mistakes(stored, spec, MISTAKES)
-    index = torch.tensor([mistake.index for mistake in mistakes], dtype=torch.int64)
+    mistakes = datamodule.task.mistakes(stored, spec, MISTAKES)
+    rows = [mistake.index for mistake in mistakes]
+    index = torch.tensor(rows, dtype=torch.int64)
     images = datamodule.images_for_display(index)
     texts = datamodule.texts_for_display(index)
     if images is not None:
@@ -245,9 +274,9 @@ def log_test(
             shown.append(wandb.Image(pixels, caption=mistake.caption))
         logged["test_mistakes"] = shown
     elif texts is not None:
-        rows = []
+        cells = []
         for text, mistake in zip(texts, mistakes, strict=True):
-            rows.append([mistake.caption, text])
-        logged["test_mistakes"] = wandb.Table(["guess", "text"], rows)
+            cells.append([mistake.caption, text])
+        logged["test_mistakes"] = wandb.Table(["guess", "text"], cells)
     if logged:
         logger.experiment.log(logged)
