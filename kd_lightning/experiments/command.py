@@ -8,15 +8,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from kd_lightning.errors import UserError, printable
 from kd_lightning.escaping import plain
+from kd_lightning.experiments.arguments import (
+    parse_settings,
+    parser,
+    setting_words,
+)
 from kd_lightning.experiments.spec import Experiment, RunSpec, load
-from kd_lightning.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     # These modules import torch, which a wrong argument need not wait for.
@@ -24,6 +28,16 @@ if TYPE_CHECKING:
     from kd_lightning.experiments.results import Results
     from kd_lightning.experiments.runner import Failure
 
+__all__ = [
+    "help_text",
+    "list_experiments",
+    "main",
+    "parse_settings",
+    "parser",
+    "quick",
+    "reproduce",
+    "setting_words",
+]
 
 _QUICK_NOTE = (
     "These runs are far too short to rank the methods: distillation may look worse than no "
@@ -32,84 +46,11 @@ _QUICK_NOTE = (
 """What `--quick` prints below its table."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"kd reproduce: {message}")
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the options that all experiments share."""
-    options = _Parser(
-        "kd reproduce",
-        description="Run an experiment: train the missing runs and print its table.",
-        allow_abbrev=False,
-    )
-    options.add_argument(
-        "experiment", nargs="?", help="name (see --list), or path of your own YAML file"
-    )
-    options.add_argument(
-        "--list",
-        action="store_true",
-        help="list all experiments with their claims and durations",
-    )
-    options.add_argument(
-        "--dry-run", action="store_true", help="print the commands and train nothing"
-    )
-    options.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="RUN",
-        help="train this run and the runs it needs; may be repeated",
-    )
-    options.add_argument(
-        "--quick",
-        action="store_true",
-        help="run a shortened version that takes minutes; its numbers are not the published ones",
-    )
-    options.add_argument(
-        "--keep-finished",
-        action="store_true",
-        help="accept finished runs if only the code or the torch version has changed, for example "
-        "after a refactoring; results.json and each run's run.json record this",
-    )
-    options.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        help="number of parallel runs, each with its share of the threads",
-    )
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a setting of the experiment, such as digit=7; the short form is --digit 7",
-    )
-    options.add_argument(
-        "--wandb",
-        choices=("online", "offline"),
-        help="log all runs to W&B, in one group",
-    )
-    options.add_argument("--seeds", type=int, help="number of seeds, starting from 0")
-    options.add_argument(
-        "--data-root",
-        help="folder of the data sets; default: KD_DATA_ROOT, otherwise ./data",
-    )
-    options.add_argument(
-        "--output", type=Path, help="folder of the results; default: runs/EXPERIMENT"
-    )
-    options.add_argument(
-        "--store",
-        type=Path,
-        default=Path("runs/store"),
-        help="folder of the runs, which all experiments share; default: runs/store",
-    )
-    return options
-
-
 def main(argv: list[str]) -> None:
     """Run `kd reproduce` with these arguments.
+
+    Args:
+        argv: the arguments.
 
     Raises:
         UserError: for a wrong argument, and if a run fails.
@@ -147,6 +88,9 @@ def _asks_about_experiment(argv: list[str]) -> bool:
 def help_text(name: str) -> str:
     """The text of `kd reproduce NAME --help`: the options, then the settings of the experiment.
 
+    Args:
+        name: of the experiment, or path of its YAML.
+
     Raises:
         UserError: if there is no such experiment, or if its YAML is wrong.
     """
@@ -178,31 +122,22 @@ def list_experiments(console: Console) -> None:
 
 
 def reproduce(arguments: argparse.Namespace, console: Console) -> None:
-    """Plan an experiment, train what is missing, write and print the results."""
+    """Plan an experiment, train what is missing, write and print the results.
+
+    Args:
+        arguments: of the command.
+        console: to print on.
+
+    Raises:
+        UserError: for a wrong argument, and if a run fails.
+    """
     started = time.monotonic()
     experiment = load(arguments.experiment, parse_settings(arguments.set))
     if arguments.quick:
         experiment = quick(experiment)
 
-    import torch
-
-    from kd_lightning.experiments.analysis import check_analyses
-    from kd_lightning.experiments.planning import RunnerOptions, plan
-
-    check_analyses(experiment.analyses)
-    # Planning sees the same number of threads as each worker, because it is part of the keys.
-    threads = torch.get_num_threads() // arguments.workers
-    torch.set_num_threads(max(1, threads))
-    options = RunnerOptions(
-        output=arguments.output or Path("runs") / experiment.name,
-        store=arguments.store,
-        seeds=arguments.seeds or experiment.seeds,
-        overrides=_overrides(arguments, experiment),
-        only=arguments.only,
-        workers=arguments.workers,
-        keep_finished=arguments.keep_finished,
-    )
-    jobs = plan(experiment, options)
+    options = _runner_options(arguments, experiment)
+    jobs = _plan(experiment, options)
     if arguments.dry_run:
         _print_commands(jobs, console)
         return
@@ -221,6 +156,37 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
         raise UserError(summary(failures, len(jobs)))
 
 
+def _runner_options(
+    arguments: argparse.Namespace, experiment: Experiment
+) -> RunnerOptions:
+    """Return how to run the experiment; its YAML fills in what the arguments leave open."""
+    from kd_lightning.experiments.planning import RunnerOptions
+
+    return RunnerOptions(
+        output=arguments.output or Path("runs") / experiment.name,
+        store=arguments.store,
+        seeds=arguments.seeds or experiment.seeds,
+        overrides=_overrides(arguments, experiment),
+        only=arguments.only,
+        workers=arguments.workers,
+        keep_finished=arguments.keep_finished,
+    )
+
+
+def _plan(experiment: Experiment, options: RunnerOptions) -> list[Job]:
+    """Plan all jobs, once the experiment's own functions have been checked."""
+    import torch
+
+    from kd_lightning.experiments.analysis import check_analyses
+    from kd_lightning.experiments.planning import plan
+
+    check_analyses(experiment.analyses)
+    # Planning sees the same number of threads as each worker, because it is part of the keys.
+    threads = torch.get_num_threads() // options.workers
+    torch.set_num_threads(max(1, threads))
+    return plan(experiment, options)
+
+
 def _overrides(arguments: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
     """Return the overrides of all runs that the arguments imply."""
     overrides: dict[str, Any] = {}
@@ -234,6 +200,7 @@ def _overrides(arguments: argparse.Namespace, experiment: Experiment) -> dict[st
 
 
 def _print_commands(jobs: list[Job], console: Console) -> None:
+    """Print each job's state and command, for `--dry-run`."""
     for job in jobs:
         state = "finished" if job.finished else "to run"
         if job.accepted_key is not None:
@@ -311,50 +278,11 @@ def _note_accepted_runs(jobs: list[Job], content: Results) -> None:
     content["note"] = f"{content['note']} {sentence}".strip()
 
 
-def setting_words(words: list[str]) -> list[str]:
-    """Turn `--NAME VALUE` and `--NAME=VALUE` into `NAME=VALUE`.
-
-    The names are those of an experiment's settings, which the parser does not know.
-
-    Raises:
-        UserError: for a word that is not of this form.
-    """
-    settings = []
-    rest = list(words)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise UserError(
-                f"kd reproduce: unexpected argument {name!r}; kd reproduce --help lists the options"
-            )
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UserError(
-                    f"kd reproduce: unknown option {name}; a setting of the experiment needs a "
-                    "value, and kd reproduce --help lists the options"
-                )
-            value = rest.pop(0)
-        settings.append(f"{name.removeprefix('--')}={value}")
-    return settings
-
-
-def parse_settings(words: list[str]) -> dict[str, Any]:
-    """Turn words `NAME=VALUE` into a mapping, each value read as YAML.
-
-    Raises:
-        UserError: for a word that is not of this form.
-    """
-    settings = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise UserError(f"kd reproduce: --set takes NAME=VALUE, got {word!r}")
-        settings[name] = read_yaml(value, f"kd reproduce: the value of --set {name}")
-    return settings
-
-
 def quick(experiment: Experiment) -> Experiment:
     """Return the experiment cut down as its YAML describes, with a name and title that say so.
+
+    Args:
+        experiment: with its settings filled in.
 
     Raises:
         UserError: if its YAML describes no quick form.

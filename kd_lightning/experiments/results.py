@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from kd_lightning.errors import UserError
 from kd_lightning.escaping import markdown as escaped
@@ -33,6 +33,7 @@ from kd_lightning.experiments.report import csv_text as format_csv
 from kd_lightning.experiments.spec import Experiment
 from kd_lightning.experiments.stats import Comparison, Equivalence, alike
 from kd_lightning.runs.folder import RunFolder, commit, hardware, write_json
+from kd_lightning.values import Values
 
 
 class FailedRun(TypedDict):
@@ -285,7 +286,7 @@ def write(experiment: Experiment, content: Results, output: Path) -> None:
     """Write results.json, results.csv, results.md and summary.png."""
     from kd_lightning.experiments.plots import summary
 
-    write_json(output / "results.json", content)
+    write_json(output / "results.json", cast(Values, content))
     (output / "results.csv").write_text(csv_text(content))
     (output / "results.md").write_text(markdown(experiment, content))
     summary(experiment, content["rows"], output / "summary.png")

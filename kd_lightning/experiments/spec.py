@@ -12,6 +12,7 @@ from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import resolve_function
+from kd_lightning.experiments.locating import experiments_root, find, shipped_names
 from kd_lightning.experiments.schema import (
     EXPERIMENT,
     MAX_JOBS,
@@ -19,10 +20,11 @@ from kd_lightning.experiments.schema import (
     check_keys,
     check_run_names,
 )
-from kd_lightning.paths import shipped_root
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.runs.ranges import MAX_NAME_BYTES
 from kd_lightning.yaml_files import YamlValue, read_yaml_file
+
+__all__ = ["PAPER_METRICS", "Experiment", "RunSpec", "find", "load", "shipped_names"]
 
 PAPER_METRICS = ("test_errors", "test_accuracy")
 
@@ -142,44 +144,6 @@ class Experiment:
         return next(matches)
 
 
-def find(name: str) -> Path:
-    """Return the path of an experiment's YAML, given its name or its path.
-
-    Raises:
-        UserError: if there is no such experiment; the message names similar ones.
-    """
-    try:
-        for path in (Path(name), _experiments() / f"{name}.yaml"):
-            if path.is_file():
-                return path.absolute()
-    except OSError as error:
-        # For example a name that is too long.
-        raise UserError(
-            f"there is no experiment {name[:100]!r}: {error.strerror}"
-        ) from None
-    names = shipped_names()
-    matches = difflib.get_close_matches(name, names, n=3)
-    # `mnist` stands for hinton2015/mnist, and `hinton2015` for all of its experiments.
-    matches += [other for other in names if name and name in other.split("/")]
-    hint = ""
-    if matches:
-        hint = f"did you mean {' or '.join(list(dict.fromkeys(matches))[:3])}? "
-    raise UserError(
-        f"there is no experiment {name!r}; {hint}kd reproduce --list names all"
-    )
-
-
-def shipped_names() -> list[str]:
-    """The names of the YAML files below experiments/."""
-    root = _experiments()
-    paths = sorted(root.rglob("*.yaml"))
-    return [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-
-
-def _experiments() -> Path:
-    return shipped_root() / "experiments"
-
-
 def load(
     name: str,
     changes: Mapping[str, YamlValue] | None = None,
@@ -211,19 +175,7 @@ def load(
         if is_changed:
             return load(other, changes, (*above, name))
 
-    unknown = sorted(set(changes) - set(defaults))
-    if unknown:
-        valid = ", ".join(defaults) or "none"
-        close = difflib.get_close_matches(unknown[0], defaults, n=1)
-        hint = f"; did you mean --{close[0]}?" if close else ""
-        raise UserError(f"{name} has no setting --{unknown[0]}; it has {valid}{hint}")
-    choices = content.get("choices") or {}
-    # A setting that is given its default value does not change the experiment's name.
-    changed = {}
-    for setting, value in changes.items():
-        _check_choice(name, setting, value, choices.get(setting))
-        if value != defaults[setting]:
-            changed[setting] = value
+    changed = _changed_settings(name, content, changes)
     settings = {**defaults, **changed}
     content = _filled(content, settings)
     content["settings"] = settings
@@ -245,6 +197,32 @@ def load(
     return experiment
 
 
+def _changed_settings(
+    name: str, content: Mapping[str, Any], changes: Mapping[str, YamlValue]
+) -> dict[str, YamlValue]:
+    """The settings whose values differ from the YAML's.
+
+    A setting that is given its default value does not change the experiment's name.
+
+    Raises:
+        UserError: for a setting that the experiment does not have, or a value that is no choice.
+    """
+    defaults = content.get("settings") or {}
+    unknown = sorted(set(changes) - set(defaults))
+    if unknown:
+        valid = ", ".join(defaults) or "none"
+        close = difflib.get_close_matches(unknown[0], defaults, n=1)
+        hint = f"; did you mean --{close[0]}?" if close else ""
+        raise UserError(f"{name} has no setting --{unknown[0]}; it has {valid}{hint}")
+    choices = content.get("choices") or {}
+    changed = {}
+    for setting, value in changes.items():
+        _check_choice(name, setting, value, choices.get(setting))
+        if value != defaults[setting]:
+            changed[setting] = value
+    return changed
+
+
 def _check_choice(
     name: str, setting: str, value: YamlValue, choices: list[YamlValue] | None
 ) -> None:
@@ -263,14 +241,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not content["runs"]:
         raise UserError(f"the experiment {path} names no runs")
     # Other values may still be placeholders.
-    early = ("settings", "instead", "choices")
-    check_keys(
-        str(path), {key: content[key] for key in early if key in content}, EXPERIMENT
-    )
+    early = {}
+    for key in ("settings", "instead", "choices"):
+        if key in content:
+            early[key] = content[key]
+    check_keys(str(path), early, EXPERIMENT)
     return content
 
 
-def _filled(value: Any, settings: Mapping[str, YamlValue]) -> Any:
+def _filled(value: YamlValue, settings: Mapping[str, YamlValue]) -> Any:
     """Replace `${name}` in all texts. A text of nothing else becomes the setting's value itself."""
     if isinstance(value, dict):
         filled = {}
@@ -317,7 +296,7 @@ def _runs(path: Path, content: Mapping[str, Any]) -> list[RunSpec]:
 def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
     """Return an experiment's name, followed by its changed settings."""
     name = path.stem
-    root = _experiments()
+    root = experiments_root()
     if path.is_relative_to(root):
         name = path.with_suffix("").relative_to(root).as_posix()
     for key, value in changed.items():

@@ -175,7 +175,12 @@ def test_the_docstring_of_an_attribute_does_not_change_the_code(tmp_path: Path) 
 
 
 def test_flat_names_every_leaf() -> None:
-    nested = {"a": {"b": 1, "c": [1, 2]}, "d": [{"e": 3}, {"e": 4}], "f": {}, "g": None}
+    nested: dict[str, Any] = {
+        "a": {"b": 1, "c": [1, 2]},
+        "d": [{"e": 3}, {"e": 4}],
+        "f": {},
+        "g": None,
+    }
     assert dict(flat(nested)) == {
         "a.b": 1,
         "a.c": [1, 2],
@@ -444,6 +449,7 @@ def test_imports_of_the_user_are_followed(
         "code.losses/kd.py",
         "code.spec.py",
         "code.types.py",
+        "code.values.py",
     }
 
 
