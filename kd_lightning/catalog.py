@@ -169,7 +169,8 @@ def configs() -> list[Row]:
                 break
             comment.append(line.removeprefix("#").strip())
         name = path.relative_to(root.parent).as_posix()
-        rows.append({"name": name, "about": " ".join(comment)})
+        about = " ".join(comment)
+        rows.append({"name": name, "about": about})
     return rows
 
 
@@ -251,6 +252,7 @@ def main(argv: list[str]) -> None:
 
 
 def _class_name(row: Row) -> str:
+    """The class of an entry without its module; empty for a config."""
     return str(row.get("class_path", "")).rpartition(".")[2]
 
 
@@ -261,15 +263,14 @@ def _named(rows: list[Row], kind: str, name: str) -> list[Row]:
     for row in rows:
         for known in (row["name"], _class_name(row)):
             names[known.lower()] = known
-        if name.lower() in (row["name"].lower(), _class_name(row).lower()):
+        own_names = (row["name"].lower(), _class_name(row).lower())
+        if name.lower() in own_names:
             named.append(row)
     if not named:
         close = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = (
-            f"did you mean {names[close[0]]!r}?"
-            if close
-            else f"kd list {kind} names all"
-        )
+        hint = f"kd list {kind} names all"
+        if close:
+            hint = f"did you mean {names[close[0]]!r}?"
         raise UserError(f"kd list {kind}: there is no {name!r}; {hint}")
     return named
 

@@ -55,6 +55,7 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: for a wrong argument, and if a run fails.
     """
+    # The parser's own help does not know the settings of an experiment.
     if _asks_about_experiment(argv):
         print(help_text(argv[0]), end="")
         return
@@ -99,7 +100,9 @@ def help_text(name: str) -> str:
     for setting, value in experiment.settings.items():
         shown = "null" if value is None else value
         choices = experiment.choices.get(setting)
-        valid = f"; one of {', '.join(map(str, choices))}" if choices else ""
+        valid = ""
+        if choices:
+            valid = f"; one of {', '.join(map(str, choices))}"
         default = printable(f"default: {shown}{valid}")
         lines.append(f"  {printable(f'--{setting} VALUE')}  {default}")
     if not experiment.settings:
@@ -115,10 +118,11 @@ def list_experiments(console: Console) -> None:
     from kd_lightning.catalog import experiments
 
     for row in experiments():
-        console.print(
-            Text.assemble(plain(row["name"], "bold"), plain(f" ({row['time']})"))
-        )
-        console.print(plain(f"  {row['claim'].strip()}"))
+        name = plain(row["name"], "bold")
+        duration = plain(f" ({row['time']})")
+        console.print(Text.assemble(name, duration))
+        claim = row["claim"].strip()
+        console.print(plain(f"  {claim}"))
 
 
 def reproduce(arguments: argparse.Namespace, console: Console) -> None:
@@ -205,7 +209,8 @@ def _print_commands(jobs: list[Job], console: Console) -> None:
         state = "finished" if job.finished else "to run"
         if job.accepted_key is not None:
             state = "finished by other code"
-        console.print(plain(f"{job.run}, seed {job.seed} ({state}):"), soft_wrap=True)
+        title = plain(f"{job.run}, seed {job.seed} ({state}):")
+        console.print(title, soft_wrap=True)
         console.print(plain(f"  {job.command}"), soft_wrap=True)
 
 
@@ -223,8 +228,9 @@ def _train(
             f"the folder {options.output} cannot be written ({error.strerror}); "
             "choose another with --output"
         ) from error
+    title = plain(experiment.title, "bold")
     size = plain(f": {len(jobs)} runs, {experiment.time}")
-    console.print(Text.assemble(plain(experiment.title, "bold"), size))
+    console.print(Text.assemble(title, size))
 
     # A batch system ends a job by SIGTERM; the run then keeps its last checkpoint, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -247,12 +253,16 @@ def _report(
 
     # With --only, the runs of some analyses may be missing.
     is_complete = not options.only
-    failed = [results.failed_run(each.job, each.error) for each in failures]
+    failed = []
+    for failure in failures:
+        failed.append(results.failed_run(failure.job, failure.error))
     content = results.collect(experiment, jobs, options.output, is_complete, failed)
     _note_accepted_runs(jobs, content)
     results.write(experiment, content, options.output)
 
-    for table in tables(experiment.title, *results.cells(content), console.width):
+    # A wide table is divided, so that each part fits the terminal.
+    headings, lines = results.cells(content)
+    for table in tables(experiment.title, headings, lines, console.width):
         console.print(table)
     for comparison in content["comparisons"]:
         console.print(plain(comparison["sentence"]))
@@ -307,8 +317,11 @@ def _quick_run(run: RunSpec, seeds: int) -> RunSpec:
     """Return a run with fewer seeds, at least two if it lists its own."""
     if not run.seeds:
         return run
-    return replace(run, seeds=run.seeds[: max(2, seeds)])
+    # Two seeds are the fewest that have a standard deviation.
+    count = max(2, seeds)
+    return replace(run, seeds=run.seeds[:count])
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Treat a signal like Ctrl-C."""
     raise KeyboardInterrupt

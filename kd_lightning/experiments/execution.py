@@ -100,7 +100,9 @@ def _cache(job: Job, launch: Launch) -> None:
     # `kd cache` itself resumes a cache that is not complete.
     launch(job.argv)
     seconds = time.monotonic() - started
-    cache_bytes = sum(path.stat().st_size for path in job.folder.glob("*.bin"))
+    cache_bytes = 0
+    for path in job.folder.glob("*.bin"):
+        cache_bytes += path.stat().st_size
     record: dict[str, Value] = {
         "status": "finished",
         "wall_time_s": round(seconds, 3),

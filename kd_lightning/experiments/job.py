@@ -61,7 +61,9 @@ class Job:
     @property
     def finished(self) -> bool:
         """Whether the run needs no more training."""
-        return is_finished(self.record, self.may_fail) and self.alteration is None
+        if not is_finished(self.record, self.may_fail):
+            return False
+        return self.alteration is None
 
     @property
     def alteration(self) -> str | None:
@@ -70,6 +72,7 @@ class Job:
         altered = alteration(self.folder, record)
         if altered is not None:
             return altered
+        # The teachers' weights enter the key by the address of their runs, not by their content.
         sources = record.get("teacher")
         if self.is_cache:
             manifest = read_json(self.folder / "manifest.json")
@@ -88,9 +91,11 @@ class Job:
         """
         current = stored_checkpoint(self.record)
         # The store may have moved since.
-        path = Path(str(source.get("path", ""))).parts[-3:]
-        is_own = path == self.checkpoint.parts[-3:]
-        return is_own and current is not None and source.get("sha256") != current
+        path = Path(str(source.get("path", "")))
+        is_own = path.parts[-3:] == self.checkpoint.parts[-3:]
+        if not is_own or current is None:
+            return False
+        return source.get("sha256") != current
 
     @property
     def is_cache(self) -> bool:

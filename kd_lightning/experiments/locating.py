@@ -30,7 +30,9 @@ def find(name: str) -> Path:
     names = shipped_names()
     matches = difflib.get_close_matches(name, names, n=3)
     # `mnist` stands for hinton2015/mnist, and `hinton2015` for all of its experiments.
-    matches += [other for other in names if name and name in other.split("/")]
+    for other in names:
+        if name and name in other.split("/"):
+            matches.append(other)
     hint = ""
     if matches:
         unique = list(dict.fromkeys(matches))

@@ -74,6 +74,7 @@ class _Planner:
     def __init__(self, experiment: Experiment, options: RunnerOptions) -> None:
         self.experiment = experiment
         self.options = options
+        # In the order in which they will run.
         self._jobs: dict[tuple[str, int], Job] = {}
         self._run_keys: dict[str, dict[str, Any]] = {}
         self._finished_runs: FinishedRuns | None = None
@@ -84,7 +85,9 @@ class _Planner:
         """Return the jobs of the chosen runs."""
         runs = chosen(self.experiment, self.options.only)
         # Before a job is made, because seeds can stand for any number of them.
-        count = sum(len(self._seeds(run)) for run in runs)
+        count = 0
+        for run in runs:
+            count += len(self._seeds(run))
         if count > MAX_JOBS:
             raise UserError(
                 f"{self.experiment.name} would have {count:,} jobs (runs times seeds); at most "
@@ -143,7 +146,10 @@ class _Planner:
         name, _, fixed_seed = wanted.partition("@")
         run = self.experiment.run(name)
         if fixed_seed == "*":
-            return [self._job(run, each, above) for each in self._seeds(run)]
+            jobs = []
+            for each in self._seeds(run):
+                jobs.append(self._job(run, each, above))
+            return jobs
         needed_seed = int(fixed_seed) if fixed_seed else seed
         return [self._job(run, needed_seed, above)]
 
@@ -266,7 +272,9 @@ def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
 
 def _is_named(run: RunSpec, name: str) -> bool:
     """Return whether a run has that name or is of a grid that has it, such as `student lr=0.1`."""
-    return run.name == name or run.name.startswith(f"{name} ")
+    if run.name == name:
+        return True
+    return run.name.startswith(f"{name} ")
 
 
 def _with_inner_root(overrides: Values) -> dict[str, Any]:
@@ -315,7 +323,10 @@ def format_override(name: str, value: YamlValue) -> str:
 
 def format_overrides(overrides: Mapping[str, YamlValue]) -> list[str]:
     """Return one argument per override; see `format_override`."""
-    return [format_override(name, value) for name, value in overrides.items()]
+    arguments = []
+    for name, value in overrides.items():
+        arguments.append(format_override(name, value))
+    return arguments
 
 
 def by_run(jobs: Iterable[Job]) -> dict[str, list[Job]]:

@@ -93,7 +93,8 @@ def collect(
     rows = metric_rows(experiment, groups)
     tests = []
     for comparison in comparisons(experiment, groups):
-        tests.append(comparison.as_dict() | {"sentence": comparison.sentence()})
+        sentence = {"sentence": comparison.sentence()}
+        tests.append(comparison.as_dict() | sentence)
     for equivalence in equivalences(experiment, groups):
         tests.append(equivalence.as_dict())
     note = experiment.note.strip()
@@ -120,8 +121,12 @@ def collect(
 
 
 def _failure_note(failed: Sequence[FailedRun]) -> str:
-    names = [f"{each['run']} (seed {each['seed']})" for each in failed]
-    return f"Incomplete: {len(failed)} runs failed and are missing: {', '.join(names)}."
+    """Which runs are missing from the table."""
+    names = []
+    for each in failed:
+        names.append(f"{each['run']} (seed {each['seed']})")
+    listed = ", ".join(names)
+    return f"Incomplete: {len(failed)} runs failed and are missing: {listed}."
 
 
 def seed_groups(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, SeedGroup]:
@@ -182,7 +187,8 @@ def analysis_rows(
             # The experiment's YAML takes precedence over the analysis.
             paper_of_run = experiment.paper.get(row.run, {})
             paper = paper_of_run.get(row.metric, row.paper)
-            rows.append(result_row(row.run, row.metric, row.values, paper=paper))
+            result = result_row(row.run, row.metric, row.values, paper=paper)
+            rows.append(result)
     return rows
 
 
@@ -215,7 +221,8 @@ def equivalences(
         values_a, values_b = values_over_shared_seeds(a, b, metric)
         if values_a:
             margin = float(pair["margin"])
-            tested.append(alike(a.label, b.label, metric, margin, values_a, values_b))
+            test = alike(a.label, b.label, metric, margin, values_a, values_b)
+            tested.append(test)
     return tested
 
 
@@ -226,7 +233,9 @@ def cells(content: Results) -> Cells:
 
 def markdown(experiment: Experiment, content: Results) -> str:
     """The text of results.md."""
-    text = [f"# {escaped(experiment.title)}", "", escaped(experiment.claim), ""]
+    title = f"# {escaped(experiment.title)}"
+    claim = escaped(experiment.claim)
+    text = [title, "", claim, ""]
     text += markdown_table(*cells(content))
     text.append("")
     for comparison in content["comparisons"]:
@@ -264,9 +273,9 @@ def _interval_sentence(rows: Sequence[ResultRow]) -> str:
     for row in rows:
         bounds = row.get("interval")
         if row["metric"] == metric and bounds:
-            low = scale * bounds[0]
-            high = scale * bounds[1]
-            intervals.append(f"{row['run']} [{low:.4g}, {high:.4g}]{unit}")
+            low = f"{scale * bounds[0]:.4g}"
+            high = f"{scale * bounds[1]:.4g}"
+            intervals.append(f"{row['run']} [{low}, {high}]{unit}")
     if not intervals:
         return ""
     name = HEADINGS.get(metric, metric)

@@ -140,6 +140,7 @@ class Experiment:
 
     def run(self, name: str) -> RunSpec:
         """Return the run of that name."""
+        # The names were checked when the YAML was read.
         matches = (run for run in self.runs if run.name == name)
         return next(matches)
 
@@ -169,11 +170,9 @@ def load(
     changes = changes or {}
     # A key without a value is null in YAML.
     defaults = content.get("settings") or {}
-    instead = content.get("instead") or {}
-    for setting, other in instead.items():
-        is_changed = changes.get(setting) not in (None, defaults.get(setting))
-        if is_changed:
-            return load(other, changes, (*above, name))
+    other = _replacement(content, changes)
+    if other is not None:
+        return load(other, changes, (*above, name))
 
     changed = _changed_settings(name, content, changes)
     settings = {**defaults, **changed}
@@ -182,7 +181,7 @@ def load(
     # Now that the settings are filled in, all values have their final types.
     check_keys(str(path), content, EXPERIMENT)
     # A key without a value is null in YAML, and means the default.
-    content = {key: value for key, value in content.items() if value is not None}
+    content = _without_nulls(content)
 
     runs = _runs(path, content.pop("runs"))
     analyses = content.get("analyses", {})
@@ -192,9 +191,23 @@ def load(
     for key in ("title", "claim", "time"):
         if not content.get(key):
             raise UserError(f"the experiment {path} has no {key}")
-    experiment = Experiment(name=_full_name(path, changed), runs=runs, **content)
+    full_name = _full_name(path, changed)
+    experiment = Experiment(name=full_name, runs=runs, **content)
     _check_names(path, experiment)
     return experiment
+
+
+def _replacement(
+    content: Mapping[str, Any], changes: Mapping[str, YamlValue]
+) -> str | None:
+    """The experiment that replaces this one if a setting is changed; `None` for this one."""
+    defaults = content.get("settings") or {}
+    instead: dict[str, str] = content.get("instead") or {}
+    for setting, other in instead.items():
+        default = defaults.get(setting)
+        if changes.get(setting) not in (None, default):
+            return other
+    return None
 
 
 def _changed_settings(
@@ -236,10 +249,12 @@ def _check_choice(
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of an experiment's YAML with its top level checked."""
     content = with_current_names(read_yaml_file(path, f"the experiment {path}"))
-    if not isinstance(content, dict) or not isinstance(content.get("runs"), dict):
-        raise UserError(f"the experiment {path} names no runs")
-    if not content["runs"]:
-        raise UserError(f"the experiment {path} names no runs")
+    no_runs = UserError(f"the experiment {path} names no runs")
+    if not isinstance(content, dict):
+        raise no_runs
+    runs = content.get("runs")
+    if not isinstance(runs, dict) or not runs:
+        raise no_runs
     # Other values may still be placeholders.
     early = {}
     for key in ("settings", "instead", "choices"):
@@ -278,8 +293,7 @@ def _runs(path: Path, content: Mapping[str, Any]) -> list[RunSpec]:
         # A run without any fields is null in YAML.
         values = {} if fields is None else fields
         check_keys(f"{path}: runs.{name}", values, RUN)
-        given = {key: value for key, value in values.items() if value is not None}
-        grids.append(RunSpec(name=name, **given))
+        grids.append(RunSpec(name=name, **_without_nulls(values)))
     # Before the combinations are made: a short grid can stand for any number of them.
     for grid in grids:
         if grid.combinations > MAX_JOBS:
@@ -293,6 +307,15 @@ def _runs(path: Path, content: Mapping[str, Any]) -> list[RunSpec]:
     return runs
 
 
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not null."""
+    given = {}
+    for key, value in values.items():
+        if value is not None:
+            given[key] = value
+    return given
+
+
 def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
     """Return an experiment's name, followed by its changed settings."""
     name = path.stem
@@ -303,7 +326,8 @@ def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
         # The name becomes that of a folder, so it holds only the last part of a path.
         last_part = str(value).rstrip("/").rpartition("/")[2]
         name += f"-{key}-{last_part}"
-    longest = max(len(part.encode()) for part in name.split("/"))
+    lengths = [len(part.encode()) for part in name.split("/")]
+    longest = max(lengths)
     if longest > MAX_NAME_BYTES - 50:
         raise UserError(
             f"the settings make the experiment's name too long: {name[:100]}..."

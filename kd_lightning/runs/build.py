@@ -93,6 +93,7 @@ class BuiltRun:
         Raises:
             UserError: if something does not fit.
         """
+        # Reads all data, and runs the networks on a blank batch.
         self.module.attach(self.datamodule, self.command)
         if self.command == "predict":
             # Reads what is to be predicted.
@@ -125,7 +126,8 @@ class BuiltRun:
         for stage in stages.get(self.command, ()):
             size = data.batch_size if stage == "train" else data.eval_batch_size
             name = "val" if stage == "validation" else stage
-            batches[name] = math.ceil(data.spec.samples.get(stage, 0) / size)
+            samples = data.spec.samples.get(stage, 0)
+            batches[name] = math.ceil(samples / size)
         return batches
 
     def _check_best_checkpoint(self) -> None:
@@ -144,7 +146,8 @@ class BuiltRun:
     def _check_checkpoint(self, path: Path) -> None:
         """Refuse a checkpoint of another module, network or data, or one that cannot be resumed."""
         content = self.checkpoint_content
-        if KEY not in content or content[KEY].get("role") != self.module.role:
+        described = content.get(KEY, {})
+        if described.get("role") != self.module.role:
             raise UserError(
                 f"--ckpt_path: {path} is not a checkpoint of a {type(self.module).__name__}; "
                 "give one with its config"
@@ -250,6 +253,7 @@ def _check_factories(model: Namespace) -> None:
 
     The parser accepts any callable there, and would call it to build the module.
     """
+    # The class path is checked and not the object, because building it would call it.
     kinds: dict[str, type] = {"optimizer": Optimizer, "scheduler": LRScheduler}
     for name, base in kinds.items():
         value = model.init_args.get(name)

@@ -125,7 +125,9 @@ def _problem(lines: list[str], value: str | None, has_key: bool) -> str:
     got = f", got {value!r}" if value else ""
     if choices and all(_CHOICE.match(line) for line in others):
         expected = ", ".join(dict.fromkeys(choices))
-        problem = f"expected one of {expected}" + (got or others[0].rpartition("]")[2])
+        # Without a value of its own, the line ends in what was given.
+        given = got or others[0].rpartition("]")[2]
+        problem = f"expected one of {expected}{given}"
     elif others:
         problem = others[0] if has_key else " ".join(others)
     elif types:

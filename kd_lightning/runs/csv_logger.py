@@ -49,7 +49,11 @@ class EpochCSVLogger(Logger):
                 if epoch >= first_epoch:
                     continue
                 # An empty cell is a metric that this epoch does not have.
-                self.rows[epoch] = {name: cell for name, cell in cells.items() if cell}
+                row: Row = {}
+                for name, cell in cells.items():
+                    if cell:
+                        row[name] = cell
+                self.rows[epoch] = row
 
     def complete(self, row: Row) -> None:
         """Add the cells that the file lacks of the epoch that a checkpoint ended.
@@ -103,7 +107,8 @@ class EpochCSVLogger(Logger):
             # The first-batch report belongs to no epoch; run.json holds it.
             return
         epoch = int(metrics.get("epoch", 0))
-        is_test = all(name.startswith("test_") or name == "epoch" for name in metrics)
+        others = set(metrics) - {"epoch"}
+        is_test = all(name.startswith("test_") for name in others)
         if self.rows and is_test:
             # A test after training belongs to the last epoch.
             epoch = max(self.rows)
@@ -126,7 +131,8 @@ class EpochCSVLogger(Logger):
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(names))
         writer.writeheader()
-        writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
+        for epoch in sorted(self.rows):
+            writer.writerow(self.rows[epoch])
         write_whole_text(self.path, text.getvalue())
         self._written_at = time.monotonic()
 

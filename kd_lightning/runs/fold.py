@@ -38,7 +38,8 @@ class FoldTeachers(pl.Callback):
                 folded = fold(network)
             except Exception as error:
                 # The network's own code can raise anything when it is traced.
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                lines = str(error).splitlines() or [type(error).__name__]
+                reason = lines[0]
                 rank_zero_warn(
                     f"FoldTeachers leaves {name} as it is, since torch.fx cannot trace it: {reason}"
                 )

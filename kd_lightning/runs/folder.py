@@ -64,7 +64,9 @@ def make_folder(path: Path, resumed: bool) -> Path:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 10_000):
-            folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            folder = path
+            if number > 1:
+                folder = path.with_name(f"{path.name}-{number}")
             # Checking first would let two processes choose the same folder.
             try:
                 folder.mkdir()
@@ -238,8 +240,10 @@ class RunRecord:
 
     def __init__(self, folder: Path, content: Values) -> None:
         self.path = folder / "run.json"
+        # Empty for a new run.
         earlier = read_json(self.path)
         self._earlier_s = float(earlier.get("wall_time_s", 0.0))
+        # The clock of the wall may be set while the run trains.
         self._started = time.monotonic()
         now = datetime.now(UTC).isoformat(timespec="seconds")
         self.content: dict[str, Any] = {
@@ -284,6 +288,7 @@ class RunRecord:
         try:
             self.write(**changes)
         except OSError:
+            # Without indentation the text is shorter than what stands in the file.
             text = json.dumps(self.content, indent=None, allow_nan=True) + "\n"
             with (
                 contextlib.suppress(OSError),

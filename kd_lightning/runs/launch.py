@@ -82,6 +82,7 @@ def launch(argv: list[str]) -> RunResult:
 def launch_resolved(arguments: list[str]) -> RunResult:
     """Run arguments that `resolve_configs` returned; see `launch`."""
     quiet()
+    # Python lets only the main thread set handlers.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     command = arguments[0]
@@ -96,6 +97,7 @@ def launch_resolved(arguments: list[str]) -> RunResult:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """Treat SIGTERM, with which batch systems end a job, like Ctrl-C."""
     raise KeyboardInterrupt
 
 
@@ -118,6 +120,7 @@ def _execute_in_folder(run: BuiltRun) -> RunResult:
                 run, folder, resumed, Session(run, folder, resumed)
             )
     except UserError:
+        # A refused run leaves no folder behind.
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
@@ -151,9 +154,11 @@ def _execute_and_record(
     if session is not None:
         run.module.capture_folder = folder
         _store_report(trainer, session)
+    # Only the Trainer knows the number of processes.
     if resumed is not None:
         check_processes(resumed, run, trainer.world_size)
         _complete_last_row(run, trainer)
+    # Whatever ends the run, run.json tells how.
     status = "failed"
     error = None
     metrics: dict[str, float] = {}
@@ -217,6 +222,7 @@ def _make_folder(run: BuiltRun) -> Path:
         raise UserError(
             f"--run.dir {folder} exists already; choose a new folder, or resume with --ckpt_path"
         )
+    # A name that says what was trained on what.
     name = run.options.name
     if name is None:
         network = type(run.module.net).__name__.lower()
@@ -232,6 +238,7 @@ def _folder_of_main(trainer: Trainer, folder: Path) -> Path:
 
 
 def _how_to_resume(folder: Path) -> str:
+    """What an interrupted run prints."""
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         return f"interrupted; resume with: kd fit --ckpt_path {last}"
@@ -266,6 +273,7 @@ def _execute(
         )
     else:
         trainer.test(module, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+    # The test replaces the Trainer's metrics by its own.
     metrics = _measured(trainer)
     if run.command == "fit" and run.options.test != "no":
         if run.options.test == "best":
@@ -280,7 +288,11 @@ def _execute(
 
 
 def _measured(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    """The last value of each metric that was logged."""
+    metrics = {}
+    for name, value in trainer.callback_metrics.items():
+        metrics[name] = float(value)
+    return metrics
 
 
 def _stored_outputs(trainer: Trainer) -> dict[str, torch.Tensor] | None:

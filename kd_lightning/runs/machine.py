@@ -40,6 +40,7 @@ def commit() -> str | None:
         ":(glob)experiments/**/*.yaml",
         ":(glob)experiments/**/*.py",
     )
+    # Without git, or outside of a checkout, as in a wheel.
     try:
         head = _git(source, "rev-parse", "HEAD")
         changes = _git(source, "status", "--porcelain", "--", *tracked)

@@ -29,18 +29,32 @@ def join_batches(batches: Sequence[Outputs]) -> dict[str, Tensor]:
     """
     whole = {}
     for name in batches[0]:
-        whole[name] = torch.cat([batch[name].detach().cpu() for batch in batches])
+        parts = [batch[name].detach().cpu() for batch in batches]
+        whole[name] = torch.cat(parts)
+    # Several processes take turns with the samples.
     order = torch.argsort(whole["index"])
-    return {name: tensor[order].contiguous() for name, tensor in whole.items()}
+    ordered = {}
+    for name, tensor in whole.items():
+        ordered[name] = tensor[order].contiguous()
+    return ordered
 
 
 def gather_processes(trainer: pl.Trainer, batches: list[Outputs]) -> list[Outputs]:
-    """The batches of all processes; each process holds its share of the samples."""
+    """The batches of all processes; each process holds its share of the samples.
+
+    Args:
+        trainer: that ran.
+        batches: of this process.
+    """
     if trainer.world_size == 1:
         return batches
+    # Shares may differ in size, which gathering tensors would not allow.
     shares: list[list[Outputs]] = [[] for _ in range(trainer.world_size)]
     torch.distributed.all_gather_object(shares, batches)
-    return [batch for share in shares for batch in share]
+    everything: list[Outputs] = []
+    for share in shares:
+        everything.extend(share)
+    return everything
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -98,7 +112,9 @@ class SavePredictions(pl.Callback):
             dataloader_idx: of the loader, if there are several.
         """
         if isinstance(outputs, Mapping):
-            on_cpu = {name: tensor.detach().cpu() for name, tensor in outputs.items()}
+            on_cpu = {}
+            for name, tensor in outputs.items():
+                on_cpu[name] = tensor.detach().cpu()
             self._batches.append(on_cpu)
 
     def on_test_epoch_end(
@@ -111,6 +127,7 @@ class SavePredictions(pl.Callback):
             pl_module: that is tested.
         """
         batches = gather_processes(trainer, self._batches)
+        # A module may be tested again, with another checkpoint.
         self._batches = []
         if trainer.is_global_zero and batches:
             self.saved = join_batches(batches)

@@ -82,6 +82,7 @@ def timm_weights(models: Sequence[str]) -> Iterator[None]:
 
 def _comes_from_hub(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, is one of the hub's client."""
+    # Timm raises an error of its own from that of the hub.
     while error is not None:
         if type(error).__module__.startswith("huggingface_hub"):
             return True

@@ -74,12 +74,12 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def _metrics(self, trainer: pl.Trainer) -> str:
+        """The loss and the monitored metric of the last epoch, as far as they are known."""
         values = trainer.callback_metrics
-        shown = [
-            f"{name} {float(values[name]):.4f}"
-            for name in self._metric_names
-            if name in values
-        ]
+        shown = []
+        for name in self._metric_names:
+            if name in values:
+                shown.append(f"{name} {float(values[name]):.4f}")
         return "  ".join(shown)
 
     def on_train_start(
@@ -132,6 +132,7 @@ class RunProgress(ProgressBar):
             batch: of the step.
             batch_idx: in the epoch.
         """
+        # This runs in every step, so it does little more than read a clock.
         now = time.monotonic()
         batches = max(1, trainer.num_training_batches)
         epochs_done = trainer.current_epoch + (batch_idx + 1) / batches
@@ -192,8 +193,10 @@ class RunProgress(ProgressBar):
         left = ""
         if last is not None:
             epoch = f"{epoch}/{last}"
+            # A resumed run has not spent time on the epochs before it.
             done = max(1e-9, epochs_done - self._first_epoch)
-            left_s = (now - self._started_at) / done * max(0.0, last - epochs_done)
+            per_epoch_s = (now - self._started_at) / done
+            left_s = per_epoch_s * max(0.0, last - epochs_done)
             left = f"  {clock(left_s)} left"
         self.console.print(f"{self.label}: epoch {epoch}{state}{left}", soft_wrap=True)
 

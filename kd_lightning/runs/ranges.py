@@ -43,16 +43,22 @@ class Range:
         """Whether a number is valid; NaN never is."""
         if number == self.also:
             return True
-        above = number > self.low if self.without_low else number >= self.low
-        below = number < self.high if self.without_high else number <= self.high
+        above = number >= self.low
+        if self.without_low:
+            above = number > self.low
+        below = number <= self.high
+        if self.without_high:
+            below = number < self.high
         return above and below
 
     def __str__(self) -> str:
         parts = []
         if self.low > -math.inf:
-            parts.append(f"{'above' if self.without_low else 'at least'} {self.low:g}")
+            word = "above" if self.without_low else "at least"
+            parts.append(f"{word} {self.low:g}")
         if self.high < math.inf:
-            parts.append(f"{'below' if self.without_high else 'at most'} {self.high:g}")
+            word = "below" if self.without_high else "at most"
+            parts.append(f"{word} {self.high:g}")
         text = " and ".join(parts)
         return text if self.also is None else f"{text}, or {self.also:g}"
 
@@ -168,13 +174,19 @@ def _check_number(number: _Number) -> None:
         valid = ARGUMENTS.get(number.keys[-1])
     subject = f"{option} ({number.owner})" if number.owner else option
     value = number.value
-    # Python's integers have no bound: one may be too large to be compared as a float.
-    is_finite = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
-    if not is_finite:
+    if not _is_finite(value):
         raise UserError(f"{subject} must be a finite number, got {str(value)[:30]}")
     if valid is not None and not valid.accepts(value):
         meaning = f": {valid.subject}" if valid.subject else ""
         raise UserError(f"{subject}{meaning} must be {valid}, got {value:g}")
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a number is finite, and small enough to be compared as a float."""
+    # Python's integers have no bound.
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return math.isfinite(value)
 
 
 def check_run_name(name: YamlValue) -> None:

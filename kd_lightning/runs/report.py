@@ -31,7 +31,10 @@ def report(command: str, result: RunResult) -> None:
         table.add_column("value", justify="right")
         for name in sorted(result.metrics, key=_position):
             value = result.metrics[name]
-            shown = f"{value:.0f}" if name.endswith("errors") else f"{value:.6g}"
+            shown = f"{value:.6g}"
+            # A count has no fraction, and no exponent.
+            if name.endswith("errors"):
+                shown = f"{value:.0f}"
             table.add_row(plain(name), shown)
         console.print(table)
     module = result.module

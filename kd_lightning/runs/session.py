@@ -54,6 +54,7 @@ class Session:
         """
         if self.record is not None:
             return
+        # The config first: a folder with a run.json can then be resumed.
         config = config_content(self.run, self.resumed is not None)
         self._write_config(config)
         self.record = RunRecord(self.folder, self._description(trainer))
@@ -93,7 +94,8 @@ class Session:
             description["data_sha256"] = data_fingerprint(run.datamodule)
             description["shared_test_samples"] = self._shared_samples()
         if self.resumed is not None:
-            description["changes"] = [*earlier.get("changes", []), *self._changes()]
+            earlier_changes = earlier.get("changes", [])
+            description["changes"] = [*earlier_changes, *self._changes()]
         return description
 
     def _changes(self) -> list[dict[str, Any]]:
@@ -176,7 +178,9 @@ def no_signals() -> Iterator[None]:
         yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    handlers = {}
+    for number in numbers:
+        handlers[number] = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:

@@ -20,11 +20,16 @@ def flat(config: Value, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(config, Mapping) and config:
         for name, value in config.items():
             yield from flat(value, f"{prefix}{name}.")
-    elif isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
+    elif isinstance(config, list) and _holds_mappings(config):
         for position, item in enumerate(config):
             yield from flat(item, f"{prefix}{position}.")
     else:
         yield prefix.rstrip("."), config
+
+
+def _holds_mappings(items: list[Value]) -> bool:
+    """Whether a list has entries with settings of their own, as that of callbacks has."""
+    return any(isinstance(item, Mapping) for item in items)
 
 
 def option_of(name: str) -> str:

@@ -39,6 +39,7 @@ def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
     users = _as_list(settings.get("callbacks"))
     settings["callbacks"] = [*users, *_callbacks(run, folder)]
     settings["logger"] = _loggers(run, folder)
+    # Callbacks of Lightning write there, too.
     settings["default_root_dir"] = str(folder)
     settings["plugins"] = _plugins(run)
     settings["profiler"] = settings.get("profiler") or NoProfiler()
@@ -127,7 +128,8 @@ def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
         # Before the progress bar, which must not be interrupted by a table.
         callbacks.append(FirstBatchReport(run.options.strict, show=shows_progress))
     if shows_progress:
-        callbacks.append(RunProgress(folder.name, f"val_{run.datamodule.task.monitor}"))
+        monitor = f"val_{run.datamodule.task.monitor}"
+        callbacks.append(RunProgress(folder.name, monitor))
     writes_checkpoints = run.trainer_settings.get("enable_checkpointing") is not False
     if run.command == "fit" and writes_checkpoints:
         callbacks.extend(_checkpoints(run, folder / "checkpoints"))

@@ -40,6 +40,7 @@ def check_trainer(
     Raises:
         UserError: in one line, with what to do.
     """
+    # Lightning reports most of these mistakes after an epoch, and some never.
     callbacks = list(callbacks_of(settings))
     _check_tuners(callbacks)
     _check_precision(settings)
@@ -97,6 +98,7 @@ def logged_metrics(module: TrainingModule, has_validation: bool) -> list[str]:
     names.append("learning_rate")
     if has_validation and module.metrics is not None:
         for name in module.metrics.names():
+            # Comparisons with a teacher need one.
             if module.active_teacher is not None or not name.startswith("teacher_"):
                 names.append(f"val_{name}")
     return names

@@ -23,6 +23,9 @@ from kd_lightning.values import Values, mapping_at
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
     from torch import Tensor
+    from wandb import Image, Run, Table
+
+    from kd_lightning.tasks.base import Mistake
 
 MODES = ("online", "offline", "disabled")
 """What WANDB_MODE may be; `disabled` is our `off`."""
@@ -89,7 +92,9 @@ def has_key() -> bool:
     Asking wandb itself could prompt the user or use the network.
     """
     named = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-    return any(os.environ.get(name) for name in named) or _key_in_netrc()
+    if any(os.environ.get(name) for name in named):
+        return True
+    return _key_in_netrc()
 
 
 def _key_in_netrc() -> bool:
@@ -180,10 +185,18 @@ def wandb_logger(
     mode = choose_mode(options.wandb)
     if mode == "disabled":
         return None
-    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
     announce(options, mode, folder)
+    return WandbLogger(experiment=_start_run(options, mode, folder, config, record))
+
+
+def _start_run(
+    options: RunOptions, mode: str, folder: Path, config: Values, record: LoggedRecord
+) -> Run:
+    """Start the run in W&B; see `wandb_logger`."""
+    import wandb
+
     # An experiment names folders by hashes; its runs then have a name of their own.
     name = options.name if options.dir else None
     # The config has a key `data` of its own, so the record's becomes `spec`.
@@ -197,7 +210,7 @@ def wandb_logger(
         "hardware": record["hardware"],
     }
     try:
-        run = wandb.init(
+        return wandb.init(
             id=record["wandb"]["id"],
             resume="allow",
             name=name or folder.name,
@@ -218,7 +231,6 @@ def wandb_logger(
             f"W&B could not start the run ({lines[0]}); check the network and the key, or use "
             "--run.wandb=offline"
         ) from error
-    return WandbLogger(experiment=run)
 
 
 def run_identity(earlier: Values, options: RunOptions) -> dict[str, str | None]:
@@ -249,12 +261,12 @@ def log_test(
             first, always with `index`.
         datamodule: of the run.
     """
-    import torch
     import wandb
 
+    task = datamodule.task
     spec = datamodule.spec
     logged: dict[str, Any] = {}
-    confusion = datamodule.task.confusion(stored)
+    confusion = task.confusion(stored)
     if confusion is not None:
         labels, guesses = confusion
         logged["test_confusion_matrix"] = wandb.plot.confusion_matrix(
@@ -262,21 +274,34 @@ def log_test(
             preds=guesses.tolist(),
             class_names=list(spec.classes),
         )
-    mistakes = datamodule.task.mistakes(stored, spec, MISTAKES)
+    mistakes = _shown_mistakes(task.mistakes(stored, spec, MISTAKES), datamodule)
+    if mistakes is not None:
+        logged["test_mistakes"] = mistakes
+    if logged:
+        logger.experiment.log(logged)
+
+
+def _shown_mistakes(
+    mistakes: Sequence[Mistake], datamodule: DataModule
+) -> list[Image] | Table | None:
+    """Mistakes as images or as a table of texts; `None` for data that is neither."""
+    import torch
+    import wandb
+
     rows = [mistake.index for mistake in mistakes]
     index = torch.tensor(rows, dtype=torch.int64)
     images = datamodule.images_for_display(index)
-    texts = datamodule.texts_for_display(index)
     if images is not None:
         shown = []
         for image, mistake in zip(images, mistakes, strict=True):
+            # W&B expects the channels last, and gray images without any.
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
             shown.append(wandb.Image(pixels, caption=mistake.caption))
-        logged["test_mistakes"] = shown
-    elif texts is not None:
-        cells = []
-        for text, mistake in zip(texts, mistakes, strict=True):
-            cells.append([mistake.caption, text])
-        logged["test_mistakes"] = wandb.Table(["guess", "text"], cells)
-    if logged:
-        logger.experiment.log(logged)
+        return shown
+    texts = datamodule.texts_for_display(index)
+    if texts is None:
+        return None
+    cells = []
+    for text, mistake in zip(texts, mistakes, strict=True):
+        cells.append([mistake.caption, text])
+    return wandb.Table(["guess", "text"], cells)

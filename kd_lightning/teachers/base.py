@@ -131,6 +131,7 @@ class Teacher(nn.Module, ABC):
             raise UserError(
                 f"{type(self).__name__} is not prepared; call prepare(datamodule) first"
             )
+        # A generator learns through the teacher; nobody else pays for a graph.
         if torch.is_grad_enabled() and _require_grad(batch.inputs):
             return self.outputs(batch)
         with torch.no_grad():
@@ -156,7 +157,9 @@ class Teacher(nn.Module, ABC):
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
     """The tensors of inputs of either form."""
-    return list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return [inputs]
 
 
 def _require_grad(inputs: Inputs) -> bool:

@@ -58,7 +58,8 @@ class EnsembleTeacher(Teacher):
         self._teachers = tuple(members)
         self.mean = mean
         # Double precision until they are used, and no buffer: weights are arguments, not state.
-        self.weights = torch.tensor(values, dtype=torch.float64) / math.fsum(values)
+        exact = torch.tensor(values, dtype=torch.float64)
+        self.weights = exact / math.fsum(values)
 
     def prepare(self, datamodule: DataModule) -> None:
         """Prepare each member.

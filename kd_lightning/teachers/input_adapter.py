@@ -51,8 +51,10 @@ class InputAdapter(nn.Module):
             scale = data_std / std
             shift = (data_mean - mean) / std
         # Not saved: they are functions of the teacher and the data.
-        self.register_buffer("scale", scale.float().view(-1, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.float().view(-1, 1, 1), persistent=False)
+        scale = scale.float().view(-1, 1, 1)
+        shift = shift.float().view(-1, 1, 1)
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("shift", shift, persistent=False)
         self.note = self._describe(data, network)
 
     @property
@@ -64,7 +66,7 @@ class InputAdapter(nn.Module):
         """What is changed, in plain values; a cache of the teacher's outputs depends on it."""
         return {
             "channels": self.channels,
-            "size": None if self.size is None else list(self.size),
+            "size": list(self.size) if self.size is not None else None,
             "scale": self.scale.flatten().tolist(),
             "shift": self.shift.flatten().tolist(),
         }
@@ -76,13 +78,16 @@ class InputAdapter(nn.Module):
             changes.append("repeated from gray to color")
         if self.renormalizes:
             expected = data.overridden_by(network)
+            mean = _shown(expected.mean)
+            std = _shown(expected.std)
             changes.append(
-                f"normalized by mean {_shown(expected.mean)} and std {_shown(expected.std)} "
+                f"normalized by mean {mean} and std {std} "
                 f"instead of {_shown(data.mean)} and {_shown(data.std)}"
             )
         if self.size is not None and data.size is not None:
             old = f"{data.size[0]} x {data.size[1]}"
-            changes.append(f"resized from {old} to {self.size[0]} x {self.size[1]}")
+            new = f"{self.size[0]} x {self.size[1]}"
+            changes.append(f"resized from {old} to {new}")
         return ", ".join(changes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -149,6 +149,7 @@ class ModelTeacher(Teacher):
 
     def _load(self, spec: Spec) -> None:
         """Load the network from whatever the arguments name."""
+        # The most specific argument wins: each of them names weights.
         if self.weights is not None:
             self._load_torchvision(self.weights)
         elif self.checkpoint is not None:
@@ -165,6 +166,7 @@ class ModelTeacher(Teacher):
                     "the teacher's network has lazy layers that were never trained"
                 )
             self._described = preprocessing.of_network(self.network)
+            # There is no file, so the tensors themselves are hashed.
             digest = weights_sha256(self.network)
             self._source = {"sha256": digest, "network": type(self.network).__name__}
         else:
@@ -222,6 +224,7 @@ class ModelTeacher(Teacher):
         path, choice = split_choice(checkpoint)
         digest = sha256_of(path)
         self._check_sha256(path, digest)
+        # Only kd checkpoints describe what they hold.
         described = content.get(KEY)
         if self.network is None:
             if not described or not described.get("network"):
@@ -304,6 +307,7 @@ class ModelTeacher(Teacher):
             UserError: if a role has no layer.
         """
         assert self.network is not None, "prepare() comes first"
+        # The hooks of earlier roles would capture features that nothing reads.
         if self.taps is not None:
             self.taps.close()
             self.taps = None

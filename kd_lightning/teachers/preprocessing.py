@@ -40,7 +40,9 @@ class Preprocessing:
         Args:
             spec: of the data, if it is known.
         """
-        if spec is None or spec.input_shape is None or len(spec.input_shape) != 3:
+        if spec is None or spec.input_shape is None:
+            return cls()
+        if len(spec.input_shape) != 3:
             return cls()
         channels, height, width = spec.input_shape
         return cls(spec.mean, spec.std, (height, width), channels)
@@ -82,6 +84,7 @@ def of_torchvision(transforms: nn.Module) -> Preprocessing:
         transforms: the preset, with `mean`, `std` and `crop_size` or `resize_size`.
     """
     settings = vars(transforms)
+    # The crop is what the network sees; some presets only resize.
     size = settings.get("crop_size") or settings.get("resize_size")
     return Preprocessing(
         mean=_numbers(settings.get("mean")),
@@ -158,6 +161,7 @@ def of_arguments(
 
 def has_original_head(network: nn.Module) -> bool:
     """Whether a network of timm has as many classes as its pretrained weights."""
+    # A new head was trained on other data, perhaps with other preprocessing.
     config = getattr(network, "pretrained_cfg", None)
     classes = getattr(network, "num_classes", None)
     return isinstance(config, Mapping) and config.get("num_classes") == classes
@@ -189,6 +193,7 @@ def of_processor(folder: Path | None) -> Preprocessing:
     # The network sees what the last step leaves: the crop, if there is one.
     crops = settings.get("do_center_crop", False)
     size = settings.get("crop_size") if crops else settings.get("size")
+    # Whatever size the images have stays then.
     if not settings.get("do_resize", True) and not crops:
         size = None
     return Preprocessing(
@@ -205,7 +210,8 @@ def _numbers(values: Value | Tensor) -> tuple[float, ...] | None:
         values = cast(Value, values.tolist())
     if not isinstance(values, Sequence) or isinstance(values, str):
         return None
-    return tuple(float(value) for value in cast(Sequence[float], values))
+    numbers = cast(Sequence[float], values)
+    return tuple(float(number) for number in numbers)
 
 
 def _channels(values: Value | Tensor) -> int | None:

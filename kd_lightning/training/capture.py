@@ -121,7 +121,9 @@ def _message(
     path: Path | None,
 ) -> str:
     """One line: the step, the terms that are not finite, who is at fault, and a remedy."""
-    clauses = [f"{name!r} is {value}" for name, value in broken.items()]
+    clauses = []
+    for name, value in broken.items():
+        clauses.append(f"{name!r} is {value}")
     terms = f"its term {', '.join(clauses)}" if clauses else "its terms are finite"
     because = ""
     if fault is not None and fault.detail:

@@ -77,11 +77,29 @@ def write_capture(
     """
     folder = module.capture_folder
     assert folder is not None
-    config = folder / "config.yaml"
+    content = _content(module, failed, batch, teacher, fault, folder / "config.yaml")
+    path = folder / f"capture-epoch{module.current_epoch}-batch{failed.batch_idx}.pt"
+    # A process that dies while it writes leaves no half capture under this name.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(content, temporary)
+    temporary.replace(path)
+    return path
+
+
+def _content(
+    module: TrainingModule,
+    failed: FailedStep,
+    batch: Batch,
+    teacher: Output | None,
+    fault: Fault | None,
+    config: Path,
+) -> Content:
+    """What a capture holds; see `write_capture`."""
+    # Dropout and batch normalization may be frozen in parts of the network.
     modes = {}
     for name, each in module.learner.named_modules():
         modes[name] = each.training
-    content = {
+    return {
         "kd_capture": VERSION,
         "epoch": module.current_epoch,
         "step": failed.step,
@@ -102,17 +120,14 @@ def write_capture(
         "spec": module.spec.to_dict() if module.spec is not None else None,
         "config": config.read_text() if config.is_file() else None,
     }
-    path = folder / f"capture-epoch{module.current_epoch}-batch{failed.batch_idx}.pt"
-    # A process that dies while it writes leaves no half capture under this name.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    temporary.replace(path)
-    return path
 
 
 def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that neither a graph nor a device holds."""
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    copies = {}
+    for name, tensor in state.items():
+        copies[name] = tensor.detach().cpu().clone()
+    return copies
 
 
 def _plain_batch(batch: Batch) -> dict[str, object]:

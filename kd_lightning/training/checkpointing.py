@@ -59,6 +59,7 @@ def with_arguments(
     if described is None:
         return None
     config: dict[str, Value] = dict(plain(described))
+    # A tokenizer's folder, for example, may not exist where the checkpoint is read.
     if arguments:
         own = cast(Values, config.get("init_args") or {})
         config["init_args"] = {**own, **arguments}
@@ -89,7 +90,9 @@ def _rename_hook(
     *_: StateHookArgument,
 ) -> None:
     """Rename the keys of a state dict; `prefix` is the module's place in a larger one."""
-    within = {prefix + old: prefix + new for old, new in prefixes.items()}
+    within = {}
+    for old, new in prefixes.items():
+        within[prefix + old] = prefix + new
     _rename(state, within)
 
 
@@ -149,6 +152,7 @@ def check_schedule(
     """
     if scheduler is None or not takes_total_steps(scheduler):
         return
+    # Schedules that depend on the number of steps store it; others have no such entry.
     for state in states:
         planned = state.get("total_steps", total_steps)
         if planned != total_steps:

@@ -16,7 +16,9 @@ class EvaluatedModule(PreparedModule):
     def _teacher_output(self, batch: Batch) -> Output | None:
         """The teacher's output for a batch; `None` if there is no teacher."""
         teacher = self.active_teacher
-        return None if teacher is None else cast(Output, teacher(batch))
+        if teacher is None:
+            return None
+        return cast(Output, teacher(batch))
 
     def _begin_evaluation(self, stage: str) -> None:
         if self.metrics is not None and self.teacher_metric is not None:
@@ -35,7 +37,9 @@ class EvaluatedModule(PreparedModule):
         """The student's output; the batch is added to the metrics."""
         assert self.metrics is not None
         assert self.teacher_metric is not None
-        student = self.objective.predict(self.learner(batch), batch)
+        output = self.learner(batch)
+        student = self.objective.predict(output, batch)
+        # A placeholder stands for no samples, but takes part in collective calls.
         if not batch.placeholder:
             teacher = self._teacher_output(batch)
             self.metrics.update(student, teacher, batch)
@@ -74,7 +78,8 @@ class EvaluatedModule(PreparedModule):
             batch_idx: in the split.
         """
         assert self.task is not None
-        outputs = self.task.test_outputs(self._evaluate(batch), batch)
+        student = self._evaluate(batch)
+        outputs = self.task.test_outputs(student, batch)
         return _without_placeholder(outputs, batch)
 
     def on_test_epoch_end(self) -> None:
@@ -89,8 +94,10 @@ class EvaluatedModule(PreparedModule):
             batch_idx: in the split.
         """
         assert self.task is not None
-        student = self.objective.predict(self.learner(batch), batch)
-        return _without_placeholder(self.task.predictions(student, batch), batch)
+        output = self.learner(batch)
+        student = self.objective.predict(output, batch)
+        predictions = self.task.predictions(student, batch)
+        return _without_placeholder(predictions, batch)
 
 
 def _without_placeholder(outputs: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

@@ -79,7 +79,8 @@ def _broken_samples(batch: Batch) -> list[int]:
     for tensor in [*_tensors(batch.inputs), *_tensors(batch.teacher_inputs)]:
         # Token ids are always finite.
         if tensor.is_floating_point():
-            broken |= ~tensor.isfinite().reshape(len(batch), -1).all(1)
+            finite = tensor.isfinite().reshape(len(batch), -1)
+            broken |= ~finite.all(1)
     rows: list[int] = batch.index[broken].tolist()
     return rows
 

@@ -23,12 +23,8 @@ from kd_lightning.errors import UserError
 from kd_lightning.escaping import plain
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.training import report_warnings
-from kd_lightning.training.measurements import (
-    LossReport,
-    TeacherReport,
-    measure_losses,
-    measure_teacher,
-)
+from kd_lightning.training.loss_measurements import LossReport, measure_losses
+from kd_lightning.training.measurements import TeacherReport, measure_teacher
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.training.untouched import untouched
 from kd_lightning.types import Batch
@@ -278,7 +274,8 @@ def _teacher_table(teacher: TeacherReport) -> Table:
     table.add_column("value", justify="right")
     table.add_row(plain(teacher.metric), f"{teacher.value:.4g}")
     if teacher.student is not None:
-        table.add_row(plain(f"student's {teacher.metric}"), f"{teacher.student:.4g}")
+        name = plain(f"student's {teacher.metric}")
+        table.add_row(name, f"{teacher.student:.4g}")
     if teacher.agreement is not None:
         table.add_row("agreement with labels", f"{teacher.agreement:.1%}")
     for temperature, entropy in teacher.entropy.items():
@@ -297,5 +294,7 @@ def _loss_table(losses: dict[str, LossReport]) -> Table:
         table.add_column(column, justify="right")
     for name, loss in losses.items():
         share = "" if loss.share is None else f"{loss.share:.1%}"
-        table.add_row(plain(name), f"{loss.value:.4g}", f"{loss.weighted:.4g}", share)
+        value = f"{loss.value:.4g}"
+        weighted = f"{loss.weighted:.4g}"
+        table.add_row(plain(name), value, weighted, share)
     return table

@@ -205,12 +205,17 @@ class Learner(nn.Module):
 
 def _constrained_modules(network: nn.Module) -> list[ConstrainedModule]:
     """The modules that act after each optimizer step."""
-    return [
-        module for module in network.modules() if isinstance(module, ConstrainedModule)
-    ]
+    constrained: list[ConstrainedModule] = []
+    for module in network.modules():
+        if isinstance(module, ConstrainedModule):
+            constrained.append(module)
+    return constrained
 
 
 def _shape_of(inputs: Inputs) -> list[int]:
     """The shape of one sample."""
-    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    if isinstance(inputs, Tensor):
+        return list(inputs.shape[1:])
+    # The first of several inputs, such as the token ids.
+    tensor = next(iter(inputs.values()))
     return list(tensor.shape[1:])

@@ -259,15 +259,18 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         # The option `max_steps` may have cut the epoch short, within a window.
         self._close_window()
         # The last update may have broken weights after the last loss was finite.
-        if not all(bool(p.isfinite().all()) for p in self.net.parameters()):
+        finite = [bool(p.isfinite().all()) for p in self.net.parameters()]
+        if not all(finite):
             raise UserError(
                 f"weights became infinite or NaN in epoch {self.current_epoch}; "
                 "lower the learning rate"
             )
         means = self._means.compute(self.device, self.trainer.world_size > 1)
         if means is not None:
-            names = ["train_loss", *(f"train_loss_{name}" for name in self.losses)]
-            self.log_dict(dict(zip(names, means, strict=True)))
+            terms = [f"train_loss_{name}" for name in self.losses]
+            names = ["train_loss", *terms]
+            named = dict(zip(names, means, strict=True))
+            self.log_dict(named)
         self._means = EpochMeans()
         first_group = self.trainer.optimizers[0].param_groups[0]
         self.log("learning_rate", first_group["lr"])

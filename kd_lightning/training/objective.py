@@ -64,7 +64,10 @@ class Objective(nn.Module):
 
     def named_losses(self) -> list[tuple[str, DistillLoss]]:
         """The losses with their names, in order."""
-        return [(name, cast(DistillLoss, loss)) for name, loss in self.losses.items()]
+        named = []
+        for name, loss in self.losses.items():
+            named.append((name, cast(DistillLoss, loss)))
+        return named
 
     @property
     def uses_teacher(self) -> bool:
@@ -220,15 +223,20 @@ class Objective(nn.Module):
         Returns:
             The samples of the joined batch divided by the number of processes; the scaled losses.
         """
+        # Of what each loss takes the mean: rows, labels or samples.
         own = [weight_of(loss.mean_over, batch) for loss, _ in self._weighted]
         counts = torch.stack([weight_of("samples", batch), *own])
         joint = counts.clone()
         torch.distributed.all_reduce(joint)
         # A mean over n of all N terms counts n / N; times the number of processes, because DDP
         # divides the sum of gradients by it.
-        scales = counts[1:] * self._world_size / joint[1:].clamp(min=1)
-        scaled = [term * scale for term, scale in zip(terms, scales, strict=True)]
-        return joint[0] / self._world_size, scaled
+        own_counts = counts[1:] * self._world_size
+        scales = own_counts / joint[1:].clamp(min=1)
+        scaled = []
+        for term, scale in zip(terms, scales, strict=True):
+            scaled.append(term * scale)
+        samples = joint[0] / self._world_size
+        return samples, scaled
 
     def predict(self, student: Output, batch: Batch) -> Output:
         """The student's prediction in evaluation; a loss may predict through its adapter."""
@@ -245,12 +253,18 @@ class Objective(nn.Module):
 def _overriding(losses: list[tuple[str, DistillLoss]], hook: str) -> list[DistillLoss]:
     """The losses whose class implements an optional hook, so that the others cost nothing."""
     base = getattr(DistillLoss, hook)
-    return [loss for _, loss in losses if getattr(type(loss), hook) is not base]
+    overriding = []
+    for _, loss in losses:
+        if getattr(type(loss), hook) is not base:
+            overriding.append(loss)
+    return overriding
 
 
 def _fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], key: str) -> bool:
     """Whether an earlier state has a tensor of the same name and shape."""
-    return key in state and state[key].shape == own[key].shape
+    if key not in state:
+        return False
+    return state[key].shape == own[key].shape
 
 
 def _check_needs(

@@ -135,7 +135,8 @@ def _on_plateau(scheduler: ReduceLROnPlateau) -> LRSchedulerConfigType:
 def _check_rates(optimizer: Optimizer, rates: list[float]) -> None:
     """Refuse learning rates of groups that a scheduler with one `max_lr` for all overrides."""
     peaks = {group.get("max_lr") for group in optimizer.param_groups}
-    if len(peaks) == 1 and None not in peaks and len(set(rates)) > 1:
+    one_peak = len(peaks) == 1 and None not in peaks
+    if one_peak and len(set(rates)) > 1:
         raise UserError(
             "model.scheduler: max_lr replaces the lr of every parameter group; give max_lr as a "
             f"list of {len(rates)} rates, of the other parameters first, or remove lr from "

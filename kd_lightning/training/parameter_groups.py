@@ -56,7 +56,9 @@ class ParameterGroup:
         if not self.kinds and not self.names:
             raise UserError("model.parameter_groups: each group needs kinds or names")
         for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            if value is not None and (not is_number(value) or value < 0):
+            if value is None:
+                continue
+            if not is_number(value) or value < 0:
                 raise UserError(
                     f"model.parameter_groups: {name} must be a number of at least 0, got {value}"
                 )
@@ -101,7 +103,8 @@ def trainable(modules: dict[str, nn.Module]) -> dict[str, tuple[nn.Parameter, bo
         in_norms = _ids_in_norms(module)
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                named[f"{prefix}.{name}"] = (parameter, id(parameter) in in_norms)
+                in_norm = id(parameter) in in_norms
+                named[f"{prefix}.{name}"] = (parameter, in_norm)
     return named
 
 
@@ -128,6 +131,7 @@ def parameters_in_groups(
         UserError: if a group matches no parameter.
     """
     named = trainable(modules)
+    # A plain list is what every optimizer takes.
     if not groups:
         return [parameter for parameter, _ in named.values()]
     members: list[list[nn.Parameter]] = [[] for _ in groups]

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.tasks.base import Task
-from kd_lightning.training.measurements import HasTemperature, LossReport, TeacherReport
+from kd_lightning.training.loss_measurements import LossReport
+from kd_lightning.training.measurements import HasTemperature, TeacherReport
 from kd_lightning.training.optimizers import OptimizerFactory
 
 PERMUTED_GAIN = 0.15
@@ -73,7 +74,8 @@ def _accuracy_by_chance(report: TeacherReport) -> float | None:
         return None
     chance = 1 / report.num_classes
     # Three standard errors of a binomial share.
-    return chance + 3 * math.sqrt(chance * (1 - chance) / rows)
+    error = math.sqrt(chance * (1 - chance) / rows)
+    return chance + 3 * error
 
 
 def _below_student(report: TeacherReport, task: Task) -> list[str]:
@@ -104,7 +106,9 @@ def _accuracy_if_renamed(report: TeacherReport) -> tuple[float, float] | None:
     from scipy.optimize import linear_sum_assignment
 
     chosen_on = torch.arange(len(report.labels)) % 2 == 0
-    counts = _confusion(report.predicted[chosen_on], report.labels[chosen_on], classes)
+    predicted_half = report.predicted[chosen_on]
+    labels_half = report.labels[chosen_on]
+    counts = _confusion(predicted_half, labels_half, classes)
     # Where the counts do not decide, a class keeps its name.
     counts = counts + 0.5 * torch.eye(classes, dtype=torch.float64)
     # The permutation of the classes that maximizes the number of agreements.
@@ -113,11 +117,16 @@ def _accuracy_if_renamed(report: TeacherReport) -> tuple[float, float] | None:
     renamed[torch.from_numpy(predicted)] = torch.from_numpy(labeled)
     guesses = report.predicted[~chosen_on]
     labels = report.labels[~chosen_on]
-    before = float((guesses == labels).double().mean())
-    after = float((renamed[guesses] == labels).double().mean())
+    right_before = guesses == labels
+    before = float(right_before.double().mean())
+    right_after = renamed[guesses] == labels
+    after = float(right_after.double().mean())
     # A gain within four standard errors may be chance.
-    needed = max(PERMUTED_GAIN, 4 * math.sqrt(after * (1 - after) / len(labels)))
-    return (before, after) if after - before > needed else None
+    error = math.sqrt(after * (1 - after) / len(labels))
+    needed = max(PERMUTED_GAIN, 4 * error)
+    if after - before <= needed:
+        return None
+    return before, after
 
 
 def _confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:

@@ -59,5 +59,6 @@ class WarmupCosineLR(LambdaLR):
         remaining = max(1, self.total_steps - self.warmup_steps)
         progress = (step - self.warmup_steps) / remaining
         # The scheduler is asked for the rate after the last step, too.
-        cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+        angle = math.pi * min(1.0, progress)
+        cosine = (1 + math.cos(angle)) / 2
         return self.final_factor + (1 - self.final_factor) * cosine

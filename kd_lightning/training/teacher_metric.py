@@ -57,7 +57,9 @@ class TeacherMetric(nn.Module):
         name = f"{stage}_teacher_{self.monitor}"
         if not self._measures:
             # A frozen teacher has the same value in every epoch.
-            return {name: self._values[stage]} if stage in self._values else {}
+            if stage not in self._values:
+                return {}
+            return {name: self._values[stage]}
         value = self.metrics.compute().get(self.monitor)
         if value is None:
             return {}

@@ -48,7 +48,10 @@ class _SavedModule:
         self.attributes = dict(vars(module))
         self.buffers: dict[str, tuple[Tensor, Tensor] | None] = {}
         for name, buffer in module._buffers.items():
-            self.buffers[name] = None if buffer is None else (buffer, buffer.clone())
+            if buffer is None:
+                self.buffers[name] = None
+            else:
+                self.buffers[name] = (buffer, buffer.clone())
 
     def restore(self) -> None:
         """Undo what changed since."""

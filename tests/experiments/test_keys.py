@@ -238,6 +238,7 @@ DECISIVE = (
     "teachers/base.py",
     "teachers/model.py",
     "training/checkpointing.py",
+    "training/evaluated_module.py",
     "training/initial_weights.py",
     "training/learner.py",
     "training/lightning_compat.py",
@@ -246,6 +247,8 @@ DECISIVE = (
     "training/distillation.py",
     "training/means.py",
     "training/optimizers.py",
+    "training/prepared_module.py",
+    "training/quick_hooks.py",
     "types.py",
     "weights/fitting.py",
 )
@@ -270,12 +273,16 @@ UNRELATED = (
     "models/__init__.py",
     "models/vgg.py",
     "runs/progress.py",
+    "runs/machine.py",
+    "runs/session_callback.py",
     "runs/wandb.py",
     "specialists/data.py",
     "teachers/cache/table.py",
     "tasks/segmentation.py",
     "teachers/ensemble.py",
+    "training/capture_file.py",
     "training/classifier.py",
+    "training/loss_measurements.py",
 )
 """Files of each room that do not."""
 

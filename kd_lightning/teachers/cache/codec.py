@@ -101,11 +101,12 @@ class Codec:
             )
         for name, column in columns.items():
             # A feature may have any shape.
-            own = shapes.get(name, Column(self._float_name, column.shape))
-            if column != own:
-                raise SchemaError(
-                    f"the column {name} is not {own.dtype} {list(own.shape)}"
-                )
+            any_feature = Column(self._float_name, column.shape)
+            expected_column = shapes.get(name, any_feature)
+            if column != expected_column:
+                dtype = expected_column.dtype
+                shape = list(expected_column.shape)
+                raise SchemaError(f"the column {name} is not {dtype} {shape}")
 
     def _row_shapes(self) -> dict[str, Column]:
         """The columns of the logits."""
@@ -121,7 +122,8 @@ class Codec:
                 "rest": Column("float32", (len(self.temperatures),)),
             }
         elif self.weights is not None:
-            columns = {"members": Column(kind, (len(self.weights), self.classes))}
+            shape = (len(self.weights), self.classes)
+            columns = {"members": Column(kind, shape)}
         else:
             columns = {"logits": Column(kind, (self.classes,))}
         if self.positions > 1:
@@ -131,6 +133,7 @@ class Codec:
 
     @property
     def _float_name(self) -> str:
+        """Numpy's name of the dtype."""
         return "float16" if self.dtype == "fp16" else "float32"
 
     @classmethod
@@ -159,10 +162,7 @@ class Codec:
             raise UserError(
                 f"--top-k must be at least 1 and less than the {classes} classes, got {top_k}"
             )
-        if not all(0 < temperature < math.inf for temperature in temperatures):
-            raise UserError(
-                f"a cache's temperatures must be finite and greater than 0, got {list(temperatures)}"
-            )
+        _check_temperatures(temperatures)
         weights = None
         if isinstance(output, EnsembleOutput):
             if top_k is not None:
@@ -173,7 +173,9 @@ class Codec:
             weights = tuple(output.weights.double().tolist())
         stored: tuple[float, ...] = ()
         if top_k is not None:
-            stored = tuple(sorted({1.0, *map(float, temperatures)}))
+            # Each once, and that of the metrics.
+            distinct = {1.0, *map(float, temperatures)}
+            stored = tuple(sorted(distinct))
         return cls(
             dtype=dtype,
             top_k=top_k,
@@ -186,6 +188,7 @@ class Codec:
 
     @property
     def _float(self) -> torch.dtype:
+        """Torch's dtype."""
         return torch.float16 if self.dtype == "fp16" else torch.float32
 
     def encode(self, output: Output) -> dict[str, Tensor]:
@@ -202,12 +205,14 @@ class Codec:
         else:
             columns["logits"] = self._stored(output.logits)
         if self.positions > 1:
-            # One entry per sample holds the rows of all its positions.
+            # A shard is read by sample: one entry holds the rows of all its positions.
             for name, column in columns.items():
                 columns[name] = column.unflatten(0, (-1, self.positions))
         for role in self.features:
             columns[FEATURE + role] = self._stored(output.features[role])
-        return {name: tensor.detach().cpu() for name, tensor in columns.items()}
+        for name, column in columns.items():
+            columns[name] = column.detach().cpu()
+        return columns
 
     def _stored(self, values: Tensor) -> Tensor:
         """Values in the dtype of the cache.
@@ -250,7 +255,9 @@ class Codec:
         """
         described = {}
         for name, tensor in example.items():
-            described[name] = Column(str(tensor.numpy().dtype), tuple(tensor.shape[1:]))
+            dtype = str(tensor.numpy().dtype)
+            shape = tuple(tensor.shape[1:])
+            described[name] = Column(dtype, shape)
         return described
 
     def decode(
@@ -262,7 +269,9 @@ class Codec:
             columns: `(B, ...)` each.
             positions: `Batch.positions`, if not all positions are predicted.
         """
-        features = {role: columns[FEATURE + role] for role in self.features}
+        features = {}
+        for role in self.features:
+            features[role] = columns[FEATURE + role]
         rows = {}
         for name, column in columns.items():
             if not name.startswith(FEATURE):
@@ -286,8 +295,21 @@ class Codec:
 
     def _rows(self, column: Tensor, positions: Tensor | None) -> Tensor:
         """One row per predicted position from one entry per sample."""
-        rows = column if self.positions == 1 else column.flatten(0, 1)
-        return rows if positions is None else rows.index_select(0, positions)
+        rows = column
+        if self.positions > 1:
+            rows = column.flatten(0, 1)
+        if positions is None:
+            return rows
+        # Void positions are stored, but not predicted.
+        return rows.index_select(0, positions)
+
+
+def _check_temperatures(temperatures: Sequence[float]) -> None:
+    """Refuse temperatures at which there is no distribution."""
+    if not all(0 < temperature < math.inf for temperature in temperatures):
+        raise UserError(
+            f"a cache's temperatures must be finite and greater than 0, got {list(temperatures)}"
+        )
 
 
 def _top_k(settings: Mapping[str, Json]) -> int | None:
@@ -319,8 +341,11 @@ def _numbers(settings: Mapping[str, Json], key: str) -> tuple[float, ...] | None
         return None
     numbers = []
     for value in schema.sequence(settings, key, "settings"):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < cast(float, value) < math.inf:
-            raise SchemaError(f"settings.{key} is no list of positive numbers")
-        numbers.append(float(cast(float, value)))
+        problem = SchemaError(f"settings.{key} is no list of positive numbers")
+        # A bool is an int to Python.
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise problem
+        if not 0 < value < math.inf:
+            raise problem
+        numbers.append(float(value))
     return tuple(numbers)

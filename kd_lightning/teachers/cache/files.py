@@ -152,7 +152,9 @@ def check_space(folder: Path, needed: int, described: str) -> None:
     Raises:
         UserError: if the disk has less free space.
     """
-    stored = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    stored = 0
+    for path in folder.glob("*.bin"):
+        stored += path.stat().st_size
     # The nearest folder that exists lies on the same disk.
     existing = folder
     while not existing.exists():

@@ -49,7 +49,9 @@ def planned_tables(datamodule: DataModule, views: int) -> Tables:
             continue
         augmented = datamodule.augmented and stage == "train"
         for view in range(views) if augmented else [CLEAN]:
-            sources, _ = tables.setdefault(table_name(source.split, view), ([], view))
+            name = table_name(source.split, view)
+            # Validation rows are rows of the train split, and share its tables.
+            sources, _ = tables.setdefault(name, ([], view))
             sources.append(source)
     return tables
 
@@ -73,10 +75,14 @@ def _batches(
         rows = torch.arange(low, max(low, high))
         lengths = source.lengths(view)
         if lengths is not None and len(rows) > 0:
-            rows = rows[torch.argsort(lengths[rows], stable=True)]
+            order = torch.argsort(lengths[rows], stable=True)
+            rows = rows[order]
         for own in rows.split(size) if len(rows) > 0 else ():
-            filling = torch.arange(size - len(own)) % len(source)
-            batch = source.batch(torch.cat([own, filling]), view)
+            # A source that is smaller than the rest of the batch is repeated.
+            missing = torch.arange(size - len(own))
+            filling = missing % len(source)
+            filled = torch.cat([own, filling])
+            batch = source.batch(filled, view)
             # Void positions are stored, too: which ones are void may differ between tasks.
             batch.positions = None
             yield batch, own + (first - start)
@@ -86,17 +92,20 @@ def _batches(
 def _check_shapes(values: dict[str, Tensor], columns: dict[str, Column]) -> None:
     """Refuse outputs whose shape depends on the sample."""
     for name, tensor in values.items():
-        if tuple(tensor.shape[1:]) != columns[name].shape:
+        shape = tuple(tensor.shape[1:])
+        expected = columns[name].shape
+        if shape != expected:
             raise UserError(
-                f"the teacher's {name} are {list(columns[name].shape)} in one batch and "
-                f"{list(tensor.shape[1:])} in another; a cache holds outputs of one shape: use the "
+                f"the teacher's {name} are {list(expected)} in one batch and "
+                f"{list(shape)} in another; a cache holds outputs of one shape: use the "
                 "live teacher for them"
             )
 
 
 def _rows_of(sources: list[Source]) -> NDArray[np.int64]:
     """The rows of the source split that a table holds, in order."""
-    return np.concatenate([source.rows.cpu().numpy() for source in sources])
+    rows = [source.rows.cpu().numpy() for source in sources]
+    return np.concatenate(rows)
 
 
 @contextlib.contextmanager
@@ -138,9 +147,8 @@ def cache_teacher(
     """
     check_sizes(views, top_k)
     device = device or torch.device("cpu")
-    teacher.prepare(datamodule)
-    teacher.to(device)
-    teacher.tap(set(features))
+    _prepare(teacher, datamodule, features, device)
+    # Everything is planned before the folder is touched, so that a mistake leaves no trace.
     tables = planned_tables(datamodule, views)
     first_batch = _first_batch(tables, datamodule.batch_size)
     example = teacher(first_batch.to(device))
@@ -148,15 +156,31 @@ def cache_teacher(
     columns = codec.columns(codec.encode(example))
     folder = Path(output).expanduser()
     _check_space(folder, tables, columns)
-    sources = cast(Sequence[Values], teacher.sources())
-    data = cast(Values, datamodule.fingerprint())
-    fingerprint: dict[str, Value] = {"teacher": sources, "data": data}
+    fingerprint = _fingerprint(teacher, datamodule)
     with only_writer(folder):
-        writer = Writer(
-            folder, fingerprint, codec.settings(), columns, datamodule.batch_size
-        )
+        size = datamodule.batch_size
+        writer = Writer(folder, fingerprint, codec.settings(), columns, size)
         _fill(writer, teacher, codec, tables, device, progress)
     return folder
+
+
+def _prepare(
+    teacher: Teacher,
+    datamodule: DataModule,
+    features: tuple[str, ...],
+    device: torch.device,
+) -> None:
+    """Load the teacher onto its device, and tap the layers that are cached, too."""
+    teacher.prepare(datamodule)
+    teacher.to(device)
+    teacher.tap(set(features))
+
+
+def _fingerprint(teacher: Teacher, datamodule: DataModule) -> dict[str, Value]:
+    """Everything that decides the outputs, in plain values."""
+    sources = cast(Sequence[Values], teacher.sources())
+    data = cast(Values, datamodule.fingerprint())
+    return {"teacher": sources, "data": data}
 
 
 def _first_batch(tables: Tables, size: int) -> Batch:
@@ -179,7 +203,8 @@ def _fill(
     total = 0
     for name, (sources, _) in tables.items():
         todo[name] = writer.open(name, _rows_of(sources))
-        total += sum(stop - start for _, start, stop in todo[name])
+        for _, start, stop in todo[name]:
+            total += stop - start
     with progress(total) as advance:
         for name, ranges in todo.items():
             sources, view = tables[name]
@@ -235,7 +260,10 @@ def _compute(
         values = codec.encode(teacher(batch.to(device)))
         _check_shapes(values, columns)
         # Beyond these stand samples that only filled the batch up.
-        parts.append({name: tensor[: len(place)] for name, tensor in values.items()})
+        part = {}
+        for name, tensor in values.items():
+            part[name] = tensor[: len(place)]
+        parts.append(part)
         places.append(place)
         advance(len(place))
     # Batches may come by length.

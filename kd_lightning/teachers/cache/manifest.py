@@ -136,7 +136,8 @@ class Manifest:
         """The stored columns by name."""
         columns = {}
         for name, entry in self.content["columns"].items():
-            columns[name] = Column(entry["dtype"], tuple(entry["shape"]))
+            shape = tuple(entry["shape"])
+            columns[name] = Column(entry["dtype"], shape)
         return columns
 
     @property
@@ -144,7 +145,8 @@ class Manifest:
         """Size of all shards in bytes."""
         total = 0
         for table in self.content["tables"].values():
-            total += sum(int(shard["bytes"]) for shard in table["shards"])
+            for shard in table["shards"]:
+                total += int(shard["bytes"])
         return total
 
     def rows(self, table: str) -> Array:
@@ -174,7 +176,9 @@ class Manifest:
             raise UserError(f"{path} holds no list of row numbers; {remedy}")
         # Readers allocate a table of as many entries as the largest number.
         limit = max(_MAX_ROWS, 100 * len(rows))
-        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < limit):
+        if len(rows) == 0:
+            return rows
+        if int(rows.min()) < 0 or int(rows.max()) >= limit:
             raise UserError(f"{path} holds numbers that are no row numbers; {remedy}")
         return rows
 
@@ -187,7 +191,9 @@ class Manifest:
         file = self.content["tables"][table]["rows"]
         if file not in self._positions:
             rows = self.rows(table)
-            size = int(rows.max()) + 1 if len(rows) else 0
+            size = 0
+            if len(rows):
+                size = int(rows.max()) + 1
             position = torch.full((size,), -1, dtype=torch.int32)
             places = torch.arange(len(rows), dtype=torch.int32)
             position[torch.from_numpy(rows)] = places

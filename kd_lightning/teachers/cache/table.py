@@ -73,7 +73,8 @@ class Table:
             )
         for number, shard in enumerate(self._shards):
             # `read` finds a row's shard by division, so every shard but the last must be full.
-            expected = min(self._shard_rows, self._num_rows - number * self._shard_rows)
+            remaining = self._num_rows - number * self._shard_rows
+            expected = min(self._shard_rows, remaining)
             named = shard["file"] == shard_file(self.name, number)
             if shard["rows"] != expected or not named:
                 raise self.manifest.damaged(
@@ -178,7 +179,9 @@ class Table:
     def _single_column(self) -> _SingleColumn | None:
         """The only column of the only shard, the fast path of `read`; None for any other table."""
         columns = self.manifest.columns
-        if not self.mapped or len(self._shards) != 1 or len(columns) != 1:
+        if not self.mapped:
+            return None
+        if len(self._shards) != 1 or len(columns) != 1:
             return None
         (name,) = columns
         source_order = torch.arange(self._num_rows, dtype=torch.int32)

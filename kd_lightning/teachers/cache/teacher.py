@@ -127,6 +127,7 @@ class CachedTeacher(Teacher):
                 f"the teacher cache {self.path} was made for other data: {difference}"
             )
         sources = manifest.teachers()
+        # Their order counts: it is that of an ensemble's members.
         stored = [source.get("sha256") for source in sources]
         if self.sha256 is not None and list(self.sha256) != stored:
             raise UserError(
@@ -154,8 +155,10 @@ class CachedTeacher(Teacher):
         if not datamodule.augmented:
             return
         clean = table_name("train", CLEAN)
-        augmented = [n for n in self._tables if n.startswith("train/") and n != clean]
-        cached = len(augmented)
+        cached = 0
+        for name in self._tables:
+            if name.startswith("train/") and name != clean:
+                cached += 1
         wanted = datamodule.views
         if wanted is None or wanted > cached:
             raise UserError(
@@ -222,8 +225,9 @@ class CachedTeacher(Teacher):
         assert self._manifest is not None, "prepare() comes first"
         blank = {}
         for name, column in self._manifest.columns.items():
-            zeros = np.zeros((len(batch), *column.shape), dtype=column.dtype)
-            blank[name] = torch.from_numpy(zeros).to(batch.target.device)
+            shape = (len(batch), *column.shape)
+            zeros = torch.from_numpy(np.zeros(shape, dtype=column.dtype))
+            blank[name] = zeros.to(batch.target.device)
         return self._codec.decode(blank)
 
     def join(self, batch: Batch, index: Tensor) -> Batch:
@@ -259,6 +263,7 @@ class CachedTeacher(Teacher):
             table = self._table(batch.split, each)
             parts.append(table.read(index[place]))
             places.append(place)
+        # The inverse of the permutation that the tables' order is.
         order = torch.argsort(torch.cat(places))
         joined = {}
         for name in parts[0]:
@@ -287,8 +292,9 @@ class CachedTeacher(Teacher):
         # A loop of one's own that does not join: the index must come back from the device.
         columns = self._read(batch, batch.index.cpu())
         device = batch.target.device
-        moved = {name: column.to(device) for name, column in columns.items()}
-        return self._codec.decode(moved, batch.positions)
+        for name, column in columns.items():
+            columns[name] = column.to(device)
+        return self._codec.decode(columns, batch.positions)
 
     def forward(self, batch: Batch) -> Output:
         """The stored outputs of a batch, `(N, K)` logits.

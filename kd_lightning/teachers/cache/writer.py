@@ -118,6 +118,7 @@ class Writer:
                 f"{self.manifest.folder} was created for other rows of {table}; choose another "
                 "--output, or delete it"
             )
+        # An earlier call may have used shards of another size, which stay.
         size = tables[table]["shard_rows"]
         written = {shard["file"]: shard for shard in tables[table]["shards"]}
         missing = []
@@ -136,6 +137,7 @@ class Writer:
             number: number of the shard, as `open` returned it.
             values: values of each column, `(n, ...)`, for the rows of the shard.
         """
+        # Records hold the columns side by side, so that one read fetches a sample.
         first_column = next(iter(values.values()))
         records = np.empty(len(first_column), dtype=record_dtype(self.columns))
         for name in self.columns:
