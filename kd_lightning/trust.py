@@ -110,7 +110,9 @@ def _is_shadowed(package: str) -> bool:
     if spec is None or spec.origin is None:
         return False
     origin = Path(spec.origin)
-    holder = origin.parent.parent if origin.name == "__init__.py" else origin.parent
+    holder = origin.parent
+    if origin.name == "__init__.py":
+        holder = origin.parent.parent
     return holder == Path.cwd()
 
 

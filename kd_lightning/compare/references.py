@@ -126,7 +126,8 @@ class ReferenceResolver:
         keys: list[SettingValue] = []
         labels = []
         for source in _teacher_sources(manifest):
-            teacher = self._reference(Path(str(source.get("path") or "")))
+            path = Path(str(source.get("path") or ""))
+            teacher = self._reference(path)
             if teacher is not None:
                 keys.append(teacher.key)
                 labels.append(teacher.label)
@@ -181,7 +182,8 @@ def _is_source(value: str, source: TeacherSource) -> bool:
 
 def _ends_with(recorded: str, value: str) -> bool:
     """Whether a recorded path ends in the config's path, which may be relative."""
-    parts = tuple(part for part in PurePath(value).parts if part not in (".", ".."))
+    all_parts = PurePath(value).parts
+    parts = tuple(part for part in all_parts if part not in (".", ".."))
     # Everything ends in nothing.
     if not parts:
         return False

@@ -143,7 +143,9 @@ def short_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
         known: the keys of all settings, which the endings must tell apart.
     """
     names = list(names)
-    all_names = {name.removesuffix(".class") for name in [*known, *names]}
+    all_names = set()
+    for name in [*known, *names]:
+        all_names.add(name.removesuffix(".class"))
     endings = {}
     for name in names:
         endings[name] = _shortest_ending(name, all_names)

@@ -41,7 +41,8 @@ class EnsembleTeacher(Teacher):
     ) -> None:
         super().__init__()
         members = list(teachers or [])
-        members += [ModelTeacher(checkpoint=path) for path in checkpoints or []]
+        for path in checkpoints or []:
+            members.append(ModelTeacher(checkpoint=path))
         if not members:
             raise UserError(
                 "EnsembleTeacher has no members; give teachers or checkpoints"
@@ -87,7 +88,8 @@ class EnsembleTeacher(Teacher):
         """
         logits = [member(batch).logits for member in self._teachers]
         members = torch.stack(logits, dim=1)
-        weights = self.weights.to(members.device, full(members).dtype)
+        dtype = full(members).dtype
+        weights = self.weights.to(members.device, dtype)
         if self.mean == "geometric":
             return Output(torch.einsum("bmk,m->bk", full(members), weights))
         # The mean differs at every temperature, so the output keeps the members' logits.

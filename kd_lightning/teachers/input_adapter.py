@@ -60,7 +60,9 @@ class InputAdapter(nn.Module):
     @property
     def changes_inputs(self) -> bool:
         """Whether the teacher expects anything else than the data serves."""
-        return self.channels is not None or self.size is not None or self.renormalizes
+        if self.channels is not None or self.size is not None:
+            return True
+        return self.renormalizes
 
     def settings(self) -> dict[str, object]:
         """What is changed, in plain values; a cache of the teacher's outputs depends on it."""
@@ -152,7 +154,10 @@ def described_as_spec(
         network: what the network expects.
     """
     given = Preprocessing.of_spec(data)
-    if given.size is None or given.channels is None or network == Preprocessing():
+    if given.size is None or given.channels is None:
+        return trained_on
+    # Nothing is known of the network's images.
+    if network == Preprocessing():
         return trained_on
     channels = network.channels or given.channels
     height, width = network.size or given.size
@@ -177,14 +182,18 @@ def _can_adapt(data: Spec, given: Preprocessing, network: Preprocessing) -> bool
     mean = network.mean or given.mean
     std = network.std or given.std
     for values in (given.mean, given.std, mean, std):
-        if values is None or len(values) not in (1, given.channels, channels):
+        if values is None:
+            return False
+        if len(values) not in (1, given.channels, channels):
             return False
     return True
 
 
 def _more_channels(data: Preprocessing, network: Preprocessing) -> int | None:
     """The channels to repeat gray images to; `None` if they stay as they are."""
-    return RGB if data.channels == 1 and network.channels == RGB else None
+    if data.channels == 1 and network.channels == RGB:
+        return RGB
+    return None
 
 
 def _same_values(

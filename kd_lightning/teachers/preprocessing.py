@@ -150,10 +150,12 @@ def of_arguments(
     Raises:
         UserError: for a size that is not two positive integers, or a std that is not positive.
     """
-    if input_size is not None and (len(input_size) != 2 or min(input_size) < 1):
-        raise UserError(
-            f"the teacher's input_size must be height and width, got {list(input_size)}"
-        )
+    if input_size is not None:
+        is_size = len(input_size) == 2 and min(input_size) >= 1
+        if not is_size:
+            raise UserError(
+                f"the teacher's input_size must be height and width, got {list(input_size)}"
+            )
     if std is not None and not all(value > 0 for value in std):
         raise UserError(f"the teacher's std must be greater than 0, got {list(std)}")
     return Preprocessing(mean=_numbers(mean), std=_numbers(std), size=_size(input_size))

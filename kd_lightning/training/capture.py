@@ -101,7 +101,9 @@ def stop_after_window(
         UserError: always.
     """
     batch_idx = start.batch_idx + failed.position
-    step = start.step + failed.position // module.trainer.accumulate_grad_batches
+    # Gradients of several batches may add up to one step.
+    steps_within = failed.position // module.trainer.accumulate_grad_batches
+    step = start.step + steps_within
     known = FailedStep(batch_idx, step, failed.total, failed.terms, exact=False)
     batch = rebuild_batch(module, batch_idx)
     teacher = None

@@ -104,4 +104,7 @@ def _without_placeholder(outputs: dict[str, Tensor], batch: Batch) -> dict[str, 
     """No rows for a batch that stands for no samples."""
     if not batch.placeholder:
         return outputs
-    return {name: tensor[:0] for name, tensor in outputs.items()}
+    empty = {}
+    for name, tensor in outputs.items():
+        empty[name] = tensor[:0]
+    return empty

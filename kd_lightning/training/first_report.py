@@ -221,7 +221,10 @@ class _Report:
             values[f"weighted_loss_{name}"] = loss.weighted
             if loss.share is not None:
                 values[f"gradient_share_{name}"] = loss.share
-        return {f"{PREFIX}{name}": value for name, value in values.items()}
+        prefixed = {}
+        for name, value in values.items():
+            prefixed[f"{PREFIX}{name}"] = value
+        return prefixed
 
     def print(self, tables: bool) -> None:
         """Print tables, notes and warnings on standard output."""
@@ -244,7 +247,8 @@ def _planned_epochs(trainer: pl.Trainer) -> float:
         limits.append(float(trainer.max_epochs))
     steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     if trainer.max_steps >= 0 and steps_per_epoch > 0:
-        limits.append(float(math.ceil(trainer.max_steps / steps_per_epoch)))
+        epochs = math.ceil(trainer.max_steps / steps_per_epoch)
+        limits.append(float(epochs))
     return min(limits, default=math.inf)
 
 

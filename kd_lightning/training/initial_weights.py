@@ -50,7 +50,9 @@ def load_initial_weights(
     owner = f"init_from {path}"
     content = _read(path)
     described = content.get(KEY) or {}
-    trained_on = Spec.from_dict(described["spec"]) if described.get("spec") else None
+    trained_on = None
+    if described.get("spec"):
+        trained_on = Spec.from_dict(described["spec"])
     # Token ids of another vocabulary would fit the shapes, and mean other words.
     check_vocabulary(owner, trained_on, spec, spec.vocabulary)
     weights, notes = fitting_weights(network, content, owner)

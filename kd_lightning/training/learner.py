@@ -133,7 +133,8 @@ class Learner(nn.Module):
         Raises:
             UserError: one line that names both shapes.
         """
-        problem = task.output_problem(self.name, self.probe(blank).logits, spec)
+        output = self.probe(blank)
+        problem = task.output_problem(self.name, output.logits, spec)
         if problem is not None:
             raise UserError(problem)
 
@@ -156,7 +157,8 @@ class Learner(nn.Module):
             raw = self._run_as_in_training(blank)
             features = self.taps.take() if self.taps is not None else {}
             logits = as_logits(raw, self.reading)
-            problem = task.output_problem(self.name, self._rows(logits, blank), spec)
+            rows = self._rows(logits, blank)
+            problem = task.output_problem(self.name, rows, spec)
             if problem is not None:
                 raise UserError(f"in training {problem}")
             if raw is logits:

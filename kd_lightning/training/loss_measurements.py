@@ -63,7 +63,9 @@ def measure_losses(
     named = module.objective.named_losses()
     reports = {}
     for (name, loss), term in zip(named, terms, strict=True):
-        report = LossReport(float(term.detach()), loss.weight_at(module.current_epoch))
+        value = float(term.detach())
+        weight = loss.weight_at(module.current_epoch)
+        report = LossReport(value, weight)
         is_zero = abs(report.value) < SMALLEST_VALUE
         report.at_minimum = loss.minimum_at_teacher and is_zero
         reports[name] = report
@@ -86,7 +88,9 @@ def _add_gradients(
             report.gradient = _gradient_norm(report.weight * term, parameters)
         total += report.gradient
     for report in reports:
-        report.share = (report.gradient or 0.0) / total if total > 0 else 0.0
+        report.share = 0.0
+        if total > 0:
+            report.share = (report.gradient or 0.0) / total
 
 
 def _trained_parameters(module: TrainingModule) -> list[nn.Parameter]:

@@ -69,8 +69,11 @@ class EpochMeans:
             return NotFinite(position, total, terms)
         # Sums rather than means, as batches differ in size; the last entry counts the samples.
         weighted = samples @ values
-        sums = torch.cat([weighted, samples.sum()[None]])
-        self._sums = sums if self._sums is None else self._sums + sums
+        count = samples.sum()[None]
+        sums = torch.cat([weighted, count])
+        if self._sums is not None:
+            sums = self._sums + sums
+        self._sums = sums
         return None
 
     def share(self, device: torch.device, world_size: int) -> Tensor | None:

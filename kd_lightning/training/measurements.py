@@ -137,7 +137,8 @@ def _held_out(
     for rows in chosen.split(datamodule.batch_size):
         batch = source.batch(rows, view)
         if teacher is not None and teacher.joins:
-            batch = teacher.join(batch, source.rows.cpu()[rows])
+            index = source.rows.cpu()[rows]
+            batch = teacher.join(batch, index)
         yield batch
 
 

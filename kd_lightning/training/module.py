@@ -158,8 +158,9 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         self._epoch_seed = (run_seed(), "step", self.current_epoch)
         self._rank = self.global_rank
         # On a CPU there is no device to wait for.
-        alone_on_cpu = self.device.type == "cpu" and self.trainer.world_size == 1
-        self._checks_steps = self.check_steps or alone_on_cpu
+        on_cpu = self.device.type == "cpu"
+        is_alone = self.trainer.world_size == 1
+        self._checks_steps = self.check_steps or (on_cpu and is_alone)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed the random numbers of the step.
@@ -265,7 +266,8 @@ class TrainingModule(QuickHooks, EvaluatedModule):
                 f"weights became infinite or NaN in epoch {self.current_epoch}; "
                 "lower the learning rate"
             )
-        means = self._means.compute(self.device, self.trainer.world_size > 1)
+        joined = self.trainer.world_size > 1
+        means = self._means.compute(self.device, joined)
         if means is not None:
             terms = [f"train_loss_{name}" for name in self.losses]
             names = ["train_loss", *terms]
@@ -338,7 +340,8 @@ class TrainingModule(QuickHooks, EvaluatedModule):
 
     def _check_resumed(self, checkpoint: Checkpoint) -> None:
         """Refuse to continue with other losses or another schedule than training began with."""
-        state = cast(dict[str, Tensor], checkpoint.get("state_dict") or {})
+        stored = checkpoint.get("state_dict") or {}
+        state = cast(dict[str, Tensor], stored)
         checkpointing.check_loss_state(state, self.losses)
         schedules = cast(Sequence[Values], checkpoint.get("lr_schedulers") or [])
         steps = lightning_compat.planned_steps(self.trainer) if schedules else 0

@@ -60,7 +60,9 @@ def takes_total_steps(factory: SchedulerFactory) -> bool:
 
 def plateau_monitor(factory: SchedulerFactory | None) -> str | None:
     """The metric that a ReduceLROnPlateau from a config monitors; `None` for other schedulers."""
-    monitor = factory.keywords.get("monitor") if isinstance(factory, partial) else None
+    if not isinstance(factory, partial):
+        return None
+    monitor = factory.keywords.get("monitor")
     return monitor if isinstance(monitor, str) else None
 
 

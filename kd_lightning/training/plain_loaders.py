@@ -31,7 +31,9 @@ def data_of(trainer: pl.Trainer, learner: Learner) -> DataModule:
     datamodule = lightning_compat.datamodule_of(trainer)
     if isinstance(datamodule, DataModule):
         return datamodule
-    name = "loaders" if datamodule is None else type(datamodule).__name__.lower()
+    name = "loaders"
+    if datamodule is not None:
+        name = type(datamodule).__name__.lower()
     batch = _first_batch(lightning_compat.loader_in_use(trainer))
     if batch.target.ndim != 1 or batch.target.is_floating_point():
         raise UserError(

@@ -137,7 +137,9 @@ class PreparedModule(ModuleOfLearner):
         self.task = task
         self.spec = datamodule.spec
         self.metrics = task.metrics(self.spec)
-        self.teacher_metric = TeacherMetric(task.metrics(self.spec), task.monitor)
+        # Metrics hold sums, so the teacher needs its own.
+        teacher_metrics = task.metrics(self.spec)
+        self.teacher_metric = TeacherMetric(teacher_metrics, task.monitor)
         self.learner.set_task(task)
 
     def _build_objective(self, blank: Batch) -> None:
@@ -191,7 +193,9 @@ class PreparedModule(ModuleOfLearner):
     def _join_cached_outputs(self, datamodule: DataModule) -> None:
         """Let the loaders add the teacher's cached outputs to the batches that need them."""
         teacher = self.active_teacher
-        join = teacher.join if teacher is not None and teacher.joins else None
+        join = None
+        if teacher is not None and teacher.joins:
+            join = teacher.join
         for name in ("train", "validation", "test"):
             # Metrics compare with the teacher even if no loss reads it.
             needed = self._uses_teacher or name != "train"

@@ -45,7 +45,9 @@ def unchanged(network: nn.Module) -> Iterator[None]:
 
 def forward(network: nn.Module, inputs: Inputs) -> object:
     """What the network returns."""
-    return network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
+    if isinstance(inputs, Mapping):
+        return network(**inputs)
+    return network(inputs)
 
 
 def reason_of(error: Exception) -> str:

@@ -218,7 +218,8 @@ def _about_rounding(name: str, loss: DistillLoss, report: LossReport) -> list[st
 
 def _rounded_down(value: float) -> float:
     """The largest number with one digit that is not above a positive value."""
-    unit = 10.0 ** math.floor(math.log10(max(value, 1e-3)))
+    digits = math.floor(math.log10(max(value, 1e-3)))
+    unit = 10.0**digits
     return math.floor(value / unit) * unit
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.sparse import TopKOutput, log_sum_of_others
-from kd_lightning.teachers.cache import schema
+from kd_lightning.teachers.cache import codec_settings, schema
 from kd_lightning.teachers.cache.manifest import Column, Manifest
 from kd_lightning.teachers.cache.packing import pack, packed_size, unpack
 from kd_lightning.teachers.cache.schema import Json, SchemaError
@@ -76,12 +75,12 @@ class Codec:
         try:
             codec = cls(
                 dtype=schema.text(settings, "dtype", "settings"),
-                top_k=_top_k(settings),
+                top_k=codec_settings.top_k(settings),
                 classes=schema.integer(settings, "classes", "settings"),
-                weights=_numbers(settings, "weights"),
-                features=_names(settings, "features"),
-                positions=_positions(settings),
-                temperatures=_numbers(settings, "temperatures") or (),
+                weights=codec_settings.numbers(settings, "weights"),
+                features=codec_settings.names(settings, "features"),
+                positions=codec_settings.positions(settings),
+                temperatures=codec_settings.numbers(settings, "temperatures") or (),
             )
             codec._check_columns(manifest.columns)
         except SchemaError as error:
@@ -209,7 +208,8 @@ class Codec:
             for name, column in columns.items():
                 columns[name] = column.unflatten(0, (-1, self.positions))
         for role in self.features:
-            columns[FEATURE + role] = self._stored(output.features[role])
+            feature = output.features[role]
+            columns[FEATURE + role] = self._stored(feature)
         for name, column in columns.items():
             columns[name] = column.detach().cpu()
         return columns
@@ -224,7 +224,8 @@ class Codec:
         if self.dtype != "fp16":
             return stored
         # The teacher's own infinities are no fault of the dtype.
-        if bool(stored.isinf().any()) and bool(values.isfinite().all()):
+        overflows = bool(stored.isinf().any())
+        if overflows and bool(values.isfinite().all()):
             largest = values.abs().max().item()
             raise UserError(
                 f"the teacher's outputs reach {largest:.3g}, and fp16 holds up to "
@@ -310,42 +311,3 @@ def _check_temperatures(temperatures: Sequence[float]) -> None:
         raise UserError(
             f"a cache's temperatures must be finite and greater than 0, got {list(temperatures)}"
         )
-
-
-def _top_k(settings: Mapping[str, Json]) -> int | None:
-    """How many logits of a row are stored; `None`: all."""
-    if settings.get("top_k") is None:
-        return None
-    return schema.integer(settings, "top_k", "settings")
-
-
-def _positions(settings: Mapping[str, Json]) -> int:
-    """Rows per sample."""
-    # Caches from before there were maps do not state it.
-    if "positions" not in settings:
-        return 1
-    return schema.integer(settings, "positions", "settings")
-
-
-def _names(settings: Mapping[str, Json], key: str) -> tuple[str, ...]:
-    """A list of texts."""
-    names = schema.sequence(settings, key, "settings")
-    if not all(isinstance(name, str) for name in names):
-        raise SchemaError(f"settings.{key} is no list of names")
-    return tuple(cast(list[str], names))
-
-
-def _numbers(settings: Mapping[str, Json], key: str) -> tuple[float, ...] | None:
-    """A list of finite positive numbers; `None` if there is none."""
-    if settings.get(key) is None:
-        return None
-    numbers = []
-    for value in schema.sequence(settings, key, "settings"):
-        problem = SchemaError(f"settings.{key} is no list of positive numbers")
-        # A bool is an int to Python.
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise problem
-        if not 0 < value < math.inf:
-            raise problem
-        numbers.append(float(value))
-    return tuple(numbers)

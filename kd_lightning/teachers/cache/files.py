@@ -93,7 +93,10 @@ def only_writer(folder: Path) -> Iterator[None]:
         UserError: if another process writes the cache, or the folder cannot be created.
     """
     create_folder(folder)
-    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
+    # The lock is one of the folder itself, so that no lock file lies in the cache.
+    descriptor = -1
+    if fcntl is not None:
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         if fcntl is not None:
             _lock(descriptor, folder)

@@ -213,7 +213,9 @@ def _fill(
                 columns = _compute(
                     teacher, codec, batches, writer.columns, device, advance
                 )
-                arrays = {key: value.numpy() for key, value in columns.items()}
+                arrays = {}
+                for key, value in columns.items():
+                    arrays[key] = value.numpy()
                 writer.put(name, shard, arrays)
 
 
@@ -270,6 +272,7 @@ def _compute(
     order = torch.argsort(torch.cat(places))
     joined = {}
     for name in parts[0]:
-        column = torch.cat([part[name] for part in parts])
+        column_parts = [part[name] for part in parts]
+        column = torch.cat(column_parts)
         joined[name] = column[order]
     return joined

@@ -178,7 +178,9 @@ class Manifest:
         limit = max(_MAX_ROWS, 100 * len(rows))
         if len(rows) == 0:
             return rows
-        if int(rows.min()) < 0 or int(rows.max()) >= limit:
+        lowest = int(rows.min())
+        highest = int(rows.max())
+        if lowest < 0 or highest >= limit:
             raise UserError(f"{path} holds numbers that are no row numbers; {remedy}")
         return rows
 
@@ -292,7 +294,9 @@ def _first_difference(stored: Json, current: Json, path: str) -> str:
     # A dict keeps its keys in order and drops repetitions.
     for key in dict.fromkeys([*stored, *current]):
         place = f"{path}.{key}".lstrip(".")
-        difference = _first_difference(stored.get(key), current.get(key), place)
+        before = stored.get(key)
+        now = current.get(key)
+        difference = _first_difference(before, now, place)
         if difference:
             return difference
     return ""

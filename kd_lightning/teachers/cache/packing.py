@@ -34,7 +34,8 @@ def pack(ids: Tensor, classes: int) -> Tensor:
     stop = count * bits
     for bit in range(bits):
         # Bit number `bit` of every id of the row.
-        row_bits[:, bit:stop:bits] = (ids >> bit) & 1
+        values = (ids >> bit) & 1
+        row_bits[:, bit:stop:bits] = values
     exponents = torch.arange(8, dtype=torch.uint8, device=device)
     weights = 2**exponents
     row_bytes = row_bits.unflatten(-1, (size, 8))

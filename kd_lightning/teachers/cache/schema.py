@@ -181,10 +181,13 @@ def _check_columns(columns: Mapping[str, Json]) -> int:
             )
         size = np.dtype(dtype).itemsize
         for length in sequence(column, "shape", path):
-            if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-                raise SchemaError(
-                    f"{path}.shape has an entry that is no positive integer"
-                )
+            problem = SchemaError(
+                f"{path}.shape has an entry that is no positive integer"
+            )
+            if not isinstance(length, int) or isinstance(length, bool):
+                raise problem
+            if length < 1:
+                raise problem
             size *= length
         total += size
     if not 0 < total <= _MAX_SAMPLE_BYTES:

@@ -81,7 +81,8 @@ class Table:
                     f"the shards of {self.name} have other names or sizes"
                 )
             path = self.manifest.folder / shard["file"]
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            is_whole = path.is_file() and path.stat().st_size == shard["bytes"]
+            if not is_whole:
                 raise UserError(
                     f"{path} is missing or truncated; run the same kd cache command again to "
                     "repair it"
@@ -121,13 +122,15 @@ class Table:
 
     def _read_records(self, positions: Tensor) -> Array:
         """The records at `positions` `(B,)`, fetched shard by shard."""
-        shard_of, row_of = np.divmod(positions.numpy(), self._shard_rows)
+        places = positions.numpy()
+        shard_of, row_of = np.divmod(places, self._shard_rows)
         records = np.empty(len(positions), dtype=self._record)
         for number in np.unique(shard_of):
             in_shard = shard_of == number
             rows = row_of[in_shard]
             if self.mapped:
-                records[in_shard] = self._map(int(number))[rows]
+                mapped = self._map(int(number))
+                records[in_shard] = mapped[rows]
             else:
                 records[in_shard] = self._read_from_file(int(number), rows)
         return records

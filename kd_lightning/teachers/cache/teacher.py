@@ -136,7 +136,8 @@ class CachedTeacher(Teacher):
             )
         for source in sources:
             self._check_unchanged(source)
-        self._tables = open_tables(manifest, manifest.bytes <= self.budget)
+        fits = manifest.bytes <= self.budget
+        self._tables = open_tables(manifest, mapped=fits)
         self._manifest = manifest
         self._check_views(datamodule)
         super().prepare(datamodule)
@@ -246,7 +247,8 @@ class CachedTeacher(Teacher):
             # The samples are resident on the device; pinned copies do not block.
             for name, column in columns.items():
                 columns[name] = column.pin_memory().to(device, non_blocking=True)
-        batch.joined = JoinedOutput(self._codec.decode(columns, batch.positions))
+        output = self._codec.decode(columns, batch.positions)
+        batch.joined = JoinedOutput(output)
         return batch
 
     def _read(self, batch: Batch, index: Tensor) -> dict[str, Tensor]:
@@ -306,7 +308,9 @@ class CachedTeacher(Teacher):
             UserError: if `prepare` was not called.
         """
         # What is read from a file has no graph that no_grad would have to cut.
-        return self.outputs(batch) if self.ready else super().forward(batch)
+        if self.ready:
+            return self.outputs(batch)
+        return super().forward(batch)
 
     def sources(self) -> list[dict[str, object]]:
         """The sources of the teacher that was cached, each with the cache's folder."""

@@ -71,7 +71,8 @@ class Writer:
     ) -> None:
         column_entries: dict[str, ColumnEntry] = {}
         for name, column in columns.items():
-            column_entries[name] = {"dtype": column.dtype, "shape": list(column.shape)}
+            shape = list(column.shape)
+            column_entries[name] = {"dtype": column.dtype, "shape": shape}
         content: ManifestContent = {
             "version": VERSION,
             "fingerprint": fingerprint,
@@ -120,7 +121,9 @@ class Writer:
             )
         # An earlier call may have used shards of another size, which stay.
         size = tables[table]["shard_rows"]
-        written = {shard["file"]: shard for shard in tables[table]["shards"]}
+        written = {}
+        for shard in tables[table]["shards"]:
+            written[shard["file"]] = shard
         missing = []
         for number, start in enumerate(range(0, len(rows), size)):
             entry = written.get(shard_file(table, number))
@@ -139,7 +142,8 @@ class Writer:
         """
         # Records hold the columns side by side, so that one read fetches a sample.
         first_column = next(iter(values.values()))
-        records = np.empty(len(first_column), dtype=record_dtype(self.columns))
+        dtype = record_dtype(self.columns)
+        records = np.empty(len(first_column), dtype=dtype)
         for name in self.columns:
             records[name] = values[name]
         data = records.tobytes()
@@ -154,7 +158,10 @@ class Writer:
         # Listed after it is written, so that whatever is listed is whole.
         # The new entry replaces that of a damaged shard of the same name.
         table_entry = self.manifest.content["tables"][table]
-        shards = [shard for shard in table_entry["shards"] if shard["file"] != file]
+        shards = []
+        for shard in table_entry["shards"]:
+            if shard["file"] != file:
+                shards.append(shard)
         shards.append(entry)
         table_entry["shards"] = sorted(shards, key=lambda shard: shard["file"])
         self.manifest.write()
