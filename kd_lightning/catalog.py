@@ -238,6 +238,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"kd list: unknown kind {' '.join(words)!r}; valid kinds: {valid}"
         )
+    # Nothing is imported to list it, so that the list appears at once.
     rows = KINDS[kind]()
     name = words[1] if len(words) == 2 else None
     if name is not None:

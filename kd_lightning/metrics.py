@@ -98,6 +98,7 @@ class TeacherComparison(nn.Module):
         same_class = student_class == teacher.logits.argmax(-1)
         self.agreement.update(same_class.float())
         prediction, target = teacher.paired_log_probs(student)
+        # KL(p || q) = sum p (log p - log q), which -inf in both would make NaN.
         log_q = finite_log_probs(prediction)
         log_p = finite_log_probs(target)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
@@ -188,6 +189,7 @@ class ClassificationMetrics(TaskMetrics):
             teacher: with logits `(N, K)`; `None` if there is none.
             batch: that both were computed for.
         """
+        # A comparison with the teacher needs no labels.
         if teacher is not None:
             self.comparison.update(student, teacher)
         logits, labels = labelled_rows(student, batch)

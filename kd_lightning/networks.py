@@ -72,6 +72,7 @@ def weights_in_folder(network: nn.Module, folder: Path) -> dict[str, Tensor] | N
     Raises:
         UserError: if the folder does not hold all weights of such a network.
     """
+    # Only transformers knows how its older files name tensors.
     if not isinstance(network, ReadsFolders):
         return None
     try:

@@ -92,6 +92,7 @@ def as_logits(output: object, reading: Reading = PLAIN_READING) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
+    # The entry may itself be an output object with logits.
     if reading.entry is not None:
         return as_logits(_named_entry(output, reading), replace(reading, entry=None))
     # The attribute of transformers' outputs, which are mappings as well.

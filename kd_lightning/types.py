@@ -185,7 +185,11 @@ class Batch:
 
 
 def full(x: Tensor) -> Tensor:
-    """At least single precision: half-precision tensors become float32, others stay as they are."""
+    """At least single precision: half-precision tensors become float32, others stay as they are.
+
+    Args:
+        x: of any shape.
+    """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -244,6 +248,7 @@ class Output:
 
     def detached(self) -> Output:
         """The same values without their graph: no loss sends a gradient into the teacher."""
+        # Most teachers run without gradients, and a copy in every step would cost time.
         if type(self) is Output and not self.features and not self.logits.requires_grad:
             return self
         return self.map(lambda tensor: tensor.detach())

@@ -98,6 +98,7 @@ class BuiltRun:
         if self.command == "predict":
             # Reads what is to be predicted.
             self.datamodule.predict_dataloader()
+        # Fractions of an epoch can select no batch at all.
         check_limits(self.trainer_settings, self._batches())
         if self.command == "fit":
             self.module.check_optimizer()
@@ -152,6 +153,7 @@ class BuiltRun:
                 f"--ckpt_path: {path} is not a checkpoint of a {type(self.module).__name__}; "
                 "give one with its config"
             )
+        # Damage is reported here, before Lightning meets it in the middle of its set-up.
         owner = f"--ckpt_path {path}"
         check_lightning_entries(content, owner, resumes=False)
         check_weights(self.module.net, network_weights(content), owner)
@@ -203,6 +205,7 @@ def _build_run(
     _set_seed(config)
     _find_files(config)
     datamodule = _build_data(parser, config)
+    # Read once: the file is as large as the network, and several checks need it.
     checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
     content = read_file(checkpoint, "--ckpt_path") if checkpoint else {}
     # The run's config.yaml names the files that a checkpoint replaces here.
@@ -214,6 +217,7 @@ def _build_run(
         parser, TrainingModule, plain_config(config)["model"]
     )
     _check_factories(config.model)
+    # A test may compare with any teacher, but training with a random one is a mistake.
     if command == "fit":
         check_teachers_are_trained(plain_config(config)["model"])
     # The initial weights depend on the seed alone, not on what the data has drawn.
@@ -275,6 +279,7 @@ def _find_files(config: Namespace) -> None:
 
 def _set_seed(config: Namespace) -> None:
     """Seed all random numbers; a seed that was drawn is noted in the config."""
+    # A user who seeds nothing gets other numbers in every run.
     if config.seed_everything is False:
         return
     seed = None if config.seed_everything is True else config.seed_everything

@@ -150,6 +150,7 @@ def main(argv: list[str]) -> None:
     from kd_lightning.teachers import cache_teacher
 
     quiet()
+    # The same parser as for training, so that the same configs describe the same teacher.
     run_options = run_parser("fit")
     config = parse_resolved(run_options, arguments)
     if config.run.keep_memory:
@@ -247,6 +248,7 @@ def _device(accelerator: str) -> torch.device:
 
 def _report(folder: Path, views: int | None) -> None:
     """Print the size of a cache and how to train with it."""
+    # With the manifest and the row numbers.
     size = sum(path.stat().st_size for path in folder.iterdir())
     console = Console()
     summary = plain(f"{folder}: {size / 1e6:,.1f} MB")

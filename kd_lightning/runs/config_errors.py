@@ -41,6 +41,7 @@ def one_line(message: str) -> str:
     Args:
         message: of any error, such as jsonargparse's over several lines.
     """
+    # A line may hold a key, a class, a value or a problem; each is collected by itself.
     keys = []
     classes = []
     key_problems = []
@@ -120,6 +121,7 @@ def _problem(lines: list[str], value: str | None, has_key: bool) -> str:
         choice = _CHOICE.match(line)
         if choice is not None:
             choices.extend(choice[1].split(", "))
+    # Every type of a union that is no class complains about the import path.
     if not types and not others:
         others = not_imported
     got = f", got {value!r}" if value else ""

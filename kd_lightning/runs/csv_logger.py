@@ -63,6 +63,7 @@ class EpochCSVLogger(Logger):
         Args:
             row: of that epoch, from the checkpoint.
         """
+        # What the file holds already was written later than the checkpoint, and stays.
         epoch = int(row["epoch"] or 0)
         own = self.rows.setdefault(epoch, {})
         for name, value in row.items():

@@ -103,6 +103,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _execute_in_folder(run: BuiltRun) -> RunResult:
     """Execute a run in its folder, which no other process may use meanwhile."""
+    # Everything that can be refused is refused before there is a folder.
     check_wandb(run.options)
     resumed = check_resume(run)
     if resumed is not None:
@@ -130,6 +131,7 @@ def _unchanged(run: BuiltRun, resumed: Resumed, reason: str) -> RunResult:
     """The result of a finished run that has nothing left to do."""
     if is_main():
         print(printable(reason))
+    # The caller expects a trained module, as after any other run.
     weights = network_weights(run.checkpoint_content)
     load_weights(run.module.net, weights, f"--ckpt_path {run.checkpoint}")
     return RunResult(resumed.folder, RunFolder(resumed.folder).metrics, run.module)
@@ -259,6 +261,7 @@ def _execute(
     module = run.module
     datamodule = run.datamodule
     checkpoint = str(run.checkpoint) if run.checkpoint else None
+    # A prediction measures nothing.
     if run.command == "predict":
         _predict(run, trainer, folder, checkpoint)
         return {}

@@ -59,6 +59,7 @@ def timm_weights(models: Sequence[str]) -> Iterator[None]:
     Raises:
         UserError: if the weights are not in the cache and there is no network.
     """
+    # With a network, the hub's own messages are the best ones.
     if not models or reachable():
         yield
         return

@@ -143,6 +143,7 @@ class RunProgress(ProgressBar):
                     trainer, epochs_done, f"  batch {batch_idx + 1}/{batches}"
                 )
             return
+        # Drawing takes longer than a step of a small network.
         if now - self._drawn_at < self.every_s:
             return
         self._drawn_at = now

@@ -43,6 +43,7 @@ def report(command: str, result: RunResult) -> None:
     if command == "fit":
         for checkpoint in _checkpoints(result.folder):
             console.print(plain(checkpoint), soft_wrap=True)
+    # The task decides in which formats it writes predictions.
     if command == "predict":
         for file in sorted(result.folder.glob("predictions.*")):
             console.print(plain(f"predictions: {file}"), soft_wrap=True)

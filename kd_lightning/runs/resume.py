@@ -234,6 +234,7 @@ def _check_teacher(run: BuiltRun) -> None:
     """Compare the checksums of the teacher's files with those in the checkpoint."""
     described = run.checkpoint_content.get(KEY) or {}
     saved = described.get("teacher") or []
+    # Files may have moved; only their content counts.
     old = _checksums(saved)
     new = _checksums(cast(Sequence[Values], run.module.provenance()))
     if old == new or not old:
@@ -285,6 +286,7 @@ def check_processes(resumed: Resumed, run: BuiltRun, world_size: int) -> None:
     earlier = resumed.record.get("processes")
     if not isinstance(earlier, int) or earlier == world_size:
         return
+    # Between two epochs, samples can be divided anew.
     batches = batches_within_epoch(run.checkpoint_content)
     if batches == 0:
         return
@@ -325,6 +327,7 @@ def nothing_to_do(resumed: Resumed, run: BuiltRun) -> str | None:
     """Why a resumed run has nothing to train or to test, as one line; `None` if it has."""
     if resumed.record.get("status") != "finished":
         return None
+    # Another checkpoint is one of the middle of the run.
     if run.checkpoint is None or run.checkpoint.name != "last.ckpt":
         return None
     changed = {change.name for change in resumed.changes}

@@ -146,6 +146,7 @@ def _check_precision(settings: TrainerSettings) -> None:
 
 def _check_length(settings: TrainerSettings, module: TrainingModule) -> None:
     """Refuse a schedule over all steps if nobody knows how many there will be."""
+    # Lightning trains 1,000 epochs if nothing at all is given, which is an end as well.
     max_epochs = settings.get("max_epochs")
     open_end = max_epochs == -1 or (
         max_epochs is None and settings.get("max_time") is not None

@@ -265,6 +265,7 @@ def log_test(
 
     task = datamodule.task
     spec = datamodule.spec
+    # Regression, for example, has no confusion matrix.
     logged: dict[str, Any] = {}
     confusion = task.confusion(stored)
     if confusion is not None:

@@ -90,6 +90,7 @@ class EnsembleTeacher(Teacher):
         members = torch.stack(logits, dim=1)
         dtype = full(members).dtype
         weights = self.weights.to(members.device, dtype)
+        # A mean of logits is a plain output, exact at every temperature.
         if self.mean == "geometric":
             return Output(torch.einsum("bmk,m->bk", full(members), weights))
         # The mean differs at every temperature, so the output keeps the members' logits.

@@ -104,6 +104,7 @@ class InputAdapter(nn.Module):
         dtype = images.dtype
         # Not every device interpolates in half precision.
         images = full(images)
+        # A view: the three channels share their memory.
         if self.channels is not None:
             images = images.expand(-1, self.channels, -1, -1)
         if self.renormalizes:

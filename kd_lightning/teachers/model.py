@@ -129,6 +129,7 @@ class ModelTeacher(Teacher):
         """
         if not self.ready:
             self._load(spec)
+        # What can be adapted is no mismatch; the comparison then leaves the images out.
         expected = self._expected_inputs()
         adapter = adapter_between(spec, expected)
         trained_on = described_as_spec(self.spec, spec, expected)
@@ -196,6 +197,7 @@ class ModelTeacher(Teacher):
                 f"{type(self.network).__name__} is no network of that library; leave out "
                 "model.teacher.network"
             )
+        # Strict: a tensor that is missing would stay random.
         load_weights(self.network, weights, f"the teacher {folder}")
         self._keep_source_of_folder(folder)
 
@@ -226,6 +228,7 @@ class ModelTeacher(Teacher):
         self._check_sha256(path, digest)
         # Only kd checkpoints describe what they hold.
         described = content.get(KEY)
+        # A bare file of weights needs a network of the user's.
         if self.network is None:
             if not described or not described.get("network"):
                 raise UserError(

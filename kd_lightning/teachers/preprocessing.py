@@ -137,6 +137,7 @@ def of_file(path: Path, network: nn.Module) -> Preprocessing:
         network: that the weights belong to.
     """
     known = of_timm(network) if has_original_head(network) else Preprocessing()
+    # Hugging Face stores the weights beside the processor's description.
     return known.overridden_by(of_processor(path.parent))
 
 
@@ -181,6 +182,7 @@ def of_processor(folder: Path | None) -> Preprocessing:
     """What the image processor in a Hugging Face model's folder does; nothing if there is none."""
     if folder is None:
         return Preprocessing()
+    # The file is a description, not a part of the network: if it is damaged, nothing is known.
     try:
         settings = json.loads((folder / PROCESSOR_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -227,6 +229,7 @@ def _size(size: Value) -> tuple[int, int] | None:
     if isinstance(size, Mapping):
         edge = size.get("shortest_edge")
         size = [size.get("height", edge), size.get("width", edge)]
+    # One edge stands for a square.
     if isinstance(size, int):
         size = [size]
     if not isinstance(size, Sequence) or not size:

@@ -109,6 +109,7 @@ class DistillationModule(TrainingModule):
         Raises:
             UserError: one line, before anything is trained, if something does not fit.
         """
+        # Predictions are the student's alone.
         if not self.teacher.ready and stage != "predict":
             try:
                 self.teacher.prepare(datamodule)

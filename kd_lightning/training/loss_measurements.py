@@ -95,6 +95,7 @@ def _add_gradients(
 
 def _trained_parameters(module: TrainingModule) -> list[nn.Parameter]:
     """The student's parameters; those of the losses if only they are trained."""
+    # Adapters alone are trained in a stage that prepares a loss, such as FT's paraphraser.
     trained = module.losses if module.trains == "losses" else module.net
     return [parameter for parameter in trained.parameters() if parameter.requires_grad]
 

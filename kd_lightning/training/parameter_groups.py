@@ -144,7 +144,7 @@ def parameters_in_groups(
                 break
         else:
             others.append(parameter)
-    # Torch refuses an empty group.
+    # A scheduler's list of rates has no entry for an empty group.
     options = [GroupOptions(params=others)] if others else []
     for group, parameters in zip(groups, members, strict=True):
         if not parameters:

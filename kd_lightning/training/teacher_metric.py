@@ -64,6 +64,7 @@ class TeacherMetric(nn.Module):
         if value is None:
             return {}
         value = value.float()
+        # A part of a split, as the sanity check evaluates, has another value.
         if whole:
             self._values[stage] = value
         return {name: value}

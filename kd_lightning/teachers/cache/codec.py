@@ -156,6 +156,7 @@ class Codec:
             UserError: if `top_k` is not smaller than the number of classes, or if it is combined
                 with an arithmetic ensemble, or for a temperature that is not positive.
         """
+        # Every sample has the same number of positions, so that a row can be found by division.
         rows, classes = output.logits.shape
         if top_k is not None and not 1 <= top_k < classes:
             raise UserError(
@@ -196,6 +197,7 @@ class Codec:
         Args:
             output: of a batch in which every position is predicted.
         """
+        # The columns in the order of `_row_shapes`; a manifest's checksum depends on it.
         columns = {}
         if self.top_k is not None:
             columns = self._encode_top_k(full(output.logits), self.top_k)

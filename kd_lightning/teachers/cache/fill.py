@@ -199,6 +199,7 @@ def _fill(
     progress: Progress,
 ) -> None:
     """Compute and write the shards that are missing."""
+    # All tables are opened first, so that the progress knows what is left.
     todo = {}
     total = 0
     for name, (sources, _) in tables.items():
@@ -237,6 +238,7 @@ def _check_space(
     columns: dict[str, Column],
 ) -> None:
     """Check that the disk has room for all tables."""
+    # Row numbers and the manifest are small beside the outputs.
     sample_bytes = record_dtype(columns).itemsize
     samples = 0
     for sources, _ in tables.values():

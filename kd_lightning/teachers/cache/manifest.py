@@ -93,6 +93,7 @@ class Manifest:
             raise UserError(
                 f"{folder} holds no teacher cache; create one with: kd cache ... --output {folder}"
             )
+        # The version first: another one may have another form.
         parsed = _parse(path)
         version = parsed.get("version")
         if isinstance(version, int) and version not in (1, VERSION):

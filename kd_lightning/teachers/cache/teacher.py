@@ -137,6 +137,7 @@ class CachedTeacher(Teacher):
         for source in sources:
             self._check_unchanged(source)
         fits = manifest.bytes <= self.budget
+        # Mapped pages count as memory of the process, and a large cache would fill it.
         self._tables = open_tables(manifest, mapped=fits)
         self._manifest = manifest
         self._check_views(datamodule)
@@ -153,6 +154,7 @@ class CachedTeacher(Teacher):
 
     def _check_views(self, datamodule: DataModule) -> None:
         """Refuse data that is augmented in more ways than the cache holds."""
+        # Without augmentation there is the clean view only, which `join` looks up.
         if not datamodule.augmented:
             return
         clean = table_name("train", CLEAN)

@@ -146,6 +146,7 @@ class Writer:
         records = np.empty(len(first_column), dtype=dtype)
         for name in self.columns:
             records[name] = values[name]
+        # In memory, because the checksum is of exactly what is written.
         data = records.tobytes()
         file = shard_file(table, number)
         write_atomically(self.manifest.folder / file, data)
