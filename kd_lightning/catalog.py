@@ -169,7 +169,8 @@ def configs() -> list[Row]:
                 break
             comment.append(line.removeprefix("#").strip())
         name = path.relative_to(root.parent).as_posix()
-        rows.append({"name": name, "about": " ".join(comment)})
+        about = " ".join(comment)
+        rows.append({"name": name, "about": about})
     return rows
 
 
@@ -237,6 +238,7 @@ def main(argv: list[str]) -> None:
         raise UserError(
             f"kd list: unknown kind {' '.join(words)!r}; valid kinds: {valid}"
         )
+    # Nothing is imported to list it, so that the list appears at once.
     rows = KINDS[kind]()
     name = words[1] if len(words) == 2 else None
     if name is not None:
@@ -251,6 +253,7 @@ def main(argv: list[str]) -> None:
 
 
 def _class_name(row: Row) -> str:
+    """The class of an entry without its module; empty for a config."""
     return str(row.get("class_path", "")).rpartition(".")[2]
 
 
@@ -261,15 +264,14 @@ def _named(rows: list[Row], kind: str, name: str) -> list[Row]:
     for row in rows:
         for known in (row["name"], _class_name(row)):
             names[known.lower()] = known
-        if name.lower() in (row["name"].lower(), _class_name(row).lower()):
+        own_names = (row["name"].lower(), _class_name(row).lower())
+        if name.lower() in own_names:
             named.append(row)
     if not named:
         close = difflib.get_close_matches(name.lower(), names, n=1)
-        hint = (
-            f"did you mean {names[close[0]]!r}?"
-            if close
-            else f"kd list {kind} names all"
-        )
+        hint = f"kd list {kind} names all"
+        if close:
+            hint = f"did you mean {names[close[0]]!r}?"
         raise UserError(f"kd list {kind}: there is no {name!r}; {hint}")
     return named
 

@@ -28,23 +28,28 @@ def find_layer(
 ) -> nn.Module:
     """The submodule of that name; a negative index counts from the end, as in `stage1.-1.bn2`.
 
+    Args:
+        network: any.
+        name: as `named_modules` gives it.
+        reading: how messages name the network.
+
     Raises:
         UserError: if there is none; the message lists the nearest names.
     """
     modules = dict(network.named_modules())
+    # The network itself has the empty name.
     modules.pop("", None)
     name = _with_positive_indices(network, name)
     if name not in modules:
-        near = (
-            difflib.get_close_matches(name, modules, n=5, cutoff=0.3)
-            or list(modules)[:5]
-        )
+        near = difflib.get_close_matches(name, modules, n=5, cutoff=0.3)
+        if not near:
+            near = list(modules)[:5]
         raise UserError(
             f"{reading.owner} {type(network).__name__} has no layer {name!r}; the nearest names "
             f"are {', '.join(near)}"
         )
-    found: nn.Module = modules[name]
-    return found
+    layer: nn.Module = modules[name]
+    return layer
 
 
 def _with_positive_indices(network: nn.Module, name: str) -> str:
@@ -104,6 +109,7 @@ def create_lazy_weights(network: nn.Module, inputs: Inputs, owner: str) -> None:
     if not has_lazy_weights(network):
         return
     try:
+        # Initial values must not depend on what was drawn before.
         with torch.random.fork_rng(devices=[]), evaluating(network), torch.no_grad():
             torch.manual_seed(seed_from(run_seed(), "lazy layers"))
             network(**inputs) if isinstance(inputs, Mapping) else network(inputs)
@@ -119,9 +125,8 @@ def create_lazy_weights(network: nn.Module, inputs: Inputs, owner: str) -> None:
 
 def has_lazy_weights(network: nn.Module) -> bool:
     """Whether a layer waits for its first inputs to create its weights."""
-    return any(
-        is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())
-    )
+    tensors = [*network.parameters(), *network.buffers()]
+    return any(is_lazy(tensor) for tensor in tensors)
 
 
 class _Capture:
@@ -140,10 +145,11 @@ class _Capture:
         module: nn.Module,
         args: tuple[Tensor, ...],
         kwargs: dict[str, Tensor],
-        output: object,
+        output: Tensor,
     ) -> None:
-        feature: object = output
+        feature = output
         if self.takes_input:
+            # The first argument, by position or by name.
             feature = args[0] if args else next(iter(kwargs.values()))
         self.taps.capture(self.role, feature)
 
@@ -185,6 +191,7 @@ class Taps:
                     setattr(layer, "inplace", False)  # noqa: B010
 
     def _tap(self, role: str) -> None:
+        """Place the hook of one role."""
         network = self._network
         if role not in self._layers:
             raise UserError(self._missing(role))
@@ -211,11 +218,18 @@ class Taps:
             f"such as {candidates}"
         )
 
-    def capture(self, role: str, feature: object) -> None:
-        """Note the feature of a role during a forward pass."""
+    def capture(self, role: str, feature: Tensor | tuple[Tensor, ...]) -> None:
+        """Note the feature of a role during a forward pass.
+
+        Args:
+            role: of the layer.
+            feature: a tensor of any shape; a loss that reads something else refuses it.
+        """
+        # Tensors of inference mode count no versions.
         if isinstance(feature, Tensor) and not feature.is_inference():
             if role in self._copied:
                 feature = feature.clone()
+            # Torch counts the writes to a tensor; see `overwritten`.
             self._versions[role] = feature._version
         self.features[role] = feature  # type: ignore[assignment]
 
@@ -275,7 +289,15 @@ def run_on_batch(
     taps: Taps | None = None,
     reading: Reading = PLAIN_READING,
 ) -> Output:
-    """One forward pass of a student on a batch, with one row of logits per predicted position."""
+    """One forward pass of a student on a batch, with one row of logits per predicted position.
+
+    Args:
+        network: see `run_network`.
+        batch: of B samples with N positions.
+        rows: from the network's own shape to `(N, K)`.
+        taps: captures features during the pass.
+        reading: which entry of the network's output holds the logits.
+    """
     output = run_network(network, batch.inputs, taps, reading)
     output.logits = rows(output.logits, batch)
     return output
@@ -288,7 +310,15 @@ def run_teacher_on_batch(
     taps: Taps | None = None,
     reading: Reading = PLAIN_READING,
 ) -> Output:
-    """The same for a teacher, which may read another encoding of the samples."""
+    """The same for a teacher, which may read another encoding of the samples.
+
+    Args:
+        network: see `run_network`.
+        batch: of B samples with N positions.
+        rows: from the network's own shape to `(N, K)`.
+        taps: captures features during the pass.
+        reading: which entry of the network's output holds the logits.
+    """
     inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
     output = run_network(network, inputs, taps, reading)
     output.logits = rows(output.logits, batch)

@@ -94,9 +94,11 @@ class TeacherComparison(nn.Module):
 
     def update(self, student: Output, teacher: Output) -> None:
         """Add the rows of two outputs, `(N, K)` logits each."""
-        same_class = full(student.logits).argmax(-1) == teacher.logits.argmax(-1)
+        student_class = full(student.logits).argmax(-1)
+        same_class = student_class == teacher.logits.argmax(-1)
         self.agreement.update(same_class.float())
         prediction, target = teacher.paired_log_probs(student)
+        # KL(p || q) = sum p (log p - log q), which -inf in both would make NaN.
         log_q = finite_log_probs(prediction)
         log_p = finite_log_probs(target)
         divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True)
@@ -114,13 +116,23 @@ class BalancedAccuracy(MulticlassConfusionMatrix):
         """A scalar in [0, 1]."""
         counts = super().compute().double()
         support = counts.sum(1)
+        # A class without labels has no recall; the last step leaves it out.
         recalls = counts.diagonal() / support.clamp(min=1)
         return recalls[support > 0].mean()
 
 
 def by_class(classes: Sequence[str], name: str) -> list[str]:
-    """The name of a metric of each class, as loggers and file formats accept it."""
-    return [f"{name}_{re.sub(r'[^0-9A-Za-z_-]+', '_', label)}" for label in classes]
+    """The name of a metric of each class, as loggers and file formats accept it.
+
+    Args:
+        classes: their names.
+        name: of the metric.
+    """
+    names = []
+    for label in classes:
+        simple = re.sub(r"[^0-9A-Za-z_-]+", "_", label)
+        names.append(f"{name}_{simple}")
+    return names
 
 
 class ClassificationMetrics(TaskMetrics):
@@ -170,21 +182,34 @@ class ClassificationMetrics(TaskMetrics):
             )
 
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
+        """Add one batch.
+
+        Args:
+            student: with logits `(N, K)`.
+            teacher: with logits `(N, K)`; `None` if there is none.
+            batch: that both were computed for.
+        """
+        # A comparison with the teacher needs no labels.
         if teacher is not None:
             self.comparison.update(student, teacher)
         logits, labels = labelled_rows(student, batch)
         if len(labels) == 0:
             return
+        # In single precision, because half precision would move samples between bins.
         probs = logits.softmax(-1)
         self.accuracy.update(probs, labels)
         self.calibration_error.update(probs, labels)
-        self.errors.update((logits.argmax(-1) != labels).float())
+        is_wrong = logits.argmax(-1) != labels
+        self.errors.update(is_wrong.float())
         self.nll.update(F.cross_entropy(logits, labels, reduction="none"))
         for metric in self.further.values():
             cast(Metric, metric).update(probs, labels)
 
     def named(self) -> Mapping[str, Metric]:
-        further = {name: cast(Metric, metric) for name, metric in self.further.items()}
+        """All metrics by name, those of each class as one metric with a value per class."""
+        further = {}
+        for name, metric in self.further.items():
+            further[name] = cast(Metric, metric)
         return {
             "accuracy": self.accuracy,
             "calibration_error": self.calibration_error,
@@ -195,10 +220,14 @@ class ClassificationMetrics(TaskMetrics):
         }
 
     def names(self) -> list[str]:
+        """The names of all values, with one per class."""
         names = []
         for name in self.named():
             metric, separator, _ = name.partition("_by_class")
-            names.extend(by_class(self.classes or (), metric) if separator else [name])
+            if separator:
+                names.extend(by_class(self.classes or (), metric))
+            else:
+                names.append(name)
         return names
 
     def compute(self) -> dict[str, Tensor]:

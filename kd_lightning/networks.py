@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from kd_lightning.errors import UserError
 from kd_lightning.spec import Spec
 from kd_lightning.trust import check_class_path, import_factory
+from kd_lightning.values import mapping_at
 
 NetworkFactory = Callable[..., nn.Module]
 
@@ -71,6 +72,7 @@ def weights_in_folder(network: nn.Module, folder: Path) -> dict[str, Tensor] | N
     Raises:
         UserError: if the folder does not hold all weights of such a network.
     """
+    # Only transformers knows how its older files name tensors.
     if not isinstance(network, ReadsFolders):
         return None
     try:
@@ -82,7 +84,8 @@ def weights_in_folder(network: nn.Module, folder: Path) -> dict[str, Tensor] | N
             local_files_only=True,
         )
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        reason = lines[0]
         raise UserError(
             f"{folder} has no readable {type(network).__name__}: {reason}"
         ) from error
@@ -111,17 +114,21 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     """Build the network described by `class_path`, `init_args` and `dict_kwargs`.
 
     `dict_kwargs` holds the arguments of a function or class that takes any keywords, such as
-    `timm.create_model`. Arguments with a `class_path` of their own are built first. The global random state is left
-    unchanged.
+    `timm.create_model`. Arguments with a `class_path` of their own are built first. The global
+    random state is left unchanged.
+
+    Args:
+        config: as a checkpoint holds it.
 
     Raises:
         UserError: if the network cannot be imported, or rejects its arguments.
     """
     arguments = {}
     for part in ("init_args", "dict_kwargs"):
-        for name, value in (config.get(part) or {}).items():
+        for name, value in mapping_at(config, part).items():
             arguments[name] = _build_argument(value)
     factory = resolve_network(str(config.get("class_path")))
+    # Initial weights are drawn even if others are loaded afterwards.
     try:
         with torch.random.fork_rng():
             return factory(**arguments)

@@ -41,8 +41,15 @@ class Reading:
     option: str = ""
 
     def setting(self, name: str, value: str) -> str:
-        """How to set an option of the network, as a command line or Python spells it."""
-        return f"{self.option}.{name}={value}" if self.option else f"{name}={value}"
+        """How to set an option of the network, as a command line or Python spells it.
+
+        Args:
+            name: of the option.
+            value: to set it to.
+        """
+        if not self.option:
+            return f"{name}={value}"
+        return f"{self.option}.{name}={value}"
 
 
 PLAIN_READING = Reading()
@@ -58,10 +65,14 @@ def entries_of(output: object) -> dict[int | str, object]:
     if isinstance(output, Mapping):
         return dict(output)
     if isinstance(output, tuple | list):
+        # A named tuple has names beside its positions.
         names = getattr(output, "_fields", range(len(output)))
         return dict(zip(names, output, strict=True))
     if is_dataclass(output):
-        return {field.name: getattr(output, field.name) for field in fields(output)}
+        entries: dict[int | str, object] = {}
+        for field in fields(output):
+            entries[field.name] = getattr(output, field.name)
+        return entries
     return dict(getattr(output, "__dict__", {}))
 
 
@@ -81,8 +92,10 @@ def as_logits(output: object, reading: Reading = PLAIN_READING) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
+    # The entry may itself be an output object with logits.
     if reading.entry is not None:
         return as_logits(_named_entry(output, reading), replace(reading, entry=None))
+    # The attribute of transformers' outputs, which are mappings as well.
     if isinstance(output, HasLogits) and isinstance(output.logits, Tensor):
         return output.logits
     if isinstance(output, Mapping):
@@ -94,18 +107,23 @@ def as_logits(output: object, reading: Reading = PLAIN_READING) -> Tensor:
         holding = [item for item in output if _holds_logits(item)]
         if len(holding) == 1:
             return as_logits(holding[0], reading)
+        # Which of several heads is meant is the user's decision.
         if len(holding) > 1:
             raise UserError(
                 f"{reading.owner} returned {len(holding)} entries that may be logits "
                 f"({_describe(output)}); name one with {reading.setting('outputs', 'ENTRY')}"
             )
+    raise _no_logits(output, reading)
+
+
+def _no_logits(output: object, reading: Reading) -> UserError:
+    """The error for an output in which nothing looks like logits."""
     problem = f"{reading.owner} returned {type(output).__name__}, which holds no logits"
     choices = _describe(output)
     if choices:
-        problem += (
-            f"; name the entry with {reading.setting('outputs', 'NAME')}: {choices}"
-        )
-    raise UserError(problem)
+        setting = reading.setting("outputs", "NAME")
+        problem += f"; name the entry with {setting}: {choices}"
+    return UserError(problem)
 
 
 def _named_entry(output: object, reading: Reading) -> object:
@@ -114,6 +132,7 @@ def _named_entry(output: object, reading: Reading) -> object:
     entries = entries_of(output)
     if name in entries:
         return entries[name]
+    # An index may be negative, or count the entries of a mapping.
     values = list(entries.values())
     if isinstance(name, int) and -len(values) <= name < len(values):
         return values[name]

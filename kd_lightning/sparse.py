@@ -60,7 +60,9 @@ class TopKOutput(Output):
         Raises:
             UserError: if the temperature is not stored.
         """
-        other_classes = max(1, self.num_classes - self.values.shape[-1])
+        stored_classes = self.values.shape[-1]
+        # No class is left if all are stored; the value is then not used.
+        other_classes = max(1, self.num_classes - stored_classes)
         spread = self._rest_at(temperature) - math.log(other_classes)
         stored = full(self.values) / temperature
         dense = spread.to(stored).expand(len(stored), self.num_classes)
@@ -69,14 +71,30 @@ class TopKOutput(Output):
     def paired_log_probs(
         self, student: Output, temperature: float = 1.0
     ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of both networks over the stored classes and the rest.
+
+        Args:
+            student: with logits `(N, K)`.
+            temperature: one of those that are stored.
+
+        Returns:
+            The student's and the teacher's, `(N, k + 1)`; `(N, k)` if all classes are stored.
+
+        Raises:
+            UserError: if the temperature is not stored.
+        """
         indices = self.indices.long()
         scores = student.tempered_logits(temperature)
         prediction = scores.gather(-1, indices)
         target = full(self.values) / temperature
         if indices.shape[-1] < self.num_classes:
-            prediction = torch.cat([prediction, log_sum_of_others(scores, indices)], -1)
+            # The log-sum-exp of the rest is the logit of the event "any other class".
+            others = log_sum_of_others(scores, indices)
+            prediction = torch.cat([prediction, others], -1)
             target = torch.cat([target, self._rest_at(temperature)], -1)
-        return torch.log_softmax(prediction, dim=-1), torch.log_softmax(target, dim=-1)
+        log_q = torch.log_softmax(prediction, dim=-1)
+        log_p = torch.log_softmax(target, dim=-1)
+        return log_q, log_p
 
     def _rest_at(self, temperature: float) -> Tensor:
         """The log-sum-exp of the other logits divided by a temperature, `(N, 1)`."""
@@ -91,6 +109,7 @@ class TopKOutput(Output):
         return self.rest[:, number : number + 1]
 
     def map(self, change: TensorMap) -> Self:
+        """The same output with `change` applied to every tensor."""
         return type(self)(
             change(self.values),
             change(self.indices),

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import TypedDict, cast
+from typing import TypeAlias, TypedDict, cast
 
 from kd_lightning.errors import UserError
+from kd_lightning.values import Value, Values
 
 SYNSET = re.compile(r"n\d{8}")
 """A WordNet synset id, such as n01440764."""
@@ -107,9 +108,9 @@ class Spec:
     teacher_cut: Mapping[str, int] | None = None
     specialist: SpecialistInfo | None = None
 
-    def to_dict(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, Value]:
         """Plain values for a checkpoint, without the fields that are not set."""
-        plain: dict[str, object] = {}
+        plain: dict[str, Value] = {}
         for item in fields(self):
             value = getattr(self, item.name)
             if value is not None:
@@ -117,9 +118,10 @@ class Spec:
         return plain
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, object]) -> Spec:
+    def from_dict(cls, plain: Values) -> Spec:
         """The spec that `to_dict` described; fields of other versions are ignored."""
-        values = {}
+        # Plain values first, then those of the fields' own types.
+        values: dict[str, Value | Vocabulary | dict[str, InputSpec]] = {}
         for item in fields(cls):
             value = plain.get(item.name)
             if value is not None:
@@ -127,14 +129,15 @@ class Spec:
         # A checkpoint holds lists, but a spec must be immutable.
         for name in ("input_shape", "classes", "target_shape", "mean", "std"):
             if name in values:
-                items = cast(list[object], values[name])
+                items = cast(Sequence[Value], values[name])
                 values[name] = tuple(items)
         for name in ("inputs", "teacher_inputs"):
             if name in values:
-                values[name] = _input_specs(values[name])
+                descriptions = cast(Mapping[str, _InputDescription], values[name])
+                values[name] = _input_specs(descriptions)
         for name in ("vocabulary", "teacher_vocabulary"):
             if name in values:
-                described = cast(dict[str, object], values[name])
+                described = cast(Values, values[name])
                 values[name] = Vocabulary(**described)  # type: ignore[arg-type]
         return cls(**values)  # type: ignore[arg-type]
 
@@ -148,6 +151,10 @@ class Spec:
         )
 
 
+FieldValue: TypeAlias = "InputSpec | Vocabulary | Mapping[str, FieldValue] | Value"
+"""What a field of a spec may hold, at any depth."""
+
+
 class _InputDescription(TypedDict):
     """An InputSpec in plain values."""
 
@@ -155,9 +162,10 @@ class _InputDescription(TypedDict):
     value: int
 
 
-def _input_specs(described: object) -> dict[str, InputSpec]:
+def _input_specs(
+    descriptions: Mapping[str, _InputDescription],
+) -> dict[str, InputSpec]:
     """The inputs that `_to_plain` described, by name."""
-    descriptions = cast(Mapping[str, _InputDescription], described)
     specs = {}
     for name, description in descriptions.items():
         shape = tuple(description["shape"])
@@ -165,7 +173,7 @@ def _input_specs(described: object) -> dict[str, InputSpec]:
     return specs
 
 
-def _to_plain(value: object) -> object:
+def _to_plain(value: FieldValue) -> Value:
     """Builtins alone, so that a checkpoint loads without running code."""
     if isinstance(value, InputSpec):
         return {"shape": list(value.shape), "value": value.value}

@@ -47,6 +47,9 @@ _allowed: set[str] = set()
 def allow(package: str) -> None:
     """Let files name classes of a package, as `--trust PACKAGE` does.
 
+    Args:
+        package: its name in import statements.
+
     Raises:
         UserError: if this is not the name of a package.
     """
@@ -59,6 +62,9 @@ def allow(package: str) -> None:
 
 def take_trust_options(argv: list[str]) -> list[str]:
     """Allow the packages of all `--trust` options and return the other arguments.
+
+    Args:
+        argv: of any command.
 
     Raises:
         UserError: if an option has no value.
@@ -104,7 +110,9 @@ def _is_shadowed(package: str) -> bool:
     if spec is None or spec.origin is None:
         return False
     origin = Path(spec.origin)
-    holder = origin.parent.parent if origin.name == "__init__.py" else origin.parent
+    holder = origin.parent
+    if origin.name == "__init__.py":
+        holder = origin.parent.parent
     return holder == Path.cwd()
 
 
@@ -183,6 +191,7 @@ def import_factory(class_path: str, base: type[T], kind: str) -> Callable[..., T
         UserError: if the path cannot be imported, or names anything else.
     """
     module, _, name = class_path.rpartition(".")
+    # The import runs code of the package, which can raise anything.
     try:
         factory = getattr(import_module(module), name)
         is_factory = makes(factory, base)
@@ -198,15 +207,24 @@ def import_factory(class_path: str, base: type[T], kind: str) -> Callable[..., T
 
 
 def makes(candidate: object, base: type) -> bool:
-    """Whether a candidate is a class below `base`, or a function annotated to return one."""
+    """Whether a candidate is a class below `base`, or a function annotated to return one.
+
+    Args:
+        candidate: whatever a path led to.
+        base: the type that a call must yield.
+    """
     if isinstance(candidate, type):
         return issubclass(candidate, base)
     if not callable(candidate):
         return False
+    # Annotations may be texts, which this evaluates.
     returned = typing.get_type_hints(candidate).get("return")
     return isinstance(returned, type) and issubclass(returned, base)
 
 
 def _article(base: type) -> str:
+    """The name of a type with its article, as messages need it."""
     name = "nn.Module" if base.__name__ == "Module" else base.__name__
-    return f"{'an' if name[0] in 'aeioAEIOn' else 'a'} {name}"
+    # The n of nn.Module is spoken as a vowel.
+    article = "an" if name[0] in "aeioAEIOn" else "a"
+    return f"{article} {name}"

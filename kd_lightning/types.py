@@ -21,11 +21,22 @@ TensorMap = Callable[[Tensor], Tensor]
 
 
 @overload
-def map_tensors(value: Inputs, change: TensorMap) -> Inputs: ...
+def map_tensors(value: Inputs, change: TensorMap) -> Inputs:
+    """Inputs stay inputs."""
+
+
 @overload
-def map_tensors(value: None, change: TensorMap) -> None: ...
+def map_tensors(value: None, change: TensorMap) -> None:
+    """`None` stays `None`."""
+
+
 def map_tensors(value: Inputs | None, change: TensorMap) -> Inputs | None:
-    """Apply `change` to a tensor, or to every tensor of a mapping; `None` stays `None`."""
+    """Apply `change` to a tensor, or to every tensor of a mapping; `None` stays `None`.
+
+    Args:
+        value: tensors of any shape.
+        change: such as a copy to another device.
+    """
     if value is None:
         return None
     if isinstance(value, Tensor):
@@ -83,9 +94,9 @@ class Batch:
     @property
     def num_rows(self) -> int:
         """The number of predicted positions N: the rows of an Output's logits."""
-        return (
-            self.target.numel() if self.positions is None else self.positions.shape[0]
-        )
+        if self.positions is None:
+            return self.target.numel()
+        return self.positions.shape[0]
 
     @property
     def labels(self) -> Tensor:
@@ -102,8 +113,11 @@ class Batch:
         """The share of its own sample at each predicted position, `(N,)`; `None` if not mixed."""
         if self.share is None or self.target.ndim == 1:
             return self.share
+        # All positions of a sample have its share.
         ones = [1] * (self.target.ndim - 1)
-        return self._rows_of(self.share.view(-1, *ones).expand(self.target.shape))
+        per_sample = self.share.view(-1, *ones)
+        shares = per_sample.expand(self.target.shape)
+        return self._rows_of(shares)
 
     def _rows_of(self, values: Tensor) -> Tensor:
         """Select the predicted positions of a tensor shaped like `target`; a view if it can be."""
@@ -115,6 +129,7 @@ class Batch:
 
         Only for batches without `positions`: their rows are not aligned with the samples.
         """
+        # Most loaders serve whole fetches.
         if (start, stop) == (0, len(self)):
             return self
         assert self.positions is None, "a batch with positions cannot be sliced"
@@ -153,6 +168,7 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on `device`; the batch itself if it is there already."""
+        # Resident data is on the device already.
         device = torch.device(device)
         if self.target.device == device:
             return self
@@ -169,7 +185,11 @@ class Batch:
 
 
 def full(x: Tensor) -> Tensor:
-    """At least single precision: half-precision tensors become float32, others stay as they are."""
+    """At least single precision: half-precision tensors become float32, others stay as they are.
+
+    Args:
+        x: of any shape.
+    """
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -219,15 +239,16 @@ class Output:
 
     def map(self, change: TensorMap) -> Self:
         """An output of the same kind with `change` applied to every tensor."""
-        return replace(
-            self, logits=change(self.logits), features=self._map_features(change)
-        )
+        logits = change(self.logits)
+        features = self._map_features(change)
+        return replace(self, logits=logits, features=features)
 
     def _map_features(self, change: TensorMap) -> dict[str, Tensor]:
         return {role: change(feature) for role, feature in self.features.items()}
 
     def detached(self) -> Output:
         """The same values without their graph: no loss sends a gradient into the teacher."""
+        # Most teachers run without gradients, and a copy in every step would cost time.
         if type(self) is Output and not self.features and not self.logits.requires_grad:
             return self
         return self.map(lambda tensor: tensor.detach())
@@ -249,12 +270,15 @@ class EnsembleOutput(Output):
     weights: Tensor = field(default_factory=lambda: torch.empty(0))
 
     def tempered_logits(self, temperature: float = 1.0) -> Tensor:
+        """Log of the mean of the members' distributions at a temperature, `(N, K)`."""
         return mean_log_probs(self.members, self.weights, temperature)
 
     def log_probs(self, temperature: float = 1.0) -> Tensor:
+        """The same: the mean of distributions is normalized already."""
         return mean_log_probs(self.members, self.weights, temperature)
 
     def map(self, change: TensorMap) -> Self:
+        """The same ensemble with `change` applied to every tensor."""
         return replace(
             self,
             logits=change(self.logits),
@@ -295,4 +319,6 @@ def mean_log_probs(
         `(N, K)` log-probabilities.
     """
     log_probs = torch.log_softmax(full(members) / temperature, dim=-1)
-    return torch.logsumexp(log_probs + weights.to(log_probs).log()[:, None], dim=-2)
+    # log(sum_m w_m p_m) = logsumexp_m(log w_m + log p_m), which no small p makes underflow.
+    log_weights = weights.to(log_probs).log()[:, None]
+    return torch.logsumexp(log_probs + log_weights, dim=-2)

@@ -39,6 +39,7 @@ LAYERS = (
         "spec",
         "catalog",
         "hub",
+        "values",
         "yaml_files",
     },
     {"features", "metrics"},

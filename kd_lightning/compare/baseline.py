@@ -16,6 +16,11 @@ def compare_to_baseline(
 ) -> list[Comparison]:
     """Test every other group against the baseline over shared seeds, with Holm's correction.
 
+    Args:
+        groups: of the table.
+        baseline: label of one of them.
+        metric: to compare.
+
     Raises:
         UserError: if no group has the baseline's label.
     """
@@ -32,7 +37,11 @@ def compare_to_baseline(
 
 
 def difference_cell(comparison: Comparison) -> str:
-    """The difference to the baseline with its interval and corrected p-value, for the table."""
+    """The difference to the baseline with its interval and corrected p-value, for the table.
+
+    Args:
+        comparison: of a row with the baseline.
+    """
     if not comparison.n:
         return "no shared seed"
     scale = 1
@@ -48,7 +57,8 @@ def difference_cell(comparison: Comparison) -> str:
         return f"{mean} (no test: {comparison.n} seed{plural})"
     low = scale * (comparison.low or 0)
     high = scale * (comparison.high or 0)
-    return f"{mean} [{low:+.4g}, {high:+.4g}], p = {comparison.p_holm:.2g}"
+    interval = f"[{low:+.4g}, {high:+.4g}]"
+    return f"{mean} {interval}, p = {comparison.p_holm:.2g}"
 
 
 def baseline_notes(comparisons: Sequence[Comparison]) -> list[str]:

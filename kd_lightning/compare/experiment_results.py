@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.measurements import ResultRow, SeedGroup, SeedResult
 from kd_lightning.runs.folder import read_json
+from kd_lightning.values import Values
 
 
 def read_results(path: Path, prefix: str = "") -> tuple[list[SeedGroup], str]:
@@ -36,23 +37,30 @@ def read_results(path: Path, prefix: str = "") -> tuple[list[SeedGroup], str]:
     return groups_of_rows(rows, prefix), content.get("note") or ""
 
 
-def _read_row(row: dict[str, Any]) -> ResultRow:
+def _read_row(row: Values) -> ResultRow:
+    """A row of results.json, with the entries that are read later checked."""
     # A conversion that fails shows that the file is damaged.
     checked = {
         **row,
         "run": str(row["run"]),
         "metric": str(row["metric"]),
-        "values": list(map(float, row["values"])),
+        "values": list(map(float, cast(Iterable[float], row["values"]))),
     }
     return cast(ResultRow, checked)
 
 
 def groups_of_rows(rows: Sequence[ResultRow], prefix: str = "") -> list[SeedGroup]:
-    """Collect the metrics of each run and seed."""
+    """Collect the metrics of each run and seed.
+
+    Args:
+        rows: of an experiment.
+        prefix: what to put before the names of runs.
+    """
     groups: dict[str, SeedGroup] = {}
     for row in rows:
         name = row["run"]
-        group = groups.setdefault(name, SeedGroup(prefix + name, []))
+        new_group = SeedGroup(prefix + name, [])
+        group = groups.setdefault(name, new_group)
         group.paper = {**group.paper, row["metric"]: row.get("paper")}
         # A row without seeds has them in the order of the runner, which counts from 0.
         seeds = row.get("seeds") or range(len(row["values"]))
@@ -63,6 +71,7 @@ def groups_of_rows(rows: Sequence[ResultRow], prefix: str = "") -> list[SeedGrou
 
 
 def _result_of_seed(group: SeedGroup, seed: int) -> SeedResult:
+    """The result of a seed in a group; an empty one is added if there is none."""
     for result in group.results:
         if result.seed == seed:
             return result

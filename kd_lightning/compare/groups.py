@@ -12,6 +12,10 @@ from kd_lightning.compare.runs import FINISHED, Run
 from kd_lightning.compare.settings import Settings, digest, select_settings, short_names
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.measurements import SeedGroup, SeedResult
+from kd_lightning.values import mapping_at
+
+_RepetitionKey = tuple[int, str, int | None]
+"""A seed, the checksums of the teachers, and a position if the run repeats no other."""
 
 
 @dataclass
@@ -61,10 +65,11 @@ def group_runs(
     for label, group in zip(labels, members, strict=True):
         # With --by, runs of one group can differ in other settings, and readers must know.
         pooled = differing_settings(group.settings)
-        if pooled:
-            names = list(short_names(pooled, all_names).values())
-            notes.append(f"{label} pools runs that differ in {join_first(names)}.")
         is_pooled = len(pooled) > 0
+        if is_pooled:
+            endings = short_names(pooled, all_names)
+            names = join_first(list(endings.values()))
+            notes.append(f"{label} pools runs that differ in {names}.")
         seed_group, repetition_notes = _make_group(label, group.runs, is_pooled)
         groups.append(seed_group)
         notes += repetition_notes
@@ -101,20 +106,23 @@ def _check_same_data(runs: Sequence[Run]) -> None:
     source_of_data: dict[str, str] = {}
     for run in runs:
         if run.data:
-            samples = run.data.get("samples", {}).get("test")
+            # The number of samples tells a subset from the whole.
+            samples = mapping_at(run.data, "samples").get("test")
             data = f"{run.data.get('data')} with {samples} test samples"
             source_of_data.setdefault(data, run.source)
     if len(source_of_data) > 1:
         descriptions = []
         for data, source in source_of_data.items():
             descriptions.append(f"{data} ({source})")
+        listed = "; ".join(descriptions)
         raise UserError(
-            f"these runs have different data sets: {'; '.join(descriptions)}; "
+            f"these runs have different data sets: {listed}; "
             "compare runs of one data set (for W&B, --group selects runs)"
         )
 
 
 def _names(settings: Sequence[Settings]) -> list[str]:
+    """The names of all settings, each as often as runs have it."""
     names: list[str] = []
     for run_settings in settings:
         names += run_settings
@@ -166,7 +174,7 @@ def _make_group(
     Returns:
         The group, and notes on repetitions.
     """
-    latest: dict[tuple[int, str, int | None], Run] = {}
+    latest: dict[_RepetitionKey, Run] = {}
     notes = []
     in_order = sorted(runs, key=lambda run: run.started)
     for position, run in enumerate(in_order):

@@ -118,6 +118,7 @@ def _distinguishing_settings(differences: Mapping[str, Sequence[str]]) -> list[s
     def distinct_groups(names: Sequence[str]) -> int:
         if not names:
             return 1
+        # From the values of each setting to the values of each group.
         columns = [differences[name] for name in names]
         texts_per_group = zip(*columns, strict=True)
         return len(set(texts_per_group))
@@ -143,12 +144,20 @@ def _number_duplicates(labels: Sequence[str]) -> list[str]:
     for label in labels:
         count = counts.get(label, 0) + 1
         counts[label] = count
-        unique.append(label if count == 1 else f"{label} #{count}")
+        if count > 1:
+            label = f"{label} #{count}"
+        unique.append(label)
     return unique
 
 
 def join_first(items: Sequence[str], at_most: int = 8, separator: str = ", ") -> str:
-    """Join the first items, and say how many more there are."""
+    """Join the first items, and say how many more there are.
+
+    Args:
+        items: in the order in which they are shown.
+        at_most: the number that is shown.
+        separator: between two items.
+    """
     text = separator.join(items[:at_most])
     if len(items) > at_most:
         text += f" and {len(items) - at_most} more"

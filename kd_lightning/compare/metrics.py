@@ -43,15 +43,16 @@ def choose_metrics(groups: Sequence[SeedGroup], requested: Sequence[str]) -> Sel
     for group in groups:
         measured |= group.metrics
     if requested:
-        return _requested_metrics(
-            groups, list(dict.fromkeys(requested)), sorted(measured)
-        )
+        # A metric that is named twice has one column.
+        unique = list(dict.fromkeys(requested))
+        return _requested_metrics(groups, unique, sorted(measured))
     return _common_test_metrics(groups, sorted(measured))
 
 
 def _requested_metrics(
     groups: Sequence[SeedGroup], requested: list[str], measured: Sequence[str]
 ) -> Selection:
+    """The metrics that the user named, and the groups that have one of them."""
     for metric in requested:
         if metric not in measured:
             # A typo is more likely than a metric that nobody measured.
@@ -77,6 +78,7 @@ def _requested_metrics(
 def _common_test_metrics(
     groups: Sequence[SeedGroup], measured: Sequence[str]
 ) -> Selection:
+    """The test metrics that all tested groups have."""
     tested = []
     untested = []
     # Validation metrics are left to --metrics: recipes were chosen by them.

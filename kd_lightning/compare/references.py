@@ -5,9 +5,9 @@ Students of one teacher's seeds have different checkpoints in their configs, but
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
-from typing import Any
+from typing import cast
 
 from kd_lightning.compare.runs import Run, read_run
 from kd_lightning.compare.settings import (
@@ -18,10 +18,11 @@ from kd_lightning.compare.settings import (
 )
 from kd_lightning.errors import UserError
 from kd_lightning.runs.folder import RunFolder, read_json
+from kd_lightning.values import Values
 
 _WEIGHT_FILES = (".ckpt", ".pt", ".pth", ".safetensors")
 
-TeacherSource = Mapping[str, Any]
+TeacherSource = Values
 """Where a teacher's weights came from: `path`, `sha256`, `network`, perhaps `cache`."""
 
 
@@ -44,7 +45,11 @@ class ReferenceResolver:
                 self._runs[run.folder.path] = run
 
     def settings(self, run: Run) -> dict[str, SettingValue]:
-        """The settings that decide a run's result, each path of another run as a Reference."""
+        """The settings that decide a run's result, each path of another run as a Reference.
+
+        Args:
+            run: from a folder or from W&B.
+        """
         folder = run.folder.path if run.folder is not None else None
         if folder in self._settings:
             return self._settings[folder]
@@ -78,7 +83,7 @@ class ReferenceResolver:
         checksums: list[SettingValue] = []
         for source in run.teacher_sources:
             if _is_source(value, source):
-                checksums.append(source.get("sha256"))
+                checksums.append(_checksum(source))
         if not is_weights and not checksums:
             return value
         # The run that made these weights is gone, but equal weights are still the same setting.
@@ -111,7 +116,8 @@ class ReferenceResolver:
         if run is None:
             return None
         # The best and the last checkpoint of one run are different settings.
-        key = digest([self.settings(run), path.name])
+        settings = self.settings(run)
+        key = digest([settings, path.name])
         return Reference(key, run.name)
 
     def _cache_reference(self, folder: Path) -> Reference:
@@ -120,16 +126,18 @@ class ReferenceResolver:
         keys: list[SettingValue] = []
         labels = []
         for source in _teacher_sources(manifest):
-            teacher = self._reference(Path(str(source.get("path") or "")))
+            path = Path(str(source.get("path") or ""))
+            teacher = self._reference(path)
             if teacher is not None:
                 keys.append(teacher.key)
                 labels.append(teacher.label)
             else:
-                keys.append(source.get("sha256"))
+                keys.append(_checksum(source))
                 labels.append(str(source.get("network")))
         # All seeds of an ensemble have one label.
         label = "+".join(dict.fromkeys(labels))
-        key = digest([manifest.get("settings"), keys])
+        options = manifest.get("settings")
+        key = digest([options, keys])
         return Reference(key, f"cache of {label}")
 
     def _run_of(self, folder: Path) -> Run | None:
@@ -142,16 +150,24 @@ class ReferenceResolver:
         return self._runs[folder]
 
 
-def _teacher_sources(manifest: Mapping[str, object]) -> list[dict[str, Any]]:
+def _teacher_sources(manifest: Values) -> list[TeacherSource]:
     """The teachers that a cache's manifest names; none if it is damaged."""
     fingerprint = manifest.get("fingerprint")
-    sources = fingerprint.get("teacher") if isinstance(fingerprint, dict) else None
+    if not isinstance(fingerprint, dict):
+        return []
+    sources = fingerprint.get("teacher")
     if not isinstance(sources, list):
         return []
     return [source for source in sources if isinstance(source, dict)]
 
 
+def _checksum(source: TeacherSource) -> SettingValue:
+    """The checksum of a teacher's weights, if it is known."""
+    return cast(SettingValue, source.get("sha256"))
+
+
 def _recorded_paths(source: TeacherSource) -> list[str]:
+    """The paths under which a run knew a teacher."""
     paths = []
     for key in ("cache", "path"):
         if source.get(key):
@@ -166,7 +182,9 @@ def _is_source(value: str, source: TeacherSource) -> bool:
 
 def _ends_with(recorded: str, value: str) -> bool:
     """Whether a recorded path ends in the config's path, which may be relative."""
-    parts = tuple(part for part in PurePath(value).parts if part not in (".", ".."))
+    all_parts = PurePath(value).parts
+    parts = tuple(part for part in all_parts if part not in (".", ".."))
+    # Everything ends in nothing.
     if not parts:
         return False
     ending = PurePath(recorded).parts[-len(parts) :]

@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-from kd_lightning.compare.settings import Config, digest
+from kd_lightning.compare.settings import Config, SettingValue, digest
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.keys import is_code
 from kd_lightning.runs.folder import RunFolder, read_json
+from kd_lightning.values import Value, Values, mapping_at
 
 FINISHED = "finished"
 
@@ -42,14 +43,20 @@ class Run:
     started: str
     config: Config
     metrics: Mapping[str, float]
-    data: Mapping[str, Any] = field(default_factory=dict)
-    teacher_sources: Sequence[Mapping[str, Any]] = ()
+    data: Values = field(default_factory=dict)
+    teacher_sources: Sequence[Values] = ()
     origin: Mapping[str, str] = field(default_factory=dict)
 
 
 def display_name(config: Config, folder_name: str, job_type: str) -> str:
-    """The name that the user gave the run, or its folder's, or the kind of run."""
-    given = (config.get("run") or {}).get("name")
+    """The name that the user gave the run, or its folder's, or the kind of run.
+
+    Args:
+        config: of the run.
+        folder_name: of its folder.
+        job_type: the kind of run.
+    """
+    given = mapping_at(config, "run").get("name")
     if given:
         return str(given)
     # Folders of `kd reproduce` are named by a hash, which would tell a reader nothing.
@@ -59,6 +66,9 @@ def display_name(config: Config, folder_name: str, job_type: str) -> str:
 
 def read_run(source: str) -> Run:
     """Read the run of a folder.
+
+    Args:
+        source: the folder, as the user wrote it.
 
     Raises:
         UserError: if it is not a run's folder, or if a file in it is damaged.
@@ -95,7 +105,7 @@ def read_run(source: str) -> Run:
     )
 
 
-def _check_types(source: str, record: Mapping[str, Any]) -> None:
+def _check_types(source: str, record: Values) -> None:
     """Raise a UserError if an entry of run.json is of another type than ours."""
     has_metrics = isinstance(record.get("metrics"), dict)
     if not has_metrics or not isinstance(record.get("seed"), int):
@@ -112,18 +122,20 @@ def _check_types(source: str, record: Mapping[str, Any]) -> None:
         value = record.get(name)
         if value is not None and not isinstance(value, kind):
             raise _wrong_type(source, f"run.json: {name}", value, kind)
-    data = record.get("data") or {}
+    # The entries are of the right types by now, or missing.
+    data = mapping_at(record, "data")
     if not isinstance(data.get("samples", {}), dict):
         raise _wrong_type(source, "run.json: data.samples", data["samples"], dict)
-    for entry in record.get("teacher") or []:
+    for entry in cast(list[Value], record.get("teacher") or []):
         if not isinstance(entry, dict):
             raise _wrong_type(source, "run.json: teacher", entry, dict)
-    count = (record.get("task") or {}).get("count", "")
+    count = mapping_at(record, "task").get("count", "")
     if not isinstance(count, str):
         raise _wrong_type(source, "run.json: task.count", count, str)
 
 
-def _check_config(source: str, config: Mapping[str, Any]) -> None:
+def _check_config(source: str, config: Values) -> None:
+    """Raise a UserError if a section of the config is no mapping."""
     for name in ("data", "model", "run", "trainer"):
         value = config.get(name)
         if value is not None and not isinstance(value, dict):
@@ -133,13 +145,14 @@ def _check_config(source: str, config: Mapping[str, Any]) -> None:
 _TYPE_NAMES = {"dict": "a mapping", "list": "a list", "str": "a text"}
 
 
-def _wrong_type(source: str, what: str, value: object, expected: type) -> UserError:
+def _wrong_type(source: str, what: str, value: Value, expected: type) -> UserError:
+    """The error for a value of another type than ours."""
     name = _TYPE_NAMES[expected.__name__]
     kind = type(value).__name__
     return UserError(f"{source}: {what} must be {name}, got {kind}")
 
 
-def origin_of(record: Mapping[str, Any], key: Mapping[str, Any]) -> dict[str, str]:
+def origin_of(record: Values, key: Values) -> dict[str, str]:
     """What decides a result besides the settings, as far as it is known.
 
     Args:
@@ -148,25 +161,38 @@ def origin_of(record: Mapping[str, Any], key: Mapping[str, Any]) -> dict[str, st
             version of each file that the run used; otherwise the commit stands for the code.
     """
     origin = {}
-    code = {name: value for name, value in key.items() if is_code(name)}
+    code = {}
+    for name, value in key.items():
+        if is_code(name):
+            code[name] = value
     if code:
-        origin["code"] = digest({name: str(value) for name, value in code.items()})[:8]
+        origin["code"] = _digest_of_texts(code)
     elif record.get("commit"):
         commit, _, dirty = str(record["commit"]).partition("-")
-        origin["code"] = "-".join(filter(None, [commit[:8], dirty]))
-    torch = (record.get("versions") or {}).get("torch")
+        parts = [commit[:8], dirty]
+        origin["code"] = "-".join(filter(None, parts))
+    # The key of an experiment's run holds torch's version among the settings.
+    torch = mapping_at(record, "versions").get("torch")
     if torch and not code:
         origin["torch"] = str(torch)
-    samples = record.get("data_sha256")
+    samples = mapping_at(record, "data_sha256")
     if samples:
-        origin["samples"] = digest(
-            {name: str(value) for name, value in samples.items()}
-        )[:8]
+        origin["samples"] = _digest_of_texts(samples)
     # Runs of earlier versions have no checksum of their samples, but these follow from them.
-    data = record.get("data") or {}
+    data = mapping_at(record, "data")
     for name in ("mean", "std"):
         if data.get(name) is not None:
             origin[f"data.{name}"] = str(data[name])
-    if data.get("classes"):
-        origin["data.classes"] = digest([str(label) for label in data["classes"]])[:8]
+    classes = cast(Sequence[Value], data.get("classes"))
+    if classes:
+        labels: list[SettingValue] = [str(label) for label in classes]
+        origin["data.classes"] = digest(labels)[:8]
     return origin
+
+
+def _digest_of_texts(values: Values) -> str:
+    """A short hash of values as texts, in eight digits."""
+    texts: dict[str, SettingValue] = {}
+    for name, value in values.items():
+        texts[name] = str(value)
+    return digest(texts)[:8]

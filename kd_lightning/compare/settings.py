@@ -48,6 +48,9 @@ def deciding_settings(config: Config) -> dict[str, SettingValue]:
     """Flatten a resolved config to the settings that decide its result.
 
     The seed and the arguments that come from the data are excluded.
+
+    Args:
+        config: of a run.
     """
     settings = {}
     for name, value in flat(config):
@@ -65,12 +68,14 @@ def deciding_settings(config: Config) -> dict[str, SettingValue]:
 def _without_syntax(name: str) -> tuple[str, set[str]]:
     """A key of config.yaml without `init_args`, and its parts."""
     parts = [part for part in name.split(".") if part != "init_args"]
+    # Shorter, and what --by accepts, too.
     if parts[-1:] == ["class_path"]:
         parts[-1] = "class"
     return ".".join(parts), set(parts)
 
 
 def _whole_numbers_as_int(value: SettingValue) -> SettingValue:
+    """The value with every float that is a whole number as an integer."""
     # W&B returns 4.0 as 4, so a run must look the same from its folder.
     if isinstance(value, list):
         return [_whole_numbers_as_int(item) for item in value]
@@ -80,17 +85,27 @@ def _whole_numbers_as_int(value: SettingValue) -> SettingValue:
 
 
 def digest(content: SettingValue | Settings) -> str:
-    """A short hash that is the same for equal settings."""
+    """A short hash that is the same for equal settings.
+
+    Args:
+        content: a value, or settings by name, in any order.
+    """
     text = json.dumps(content, sort_keys=True, default=_as_json)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _as_json(value: object) -> str:
+def _as_json(value: SettingValue) -> str:
+    """What JSON stores for a value of a type that it does not know."""
     return value.key if isinstance(value, Reference) else str(value)
 
 
 def format_value(name: str, value: SettingValue) -> str:
-    """The value of a setting as labels show it; a class is shown without its module."""
+    """The value of a setting as labels show it; a class is shown without its module.
+
+    Args:
+        name: of the setting.
+        value: of the setting.
+    """
     if value is None:
         return "none"
     if isinstance(value, Reference):
@@ -128,7 +143,9 @@ def short_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
         known: the keys of all settings, which the endings must tell apart.
     """
     names = list(names)
-    all_names = {name.removesuffix(".class") for name in [*known, *names]}
+    all_names = set()
+    for name in [*known, *names]:
+        all_names.add(name.removesuffix(".class"))
     endings = {}
     for name in names:
         endings[name] = _shortest_ending(name, all_names)
@@ -136,6 +153,7 @@ def short_names(names: Iterable[str], known: Iterable[str]) -> dict[str, str]:
 
 
 def _shortest_ending(name: str, all_names: Iterable[str]) -> str:
+    """The shortest ending of a name that no other name has."""
     parts = name.removesuffix(".class").split(".")
     for start in range(len(parts) - 1, -1, -1):
         ending = ".".join(parts[start:])
@@ -180,6 +198,7 @@ def select_settings(keys: Sequence[str], known: Iterable[str]) -> set[str]:
 
 
 def _match_key(key: str, nodes: set[str]) -> str:
+    """The setting, or the object above settings, that a key names."""
     # Users copy keys from config.yaml, where they contain words that settings do not have.
     syntax = ("init_args", "class_path", "class")
     parts = [part for part in key.split(".") if part not in syntax]

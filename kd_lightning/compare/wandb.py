@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kd_lightning.errors import UserError
 from kd_lightning.runs.wandb import has_key
+from kd_lightning.values import Values
 
 # It imports torch; without a key or a network, an error must not wait for that.
 if TYPE_CHECKING:
@@ -20,6 +20,16 @@ TIMEOUT_S = 10
 
 _LOGGED_WITH_CONFIG = ("spec", "folder", "teacher", "commit", "versions", "hardware")
 """What this package's logger adds to the config of a run."""
+
+
+class WandbRun(Protocol):
+    """A run of W&B's API, as far as we read it."""
+
+    id: str
+    name: str
+    state: str
+    config: dict[str, Any]
+    summary: dict[str, Any]
 
 
 @dataclass
@@ -60,6 +70,7 @@ def read_wandb(path: str, group: str | None) -> list[Run]:
 
 
 def _request_runs(path: str, group: str | None) -> list[_Answer]:
+    """Ask W&B for the runs of a project."""
     try:
         import wandb
     except ImportError as error:
@@ -93,7 +104,8 @@ def _request_runs(path: str, group: str | None) -> list[_Answer]:
         ) from error
 
 
-def _as_answer(path: str, run: Any) -> _Answer:
+def _as_answer(path: str, run: WandbRun) -> _Answer:
+    """What we read of a run."""
     return _Answer(
         source=f"{path}/{run.id} ({run.name})",
         name=run.name,
@@ -106,7 +118,7 @@ def _as_answer(path: str, run: Any) -> _Answer:
     )
 
 
-def _is_logged_by_this_package(config: Mapping[str, object]) -> bool:
+def _is_logged_by_this_package(config: Values) -> bool:
     """Other runs of the project have no seed or no description of the data."""
     has_seed = isinstance(config.get("seed_everything"), int)
     has_spec = isinstance(config.get("spec"), dict)
@@ -114,6 +126,7 @@ def _is_logged_by_this_package(config: Mapping[str, object]) -> bool:
 
 
 def _read_run(answer: _Answer) -> Run:
+    """A run that this package logged, from its config and its summary."""
     from kd_lightning.compare.runs import Run, display_name
     from kd_lightning.runs.configs import with_current_names
     from kd_lightning.runs.folder import RunFolder, numeric_metrics

@@ -8,15 +8,19 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from kd_lightning.errors import UserError, printable
 from kd_lightning.escaping import plain
+from kd_lightning.experiments.arguments import (
+    parse_settings,
+    parser,
+    setting_words,
+)
 from kd_lightning.experiments.spec import Experiment, RunSpec, load
-from kd_lightning.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     # These modules import torch, which a wrong argument need not wait for.
@@ -24,6 +28,16 @@ if TYPE_CHECKING:
     from kd_lightning.experiments.results import Results
     from kd_lightning.experiments.runner import Failure
 
+__all__ = [
+    "help_text",
+    "list_experiments",
+    "main",
+    "parse_settings",
+    "parser",
+    "quick",
+    "reproduce",
+    "setting_words",
+]
 
 _QUICK_NOTE = (
     "These runs are far too short to rank the methods: distillation may look worse than no "
@@ -32,88 +46,16 @@ _QUICK_NOTE = (
 """What `--quick` prints below its table."""
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"kd reproduce: {message}")
-
-
-def parser() -> argparse.ArgumentParser:
-    """Return the parser of the options that all experiments share."""
-    options = _Parser(
-        "kd reproduce",
-        description="Run an experiment: train the missing runs and print its table.",
-        allow_abbrev=False,
-    )
-    options.add_argument(
-        "experiment", nargs="?", help="name (see --list), or path of your own YAML file"
-    )
-    options.add_argument(
-        "--list",
-        action="store_true",
-        help="list all experiments with their claims and durations",
-    )
-    options.add_argument(
-        "--dry-run", action="store_true", help="print the commands and train nothing"
-    )
-    options.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="RUN",
-        help="train this run and the runs it needs; may be repeated",
-    )
-    options.add_argument(
-        "--quick",
-        action="store_true",
-        help="run a shortened version that takes minutes; its numbers are not the published ones",
-    )
-    options.add_argument(
-        "--keep-finished",
-        action="store_true",
-        help="accept finished runs if only the code or the torch version has changed, for example "
-        "after a refactoring; results.json and each run's run.json record this",
-    )
-    options.add_argument(
-        "--workers",
-        type=int,
-        default=1,
-        help="number of parallel runs, each with its share of the threads",
-    )
-    options.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="change a setting of the experiment, such as digit=7; the short form is --digit 7",
-    )
-    options.add_argument(
-        "--wandb",
-        choices=("online", "offline"),
-        help="log all runs to W&B, in one group",
-    )
-    options.add_argument("--seeds", type=int, help="number of seeds, starting from 0")
-    options.add_argument(
-        "--data-root",
-        help="folder of the data sets; default: KD_DATA_ROOT, otherwise ./data",
-    )
-    options.add_argument(
-        "--output", type=Path, help="folder of the results; default: runs/EXPERIMENT"
-    )
-    options.add_argument(
-        "--store",
-        type=Path,
-        default=Path("runs/store"),
-        help="folder of the runs, which all experiments share; default: runs/store",
-    )
-    return options
-
-
 def main(argv: list[str]) -> None:
     """Run `kd reproduce` with these arguments.
+
+    Args:
+        argv: the arguments.
 
     Raises:
         UserError: for a wrong argument, and if a run fails.
     """
+    # The parser's own help does not know the settings of an experiment.
     if _asks_about_experiment(argv):
         print(help_text(argv[0]), end="")
         return
@@ -147,6 +89,9 @@ def _asks_about_experiment(argv: list[str]) -> bool:
 def help_text(name: str) -> str:
     """The text of `kd reproduce NAME --help`: the options, then the settings of the experiment.
 
+    Args:
+        name: of the experiment, or path of its YAML.
+
     Raises:
         UserError: if there is no such experiment, or if its YAML is wrong.
     """
@@ -155,7 +100,9 @@ def help_text(name: str) -> str:
     for setting, value in experiment.settings.items():
         shown = "null" if value is None else value
         choices = experiment.choices.get(setting)
-        valid = f"; one of {', '.join(map(str, choices))}" if choices else ""
+        valid = ""
+        if choices:
+            valid = f"; one of {', '.join(map(str, choices))}"
         default = printable(f"default: {shown}{valid}")
         lines.append(f"  {printable(f'--{setting} VALUE')}  {default}")
     if not experiment.settings:
@@ -171,38 +118,30 @@ def list_experiments(console: Console) -> None:
     from kd_lightning.catalog import experiments
 
     for row in experiments():
-        console.print(
-            Text.assemble(plain(row["name"], "bold"), plain(f" ({row['time']})"))
-        )
-        console.print(plain(f"  {row['claim'].strip()}"))
+        name = plain(row["name"], "bold")
+        duration = plain(f" ({row['time']})")
+        console.print(Text.assemble(name, duration))
+        claim = row["claim"].strip()
+        console.print(plain(f"  {claim}"))
 
 
 def reproduce(arguments: argparse.Namespace, console: Console) -> None:
-    """Plan an experiment, train what is missing, write and print the results."""
+    """Plan an experiment, train what is missing, write and print the results.
+
+    Args:
+        arguments: of the command.
+        console: to print on.
+
+    Raises:
+        UserError: for a wrong argument, and if a run fails.
+    """
     started = time.monotonic()
     experiment = load(arguments.experiment, parse_settings(arguments.set))
     if arguments.quick:
         experiment = quick(experiment)
 
-    import torch
-
-    from kd_lightning.experiments.analysis import check_analyses
-    from kd_lightning.experiments.planning import RunnerOptions, plan
-
-    check_analyses(experiment.analyses)
-    # Planning sees the same number of threads as each worker, because it is part of the keys.
-    threads = torch.get_num_threads() // arguments.workers
-    torch.set_num_threads(max(1, threads))
-    options = RunnerOptions(
-        output=arguments.output or Path("runs") / experiment.name,
-        store=arguments.store,
-        seeds=arguments.seeds or experiment.seeds,
-        overrides=_overrides(arguments, experiment),
-        only=arguments.only,
-        workers=arguments.workers,
-        keep_finished=arguments.keep_finished,
-    )
-    jobs = plan(experiment, options)
+    options = _runner_options(arguments, experiment)
+    jobs = _plan(experiment, options)
     if arguments.dry_run:
         _print_commands(jobs, console)
         return
@@ -221,6 +160,37 @@ def reproduce(arguments: argparse.Namespace, console: Console) -> None:
         raise UserError(summary(failures, len(jobs)))
 
 
+def _runner_options(
+    arguments: argparse.Namespace, experiment: Experiment
+) -> RunnerOptions:
+    """Return how to run the experiment; its YAML fills in what the arguments leave open."""
+    from kd_lightning.experiments.planning import RunnerOptions
+
+    return RunnerOptions(
+        output=arguments.output or Path("runs") / experiment.name,
+        store=arguments.store,
+        seeds=arguments.seeds or experiment.seeds,
+        overrides=_overrides(arguments, experiment),
+        only=arguments.only,
+        workers=arguments.workers,
+        keep_finished=arguments.keep_finished,
+    )
+
+
+def _plan(experiment: Experiment, options: RunnerOptions) -> list[Job]:
+    """Plan all jobs, once the experiment's own functions have been checked."""
+    import torch
+
+    from kd_lightning.experiments.analysis import check_analyses
+    from kd_lightning.experiments.planning import plan
+
+    check_analyses(experiment.analyses)
+    # Planning sees the same number of threads as each worker, because it is part of the keys.
+    threads = torch.get_num_threads() // options.workers
+    torch.set_num_threads(max(1, threads))
+    return plan(experiment, options)
+
+
 def _overrides(arguments: argparse.Namespace, experiment: Experiment) -> dict[str, Any]:
     """Return the overrides of all runs that the arguments imply."""
     overrides: dict[str, Any] = {}
@@ -234,11 +204,13 @@ def _overrides(arguments: argparse.Namespace, experiment: Experiment) -> dict[st
 
 
 def _print_commands(jobs: list[Job], console: Console) -> None:
+    """Print each job's state and command, for `--dry-run`."""
     for job in jobs:
         state = "finished" if job.finished else "to run"
         if job.accepted_key is not None:
             state = "finished by other code"
-        console.print(plain(f"{job.run}, seed {job.seed} ({state}):"), soft_wrap=True)
+        title = plain(f"{job.run}, seed {job.seed} ({state}):")
+        console.print(title, soft_wrap=True)
         console.print(plain(f"  {job.command}"), soft_wrap=True)
 
 
@@ -256,8 +228,9 @@ def _train(
             f"the folder {options.output} cannot be written ({error.strerror}); "
             "choose another with --output"
         ) from error
+    title = plain(experiment.title, "bold")
     size = plain(f": {len(jobs)} runs, {experiment.time}")
-    console.print(Text.assemble(plain(experiment.title, "bold"), size))
+    console.print(Text.assemble(title, size))
 
     # A batch system ends a job by SIGTERM; the run then keeps its last checkpoint, as after Ctrl-C.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -280,12 +253,16 @@ def _report(
 
     # With --only, the runs of some analyses may be missing.
     is_complete = not options.only
-    failed = [results.failed_run(each.job, each.error) for each in failures]
+    failed = []
+    for failure in failures:
+        failed.append(results.failed_run(failure.job, failure.error))
     content = results.collect(experiment, jobs, options.output, is_complete, failed)
     _note_accepted_runs(jobs, content)
     results.write(experiment, content, options.output)
 
-    for table in tables(experiment.title, *results.cells(content), console.width):
+    # A wide table is divided, so that each part fits the terminal.
+    headings, lines = results.cells(content)
+    for table in tables(experiment.title, headings, lines, console.width):
         console.print(table)
     for comparison in content["comparisons"]:
         console.print(plain(comparison["sentence"]))
@@ -311,50 +288,11 @@ def _note_accepted_runs(jobs: list[Job], content: Results) -> None:
     content["note"] = f"{content['note']} {sentence}".strip()
 
 
-def setting_words(words: list[str]) -> list[str]:
-    """Turn `--NAME VALUE` and `--NAME=VALUE` into `NAME=VALUE`.
-
-    The names are those of an experiment's settings, which the parser does not know.
-
-    Raises:
-        UserError: for a word that is not of this form.
-    """
-    settings = []
-    rest = list(words)
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if not name.startswith("--"):
-            raise UserError(
-                f"kd reproduce: unexpected argument {name!r}; kd reproduce --help lists the options"
-            )
-        if not equals:
-            if not rest or rest[0].startswith("--"):
-                raise UserError(
-                    f"kd reproduce: unknown option {name}; a setting of the experiment needs a "
-                    "value, and kd reproduce --help lists the options"
-                )
-            value = rest.pop(0)
-        settings.append(f"{name.removeprefix('--')}={value}")
-    return settings
-
-
-def parse_settings(words: list[str]) -> dict[str, Any]:
-    """Turn words `NAME=VALUE` into a mapping, each value read as YAML.
-
-    Raises:
-        UserError: for a word that is not of this form.
-    """
-    settings = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise UserError(f"kd reproduce: --set takes NAME=VALUE, got {word!r}")
-        settings[name] = read_yaml(value, f"kd reproduce: the value of --set {name}")
-    return settings
-
-
 def quick(experiment: Experiment) -> Experiment:
     """Return the experiment cut down as its YAML describes, with a name and title that say so.
+
+    Args:
+        experiment: with its settings filled in.
 
     Raises:
         UserError: if its YAML describes no quick form.
@@ -379,8 +317,11 @@ def _quick_run(run: RunSpec, seeds: int) -> RunSpec:
     """Return a run with fewer seeds, at least two if it lists its own."""
     if not run.seeds:
         return run
-    return replace(run, seeds=run.seeds[: max(2, seeds)])
+    # Two seeds are the fewest that have a standard deviation.
+    count = max(2, seeds)
+    return replace(run, seeds=run.seeds[:count])
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """Treat a signal like Ctrl-C."""
     raise KeyboardInterrupt

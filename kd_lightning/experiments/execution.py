@@ -14,6 +14,7 @@ from kd_lightning.experiments.planning import Job
 from kd_lightning.experiments.store import write_key, write_proof
 from kd_lightning.runs.folder import write_json
 from kd_lightning.runs.lock import in_use
+from kd_lightning.values import Value
 from kd_lightning.weights import read_file
 
 Launch = Callable[[list[str]], Any]
@@ -99,8 +100,10 @@ def _cache(job: Job, launch: Launch) -> None:
     # `kd cache` itself resumes a cache that is not complete.
     launch(job.argv)
     seconds = time.monotonic() - started
-    cache_bytes = sum(path.stat().st_size for path in job.folder.glob("*.bin"))
-    record = {
+    cache_bytes = 0
+    for path in job.folder.glob("*.bin"):
+        cache_bytes += path.stat().st_size
+    record: dict[str, Value] = {
         "status": "finished",
         "wall_time_s": round(seconds, 3),
         "metrics": {"cache_bytes": cache_bytes},

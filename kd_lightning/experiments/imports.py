@@ -31,13 +31,16 @@ def parse_source(path: Path) -> ast.Module:
         body = getattr(node, "body", None)
         # The body of a lambda or of a conditional expression is a single node.
         if isinstance(body, list):
-            body[:] = [statement for statement in body if not _is_constant(statement)]
+            others = [statement for statement in body if not _is_constant(statement)]
+            body[:] = others
     return tree
 
 
 def _is_constant(statement: ast.stmt) -> bool:
     """Whether a statement is a constant that stands alone, such as a docstring."""
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    if not isinstance(statement, ast.Expr):
+        return False
+    return isinstance(statement.value, ast.Constant)
 
 
 @cache
@@ -93,7 +96,9 @@ def imported_module(node: ast.ImportFrom, path: Path) -> Path | None:
         return find_module(node.module or "")
     # One dot is the file's own folder, each further dot is one folder up.
     folder = path.parents[node.level - 1]
-    return folder.joinpath(*node.module.split(".")) if node.module else folder
+    if not node.module:
+        return folder
+    return folder.joinpath(*node.module.split("."))
 
 
 def defining_files(module: Path | None, name: str) -> set[Path]:
@@ -144,7 +149,9 @@ def _source_files(module: Path | None) -> set[Path]:
     """Return the source file of a module, given its location; empty if it has none."""
     if module is None:
         return set()
-    files = (module / "__init__.py", module.with_name(f"{module.name}.py"))
+    package = module / "__init__.py"
+    single = module.with_name(f"{module.name}.py")
+    files = (package, single)
     return {path for path in files if path.is_file()}
 
 
@@ -188,7 +195,12 @@ def find_module(name: str) -> Path | None:
 
 def user_folders() -> list[Path]:
     """Return the folders on Python's search path that hold the user's own modules."""
-    return [folder for folder in map(_resolved, sys.path) if not _is_installed(folder)]
+    folders = []
+    for entry in sys.path:
+        folder = _resolved(entry)
+        if not _is_installed(folder):
+            folders.append(folder)
+    return folders
 
 
 @cache

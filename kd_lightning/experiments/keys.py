@@ -68,6 +68,7 @@ _REPORTING = (
     "runs/help.py",
     "runs/joined_lists.py",
     "runs/lock.py",
+    "runs/machine.py",
     "runs/memory.py",
     "runs/options.py",
     "runs/pretrained.py",
@@ -80,13 +81,16 @@ _REPORTING = (
     "runs/report.py",
     "runs/resume.py",
     "runs/session.py",
+    "runs/session_callback.py",
     "runs/settings.py",
     "runs/suggestions.py",
     "runs/trainer_checks.py",
     "runs/wandb.py",
     "training/capture.py",
+    "training/capture_file.py",
     "training/faults.py",
     "training/first_report.py",
+    "training/loss_measurements.py",
     "training/measurements.py",
     "training/report_warnings.py",
     "trust.py",
@@ -324,7 +328,10 @@ def address(key: Key) -> str:
 def changed_names(old: Key, new: Key) -> list[str]:
     """Return the names of the entries that differ between two keys, settings before code."""
     all_names = {*old, *new}
-    changed = [name for name in all_names if old.get(name) != new.get(name)]
+    changed = []
+    for name in all_names:
+        if old.get(name) != new.get(name):
+            changed.append(name)
     # False sorts before True.
     return sorted(changed, key=lambda name: (is_code(name), name))
 

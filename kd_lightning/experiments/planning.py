@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,123 +10,23 @@ from typing import Any
 import yaml
 
 from kd_lightning.errors import UserError
+from kd_lightning.experiments.job import Job
 from kd_lightning.experiments.keys import address, run_key
 from kd_lightning.experiments.schema import MAX_JOBS
 from kd_lightning.experiments.spec import Experiment, RunSpec
-from kd_lightning.experiments.store import (
-    FinishedRuns,
-    alteration,
-    is_finished,
-    read_record,
-    stored_checkpoint,
-)
-from kd_lightning.runs.folder import read_json
+from kd_lightning.experiments.store import FinishedRuns, is_finished, read_record
+from kd_lightning.values import Values
 from kd_lightning.yaml_files import YamlValue
 
-
-@dataclass
-class Job:
-    """One run with one seed.
-
-    Attributes:
-        run: its name in the experiment.
-        seed: its seed.
-        key: everything that decides its result.
-        folder: where it is stored. The folder's name is the address of the key, unless an earlier
-            run is accepted instead.
-        argv: the arguments of `kd`.
-        needs: jobs that must finish first.
-        may_fail: whether the job counts as finished if its training diverged.
-        accepted_key: the key of the earlier run that is accepted instead, if any.
-    """
-
-    run: str
-    seed: int
-    key: dict[str, Any]
-    folder: Path
-    argv: list[str]
-    needs: list[Job]
-    may_fail: bool = False
-    accepted_key: dict[str, Any] | None = None
-
-    @property
-    def name(self) -> str:
-        """The job's name in the experiment, `RUN/SEED`."""
-        return f"{self.run}/{self.seed}"
-
-    @property
-    def address(self) -> str:
-        """The address of the job's key in the store."""
-        return address(self.key)
-
-    @property
-    def record(self) -> dict[str, Any]:
-        """The content of the run's `run.json`; empty before the run starts."""
-        return read_record(self.folder)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run needs no more training."""
-        return is_finished(self.record, self.may_fail) and self.alteration is None
-
-    @property
-    def alteration(self) -> str | None:
-        """Why the run in the folder is no longer this job's, if it was changed."""
-        record = self.record
-        altered = alteration(self.folder, record)
-        if altered is not None:
-            return altered
-        sources = record.get("teacher")
-        if self.is_cache:
-            manifest = read_json(self.folder / "manifest.json")
-            sources = manifest.get("fingerprint", {}).get("teacher")
-        for source in sources or []:
-            for need in self.needs:
-                if need.differs_from(source):
-                    return f"it was made with other weights of {need.run}, seed {need.seed}"
-        return None
-
-    def differs_from(self, source: Mapping[str, Any]) -> bool:
-        """Whether a teacher's weights came from this run, but are not those that it has now.
-
-        Args:
-            source: `path` and `sha256` of the weights.
-        """
-        current = stored_checkpoint(self.record)
-        # The store may have moved since.
-        path = Path(str(source.get("path", ""))).parts[-3:]
-        is_own = path == self.checkpoint.parts[-3:]
-        return is_own and current is not None and source.get("sha256") != current
-
-    @property
-    def is_cache(self) -> bool:
-        """Whether the job caches a teacher's outputs instead of training."""
-        return self.argv[:1] == ["cache"]
-
-    @property
-    def checkpoint(self) -> Path:
-        """The last checkpoint of the run."""
-        return self.folder / "checkpoints" / "last.ckpt"
-
-    @property
-    def product(self) -> Path:
-        """The path that other runs take from this one: the folder of a cache, else a checkpoint."""
-        return self.folder if self.is_cache else self.checkpoint
-
-    @property
-    def data_root(self) -> str | None:
-        """The folder of the data sets that the job's command names."""
-        for word in self.argv:
-            option, _, value = word.partition("=")
-            if option in ("--data.root", "--data.data.root"):
-                return value
-        return None
-
-    @property
-    def command(self) -> str:
-        """The command to type in a shell."""
-        return shlex.join(["kd", *self.argv])
-
+__all__ = [
+    "Job",
+    "RunnerOptions",
+    "by_run",
+    "chosen",
+    "format_override",
+    "format_overrides",
+    "plan",
+]
 
 Need = Job | list[Job]
 """What a run needs for one setting: a job, or a list of jobs."""
@@ -159,6 +58,10 @@ class RunnerOptions:
 def plan(experiment: Experiment, options: RunnerOptions) -> list[Job]:
     """Return all jobs of an experiment, each after the jobs that it needs.
 
+    Args:
+        experiment: the experiment.
+        options: how to run it.
+
     Raises:
         UserError: for an unknown run in `options.only`, and for runs that need each other.
     """
@@ -171,6 +74,7 @@ class _Planner:
     def __init__(self, experiment: Experiment, options: RunnerOptions) -> None:
         self.experiment = experiment
         self.options = options
+        # In the order in which they will run.
         self._jobs: dict[tuple[str, int], Job] = {}
         self._run_keys: dict[str, dict[str, Any]] = {}
         self._finished_runs: FinishedRuns | None = None
@@ -178,9 +82,12 @@ class _Planner:
             self._finished_runs = FinishedRuns(options.store, options.output)
 
     def plan(self) -> list[Job]:
+        """Return the jobs of the chosen runs."""
         runs = chosen(self.experiment, self.options.only)
         # Before a job is made, because seeds can stand for any number of them.
-        count = sum(len(self._seeds(run)) for run in runs)
+        count = 0
+        for run in runs:
+            count += len(self._seeds(run))
         if count > MAX_JOBS:
             raise UserError(
                 f"{self.experiment.name} would have {count:,} jobs (runs times seeds); at most "
@@ -192,6 +99,7 @@ class _Planner:
         return list(self._jobs.values())
 
     def _seeds(self, run: RunSpec) -> Sequence[int]:
+        """Return the seeds of a run."""
         if run.seeds is not None:
             return run.seeds
         return range(self.options.seeds)
@@ -238,11 +146,15 @@ class _Planner:
         name, _, fixed_seed = wanted.partition("@")
         run = self.experiment.run(name)
         if fixed_seed == "*":
-            return [self._job(run, each, above) for each in self._seeds(run)]
+            jobs = []
+            for each in self._seeds(run):
+                jobs.append(self._job(run, each, above))
+            return jobs
         needed_seed = int(fixed_seed) if fixed_seed else seed
         return [self._job(run, needed_seed, above)]
 
     def _new_job(self, run: RunSpec, seed: int, needs: dict[str, Need]) -> Job:
+        """Return a job whose needs are planned."""
         settings = self._settings(run)
         key = self._key(run, seed, settings, needs)
         folder, accepted_key = self._folder(key, run.may_fail)
@@ -275,15 +187,15 @@ class _Planner:
     def _key(
         self, run: RunSpec, seed: int, settings: list[str], needs: dict[str, Need]
     ) -> dict[str, Any]:
+        """Return everything that decides the result of a run with one seed."""
         # Parsing is slow, so one parse serves all seeds. Needed runs enter the key by their
         # addresses, never by their paths; the parser only sees placeholders.
         if run.name not in self._run_keys:
             placeholders: dict[str, YamlValue] = {}
             for setting, need in needs.items():
                 # The parser's result enters the key, so it must not depend on the number of jobs.
-                placeholders[setting] = (
-                    ["needed"] if isinstance(need, list) else "needed"
-                )
+                is_list = isinstance(need, list)
+                placeholders[setting] = ["needed"] if is_list else "needed"
             argv = ["fit", *settings, *format_overrides(placeholders)]
             is_cache = run.cache is not None
             self._run_keys[run.name] = run_key(argv, caches=is_cache)
@@ -297,7 +209,7 @@ class _Planner:
         return key
 
     def _folder(
-        self, key: dict[str, Any], may_fail: bool
+        self, key: Values, may_fail: bool
     ) -> tuple[Path, dict[str, Any] | None]:
         """Return the folder of the run with that key, and the key of an accepted earlier run."""
         folder = self.options.store / address(key)
@@ -348,7 +260,8 @@ def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
     for name in only:
         matches = [run.name for run in experiment.runs if _is_named(run, name)]
         if not matches:
-            names = ", ".join(dict.fromkeys(run.name for run in experiment.runs))
+            all_names = dict.fromkeys(run.name for run in experiment.runs)
+            names = ", ".join(all_names)
             raise UserError(
                 f"--only {name!r}: {experiment.name} has no such run; its runs are {names}"
             )
@@ -359,10 +272,12 @@ def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
 
 def _is_named(run: RunSpec, name: str) -> bool:
     """Return whether a run has that name or is of a grid that has it, such as `student lr=0.1`."""
-    return run.name == name or run.name.startswith(f"{name} ")
+    if run.name == name:
+        return True
+    return run.name.startswith(f"{name} ")
 
 
-def _with_inner_root(overrides: Mapping[str, Any]) -> dict[str, Any]:
+def _with_inner_root(overrides: Values) -> dict[str, Any]:
     """Return the overrides with `data.root` moved to the inner data if the data wraps other data."""
     data = overrides.get("data")
     arguments = data.get("init_args") if isinstance(data, dict) else None
@@ -376,6 +291,7 @@ def _with_inner_root(overrides: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _all_jobs(needs: Mapping[str, Need]) -> list[Job]:
+    """Return the jobs of all settings, in order."""
     jobs: list[Job] = []
     for need in needs.values():
         jobs += need if isinstance(need, list) else [need]
@@ -407,7 +323,10 @@ def format_override(name: str, value: YamlValue) -> str:
 
 def format_overrides(overrides: Mapping[str, YamlValue]) -> list[str]:
     """Return one argument per override; see `format_override`."""
-    return [format_override(name, value) for name, value in overrides.items()]
+    arguments = []
+    for name, value in overrides.items():
+        arguments.append(format_override(name, value))
+    return arguments
 
 
 def by_run(jobs: Iterable[Job]) -> dict[str, list[Job]]:

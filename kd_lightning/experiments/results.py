@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 from kd_lightning.errors import UserError
 from kd_lightning.escaping import markdown as escaped
@@ -33,6 +33,7 @@ from kd_lightning.experiments.report import csv_text as format_csv
 from kd_lightning.experiments.spec import Experiment
 from kd_lightning.experiments.stats import Comparison, Equivalence, alike
 from kd_lightning.runs.folder import RunFolder, commit, hardware, write_json
+from kd_lightning.values import Values
 
 
 class FailedRun(TypedDict):
@@ -92,7 +93,8 @@ def collect(
     rows = metric_rows(experiment, groups)
     tests = []
     for comparison in comparisons(experiment, groups):
-        tests.append(comparison.as_dict() | {"sentence": comparison.sentence()})
+        sentence = {"sentence": comparison.sentence()}
+        tests.append(comparison.as_dict() | sentence)
     for equivalence in equivalences(experiment, groups):
         tests.append(equivalence.as_dict())
     note = experiment.note.strip()
@@ -119,8 +121,12 @@ def collect(
 
 
 def _failure_note(failed: Sequence[FailedRun]) -> str:
-    names = [f"{each['run']} (seed {each['seed']})" for each in failed]
-    return f"Incomplete: {len(failed)} runs failed and are missing: {', '.join(names)}."
+    """Which runs are missing from the table."""
+    names = []
+    for each in failed:
+        names.append(f"{each['run']} (seed {each['seed']})")
+    listed = ", ".join(names)
+    return f"Incomplete: {len(failed)} runs failed and are missing: {listed}."
 
 
 def seed_groups(experiment: Experiment, jobs: Sequence[Job]) -> dict[str, SeedGroup]:
@@ -181,7 +187,8 @@ def analysis_rows(
             # The experiment's YAML takes precedence over the analysis.
             paper_of_run = experiment.paper.get(row.run, {})
             paper = paper_of_run.get(row.metric, row.paper)
-            rows.append(result_row(row.run, row.metric, row.values, paper=paper))
+            result = result_row(row.run, row.metric, row.values, paper=paper)
+            rows.append(result)
     return rows
 
 
@@ -214,7 +221,8 @@ def equivalences(
         values_a, values_b = values_over_shared_seeds(a, b, metric)
         if values_a:
             margin = float(pair["margin"])
-            tested.append(alike(a.label, b.label, metric, margin, values_a, values_b))
+            test = alike(a.label, b.label, metric, margin, values_a, values_b)
+            tested.append(test)
     return tested
 
 
@@ -225,7 +233,9 @@ def cells(content: Results) -> Cells:
 
 def markdown(experiment: Experiment, content: Results) -> str:
     """The text of results.md."""
-    text = [f"# {escaped(experiment.title)}", "", escaped(experiment.claim), ""]
+    title = f"# {escaped(experiment.title)}"
+    claim = escaped(experiment.claim)
+    text = [title, "", claim, ""]
     text += markdown_table(*cells(content))
     text.append("")
     for comparison in content["comparisons"]:
@@ -263,9 +273,9 @@ def _interval_sentence(rows: Sequence[ResultRow]) -> str:
     for row in rows:
         bounds = row.get("interval")
         if row["metric"] == metric and bounds:
-            low = scale * bounds[0]
-            high = scale * bounds[1]
-            intervals.append(f"{row['run']} [{low:.4g}, {high:.4g}]{unit}")
+            low = f"{scale * bounds[0]:.4g}"
+            high = f"{scale * bounds[1]:.4g}"
+            intervals.append(f"{row['run']} [{low}, {high}]{unit}")
     if not intervals:
         return ""
     name = HEADINGS.get(metric, metric)
@@ -285,7 +295,7 @@ def write(experiment: Experiment, content: Results, output: Path) -> None:
     """Write results.json, results.csv, results.md and summary.png."""
     from kd_lightning.experiments.plots import summary
 
-    write_json(output / "results.json", content)
+    write_json(output / "results.json", cast(Values, content))
     (output / "results.csv").write_text(csv_text(content))
     (output / "results.md").write_text(markdown(experiment, content))
     summary(experiment, content["rows"], output / "summary.png")

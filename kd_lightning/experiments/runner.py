@@ -155,7 +155,9 @@ class Runner:
 
     def _needs_no_run(self, job: Job, clock: Clock) -> bool:
         """Whether a job is finished after all, or cannot start because another one failed."""
-        failed = {failure.job.folder: failure.job for failure in self.failures}
+        failed = {}
+        for failure in self.failures:
+            failed[failure.job.folder] = failure.job
         # Jobs with equal keys are the same run.
         for need in (job, *job.needs):
             if need.folder in failed:
@@ -183,7 +185,9 @@ class Runner:
         record = job.record
         count_name = record.get("task", {}).get("count", "errors")
         value = record.get("metrics", {}).get(f"test_{count_name}")
-        result = "" if value is None else f"{value:g} test {count_name}, "
+        result = ""
+        if value is not None:
+            result = f"{value:g} test {count_name}, "
         # All counts have the same width, so that the lines below each other align.
         digits = len(str(clock.total))
         count = f"{clock.finished:>{digits}}/{clock.total}"
@@ -192,7 +196,8 @@ class Runner:
             left = f"; about {_duration(clock.seconds_left())} left"
         name = f"[{count}] {job.run}, seed {job.seed}"
         self._print(f"{name}: {result}{seconds:.1f} s{left}")
-        self._history[job.name] = {"address": job.folder.name, "key": job.key}
+        entry = {"address": job.folder.name, "key": job.key}
+        self._history[job.name] = entry
         write_json(self._history_path, self._history)
 
     def _accept(self, jobs: list[Job]) -> None:

@@ -81,9 +81,12 @@ def check_run_names(where: str, names: Iterable[YamlValue]) -> None:
             )
 
 
-def _shown(value: object) -> str:
+def _shown(value: YamlValue) -> str:
+    """A value as a message shows it, cut if it is long."""
     text = repr(value)
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    if len(text) > 100:
+        return f"{text[:97]}..."
+    return text
 
 
 def _is_text(value: YamlValue) -> bool:
@@ -95,8 +98,11 @@ def _is_line(value: YamlValue) -> bool:
 
 
 def _is_paragraph(value: YamlValue) -> bool:
+    if not isinstance(value, str):
+        return False
     # Line ends are white space, but terminal escapes are not.
-    return isinstance(value, str) and "".join(value.split()).isprintable()
+    visible = "".join(value.split())
+    return visible.isprintable()
 
 
 def _is_flag(value: YamlValue) -> bool:
@@ -109,14 +115,15 @@ def _is_mapping(value: YamlValue) -> bool:
 
 def _is_number(value: YamlValue) -> bool:
     # In Python, true and false are numbers.
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(cast(float, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
 
 
 def _is_whole(value: YamlValue, low: int, high: int) -> bool:
-    return (
-        isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-    )
+    if isinstance(value, bool) or not isinstance(value, int):
+        return False
+    return low <= value <= high
 
 
 def _is_seed_count(value: YamlValue) -> bool:
@@ -136,9 +143,13 @@ def _is_filled_texts(value: YamlValue) -> bool:
 
 
 def _is_seeds(value: YamlValue) -> bool:
-    if not isinstance(value, list) or not 1 <= len(value) <= MAX_SEEDS:
+    if not isinstance(value, list):
         return False
-    return all(_is_whole(seed, 0, 2**32 - 1) for seed in value)
+    if not 1 <= len(value) <= MAX_SEEDS:
+        return False
+    # Numpy's generators take 32 bits.
+    highest = 2**32 - 1
+    return all(_is_whole(seed, 0, highest) for seed in value)
 
 
 def _is_mapping_of(value: YamlValue, kind: type) -> bool:
@@ -157,7 +168,8 @@ def _is_grid(value: YamlValue) -> bool:
     if not _is_mapping_of(value, list) or not _is_mapping(value):
         return False
     # Without a value, there would be no run.
-    return all(cast(Mapping[str, YamlValue], value).values())
+    grid = cast(Mapping[str, YamlValue], value)
+    return all(grid.values())
 
 
 def _is_choices(value: YamlValue) -> bool:
@@ -168,7 +180,9 @@ def _is_paper(value: YamlValue) -> bool:
     if not isinstance(value, dict):
         return False
     for metrics in value.values():
-        if not isinstance(metrics, dict) or not all(map(_is_number, metrics.values())):
+        if not isinstance(metrics, dict):
+            return False
+        if not all(map(_is_number, metrics.values())):
             return False
     return True
 
@@ -189,32 +203,41 @@ def _is_reference(value: YamlValue) -> bool:
     if not isinstance(value, str):
         return False
     _, at, seed = value.partition("@")
-    return (
-        not at or seed == "*" or (seed.isascii() and seed.isdigit() and len(seed) < 10)
-    )
+    if not at or seed == "*":
+        return True
+    # Other alphabets have digits, too; ten digits may be more than 32 bits.
+    return seed.isascii() and seed.isdigit() and len(seed) < 10
 
 
 def _is_cache(value: YamlValue) -> bool:
-    if not isinstance(value, dict) or not set(value) <= {"views", "top_k", "dtype"}:
+    if not isinstance(value, dict):
         return False
+    if not set(value) <= {"views", "top_k", "dtype"}:
+        return False
+    # What is not given has a valid default.
     has_views = _is_whole(value.get("views", 1), 1, MAX_VIEWS)
     has_top_k = _is_whole(value.get("top_k", 1), 1, 10**9)
-    return has_views and has_top_k and value.get("dtype", "fp32") in ("fp32", "fp16")
+    has_dtype = value.get("dtype", "fp32") in ("fp32", "fp16")
+    return has_views and has_top_k and has_dtype
 
 
 def _is_quick(value: YamlValue) -> bool:
-    if not isinstance(value, dict) or not set(value) <= {"seeds", "overrides"}:
+    if not isinstance(value, dict):
         return False
-    return _is_seed_count(value.get("seeds", 1)) and _is_mapping(
-        value.get("overrides", {})
-    )
+    if not set(value) <= {"seeds", "overrides"}:
+        return False
+    has_seeds = _is_seed_count(value.get("seeds", 1))
+    has_overrides = _is_mapping(value.get("overrides", {}))
+    return has_seeds and has_overrides
 
 
 def _is_pairs(value: YamlValue) -> bool:
     if not isinstance(value, list):
         return False
     for pair in value:
-        if not isinstance(pair, list) or len(pair) != 2 or not _is_texts(pair):
+        if not isinstance(pair, list) or len(pair) != 2:
+            return False
+        if not _is_texts(pair):
             return False
     return True
 
@@ -227,7 +250,10 @@ def _is_equivalences(value: YamlValue) -> bool:
             return False
         has_names = _is_text(pair["a"]) and _is_text(pair["b"])
         margin = pair["margin"]
-        if not has_names or not _is_number(margin) or cast(float, margin) <= 0:
+        if not has_names or not _is_number(margin):
+            return False
+        # Nothing is equal within a margin of 0.
+        if cast(float, margin) <= 0:
             return False
     return True
 

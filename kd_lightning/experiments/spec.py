@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import itertools
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import resolve_function
+from kd_lightning.experiments.locating import experiments_root, find, shipped_names
+from kd_lightning.experiments.run_spec import RunSpec
 from kd_lightning.experiments.schema import (
     EXPERIMENT,
     MAX_JOBS,
@@ -19,70 +19,13 @@ from kd_lightning.experiments.schema import (
     check_keys,
     check_run_names,
 )
-from kd_lightning.paths import shipped_root
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.runs.ranges import MAX_NAME_BYTES
 from kd_lightning.yaml_files import YamlValue, read_yaml_file
 
+__all__ = ["PAPER_METRICS", "Experiment", "RunSpec", "find", "load", "shipped_names"]
+
 PAPER_METRICS = ("test_errors", "test_accuracy")
-
-
-@dataclass
-class RunSpec:
-    """One kind of run, repeated over seeds.
-
-    Attributes:
-        name: teacher, student-alone, distilled, ...
-        configs: YAML files, composed after those of the experiment.
-        overrides: `key: value`, applied after those of the experiment.
-        needs: config key -> the run whose last checkpoint (or cache) is its value. `NAME` is the
-            run of the same seed, `NAME@0` that of seed 0, `NAME@*` a list of all its seeds. A list
-            names several runs.
-        seeds: the seeds, if they differ from those of the experiment.
-        grid: config key -> values: one run per combination.
-        cache: options of `kd cache` (views, top_k, dtype). If given, the run does not train but
-            caches the outputs of the teacher of the pair that the configs compose.
-        may_fail: whether a seed whose training diverges counts as finished, without metrics.
-    """
-
-    name: str
-    configs: list[str] = field(default_factory=list)
-    overrides: dict[str, Any] = field(default_factory=dict)
-    needs: dict[str, str | list[str]] = field(default_factory=dict)
-    seeds: list[int] | None = None
-    grid: dict[str, list[Any]] = field(default_factory=dict)
-    cache: dict[str, Any] | None = None
-    may_fail: bool = False
-
-    @property
-    def needed_names(self) -> list[str]:
-        """The names of all runs in `needs`, without seeds."""
-        names: list[str] = []
-        for value in self.needs.values():
-            needed = value if isinstance(value, list) else [value]
-            for reference in needed:
-                name, _, _ = reference.partition("@")
-                names.append(name)
-        return names
-
-    @property
-    def combinations(self) -> int:
-        """The number of runs that `expanded` returns."""
-        return math.prod(len(values) for values in self.grid.values())
-
-    def expanded(self) -> list[RunSpec]:
-        """Return one run per combination of the grid's values, with the values in its name."""
-        runs = []
-        for values in itertools.product(*self.grid.values()):
-            combination = dict(zip(self.grid, values, strict=True))
-            name = self.name
-            for key, value in combination.items():
-                # The full key would make the name too long for a table.
-                last_part = key.rpartition(".")[2]
-                name += f" {last_part}={value}"
-            overrides = {**self.overrides, **combination}
-            runs.append(replace(self, name=name, overrides=overrides, grid={}))
-        return runs
 
 
 @dataclass
@@ -138,46 +81,9 @@ class Experiment:
 
     def run(self, name: str) -> RunSpec:
         """Return the run of that name."""
+        # The names were checked when the YAML was read.
         matches = (run for run in self.runs if run.name == name)
         return next(matches)
-
-
-def find(name: str) -> Path:
-    """Return the path of an experiment's YAML, given its name or its path.
-
-    Raises:
-        UserError: if there is no such experiment; the message names similar ones.
-    """
-    try:
-        for path in (Path(name), _experiments() / f"{name}.yaml"):
-            if path.is_file():
-                return path.absolute()
-    except OSError as error:
-        # For example a name that is too long.
-        raise UserError(
-            f"there is no experiment {name[:100]!r}: {error.strerror}"
-        ) from None
-    names = shipped_names()
-    matches = difflib.get_close_matches(name, names, n=3)
-    # `mnist` stands for hinton2015/mnist, and `hinton2015` for all of its experiments.
-    matches += [other for other in names if name and name in other.split("/")]
-    hint = ""
-    if matches:
-        hint = f"did you mean {' or '.join(list(dict.fromkeys(matches))[:3])}? "
-    raise UserError(
-        f"there is no experiment {name!r}; {hint}kd reproduce --list names all"
-    )
-
-
-def shipped_names() -> list[str]:
-    """The names of the YAML files below experiments/."""
-    root = _experiments()
-    paths = sorted(root.rglob("*.yaml"))
-    return [path.relative_to(root).with_suffix("").as_posix() for path in paths]
-
-
-def _experiments() -> Path:
-    return shipped_root() / "experiments"
 
 
 def load(
@@ -205,32 +111,18 @@ def load(
     changes = changes or {}
     # A key without a value is null in YAML.
     defaults = content.get("settings") or {}
-    instead = content.get("instead") or {}
-    for setting, other in instead.items():
-        is_changed = changes.get(setting) not in (None, defaults.get(setting))
-        if is_changed:
-            return load(other, changes, (*above, name))
+    other = _replacement(content, changes)
+    if other is not None:
+        return load(other, changes, (*above, name))
 
-    unknown = sorted(set(changes) - set(defaults))
-    if unknown:
-        valid = ", ".join(defaults) or "none"
-        close = difflib.get_close_matches(unknown[0], defaults, n=1)
-        hint = f"; did you mean --{close[0]}?" if close else ""
-        raise UserError(f"{name} has no setting --{unknown[0]}; it has {valid}{hint}")
-    choices = content.get("choices") or {}
-    # A setting that is given its default value does not change the experiment's name.
-    changed = {}
-    for setting, value in changes.items():
-        _check_choice(name, setting, value, choices.get(setting))
-        if value != defaults[setting]:
-            changed[setting] = value
+    changed = _changed_settings(name, content, changes)
     settings = {**defaults, **changed}
     content = _filled(content, settings)
     content["settings"] = settings
     # Now that the settings are filled in, all values have their final types.
     check_keys(str(path), content, EXPERIMENT)
     # A key without a value is null in YAML, and means the default.
-    content = {key: value for key, value in content.items() if value is not None}
+    content = _without_nulls(content)
 
     runs = _runs(path, content.pop("runs"))
     analyses = content.get("analyses", {})
@@ -240,9 +132,49 @@ def load(
     for key in ("title", "claim", "time"):
         if not content.get(key):
             raise UserError(f"the experiment {path} has no {key}")
-    experiment = Experiment(name=_full_name(path, changed), runs=runs, **content)
+    full_name = _full_name(path, changed)
+    experiment = Experiment(name=full_name, runs=runs, **content)
     _check_names(path, experiment)
     return experiment
+
+
+def _replacement(
+    content: Mapping[str, Any], changes: Mapping[str, YamlValue]
+) -> str | None:
+    """The experiment that replaces this one if a setting is changed; `None` for this one."""
+    defaults = content.get("settings") or {}
+    instead: dict[str, str] = content.get("instead") or {}
+    for setting, other in instead.items():
+        default = defaults.get(setting)
+        if changes.get(setting) not in (None, default):
+            return other
+    return None
+
+
+def _changed_settings(
+    name: str, content: Mapping[str, Any], changes: Mapping[str, YamlValue]
+) -> dict[str, YamlValue]:
+    """The settings whose values differ from the YAML's.
+
+    A setting that is given its default value does not change the experiment's name.
+
+    Raises:
+        UserError: for a setting that the experiment does not have, or a value that is no choice.
+    """
+    defaults = content.get("settings") or {}
+    unknown = sorted(set(changes) - set(defaults))
+    if unknown:
+        valid = ", ".join(defaults) or "none"
+        close = difflib.get_close_matches(unknown[0], defaults, n=1)
+        hint = f"; did you mean --{close[0]}?" if close else ""
+        raise UserError(f"{name} has no setting --{unknown[0]}; it has {valid}{hint}")
+    choices = content.get("choices") or {}
+    changed = {}
+    for setting, value in changes.items():
+        _check_choice(name, setting, value, choices.get(setting))
+        if value != defaults[setting]:
+            changed[setting] = value
+    return changed
 
 
 def _check_choice(
@@ -258,19 +190,22 @@ def _check_choice(
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of an experiment's YAML with its top level checked."""
     content = with_current_names(read_yaml_file(path, f"the experiment {path}"))
-    if not isinstance(content, dict) or not isinstance(content.get("runs"), dict):
-        raise UserError(f"the experiment {path} names no runs")
-    if not content["runs"]:
-        raise UserError(f"the experiment {path} names no runs")
+    no_runs = UserError(f"the experiment {path} names no runs")
+    if not isinstance(content, dict):
+        raise no_runs
+    runs = content.get("runs")
+    if not isinstance(runs, dict) or not runs:
+        raise no_runs
     # Other values may still be placeholders.
-    early = ("settings", "instead", "choices")
-    check_keys(
-        str(path), {key: content[key] for key in early if key in content}, EXPERIMENT
-    )
+    early = {}
+    for key in ("settings", "instead", "choices"):
+        if key in content:
+            early[key] = content[key]
+    check_keys(str(path), early, EXPERIMENT)
     return content
 
 
-def _filled(value: Any, settings: Mapping[str, YamlValue]) -> Any:
+def _filled(value: YamlValue, settings: Mapping[str, YamlValue]) -> Any:
     """Replace `${name}` in all texts. A text of nothing else becomes the setting's value itself."""
     if isinstance(value, dict):
         filled = {}
@@ -299,8 +234,7 @@ def _runs(path: Path, content: Mapping[str, Any]) -> list[RunSpec]:
         # A run without any fields is null in YAML.
         values = {} if fields is None else fields
         check_keys(f"{path}: runs.{name}", values, RUN)
-        given = {key: value for key, value in values.items() if value is not None}
-        grids.append(RunSpec(name=name, **given))
+        grids.append(RunSpec(name=name, **_without_nulls(values)))
     # Before the combinations are made: a short grid can stand for any number of them.
     for grid in grids:
         if grid.combinations > MAX_JOBS:
@@ -314,17 +248,27 @@ def _runs(path: Path, content: Mapping[str, Any]) -> list[RunSpec]:
     return runs
 
 
+def _without_nulls(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are not null."""
+    given = {}
+    for key, value in values.items():
+        if value is not None:
+            given[key] = value
+    return given
+
+
 def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
     """Return an experiment's name, followed by its changed settings."""
     name = path.stem
-    root = _experiments()
+    root = experiments_root()
     if path.is_relative_to(root):
         name = path.with_suffix("").relative_to(root).as_posix()
     for key, value in changed.items():
         # The name becomes that of a folder, so it holds only the last part of a path.
         last_part = str(value).rstrip("/").rpartition("/")[2]
         name += f"-{key}-{last_part}"
-    longest = max(len(part.encode()) for part in name.split("/"))
+    lengths = [len(part.encode()) for part in name.split("/")]
+    longest = max(lengths)
     if longest > MAX_NAME_BYTES - 50:
         raise UserError(
             f"the settings make the experiment's name too long: {name[:100]}..."

@@ -57,7 +57,8 @@ class Comparison:
         )
         if self.p is None:
             return f"{text} (no test: fewer than {LEAST_SEEDS} seeds)"
-        text += f", 95% interval [{self.low:+.4g}, {self.high:+.4g}], paired t-test p = {self.p:.2g}"
+        interval = f"[{self.low:+.4g}, {self.high:+.4g}]"
+        text += f", 95% interval {interval}, paired t-test p = {self.p:.2g}"
         # With a single test, Holm's correction changes nothing.
         if self.p_holm != self.p:
             text += f" (Holm: {self.p_holm:.2g})"

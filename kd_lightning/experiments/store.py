@@ -148,7 +148,9 @@ def _stored_runs(store: Path, output: Path) -> Iterator[StoredRun]:
     """Yield the runs whose keys are known, whether they are finished or not."""
     # Experiments are named PAPER/EXPERIMENT or EXPERIMENT, and so are their results' folders,
     # which lie beside the store by default.
-    results = [*store.parent.glob("*/jobs.json"), *store.parent.glob("*/*/jobs.json")]
+    results = list(store.parent.glob("*/jobs.json"))
+    # The results of a paper's experiments lie one folder deeper.
+    results += store.parent.glob("*/*/jobs.json")
     # The experiment's own results come last, so that they take precedence.
     for path in (*sorted(results), output / "jobs.json"):
         for job in read_json(path).values():

@@ -149,7 +149,8 @@ class Workers:
         """Wait until a job ends, at most for that time, and return the jobs that ended."""
         ended = []
         # A pipe of this process is always a Connection, but `wait` accepts other objects too.
-        ready = cast(list[Connection], wait(list(self._jobs), timeout=seconds))
+        pipes = list(self._jobs)
+        ready = cast(list[Connection], wait(pipes, timeout=seconds))
         for pipe in ready:
             job = self._jobs.pop(pipe)
             try:

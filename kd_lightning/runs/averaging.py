@@ -21,4 +21,10 @@ class SaveAveraged(pl.Callback):
         self.path = path
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the checkpoint again, with the averaged weights.
+
+        Args:
+            trainer: that has trained.
+            pl_module: with the averaged weights.
+        """
         trainer.save_checkpoint(self.path)

@@ -29,6 +29,7 @@ from kd_lightning.runs.spec_arguments import fill_from_spec
 from kd_lightning.runs.trainer_checks import check_trainer
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.training import lightning_compat
+from kd_lightning.training.checkpointing import Described
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.trust import import_factory
@@ -92,10 +93,12 @@ class BuiltRun:
         Raises:
             UserError: if something does not fit.
         """
+        # Reads all data, and runs the networks on a blank batch.
         self.module.attach(self.datamodule, self.command)
         if self.command == "predict":
             # Reads what is to be predicted.
             self.datamodule.predict_dataloader()
+        # Fractions of an epoch can select no batch at all.
         check_limits(self.trainer_settings, self._batches())
         if self.command == "fit":
             self.module.check_optimizer()
@@ -124,10 +127,12 @@ class BuiltRun:
         for stage in stages.get(self.command, ()):
             size = data.batch_size if stage == "train" else data.eval_batch_size
             name = "val" if stage == "validation" else stage
-            batches[name] = math.ceil(data.spec.samples.get(stage, 0) / size)
+            samples = data.spec.samples.get(stage, 0)
+            batches[name] = math.ceil(samples / size)
         return batches
 
     def _check_best_checkpoint(self) -> None:
+        """Refuse to test the best checkpoint if none will be written."""
         if not self.has_validation:
             raise UserError(
                 "--run.test=best needs a validation split; use --run.test=last, or set "
@@ -140,16 +145,20 @@ class BuiltRun:
             )
 
     def _check_checkpoint(self, path: Path) -> None:
+        """Refuse a checkpoint of another module, network or data, or one that cannot be resumed."""
         content = self.checkpoint_content
-        if KEY not in content or content[KEY].get("role") != self.module.role:
+        described = content.get(KEY, {})
+        if described.get("role") != self.module.role:
             raise UserError(
                 f"--ckpt_path: {path} is not a checkpoint of a {type(self.module).__name__}; "
                 "give one with its config"
             )
+        # Damage is reported here, before Lightning meets it in the middle of its set-up.
         owner = f"--ckpt_path {path}"
         check_lightning_entries(content, owner, resumes=False)
         check_weights(self.module.net, network_weights(content), owner)
         self._check_spec(path)
+        # Whoever tests needs weights only.
         if self.command != "fit":
             return
         if not content.get("optimizer_states"):
@@ -191,29 +200,24 @@ def build_run(
 def _build_run(
     command: str, parser: LightningArgumentParser, config: Namespace
 ) -> BuiltRun:
+    """See `build_run`; errors of the parser have not been put into words yet."""
     torch.set_float32_matmul_precision(config.matmul_precision)
     _set_seed(config)
     _find_files(config)
-    lightning_compat.keep_arguments_of(
-        parser, pl.LightningDataModule, plain_config(config)["data"]
-    )
-    datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
-    if not isinstance(datamodule, DataModule):
-        raise UserError(
-            f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
-            "from kd_lightning.data.TensorDataModule (tensors in memory) or "
-            "kd_lightning.data.DataModule"
-        )
+    datamodule = _build_data(parser, config)
+    # Read once: the file is as large as the network, and several checks need it.
     checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
     content = read_file(checkpoint, "--ckpt_path") if checkpoint else {}
+    # The run's config.yaml names the files that a checkpoint replaces here.
     given = config.clone()
-    _restore_from_checkpoint(content.get(KEY) or {}, config.model, datamodule)
+    _restore_from_checkpoint(content.get(KEY), config.model, datamodule)
     fill_from_spec(config.model, datamodule.spec)
     fill_from_spec(given.model, datamodule.spec)
     lightning_compat.keep_arguments_of(
         parser, TrainingModule, plain_config(config)["model"]
     )
     _check_factories(config.model)
+    # A test may compare with any teacher, but training with a random one is a mistake.
     if command == "fit":
         check_teachers_are_trained(plain_config(config)["model"])
     # The initial weights depend on the seed alone, not on what the data has drawn.
@@ -234,11 +238,26 @@ def _build_run(
     )
 
 
+def _build_data(parser: LightningArgumentParser, config: Namespace) -> DataModule:
+    """Build the datamodule, so that its checkpoints hold its arguments."""
+    arguments = plain_config(config)["data"]
+    lightning_compat.keep_arguments_of(parser, pl.LightningDataModule, arguments)
+    datamodule = parser.instantiate_classes(Namespace(data=config.data)).data
+    if not isinstance(datamodule, DataModule):
+        raise UserError(
+            f"data: {type(datamodule).__name__} is not a datamodule of kd_lightning; derive it "
+            "from kd_lightning.data.TensorDataModule (tensors in memory) or "
+            "kd_lightning.data.DataModule"
+        )
+    return datamodule
+
+
 def _check_factories(model: Namespace) -> None:
     """Refuse an optimizer or scheduler that is neither a class nor a function that makes one.
 
     The parser accepts any callable there, and would call it to build the module.
     """
+    # The class path is checked and not the object, because building it would call it.
     kinds: dict[str, type] = {"optimizer": Optimizer, "scheduler": LRScheduler}
     for name, base in kinds.items():
         value = model.init_args.get(name)
@@ -251,9 +270,8 @@ def _find_files(config: Namespace) -> None:
     """Find the relative paths of a resumed or tested run from where it was started."""
     if not config.ckpt_path:
         return
-    start = read_json(Path(config.ckpt_path).resolve().parents[1] / "run.json").get(
-        "cwd"
-    )
+    folder = Path(config.ckpt_path).resolve().parents[1]
+    start = read_json(folder / "run.json").get("cwd")
     if isinstance(start, str):
         find_files(config.model, Path(start))
         find_files(config.data, Path(start))
@@ -261,6 +279,7 @@ def _find_files(config: Namespace) -> None:
 
 def _set_seed(config: Namespace) -> None:
     """Seed all random numbers; a seed that was drawn is noted in the config."""
+    # A user who seeds nothing gets other numbers in every run.
     if config.seed_everything is False:
         return
     seed = None if config.seed_everything is True else config.seed_everything
@@ -268,17 +287,18 @@ def _set_seed(config: Namespace) -> None:
 
 
 def _restore_from_checkpoint(
-    saved: Mapping[str, Any], model: Namespace, datamodule: DataModule
+    saved: Described | None, model: Namespace, datamodule: DataModule
 ) -> None:
     """Use what a checkpoint stores of its network and data instead of the files they came from.
 
     Args:
-        saved: the checkpoint's entry of this package; empty without a checkpoint.
+        saved: the checkpoint's entry of this package; `None` without a checkpoint.
         model: the config of the module, changed in place.
         datamodule: of the run.
     """
     if not saved:
         return
+    # Older checkpoints lack some of the entries.
     network = model.init_args.get(saved.get("role") or "") or {}
     saved_network = saved.get("network") or {}
     class_path = network.get("class_path")
@@ -287,5 +307,8 @@ def _restore_from_checkpoint(
             network["init_args"][name] = value
     if "init_from" in model.init_args:
         model.init_args["init_from"] = None
-    if saved.get("data"):
-        datamodule.restore(saved["data"], Spec.from_dict(saved["spec"]))
+    data = saved.get("data")
+    spec = saved.get("spec")
+    if data:
+        assert spec is not None
+        datamodule.restore(data, Spec.from_dict(spec))

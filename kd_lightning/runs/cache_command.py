@@ -18,6 +18,7 @@ from kd_lightning.runs.configs import resolve_configs
 if TYPE_CHECKING:
     import torch
 
+    from kd_lightning.runs.build import BuiltRun
     from kd_lightning.training.distillation import DistillationModule
 
 
@@ -86,6 +87,7 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
         with _bar(total, console) as advance:
             yield advance
         return
+    # A log file keeps every line, so there are few.
     done = 0
     printed_tenths = 0
 
@@ -102,6 +104,7 @@ def progress(total: int) -> Iterator[Callable[[int], None]]:
 
 @contextlib.contextmanager
 def _bar(total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """The bar of `progress` in a terminal."""
     from rich.progress import (
         MofNCompleteColumn,
         Progress,
@@ -130,6 +133,7 @@ def main(argv: list[str]) -> None:
         UserError: for a user's mistake.
     """
     options, rest = parser().parse_known_args(argv)
+    # Verifying needs neither configs nor a teacher.
     if options.verify:
         _verify(options.output, rest)
         return
@@ -143,23 +147,16 @@ def main(argv: list[str]) -> None:
     from kd_lightning.runs.memory import keep_memory
     from kd_lightning.runs.parsing import parse_resolved, run_parser
     from kd_lightning.runs.quiet import quiet
-    from kd_lightning.teachers import CachedTeacher, cache_teacher
-    from kd_lightning.training.distillation import DistillationModule
+    from kd_lightning.teachers import cache_teacher
 
     quiet()
+    # The same parser as for training, so that the same configs describe the same teacher.
     run_options = run_parser("fit")
     config = parse_resolved(run_options, arguments)
     if config.run.keep_memory:
         keep_memory()
     run = build_run("fit", run_options, config)
-    module = run.module
-    if not isinstance(module, DistillationModule) or isinstance(
-        module.teacher, CachedTeacher
-    ):
-        raise UserError(
-            "kd cache needs a live teacher: compose a pair, such as "
-            "-c configs/pairs/mlp1200_mlp800.yaml"
-        )
+    module = _with_live_teacher(run)
     folder = cache_teacher(
         module.teacher,
         run.datamodule,
@@ -175,6 +172,27 @@ def main(argv: list[str]) -> None:
     _report(folder, options.views if run.datamodule.augmented else None)
     for note in module.teacher.notes:
         Console().print(plain(f"note: {note}"), soft_wrap=True)
+
+
+def _with_live_teacher(run: BuiltRun) -> DistillationModule:
+    """The module of a run whose teacher computes outputs.
+
+    Raises:
+        UserError: if it has no teacher, or one that is a cache already.
+    """
+    from kd_lightning.teachers import CachedTeacher
+    from kd_lightning.training.distillation import DistillationModule
+
+    module = run.module
+    needed = UserError(
+        "kd cache needs a live teacher: compose a pair, such as "
+        "-c configs/pairs/mlp1200_mlp800.yaml"
+    )
+    if not isinstance(module, DistillationModule):
+        raise needed
+    if isinstance(module.teacher, CachedTeacher):
+        raise needed
+    return module
 
 
 def _verify(folder: Path, rest: list[str]) -> None:
@@ -200,6 +218,7 @@ def _temperatures(
     Raises:
         UserError: if temperatures are given for a cache of all logits, or are not positive.
     """
+    # A loss reads a top-k cache at its own temperature only.
     if options.temperatures is None:
         temperatures: list[float] = []
         for _, loss in module.objective.named_losses():
@@ -211,9 +230,10 @@ def _temperatures(
         )
     from kd_lightning.losses.base import positive
 
-    return [
-        positive("kd cache", "--temperatures", value) for value in options.temperatures
-    ]
+    checked = []
+    for value in options.temperatures:
+        checked.append(positive("kd cache", "--temperatures", value))
+    return checked
 
 
 def _device(accelerator: str) -> torch.device:
@@ -221,14 +241,18 @@ def _device(accelerator: str) -> torch.device:
     import torch
 
     wants_gpu = accelerator in ("auto", "gpu", "cuda")
-    return torch.device("cuda" if wants_gpu and torch.cuda.is_available() else "cpu")
+    if wants_gpu and torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("cpu")
 
 
 def _report(folder: Path, views: int | None) -> None:
     """Print the size of a cache and how to train with it."""
+    # With the manifest and the row numbers.
     size = sum(path.stat().st_size for path in folder.iterdir())
     console = Console()
-    console.print(plain(f"{folder}: {size / 1e6:,.1f} MB"), soft_wrap=True)
+    summary = plain(f"{folder}: {size / 1e6:,.1f} MB")
+    console.print(summary, soft_wrap=True)
     options = f"--model.teacher=kd_lightning.teachers.CachedTeacher --model.teacher.path={folder}"
     if views is not None:
         options += f" --data.views={views}"

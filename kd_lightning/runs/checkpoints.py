@@ -14,8 +14,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from kd_lightning.training import lightning_compat
+from kd_lightning.types import Batch
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -56,6 +58,13 @@ class StopAtStep(pl.Callback):
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Take over the signals, unless they are ignored or other threads would miss them.
+
+        Args:
+            trainer: that is about to train.
+            pl_module: in training.
+        """
+        # Python lets only the main thread set handlers.
         in_main_thread = threading.current_thread() is threading.main_thread()
         if trainer.world_size > 1 or not in_main_thread:
             return
@@ -66,6 +75,7 @@ class StopAtStep(pl.Callback):
                 signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Note the first signal; stop at once at a later one."""
         now = time.monotonic()
         if self._signalled_at is None:
             self._signalled_at = now
@@ -80,10 +90,22 @@ class StopAtStep(pl.Callback):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: object,
-        batch: object,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
+        """Save a checkpoint and stop, after a signal and a step from which a run can resume.
+
+        Args:
+            trainer: that trains.
+            pl_module: in training.
+            outputs: of the step.
+            batch: of the step.
+            batch_idx: in the epoch.
+
+        Raises:
+            KeyboardInterrupt: after a signal.
+        """
         if self._signalled_at is None:
             return
         if trainer.is_last_batch or trainer.global_step == trainer.max_steps:
@@ -100,10 +122,28 @@ class StopAtStep(pl.Callback):
     def on_train_epoch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Stop between two epochs, whose checkpoint is written by now.
+
+        Args:
+            trainer: that trains.
+            pl_module: in training.
+
+        Raises:
+            KeyboardInterrupt: after a signal.
+        """
         if self._signalled_at is not None:
             raise KeyboardInterrupt
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the signals back.
+
+        Args:
+            trainer: that has trained.
+            pl_module: that was trained.
+
+        Raises:
+            KeyboardInterrupt: after a signal, so that no test follows.
+        """
         for number, handler in self._earlier_handlers.items():
             signal.signal(number, handler)
         if self._signalled_at is not None:

@@ -29,6 +29,12 @@ class CompileNetworks(pl.Callback):
         self.mode = mode
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Compile student and teachers in place; the first step pays for it.
+
+        Args:
+            trainer: that is about to train.
+            pl_module: in training.
+        """
         # The networks are on their device by now.
         for network in networks(pl_module):
             network.compile(backend=self.backend, mode=self.mode)

@@ -41,6 +41,7 @@ def one_line(message: str) -> str:
     Args:
         message: of any error, such as jsonargparse's over several lines.
     """
+    # A line may hold a key, a class, a value or a problem; each is collected by itself.
     keys = []
     classes = []
     key_problems = []
@@ -120,12 +121,15 @@ def _problem(lines: list[str], value: str | None, has_key: bool) -> str:
         choice = _CHOICE.match(line)
         if choice is not None:
             choices.extend(choice[1].split(", "))
+    # Every type of a union that is no class complains about the import path.
     if not types and not others:
         others = not_imported
     got = f", got {value!r}" if value else ""
     if choices and all(_CHOICE.match(line) for line in others):
         expected = ", ".join(dict.fromkeys(choices))
-        problem = f"expected one of {expected}" + (got or others[0].rpartition("]")[2])
+        # Without a value of its own, the line ends in what was given.
+        given = got or others[0].rpartition("]")[2]
+        problem = f"expected one of {expected}{given}"
     elif others:
         problem = others[0] if has_key else " ".join(others)
     elif types:

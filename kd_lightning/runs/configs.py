@@ -6,12 +6,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from kd_lightning.errors import UserError
 from kd_lightning.paths import shipped
 from kd_lightning.runs.joined_lists import JoinedLists
 from kd_lightning.trust import check_config
+from kd_lightning.values import Value, Values
 from kd_lightning.yaml_files import read_yaml_file
 
 MOVED = {
@@ -28,6 +29,9 @@ MOVED = {
 }
 """Import paths of version 0.1 that have moved since; configs and run folders may still name them."""
 
+Key: TypeAlias = "str | int | float | bool | None"
+"""What YAML allows as a key."""
+
 CONFIG_OPTIONS = ("-c", "--config")
 
 SECTIONS = ("trainer", "model", "data", "run")
@@ -42,7 +46,7 @@ _OLD_LABELS_OPTION = re.compile(r"--data\.(?:[\w.]+\.)?labels")
 """`--data.labels`, also of data that other data wraps."""
 
 
-def with_current_names(config: Any) -> Any:
+def with_current_names(config: Value) -> Any:
     """Translate the names of version 0.1 in a nested config.
 
     Args:
@@ -66,14 +70,18 @@ def with_current_names(config: Any) -> Any:
     return current
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: Value) -> bool:
     # A bool is an int to Python.
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _renamed(arguments: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
+def _renamed(arguments: Values, old: str, new: str) -> dict[str, Value]:
     """Rename a key; the order of the keys stays."""
-    return {new if name == old else name: value for name, value in arguments.items()}
+    renamed = {}
+    for name, value in arguments.items():
+        current = new if name == old else name
+        renamed[current] = value
+    return renamed
 
 
 def read_config(path: Path, name: str) -> dict[str, Any]:
@@ -96,7 +104,7 @@ def read_config(path: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def check_sections(content: Mapping[Any, Any], place: str) -> None:
+def check_sections(content: Mapping[Key, Value], place: str) -> None:
     """Check the top level of a config, and the arguments of its classes.
 
     Args:
@@ -116,7 +124,8 @@ def check_sections(content: Mapping[Any, Any], place: str) -> None:
         _check_arguments(value, place, key)
 
 
-def _check_arguments(value: object, place: str, key: str) -> None:
+def _check_arguments(value: Value, place: str, key: str) -> None:
+    """Check the texts and the arguments of classes below a key."""
     if isinstance(value, str):
         _check_text(value, f"{place}: {key}")
     if isinstance(value, list):
@@ -131,7 +140,8 @@ def _check_arguments(value: object, place: str, key: str) -> None:
         _check_arguments(item, place, inner)
 
 
-def _without_keys(key: str, value: object) -> str:
+def _without_keys(key: str, value: Value) -> str:
+    """What is wrong with a value that should be a mapping."""
     if value is None:
         return f"{key} is empty; remove it, or write its keys below it"
     return f"{key} must hold keys with values, got {repr(value)[:60]}"
@@ -147,18 +157,23 @@ def _check_text(text: str, key: str) -> None:
     if len(text) > 30 and _DIGITS.fullmatch(text) is not None:
         raise UserError(f"{key}: the number {shown} is out of range")
     # The options of a run are names and folders, not numbers.
-    is_plain = key.endswith(_TIMES) or key.rpartition(" ")[2].startswith(
-        ("run.", "--run.")
-    )
-    if not (is_plain and len(text) <= 30) and _BASE_60.fullmatch(text) is not None:
+    option = key.rpartition(" ")[2]
+    is_plain = key.endswith(_TIMES) or option.startswith(("run.", "--run."))
+    if is_plain and len(text) <= 30:
+        return
+    if _BASE_60.fullmatch(text) is not None:
         raise UserError(
             f"{key} cannot be {shown}, which YAML takes for a number to base 60"
         )
 
 
-def losses_of(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The losses of a config by name; empty if it has none."""
-    node: Any = content
+def losses_of(content: Values) -> dict[str, Value]:
+    """The losses of a config by name; empty if it has none.
+
+    Args:
+        content: of the config file.
+    """
+    node: Value = content
     for key in ("model", "init_args", "losses"):
         if not isinstance(node, dict):
             return {}
@@ -211,7 +226,7 @@ class _Earlier:
         lists: those that are joined.
     """
 
-    losses: dict[str, Any] = field(default_factory=dict)
+    losses: dict[str, Value] = field(default_factory=dict)
     lists: JoinedLists = field(default_factory=JoinedLists)
 
 
@@ -229,12 +244,14 @@ def _resolve_config(name: str, earlier: _Earlier) -> str:
     content = with_current_names(written)
     changed = content != written
     own_losses = losses_of(content)
+    # Losses of the same name are not mixed: their arguments may be of different classes.
     if own_losses and earlier.losses:
         content["model"]["init_args"]["losses"] = {**earlier.losses, **own_losses}
         changed = True
     earlier.losses.update(own_losses)
     if earlier.lists.join(content):
         changed = True
+    # The path keeps the line numbers in the parser's messages right.
     return yaml.safe_dump(content, sort_keys=False) if changed else str(path)
 
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning.files import write_whole_text
 from kd_lightning.training.first_report import PREFIX as REPORT_PREFIX
+from kd_lightning.values import Value
 
 Row = dict[str, float | int | str | None]
 
@@ -41,13 +42,18 @@ class EpochCSVLogger(Logger):
             self._read(first_epoch)
 
     def _read(self, first_epoch: int) -> None:
+        """Read the rows of earlier epochs."""
         with self.path.open(newline="") as file:
             for cells in csv.DictReader(file):
                 epoch = int(float(cells["epoch"]))
-                if epoch < first_epoch:
-                    self.rows[epoch] = {
-                        name: cell for name, cell in cells.items() if cell
-                    }
+                if epoch >= first_epoch:
+                    continue
+                # An empty cell is a metric that this epoch does not have.
+                row: Row = {}
+                for name, cell in cells.items():
+                    if cell:
+                        row[name] = cell
+                self.rows[epoch] = row
 
     def complete(self, row: Row) -> None:
         """Add the cells that the file lacks of the epoch that a checkpoint ended.
@@ -57,6 +63,7 @@ class EpochCSVLogger(Logger):
         Args:
             row: of that epoch, from the checkpoint.
         """
+        # What the file holds already was written later than the checkpoint, and stays.
         epoch = int(row["epoch"] or 0)
         own = self.rows.setdefault(epoch, {})
         for name, value in row.items():
@@ -85,18 +92,24 @@ class EpochCSVLogger(Logger):
 
     @rank_zero_only
     def log_hyperparams(
-        self, params: dict[str, object] | Namespace, *args: object, **kwargs: object
+        self, params: dict[str, Value] | Namespace, *args: Value, **kwargs: Value
     ) -> None:
         """Do nothing: the config is in config.yaml."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add metrics to the row of their epoch."""
+        """Add metrics to the row of their epoch.
+
+        Args:
+            metrics: by name; `epoch` among them.
+            step: of the training.
+        """
         if all(name.startswith(REPORT_PREFIX) for name in metrics):
             # The first-batch report belongs to no epoch; run.json holds it.
             return
         epoch = int(metrics.get("epoch", 0))
-        is_test = all(name.startswith("test_") or name == "epoch" for name in metrics)
+        others = set(metrics) - {"epoch"}
+        is_test = all(name.startswith("test_") for name in others)
         if self.rows and is_test:
             # A test after training belongs to the last epoch.
             epoch = max(self.rows)
@@ -112,13 +125,15 @@ class EpochCSVLogger(Logger):
         """Write the file atomically."""
         if not self.rows:
             return
+        # A dict keeps the order in which metrics first appeared.
         names: dict[str, None] = {}
         for row in self.rows.values():
             names.update(dict.fromkeys(row))
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, fieldnames=list(names))
         writer.writeheader()
-        writer.writerows(self.rows[epoch] for epoch in sorted(self.rows))
+        for epoch in sorted(self.rows):
+            writer.writerow(self.rows[epoch])
         write_whole_text(self.path, text.getvalue())
         self._written_at = time.monotonic()
 

@@ -52,10 +52,12 @@ def shared_samples(datamodule: DataModule) -> int | None:
     if _is_large(train, test):
         return None
     trained_on = set(_hashes(train))
+    # Each test sample counts, also two that are equal.
     return sum(digest in trained_on for digest in _hashes(test))
 
 
 def _is_large(*sources: Source) -> bool:
+    """Whether hashing every sample would take longer than a start of a run may."""
     samples = sum(len(source) for source in sources)
     sample_bytes = max(source.sample_bytes for source in sources)
     return samples > MOST_SAMPLES or samples * sample_bytes > MOST_BYTES
@@ -68,16 +70,20 @@ def _hashes(source: Source) -> Iterator[bytes]:
 
 
 def _hashes_of_batch(batch: Batch) -> Iterator[bytes]:
+    """A hash of the inputs of each sample of a batch."""
     inputs = batch.inputs
     if isinstance(inputs, Mapping):
         # Texts are padded to the longest of their batch, and padding is not content.
         mask = inputs.get("attention_mask")
         columns = [inputs[name] for name in sorted(inputs)]
         for row in range(len(batch)):
-            cells = [column[row] for column in columns]
-            if mask is not None:
-                cells = [cell[mask[row].bool()] for cell in cells]
-            yield _hash(b"".join(cell.numpy().tobytes() for cell in cells))
+            content = b""
+            for column in columns:
+                cell = column[row]
+                if mask is not None:
+                    cell = cell[mask[row].bool()]
+                content += cell.numpy().tobytes()
+            yield _hash(content)
         return
     for values in inputs.contiguous().numpy():
         yield _hash(values.tobytes())

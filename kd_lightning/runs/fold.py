@@ -26,13 +26,20 @@ class FoldTeachers(pl.Callback):
     """
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Fold the teachers' networks in place; warns of those that stay as they are.
+
+        Args:
+            trainer: that is about to train.
+            pl_module: in training.
+        """
         for network in teacher_networks(pl_module):
             name = type(network).__name__
             try:
                 folded = fold(network)
             except Exception as error:
                 # The network's own code can raise anything when it is traced.
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                lines = str(error).splitlines() or [type(error).__name__]
+                reason = lines[0]
                 rank_zero_warn(
                     f"FoldTeachers leaves {name} as it is, since torch.fx cannot trace it: {reason}"
                 )
@@ -83,13 +90,13 @@ def _foldable_pairs(network: nn.Module) -> Iterator[tuple[Any, Any, str]]:
     calls = Counter(id(module) for module in called.values())
     for node, norm in called.items():
         source = node.args[0] if node.args else None
-        if (
-            not isinstance(source, fx.Node)
-            or source not in called
-            or len(source.users) > 1
-        ):
+        if not isinstance(source, fx.Node) or source not in called:
+            continue
+        # Whatever else reads the convolution expects its own output.
+        if len(source.users) > 1:
             continue
         conv = called[source]
+        # A module that is called twice has one weight for two places.
         used_once = calls[id(conv)] == 1 and calls[id(norm)] == 1
         if not used_once or _has_hooks(conv) or _has_hooks(norm):
             continue
@@ -99,6 +106,7 @@ def _foldable_pairs(network: nn.Module) -> Iterator[tuple[Any, Any, str]]:
 
 
 def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:
+    """Whether two modules are a convolution and a batch normalization that is a fixed map."""
     if type(conv) not in CONVOLUTIONS or type(norm) not in NORMS:
         return False
     # Without running statistics, or in training mode, the map depends on the batch.

@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from kd_lightning import __version__
 from kd_lightning.errors import UserError
 from kd_lightning.escaping import masked_command
 from kd_lightning.files import write_whole_text
 from kd_lightning.runs.configs import with_current_names
+from kd_lightning.runs.machine import commit, hardware, versions
+from kd_lightning.values import Value, Values
 from kd_lightning.yaml_files import read_yaml_file
 
-_PACKAGES = ("torch", "torchvision", "lightning", "torchmetrics", "numpy", "wandb")
+__all__ = [
+    "RunFolder",
+    "RunRecord",
+    "commit",
+    "hardware",
+    "is_main",
+    "make_folder",
+    "numeric_metrics",
+    "read_json",
+    "versions",
+    "write_json",
+]
 
 
 @rank_zero_only
@@ -58,7 +64,9 @@ def make_folder(path: Path, resumed: bool) -> Path:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         for number in range(1, 10_000):
-            folder = path if number == 1 else path.with_name(f"{path.name}-{number}")
+            folder = path
+            if number > 1:
+                folder = path.with_name(f"{path.name}-{number}")
             # Checking first would let two processes choose the same folder.
             try:
                 folder.mkdir()
@@ -75,77 +83,16 @@ def make_folder(path: Path, resumed: bool) -> Path:
     )
 
 
-@cache
-def versions() -> dict[str, str]:
-    """Versions of Python, this package and the installed packages that decide results."""
-    installed = {"python": platform.python_version(), "kd_lightning": __version__}
-    for package in _PACKAGES:
-        try:
-            installed[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return installed
+def write_json(path: Path, content: Values) -> None:
+    """Write a JSON file atomically: readers see the whole new file or the old one.
 
+    Args:
+        path: of the file; its folder exists.
+        content: the object.
 
-@cache
-def commit() -> str | None:
-    """The commit of the running source, with `-dirty` if it was changed; None without git."""
-    source = Path(__file__).parents[2]
-    # Changes of documentation or results do not make a checkout dirty.
-    tracked = (
-        "kd_lightning",
-        "configs",
-        ":(glob)experiments/**/*.yaml",
-        ":(glob)experiments/**/*.py",
-    )
-    try:
-        head = _git(source, "rev-parse", "HEAD")
-        changes = _git(source, "status", "--porcelain", "--", *tracked)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{head}-dirty" if changes else head
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    completed = subprocess.run(
-        ["git", *arguments],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=10,
-        check=True,
-    )
-    return completed.stdout.strip()
-
-
-@cache
-def hardware() -> dict[str, Any]:
-    """The machine: `cpu`, `cores`, `threads` that torch uses, and the names of its `gpus`."""
-    gpus = []
-    if torch.cuda.is_available():
-        gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpus": gpus,
-    }
-
-
-def _cpu_name() -> str:
-    # On Linux, `platform.processor` often knows only the architecture.
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file atomically: readers see the whole new file or the old one."""
+    Raises:
+        OSError: if the file cannot be written.
+    """
     write_whole_text(path, json.dumps(content, indent=2, allow_nan=True) + "\n")
 
 
@@ -159,13 +106,14 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def numeric_metrics(values: Mapping[str, Any]) -> dict[str, float]:
+def numeric_metrics(values: Values) -> dict[str, float]:
     """The metrics among logged values: numbers whose name has no leading underscore."""
     metrics = {}
     for name, value in values.items():
         # A bool is an int to Python, but not a measurement.
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if is_number and not name.startswith("_"):
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            continue
+        if not name.startswith("_"):
             metrics[name] = float(value)
     return metrics
 
@@ -290,13 +238,15 @@ class RunRecord:
         content: entries that the command adds.
     """
 
-    def __init__(self, folder: Path, content: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, content: Values) -> None:
         self.path = folder / "run.json"
+        # Empty for a new run.
         earlier = read_json(self.path)
         self._earlier_s = float(earlier.get("wall_time_s", 0.0))
+        # The clock of the wall may be set while the run trains.
         self._started = time.monotonic()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        self.content = {
+        self.content: dict[str, Any] = {
             "status": "running",
             "metrics": earlier.get("metrics", {}),
             "report": earlier.get("report"),
@@ -312,13 +262,14 @@ class RunRecord:
             if name in earlier:
                 self.content[name] = earlier[name]
         if "command" in earlier:
-            part = {
-                name: earlier.get(name) for name in ("command", "commit", "versions")
-            }
+            # The parts of a resumed run may have trained with different code.
+            part = {}
+            for name in ("command", "commit", "versions"):
+                part[name] = earlier.get(name)
             self.content["earlier"] = [*earlier.get("earlier", []), part]
         self.write()
 
-    def write(self, **changes: Any) -> None:
+    def write(self, **changes: Value) -> None:
         """Update entries and the elapsed time, and write run.json.
 
         Raises:
@@ -329,7 +280,7 @@ class RunRecord:
         self.content["wall_time_s"] = round(self._earlier_s + elapsed_s, 3)
         write_json(self.path, self.content)
 
-    def write_anyway(self, **changes: Any) -> None:
+    def write_anyway(self, **changes: Value) -> None:
         """Like `write`, also on a full disk: the file's own blocks are then written over.
 
         Nothing is raised, because this is called while another error is on its way.
@@ -337,6 +288,7 @@ class RunRecord:
         try:
             self.write(**changes)
         except OSError:
+            # Without indentation the text is shorter than what stands in the file.
             text = json.dumps(self.content, indent=None, allow_nan=True) + "\n"
             with (
                 contextlib.suppress(OSError),

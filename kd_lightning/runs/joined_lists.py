@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from kd_lightning.values import Value
 
 JOINED_LISTS = "trainer.callbacks, trainer.logger and data.augment"
 """The lists that are joined, in words."""
@@ -25,10 +26,10 @@ class JoinedLists:
         data_classes: place -> class path of the data there.
     """
 
-    entries: dict[Place, list[Any]] = field(default_factory=dict)
+    entries: dict[Place, list[Value]] = field(default_factory=dict)
     data_classes: dict[Place, str] = field(default_factory=dict)
 
-    def join(self, content: dict[str, Any]) -> bool:
+    def join(self, content: dict[str, Value]) -> bool:
         """Put the entries of earlier files in front of those of a config's lists.
 
         Args:
@@ -47,7 +48,7 @@ class JoinedLists:
             changed = True
         return changed
 
-    def _join_data(self, place: Place, data: object) -> bool:
+    def _join_data(self, place: Place, data: Value) -> bool:
         """Join the augmentations of data, and of the data that it wraps."""
         if not isinstance(data, dict):
             return False
@@ -64,24 +65,28 @@ class JoinedLists:
         return self._join_data((*place, "data"), arguments.get("data")) or changed
 
     def _forget(self, place: Place) -> None:
+        """Drop the entries at and below a place."""
         for other in list(self.entries):
             if other[: len(place)] == place:
                 del self.entries[other]
 
-    def _join_list(self, place: Place, node: dict[str, Any], name: str) -> bool:
+    def _join_list(self, place: Place, node: dict[str, Value], name: str) -> bool:
         """Join `node[name]`; `name+` is what the parser appends itself."""
         appended = node.get(f"{name}+")
         if appended is not None:
             entries = appended if isinstance(appended, list) else [appended]
-            self.entries[place] = [*self.entries.get(place, []), *entries]
+            earlier = self.entries.get(place, [])
+            self.entries[place] = [*earlier, *entries]
         if name not in node:
             return False
         value = node[name]
+        # No list, such as `logger: false`, is a decision against the earlier entries.
         if not isinstance(value, list):
             self.entries[place] = []
             return False
         earlier = self.entries.get(place, [])
-        joined = [*earlier, *(entry for entry in value if entry not in earlier)]
+        added = [entry for entry in value if entry not in earlier]
+        joined = [*earlier, *added]
         self.entries[place] = joined
         node[name] = joined
         return joined != value

@@ -36,11 +36,12 @@ from kd_lightning.runs.resume import (
     folder_of_checkpoint,
     nothing_to_do,
 )
-from kd_lightning.runs.session import EPOCH_ROW, Session, SessionCallback, add_callback
+from kd_lightning.runs.session import Session, add_callback
+from kd_lightning.runs.session_callback import EPOCH_ROW, SessionCallback
 from kd_lightning.runs.trainer import build_trainer
 from kd_lightning.runs.wandb import check_wandb, log_test
 from kd_lightning.training import lightning_compat
-from kd_lightning.training.first_report import FirstBatchReport
+from kd_lightning.training.first_report import Content, FirstBatchReport
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.weights import load_weights, network_weights
 
@@ -81,6 +82,7 @@ def launch(argv: list[str]) -> RunResult:
 def launch_resolved(arguments: list[str]) -> RunResult:
     """Run arguments that `resolve_configs` returned; see `launch`."""
     quiet()
+    # Python lets only the main thread set handlers.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _interrupt)
     command = arguments[0]
@@ -95,11 +97,13 @@ def launch_resolved(arguments: list[str]) -> RunResult:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    """Treat SIGTERM, with which batch systems end a job, like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def _execute_in_folder(run: BuiltRun) -> RunResult:
     """Execute a run in its folder, which no other process may use meanwhile."""
+    # Everything that can be refused is refused before there is a folder.
     check_wandb(run.options)
     resumed = check_resume(run)
     if resumed is not None:
@@ -117,6 +121,7 @@ def _execute_in_folder(run: BuiltRun) -> RunResult:
                 run, folder, resumed, Session(run, folder, resumed)
             )
     except UserError:
+        # A refused run leaves no folder behind.
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
         raise
@@ -126,6 +131,7 @@ def _unchanged(run: BuiltRun, resumed: Resumed, reason: str) -> RunResult:
     """The result of a finished run that has nothing left to do."""
     if is_main():
         print(printable(reason))
+    # The caller expects a trained module, as after any other run.
     weights = network_weights(run.checkpoint_content)
     load_weights(run.module.net, weights, f"--ckpt_path {run.checkpoint}")
     return RunResult(resumed.folder, RunFolder(resumed.folder).metrics, run.module)
@@ -150,9 +156,11 @@ def _execute_and_record(
     if session is not None:
         run.module.capture_folder = folder
         _store_report(trainer, session)
+    # Only the Trainer knows the number of processes.
     if resumed is not None:
         check_processes(resumed, run, trainer.world_size)
         _complete_last_row(run, trainer)
+    # Whatever ends the run, run.json tells how.
     status = "failed"
     error = None
     metrics: dict[str, float] = {}
@@ -193,7 +201,7 @@ def _complete_last_row(run: BuiltRun, trainer: Trainer) -> None:
 def _store_report(trainer: Trainer, session: Session) -> None:
     """Let the first-batch report be written to run.json as soon as it is made."""
 
-    def store(content: dict[str, object]) -> None:
+    def store(content: Content) -> None:
         if session.record is not None:
             session.record.write(report=content)
 
@@ -216,6 +224,7 @@ def _make_folder(run: BuiltRun) -> Path:
         raise UserError(
             f"--run.dir {folder} exists already; choose a new folder, or resume with --ckpt_path"
         )
+    # A name that says what was trained on what.
     name = run.options.name
     if name is None:
         network = type(run.module.net).__name__.lower()
@@ -231,6 +240,7 @@ def _folder_of_main(trainer: Trainer, folder: Path) -> Path:
 
 
 def _how_to_resume(folder: Path) -> str:
+    """What an interrupted run prints."""
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         return f"interrupted; resume with: kd fit --ckpt_path {last}"
@@ -251,6 +261,7 @@ def _execute(
     module = run.module
     datamodule = run.datamodule
     checkpoint = str(run.checkpoint) if run.checkpoint else None
+    # A prediction measures nothing.
     if run.command == "predict":
         _predict(run, trainer, folder, checkpoint)
         return {}
@@ -265,6 +276,7 @@ def _execute(
         )
     else:
         trainer.test(module, datamodule=datamodule, ckpt_path=checkpoint, verbose=False)
+    # The test replaces the Trainer's metrics by its own.
     metrics = _measured(trainer)
     if run.command == "fit" and run.options.test != "no":
         if run.options.test == "best":
@@ -279,7 +291,11 @@ def _execute(
 
 
 def _measured(trainer: Trainer) -> dict[str, float]:
-    return {name: float(value) for name, value in trainer.callback_metrics.items()}
+    """The last value of each metric that was logged."""
+    metrics = {}
+    for name, value in trainer.callback_metrics.items():
+        metrics[name] = float(value)
+    return metrics
 
 
 def _stored_outputs(trainer: Trainer) -> dict[str, torch.Tensor] | None:

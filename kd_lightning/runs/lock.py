@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kd_lightning.errors import UserError
+from kd_lightning.values import Value, Values
 
 LOCK = ".lock"
 """The lock file of a run's folder. It names the process that trains into the folder."""
@@ -76,7 +77,7 @@ def _acquire(path: Path) -> None:
     raise UserError(f"{path.parent} is in use by another process; wait for it")
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Value]:
     """The holder of a lock; empty if the file is gone, or was cut by a kill."""
     try:
         content = json.loads(path.read_text())
@@ -85,7 +86,7 @@ def _read(path: Path) -> dict[str, object]:
     return content if isinstance(content, dict) else {}
 
 
-def _is_alive(holder: dict[str, object]) -> bool:
+def _is_alive(holder: Values) -> bool:
     pid = holder.get("pid")
     if not isinstance(pid, int) or pid <= 0:
         return False

@@ -20,9 +20,10 @@ def keep_memory() -> bool:
     Returns:
         Whether it took effect; only glibc has this setting.
     """
-    mallopt = (
-        getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    )
+    if sys.platform != "linux":
+        return False
+    # musl has no such function.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
     keeps_blocks = bool(mallopt(_MMAP_THRESHOLD, 2**30))

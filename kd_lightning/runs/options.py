@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+    from kd_lightning.values import Value
+
+Setting: TypeAlias = "Value | Callback | Sequence[Callback]"
+"""An argument of the Trainer."""
+
+TrainerSettings: TypeAlias = "Mapping[str, Setting]"
+"""Arguments of the Trainer by name, as `--trainer.*` gives them."""
 
 
 @dataclass

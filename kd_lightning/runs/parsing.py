@@ -46,7 +46,8 @@ def read_argument(text: str) -> Any:
     value = parse_yaml(text)
     if isinstance(value, dict) and all(item is None for item in value.values()):
         # `name:` and `{name}` are text to a user, but mappings to null in YAML.
-        words = text.strip().strip("{}").replace(" ", "").removesuffix(":").split(",")
+        inner = text.strip().strip("{}").replace(" ", "")
+        words = inner.removesuffix(":").split(",")
         if words == list(map(str, value)):
             return text
     return value

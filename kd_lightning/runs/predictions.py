@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from kd_lightning.tasks.base import Task
+from kd_lightning.types import Batch
 
 Outputs = Mapping[str, Tensor]
 """What the task stores of a batch: tensors with the samples first, always with `index` `(B,)`."""
@@ -28,18 +29,32 @@ def join_batches(batches: Sequence[Outputs]) -> dict[str, Tensor]:
     """
     whole = {}
     for name in batches[0]:
-        whole[name] = torch.cat([batch[name].detach().cpu() for batch in batches])
+        parts = [batch[name].detach().cpu() for batch in batches]
+        whole[name] = torch.cat(parts)
+    # Several processes take turns with the samples.
     order = torch.argsort(whole["index"])
-    return {name: tensor[order].contiguous() for name, tensor in whole.items()}
+    ordered = {}
+    for name, tensor in whole.items():
+        ordered[name] = tensor[order].contiguous()
+    return ordered
 
 
 def gather_processes(trainer: pl.Trainer, batches: list[Outputs]) -> list[Outputs]:
-    """The batches of all processes; each process holds its share of the samples."""
+    """The batches of all processes; each process holds its share of the samples.
+
+    Args:
+        trainer: that ran.
+        batches: of this process.
+    """
     if trainer.world_size == 1:
         return batches
+    # Shares may differ in size, which gathering tensors would not allow.
     shares: list[list[Outputs]] = [[] for _ in range(trainer.world_size)]
     torch.distributed.all_gather_object(shares, batches)
-    return [batch for share in shares for batch in share]
+    everything: list[Outputs] = []
+    for share in shares:
+        everything.extend(share)
+    return everything
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -82,18 +97,37 @@ class SavePredictions(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: Tensor | Outputs | None,
-        batch: object,
+        batch: Batch,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
+        """Hold what the step returned, on the CPU: a device may not hold a whole test set.
+
+        Args:
+            trainer: that tests.
+            pl_module: that is tested.
+            outputs: of the step.
+            batch: of the step.
+            batch_idx: in the test set.
+            dataloader_idx: of the loader, if there are several.
+        """
         if isinstance(outputs, Mapping):
-            on_cpu = {name: tensor.detach().cpu() for name, tensor in outputs.items()}
+            on_cpu = {}
+            for name, tensor in outputs.items():
+                on_cpu[name] = tensor.detach().cpu()
             self._batches.append(on_cpu)
 
     def on_test_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Join the outputs of all processes, and write them.
+
+        Args:
+            trainer: that tests.
+            pl_module: that is tested.
+        """
         batches = gather_processes(trainer, self._batches)
+        # A module may be tested again, with another checkpoint.
         self._batches = []
         if trainer.is_global_zero and batches:
             self.saved = join_batches(batches)

@@ -11,9 +11,10 @@ from jsonargparse import Namespace
 
 from kd_lightning.errors import UserError
 from kd_lightning.hub import reachable
+from kd_lightning.runs.settings import Node
 
 
-def timm_models(node: Any) -> list[str]:
+def timm_models(node: Node) -> list[str]:
     """The names of the timm models that a config builds with pretrained weights.
 
     Args:
@@ -22,7 +23,8 @@ def timm_models(node: Any) -> list[str]:
     return list(_names(node))
 
 
-def _names(node: Any) -> Iterator[str]:
+def _names(node: Node) -> Iterator[str]:
+    """The names of these models at and below a part of a config."""
     if isinstance(node, list):
         for item in node:
             yield from _names(item)
@@ -37,7 +39,7 @@ def _names(node: Any) -> Iterator[str]:
         yield from _names(value)
 
 
-def _arguments(items: Mapping[str, Any]) -> Mapping[str, Any]:
+def _arguments(items: Mapping[str, Node]) -> Mapping[str, Node]:
     """The arguments of a class in a config; empty if there are none."""
     arguments = items.get("init_args")
     if isinstance(arguments, Namespace):
@@ -57,9 +59,11 @@ def timm_weights(models: Sequence[str]) -> Iterator[None]:
     Raises:
         UserError: if the weights are not in the cache and there is no network.
     """
+    # With a network, the hub's own messages are the best ones.
     if not models or reachable():
         yield
         return
+    # The client reads this constant when a file is requested, not when it is imported.
     constants: Any = import_module("huggingface_hub.constants")
     was_offline = constants.HF_HUB_OFFLINE
     constants.HF_HUB_OFFLINE = True
@@ -79,6 +83,7 @@ def timm_weights(models: Sequence[str]) -> Iterator[None]:
 
 def _comes_from_hub(error: BaseException | None) -> bool:
     """Whether an error, or one that led to it, is one of the hub's client."""
+    # Timm raises an error of its own from that of the hub.
     while error is not None:
         if type(error).__module__.startswith("huggingface_hub"):
             return True

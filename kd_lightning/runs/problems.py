@@ -71,7 +71,9 @@ def _is_about_writing(error: OSError, folder: Path) -> bool:
     if error.errno in _DISK_ERRORS:
         return True
     # Errors about other files, such as the data's, are not about the run's folder.
-    return isinstance(error.filename, str) and error.filename.startswith(str(folder))
+    if not isinstance(error.filename, str):
+        return False
+    return error.filename.startswith(str(folder))
 
 
 def _chain(problem: BaseException | None) -> Iterator[BaseException]:

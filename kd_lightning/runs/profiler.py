@@ -16,4 +16,9 @@ class NoProfiler(PassThroughProfiler):
     """
 
     def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """A context that measures nothing, one and the same for all actions.
+
+        Args:
+            action_name: of what Lightning is about to do.
+        """
         return _NO_MEASUREMENT

@@ -7,6 +7,7 @@ import time
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -18,6 +19,7 @@ from rich.progress import (
 )
 
 from kd_lightning.errors import printable
+from kd_lightning.types import Batch
 
 LINE_EVERY_S = 20
 """Time between two lines in a log file, in seconds."""
@@ -72,17 +74,23 @@ class RunProgress(ProgressBar):
         self._enabled = True
 
     def _metrics(self, trainer: pl.Trainer) -> str:
+        """The loss and the monitored metric of the last epoch, as far as they are known."""
         values = trainer.callback_metrics
-        shown = [
-            f"{name} {float(values[name]):.4f}"
-            for name in self._metric_names
-            if name in values
-        ]
+        shown = []
+        for name in self._metric_names:
+            if name in values:
+                shown.append(f"{name} {float(values[name]):.4f}")
         return "  ".join(shown)
 
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Start the clock, and the bar in a terminal.
+
+        Args:
+            trainer: that is about to train.
+            pl_module: in training.
+        """
         if not self._enabled:
             return
         self._started_at = time.monotonic()
@@ -111,10 +119,20 @@ class RunProgress(ProgressBar):
         self,
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
-        outputs: object,
-        batch: object,
+        outputs: STEP_OUTPUT,
+        batch: Batch,
         batch_idx: int,
     ) -> None:
+        """Move the bar, or print a line, if it is time.
+
+        Args:
+            trainer: that trains.
+            pl_module: in training.
+            outputs: of the step.
+            batch: of the step.
+            batch_idx: in the epoch.
+        """
+        # This runs in every step, so it does little more than read a clock.
         now = time.monotonic()
         batches = max(1, trainer.num_training_batches)
         epochs_done = trainer.current_epoch + (batch_idx + 1) / batches
@@ -125,6 +143,7 @@ class RunProgress(ProgressBar):
                     trainer, epochs_done, f"  batch {batch_idx + 1}/{batches}"
                 )
             return
+        # Drawing takes longer than a step of a small network.
         if now - self._drawn_at < self.every_s:
             return
         self._drawn_at = now
@@ -133,11 +152,23 @@ class RunProgress(ProgressBar):
     def on_train_epoch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Show the epoch before this one.
+
+        Args:
+            trainer: that trains.
+            pl_module: in training.
+        """
         self._show_finished(trainer)
 
     def on_train_epoch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Note that an epoch is finished.
+
+        Args:
+            trainer: that trains.
+            pl_module: in training.
+        """
         # The module logs its losses after this hook, so the epoch is shown in the next one.
         self._finished_epochs = trainer.current_epoch + 1
 
@@ -163,18 +194,27 @@ class RunProgress(ProgressBar):
         left = ""
         if last is not None:
             epoch = f"{epoch}/{last}"
+            # A resumed run has not spent time on the epochs before it.
             done = max(1e-9, epochs_done - self._first_epoch)
-            left_s = (now - self._started_at) / done * max(0.0, last - epochs_done)
+            per_epoch_s = (now - self._started_at) / done
+            left_s = per_epoch_s * max(0.0, last - epochs_done)
             left = f"  {clock(left_s)} left"
         self.console.print(f"{self.label}: epoch {epoch}{state}{left}", soft_wrap=True)
 
     def _stop(self) -> None:
+        """Draw the bar once more, and leave it where it is."""
         if self._bar is not None:
             self._bar.refresh()
             self._bar.stop()
             self._bar = None
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the last epoch, and remove the bar.
+
+        Args:
+            trainer: that has trained.
+            pl_module: that was trained.
+        """
         self._show_finished(trainer)
         self._stop()
 
@@ -184,6 +224,13 @@ class RunProgress(ProgressBar):
         pl_module: pl.LightningModule,
         exception: BaseException,
     ) -> None:
+        """Remove the bar, so that the error's message stands in a line of its own.
+
+        Args:
+            trainer: that fails.
+            pl_module: in training.
+            exception: on its way.
+        """
         self._stop()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 
 from kd_lightning.errors import UserError
 from kd_lightning.networks import build_network
 from kd_lightning.teachers.model import ModelTeacher
+from kd_lightning.values import Value, Values, mapping_at
 
 _CLASS_PATHS = (
     f"kd_lightning.teachers.{ModelTeacher.__name__}",
@@ -17,7 +17,7 @@ _CLASS_PATHS = (
 )
 
 
-def check_teachers_are_trained(config: Mapping[str, Any]) -> None:
+def check_teachers_are_trained(config: Values) -> None:
     """Refuse a teacher that a config gives as a network alone, if building it draws weights.
 
     A network is built twice from different seeds. What differs was drawn at random: all of a new
@@ -43,7 +43,7 @@ def check_teachers_are_trained(config: Mapping[str, Any]) -> None:
             )
 
 
-def _teachers(node: object) -> Iterator[Mapping[str, Any]]:
+def _teachers(node: Value) -> Iterator[Values]:
     """The arguments of each teacher that is one network."""
     if isinstance(node, list):
         for item in node:
@@ -51,13 +51,14 @@ def _teachers(node: object) -> Iterator[Mapping[str, Any]]:
     if not isinstance(node, Mapping):
         return
     if node.get("class_path") in _CLASS_PATHS:
-        yield node.get("init_args") or {}
+        yield mapping_at(node, "init_args")
     for value in node.values():
         yield from _teachers(value)
 
 
-def _random_tensor(network: Mapping[str, Any]) -> str | None:
+def _random_tensor(network: Values) -> str | None:
     """The first tensor that depends on the seed; `None` if none does."""
+    # What both seeds agree on is loaded, or a constant such as a bias of zero.
     states = []
     for seed in (0, 1):
         with torch.random.fork_rng():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import cast
 
 from kd_lightning.errors import UserError
+from kd_lightning.runs.options import TrainerSettings
+from kd_lightning.values import Value
 from kd_lightning.yaml_files import YamlValue
 
 MAX_NAME_BYTES = 255
@@ -41,16 +43,22 @@ class Range:
         """Whether a number is valid; NaN never is."""
         if number == self.also:
             return True
-        above = number > self.low if self.without_low else number >= self.low
-        below = number < self.high if self.without_high else number <= self.high
+        above = number >= self.low
+        if self.without_low:
+            above = number > self.low
+        below = number <= self.high
+        if self.without_high:
+            below = number < self.high
         return above and below
 
     def __str__(self) -> str:
         parts = []
         if self.low > -math.inf:
-            parts.append(f"{'above' if self.without_low else 'at least'} {self.low:g}")
+            word = "above" if self.without_low else "at least"
+            parts.append(f"{word} {self.low:g}")
         if self.high < math.inf:
-            parts.append(f"{'below' if self.without_high else 'at most'} {self.high:g}")
+            word = "below" if self.without_high else "at most"
+            parts.append(f"{word} {self.high:g}")
         text = " and ".join(parts)
         return text if self.also is None else f"{text}, or {self.also:g}"
 
@@ -141,7 +149,7 @@ class _Number:
 
 
 def _numbers(
-    node: object, keys: tuple[str, ...], owner: str | None
+    node: Value, keys: tuple[str, ...], owner: str | None
 ) -> Iterator[_Number]:
     """Yield every number of a config."""
     if isinstance(node, Mapping):
@@ -159,19 +167,26 @@ def _numbers(
 
 
 def _check_number(number: _Number) -> None:
+    """Refuse a number that is not finite, or outside the range of its option or argument."""
     option = ".".join(number.keys)
     valid = OPTIONS.get(option)
     if valid is None and number.keys[0] in ("model", "data"):
         valid = ARGUMENTS.get(number.keys[-1])
     subject = f"{option} ({number.owner})" if number.owner else option
     value = number.value
-    # An integer may be too large to be compared as a float.
-    is_finite = abs(value) < 2**63 if isinstance(value, int) else math.isfinite(value)
-    if not is_finite:
+    if not _is_finite(value):
         raise UserError(f"{subject} must be a finite number, got {str(value)[:30]}")
     if valid is not None and not valid.accepts(value):
         meaning = f": {valid.subject}" if valid.subject else ""
         raise UserError(f"{subject}{meaning} must be {valid}, got {value:g}")
+
+
+def _is_finite(value: float) -> bool:
+    """Whether a number is finite, and small enough to be compared as a float."""
+    # Python's integers have no bound.
+    if isinstance(value, int):
+        return abs(value) < 2**63
+    return math.isfinite(value)
 
 
 def check_run_name(name: YamlValue) -> None:
@@ -201,7 +216,7 @@ def check_run_name(name: YamlValue) -> None:
         )
 
 
-def check_limits(settings: Mapping[str, object], batches: Mapping[str, int]) -> None:
+def check_limits(settings: TrainerSettings, batches: Mapping[str, int]) -> None:
     """Check that the Trainer's fractions select a batch, and that validation takes place.
 
     Lightning ends in a traceback otherwise.
@@ -217,12 +232,9 @@ def check_limits(settings: Mapping[str, object], batches: Mapping[str, int]) -> 
         name = f"limit_{stage}_batches"
         limit = settings.get(name)
         # 0 switches a stage off, and a whole number counts batches.
-        if (
-            isinstance(limit, float)
-            and limit > 0
-            and count > 0
-            and int(limit * count) == 0
-        ):
+        if not isinstance(limit, float) or limit <= 0 or count == 0:
+            continue
+        if int(limit * count) == 0:
             raise UserError(
                 f"trainer.{name}={limit:g} selects none of the {count} batches; use at least "
                 f"{1 / count:.2g}, or a whole number of batches"

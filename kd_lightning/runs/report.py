@@ -31,7 +31,10 @@ def report(command: str, result: RunResult) -> None:
         table.add_column("value", justify="right")
         for name in sorted(result.metrics, key=_position):
             value = result.metrics[name]
-            shown = f"{value:.0f}" if name.endswith("errors") else f"{value:.6g}"
+            shown = f"{value:.6g}"
+            # A count has no fraction, and no exponent.
+            if name.endswith("errors"):
+                shown = f"{value:.0f}"
             table.add_row(plain(name), shown)
         console.print(table)
     module = result.module
@@ -40,6 +43,7 @@ def report(command: str, result: RunResult) -> None:
     if command == "fit":
         for checkpoint in _checkpoints(result.folder):
             console.print(plain(checkpoint), soft_wrap=True)
+    # The task decides in which formats it writes predictions.
     if command == "predict":
         for file in sorted(result.folder.glob("predictions.*")):
             console.print(plain(f"predictions: {file}"), soft_wrap=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from kd_lightning.errors import UserError
 from kd_lightning.runs.build import BuiltRun
@@ -15,6 +15,7 @@ from kd_lightning.runs.folder import RunFolder
 from kd_lightning.runs.parsing import parse_resolved, plain_config, run_parser
 from kd_lightning.runs.settings import flat, option_of
 from kd_lightning.runs.spec_arguments import SPEC_ARGUMENTS
+from kd_lightning.values import Value, Values, mapping_at
 from kd_lightning.weights import KEY
 
 HOW_LONG = (
@@ -81,8 +82,8 @@ class Change(NamedTuple):
     """
 
     name: str
-    old: Any
-    new: Any
+    old: Value
+    new: Value
 
 
 @dataclass
@@ -97,7 +98,7 @@ class Resumed:
     """
 
     folder: Path
-    record: Mapping[str, Any]
+    record: Values
     changes: list[Change]
     epoch: int
 
@@ -142,10 +143,14 @@ def _stored_settings(folder: Path) -> dict[str, Any]:
     return plain_config(parse_resolved(run_parser("fit"), arguments[1:]))
 
 
-def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def changed_settings(old: Values, new: Values) -> list[Change]:
     """The settings that differ between two resolved configs.
 
     The callbacks that only observe, and the arguments that come from the data, are not compared.
+
+    Args:
+        old: of the run.
+        new: as given now.
     """
     old_leaves = dict(flat(_without_observers(old)))
     new_leaves = dict(flat(_without_observers(new)))
@@ -161,26 +166,27 @@ def changed_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Cha
     return changes
 
 
-def _is_off(value: object) -> bool:
+def _is_off(value: Value) -> bool:
+    """Whether a value sets nothing."""
     return value is None or value == {} or value == []
 
 
-def _without_observers(config: Mapping[str, Any]) -> dict[str, Any]:
-    trainer = dict(config.get("trainer") or {})
+def _without_observers(config: Values) -> dict[str, Value]:
+    """A config without the callbacks that change no training step."""
+    trainer = dict(mapping_at(config, "trainer"))
     callbacks = trainer.get("callbacks")
+    # The Trainer accepts one callback, too.
     if isinstance(callbacks, Mapping):
         callbacks = [callbacks]
-    kept = []
-    for callback in callbacks or []:
-        class_path = (
-            callback.get("class_path", "")
-            if isinstance(callback, Mapping)
-            else callback
-        )
+    actors = []
+    for callback in cast(Sequence[Value], callbacks or []):
+        class_path = callback
+        if isinstance(callback, Mapping):
+            class_path = callback.get("class_path", "")
         module, _, name = str(class_path).rpartition(".")
         if name not in OBSERVERS or not module.startswith("lightning"):
-            kept.append(callback)
-    trainer["callbacks"] = kept
+            actors.append(callback)
+    trainer["callbacks"] = actors
     return {**config, "trainer": trainer}
 
 
@@ -198,6 +204,7 @@ def may_change(change: Change) -> bool:
 
 
 def _refuse(changes: Sequence[Change], checkpoint: Path) -> None:
+    """Raise a UserError that names the first settings that must not change, if any did."""
     refused = [change for change in changes if not may_change(change)]
     if not refused:
         return
@@ -212,7 +219,8 @@ def _refuse(changes: Sequence[Change], checkpoint: Path) -> None:
     )
 
 
-def _show(value: object) -> str:
+def _show(value: Value) -> str:
+    """A value as a message shows it."""
     text = "null" if value is None else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -224,13 +232,16 @@ def new_run(checkpoint: Path) -> str:
 
 def _check_teacher(run: BuiltRun) -> None:
     """Compare the checksums of the teacher's files with those in the checkpoint."""
-    saved = (run.checkpoint_content.get(KEY) or {}).get("teacher") or []
+    described = run.checkpoint_content.get(KEY) or {}
+    saved = described.get("teacher") or []
+    # Files may have moved; only their content counts.
     old = _checksums(saved)
-    new = _checksums(run.module.provenance())
+    new = _checksums(cast(Sequence[Values], run.module.provenance()))
     if old == new or not old:
         return
     assert run.checkpoint is not None
-    path = saved[0].get("path") or saved[0].get("cache") or saved[0].get("network")
+    first = saved[0]
+    path = first.get("path") or first.get("cache") or first.get("network")
     now = f"{new[0][:12]}" if new else "none"
     raise UserError(
         f"the teacher is not the one that this run was trained with (sha256 {old[0][:12]}, now "
@@ -238,7 +249,8 @@ def _check_teacher(run: BuiltRun) -> None:
     )
 
 
-def _checksums(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+def _checksums(sources: Sequence[Values]) -> list[str]:
+    """The checksums of the files that teachers were loaded from."""
     checksums = []
     for source in sources:
         if source.get("sha256"):
@@ -246,7 +258,7 @@ def _checksums(sources: Sequence[Mapping[str, Any]]) -> list[str]:
     return checksums
 
 
-def _check_data(run: BuiltRun, record: Mapping[str, Any]) -> None:
+def _check_data(run: BuiltRun, record: Values) -> None:
     """Compare the checksums of the samples with those in run.json; older runs have none."""
     stored = record.get("data_sha256")
     if not isinstance(stored, Mapping) or not stored:
@@ -274,6 +286,7 @@ def check_processes(resumed: Resumed, run: BuiltRun, world_size: int) -> None:
     earlier = resumed.record.get("processes")
     if not isinstance(earlier, int) or earlier == world_size:
         return
+    # Between two epochs, samples can be divided anew.
     batches = batches_within_epoch(run.checkpoint_content)
     if batches == 0:
         return
@@ -284,34 +297,43 @@ def check_processes(resumed: Resumed, run: BuiltRun, world_size: int) -> None:
     )
 
 
-def _loops(content: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    loops = content.get("loops") or {}
-    loop: Mapping[str, Any] = (loops.get("fit_loop") or {}).get(name) or {}
-    return loop
+def _progress(content: Values, name: str) -> Values:
+    """A part of the training's progress in a checkpoint; empty if it has none."""
+    loops = mapping_at(content, "loops")
+    fit_loop = mapping_at(loops, "fit_loop")
+    return mapping_at(fit_loop, name)
 
 
-def batches_within_epoch(content: Mapping[str, Any]) -> int:
-    """The batches of an unfinished epoch that a checkpoint has trained on; 0 at its end."""
-    progress = _loops(content, "epoch_loop.batch_progress")
+def _processed(progress: Values) -> int:
+    """How many batches or epochs are done."""
+    current = mapping_at(progress, "current")
+    return int(cast(int, current.get("processed", 0)))
+
+
+def batches_within_epoch(content: Values) -> int:
+    """The batches of an unfinished epoch that a checkpoint has trained on; 0 at its end.
+
+    Args:
+        content: of the checkpoint.
+    """
+    progress = _progress(content, "epoch_loop.batch_progress")
+    # Lightning resets the count when the next epoch begins, not at the end of one.
     if progress.get("is_last_batch"):
         return 0
-    return int((progress.get("current") or {}).get("processed", 0))
+    return _processed(progress)
 
 
 def nothing_to_do(resumed: Resumed, run: BuiltRun) -> str | None:
     """Why a resumed run has nothing to train or to test, as one line; `None` if it has."""
     if resumed.record.get("status") != "finished":
         return None
+    # Another checkpoint is one of the middle of the run.
     if run.checkpoint is None or run.checkpoint.name != "last.ckpt":
         return None
     changed = {change.name for change in resumed.changes}
     if "run.test" in changed:
         return None
-    epochs = int(
-        (_loops(run.checkpoint_content, "epoch_progress").get("current") or {}).get(
-            "processed", 0
-        )
-    )
+    epochs = _processed(_progress(run.checkpoint_content, "epoch_progress"))
     most = run.trainer_settings.get("max_epochs")
     reached = isinstance(most, int) and 0 <= most <= epochs
     if not reached and not changed.isdisjoint(HOW_LONG):

@@ -1,4 +1,4 @@
-"""What a run writes while it trains: config.yaml, run.json, curves within an epoch, and W&B."""
+"""What a run writes: config.yaml, run.json and its run in W&B."""
 
 from __future__ import annotations
 
@@ -8,31 +8,24 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import lightning.pytorch as pl
 import yaml
-from torch import Tensor
 
 from kd_lightning.files import write_whole_text
 from kd_lightning.runs.build import BuiltRun
-from kd_lightning.runs.csv_logger import EpochCSVLogger, Row
 from kd_lightning.runs.fingerprint import data_fingerprint, shared_samples
 from kd_lightning.runs.folder import RunFolder, RunRecord
-from kd_lightning.runs.problems import deleted
+from kd_lightning.runs.options import Setting
 from kd_lightning.runs.resume import Resumed
-from kd_lightning.runs.wandb import run_identity, wandb_logger
-from kd_lightning.training import lightning_compat
+from kd_lightning.runs.trainer_checks import callbacks_of
+from kd_lightning.runs.wandb import LoggedRecord, run_identity, wandb_logger
+from kd_lightning.values import Values
 from kd_lightning.weights import sha256_of
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
-
-EPOCH_ROW = "kd_epoch_row"
-"""The checkpoint's entry for the row of metrics.csv of the epoch that it ends."""
-
-CURVES = "steps.csv"
-"""The file of losses within an epoch: one line per `log_every_n_steps` steps."""
 
 
 class Session:
@@ -61,26 +54,25 @@ class Session:
         """
         if self.record is not None:
             return
+        # The config first: a folder with a run.json can then be resumed.
         config = config_content(self.run, self.resumed is not None)
         self._write_config(config)
         self.record = RunRecord(self.folder, self._description(trainer))
         if self.run.trainer_settings.get("logger") is False:
             return
-        logger = wandb_logger(
-            self.run.options, self.folder, config, self.record.content
-        )
+        record = cast(LoggedRecord, self.record.content)
+        logger = wandb_logger(self.run.options, self.folder, config, record)
         self.logger = logger
         if logger is not None:
             trainer.loggers = [*trainer.loggers, logger]
 
-    def _write_config(self, config: Mapping[str, Any]) -> None:
+    def _write_config(self, config: Values) -> None:
         """Write the config; that of a resumed run only if a setting changed."""
         path = self.folder / "config.yaml"
         if path.is_file() and self.resumed is not None and not self.resumed.changes:
             return
-        write_whole_text(
-            path, yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        )
+        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
+        write_whole_text(path, text)
 
     def _description(self, trainer: pl.Trainer) -> dict[str, Any]:
         """The entries of run.json that say what runs."""
@@ -102,7 +94,8 @@ class Session:
             description["data_sha256"] = data_fingerprint(run.datamodule)
             description["shared_test_samples"] = self._shared_samples()
         if self.resumed is not None:
-            description["changes"] = [*earlier.get("changes", []), *self._changes()]
+            earlier_changes = earlier.get("changes", [])
+            description["changes"] = [*earlier_changes, *self._changes()]
         return description
 
     def _changes(self) -> list[dict[str, Any]]:
@@ -185,7 +178,9 @@ def no_signals() -> Iterator[None]:
         yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    handlers = {}
+    for number in numbers:
+        handlers[number] = signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
@@ -193,124 +188,12 @@ def no_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def add_callback(trainer_settings: dict[str, Any], callback: pl.Callback) -> None:
+def add_callback(trainer_settings: dict[str, Setting], callback: pl.Callback) -> None:
     """Put a callback before those of the user; checkpoints must come after it.
 
     Args:
         trainer_settings: arguments of the Trainer, changed in place.
         callback: the callback.
     """
-    own = trainer_settings.get("callbacks") or []
-    trainer_settings["callbacks"] = [
-        callback,
-        *(own if isinstance(own, list) else [own]),
-    ]
-
-
-class SessionCallback(pl.Callback):
-    """Starts a session with the first step, and writes the losses within an epoch.
-
-    Args:
-        session: of the run.
-    """
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._every = 0
-        self._steps = 0
-        self._epoch_ended = False
-
-    def on_train_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
-        self.session.start(trainer)
-        self._every = lightning_compat.log_every_n_steps(trainer)
-        self._steps = trainer.global_step
-        _cut_curves(self.session.folder / CURVES, self._steps)
-
-    def on_train_epoch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
-        self._epoch_ended = False
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: object,
-        batch_idx: int,
-    ) -> None:
-        self._steps += 1
-        if not self._every or self._steps % self._every:
-            return
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if not isinstance(loss, Tensor):
-            return
-        values = {
-            "train_loss_step": float(loss),
-            "learning_rate_step": float(trainer.optimizers[0].param_groups[0]["lr"]),
-        }
-        epoch = trainer.current_epoch
-        _append(
-            self.session.folder / CURVES,
-            {"step": self._steps, "epoch": epoch, **values},
-        )
-        for logger in trainer.loggers:
-            # metrics.csv has one row per epoch.
-            if not isinstance(logger, EpochCSVLogger):
-                logger.log_metrics({**values, "epoch": epoch}, step=self._steps)
-
-    def on_train_epoch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule
-    ) -> None:
-        # The checkpoint that follows would make the folder again, without the run's other files.
-        if not (self.session.folder / "run.json").is_file():
-            raise deleted(self.session.folder)
-        self._epoch_ended = True
-
-    def on_save_checkpoint(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        checkpoint: dict[str, Any],
-    ) -> None:
-        if not self._epoch_ended:
-            return
-        for logger in trainer.loggers:
-            if isinstance(logger, EpochCSVLogger):
-                checkpoint[EPOCH_ROW] = _epoch_row(trainer, logger)
-
-
-def _epoch_row(trainer: pl.Trainer, logger: EpochCSVLogger) -> Row:
-    """The whole row of the epoch that ends; Lightning logs the training metrics a moment later."""
-    epoch = trainer.current_epoch
-    row: Row = {"epoch": epoch, "step": trainer.global_step - 1}
-    row.update(logger.rows.get(epoch, {}))
-    for name, value in trainer.callback_metrics.items():
-        # Those of the validation are in the row, unless they are of an earlier epoch.
-        if not name.startswith(("val_", "test_")):
-            row[name] = float(value)
-    return row
-
-
-def _append(path: Path, row: Mapping[str, float]) -> None:
-    """Add a line to a CSV file; the first line also writes the header."""
-    is_new = not path.is_file()
-    with path.open("a", encoding="utf-8") as file:
-        if is_new:
-            file.write(",".join(row) + "\n")
-        file.write(",".join(map(repr, row.values())) + "\n")
-
-
-def _cut_curves(path: Path, steps: int) -> None:
-    """Remove the lines of steps that a resumed run repeats, and a line that a kill cut short."""
-    if not path.is_file():
-        return
-    header, _, text = path.read_text(encoding="utf-8").partition("\n")
-    kept = [header]
-    for line in text.split("\n")[:-1]:
-        step = line.partition(",")[0]
-        if step.isdigit() and int(step) <= steps:
-            kept.append(line)
-    write_whole_text(path, "\n".join(kept) + "\n")
+    callbacks = callbacks_of(trainer_settings)
+    trainer_settings["callbacks"] = [callback, *callbacks]

@@ -4,30 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from kd_lightning.values import Value
+
+Node: TypeAlias = "Namespace | Value"
+"""A part of a parsed config: the parser nests namespaces in plain values."""
 
 
-def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(config: Value, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield `("a.b.c", value)` for every leaf of a nested config."""
     if isinstance(config, Mapping) and config:
         for name, value in config.items():
             yield from flat(value, f"{prefix}{name}.")
-    elif isinstance(config, list) and any(isinstance(item, Mapping) for item in config):
+    elif isinstance(config, list) and _holds_mappings(config):
         for position, item in enumerate(config):
             yield from flat(item, f"{prefix}{position}.")
     else:
         yield prefix.rstrip("."), config
 
 
+def _holds_mappings(items: list[Value]) -> bool:
+    """Whether a list has entries with settings of their own, as that of callbacks has."""
+    return any(isinstance(item, Mapping) for item in items)
+
+
 def option_of(name: str) -> str:
     """The option that sets a setting: `--model.losses.kd.weight`, without the syntax of YAML."""
-    parts = [
-        part for part in name.split(".") if part not in ("init_args", "class_path")
-    ]
-    return f"--{'.'.join(parts)}"
+    parts = []
+    for part in name.split("."):
+        if part not in ("init_args", "class_path"):
+            parts.append(part)
+    option = ".".join(parts)
+    return f"--{option}"
 
 
-def find_files(node: Any, start: Path) -> None:
+def find_files(node: Node, start: Path) -> None:
     """Find relative paths of a run's config from where the run was started.
 
     Args:
@@ -35,18 +50,22 @@ def find_files(node: Any, start: Path) -> None:
             current folder, but to a file from `start`, becomes absolute.
         start: the folder in which the run was started.
     """
-    items = node if isinstance(node, dict | list) else getattr(node, "__dict__", None)
+    items: Any = node
+    if not isinstance(node, dict | list):
+        items = getattr(node, "__dict__", None)
     if items is None:
         return
-    pairs = list(enumerate(items)) if isinstance(items, list) else list(items.items())
-    for key, value in pairs:
+    # Copied, because the loop replaces values.
+    pairs = enumerate(items) if isinstance(items, list) else items.items()
+    for key, value in list(pairs):
         if isinstance(value, str):
-            items[key] = _found(value, start)
+            items[key] = _from_start(value, start)
         else:
             find_files(value, start)
 
 
-def _found(value: str, start: Path) -> str:
+def _from_start(value: str, start: Path) -> str:
+    """The absolute path if only the start's folder has such a file, else the value."""
     # Text without a folder or a suffix is a name, such as that of a class.
     if not value or len(value) > 4096 or PurePath(value).is_absolute():
         return value

@@ -25,6 +25,7 @@ def with_suggestion(message: str, options: Iterable[str]) -> str:
         The message; unchanged if it is about something else or nothing is similar.
     """
     names = [option.removeprefix("--") for option in options if option.startswith("--")]
+    # The parser words the same mistake in three ways, depending on the level of the option.
     unrecognized = _UNRECOGNIZED.match(message)
     if unrecognized is not None:
         given = unrecognized[1].removeprefix("--").removesuffix("+")
@@ -44,14 +45,22 @@ def with_suggestion(message: str, options: Iterable[str]) -> str:
 
 
 def closest(given: str, names: Iterable[str]) -> str | None:
-    """The name that is most similar to a misspelt one, or None."""
+    """The name that is most similar to a misspelt one, or None.
+
+    Args:
+        given: the misspelt name.
+        names: all valid names.
+    """
     matches = difflib.get_close_matches(given, list(names), n=1, cutoff=0.7)
     return matches[0] if matches else None
 
 
 def _extended(message: str, given: str, names: Iterable[str], prefix: str = "") -> str:
+    """The message with the name that is most similar, if one is."""
     match = closest(given, names)
-    return message if match is None else f"{message}; did you mean {prefix}{match}?"
+    if match is None:
+        return message
+    return f"{message}; did you mean {prefix}{match}?"
 
 
 def _class_path(message: str) -> str | None:
@@ -73,23 +82,23 @@ def argument_names(class_path: str) -> list[str]:
         return []
     functions = [target]
     if inspect.isclass(target):
-        functions = [
-            vars(base)["__init__"]
-            for base in target.__mro__
-            if "__init__" in vars(base)
-        ]
+        functions = []
+        for base in target.__mro__:
+            if "__init__" in vars(base):
+                functions.append(vars(base)["__init__"])
     names: list[str] = []
     for function in functions:
         try:
             parameters = inspect.signature(function).parameters.values()
         except (TypeError, ValueError):
             continue
-        names += [
-            parameter.name for parameter in parameters if parameter.name != "self"
-        ]
-        passes_on = any(
-            parameter.kind is parameter.VAR_KEYWORD for parameter in parameters
-        )
+        passes_on = False
+        for parameter in parameters:
+            if parameter.name != "self":
+                names.append(parameter.name)
+            if parameter.kind is parameter.VAR_KEYWORD:
+                passes_on = True
+        # Without **kwargs, the constructor of the base takes no argument of the user's.
         if not passes_on:
             break
     return names

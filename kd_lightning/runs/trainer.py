@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import StochasticWeightAveraging
@@ -23,6 +23,9 @@ from kd_lightning.runs.trainer_checks import callbacks_of
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.checkpoint_io import WholeCheckpointIO
 from kd_lightning.training.first_report import FirstBatchReport
+from kd_lightning.values import Value, Values, mapping_at
+
+T = TypeVar("T")
 
 
 def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
@@ -33,11 +36,10 @@ def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
         folder: of the run.
     """
     settings = dict(run.trainer_settings)
-    settings["callbacks"] = [
-        *_as_list(settings.get("callbacks")),
-        *_callbacks(run, folder),
-    ]
+    users = _as_list(settings.get("callbacks"))
+    settings["callbacks"] = [*users, *_callbacks(run, folder)]
     settings["logger"] = _loggers(run, folder)
+    # Callbacks of Lightning write there, too.
     settings["default_root_dir"] = str(folder)
     settings["plugins"] = _plugins(run)
     settings["profiler"] = settings.get("profiler") or NoProfiler()
@@ -47,7 +49,7 @@ def build_trainer(run: BuiltRun, folder: Path) -> Trainer:
     return trainer
 
 
-def _check_progress(trainer: Trainer, content: Mapping[str, Any], path: Path) -> None:
+def _check_progress(trainer: Trainer, content: Values, path: Path) -> None:
     """Check the progress in a checkpoint before Lightning restores it.
 
     Args:
@@ -59,18 +61,16 @@ def _check_progress(trainer: Trainer, content: Mapping[str, Any], path: Path) ->
         UserError: one line that names the first entry that is missing or of another form.
     """
     own = trainer.fit_loop.state_dict()
-    problem = _difference(content["loops"].get("fit_loop"), own, "loops.fit_loop")
-    states = content.get("callbacks") or {}
+    loops = cast(Values, content["loops"])
+    problem = _difference(loops.get("fit_loop"), own, "loops.fit_loop")
+    states = mapping_at(content, "callbacks")
     for callback in lightning_compat.callbacks(trainer):
-        if (
-            problem is None
-            and isinstance(callback, RunCheckpoint)
-            and callback.state_key in states
-        ):
-            stored = states[callback.state_key]
-            problem = _missing(
-                stored, callback.state_dict(), f"callbacks.{callback.state_key}"
-            )
+        # Only ours: users may add and remove callbacks of their own.
+        if problem is not None or not isinstance(callback, RunCheckpoint):
+            continue
+        key = callback.state_key
+        if key in states:
+            problem = _missing(states[key], callback.state_dict(), f"callbacks.{key}")
     if problem is not None:
         raise UserError(
             f"--ckpt_path: {path} is damaged ({problem}); give another checkpoint of the run, or "
@@ -78,7 +78,7 @@ def _check_progress(trainer: Trainer, content: Mapping[str, Any], path: Path) ->
         )
 
 
-def _difference(stored: object, own: object, name: str) -> str | None:
+def _difference(stored: Value, own: Value, name: str) -> str | None:
     """The first part of a stored state that is missing or has another type than our own."""
     if not isinstance(own, Mapping):
         is_same_kind = isinstance(stored, type(own))
@@ -94,7 +94,8 @@ def _difference(stored: object, own: object, name: str) -> str | None:
     return None
 
 
-def _missing(stored: object, own: Mapping[str, Any], name: str) -> str | None:
+def _missing(stored: Value, own: Values, name: str) -> str | None:
+    """The first key of our own that a stored state lacks."""
     if not isinstance(stored, Mapping):
         return f"{name} is a {type(stored).__name__}"
     for key in own:
@@ -103,7 +104,7 @@ def _missing(stored: object, own: Mapping[str, Any], name: str) -> str | None:
     return None
 
 
-def _as_list(value: Any) -> list[Any]:
+def _as_list(value: T | list[T] | None) -> list[T]:
     """The Trainer accepts one object, a list of them, or none."""
     if not value:
         return []
@@ -119,6 +120,7 @@ def _plugins(run: BuiltRun) -> list[Any]:
 
 
 def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
+    """Our callbacks; the Trainer itself moves those that write checkpoints to the end."""
     callbacks: list[Callback] = [SavePredictions(folder, run.datamodule.task)]
     shows_progress = run.trainer_settings.get("enable_progress_bar") is not False
     reports = run.options.report or run.options.strict
@@ -126,11 +128,10 @@ def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
         # Before the progress bar, which must not be interrupted by a table.
         callbacks.append(FirstBatchReport(run.options.strict, show=shows_progress))
     if shows_progress:
-        callbacks.append(RunProgress(folder.name, f"val_{run.datamodule.task.monitor}"))
-    if (
-        run.command == "fit"
-        and run.trainer_settings.get("enable_checkpointing") is not False
-    ):
+        monitor = f"val_{run.datamodule.task.monitor}"
+        callbacks.append(RunProgress(folder.name, monitor))
+    writes_checkpoints = run.trainer_settings.get("enable_checkpointing") is not False
+    if run.command == "fit" and writes_checkpoints:
         callbacks.extend(_checkpoints(run, folder / "checkpoints"))
     return callbacks
 
@@ -156,15 +157,17 @@ def _checkpoints(run: BuiltRun, folder: Path) -> list[Callback]:
         enable_version_counter=False,
     )
     callbacks.extend([StopAtStep(folder / "last.ckpt"), last])
-    if any(
-        isinstance(own, StochasticWeightAveraging)
-        for own in callbacks_of(run.trainer_settings)
-    ):
-        callbacks.append(SaveAveraged(folder / "last.ckpt"))
+    for own in callbacks_of(run.trainer_settings):
+        # It changes the weights after the last checkpoint was written.
+        if isinstance(own, StochasticWeightAveraging):
+            callbacks.append(SaveAveraged(folder / "last.ckpt"))
+            break
     return callbacks
 
 
 def _loggers(run: BuiltRun, folder: Path) -> list[Logger]:
+    """The logger of metrics.csv, and the user's; none if the user wants none."""
+    # The rows of the epochs that the checkpoint has seen stay.
     first_epoch = 0
     if run.command == "fit" and run.checkpoint_content:
         first_epoch = int(run.checkpoint_content["epoch"]) + 1

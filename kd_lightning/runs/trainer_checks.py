@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from typing import cast
 
 import torch
 from lightning.pytorch import Callback
@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import (
 )
 
 from kd_lightning.errors import UserError
-from kd_lightning.runs.options import RunOptions
+from kd_lightning.runs.options import RunOptions, TrainerSettings
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.training.optimizers import plateau_monitor, takes_total_steps
 
@@ -24,7 +24,7 @@ HALF_MIXED = ("16-mixed", "16", 16)
 
 
 def check_trainer(
-    settings: Mapping[str, Any],
+    settings: TrainerSettings,
     options: RunOptions,
     module: TrainingModule,
     has_validation: bool,
@@ -40,6 +40,7 @@ def check_trainer(
     Raises:
         UserError: in one line, with what to do.
     """
+    # Lightning reports most of these mistakes after an epoch, and some never.
     callbacks = list(callbacks_of(settings))
     _check_tuners(callbacks)
     _check_precision(settings)
@@ -48,40 +49,56 @@ def check_trainer(
         raise UserError(
             "--trainer.fast_dev_run writes no checkpoints; use --run.test=last, or leave it out"
         )
-    follows_rates = any(
-        isinstance(callback, LearningRateMonitor) for callback in callbacks
-    )
+    follows_rates = any(isinstance(each, LearningRateMonitor) for each in callbacks)
     if follows_rates and settings.get("logger") is False:
         raise UserError(
             "LearningRateMonitor needs a logger; remove --trainer.logger=false or the callback"
         )
     # Callbacks of the user's own may log further metrics.
-    if all(
-        type(callback).__module__.startswith("lightning.") for callback in callbacks
-    ):
-        names = logged_metrics(module, has_validation)
-        for owner, monitor in _monitors(callbacks, module):
-            if monitor not in names:
-                raise UserError(
-                    f"{owner} monitors {monitor!r}, which is not logged; logged are "
-                    f"{', '.join(names)}"
-                )
+    if all(type(each).__module__.startswith("lightning.") for each in callbacks):
+        _check_monitors(callbacks, module, has_validation)
 
 
-def callbacks_of(settings: Mapping[str, Any]) -> Iterator[Callback]:
-    """The callbacks of the Trainer's settings: one, a list, or none."""
-    callbacks = settings.get("callbacks") or []
-    yield from callbacks if isinstance(callbacks, list) else [callbacks]
+def _check_monitors(
+    callbacks: list[Callback], module: TrainingModule, has_validation: bool
+) -> None:
+    """Refuse to monitor a metric that is never logged: Lightning would fail after an epoch."""
+    names = logged_metrics(module, has_validation)
+    for owner, monitor in _monitors(callbacks, module):
+        if monitor not in names:
+            raise UserError(
+                f"{owner} monitors {monitor!r}, which is not logged; logged are "
+                f"{', '.join(names)}"
+            )
+
+
+def callbacks_of(settings: TrainerSettings) -> Iterator[Callback]:
+    """The callbacks of the Trainer's settings: one, a list, or none.
+
+    Args:
+        settings: arguments of the Trainer.
+    """
+    callbacks = cast("Callback | list[Callback] | None", settings.get("callbacks"))
+    if isinstance(callbacks, list):
+        yield from callbacks
+    elif callbacks:
+        yield callbacks
 
 
 def logged_metrics(module: TrainingModule, has_validation: bool) -> list[str]:
-    """The names of the metrics that training and validation log."""
+    """The names of the metrics that training and validation log.
+
+    Args:
+        module: attached to its data.
+        has_validation: whether the data has a validation split.
+    """
     names = ["train_loss"]
     for name in module.losses:
         names.append(f"train_loss_{name}")
     names.append("learning_rate")
     if has_validation and module.metrics is not None:
         for name in module.metrics.names():
+            # Comparisons with a teacher need one.
             if module.active_teacher is not None or not name.startswith("teacher_"):
                 names.append(f"val_{name}")
     return names
@@ -94,12 +111,10 @@ def _monitors(
     for callback in callbacks:
         if isinstance(callback, EarlyStopping):
             yield "EarlyStopping", callback.monitor
+        if not isinstance(callback, ModelCheckpoint):
+            continue
         # Lightning offers "epoch" and "step" to every ModelCheckpoint.
-        elif isinstance(callback, ModelCheckpoint) and callback.monitor not in (
-            None,
-            "epoch",
-            "step",
-        ):
+        if callback.monitor not in (None, "epoch", "step"):
             yield "ModelCheckpoint", callback.monitor
     monitor = plateau_monitor(module.scheduler)
     if monitor is not None:
@@ -107,6 +122,7 @@ def _monitors(
 
 
 def _check_tuners(callbacks: list[Callback]) -> None:
+    """Refuse callbacks that search for a setting which configs fix."""
     for callback in callbacks:
         if isinstance(callback, LearningRateFinder):
             raise UserError(
@@ -117,7 +133,7 @@ def _check_tuners(callbacks: list[Callback]) -> None:
             raise UserError("BatchSizeFinder is not supported; set --data.batch_size")
 
 
-def _check_precision(settings: Mapping[str, Any]) -> None:
+def _check_precision(settings: TrainerSettings) -> None:
     """Refuse half precision with loss scaling on a CPU, where Lightning silently uses bfloat16."""
     accelerator = settings.get("accelerator") or "auto"
     has_accelerator = torch.cuda.is_available() or torch.backends.mps.is_available()
@@ -128,8 +144,9 @@ def _check_precision(settings: Mapping[str, Any]) -> None:
         )
 
 
-def _check_length(settings: Mapping[str, Any], module: TrainingModule) -> None:
+def _check_length(settings: TrainerSettings, module: TrainingModule) -> None:
     """Refuse a schedule over all steps if nobody knows how many there will be."""
+    # Lightning trains 1,000 epochs if nothing at all is given, which is an end as well.
     max_epochs = settings.get("max_epochs")
     open_end = max_epochs == -1 or (
         max_epochs is None and settings.get("max_time") is not None

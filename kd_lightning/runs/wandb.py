@@ -10,18 +10,22 @@ import contextlib
 import netrc
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlparse
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.options import RunOptions
+from kd_lightning.values import Values, mapping_at
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
     from torch import Tensor
+    from wandb import Image, Run, Table
+
+    from kd_lightning.tasks.base import Mistake
 
 MODES = ("online", "offline", "disabled")
 """What WANDB_MODE may be; `disabled` is our `off`."""
@@ -31,6 +35,28 @@ _OLD_MODES = {"run": "online", "dryrun": "offline"}
 
 MISTAKES = 25
 """How many of the most confident mistakes of a test are shown."""
+
+
+class LoggedRecord(TypedDict):
+    """The entries of run.json that W&B shows.
+
+    Attributes:
+        wandb: the identity of the run; see `run_identity`.
+        job_type: the kind of run.
+        data: the spec.
+        teacher: where the teacher's knowledge comes from.
+        commit: of the source; `None` if it is unknown.
+        versions: of packages.
+        hardware: of the machine.
+    """
+
+    wandb: dict[str, str | None]
+    job_type: str
+    data: Values
+    teacher: Sequence[Values]
+    commit: str | None
+    versions: dict[str, str]
+    hardware: Values
 
 
 def choose_mode(mode: str) -> str:
@@ -66,10 +92,13 @@ def has_key() -> bool:
     Asking wandb itself could prompt the user or use the network.
     """
     named = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
-    return any(os.environ.get(name) for name in named) or _key_in_netrc()
+    if any(os.environ.get(name) for name in named):
+        return True
+    return _key_in_netrc()
 
 
 def _key_in_netrc() -> bool:
+    """Whether `wandb login` has written a key for one of the hosts."""
     try:
         entries = netrc.netrc(os.environ.get("NETRC"))
     except (OSError, netrc.NetrcParseError):
@@ -131,8 +160,8 @@ def announce(options: RunOptions, mode: str, folder: Path) -> None:
 def wandb_logger(
     options: RunOptions,
     folder: Path,
-    config: Mapping[str, Any],
-    record: Mapping[str, Any],
+    config: Values,
+    record: LoggedRecord,
 ) -> WandbLogger | None:
     """Start a run in W&B, or continue the one of a resumed run.
 
@@ -156,18 +185,32 @@ def wandb_logger(
     mode = choose_mode(options.wandb)
     if mode == "disabled":
         return None
-    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
     announce(options, mode, folder)
+    return WandbLogger(experiment=_start_run(options, mode, folder, config, record))
+
+
+def _start_run(
+    options: RunOptions, mode: str, folder: Path, config: Values, record: LoggedRecord
+) -> Run:
+    """Start the run in W&B; see `wandb_logger`."""
+    import wandb
+
     # An experiment names folders by hashes; its runs then have a name of their own.
     name = options.name if options.dir else None
     # The config has a key `data` of its own, so the record's becomes `spec`.
-    logged = {**config, "spec": record["data"], "folder": str(folder.resolve())}
-    for key in ("teacher", "commit", "versions", "hardware"):
-        logged[key] = record[key]
+    logged = {
+        **config,
+        "spec": record["data"],
+        "folder": str(folder.resolve()),
+        "teacher": record["teacher"],
+        "commit": record["commit"],
+        "versions": record["versions"],
+        "hardware": record["hardware"],
+    }
     try:
-        run = wandb.init(
+        return wandb.init(
             id=record["wandb"]["id"],
             resume="allow",
             name=name or folder.name,
@@ -188,22 +231,20 @@ def wandb_logger(
             f"W&B could not start the run ({lines[0]}); check the network and the key, or use "
             "--run.wandb=offline"
         ) from error
-    return WandbLogger(experiment=run)
 
 
-def run_identity(
-    earlier: Mapping[str, Any], options: RunOptions
-) -> dict[str, str | None]:
+def run_identity(earlier: Values, options: RunOptions) -> dict[str, str | None]:
     """The identity of a run in W&B, for run.json: that of the resumed run, or a new one.
 
     Args:
         earlier: the content of run.json before; empty for a new run.
         options: of the run.
     """
-    stored = earlier.get("wandb") or {}
+    stored = mapping_at(earlier, "wandb")
     place = {"project": options.project, "entity": options.entity}
     # An id belongs to a project; in another one the run starts anew.
-    if stored.get("id") and {name: stored.get(name) for name in place} == place:
+    stored_place = {name: stored.get(name) for name in place}
+    if stored.get("id") and stored_place == place:
         return {"id": str(stored["id"]), **place}
     # Not from a random generator that training also uses.
     return {"id": uuid.uuid4().hex[:8], **place}
@@ -220,11 +261,11 @@ def log_test(
             first, always with `index`.
         datamodule: of the run.
     """
-    import torch
     import wandb
 
     task = datamodule.task
     spec = datamodule.spec
+    # Regression, for example, has no confusion matrix.
     logged: dict[str, Any] = {}
     confusion = task.confusion(stored)
     if confusion is not None:
@@ -234,20 +275,34 @@ def log_test(
             preds=guesses.tolist(),
             class_names=list(spec.classes),
         )
-    mistakes = task.mistakes(stored, spec, MISTAKES)
-    index = torch.tensor([mistake.index for mistake in mistakes], dtype=torch.int64)
+    mistakes = _shown_mistakes(task.mistakes(stored, spec, MISTAKES), datamodule)
+    if mistakes is not None:
+        logged["test_mistakes"] = mistakes
+    if logged:
+        logger.experiment.log(logged)
+
+
+def _shown_mistakes(
+    mistakes: Sequence[Mistake], datamodule: DataModule
+) -> list[Image] | Table | None:
+    """Mistakes as images or as a table of texts; `None` for data that is neither."""
+    import torch
+    import wandb
+
+    rows = [mistake.index for mistake in mistakes]
+    index = torch.tensor(rows, dtype=torch.int64)
     images = datamodule.images_for_display(index)
-    texts = datamodule.texts_for_display(index)
     if images is not None:
         shown = []
         for image, mistake in zip(images, mistakes, strict=True):
+            # W&B expects the channels last, and gray images without any.
             pixels = image.permute(1, 2, 0).squeeze(-1).numpy()
             shown.append(wandb.Image(pixels, caption=mistake.caption))
-        logged["test_mistakes"] = shown
-    elif texts is not None:
-        rows = []
-        for text, mistake in zip(texts, mistakes, strict=True):
-            rows.append([mistake.caption, text])
-        logged["test_mistakes"] = wandb.Table(["guess", "text"], rows)
-    if logged:
-        logger.experiment.log(logged)
+        return shown
+    texts = datamodule.texts_for_display(index)
+    if texts is None:
+        return None
+    cells = []
+    for text, mistake in zip(texts, mistakes, strict=True):
+        cells.append([mistake.caption, text])
+    return wandb.Table(["guess", "text"], cells)

@@ -29,10 +29,14 @@ class Teacher(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        # Modules begin in training mode.
         self.train(False)
 
     def prepare(self, datamodule: DataModule) -> None:
         """Load what the outputs come from, and check it against the data.
+
+        Args:
+            datamodule: the data.
 
         Raises:
             UserError: one line, if the teacher is not available or does not fit.
@@ -43,6 +47,9 @@ class Teacher(nn.Module, ABC):
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
         """Capture the features of these roles from now on; returns the tapped modules by role.
+
+        Args:
+            roles: that losses read.
 
         Raises:
             UserError: if this teacher has no features.
@@ -83,6 +90,9 @@ class Teacher(nn.Module, ABC):
     def probe(self, batch: Batch) -> Output:
         """An output of the right shapes for a blank batch.
 
+        Args:
+            batch: of the data's shapes.
+
         Raises:
             UserError: if the teacher cannot read such inputs.
         """
@@ -91,24 +101,37 @@ class Teacher(nn.Module, ABC):
         except UserError:
             raise
         except Exception as error:
-            shape = list(next(iter(_tensors(batch.inputs))).shape[1:])
+            # The network's own code can raise anything; the shape is the likely cause.
+            tensor = _tensors(batch.inputs)[0]
+            shape = list(tensor.shape[1:])
             raise UserError(
                 f"the teacher cannot read inputs of shape {shape}: {error}"
             ) from error
 
     @abstractmethod
     def outputs(self, batch: Batch) -> Output:
-        """The outputs for a batch; called without gradients unless the inputs require them."""
+        """The outputs for a batch; called without gradients unless the inputs require them.
+
+        Args:
+            batch: of B samples with N positions.
+        """
 
     def forward(self, batch: Batch) -> Output:
         """The outputs for a batch, `(N, K)` logits.
 
         Gradients flow to inputs that require them (from a generator), never to the weights.
+
+        Args:
+            batch: of B samples with N positions.
+
+        Raises:
+            UserError: if `prepare` was not called.
         """
         if not self.ready:
             raise UserError(
                 f"{type(self).__name__} is not prepared; call prepare(datamodule) first"
             )
+        # A generator learns through the teacher; nobody else pays for a graph.
         if torch.is_grad_enabled() and _require_grad(batch.inputs):
             return self.outputs(batch)
         with torch.no_grad():
@@ -133,8 +156,12 @@ class Teacher(nn.Module, ABC):
 
 
 def _tensors(inputs: Inputs) -> list[Tensor]:
-    return list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+    """The tensors of inputs of either form."""
+    if isinstance(inputs, Mapping):
+        return list(inputs.values())
+    return [inputs]
 
 
 def _require_grad(inputs: Inputs) -> bool:
+    """Whether someone wants gradients for the inputs."""
     return any(tensor.requires_grad for tensor in _tensors(inputs))

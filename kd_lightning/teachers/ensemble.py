@@ -41,7 +41,8 @@ class EnsembleTeacher(Teacher):
     ) -> None:
         super().__init__()
         members = list(teachers or [])
-        members += [ModelTeacher(checkpoint=path) for path in checkpoints or []]
+        for path in checkpoints or []:
+            members.append(ModelTeacher(checkpoint=path))
         if not members:
             raise UserError(
                 "EnsembleTeacher has no members; give teachers or checkpoints"
@@ -54,12 +55,22 @@ class EnsembleTeacher(Teacher):
                 f"member, got {values}"
             )
         self.members = nn.ModuleList(members)
-        self._teachers = tuple(members)  # the same, with their type
+        # The same modules, with their type.
+        self._teachers = tuple(members)
         self.mean = mean
         # Double precision until they are used, and no buffer: weights are arguments, not state.
-        self.weights = torch.tensor(values, dtype=torch.float64) / math.fsum(values)
+        exact = torch.tensor(values, dtype=torch.float64)
+        self.weights = exact / math.fsum(values)
 
     def prepare(self, datamodule: DataModule) -> None:
+        """Prepare each member.
+
+        Args:
+            datamodule: the data.
+
+        Raises:
+            UserError: if a member is not available, does not fit, or holds no exact logits.
+        """
         for member in self._teachers:
             member.prepare(datamodule)
             if not member.exact_logits:
@@ -70,20 +81,34 @@ class EnsembleTeacher(Teacher):
         super().prepare(datamodule)
 
     def outputs(self, batch: Batch) -> Output:
-        members = torch.stack(
-            [member(batch).logits for member in self._teachers], dim=1
-        )
-        weights = self.weights.to(members.device, full(members).dtype)
+        """The mean of the members' predictions, `(N, K)`.
+
+        Args:
+            batch: of B samples with N positions.
+        """
+        logits = [member(batch).logits for member in self._teachers]
+        members = torch.stack(logits, dim=1)
+        dtype = full(members).dtype
+        weights = self.weights.to(members.device, dtype)
+        # A mean of logits is a plain output, exact at every temperature.
         if self.mean == "geometric":
             return Output(torch.einsum("bmk,m->bk", full(members), weights))
+        # The mean differs at every temperature, so the output keeps the members' logits.
         mean = mean_log_probs(members, weights)
         return EnsembleOutput(mean, members=members, weights=weights)
 
     def sources(self) -> list[dict[str, object]]:
-        return [source for member in self._teachers for source in member.sources()]
+        """The sources of all members, in order."""
+        sources = []
+        for member in self._teachers:
+            sources.extend(member.sources())
+        return sources
 
     @property
     def notes(self) -> list[str]:
-        notes = [note for member in self._teachers for note in member.notes]
+        """What the members say, each line once."""
+        notes = []
+        for member in self._teachers:
+            notes.extend(member.notes)
         # Members of one kind say the same.
         return list(dict.fromkeys(notes))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -40,6 +40,9 @@ from kd_lightning.weights import (
     torchvision_enum,
     weights_sha256,
 )
+
+FileContent: TypeAlias = "dict[str, Any]"
+"""What a file of weights holds: a checkpoint's entries, or tensors by name."""
 
 HUB_CLASSIFIER = "kd_lightning.models.HubClassifier"
 """The class path of the network that a folder of transformers holds."""
@@ -104,23 +107,37 @@ class ModelTeacher(Teacher):
         self._source: dict[str, object] = {}
 
     def prepare(self, datamodule: DataModule) -> None:
+        """Load the network, and check it against the data.
+
+        Args:
+            datamodule: the data.
+
+        Raises:
+            UserError: one line, if the teacher is not available or does not fit.
+        """
         self.prepare_for(datamodule.spec, datamodule.task)
 
     def prepare_for(self, spec: Spec, task: Task) -> None:
         """Load the network, and check it against a spec and a task instead of a datamodule.
+
+        Args:
+            spec: of the data.
+            task: what is predicted.
 
         Raises:
             UserError: one line, if the teacher is not available or does not fit.
         """
         if not self.ready:
             self._load(spec)
+        # What can be adapted is no mismatch; the comparison then leaves the images out.
         expected = self._expected_inputs()
         adapter = adapter_between(spec, expected)
         trained_on = described_as_spec(self.spec, spec, expected)
         check_spec("the teacher", trained_on, spec, inputs=adapter is None)
-        self.adapter = (
-            adapter if adapter is not None and adapter.changes_inputs else None
-        )
+        # An adapter that changes nothing would only cost time.
+        self.adapter = None
+        if adapter is not None and adapter.changes_inputs:
+            self.adapter = adapter
         self._task = task
         self.requires_grad_(False)
         self.train(False)
@@ -132,6 +149,8 @@ class ModelTeacher(Teacher):
         return known.overridden_by(self._given)
 
     def _load(self, spec: Spec) -> None:
+        """Load the network from whatever the arguments name."""
+        # The most specific argument wins: each of them names weights.
         if self.weights is not None:
             self._load_torchvision(self.weights)
         elif self.checkpoint is not None:
@@ -148,6 +167,7 @@ class ModelTeacher(Teacher):
                     "the teacher's network has lazy layers that were never trained"
                 )
             self._described = preprocessing.of_network(self.network)
+            # There is no file, so the tensors themselves are hashed.
             digest = weights_sha256(self.network)
             self._source = {"sha256": digest, "network": type(self.network).__name__}
         else:
@@ -177,10 +197,12 @@ class ModelTeacher(Teacher):
                 f"{type(self.network).__name__} is no network of that library; leave out "
                 "model.teacher.network"
             )
+        # Strict: a tensor that is missing would stay random.
         load_weights(self.network, weights, f"the teacher {folder}")
         self._keep_source_of_folder(folder)
 
     def _keep_source_of_folder(self, folder: Path) -> None:
+        """Note where the weights came from, and which images they were trained on."""
         assert self.network is not None
         digest = weights_sha256(self.network)
         self._check_sha256(folder, digest)
@@ -192,17 +214,21 @@ class ModelTeacher(Teacher):
         }
 
     def _check_sha256(self, path: Path, digest: str) -> None:
+        """Refuse weights with another checksum than the user expects."""
         if self.sha256 not in (None, digest):
             raise UserError(
                 f"the teacher {path} has sha256 {digest}, not {self.sha256}: the file is another one"
             )
 
     def _load_file(self, checkpoint: str, spec: Spec) -> None:
+        """Load a kd checkpoint, a state_dict or a safetensors file."""
         content = read_file(checkpoint, "the teacher")
         path, choice = split_choice(checkpoint)
         digest = sha256_of(path)
         self._check_sha256(path, digest)
+        # Only kd checkpoints describe what they hold.
         described = content.get(KEY)
+        # A bare file of weights needs a network of the user's.
         if self.network is None:
             if not described or not described.get("network"):
                 raise UserError(
@@ -210,6 +236,7 @@ class ModelTeacher(Teacher):
                     "model.teacher.network"
                 )
             self.network = build_network(described["network"])
+        # Lazy layers get their shapes from an input, and only then have weights to load.
         if has_lazy_weights(self.network):
             inputs = blank_inputs(spec.for_teacher(), samples=2)
             create_lazy_weights(self.network, inputs, "the teacher")
@@ -226,7 +253,8 @@ class ModelTeacher(Teacher):
         if choice is not None:
             self._source["entry"] = choice
 
-    def _load_content(self, content: dict[str, Any], path: Path) -> None:
+    def _load_content(self, content: FileContent, path: Path) -> None:
+        """Give the network the weights of a file, by their names or by those of transformers."""
         assert self.network is not None
         try:
             load_file_weights(self.network, content, f"the teacher {path}")
@@ -243,15 +271,18 @@ class ModelTeacher(Teacher):
             load_weights(self.network, weights, f"the teacher {path}")
 
     def _load_torchvision(self, name: str) -> None:
+        """Build the network that a torchvision weights enum belongs to, with these weights."""
         from torchvision import models
 
         weights = torchvision_enum(name)
+        # Torchvision knows the weights of each builder, but not the builder of weights.
         builder = next(
             builder
             for builder in models.list_models()
             if models.get_model_weights(builder) is type(weights)
         )
         try:
+            # The builder draws initial weights before it loads others.
             with torch.random.fork_rng():
                 self.network = models.get_model(builder, weights=weights)
         except Exception as error:
@@ -261,7 +292,8 @@ class ModelTeacher(Teacher):
             ) from error
         classes = tuple(weights.meta["categories"])
         self.spec = Spec(data=name, num_classes=len(classes), classes=classes)
-        self._described = preprocessing.of_torchvision(weights.transforms())
+        preset = cast(nn.Module, weights.transforms())
+        self._described = preprocessing.of_torchvision(preset)
         self._source = {
             "weights": name,
             "url": weights.url,
@@ -269,7 +301,16 @@ class ModelTeacher(Teacher):
         }
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
+        """Capture the features of these roles from now on; returns the tapped modules by role.
+
+        Args:
+            roles: that losses read.
+
+        Raises:
+            UserError: if a role has no layer.
+        """
         assert self.network is not None, "prepare() comes first"
+        # The hooks of earlier roles would capture features that nothing reads.
         if self.taps is not None:
             self.taps.close()
             self.taps = None
@@ -279,6 +320,11 @@ class ModelTeacher(Teacher):
         return self.taps.modules
 
     def outputs(self, batch: Batch) -> Output:
+        """Logits `(N, K)` and the tapped features.
+
+        Args:
+            batch: as the student reads it; images are adapted here.
+        """
         assert self.network is not None, "prepare() comes first"
         assert self._task is not None, "prepare() comes first"
         if self.adapter is not None:
@@ -287,6 +333,7 @@ class ModelTeacher(Teacher):
         return run_teacher_on_batch(self.network, batch, rows, self.taps, self.reading)
 
     def sources(self) -> list[dict[str, object]]:
+        """Where the weights came from, and how the inputs are adapted; empty before `prepare`."""
         if not self._source:
             return []
         if self.adapter is None:
@@ -295,6 +342,7 @@ class ModelTeacher(Teacher):
 
     @property
     def notes(self) -> list[str]:
+        """How the inputs are adapted, if they are."""
         if self.adapter is None:
             return []
         return [f"the teacher's inputs are adapted: {self.adapter.note}"]

@@ -12,12 +12,11 @@ A capture holds tensors and plain values only: reading one runs no code.
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,15 +25,18 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import reseed
+from kd_lightning.training.capture_file import (
+    Content,
+    FailedStep,
+    read_capture,
+    write_capture,
+)
 from kd_lightning.training.faults import LOWER_RATE, Fault, find_fault
 from kd_lightning.training.means import NotFinite
 from kd_lightning.types import Batch, Output
-from kd_lightning.weights import read_file
 
 if TYPE_CHECKING:
     from kd_lightning.training.module import TrainingModule
-
-VERSION = 1
 
 AUTOCAST = {"16-mixed": torch.float16, "bf16-mixed": torch.bfloat16}
 
@@ -49,24 +51,6 @@ class WindowStart(NamedTuple):
 
     batch_idx: int
     step: int
-
-
-class FailedStep(NamedTuple):
-    """A training step whose total loss is not finite.
-
-    Attributes:
-        batch_idx: of the batch in its epoch.
-        step: optimizer steps before it.
-        total: the weighted sum of the losses.
-        terms: each loss unweighted, in the order of the losses.
-        exact: whether the student still has the weights of that step.
-    """
-
-    batch_idx: int
-    step: int
-    total: float
-    terms: list[float]
-    exact: bool
 
 
 # -- stopping --------------------------------------------------------------------------------------
@@ -91,6 +75,7 @@ def stop(
         UserError: always; it says which term and which side is not finite.
     """
     names = list(module.losses)
+    # The total may be infinite although every term is finite, then no term is named.
     broken = {}
     for name, value in zip(names, failed.terms, strict=True):
         if not torch.tensor(value).isfinite():
@@ -98,7 +83,7 @@ def stop(
     fault = None if batch is None else find_fault(student, teacher, batch)
     path = None
     if batch is not None and module.capture_folder is not None:
-        path = _write(module, failed, batch, teacher, fault)
+        path = write_capture(module, failed, batch, teacher, fault)
     raise UserError(_message(module, failed, broken, fault, path))
 
 
@@ -107,21 +92,26 @@ def stop_after_window(
 ) -> None:
     """The same for a step of the past, whose batch and teacher's output are made again.
 
+    Args:
+        module: that trains.
+        start: where the window began.
+        failed: the first step of the window that is not finite.
+
     Raises:
         UserError: always.
     """
     batch_idx = start.batch_idx + failed.position
-    step = start.step + failed.position // module.trainer.accumulate_grad_batches
+    # Gradients of several batches may add up to one step.
+    steps_within = failed.position // module.trainer.accumulate_grad_batches
+    step = start.step + steps_within
     known = FailedStep(batch_idx, step, failed.total, failed.terms, exact=False)
     batch = rebuild_batch(module, batch_idx)
     teacher = None
-    if (
-        batch is not None
-        and module.objective.uses_teacher
-        and module.active_teacher is not None
-    ):
+    active = module.active_teacher if module.objective.uses_teacher else None
+    if batch is not None and active is not None:
         with module.trainer.precision_plugin.train_step_context():
-            teacher = module.active_teacher(batch)
+            teacher = active(batch)
+    # The student has changed since: its output would be another one.
     stop(module, known, batch, None, teacher)
 
 
@@ -132,13 +122,14 @@ def _message(
     fault: Fault | None,
     path: Path | None,
 ) -> str:
-    clauses = [f"{name!r} is {value}" for name, value in broken.items()]
+    """One line: the step, the terms that are not finite, who is at fault, and a remedy."""
+    clauses = []
+    for name, value in broken.items():
+        clauses.append(f"{name!r} is {value}")
     terms = f"its term {', '.join(clauses)}" if clauses else "its terms are finite"
-    because = (
-        f" because {fault.detail} not finite"
-        if fault is not None and fault.detail
-        else ""
-    )
+    because = ""
+    if fault is not None and fault.detail:
+        because = f" because {fault.detail} not finite"
     remedy = LOWER_RATE if fault is None else fault.remedy
     written = "" if path is None else f"; the step is captured in {path}"
     return (
@@ -152,12 +143,17 @@ def rebuild_batch(module: TrainingModule, batch_idx: int) -> Batch | None:
 
     Batches are a function of seed, epoch and rank.
 
+    Args:
+        module: that trains.
+        batch_idx: in the epoch.
+
     Returns:
         `None` if the loader is not one of this package.
     """
     loader = module.trainer.train_dataloader
     if not isinstance(loader, BatchLoader):
         return None
+    # The loader that trains is in use; its copy reads the same source.
     twin = copy.copy(loader)
     twin.skip = batch_idx
     twin.prefetch = 0
@@ -165,78 +161,6 @@ def rebuild_batch(module: TrainingModule, batch_idx: int) -> Batch | None:
     moved: Batch = module.trainer.strategy.batch_to_device(batch)
     converted: Batch = module.trainer.precision_plugin.convert_input(moved)
     return converted
-
-
-def _write(
-    module: TrainingModule,
-    failed: FailedStep,
-    batch: Batch,
-    teacher: Output | None,
-    fault: Fault | None,
-) -> Path:
-    folder = module.capture_folder
-    assert folder is not None
-    config = folder / "config.yaml"
-    content = {
-        "kd_capture": VERSION,
-        "epoch": module.current_epoch,
-        "step": failed.step,
-        "batch_idx": failed.batch_idx,
-        "total": failed.total,
-        "terms": dict(zip(module.losses, failed.terms, strict=True)),
-        "fault": None if fault is None else fault.who,
-        "exact": failed.exact,
-        "precision": str(module.trainer.precision),
-        "student": _on_cpu(module.net.state_dict()),
-        "losses": _on_cpu(module.losses.state_dict()),
-        "training": {
-            name: each.training for name, each in module.learner.named_modules()
-        },
-        "batch": _plain_batch(batch),
-        "teacher_logits": None if teacher is None else teacher.logits.detach().cpu(),
-        # The generators are a function of these numbers: `reseed` sets them in every step.
-        "rng": list(module.step_seed(failed.batch_idx)),
-        "teacher": module.provenance(),
-        "spec": module.spec.to_dict() if module.spec is not None else None,
-        "config": config.read_text() if config.is_file() else None,
-    }
-    path = folder / f"capture-epoch{module.current_epoch}-batch{failed.batch_idx}.pt"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, temporary)
-    temporary.replace(path)
-    return path
-
-
-def _on_cpu(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-
-
-def _plain_batch(batch: Batch) -> dict[str, object]:
-    """A batch in tensors and plain values, on the CPU; cached outputs are read again."""
-    plain: dict[str, object] = {}
-    for name in BATCH_FIELDS:
-        value = getattr(batch, name)
-        if isinstance(value, Tensor):
-            # A slice would be saved with all that it was cut from.
-            value = value.detach().cpu().clone()
-        elif isinstance(value, Mapping):
-            value = _on_cpu(value)
-        plain[name] = value
-    return plain
-
-
-BATCH_FIELDS = (
-    "inputs",
-    "target",
-    "index",
-    "view",
-    "split",
-    "teacher_inputs",
-    "placeholder",
-    "partner",
-    "share",
-    "positions",
-)
 
 
 # -- replaying -------------------------------------------------------------------------------------
@@ -259,7 +183,7 @@ class ReplayedStep:
     student: Output
     teacher: Output | None
     batch: Batch
-    content: dict[str, Any]
+    content: Content
 
 
 def replay(
@@ -279,17 +203,34 @@ def replay(
     Raises:
         UserError: if the file is no capture, or the module is not the run's.
     """
-    content = read_file(path, "the capture")
-    if content.get("kd_capture") != VERSION:
-        raise UserError(
-            f"{path} is not a capture of version {VERSION} of a training step"
-        )
+    content = read_capture(path)
     if datamodule is not None:
         module.attach(datamodule)
     if module.task is None:
         raise UserError(
             "the module does not know its data; give replay a datamodule, too"
         )
+    _restore(module, content, path)
+    batch = Batch(**content["batch"]).to(module.device)
+    module.objective.begin_epoch(content["epoch"])
+    with _autocast(content["precision"], module.device):
+        # In the order of `training_step`: the teacher may draw random numbers, too.
+        reseed(module.device, *content["rng"])
+        teacher = None
+        if module.objective.uses_teacher and module.active_teacher is not None:
+            teacher = module.active_teacher(batch)
+        student = module.learner(batch)
+        total, terms, _ = module.objective(student, teacher, batch)
+    named = dict(zip(module.losses, terms, strict=True))
+    return ReplayedStep(total, named, student, teacher, batch, content)
+
+
+def _restore(module: TrainingModule, content: Content, path: str | Path) -> None:
+    """Give a module the captured weights, and each submodule the mode that it had.
+
+    Raises:
+        UserError: if they are of another network or other losses.
+    """
     try:
         module.net.load_state_dict(content["student"])
         module.losses.load_state_dict(content["losses"])
@@ -300,17 +241,6 @@ def replay(
         ) from error
     for name, each in module.learner.named_modules():
         each.training = content["training"].get(name, each.training)
-    batch = Batch(**content["batch"]).to(module.device)
-    module.objective.begin_epoch(content["epoch"])
-    with _autocast(content["precision"], module.device):
-        reseed(module.device, *content["rng"])
-        teacher = None
-        if module.objective.uses_teacher and module.active_teacher is not None:
-            teacher = module.active_teacher(batch)
-        student = module.learner(batch)
-        total, terms, _ = module.objective(student, teacher, batch)
-    named = dict(zip(module.losses, terms, strict=True))
-    return ReplayedStep(total, named, student, teacher, batch, content)
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TypedDict, cast
+from typing import TypeAlias, TypedDict, cast
 
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.networks import SelfContained
 from kd_lightning.training.optimizers import SchedulerFactory, takes_total_steps
+from kd_lightning.values import Value, Values
 from kd_lightning.weights import plain
+
+StateHookArgument: TypeAlias = "dict[str, Value] | bool | list[str]"
+"""What torch passes to hooks on state dicts beside the state: metadata, strictness, lists of keys."""
 
 EPOCH_SUMS = "kd_epoch_sums"
 """The checkpoint's entry for the loss sums of an epoch that is not finished."""
@@ -30,29 +34,34 @@ class Described(TypedDict):
     """
 
     role: str
-    network: dict[str, object] | None
-    without_files: dict[str, object]
-    spec: dict[str, object] | None
+    network: dict[str, Value] | None
+    without_files: dict[str, Value]
+    spec: dict[str, Value] | None
     data: dict[str, object] | None
     teacher: list[dict[str, object]]
 
 
-def self_contained_arguments(network: nn.Module) -> dict[str, object]:
+Checkpoint: TypeAlias = "dict[str, Value | Tensor | Mapping[str, Tensor] | Described]"
+"""A training checkpoint by the names of its entries."""
+
+
+def self_contained_arguments(network: nn.Module) -> dict[str, Value]:
     """Arguments that rebuild the network without the files it was first built from."""
     if isinstance(network, SelfContained):
-        return cast(dict[str, object], plain(network.without_files()))
+        return cast(dict[str, Value], plain(network.without_files()))
     return {}
 
 
 def with_arguments(
-    described: object | None, arguments: Mapping[str, object]
-) -> dict[str, object] | None:
+    described: Values | None, arguments: Values
+) -> dict[str, Value] | None:
     """A network's `class_path` and `init_args` with some arguments replaced."""
     if described is None:
         return None
-    config = dict(cast(Mapping[str, object], plain(described)))
+    config: dict[str, Value] = dict(plain(described))
+    # A tokenizer's folder, for example, may not exist where the checkpoint is read.
     if arguments:
-        own = cast(Mapping[str, object], config.get("init_args") or {})
+        own = cast(Values, config.get("init_args") or {})
         config["init_args"] = {**own, **arguments}
     return config
 
@@ -78,9 +87,13 @@ def _rename_hook(
     module: nn.Module,
     state: dict[str, Tensor],
     prefix: str,
-    *_: object,
+    *_: StateHookArgument,
 ) -> None:
-    _rename(state, {prefix + old: prefix + new for old, new in prefixes.items()})
+    """Rename the keys of a state dict; `prefix` is the module's place in a larger one."""
+    within = {}
+    for old, new in prefixes.items():
+        within[prefix + old] = prefix + new
+    _rename(state, within)
 
 
 def _rename(state: dict[str, Tensor], prefixes: Mapping[str, str]) -> None:
@@ -106,13 +119,16 @@ def check_loss_state(saved: Mapping[str, Tensor], losses: nn.ModuleDict) -> None
     Raises:
         UserError: if the adapters or memories of the losses differ.
     """
-    theirs = {}
+    saved_shapes = {}
     for key, value in saved.items():
         if key.startswith("losses."):
-            theirs[key.removeprefix("losses.")] = value.shape
-    own = {key: value.shape for key, value in losses.state_dict().items()}
-    for key in sorted({*own, *theirs}):
-        if own.get(key) != theirs.get(key):
+            saved_shapes[key.removeprefix("losses.")] = value.shape
+    own_shapes = {}
+    for key, value in losses.state_dict().items():
+        own_shapes[key] = value.shape
+    # A key of one side only has no shape on the other.
+    for key in sorted({*own_shapes, *saved_shapes}):
+        if own_shapes.get(key) != saved_shapes.get(key):
             raise UserError(
                 f"the checkpoint was trained with other losses ({key} differs): resume with the "
                 "config that made it, or start a new run from its weights with --model.init_from"
@@ -120,7 +136,7 @@ def check_loss_state(saved: Mapping[str, Tensor], losses: nn.ModuleDict) -> None
 
 
 def check_schedule(
-    states: list[dict[str, object]],
+    states: Sequence[Values],
     scheduler: SchedulerFactory | None,
     total_steps: int,
 ) -> None:
@@ -136,6 +152,7 @@ def check_schedule(
     """
     if scheduler is None or not takes_total_steps(scheduler):
         return
+    # Schedules that depend on the number of steps store it; others have no such entry.
     for state in states:
         planned = state.get("total_steps", total_steps)
         if planned != total_steps:

@@ -12,6 +12,7 @@ from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.model import ModelTeacher
+from kd_lightning.training.checkpointing import StateHookArgument
 from kd_lightning.training.module import TrainingModule, Trains
 from kd_lightning.training.optimizers import (
     OptimizerFactory,
@@ -71,6 +72,7 @@ class DistillationModule(TrainingModule):
         self.teacher_note: str | None = None
         """Why the teacher takes no part in an evaluation, if it does not."""
         self.keep_hyperparameters()
+        # The teacher's weights are large and stored elsewhere; provenance names them.
         self.register_state_dict_post_hook(self._drop_teacher)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(self._insert_teacher)  # type: ignore[no-untyped-call]
 
@@ -81,6 +83,7 @@ class DistillationModule(TrainingModule):
 
     @classmethod
     def arguments_of_loaded(cls) -> dict[str, object]:
+        """A placeholder for the teacher, and the hard loss."""
         # Enough to predict and to evaluate; training on needs the teacher and the losses.
         return {"teacher": ModelTeacher(), "losses": {"ce": CrossEntropy()}}
 
@@ -91,9 +94,22 @@ class DistillationModule(TrainingModule):
 
     @property
     def active_teacher(self) -> Teacher | None:
+        """The teacher once it is prepared; `None` before."""
         return self.teacher if self.teacher.ready else None
 
     def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
+        """Prepare the teacher, then the student, for this data; see `PreparedModule.attach`.
+
+        Evaluation needs no teacher: if it cannot be prepared, `teacher_note` says why.
+
+        Args:
+            datamodule: the data.
+            stage: "fit", "validate", "test" or "predict".
+
+        Raises:
+            UserError: one line, before anything is trained, if something does not fit.
+        """
+        # Predictions are the student's alone.
         if not self.teacher.ready and stage != "predict":
             try:
                 self.teacher.prepare(datamodule)
@@ -104,32 +120,40 @@ class DistillationModule(TrainingModule):
         super().attach(datamodule, stage)
 
     def provenance(self) -> list[dict[str, object]]:
+        """Where the teacher's weights or outputs come from, in plain values."""
         return self.teacher.sources()
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Let the student's weights require gradients or not; the teacher's never do.
+
+        Args:
+            requires_grad: for the student and the losses.
+        """
         super().requires_grad_(requires_grad)
         self.teacher.requires_grad_(False)
         return self
 
     def unfreeze(self) -> Self:
+        """Let the student's weights require gradients again; the teacher's never do."""
         super().unfreeze()
         self.teacher.requires_grad_(False)
         return self
 
     @staticmethod
     def _drop_teacher(
-        module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
+        module: nn.Module, state: dict[str, Tensor], prefix: str, *_: StateHookArgument
     ) -> None:
+        """Remove the teacher's tensors from a state dict."""
         for key in list(state):
             if key.startswith(f"{prefix}teacher."):
                 del state[key]
 
     @staticmethod
     def _insert_teacher(
-        module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+        module: nn.Module, state: dict[str, Tensor], prefix: str, *_: StateHookArgument
     ) -> None:
         """Keep strict loading for the student: the live teacher's tensors fill in for those the
         file does not hold."""
-        DistillationModule._drop_teacher(module, state, prefix, None)
+        DistillationModule._drop_teacher(module, state, prefix)
         for key, value in module.get_submodule("teacher").state_dict().items():
             state[f"{prefix}teacher.{key}"] = value

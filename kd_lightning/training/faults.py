@@ -53,6 +53,7 @@ def find_fault(student: Output | None, teacher: Output | None, batch: Batch) -> 
         teacher: `None` if there is none.
         batch: both were computed for.
     """
+    # In the order in which they are computed: what comes later is broken by what came before.
     rows = _broken_samples(batch)
     if rows:
         shown = ", ".join(str(row) for row in rows[:MOST_NAMED])
@@ -75,17 +76,23 @@ def find_fault(student: Output | None, teacher: Output | None, batch: Batch) -> 
 def _broken_samples(batch: Batch) -> list[int]:
     """Rows of the source split whose inputs are not finite."""
     broken = torch.zeros(len(batch), dtype=torch.bool, device=batch.index.device)
-    for tensor in [*_tensors(batch.inputs), *_tensors(batch.teacher_inputs)]:
+    tensors = _tensors(batch.inputs) + _tensors(batch.teacher_inputs)
+    for tensor in tensors:
+        # Token ids are always finite.
         if tensor.is_floating_point():
-            broken |= ~tensor.isfinite().reshape(len(batch), -1).all(1)
-    found: list[int] = batch.index[broken].tolist()
-    return found
+            finite = tensor.isfinite().reshape(len(batch), -1)
+            broken |= ~finite.all(1)
+    rows: list[int] = batch.index[broken].tolist()
+    return rows
 
 
 def _tensors(inputs: Inputs | None) -> list[Tensor]:
+    """The tensors of inputs of either form; none without inputs."""
     if inputs is None:
         return []
-    return [inputs] if isinstance(inputs, Tensor) else list(inputs.values())
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    return list(inputs.values())
 
 
 def _broken_part(output: Output) -> str | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeAlias
 
 import lightning.pytorch as pl
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -22,17 +23,14 @@ from kd_lightning.errors import UserError
 from kd_lightning.escaping import plain
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.training import report_warnings
-from kd_lightning.training.measurements import (
-    LossReport,
-    TeacherReport,
-    measure_losses,
-    measure_teacher,
-)
+from kd_lightning.training.loss_measurements import LossReport, measure_losses
+from kd_lightning.training.measurements import TeacherReport, measure_teacher
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.training.untouched import untouched
 from kd_lightning.types import Batch
+from kd_lightning.values import Value
 
-Content = dict[str, object]
+Content: TypeAlias = "dict[str, Value]"
 """The report in plain values, as run.json stores it."""
 
 PREFIX = "report/"
@@ -65,6 +63,15 @@ class FirstBatchReport(pl.Callback):
     def on_train_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> None:
+        """Measure, store and print, unless the run resumes.
+
+        Args:
+            trainer: that is about to train.
+            pl_module: attached to its data.
+
+        Raises:
+            UserError: for a warning, if the report is strict.
+        """
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.global_step > 0 or not isinstance(pl_module, TrainingModule):
             return
@@ -133,6 +140,7 @@ class _Report:
         if teacher is None or not module.objective.uses_teacher:
             return
         self.notes += teacher.notes
+        # Measuring a student that starts from trained weights needs eval mode.
         modes = {each: each.training for each in module.learner.modules()}
         try:
             self.teacher = measure_teacher(module, self.datamodule, self._moved)
@@ -143,6 +151,7 @@ class _Report:
             each.training = training
 
     def _moved(self, batch: Batch) -> Batch:
+        """A batch on the device and in the precision of the training."""
         moved: Batch = self.trainer.strategy.batch_to_device(batch)
         converted: Batch = self.trainer.precision_plugin.convert_input(moved)
         return converted
@@ -212,7 +221,10 @@ class _Report:
             values[f"weighted_loss_{name}"] = loss.weighted
             if loss.share is not None:
                 values[f"gradient_share_{name}"] = loss.share
-        return {f"{PREFIX}{name}": value for name, value in values.items()}
+        prefixed = {}
+        for name, value in values.items():
+            prefixed[f"{PREFIX}{name}"] = value
+        return prefixed
 
     def print(self, tables: bool) -> None:
         """Print tables, notes and warnings on standard output."""
@@ -229,16 +241,19 @@ class _Report:
 
 def _planned_epochs(trainer: pl.Trainer) -> float:
     """How many epochs the run trains, if nothing stops it; infinite if that is not known."""
+    # -1 stands for no limit.
     limits = []
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(float(trainer.max_epochs))
     steps_per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
     if trainer.max_steps >= 0 and steps_per_epoch > 0:
-        limits.append(float(math.ceil(trainer.max_steps / steps_per_epoch)))
+        epochs = math.ceil(trainer.max_steps / steps_per_epoch)
+        limits.append(float(epochs))
     return min(limits, default=math.inf)
 
 
 def _plain_teacher(teacher: TeacherReport) -> Content:
+    """The teacher's part of the report in plain values."""
     temperatures = {}
     for temperature, entropy in teacher.entropy.items():
         temperatures[f"{temperature:g}"] = {
@@ -263,7 +278,8 @@ def _teacher_table(teacher: TeacherReport) -> Table:
     table.add_column("value", justify="right")
     table.add_row(plain(teacher.metric), f"{teacher.value:.4g}")
     if teacher.student is not None:
-        table.add_row(plain(f"student's {teacher.metric}"), f"{teacher.student:.4g}")
+        name = plain(f"student's {teacher.metric}")
+        table.add_row(name, f"{teacher.student:.4g}")
     if teacher.agreement is not None:
         table.add_row("agreement with labels", f"{teacher.agreement:.1%}")
     for temperature, entropy in teacher.entropy.items():
@@ -282,5 +298,7 @@ def _loss_table(losses: dict[str, LossReport]) -> Table:
         table.add_column(column, justify="right")
     for name, loss in losses.items():
         share = "" if loss.share is None else f"{loss.share:.1%}"
-        table.add_row(plain(name), f"{loss.value:.4g}", f"{loss.weighted:.4g}", share)
+        value = f"{loss.value:.4g}"
+        weighted = f"{loss.weighted:.4g}"
+        table.add_row(plain(name), value, weighted, share)
     return table

@@ -50,12 +50,16 @@ def load_initial_weights(
     owner = f"init_from {path}"
     content = _read(path)
     described = content.get(KEY) or {}
-    trained_on = Spec.from_dict(described["spec"]) if described.get("spec") else None
+    trained_on = None
+    if described.get("spec"):
+        trained_on = Spec.from_dict(described["spec"])
+    # Token ids of another vocabulary would fit the shapes, and mean other words.
     check_vocabulary(owner, trained_on, spec, spec.vocabulary)
     weights, notes = fitting_weights(network, content, owner)
     weights = datamodule.adapt_weights(network, weights, trained_on, owner)
     weights, skipped = without_other_head(network, weights, spec.num_classes)
     load_weights(network, weights, owner, [*notes, *skipped])
+    # Only checkpoints of this package hold losses; others may use the same prefix.
     adapters: dict[str, Tensor] = {}
     if described:
         for key, value in content["state_dict"].items():

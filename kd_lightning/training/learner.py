@@ -80,7 +80,11 @@ class Learner(nn.Module):
         self._rows = task.rows
 
     def forward(self, batch: Batch) -> Output:
-        """Logits `(N, K)` and the tapped features."""
+        """Logits `(N, K)` and the tapped features.
+
+        Args:
+            batch: of B samples with N positions.
+        """
         return run_on_batch(self.network, batch, self._rows, self.taps, self.reading)
 
     def logits(self, inputs: Inputs) -> Tensor:
@@ -93,6 +97,7 @@ class Learner(nn.Module):
         Raises:
             UserError: if a role has no layer.
         """
+        # The hooks of earlier roles would capture features that nothing reads.
         if self.taps is not None:
             self.taps.close()
             self.taps = None
@@ -120,10 +125,16 @@ class Learner(nn.Module):
     def check_output(self, blank: Batch, task: Task, spec: Spec) -> None:
         """Refuse a network whose output does not fit the task and the data.
 
+        Args:
+            blank: a batch of the data's shapes.
+            task: what is predicted.
+            spec: of the data.
+
         Raises:
             UserError: one line that names both shapes.
         """
-        problem = task.output_problem(self.name, self.probe(blank).logits, spec)
+        output = self.probe(blank)
+        problem = task.output_problem(self.name, output.logits, spec)
         if problem is not None:
             raise UserError(problem)
 
@@ -131,6 +142,11 @@ class Learner(nn.Module):
         """Run the network once as in training, where it may return something else, or fail.
 
         Buffers and random generators are restored.
+
+        Args:
+            blank: a batch of the data's shapes.
+            task: what is predicted.
+            spec: of the data.
 
         Raises:
             UserError: if it fails, does not fit the task, or has a head that no loss trains.
@@ -141,14 +157,17 @@ class Learner(nn.Module):
             raw = self._run_as_in_training(blank)
             features = self.taps.take() if self.taps is not None else {}
             logits = as_logits(raw, self.reading)
-            problem = task.output_problem(self.name, self._rows(logits, blank), spec)
+            rows = self._rows(logits, blank)
+            problem = task.output_problem(self.name, rows, spec)
             if problem is not None:
                 raise UserError(f"in training {problem}")
             if raw is logits:
                 return
-            used = [
-                feature for feature in features.values() if isinstance(feature, Tensor)
-            ]
+            # A head whose output is tapped is trained by the loss that reads it.
+            used = []
+            for feature in features.values():
+                if isinstance(feature, Tensor):
+                    used.append(feature)
             probing.check_heads(
                 self.network, blank.inputs, raw, logits, used, self.reading
             )
@@ -160,6 +179,7 @@ class Learner(nn.Module):
             UserError: one line, with what to change.
         """
         probing.check_single_sample(self.network, blank.inputs, self.name)
+        # Hooks have captured this forward pass, too.
         if self.taps is not None:
             self.taps.overwritten()
             self.taps.take()
@@ -168,6 +188,7 @@ class Learner(nn.Module):
         """What the network returns in the mode in which it trains, with a graph."""
         try:
             raw = probing.forward(self.network, blank.inputs)
+            # Features that later layers change in place are copied from the next pass on.
             if self.taps is not None and self.taps.overwritten():
                 raw = probing.forward(self.network, blank.inputs)
         except Exception as error:
@@ -186,12 +207,17 @@ class Learner(nn.Module):
 
 def _constrained_modules(network: nn.Module) -> list[ConstrainedModule]:
     """The modules that act after each optimizer step."""
-    return [
-        module for module in network.modules() if isinstance(module, ConstrainedModule)
-    ]
+    constrained: list[ConstrainedModule] = []
+    for module in network.modules():
+        if isinstance(module, ConstrainedModule):
+            constrained.append(module)
+    return constrained
 
 
 def _shape_of(inputs: Inputs) -> list[int]:
     """The shape of one sample."""
-    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    if isinstance(inputs, Tensor):
+        return list(inputs.shape[1:])
+    # The first of several inputs, such as the token ids.
+    tensor = next(iter(inputs.values()))
     return list(tensor.shape[1:])

@@ -47,6 +47,7 @@ class ModuleOfLearner(pl.LightningModule):
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except TypeError as error:
+            # Python's own error for an argument that was not given, as the network is not.
             if "missing" not in str(error):
                 raise
             if cls.role not in kwargs:
@@ -63,6 +64,11 @@ class ModuleOfLearner(pl.LightningModule):
         return {}
 
     def configure_callbacks(self) -> list[pl.Callback]:
+        """No callbacks; prepares early for those that average weights.
+
+        Raises:
+            UserError: if such a callback runs without a datamodule of kd_lightning.
+        """
         # Callbacks that average weights copy the module before its own setup; its losses' adapters
         # and its teacher must be there by then.
         datamodule = lightning_compat.datamodule_of(self.trainer)

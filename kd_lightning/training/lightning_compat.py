@@ -35,7 +35,11 @@ BATCH_HOOKS = (
 
 
 def overridden_batch_hooks(datamodule: pl.LightningDataModule | None) -> frozenset[str]:
-    """The batch hooks that a datamodule overrides. Lightning asks three times per step."""
+    """The batch hooks that a datamodule overrides. Lightning asks three times per step.
+
+    Args:
+        datamodule: of the Trainer; `None` if it was given loaders.
+    """
     if datamodule is None:
         return frozenset()
     return frozenset(hook for hook in BATCH_HOOKS if is_overridden(hook, datamodule))
@@ -63,6 +67,7 @@ def resumes_within_epoch(trainer: pl.Trainer) -> bool:
 
 def batches_done_in_epoch(trainer: pl.Trainer) -> int:
     """How many batches of the current epoch a resumed run has processed."""
+    # Lightning declares the type of a base class, without this count.
     progress = trainer.fit_loop.epoch_loop.batch_progress
     return int(cast(Any, progress.current).processed)
 
@@ -150,9 +155,10 @@ def keep_arguments_of(
     def instantiate(
         class_type: type,
         *args: Any,
-        applied_instantiation_links: object = None,
+        applied_instantiation_links: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> Any:
+        # A context variable tells `save_hyperparameters` the arguments before they became objects.
         with _given_hyperparameters_context(
             hparams=arguments, instantiator="lightning.pytorch.cli.instantiate_module"
         ):

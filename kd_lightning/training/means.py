@@ -42,26 +42,38 @@ class EpochMeans:
 
     def add(self, samples: Tensor | float, total: Tensor, terms: list[Tensor]) -> None:
         """Hold references to the values of a step, which are means over its samples."""
-        self._window.append(
-            (samples, [total.detach(), *(term.detach() for term in terms)])
-        )
+        # Without their graphs, which would keep the step's activations in memory.
+        values = [total.detach()]
+        for term in terms:
+            values.append(term.detach())
+        self._window.append((samples, values))
 
     def close(self) -> NotFinite | None:
         """Add the window to the sums; returns the first step that is not finite, if any."""
         if not self._window:
             return None
-        sizes = [float(size) for size, _ in self._window]
+        sizes = []
+        steps = []
+        for size, step in self._window:
+            sizes.append(float(size))
+            steps.append(torch.stack(step))
         samples = torch.tensor(sizes, dtype=torch.float64)
-        steps = torch.stack([torch.stack(values) for _, values in self._window])
-        values = steps.double().cpu()
+        # One copy from the device for the whole window. Shape: steps x (1 + terms).
+        values = torch.stack(steps).double().cpu()
         self._window = []
         finite = values[:, 0].isfinite()
         if not bool(finite.all()):
-            position = int((~finite).nonzero()[0])
+            broken = (~finite).nonzero()
+            position = int(broken[0])
             total, *terms = values[position].tolist()
             return NotFinite(position, total, terms)
-        sums = torch.cat([samples @ values, samples.sum()[None]])
-        self._sums = sums if self._sums is None else self._sums + sums
+        # Sums rather than means, as batches differ in size; the last entry counts the samples.
+        weighted = samples @ values
+        count = samples.sum()[None]
+        sums = torch.cat([weighted, count])
+        if self._sums is not None:
+            sums = self._sums + sums
+        self._sums = sums
         return None
 
     def share(self, device: torch.device, world_size: int) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""What is measured before training: the teacher on held-out samples, the losses on a real batch."""
+"""What is measured before training: the teacher on held-out samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.losses.base import DistillLoss, is_labelled
@@ -25,9 +25,6 @@ MOST_SECONDS = 3.0
 
 MOST_ROWS = 100_000
 """Predicted and true classes that are kept for a comparison; a map has many per sample."""
-
-SMALLEST_VALUE = 1e-6
-"""A loss below this is zero up to rounding."""
 
 ToDevice = Callable[[Batch], Batch]
 
@@ -75,37 +72,8 @@ class TeacherReport:
         """The fraction of labelled rows whose predicted class is the label."""
         if len(self.labels) == 0:
             return None
-        return float((self.predicted == self.labels).double().mean())
-
-
-@dataclass
-class LossReport:
-    """One loss on the first training batch.
-
-    Attributes:
-        value: unweighted.
-        weight: in the first epoch.
-        gradient: norm of the weighted loss's gradient for what is trained; `None` if not measured.
-        share: that norm divided by the sum of all losses' norms.
-        exact: the value in double precision, for losses at a temperature.
-        at_minimum: whether the loss is at its minimum already, where it has no gradient: a student
-            that starts as a copy of its teacher.
-    """
-
-    value: float
-    weight: float
-    gradient: float | None = None
-    share: float | None = None
-    exact: float | None = None
-    at_minimum: bool = False
-
-    @property
-    def weighted(self) -> float:
-        """Its part of the total."""
-        return self.weight * self.value
-
-
-# -- the teacher -----------------------------------------------------------------------------------
+        agrees = self.predicted == self.labels
+        return float(agrees.double().mean())
 
 
 def measure_teacher(
@@ -134,6 +102,7 @@ def measure_teacher(
     if module.init_from is not None:
         student_metrics = module.task.metrics(module.spec).to(module.device)
         module.learner.eval()
+    # On a slow device, a rough value now is worth more than an exact one in minutes.
     stop_at = time.monotonic() + MOST_SECONDS
     with torch.no_grad():
         for batch in _held_out(module, datamodule, split):
@@ -159,14 +128,17 @@ def _held_out(
     """Random samples of a split, at most `MOST_SAMPLES`, in batches."""
     teacher = module.active_teacher
     source = datamodule.source(split)
-    chosen = permutation(len(source), "first report")[:MOST_SAMPLES].sort().values
+    order = permutation(len(source), "first report")
+    # Sorted, because files are read faster in their own order.
+    chosen = order[:MOST_SAMPLES].sort().values
     # A cache may hold the augmented training samples alone.
     cached_views = teacher is not None and teacher.joins and datamodule.augmented
     view = 0 if split == "train" and cached_views else CLEAN
     for rows in chosen.split(datamodule.batch_size):
         batch = source.batch(rows, view)
         if teacher is not None and teacher.joins:
-            batch = teacher.join(batch, source.rows.cpu()[rows])
+            index = source.rows.cpu()[rows]
+            batch = teacher.join(batch, index)
         yield batch
 
 
@@ -174,17 +146,17 @@ def _temperatures(losses: list[tuple[str, DistillLoss]]) -> list[float]:
     """The temperatures at which losses read the teacher's distribution; 1 if none does."""
     temperatures = set()
     for _, loss in losses:
-        if (
-            loss.uses_teacher
-            and loss.compares_classes
-            and isinstance(loss, HasTemperature)
-        ):
+        reads_distribution = loss.uses_teacher and loss.compares_classes
+        if reads_distribution and isinstance(loss, HasTemperature):
             temperatures.add(float(loss.temperature))
     return sorted(temperatures) or [1.0]
 
 
 def _value_of(metrics: TaskMetrics, name: str) -> float:
-    return float(metrics.compute().get(name, torch.tensor(torch.nan)))
+    """A metric's value; NaN if the samples have no labels."""
+    unknown = torch.tensor(torch.nan)
+    value = metrics.compute().get(name, unknown)
+    return float(value)
 
 
 class _RunningTeacher:
@@ -201,12 +173,19 @@ class _RunningTeacher:
         self._largest: Tensor | None = None
 
     def add(self, output: Output, batch: Batch) -> None:
+        """Count a batch, and sum its entropies in nats.
+
+        Args:
+            output: the teacher's, with logits `(N, K)`.
+            batch: that it was computed for.
+        """
         report = self.report
         logits = full(output.logits)
         report.samples += len(batch)
         report.rows += len(logits)
         # -inf rules out a class, which is no fault as long as one class remains.
-        broken = logits.isnan().any(-1) | (logits == torch.inf).any(-1)
+        broken = logits.isnan().any(-1)
+        broken |= (logits == torch.inf).any(-1)
         broken |= (logits == -torch.inf).all(-1)
         report.broken_rows += int(broken.sum())
         self._add_range(logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
@@ -217,14 +196,19 @@ class _RunningTeacher:
         for temperature in self.temperatures:
             log_probs = finite_log_probs(output.log_probs(temperature))
             probs = log_probs.exp()
-            self._entropy[temperature] -= float((probs * log_probs).sum())
-            self._top[temperature] += float(probs.amax(-1).sum())
-        if sum(map(len, self._labels)) < MOST_ROWS:
+            negative_entropy = (probs * log_probs).sum()
+            self._entropy[temperature] -= float(negative_entropy)
+            largest = probs.amax(-1)
+            self._top[temperature] += float(largest.sum())
+        rows = sum(map(len, self._labels))
+        if rows < MOST_ROWS:
             labelled = is_labelled(labels)
-            self._predicted.append(logits.argmax(-1)[labelled].cpu())
+            predicted = logits.argmax(-1)
+            self._predicted.append(predicted[labelled].cpu())
             self._labels.append(labels[labelled].cpu())
 
     def _add_range(self, logits: Tensor) -> None:
+        """Widen the range of each column of `(N, K)` logits; a constant teacher has none."""
         if len(logits) == 0:
             return
         smallest = logits.amin(0)
@@ -236,12 +220,14 @@ class _RunningTeacher:
         self._largest = largest
 
     def finish(self) -> None:
+        """Complete the report once all batches are added."""
         report = self.report
         if self._smallest is not None and self._largest is not None:
             size = self._largest.abs().amax().clamp(min=1e-6)
             spread = (self._largest - self._smallest).amax()
             # Kernels may give equal samples outputs that differ in the last bits.
-            report.constant = report.rows > 1 and bool(spread <= 1e-5 * size)
+            is_flat = bool(spread <= 1e-5 * size)
+            report.constant = is_flat and report.rows > 1
         if self._labels:
             report.predicted = torch.cat(self._predicted)
             report.labels = torch.cat(self._labels)
@@ -249,84 +235,3 @@ class _RunningTeacher:
             for temperature in self.temperatures:
                 report.entropy[temperature] = self._entropy[temperature] / report.rows
                 report.top[temperature] = self._top[temperature] / report.rows
-
-
-# -- the losses ------------------------------------------------------------------------------------
-
-
-def measure_losses(
-    module: TrainingModule, batch: Batch, gradients: bool = True
-) -> dict[str, LossReport]:
-    """Each loss on one training batch, as the first step will compute it.
-
-    Args:
-        module: with built losses.
-        batch: on the module's device.
-        gradients: whether to compute each loss's gradient, one backward pass per loss.
-    """
-    module.objective.begin_epoch(module.current_epoch)
-    teacher = module.active_teacher
-    target = (
-        teacher(batch)
-        if teacher is not None and module.objective.uses_teacher
-        else None
-    )
-    student = module.learner(batch)
-    _, terms, _ = module.objective(student, target, batch)
-    named = module.objective.named_losses()
-    reports = {}
-    for (name, loss), term in zip(named, terms, strict=True):
-        report = LossReport(float(term.detach()), loss.weight_at(module.current_epoch))
-        report.at_minimum = (
-            loss.minimum_at_teacher and abs(report.value) < SMALLEST_VALUE
-        )
-        reports[name] = report
-    if gradients:
-        parameters = _trained_parameters(module)
-        for report, term in zip(reports.values(), terms, strict=True):
-            acts = report.weight > 0
-            report.gradient = (
-                _gradient_norm(report.weight * term, parameters) if acts else 0.0
-            )
-        total = sum(report.gradient or 0.0 for report in reports.values())
-        for report in reports.values():
-            report.share = (report.gradient or 0.0) / total if total > 0 else 0.0
-    for name, loss in named:
-        # After the gradients: a loss may change its own buffers in each call.
-        reports[name].exact = _in_double_precision(loss, student, target, batch)
-    return reports
-
-
-def _trained_parameters(module: TrainingModule) -> list[nn.Parameter]:
-    """The student's parameters; those of the losses if only they are trained."""
-    trained = module.losses if module.trains == "losses" else module.net
-    return [parameter for parameter in trained.parameters() if parameter.requires_grad]
-
-
-def _gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
-    if not value.requires_grad or not parameters:
-        return 0.0
-    gradients = torch.autograd.grad(
-        value, parameters, retain_graph=True, allow_unused=True
-    )
-    norms = [gradient.double().norm() for gradient in gradients if gradient is not None]
-    return float(torch.stack(norms).norm()) if norms else 0.0
-
-
-def _in_double_precision(
-    loss: DistillLoss, student: Output, teacher: Output | None, batch: Batch
-) -> float | None:
-    """The loss for the same outputs in double precision; `None` if it has no temperature."""
-    has_weights = any(True for _ in loss.parameters())
-    if teacher is None or has_weights or not isinstance(loss, HasTemperature):
-        return None
-    if not loss.compares_classes or batch.target.device.type == "mps":
-        return None
-    with torch.no_grad():
-        return float(
-            loss(
-                student.map(lambda tensor: tensor.double()),
-                teacher.map(lambda tensor: tensor.double()),
-                batch,
-            )
-        )

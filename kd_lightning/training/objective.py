@@ -13,6 +13,7 @@ from kd_lightning.losses.base import DistillLoss, Probe, weight_of
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
+from kd_lightning.training.checkpointing import StateHookArgument
 from kd_lightning.training.learner import Learner
 from kd_lightning.types import Batch, Output
 
@@ -63,7 +64,10 @@ class Objective(nn.Module):
 
     def named_losses(self) -> list[tuple[str, DistillLoss]]:
         """The losses with their names, in order."""
-        return [(name, cast(DistillLoss, loss)) for name, loss in self.losses.items()]
+        named = []
+        for name, loss in self.losses.items():
+            named.append((name, cast(DistillLoss, loss)))
+        return named
 
     @property
     def uses_teacher(self) -> bool:
@@ -95,38 +99,35 @@ class Objective(nn.Module):
             task: what is predicted.
 
         Raises:
-            UserError: if the teacher does not fit the data, or if a loss needs a teacher or a layer that there is none of.
+            UserError: if the teacher does not fit the data, or if a loss needs a teacher or a layer
+                that there is none of.
         """
         teacher_probe = None
         if teacher is not None:
             teacher_probe = self._probe_teacher(teacher, blank, spec, task)
-        student_roles: set[str] = set()
-        for _, loss in self.named_losses():
-            student_roles |= loss.student_roles
-        modules = learner.tap(student_roles)
-        student_probe = Probe(learner.probe(blank), spec=spec, modules=modules)
+        student_probe = self._probe_student(learner, blank, spec)
         for name, loss in self.named_losses():
-            if loss.compares_classes and student_probe.output.logits.shape[-1] == 1:
-                raise UserError(
-                    f"the loss {name!r} compares distributions over classes, but the data "
-                    f"{spec.data} is for {spec.task}; use TargetMSE for the labels and LogitMSE "
-                    "for the teacher's values"
-                )
-            if loss.uses_teacher and teacher_probe is None:
-                raise UserError(
-                    f"the loss {name!r} needs a teacher; use DistillationModule with model.teacher"
-                )
+            _check_needs(name, loss, student_probe, teacher_probe, spec)
             loss.build(student_probe, teacher_probe)
         self.built = True
         if self._early_state:
-            self.losses.load_state_dict(
-                {**self.losses.state_dict(), **self._early_state}
-            )
+            # A checkpoint was loaded before the adapters existed.
+            state = {**self.losses.state_dict(), **self._early_state}
+            self.losses.load_state_dict(state)
             self._early_state = {}
+
+    def _probe_student(self, learner: Learner, blank: Batch, spec: Spec) -> Probe:
+        """Tap the student's layers that losses read, and run it once."""
+        roles: set[str] = set()
+        for _, loss in self.named_losses():
+            roles |= loss.student_roles
+        modules = learner.tap(roles)
+        return Probe(learner.probe(blank), spec=spec, modules=modules)
 
     def _probe_teacher(
         self, teacher: Teacher, blank: Batch, spec: Spec, task: Task
     ) -> Probe:
+        """Tap the teacher's layers that losses read, run it once, and check its output."""
         roles: set[str] = set()
         for name, loss in self.named_losses():
             roles |= loss.teacher_roles
@@ -152,29 +153,39 @@ class Objective(nn.Module):
         own = self.losses.state_dict()
         for name, _ in self.named_losses():
             keys = [key for key in own if key.startswith(f"{name}.")]
-            fits = all(
-                key in state and state[key].shape == own[key].shape for key in keys
-            )
-            if keys and fits:
-                for key in keys:
-                    own[key] = state[key]
+            # All tensors of a loss, or none: half of an adapter is of no use.
+            if all(_fits(state, own, key) for key in keys):
+                own |= {key: state[key] for key in keys}
         self.losses.load_state_dict(own)
 
     def _hold_early_state(
-        self, module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object
+        self,
+        module: nn.Module,
+        state: dict[str, Tensor],
+        prefix: str,
+        *_: StateHookArgument,
     ) -> None:
-        """Keep the state of adapters that do not exist yet: they are built when the data is known."""
+        """Keep the state of adapters that do not exist yet: `build` creates and fills them."""
         if self.built:
             return
-        own = {f"{prefix}losses.{key}" for key in self.losses.state_dict()}
+        own = self.losses.state_dict()
         for key in list(state):
-            if key.startswith(f"{prefix}losses.") and key not in own:
-                self._early_state[key.removeprefix(f"{prefix}losses.")] = state.pop(key)
+            if not key.startswith(f"{prefix}losses."):
+                continue
+            name = key.removeprefix(f"{prefix}losses.")
+            # A strict load would refuse keys of tensors that do not exist.
+            if name not in own:
+                self._early_state[name] = state.pop(key)
 
     # -- training ---------------------------------------------------------------------------------
 
     def begin_epoch(self, epoch: int, world_size: int = 1) -> None:
-        """Set the weights of an epoch (from 0), and the number of processes that train together."""
+        """Set the weights of the losses for an epoch.
+
+        Args:
+            epoch: from 0.
+            world_size: the number of processes that train together.
+        """
         self._world_size = world_size
         self._weighted = []
         for _, loss in self.named_losses():
@@ -184,17 +195,25 @@ class Objective(nn.Module):
     def forward(
         self, student: Output, teacher: Output | None, batch: Batch
     ) -> ObjectiveValue:
-        """The weighted total of all losses, and each loss by itself."""
+        """The weighted total of all losses, and each loss by itself.
+
+        Args:
+            student: with logits `(N, K)`.
+            teacher: with logits `(N, K)`; `None` if there is none.
+            batch: of both.
+        """
         terms = [loss(student, teacher, batch) for loss, _ in self._weighted]
         samples: Tensor | float = len(batch)
         if self._world_size > 1:
             samples, terms = self._joined(batch, terms)
         assert terms, "call begin_epoch before the first step"
-        weights = [weight for _, weight in self._weighted]
-        first, *others = [
-            weight * term for weight, term in zip(weights, terms, strict=True)
-        ]
-        return ObjectiveValue(sum(others, first), terms, samples)
+        weighted = []
+        for (_, weight), term in zip(self._weighted, terms, strict=True):
+            weighted.append(weight * term)
+        # From the first term on, because 0 + tensor would be one more kernel and graph node.
+        first, *others = weighted
+        total = sum(others, first)
+        return ObjectiveValue(total, terms, samples)
 
     def _joined(self, batch: Batch, terms: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Scale each process's losses so that their mean over processes is the joined batch's.
@@ -204,13 +223,20 @@ class Objective(nn.Module):
         Returns:
             The samples of the joined batch divided by the number of processes; the scaled losses.
         """
+        # Of what each loss takes the mean: rows, labels or samples.
         own = [weight_of(loss.mean_over, batch) for loss, _ in self._weighted]
         counts = torch.stack([weight_of("samples", batch), *own])
         joint = counts.clone()
         torch.distributed.all_reduce(joint)
-        scales = counts[1:] * self._world_size / joint[1:].clamp(min=1)
-        scaled = [term * scale for term, scale in zip(terms, scales, strict=True)]
-        return joint[0] / self._world_size, scaled
+        # A mean over n of all N terms counts n / N; times the number of processes, because DDP
+        # divides the sum of gradients by it.
+        own_counts = counts[1:] * self._world_size
+        scales = own_counts / joint[1:].clamp(min=1)
+        scaled = []
+        for term, scale in zip(terms, scales, strict=True):
+            scaled.append(term * scale)
+        samples = joint[0] / self._world_size
+        return samples, scaled
 
     def predict(self, student: Output, batch: Batch) -> Output:
         """The student's prediction in evaluation; a loss may predict through its adapter."""
@@ -227,4 +253,31 @@ class Objective(nn.Module):
 def _overriding(losses: list[tuple[str, DistillLoss]], hook: str) -> list[DistillLoss]:
     """The losses whose class implements an optional hook, so that the others cost nothing."""
     base = getattr(DistillLoss, hook)
-    return [loss for _, loss in losses if getattr(type(loss), hook) is not base]
+    overriding = []
+    for _, loss in losses:
+        if getattr(type(loss), hook) is not base:
+            overriding.append(loss)
+    return overriding
+
+
+def _fits(state: Mapping[str, Tensor], own: Mapping[str, Tensor], key: str) -> bool:
+    """Whether an earlier state has a tensor of the same name and shape."""
+    if key not in state:
+        return False
+    return state[key].shape == own[key].shape
+
+
+def _check_needs(
+    name: str, loss: DistillLoss, student: Probe, teacher: Probe | None, spec: Spec
+) -> None:
+    """Refuse a loss that the data or a missing teacher cannot serve."""
+    if loss.compares_classes and student.output.logits.shape[-1] == 1:
+        raise UserError(
+            f"the loss {name!r} compares distributions over classes, but the data "
+            f"{spec.data} is for {spec.task}; use TargetMSE for the labels and LogitMSE "
+            "for the teacher's values"
+        )
+    if loss.uses_teacher and teacher is None:
+        raise UserError(
+            f"the loss {name!r} needs a teacher; use DistillationModule with model.teacher"
+        )

@@ -45,21 +45,24 @@ def takes_total_steps(factory: SchedulerFactory) -> bool:
     if isinstance(factory, partial):
         if factory.keywords.get("total_steps") or factory.keywords.get("epochs"):
             return False
+        # A config's factory is a partial of jsonargparse's own function, with the class among
+        # its arguments.
         parts = [factory, factory.func, *factory.args]
     else:
         parts = [factory]
     for part in parts:
-        if (
-            isinstance(part, type)
-            and "total_steps" in inspect.signature(part).parameters
-        ):
+        if not isinstance(part, type):
+            continue
+        if "total_steps" in inspect.signature(part).parameters:
             return True
     return False
 
 
 def plateau_monitor(factory: SchedulerFactory | None) -> str | None:
     """The metric that a ReduceLROnPlateau from a config monitors; `None` for other schedulers."""
-    monitor = factory.keywords.get("monitor") if isinstance(factory, partial) else None
+    if not isinstance(factory, partial):
+        return None
+    monitor = factory.keywords.get("monitor")
     return monitor if isinstance(monitor, str) else None
 
 
@@ -86,22 +89,8 @@ def optimize(
         check_groups(made)
         if scheduler is None:
             return made
-        if takes_total_steps(scheduler):
-            factory = cast(Callable[..., LRScheduler], scheduler)
-            rates = [group["lr"] for group in made.param_groups]
-            per_step = factory(made, total_steps=total_steps())
-            _check_rates(made, rates)
-            return {
-                "optimizer": made,
-                "lr_scheduler": {"scheduler": per_step, "interval": "step"},
-            }
-        per_epoch = scheduler(made)
-        if isinstance(per_epoch, ReduceLROnPlateau):
-            return {"optimizer": made, "lr_scheduler": _on_plateau(per_epoch)}
-        return {
-            "optimizer": made,
-            "lr_scheduler": {"scheduler": per_epoch, "interval": "epoch"},
-        }
+        schedule = _schedule(made, scheduler, total_steps)
+        return {"optimizer": made, "lr_scheduler": schedule}
     except UserError:
         raise
     except ZeroDivisionError as error:
@@ -111,6 +100,23 @@ def optimize(
         ) from error
     except (ValueError, TypeError) as error:
         raise UserError(f"model.optimizer or model.scheduler: {error}") from error
+
+
+def _schedule(
+    optimizer: Optimizer, scheduler: SchedulerFactory, total_steps: Callable[[], int]
+) -> LRSchedulerConfigType:
+    """The scheduler, and when it moves."""
+    if takes_total_steps(scheduler):
+        factory = cast(Callable[..., LRScheduler], scheduler)
+        # Read before the scheduler exists, because OneCycleLR replaces them.
+        rates = [group["lr"] for group in optimizer.param_groups]
+        per_step = factory(optimizer, total_steps=total_steps())
+        _check_rates(optimizer, rates)
+        return {"scheduler": per_step, "interval": "step"}
+    per_epoch = scheduler(optimizer)
+    if isinstance(per_epoch, ReduceLROnPlateau):
+        return _on_plateau(per_epoch)
+    return {"scheduler": per_epoch, "interval": "epoch"}
 
 
 def _on_plateau(scheduler: ReduceLROnPlateau) -> LRSchedulerConfigType:
@@ -131,7 +137,8 @@ def _on_plateau(scheduler: ReduceLROnPlateau) -> LRSchedulerConfigType:
 def _check_rates(optimizer: Optimizer, rates: list[float]) -> None:
     """Refuse learning rates of groups that a scheduler with one `max_lr` for all overrides."""
     peaks = {group.get("max_lr") for group in optimizer.param_groups}
-    if len(peaks) == 1 and None not in peaks and len(set(rates)) > 1:
+    one_peak = len(peaks) == 1 and None not in peaks
+    if one_peak and len(set(rates)) > 1:
         raise UserError(
             "model.scheduler: max_lr replaces the lr of every parameter group; give max_lr as a "
             f"list of {len(rates)} rates, of the other parameters first, or remove lr from "

@@ -56,7 +56,9 @@ class ParameterGroup:
         if not self.kinds and not self.names:
             raise UserError("model.parameter_groups: each group needs kinds or names")
         for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            if value is not None and (not is_number(value) or value < 0):
+            if value is None:
+                continue
+            if not is_number(value) or value < 0:
                 raise UserError(
                     f"model.parameter_groups: {name} must be a number of at least 0, got {value}"
                 )
@@ -96,18 +98,24 @@ def trainable(modules: dict[str, nn.Module]) -> dict[str, tuple[nn.Parameter, bo
     Args:
         modules: by the prefix of their parameters' names.
     """
-    found: dict[str, tuple[nn.Parameter, bool]] = {}
+    named: dict[str, tuple[nn.Parameter, bool]] = {}
     for prefix, module in modules.items():
-        in_norms = set()
-        for layer in module.modules():
-            if isinstance(layer, NORMS):
-                in_norms |= {
-                    id(parameter) for parameter in layer.parameters(recurse=False)
-                }
+        in_norms = _ids_in_norms(module)
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                found[f"{prefix}.{name}"] = (parameter, id(parameter) in in_norms)
-    return found
+                in_norm = id(parameter) in in_norms
+                named[f"{prefix}.{name}"] = (parameter, in_norm)
+    return named
+
+
+def _ids_in_norms(module: nn.Module) -> set[int]:
+    """The identities of the parameters of normalization layers; `==` would compare values."""
+    ids = set()
+    for layer in module.modules():
+        if isinstance(layer, NORMS):
+            for parameter in layer.parameters(recurse=False):
+                ids.add(id(parameter))
+    return ids
 
 
 def parameters_in_groups(
@@ -123,23 +131,27 @@ def parameters_in_groups(
         UserError: if a group matches no parameter.
     """
     named = trainable(modules)
+    # A plain list is what every optimizer takes.
     if not groups:
         return [parameter for parameter, _ in named.values()]
     members: list[list[nn.Parameter]] = [[] for _ in groups]
     others = []
     for name, (parameter, in_norm) in named.items():
         for number, group in enumerate(groups):
+            # The first match wins, so that a special group can precede a general one.
             if group.matches(name, in_norm):
                 members[number].append(parameter)
                 break
         else:
             others.append(parameter)
+    # A scheduler's list of rates has no entry for an empty group.
     options = [GroupOptions(params=others)] if others else []
     for group, parameters in zip(groups, members, strict=True):
         if not parameters:
+            examples = ", ".join(list(named)[:4])
             raise UserError(
                 f"model.parameter_groups: no parameter is left for {group.kinds + group.names}; "
-                f"parameters are named like {', '.join(list(named)[:4])}"
+                f"parameters are named like {examples}"
             )
         options.append(group.options(parameters))
     return options

@@ -31,21 +31,20 @@ def data_of(trainer: pl.Trainer, learner: Learner) -> DataModule:
     datamodule = lightning_compat.datamodule_of(trainer)
     if isinstance(datamodule, DataModule):
         return datamodule
-    name = "loaders" if datamodule is None else type(datamodule).__name__.lower()
+    name = "loaders"
+    if datamodule is not None:
+        name = type(datamodule).__name__.lower()
     batch = _first_batch(lightning_compat.loader_in_use(trainer))
     if batch.target.ndim != 1 or batch.target.is_floating_point():
         raise UserError(
             "loaders without a datamodule serve classification with one label per sample; for other "
             "tasks give the Trainer a datamodule of kd_lightning: trainer.fit(module, datamodule=...)"
         )
-    with (
-        evaluating(learner.network),
-        probing.unchanged(learner.network),
-        torch.no_grad(),
-    ):
-        width = run_network(
-            learner.network, batch.inputs, reading=learner.reading
-        ).logits.shape[-1]
+    # Only the network knows the number of classes; one batch may not have samples of all.
+    network = learner.network
+    with evaluating(network), probing.unchanged(network), torch.no_grad():
+        output = run_network(network, batch.inputs, reading=learner.reading)
+    width = output.logits.shape[-1]
     highest = int(batch.target.max())
     if highest >= width:
         raise UserError(
@@ -57,6 +56,7 @@ def data_of(trainer: pl.Trainer, learner: Learner) -> DataModule:
 
 def _first_batch(loader: object) -> Batch:
     """The first batch of a loader; the global random state is left unchanged."""
+    # Lightning accepts several loaders, in a list.
     if isinstance(loader, list | tuple) and loader:
         loader = loader[0]
     if not isinstance(loader, Iterable) or isinstance(loader, Mapping):
@@ -76,6 +76,7 @@ def _describe(name: str, batch: Batch, num_classes: int) -> Spec:
     if isinstance(batch.inputs, Tensor):
         input_shape = tuple(batch.inputs.shape[1:])
     else:
+        # Named inputs, such as token ids; 0 fills a blank one.
         inputs = {}
         for key, tensor in batch.inputs.items():
             inputs[key] = InputSpec(tuple(tensor.shape[1:]), 0)

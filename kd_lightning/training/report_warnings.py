@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.tasks.base import Task
-from kd_lightning.training.measurements import HasTemperature, LossReport, TeacherReport
+from kd_lightning.training.loss_measurements import LossReport
+from kd_lightning.training.measurements import HasTemperature, TeacherReport
 from kd_lightning.training.optimizers import OptimizerFactory
 
 PERMUTED_GAIN = 0.15
@@ -29,7 +30,12 @@ ROUNDING = 0.01
 
 
 def about_teacher(report: TeacherReport, task: Task) -> list[str]:
-    """Warnings about a teacher that will not help."""
+    """Warnings about a teacher that will not help.
+
+    Args:
+        report: what was measured.
+        task: of the data; decides which value of its metric is better.
+    """
     if report.broken_rows > 0:
         return [
             f"the teacher's output is not finite for {report.broken_rows} of {report.rows} rows of "
@@ -62,15 +68,18 @@ def about_teacher(report: TeacherReport, task: Task) -> list[str]:
 
 
 def _accuracy_by_chance(report: TeacherReport) -> float | None:
-    """The accuracy that guessing reaches with probability 0.999; `None` without classes."""
+    """The accuracy that guessing exceeds with probability 0.001; `None` without classes."""
     rows = len(report.labels)
     if report.num_classes < 2 or rows == 0:
         return None
     chance = 1 / report.num_classes
-    return chance + 3 * math.sqrt(chance * (1 - chance) / rows)
+    # Three standard errors of a binomial share.
+    error = math.sqrt(chance * (1 - chance) / rows)
+    return chance + 3 * error
 
 
 def _below_student(report: TeacherReport, task: Task) -> list[str]:
+    """A warning if the student is better than its teacher before it trains."""
     if report.student is None or not math.isfinite(report.value):
         return []
     if task.mode == "max":
@@ -97,25 +106,34 @@ def _accuracy_if_renamed(report: TeacherReport) -> tuple[float, float] | None:
     from scipy.optimize import linear_sum_assignment
 
     chosen_on = torch.arange(len(report.labels)) % 2 == 0
-    counts = _confusion(report.predicted[chosen_on], report.labels[chosen_on], classes)
+    predicted_half = report.predicted[chosen_on]
+    labels_half = report.labels[chosen_on]
+    counts = _confusion(predicted_half, labels_half, classes)
     # Where the counts do not decide, a class keeps its name.
     counts = counts + 0.5 * torch.eye(classes, dtype=torch.float64)
-    predicted, meant = linear_sum_assignment(counts.numpy(), maximize=True)
+    # The permutation of the classes that maximizes the number of agreements.
+    predicted, labeled = linear_sum_assignment(counts.numpy(), maximize=True)
     renamed = torch.empty(classes, dtype=torch.int64)
-    renamed[torch.from_numpy(predicted)] = torch.from_numpy(meant)
+    renamed[torch.from_numpy(predicted)] = torch.from_numpy(labeled)
     guesses = report.predicted[~chosen_on]
     labels = report.labels[~chosen_on]
-    before = float((guesses == labels).double().mean())
-    after = float((renamed[guesses] == labels).double().mean())
+    right_before = guesses == labels
+    before = float(right_before.double().mean())
+    right_after = renamed[guesses] == labels
+    after = float(right_after.double().mean())
     # A gain within four standard errors may be chance.
-    needed = max(PERMUTED_GAIN, 4 * math.sqrt(after * (1 - after) / len(labels)))
-    return (before, after) if after - before > needed else None
+    error = math.sqrt(after * (1 - after) / len(labels))
+    needed = max(PERMUTED_GAIN, 4 * error)
+    if after - before <= needed:
+        return None
+    return before, after
 
 
 def _confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """How often each class was predicted `(K, ...)` for each label `(..., K)`, float64."""
     cells = predicted * classes + labels
-    return torch.bincount(cells, minlength=classes**2).view(classes, classes).double()
+    counts = torch.bincount(cells, minlength=classes**2)
+    return counts.view(classes, classes).double()
 
 
 # -- the losses ------------------------------------------------------------------------------------
@@ -159,6 +177,7 @@ def about_losses(
 
 
 def _about_dominance(reports: Mapping[str, LossReport]) -> list[str]:
+    """A warning if one loss's gradient hides those of all others."""
     gradients = {}
     for name, report in reports.items():
         if report.gradient and not report.at_minimum:
@@ -180,11 +199,9 @@ def _about_dominance(reports: Mapping[str, LossReport]) -> list[str]:
 def _about_rounding(name: str, loss: DistillLoss, report: LossReport) -> list[str]:
     """A warning if T^2 times the rounding error of the logarithms is as large as the loss."""
     exact = report.exact
-    if (
-        exact is None
-        or not isinstance(loss, HasTemperature)
-        or not math.isfinite(report.value)
-    ):
+    if exact is None or not isinstance(loss, HasTemperature):
+        return []
+    if not math.isfinite(report.value):
         return []
     error = abs(report.value - exact)
     if error <= max(ROUNDING * abs(exact), 1e-3):
@@ -201,7 +218,8 @@ def _about_rounding(name: str, loss: DistillLoss, report: LossReport) -> list[st
 
 def _rounded_down(value: float) -> float:
     """The largest number with one digit that is not above a positive value."""
-    unit = 10.0 ** math.floor(math.log10(max(value, 1e-3)))
+    digits = math.floor(math.log10(max(value, 1e-3)))
+    unit = 10.0**digits
     return math.floor(value / unit) * unit
 
 
@@ -209,7 +227,11 @@ def _rounded_down(value: float) -> float:
 
 
 def about_learning_rate(optimizer: Optimizer) -> list[str]:
-    """A warning if no step can change a weight."""
+    """A warning if no step can change a weight.
+
+    Args:
+        optimizer: in use, with its scheduler.
+    """
     highest = 0.0
     for group in optimizer.param_groups:
         for key in ("lr", "initial_lr", "max_lr"):

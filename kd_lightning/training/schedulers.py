@@ -43,6 +43,7 @@ class WarmupCosineLR(LambdaLR):
             raise UserError(
                 f"WarmupCosineLR: final_factor must be in [0, 1], got {final_factor}"
             )
+        # Before `super().__init__`, which computes the first rate.
         self.total_steps = total_steps
         self.warmup_steps = round(warmup * total_steps)
         self.start_factor = start_factor
@@ -52,11 +53,12 @@ class WarmupCosineLR(LambdaLR):
     def factor(self, step: int) -> float:
         """The share of the peak at a step; the first step is 0."""
         if step < self.warmup_steps:
-            return (
-                self.start_factor + (1 - self.start_factor) * step / self.warmup_steps
-            )
-        progress = (step - self.warmup_steps) / max(
-            1, self.total_steps - self.warmup_steps
-        )
-        cosine = (1 + math.cos(math.pi * min(1.0, progress))) / 2
+            rise = 1 - self.start_factor
+            return self.start_factor + rise * step / self.warmup_steps
+        # A warm-up of the whole run leaves no steps to divide by.
+        remaining = max(1, self.total_steps - self.warmup_steps)
+        progress = (step - self.warmup_steps) / remaining
+        # The scheduler is asked for the rate after the last step, too.
+        angle = math.pi * min(1.0, progress)
+        cosine = (1 + math.cos(angle)) / 2
         return self.final_factor + (1 - self.final_factor) * cosine

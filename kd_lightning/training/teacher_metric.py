@@ -28,13 +28,22 @@ class TeacherMetric(nn.Module):
         self._values = {}
 
     def begin(self, stage: str) -> None:
-        """An evaluation begins; "val" or "test"."""
+        """An evaluation begins.
+
+        Args:
+            stage: "val" or "test".
+        """
         self._measures = stage not in self._values
         if self._measures:
             self.metrics.reset()
 
     def update(self, teacher: Output | None, batch: Batch) -> None:
-        """Add the teacher's output for one batch, if this split is not measured yet."""
+        """Add the teacher's output for one batch, if this split is not measured yet.
+
+        Args:
+            teacher: with logits `(N, K)`; `None` if there is none.
+            batch: that it was computed for.
+        """
         if self._measures and teacher is not None:
             self.metrics.update(teacher, None, batch)
 
@@ -47,11 +56,15 @@ class TeacherMetric(nn.Module):
         """
         name = f"{stage}_teacher_{self.monitor}"
         if not self._measures:
-            return {name: self._values[stage]} if stage in self._values else {}
+            # A frozen teacher has the same value in every epoch.
+            if stage not in self._values:
+                return {}
+            return {name: self._values[stage]}
         value = self.metrics.compute().get(self.monitor)
         if value is None:
             return {}
         value = value.float()
+        # A part of a split, as the sanity check evaluates, has another value.
         if whole:
             self._values[stage] = value
         return {name: value}

@@ -23,11 +23,14 @@ def untouched(modules: list[nn.Module], device: torch.device) -> Iterator[None]:
         modules: that the block runs, with all their submodules.
         device: whose generator is restored, besides those of the CPU.
     """
-    saved = [_SavedModule(each) for module in modules for each in module.modules()]
+    saved: list[_SavedModule] = []
+    for module in modules:
+        saved.extend(_SavedModule(each) for each in module.modules())
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     devices = [device] if device.type == "cuda" else []
     try:
+        # Without a list, torch would save the generators of all GPUs of the machine.
         with torch.random.fork_rng(devices):
             yield
     finally:
@@ -45,9 +48,13 @@ class _SavedModule:
         self.attributes = dict(vars(module))
         self.buffers: dict[str, tuple[Tensor, Tensor] | None] = {}
         for name, buffer in module._buffers.items():
-            self.buffers[name] = None if buffer is None else (buffer, buffer.clone())
+            if buffer is None:
+                self.buffers[name] = None
+            else:
+                self.buffers[name] = (buffer, buffer.clone())
 
     def restore(self) -> None:
+        """Undo what changed since."""
         attributes = vars(self.module)
         attributes.clear()
         attributes.update(self.attributes)

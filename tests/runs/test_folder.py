@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,5 +71,11 @@ def test_a_damaged_folder_is_reported(text: str | None, tmp_path: Path) -> None:
 
 
 def test_only_numbers_are_metrics() -> None:
-    logged = {"loss": 1, "best": True, "_step": 4, "note": "x", "nll": 0.5}
+    logged: dict[str, Any] = {
+        "loss": 1,
+        "best": True,
+        "_step": 4,
+        "note": "x",
+        "nll": 0.5,
+    }
     assert numeric_metrics(logged) == {"loss": 1.0, "nll": 0.5}

@@ -283,7 +283,7 @@ def test_observers_and_data_places_may_change() -> None:
         "class_path": "lightning.pytorch.callbacks.EarlyStopping",
         "init_args": {},
     }
-    averaging = {
+    averaging: dict[str, Any] = {
         "class_path": "lightning.pytorch.callbacks.WeightAveraging",
         "init_args": {},
     }
@@ -292,7 +292,7 @@ def test_observers_and_data_places_may_change() -> None:
         "trainer": {"callbacks": None},
         "data": {"init_args": {"data": inner}},
     }
-    new = {
+    new: dict[str, Any] = {
         "trainer": {"callbacks": [stopping]},
         "data": {
             "init_args": {

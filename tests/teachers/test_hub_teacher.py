@@ -106,11 +106,11 @@ def test_a_bare_encoder_is_refused(encoder: Path, sentences: SST2DataModule) -> 
         in message
     )
     arguments = {"pretrained": str(encoder), "num_classes": 2}
-    network = {
+    network: dict[str, Any] = {
         "class_path": "kd_lightning.models.TransformerClassifier",
         "init_args": arguments,
     }
-    teacher = {
+    teacher: dict[str, Any] = {
         "class_path": "kd_lightning.teachers.ModelTeacher",
         "init_args": {"network": network},
     }

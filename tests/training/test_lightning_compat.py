@@ -63,7 +63,7 @@ def test_lightning_calls_what_we_replace(monkeypatch: pytest.MonkeyPatch) -> Non
         hooks.add(hook_name)
         return call_hook(module, hook_name, *args)
 
-    def set_(module: TrainingModule, name: str, value: object) -> None:
+    def set_(module: TrainingModule, name: str, value: Any) -> None:
         names.add(name)
         set_attribute(module, name, value)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.sparse import TopKOutput, log_sum_of_others
-from kd_lightning.teachers.cache import schema
+from kd_lightning.teachers.cache import codec_settings, schema
 from kd_lightning.teachers.cache.manifest import Column, Manifest
 from kd_lightning.teachers.cache.packing import pack, packed_size, unpack
 from kd_lightning.teachers.cache.schema import Json, SchemaError
@@ -47,9 +46,9 @@ class Codec:
     positions: int = 1
     temperatures: tuple[float, ...] = ()
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> dict[str, Json]:
         """The codec in plain values, for the cache's manifest."""
-        settings: dict[str, object] = {
+        settings: dict[str, Json] = {
             "dtype": self.dtype,
             "top_k": self.top_k,
             "classes": self.classes,
@@ -66,6 +65,9 @@ class Codec:
     def of(cls, manifest: Manifest) -> Codec:
         """The codec that a manifest describes.
 
+        Args:
+            manifest: of the cache.
+
         Raises:
             UserError: if its settings are damaged, or do not fit its columns.
         """
@@ -73,12 +75,12 @@ class Codec:
         try:
             codec = cls(
                 dtype=schema.text(settings, "dtype", "settings"),
-                top_k=_top_k(settings),
+                top_k=codec_settings.top_k(settings),
                 classes=schema.integer(settings, "classes", "settings"),
-                weights=_numbers(settings, "weights"),
-                features=_names(settings, "features"),
-                positions=_positions(settings),
-                temperatures=_numbers(settings, "temperatures") or (),
+                weights=codec_settings.numbers(settings, "weights"),
+                features=codec_settings.names(settings, "features"),
+                positions=codec_settings.positions(settings),
+                temperatures=codec_settings.numbers(settings, "temperatures") or (),
             )
             codec._check_columns(manifest.columns)
         except SchemaError as error:
@@ -90,17 +92,20 @@ class Codec:
         if self.dtype not in ("fp32", "fp16"):
             raise SchemaError(f"settings.dtype is {self.dtype!r}")
         shapes = self._row_shapes()
-        expected = [*shapes, *(FEATURE + role for role in self.features)]
+        features = [FEATURE + role for role in self.features]
+        expected = [*shapes, *features]
         if list(columns) != expected:
             raise SchemaError(
                 f"its columns are not {', '.join(expected)}, as its settings imply"
             )
         for name, column in columns.items():
-            own = shapes.get(name, Column(self._float_name, column.shape))
-            if column != own:
-                raise SchemaError(
-                    f"the column {name} is not {own.dtype} {list(own.shape)}"
-                )
+            # A feature may have any shape.
+            any_feature = Column(self._float_name, column.shape)
+            expected_column = shapes.get(name, any_feature)
+            if column != expected_column:
+                dtype = expected_column.dtype
+                shape = list(expected_column.shape)
+                raise SchemaError(f"the column {name} is not {dtype} {shape}")
 
     def _row_shapes(self) -> dict[str, Column]:
         """The columns of the logits."""
@@ -116,7 +121,8 @@ class Codec:
                 "rest": Column("float32", (len(self.temperatures),)),
             }
         elif self.weights is not None:
-            columns = {"members": Column(kind, (len(self.weights), self.classes))}
+            shape = (len(self.weights), self.classes)
+            columns = {"members": Column(kind, shape)}
         else:
             columns = {"logits": Column(kind, (self.classes,))}
         if self.positions > 1:
@@ -126,6 +132,7 @@ class Codec:
 
     @property
     def _float_name(self) -> str:
+        """Numpy's name of the dtype."""
         return "float16" if self.dtype == "fp16" else "float32"
 
     @classmethod
@@ -149,15 +156,13 @@ class Codec:
             UserError: if `top_k` is not smaller than the number of classes, or if it is combined
                 with an arithmetic ensemble, or for a temperature that is not positive.
         """
+        # Every sample has the same number of positions, so that a row can be found by division.
         rows, classes = output.logits.shape
         if top_k is not None and not 1 <= top_k < classes:
             raise UserError(
                 f"--top-k must be at least 1 and less than the {classes} classes, got {top_k}"
             )
-        if not all(0 < temperature < math.inf for temperature in temperatures):
-            raise UserError(
-                f"a cache's temperatures must be finite and greater than 0, got {list(temperatures)}"
-            )
+        _check_temperatures(temperatures)
         weights = None
         if isinstance(output, EnsembleOutput):
             if top_k is not None:
@@ -166,6 +171,11 @@ class Codec:
                     "temperature; cache it in full, or use --model.teacher.mean=geometric"
                 )
             weights = tuple(output.weights.double().tolist())
+        stored: tuple[float, ...] = ()
+        if top_k is not None:
+            # Each once, and that of the metrics.
+            distinct = {1.0, *map(float, temperatures)}
+            stored = tuple(sorted(distinct))
         return cls(
             dtype=dtype,
             top_k=top_k,
@@ -173,13 +183,12 @@ class Codec:
             weights=weights,
             features=tuple(sorted(output.features)),
             positions=rows // samples,
-            temperatures=()
-            if top_k is None
-            else tuple(sorted({1.0, *map(float, temperatures)})),
+            temperatures=stored,
         )
 
     @property
     def _float(self) -> torch.dtype:
+        """Torch's dtype."""
         return torch.float16 if self.dtype == "fp16" else torch.float32
 
     def encode(self, output: Output) -> dict[str, Tensor]:
@@ -188,6 +197,7 @@ class Codec:
         Args:
             output: of a batch in which every position is predicted.
         """
+        # The columns in the order of `_row_shapes`; a manifest's checksum depends on it.
         columns = {}
         if self.top_k is not None:
             columns = self._encode_top_k(full(output.logits), self.top_k)
@@ -196,12 +206,15 @@ class Codec:
         else:
             columns["logits"] = self._stored(output.logits)
         if self.positions > 1:
-            # One entry per sample holds the rows of all its positions.
+            # A shard is read by sample: one entry holds the rows of all its positions.
             for name, column in columns.items():
                 columns[name] = column.unflatten(0, (-1, self.positions))
         for role in self.features:
-            columns[FEATURE + role] = self._stored(output.features[role])
-        return {name: tensor.detach().cpu() for name, tensor in columns.items()}
+            feature = output.features[role]
+            columns[FEATURE + role] = self._stored(feature)
+        for name, column in columns.items():
+            columns[name] = column.detach().cpu()
+        return columns
 
     def _stored(self, values: Tensor) -> Tensor:
         """Values in the dtype of the cache.
@@ -210,13 +223,14 @@ class Codec:
             UserError: if half precision cannot hold them.
         """
         stored = values.to(self._float)
-        if (
-            self.dtype == "fp16"
-            and bool(stored.isinf().any())
-            and bool(values.isfinite().all())
-        ):
+        if self.dtype != "fp16":
+            return stored
+        # The teacher's own infinities are no fault of the dtype.
+        overflows = bool(stored.isinf().any())
+        if overflows and bool(values.isfinite().all()):
+            largest = values.abs().max().item()
             raise UserError(
-                f"the teacher's outputs reach {values.abs().max().item():.3g}, and fp16 holds up to "
+                f"the teacher's outputs reach {largest:.3g}, and fp16 holds up to "
                 "65,504; use --dtype fp32"
             )
         return stored
@@ -237,10 +251,16 @@ class Codec:
         }
 
     def columns(self, example: dict[str, Tensor]) -> dict[str, Column]:
-        """The description of columns like these."""
+        """The description of columns like these.
+
+        Args:
+            example: `(B, ...)` each.
+        """
         described = {}
         for name, tensor in example.items():
-            described[name] = Column(str(tensor.numpy().dtype), tuple(tensor.shape[1:]))
+            dtype = str(tensor.numpy().dtype)
+            shape = tuple(tensor.shape[1:])
+            described[name] = Column(dtype, shape)
         return described
 
     def decode(
@@ -252,7 +272,9 @@ class Codec:
             columns: `(B, ...)` each.
             positions: `Batch.positions`, if not all positions are predicted.
         """
-        features = {role: columns[FEATURE + role] for role in self.features}
+        features = {}
+        for role in self.features:
+            features[role] = columns[FEATURE + role]
         rows = {}
         for name, column in columns.items():
             if not name.startswith(FEATURE):
@@ -276,36 +298,18 @@ class Codec:
 
     def _rows(self, column: Tensor, positions: Tensor | None) -> Tensor:
         """One row per predicted position from one entry per sample."""
-        rows = column if self.positions == 1 else column.flatten(0, 1)
-        return rows if positions is None else rows.index_select(0, positions)
+        rows = column
+        if self.positions > 1:
+            rows = column.flatten(0, 1)
+        if positions is None:
+            return rows
+        # Void positions are stored, but not predicted.
+        return rows.index_select(0, positions)
 
 
-def _top_k(settings: Mapping[str, Json]) -> int | None:
-    if settings.get("top_k") is None:
-        return None
-    return schema.integer(settings, "top_k", "settings")
-
-
-def _positions(settings: Mapping[str, Json]) -> int:
-    if "positions" not in settings:
-        return 1
-    return schema.integer(settings, "positions", "settings")
-
-
-def _names(settings: Mapping[str, Json], key: str) -> tuple[str, ...]:
-    names = schema.sequence(settings, key, "settings")
-    if not all(isinstance(name, str) for name in names):
-        raise SchemaError(f"settings.{key} is no list of names")
-    return tuple(cast(list[str], names))
-
-
-def _numbers(settings: Mapping[str, Json], key: str) -> tuple[float, ...] | None:
-    if settings.get(key) is None:
-        return None
-    numbers = []
-    for value in schema.sequence(settings, key, "settings"):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not number or not 0 < cast(float, value) < math.inf:
-            raise SchemaError(f"settings.{key} is no list of positive numbers")
-        numbers.append(float(cast(float, value)))
-    return tuple(numbers)
+def _check_temperatures(temperatures: Sequence[float]) -> None:
+    """Refuse temperatures at which there is no distribution."""
+    if not all(0 < temperature < math.inf for temperature in temperatures):
+        raise UserError(
+            f"a cache's temperatures must be finite and greater than 0, got {list(temperatures)}"
+        )

@@ -14,9 +14,8 @@ from kd_lightning.errors import UserError
 
 try:
     import fcntl
-except (
-    ImportError
-):  # Windows has no such locks: two writers then write equal files twice.
+except ImportError:
+    # Windows has no such locks: two writers then write equal files twice.
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST_NAME = "manifest.json"
@@ -27,7 +26,12 @@ _TEMPORARY = re.compile(rf"\.{_OWN_FILE}\.(?P<process>\d+)")
 
 
 def shard_file(table: str, number: int) -> str:
-    """The name of a shard's file; `table` is `split/view`."""
+    """The name of a shard's file.
+
+    Args:
+        table: `split/view`.
+        number: of the shard.
+    """
     return f"{table.replace('/', '.view')}.{number:05d}.bin"
 
 
@@ -89,7 +93,10 @@ def only_writer(folder: Path) -> Iterator[None]:
         UserError: if another process writes the cache, or the folder cannot be created.
     """
     create_folder(folder)
-    descriptor = os.open(folder, os.O_RDONLY) if fcntl is not None else -1
+    # The lock is one of the folder itself, so that no lock file lies in the cache.
+    descriptor = -1
+    if fcntl is not None:
+        descriptor = os.open(folder, os.O_RDONLY)
     try:
         if fcntl is not None:
             _lock(descriptor, folder)
@@ -101,6 +108,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, folder: Path) -> None:
+    """Lock a folder for this process, where the file system can."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -131,6 +139,7 @@ def _runs(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
+        # It belongs to another user.
         return True
     return True
 
@@ -146,7 +155,10 @@ def check_space(folder: Path, needed: int, described: str) -> None:
     Raises:
         UserError: if the disk has less free space.
     """
-    stored = sum(path.stat().st_size for path in folder.glob("*.bin"))
+    stored = 0
+    for path in folder.glob("*.bin"):
+        stored += path.stat().st_size
+    # The nearest folder that exists lies on the same disk.
     existing = folder
     while not existing.exists():
         existing = existing.parent

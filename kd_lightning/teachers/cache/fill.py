@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -22,26 +23,35 @@ from kd_lightning.teachers.cache.manifest import Column, record_dtype
 from kd_lightning.teachers.cache.teacher import table_name
 from kd_lightning.teachers.cache.writer import Writer
 from kd_lightning.types import CLEAN, Batch
+from kd_lightning.values import Value, Values
 
 MAX_VIEWS = 10_000
 """More draws of the augmentation than any training has epochs."""
+
+Tables = dict[str, tuple[list[Source], int]]
+"""The tables of a cache: for each name the sources whose samples it holds, and the view."""
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Given the number of samples to compute, a context whose value is called with each count done."""
 
 
-def planned_tables(
-    datamodule: DataModule, views: int
-) -> dict[str, tuple[list[Source], int]]:
-    """The tables of a cache: for each name the sources whose samples it holds, and the view."""
-    tables: dict[str, tuple[list[Source], int]] = {}
+def planned_tables(datamodule: DataModule, views: int) -> Tables:
+    """The tables of a cache: for each name the sources whose samples it holds, and the view.
+
+    Args:
+        datamodule: the data.
+        views: draws of the augmentation.
+    """
+    tables: Tables = {}
     for stage in STAGES:
         source = datamodule.source(stage)
         if len(source) == 0:
             continue
         augmented = datamodule.augmented and stage == "train"
         for view in range(views) if augmented else [CLEAN]:
-            sources, _ = tables.setdefault(table_name(source.split, view), ([], view))
+            name = table_name(source.split, view)
+            # Validation rows are rows of the train split, and share its tables.
+            sources, _ = tables.setdefault(name, ([], view))
             sources.append(source)
     return tables
 
@@ -65,10 +75,14 @@ def _batches(
         rows = torch.arange(low, max(low, high))
         lengths = source.lengths(view)
         if lengths is not None and len(rows) > 0:
-            rows = rows[torch.argsort(lengths[rows], stable=True)]
+            order = torch.argsort(lengths[rows], stable=True)
+            rows = rows[order]
         for own in rows.split(size) if len(rows) > 0 else ():
-            filling = torch.arange(size - len(own)) % len(source)
-            batch = source.batch(torch.cat([own, filling]), view)
+            # A source that is smaller than the rest of the batch is repeated.
+            missing = torch.arange(size - len(own))
+            filling = missing % len(source)
+            filled = torch.cat([own, filling])
+            batch = source.batch(filled, view)
             # Void positions are stored, too: which ones are void may differ between tasks.
             batch.positions = None
             yield batch, own + (first - start)
@@ -76,18 +90,22 @@ def _batches(
 
 
 def _check_shapes(values: dict[str, Tensor], columns: dict[str, Column]) -> None:
+    """Refuse outputs whose shape depends on the sample."""
     for name, tensor in values.items():
-        if tuple(tensor.shape[1:]) != columns[name].shape:
+        shape = tuple(tensor.shape[1:])
+        expected = columns[name].shape
+        if shape != expected:
             raise UserError(
-                f"the teacher's {name} are {list(columns[name].shape)} in one batch and "
-                f"{list(tensor.shape[1:])} in another; a cache holds outputs of one shape: use the "
+                f"the teacher's {name} are {list(expected)} in one batch and "
+                f"{list(shape)} in another; a cache holds outputs of one shape: use the "
                 "live teacher for them"
             )
 
 
 def _rows_of(sources: list[Source]) -> NDArray[np.int64]:
     """The rows of the source split that a table holds, in order."""
-    return np.concatenate([source.rows.cpu().numpy() for source in sources])
+    rows = [source.rows.cpu().numpy() for source in sources]
+    return np.concatenate(rows)
 
 
 @contextlib.contextmanager
@@ -129,45 +147,65 @@ def cache_teacher(
     """
     check_sizes(views, top_k)
     device = device or torch.device("cpu")
-    teacher.prepare(datamodule)
-    teacher.to(device)
-    teacher.tap(set(features))
-    size = datamodule.batch_size
+    _prepare(teacher, datamodule, features, device)
+    # Everything is planned before the folder is touched, so that a mistake leaves no trace.
     tables = planned_tables(datamodule, views)
-
-    # One batch tells the shape of a row, and with it the columns of the cache.
-    first_sources, first_view = next(iter(tables.values()))
-    first_batch, _ = next(_batches(first_sources, first_view, 0, 1, size))
+    first_batch = _first_batch(tables, datamodule.batch_size)
     example = teacher(first_batch.to(device))
     codec = Codec.for_output(example, dtype, top_k, len(first_batch), temperatures)
     columns = codec.columns(codec.encode(example))
     folder = Path(output).expanduser()
     _check_space(folder, tables, columns)
+    fingerprint = _fingerprint(teacher, datamodule)
     with only_writer(folder):
-        writer = Writer(
-            folder,
-            {"teacher": teacher.sources(), "data": datamodule.fingerprint()},
-            codec.settings(),
-            columns,
-            size,
-        )
+        size = datamodule.batch_size
+        writer = Writer(folder, fingerprint, codec.settings(), columns, size)
         _fill(writer, teacher, codec, tables, device, progress)
     return folder
+
+
+def _prepare(
+    teacher: Teacher,
+    datamodule: DataModule,
+    features: tuple[str, ...],
+    device: torch.device,
+) -> None:
+    """Load the teacher onto its device, and tap the layers that are cached, too."""
+    teacher.prepare(datamodule)
+    teacher.to(device)
+    teacher.tap(set(features))
+
+
+def _fingerprint(teacher: Teacher, datamodule: DataModule) -> dict[str, Value]:
+    """Everything that decides the outputs, in plain values."""
+    sources = cast(Sequence[Values], teacher.sources())
+    data = cast(Values, datamodule.fingerprint())
+    return {"teacher": sources, "data": data}
+
+
+def _first_batch(tables: Tables, size: int) -> Batch:
+    """One batch, which tells the shape of a row, and with it the columns of the cache."""
+    sources, view = next(iter(tables.values()))
+    batch, _ = next(_batches(sources, view, 0, 1, size))
+    return batch
 
 
 def _fill(
     writer: Writer,
     teacher: Teacher,
     codec: Codec,
-    tables: dict[str, tuple[list[Source], int]],
+    tables: Tables,
     device: torch.device,
     progress: Progress,
 ) -> None:
     """Compute and write the shards that are missing."""
+    # All tables are opened first, so that the progress knows what is left.
     todo = {}
+    total = 0
     for name, (sources, _) in tables.items():
         todo[name] = writer.open(name, _rows_of(sources))
-    total = sum(stop - start for ranges in todo.values() for _, start, stop in ranges)
+        for _, start, stop in todo[name]:
+            total += stop - start
     with progress(total) as advance:
         for name, ranges in todo.items():
             sources, view = tables[name]
@@ -176,9 +214,10 @@ def _fill(
                 columns = _compute(
                     teacher, codec, batches, writer.columns, device, advance
                 )
-                writer.put(
-                    name, shard, {key: value.numpy() for key, value in columns.items()}
-                )
+                arrays = {}
+                for key, value in columns.items():
+                    arrays[key] = value.numpy()
+                writer.put(name, shard, arrays)
 
 
 def check_sizes(views: int, top_k: int | None) -> None:
@@ -195,10 +234,11 @@ def check_sizes(views: int, top_k: int | None) -> None:
 
 def _check_space(
     folder: Path,
-    tables: dict[str, tuple[list[Source], int]],
+    tables: Tables,
     columns: dict[str, Column],
 ) -> None:
     """Check that the disk has room for all tables."""
+    # Row numbers and the manifest are small beside the outputs.
     sample_bytes = record_dtype(columns).itemsize
     samples = 0
     for sources, _ in tables.values():
@@ -223,11 +263,18 @@ def _compute(
     for batch, place in batches:
         values = codec.encode(teacher(batch.to(device)))
         _check_shapes(values, columns)
-        parts.append({name: tensor[: len(place)] for name, tensor in values.items()})
+        # Beyond these stand samples that only filled the batch up.
+        part = {}
+        for name, tensor in values.items():
+            part[name] = tensor[: len(place)]
+        parts.append(part)
         places.append(place)
         advance(len(place))
+    # Batches may come by length.
     order = torch.argsort(torch.cat(places))
     joined = {}
     for name in parts[0]:
-        joined[name] = torch.cat([part[name] for part in parts])[order]
+        column_parts = [part[name] for part in parts]
+        column = torch.cat(column_parts)
+        joined[name] = column[order]
     return joined

@@ -18,6 +18,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.teachers.cache import schema
 from kd_lightning.teachers.cache.files import MANIFEST_NAME, write_atomically
 from kd_lightning.teachers.cache.schema import Json, ManifestContent, SchemaError
+from kd_lightning.values import Values
 from kd_lightning.weights import sha256_of
 
 VERSION = 2
@@ -57,9 +58,10 @@ class RowPositions(NamedTuple):
 
 def record_dtype(columns: dict[str, Column]) -> np.dtype[Any]:
     """The dtype of one stored sample: its columns side by side, so that one read fetches all."""
-    return np.dtype(
-        [(name, column.dtype, column.shape) for name, column in columns.items()]
-    )
+    fields = []
+    for name, column in columns.items():
+        fields.append((name, column.dtype, column.shape))
+    return np.dtype(fields)
 
 
 class Manifest:
@@ -80,6 +82,9 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """Read the manifest of the cache in `folder`.
 
+        Args:
+            folder: of the cache.
+
         Raises:
             UserError: if the manifest is missing, damaged, or of another version.
         """
@@ -88,6 +93,7 @@ class Manifest:
             raise UserError(
                 f"{folder} holds no teacher cache; create one with: kd cache ... --output {folder}"
             )
+        # The version first: another one may have another form.
         parsed = _parse(path)
         version = parsed.get("version")
         if isinstance(version, int) and version not in (1, VERSION):
@@ -95,6 +101,7 @@ class Manifest:
                 f"the teacher cache {folder} has version {version}, but this kd_lightning reads "
                 f"version {VERSION}; create the cache again"
             )
+        # The checksum is of all other entries.
         checksum = parsed.pop("sha256", None)
         try:
             content = schema.check(parsed)
@@ -130,7 +137,8 @@ class Manifest:
         """The stored columns by name."""
         columns = {}
         for name, entry in self.content["columns"].items():
-            columns[name] = Column(entry["dtype"], tuple(entry["shape"]))
+            shape = tuple(entry["shape"])
+            columns[name] = Column(entry["dtype"], shape)
         return columns
 
     @property
@@ -138,7 +146,8 @@ class Manifest:
         """Size of all shards in bytes."""
         total = 0
         for table in self.content["tables"].values():
-            total += sum(int(shard["bytes"]) for shard in table["shards"])
+            for shard in table["shards"]:
+                total += int(shard["bytes"])
         return total
 
     def rows(self, table: str) -> Array:
@@ -166,8 +175,13 @@ class Manifest:
             raise UserError(f"{path} is missing or damaged; {remedy}") from error
         if rows.ndim != 1 or rows.dtype != np.int64:
             raise UserError(f"{path} holds no list of row numbers; {remedy}")
+        # Readers allocate a table of as many entries as the largest number.
         limit = max(_MAX_ROWS, 100 * len(rows))
-        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < limit):
+        if len(rows) == 0:
+            return rows
+        lowest = int(rows.min())
+        highest = int(rows.max())
+        if lowest < 0 or highest >= limit:
             raise UserError(f"{path} holds numbers that are no row numbers; {remedy}")
         return rows
 
@@ -180,11 +194,13 @@ class Manifest:
         file = self.content["tables"][table]["rows"]
         if file not in self._positions:
             rows = self.rows(table)
-            size = int(rows.max()) + 1 if len(rows) else 0
+            size = 0
+            if len(rows):
+                size = int(rows.max()) + 1
             position = torch.full((size,), -1, dtype=torch.int32)
-            position[torch.from_numpy(rows)] = torch.arange(
-                len(rows), dtype=torch.int32
-            )
+            places = torch.arange(len(rows), dtype=torch.int32)
+            position[torch.from_numpy(rows)] = places
+            # A row that is listed twice has one position only, so that fewer are set.
             if int((position >= 0).sum()) != len(rows):
                 raise UserError(
                     f"{self.folder / file} lists a row twice; delete the folder and create the "
@@ -256,7 +272,7 @@ def _checksum(content: ManifestContent) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def describe_difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+def describe_difference(stored: Values, current: Values) -> str:
     """Describe the first difference between a stored and a current mapping.
 
     Args:
@@ -266,19 +282,22 @@ def describe_difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -
     Returns:
         One clause such as `data.seed is 0 in the cache and 1 in this run`; empty if both are equal.
     """
-    return _first_difference(stored, json.loads(json.dumps(current)), "")
+    as_stored = json.loads(json.dumps(current))
+    return _first_difference(stored, as_stored, "")
 
 
 def _first_difference(stored: Json, current: Json, path: str) -> str:
+    """The same for two values at the place `path`."""
     if not isinstance(stored, Mapping) or not isinstance(current, Mapping):
         if stored == current:
             return ""
         return f"{path} is {stored} in the cache and {current} in this run"
     # A dict keeps its keys in order and drops repetitions.
     for key in dict.fromkeys([*stored, *current]):
-        difference = _first_difference(
-            stored.get(key), current.get(key), f"{path}.{key}".lstrip(".")
-        )
+        place = f"{path}.{key}".lstrip(".")
+        before = stored.get(key)
+        now = current.get(key)
+        difference = _first_difference(before, now, place)
         if difference:
             return difference
     return ""

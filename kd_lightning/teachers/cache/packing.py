@@ -29,12 +29,17 @@ def pack(ids: Tensor, classes: int) -> Tensor:
     bits = bits_per_id(classes)
     count = ids.shape[-1]
     size = packed_size(count, classes)
-    row_bits = torch.zeros(len(ids), 8 * size, dtype=torch.uint8, device=ids.device)
+    device = ids.device
+    row_bits = torch.zeros(len(ids), 8 * size, dtype=torch.uint8, device=device)
+    stop = count * bits
     for bit in range(bits):
         # Bit number `bit` of every id of the row.
-        row_bits[:, bit : count * bits : bits] = (ids >> bit) & 1
-    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=ids.device)
-    packed: Tensor = (row_bits.unflatten(-1, (size, 8)) * weights).sum(-1)
+        values = (ids >> bit) & 1
+        row_bits[:, bit:stop:bits] = values
+    exponents = torch.arange(8, dtype=torch.uint8, device=device)
+    weights = 2**exponents
+    row_bytes = row_bits.unflatten(-1, (size, 8))
+    packed: Tensor = (row_bytes * weights).sum(-1)
     return packed.to(torch.uint8)
 
 
@@ -55,13 +60,13 @@ def unpack(packed: Tensor, count: int, classes: int) -> Tensor:
     first_bytes = first_bits // 8
     shifts = first_bits % 8
     last_byte = packed.shape[-1] - 1
-    words: Tensor = torch.zeros(
-        len(packed), count, dtype=torch.int64, device=packed.device
-    )
+    device = packed.device
+    words: Tensor = torch.zeros(len(packed), count, dtype=torch.int64, device=device)
     # An id starts at any of 8 bits of its first byte, and so may reach into one byte more.
     for number in range(-(-(bits + 7) // 8)):
         # Beyond the row the last byte is read again; no bit of it belongs to the id.
         place = (first_bytes + number).clamp(max=last_byte)
-        words |= packed.index_select(-1, place).long() << 8 * number
+        values = packed.index_select(-1, place).long()
+        words |= values << 8 * number
     mask = (1 << bits) - 1
     return (words >> shifts) & mask

@@ -8,7 +8,10 @@ from typing import TypeAlias, TypedDict, cast
 
 import numpy as np
 
-Json: TypeAlias = "Mapping[str, Json] | list[Json] | str | int | float | bool | None"
+from kd_lightning.values import Value
+
+Json: TypeAlias = Value
+"""What a manifest may hold."""
 
 _MAX_DEPTH = 40
 _MAX_SAMPLE_BYTES = 2**31
@@ -65,6 +68,9 @@ class SchemaError(ValueError):
 def check(content: Json) -> ManifestContent:
     """Check the parsed content of a manifest.
 
+    Args:
+        content: without its checksum.
+
     Raises:
         SchemaError: if it is not of the right form, or contradicts itself.
     """
@@ -73,16 +79,15 @@ def check(content: Json) -> ManifestContent:
     version = integer(top, "version", "the manifest")
     mapping(item(top, "fingerprint", "the manifest"), "fingerprint")
     mapping(item(top, "settings", "the manifest"), "settings")
-    sample_bytes = _check_columns(
-        mapping(item(top, "columns", "the manifest"), "columns")
-    )
+    columns = mapping(item(top, "columns", "the manifest"), "columns")
+    sample_bytes = _check_columns(columns)
     tables = mapping(item(top, "tables", "the manifest"), "tables")
-    for name, table in tables.items():
+    for name, value in tables.items():
         if not _TABLE.fullmatch(name):
             raise SchemaError(f"tables has the name {name!r}")
-        _check_table(
-            mapping(table, f"tables.{name}"), f"tables.{name}", sample_bytes, version
-        )
+        path = f"tables.{name}"
+        table = mapping(value, path)
+        _check_table(table, path, sample_bytes, version)
     return cast(ManifestContent, top)
 
 
@@ -115,13 +120,11 @@ def integer(parent: Mapping[str, Json], key: str, name: str, least: int = 1) -> 
         SchemaError: otherwise.
     """
     value = item(parent, key, name)
-    if (
-        not isinstance(value, int)
-        or isinstance(value, bool)
-        or not least <= value < 2**63
-    ):
+    # A bool is an int to Python.
+    is_integer = isinstance(value, int) and not isinstance(value, bool)
+    if not is_integer or not least <= cast(int, value) < 2**63:
         raise SchemaError(f"{name}.{key} is no integer of at least {least}")
-    return value
+    return cast(int, value)
 
 
 def text(parent: Mapping[str, Json], key: str, name: str) -> str:
@@ -150,6 +153,7 @@ def sequence(parent: Mapping[str, Json], key: str, name: str) -> list[Json]:
 
 def _check_depth(content: Json) -> None:
     """Refuse nesting that would exhaust the stack of whoever walks through it."""
+    # Level by level, because a recursion would exhaust the stack itself.
     level: list[Json] = [content]
     for _ in range(_MAX_DEPTH):
         inner: list[Json] = []
@@ -177,10 +181,13 @@ def _check_columns(columns: Mapping[str, Json]) -> int:
             )
         size = np.dtype(dtype).itemsize
         for length in sequence(column, "shape", path):
-            if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-                raise SchemaError(
-                    f"{path}.shape has an entry that is no positive integer"
-                )
+            problem = SchemaError(
+                f"{path}.shape has an entry that is no positive integer"
+            )
+            if not isinstance(length, int) or isinstance(length, bool):
+                raise problem
+            if length < 1:
+                raise problem
             size *= length
         total += size
     if not 0 < total <= _MAX_SAMPLE_BYTES:
@@ -191,7 +198,9 @@ def _check_columns(columns: Mapping[str, Json]) -> int:
 def _check_table(
     table: Mapping[str, Json], path: str, sample_bytes: int, version: int
 ) -> None:
+    """Check one table and its shards."""
     _check_file_name(text(table, "rows", path), f"{path}.rows")
+    # Version 1 had no such checksum.
     if version > 1 or "rows_sha256" in table:
         _check_sha256(text(table, "rows_sha256", path), f"{path}.rows_sha256")
     shard_rows = integer(table, "shard_rows", path)
@@ -203,16 +212,19 @@ def _check_table(
         rows = integer(shard, "rows", name)
         if rows > shard_rows:
             raise SchemaError(f"{name} has more rows than {path}.shard_rows")
+        # A reader computes a row's place in the file from these sizes.
         if integer(shard, "bytes", name) != rows * sample_bytes:
             raise SchemaError(f"{name}.bytes does not fit its rows and the columns")
 
 
 def _check_file_name(name: str, path: str) -> None:
+    """Refuse a name that is not one of a file in the cache's own folder."""
     # A name with a folder in it would lead out of the cache.
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise SchemaError(f"{path} is no file name")
 
 
 def _check_sha256(value: str, path: str) -> None:
+    """Refuse what cannot be a checksum."""
     if not _SHA256.fullmatch(value):
         raise SchemaError(f"{path} is no sha256")

@@ -73,14 +73,16 @@ class Table:
             )
         for number, shard in enumerate(self._shards):
             # `read` finds a row's shard by division, so every shard but the last must be full.
-            expected = min(self._shard_rows, self._num_rows - number * self._shard_rows)
+            remaining = self._num_rows - number * self._shard_rows
+            expected = min(self._shard_rows, remaining)
             named = shard["file"] == shard_file(self.name, number)
             if shard["rows"] != expected or not named:
                 raise self.manifest.damaged(
                     f"the shards of {self.name} have other names or sizes"
                 )
             path = self.manifest.folder / shard["file"]
-            if not path.is_file() or path.stat().st_size != shard["bytes"]:
+            is_whole = path.is_file() and path.stat().st_size == shard["bytes"]
+            if not is_whole:
                 raise UserError(
                     f"{path} is missing or truncated; run the same kd cache command again to "
                     "repair it"
@@ -113,18 +115,22 @@ class Table:
         records = self._read_records(positions)
         columns = {}
         for name in self._record.names or ():
-            columns[name] = torch.from_numpy(np.ascontiguousarray(records[name]))
+            # The columns of records are interleaved, which torch cannot use.
+            values = np.ascontiguousarray(records[name])
+            columns[name] = torch.from_numpy(values)
         return columns
 
     def _read_records(self, positions: Tensor) -> Array:
         """The records at `positions` `(B,)`, fetched shard by shard."""
-        shard_of, row_of = np.divmod(positions.numpy(), self._shard_rows)
+        places = positions.numpy()
+        shard_of, row_of = np.divmod(places, self._shard_rows)
         records = np.empty(len(positions), dtype=self._record)
         for number in np.unique(shard_of):
             in_shard = shard_of == number
             rows = row_of[in_shard]
             if self.mapped:
-                records[in_shard] = self._map(int(number))[rows]
+                mapped = self._map(int(number))
+                records[in_shard] = mapped[rows]
             else:
                 records[in_shard] = self._read_from_file(int(number), rows)
         return records
@@ -139,6 +145,7 @@ class Table:
             self._verify(number)
 
     def _raise_missing(self, rows: Tensor) -> NoReturn:
+        """Raise a UserError that names the first row which is not stored."""
         split, _, view = self.name.partition("/")
         stored = (rows >= 0) & (rows < len(self._position))
         # `rows * stored` replaces rows outside the table by row 0, which is safe to look up.
@@ -175,14 +182,15 @@ class Table:
     def _single_column(self) -> _SingleColumn | None:
         """The only column of the only shard, the fast path of `read`; None for any other table."""
         columns = self.manifest.columns
-        if not self.mapped or len(self._shards) != 1 or len(columns) != 1:
+        if not self.mapped:
+            return None
+        if len(self._shards) != 1 or len(columns) != 1:
             return None
         (name,) = columns
         source_order = torch.arange(self._num_rows, dtype=torch.int32)
         in_source_order = torch.equal(self._position, source_order)
-        return _SingleColumn(
-            name, torch.from_numpy(self._map(0)[name]), in_source_order
-        )
+        values = torch.from_numpy(self._map(0)[name])
+        return _SingleColumn(name, values, in_source_order)
 
     def _read_from_file(self, number: int, rows: Array) -> Array:
         """The records at `rows` of a shard, read one by one without mapping the file."""
@@ -192,7 +200,9 @@ class Table:
         # hold open.
         with path.open("rb") as file:
             descriptor = file.fileno()
-            data = b"".join(
-                os.pread(descriptor, size, row * size) for row in rows.tolist()
-            )
+            # A read at a place of its own moves no position that threads would share.
+            records = []
+            for row in rows.tolist():
+                records.append(os.pread(descriptor, size, row * size))
+            data = b"".join(records)
         return np.frombuffer(data, self._record)

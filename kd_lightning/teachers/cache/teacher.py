@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,23 +17,34 @@ from kd_lightning.teachers.cache.manifest import Manifest, describe_difference
 from kd_lightning.teachers.cache.schema import Json
 from kd_lightning.teachers.cache.table import Table
 from kd_lightning.types import CLEAN, Batch, JoinedOutput, Output
+from kd_lightning.values import Values
 from kd_lightning.weights import sha256_of
 
 
 def table_name(split: str, view: int) -> str:
-    """The name of the table that holds the outputs of one split in one view."""
-    return f"{split}/{'clean' if view == CLEAN else view}"
+    """The name of the table that holds the outputs of one split in one view.
+
+    Args:
+        split: of the source, such as "train".
+        view: which draw of the augmentation; `CLEAN` for none.
+    """
+    name = "clean" if view == CLEAN else str(view)
+    return f"{split}/{name}"
 
 
 def open_tables(manifest: Manifest, mapped: bool) -> dict[str, Table]:
     """All tables of a cache by name.
 
+    Args:
+        manifest: of the cache.
+        mapped: whether to memory-map their files.
+
     Raises:
         UserError: if the cache is not complete, or a file is missing.
     """
-    tables = {
-        name: Table(manifest, name, mapped) for name in manifest.content["tables"]
-    }
+    tables = {}
+    for name in manifest.content["tables"]:
+        tables[name] = Table(manifest, name, mapped)
     if not tables:
         raise UserError(
             f"the teacher cache {manifest.folder} is not complete; run the same kd cache command "
@@ -44,6 +56,9 @@ def open_tables(manifest: Manifest, mapped: bool) -> dict[str, Table]:
 def verify_cache(folder: str | Path) -> int:
     """Check the content of every file of a cache against its checksum.
 
+    Args:
+        folder: of the cache.
+
     Returns:
         The number of bytes that were checked.
 
@@ -51,6 +66,7 @@ def verify_cache(folder: str | Path) -> int:
         UserError: if a file is missing, damaged or altered, or the cache is not complete.
     """
     manifest = Manifest.read(Path(folder).expanduser())
+    # Each raises if its part of the manifest is damaged.
     Codec.of(manifest)
     manifest.data()
     manifest.teachers()
@@ -94,14 +110,24 @@ class CachedTeacher(Teacher):
         self._codec = Codec()
 
     def prepare(self, datamodule: DataModule) -> None:
+        """Open the cache, and check that it was made for this data.
+
+        Args:
+            datamodule: the data.
+
+        Raises:
+            UserError: see the class.
+        """
         manifest = Manifest.read(self.path)
         self._codec = Codec.of(manifest)
-        difference = describe_difference(manifest.data(), datamodule.fingerprint())
+        present = cast(Values, datamodule.fingerprint())
+        difference = describe_difference(manifest.data(), present)
         if difference:
             raise UserError(
                 f"the teacher cache {self.path} was made for other data: {difference}"
             )
         sources = manifest.teachers()
+        # Their order counts: it is that of an ensemble's members.
         stored = [source.get("sha256") for source in sources]
         if self.sha256 is not None and list(self.sha256) != stored:
             raise UserError(
@@ -110,12 +136,15 @@ class CachedTeacher(Teacher):
             )
         for source in sources:
             self._check_unchanged(source)
-        self._tables = open_tables(manifest, manifest.bytes <= self.budget)
+        fits = manifest.bytes <= self.budget
+        # Mapped pages count as memory of the process, and a large cache would fill it.
+        self._tables = open_tables(manifest, mapped=fits)
         self._manifest = manifest
         self._check_views(datamodule)
         super().prepare(datamodule)
 
     def _check_unchanged(self, source: dict[str, Json]) -> None:
+        """Refuse a cache of weights that have changed; their file may be gone."""
         path = Path(str(source.get("path") or "/"))
         if path.is_file() and sha256_of(path) != source.get("sha256"):
             raise UserError(
@@ -124,11 +153,15 @@ class CachedTeacher(Teacher):
             )
 
     def _check_views(self, datamodule: DataModule) -> None:
+        """Refuse data that is augmented in more ways than the cache holds."""
+        # Without augmentation there is the clean view only, which `join` looks up.
         if not datamodule.augmented:
             return
         clean = table_name("train", CLEAN)
-        augmented = [n for n in self._tables if n.startswith("train/") and n != clean]
-        cached = len(augmented)
+        cached = 0
+        for name in self._tables:
+            if name.startswith("train/") and name != clean:
+                cached += 1
         wanted = datamodule.views
         if wanted is None or wanted > cached:
             raise UserError(
@@ -139,14 +172,25 @@ class CachedTeacher(Teacher):
 
     @property
     def exact_logits(self) -> bool:
+        """Whether every logit is stored."""
         return self._codec.top_k is None
 
     def require_temperatures(self, temperatures: tuple[float, ...]) -> None:
+        """Check that the cache can give distributions at these temperatures.
+
+        Args:
+            temperatures: of a loss.
+
+        Raises:
+            UserError: if a top-k cache does not store one of them.
+        """
         stored = self._codec.temperatures
         missing = sorted(set(temperatures) - set(stored))
         if self._codec.top_k is None or not missing:
             return
-        wanted = " ".join(f"{value:g}" for value in sorted({*stored, *temperatures}))
+        # The command of the message makes a cache for both.
+        needed = sorted({*stored, *temperatures})
+        wanted = " ".join(f"{value:g}" for value in needed)
         raise UserError(
             f"the top-k teacher cache {self.path} holds no temperature {missing[0]:g}; delete it and "
             f"make it again: kd cache ... --output {self.path} --top-k {self._codec.top_k} "
@@ -155,9 +199,18 @@ class CachedTeacher(Teacher):
 
     @property
     def joins(self) -> bool:
+        """Always: a step then copies no index back from the device."""
         return True
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
+        """Check that the cache holds the features of these roles; it has no modules.
+
+        Args:
+            roles: that losses read.
+
+        Raises:
+            UserError: if it does not hold one of them.
+        """
         missing = sorted(roles - set(self._codec.features))
         if missing:
             raise UserError(
@@ -167,23 +220,37 @@ class CachedTeacher(Teacher):
         return {}
 
     def probe(self, batch: Batch) -> Output:
+        """An output of zeros, of the shapes that are stored.
+
+        Args:
+            batch: of the data's shapes; its samples are in no table.
+        """
         assert self._manifest is not None, "prepare() comes first"
         blank = {}
         for name, column in self._manifest.columns.items():
-            zeros = np.zeros((len(batch), *column.shape), dtype=column.dtype)
-            blank[name] = torch.from_numpy(zeros).to(batch.target.device)
+            shape = (len(batch), *column.shape)
+            zeros = torch.from_numpy(np.zeros(shape, dtype=column.dtype))
+            blank[name] = zeros.to(batch.target.device)
         return self._codec.decode(blank)
 
     def join(self, batch: Batch, index: Tensor) -> Batch:
+        """Add the stored outputs to a batch.
+
+        Args:
+            batch: on the CPU or, if its samples are resident, on the device.
+            index: `batch.index` on the CPU, int64 `(B,)`.
+
+        Raises:
+            UserError: if the cache does not hold one of the samples in its view.
+        """
         columns = self._read(batch, index)
         device = batch.target.device
         if device.type != "cpu":
             # The samples are resident on the device; pinned copies do not block.
-            columns = {
-                name: column.pin_memory().to(device, non_blocking=True)
-                for name, column in columns.items()
-            }
-        batch.joined = JoinedOutput(self._codec.decode(columns, batch.positions))
+            for name, column in columns.items():
+                columns[name] = column.pin_memory().to(device, non_blocking=True)
+        output = self._codec.decode(columns, batch.positions)
+        batch.joined = JoinedOutput(output)
         return batch
 
     def _read(self, batch: Batch, index: Tensor) -> dict[str, Tensor]:
@@ -197,15 +264,19 @@ class CachedTeacher(Teacher):
         places = []
         for each in views.unique().tolist():
             place = torch.nonzero(views == each).flatten()
-            parts.append(self._table(batch.split, each).read(index[place]))
+            table = self._table(batch.split, each)
+            parts.append(table.read(index[place]))
             places.append(place)
+        # The inverse of the permutation that the tables' order is.
         order = torch.argsort(torch.cat(places))
         joined = {}
         for name in parts[0]:
-            joined[name] = torch.cat([part[name] for part in parts])[order]
+            column = torch.cat([part[name] for part in parts])
+            joined[name] = column[order]
         return joined
 
     def _table(self, split: str, view: int) -> Table:
+        """The table of a split in a view."""
         name = table_name(split, view)
         if name not in self._tables:
             raise UserError(
@@ -215,20 +286,40 @@ class CachedTeacher(Teacher):
         return self._tables[name]
 
     def outputs(self, batch: Batch) -> Output:
+        """The stored outputs of a batch, `(N, K)` logits.
+
+        Args:
+            batch: that `join` has completed, or any other.
+        """
         if batch.joined is not None:
             return batch.joined.output
         # A loop of one's own that does not join: the index must come back from the device.
         columns = self._read(batch, batch.index.cpu())
         device = batch.target.device
-        moved = {name: column.to(device) for name, column in columns.items()}
-        return self._codec.decode(moved, batch.positions)
+        for name, column in columns.items():
+            columns[name] = column.to(device)
+        return self._codec.decode(columns, batch.positions)
 
     def forward(self, batch: Batch) -> Output:
+        """The stored outputs of a batch, `(N, K)` logits.
+
+        Args:
+            batch: see `outputs`.
+
+        Raises:
+            UserError: if `prepare` was not called.
+        """
         # What is read from a file has no graph that no_grad would have to cut.
-        return self.outputs(batch) if self.ready else super().forward(batch)
+        if self.ready:
+            return self.outputs(batch)
+        return super().forward(batch)
 
     def sources(self) -> list[dict[str, object]]:
+        """The sources of the teacher that was cached, each with the cache's folder."""
         if self._manifest is None:
             return []
         cache = str(self.path.resolve())
-        return [{**source, "cache": cache} for source in self._manifest.teachers()]
+        sources: list[dict[str, object]] = []
+        for source in self._manifest.teachers():
+            sources.append({**source, "cache": cache})
+        return sources

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from kd_lightning.teachers.cache.manifest import (
     record_dtype,
 )
 from kd_lightning.teachers.cache.schema import ColumnEntry, ManifestContent, ShardEntry
+from kd_lightning.values import Value, Values
 from kd_lightning.weights import sha256_of
 
 SHARD_BYTES = 64 * 2**20
@@ -63,14 +64,15 @@ class Writer:
     def __init__(
         self,
         folder: Path,
-        fingerprint: dict[str, Any],
-        settings: dict[str, Any],
+        fingerprint: dict[str, Value],
+        settings: dict[str, Value],
         columns: dict[str, Column],
         align: int,
     ) -> None:
         column_entries: dict[str, ColumnEntry] = {}
         for name, column in columns.items():
-            column_entries[name] = {"dtype": column.dtype, "shape": list(column.shape)}
+            shape = list(column.shape)
+            column_entries[name] = {"dtype": column.dtype, "shape": shape}
         content: ManifestContent = {
             "version": VERSION,
             "fingerprint": fingerprint,
@@ -81,6 +83,7 @@ class Writer:
         self.manifest = _open_manifest(folder, content)
         self.columns = columns
         self.align = align
+        # Whole batches: a shard that is computed again then meets the same kernels.
         rows_per_shard = SHARD_BYTES // record_dtype(columns).itemsize
         self.shard_rows = max(align, rows_per_shard // align * align)
 
@@ -116,13 +119,17 @@ class Writer:
                 f"{self.manifest.folder} was created for other rows of {table}; choose another "
                 "--output, or delete it"
             )
+        # An earlier call may have used shards of another size, which stay.
         size = tables[table]["shard_rows"]
-        written = {shard["file"]: shard for shard in tables[table]["shards"]}
+        written = {}
+        for shard in tables[table]["shards"]:
+            written[shard["file"]] = shard
         missing = []
         for number, start in enumerate(range(0, len(rows), size)):
             entry = written.get(shard_file(table, number))
             if entry is None or not self._is_intact(entry):
-                missing.append(RowRange(number, start, min(len(rows), start + size)))
+                stop = min(len(rows), start + size)
+                missing.append(RowRange(number, start, stop))
         return missing
 
     def put(self, table: str, number: int, values: dict[str, Array]) -> None:
@@ -133,10 +140,13 @@ class Writer:
             number: number of the shard, as `open` returned it.
             values: values of each column, `(n, ...)`, for the rows of the shard.
         """
+        # Records hold the columns side by side, so that one read fetches a sample.
         first_column = next(iter(values.values()))
-        records = np.empty(len(first_column), dtype=record_dtype(self.columns))
+        dtype = record_dtype(self.columns)
+        records = np.empty(len(first_column), dtype=dtype)
         for name in self.columns:
             records[name] = values[name]
+        # In memory, because the checksum is of exactly what is written.
         data = records.tobytes()
         file = shard_file(table, number)
         write_atomically(self.manifest.folder / file, data)
@@ -146,9 +156,13 @@ class Writer:
             "bytes": len(data),
             "sha256": hashlib.sha256(data).hexdigest(),
         }
+        # Listed after it is written, so that whatever is listed is whole.
         # The new entry replaces that of a damaged shard of the same name.
         table_entry = self.manifest.content["tables"][table]
-        shards = [shard for shard in table_entry["shards"] if shard["file"] != file]
+        shards = []
+        for shard in table_entry["shards"]:
+            if shard["file"] != file:
+                shards.append(shard)
         shards.append(entry)
         table_entry["shards"] = sorted(shards, key=lambda shard: shard["file"])
         self.manifest.write()
@@ -157,10 +171,8 @@ class Writer:
         """The file of another view's row numbers, if that view has the same rows."""
         split = table.partition("/")[0]
         for other, entry in self.manifest.content["tables"].items():
-            if (
-                other.partition("/")[0] == split
-                and entry.get("rows_sha256") == checksum
-            ):
+            same_split = other.partition("/")[0] == split
+            if same_split and entry.get("rows_sha256") == checksum:
                 return entry["rows"]
         return None
 
@@ -202,10 +214,11 @@ def _open_manifest(folder: Path, content: ManifestContent) -> Manifest:
         return manifest
     manifest = Manifest.read(folder)
     for part in _IDENTITY:
-        stored = manifest.content[part]
+        stored = cast(Values, manifest.content[part])
+        own = cast(Values, content[part])
         # The stored part went through JSON, which turns tuples into lists.
-        if stored != json.loads(json.dumps(content[part])):
-            difference = describe_difference(stored, content[part])
+        if stored != json.loads(json.dumps(own)):
+            difference = describe_difference(stored, own)
             raise UserError(
                 f"{folder} holds another cache ({difference}); choose another --output, or delete "
                 "the folder"
