@@ -8,6 +8,7 @@ from kd_lightning.losses.catkd import CATKD as CATKD
 from kd_lightning.losses.cc import CC as CC
 from kd_lightning.losses.ce import CrossEntropy as CrossEntropy
 from kd_lightning.losses.crd import CRD as CRD
+from kd_lightning.losses.cskd import CSKD as CSKD
 from kd_lightning.losses.ctkd import CTKD as CTKD
 from kd_lightning.losses.cwd import CWD as CWD
 from kd_lightning.losses.dist import DIST as DIST
@@ -22,9 +23,7 @@ from kd_lightning.losses.ickd import ICKD as ICKD
 from kd_lightning.losses.jeffreys import Jeffreys as Jeffreys
 from kd_lightning.losses.kd import KD as KD
 from kd_lightning.losses.logitmse import LogitMSE as LogitMSE
-from kd_lightning.losses.logitstandardization import (
-    LogitStandardization as LogitStandardization,
-)
+from kd_lightning.losses.logitstandardization import LogitStandardization as LogitStandardization
 from kd_lightning.losses.mgd import MGD as MGD
 from kd_lightning.losses.mlkd import MLKD as MLKD
 from kd_lightning.losses.nkd import NKD as NKD

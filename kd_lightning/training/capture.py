@@ -236,6 +236,7 @@ BATCH_FIELDS = (
     "partner",
     "share",
     "positions",
+    "paired",
 )
 
 

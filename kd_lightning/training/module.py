@@ -166,6 +166,10 @@ class TrainingModule(ModuleOfLearner):
             self.learner.set_task(datamodule.task)
         assert self.task is not None
         assert self.spec is not None
+        if stage == "fit":
+            datamodule.class_pairs = self.objective.class_pairs
+            if datamodule.class_pairs:
+                datamodule.check_class_pairs()
         blank = blank_batch(self.spec, self.task)
         create_lazy_weights(self.net, blank.inputs, self.learner.name)
         if stage == "fit" and not self.objective.built:
