@@ -102,7 +102,9 @@ class BatchLoader:
             world_size=self.world_size,
             drop_last=self.drop_last,
             weights=self.weights,
-            classes=None if self.classes is None else partial(self.classes, self.source),
+            classes=None
+            if self.classes is None
+            else partial(self.classes, self.source),
         )
 
     def __len__(self) -> int:

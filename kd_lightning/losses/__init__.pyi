@@ -23,7 +23,9 @@ from kd_lightning.losses.ickd import ICKD as ICKD
 from kd_lightning.losses.jeffreys import Jeffreys as Jeffreys
 from kd_lightning.losses.kd import KD as KD
 from kd_lightning.losses.logitmse import LogitMSE as LogitMSE
-from kd_lightning.losses.logitstandardization import LogitStandardization as LogitStandardization
+from kd_lightning.losses.logitstandardization import (
+    LogitStandardization as LogitStandardization,
+)
 from kd_lightning.losses.mgd import MGD as MGD
 from kd_lightning.losses.mlkd import MLKD as MLKD
 from kd_lightning.losses.nkd import NKD as NKD
@@ -32,6 +34,7 @@ from kd_lightning.losses.ofd import OFD as OFD
 from kd_lightning.losses.pad import PAD as PAD
 from kd_lightning.losses.pkd import PKD as PKD
 from kd_lightning.losses.pkt import PKT as PKT
+from kd_lightning.losses.pskd import PSKD as PSKD
 from kd_lightning.losses.reversekl import ReverseKL as ReverseKL
 from kd_lightning.losses.reviewkd import ReviewKD as ReviewKD
 from kd_lightning.losses.rkd import RKD as RKD

@@ -68,9 +68,9 @@ def test_processes_share_the_pairs_and_a_resumed_epoch_repeats_them() -> None:
 
 
 def test_a_placeholder_has_a_companion_too() -> None:
-    [step] = Schedule(
-        1, 1, rank=1, world_size=2, classes=lambda: torch.zeros(1)
-    ).steps(0)
+    [step] = Schedule(1, 1, rank=1, world_size=2, classes=lambda: torch.zeros(1)).steps(
+        0
+    )
     assert step.placeholder
     assert step.rows.tolist() == [0, 0]
 
