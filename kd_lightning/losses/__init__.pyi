@@ -39,6 +39,7 @@ from kd_lightning.losses.reversekl import ReverseKL as ReverseKL
 from kd_lightning.losses.reviewkd import ReviewKD as ReviewKD
 from kd_lightning.losses.rkd import RKD as RKD
 from kd_lightning.losses.rld import RLD as RLD
+from kd_lightning.losses.sdd import SDD as SDD
 from kd_lightning.losses.simkd import SimKD as SimKD
 from kd_lightning.losses.sp import SP as SP
 from kd_lightning.losses.srd import SRD as SRD
