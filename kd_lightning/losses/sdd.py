@@ -213,7 +213,7 @@ class SDD(DistillLoss):
 
 def _are_grids(grids: Sequence[int]) -> bool:
     """Whether these are increasing whole numbers from 1 on."""
-    if isinstance(grids, str) or not grids or grids[0] != 1:
+    if not grids or grids[0] != 1:
         return False
     for grid in grids:
         if isinstance(grid, bool) or not isinstance(grid, int):
