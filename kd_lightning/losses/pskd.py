@@ -39,6 +39,13 @@ def softened_labels(labels: Tensor, predictions: Tensor, alpha: float) -> Tensor
     return (share * predictions).scatter_add(1, labels[:, None], rest)
 
 
+def last_places(index: Tensor) -> Tensor:
+    """The last place at which each entry's value occurs, for int64 `(B,)`."""
+    places = torch.arange(len(index), device=index.device)
+    same = index[:, None] == index
+    return torch.where(same, places, 0).amax(1)
+
+
 class PSKD(DistillLoss):
     r"""Cross-entropy with labels that are softened by the student's own predictions.
 
@@ -142,7 +149,4 @@ class PSKD(DistillLoss):
         new = joined(probs).to(self.predictions.dtype)
         # If a sample occurs twice, all of its rows store the last one: the order in which a device
         # writes them would not be defined.
-        places = torch.arange(len(index), device=index.device)
-        same = index[:, None] == index
-        last = torch.where(same, places, 0).amax(1)
-        self.predictions.index_copy_(0, index, new[last])
+        self.predictions.index_copy_(0, index, new[last_places(index)])

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from kd_lightning.data import BatchLoader, TensorDataModule
+from kd_lightning.data import BatchLoader, Source, TensorDataModule
 from kd_lightning.data.schedule import Schedule, companions
 from kd_lightning.errors import UserError
 from kd_lightning.tasks import Regression
-from kd_lightning.types import UNLABELLED
+from kd_lightning.types import UNLABELLED, Batch
 
 CLASSES = torch.tensor([2, 0, 1, 0, 2, 0, 3, 1, 0, 2, 2, 1])
 """Class 3 has a single sample."""
@@ -103,6 +103,26 @@ def test_labels_of_companions_are_withheld_from_this_batch_alone(fetch: int) -> 
     assert not (data.source("train").target == UNLABELLED).any()
     assert data.smallest_batch() == 8
     assert all(not batch.paired for batch in data.loader("test"))
+
+
+class Numbers(Source):
+    """Samples whose number is at once their input, their target and their row."""
+
+    def __init__(self) -> None:
+        self.rows = torch.arange(6)
+        self.target = self.rows
+        self.split = "train"
+
+    def batch(self, rows: Tensor, view: int) -> Batch:
+        return Batch(rows, rows, rows, view)
+
+
+def test_withheld_labels_change_nothing_else() -> None:
+    loader = BatchLoader(Numbers(), 3)
+    loader.classes = lambda source: source.rows % 2
+    for batch in loader:
+        assert batch.index.min() >= 0
+        assert (batch.target[3:] == UNLABELLED).all()
 
 
 def test_samples_without_classes_have_no_pairs() -> None:

@@ -14,7 +14,7 @@ from kd_lightning.data import DigitsDataModule, Jitter
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import Probe
 from kd_lightning.losses.ce import CrossEntropy
-from kd_lightning.losses.pskd import PSKD, softened_labels
+from kd_lightning.losses.pskd import PSKD, last_places, softened_labels
 from kd_lightning.spec import Spec
 from kd_lightning.training import ClassifierModule
 from kd_lightning.types import UNLABELLED, Batch, Output
@@ -147,6 +147,8 @@ def test_remembers_the_last_epoch_under_shuffling() -> None:
 
 
 def test_a_sample_shown_twice_keeps_its_last_prediction() -> None:
+    index = torch.tensor([3, 1, 3, 0, 3, 1])
+    assert last_places(index).tolist() == [4, 5, 4, 3, 4, 5]
     loss = built(random_case())
     samples = random_case(seed=1).student.logits
     epoch_of(loss, 0, samples, [3, 1, 3, 0, 3, 1])

@@ -151,7 +151,7 @@ def test_the_global_cell_is_kd_on_the_logits() -> None:
         torch.testing.assert_close(cells[:, 0], outputs[-1].logits)
         # Four cells of equal size average to the whole.
         torch.testing.assert_close(cells[:, 1:].mean(1), outputs[-1].logits)
-    expected = value_of(KD, Case(*outputs, case.batch))
+    expected = value_of(KD, Case(outputs[0], outputs[1], case.batch))
     torch.testing.assert_close(value_of(loss_of(case, grids=[1]), case), expected)
 
 
@@ -162,7 +162,7 @@ def test_grids_finer_than_the_maps_are_left_out() -> None:
 
 
 @divergences
-def test_minimum_where_both_networks_are_equal(divergence: str) -> None:
+def test_minimum_where_both_networks_are_equal(divergence: Any) -> None:
     case = drawn(TEACHER, TEACHER)
     heads = head_of(case.teacher.features["map"], 1)
     make = made(

@@ -47,7 +47,7 @@ def test_the_number_of_parameters(token: bool) -> None:
 
 def test_a_block_is_pre_norm_attention_and_mlp() -> None:
     """Against torch's own encoder layer with the same weights."""
-    block = small().blocks[0]
+    block: Any = small().blocks[0]
     layer = torch.nn.TransformerEncoderLayer(
         8, 2, 32, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
@@ -78,6 +78,7 @@ def test_patches_are_tokens_in_the_order_of_rows() -> None:
     embedded = network.patches(x).flatten(2).transpose(1, 2)
     # The fifth of 4 x 4 patches is the first of the second row.
     patch = x[:, :, 2:4, 0:2].flatten(1)
+    assert network.patches.bias is not None
     assert_close(embedded[:, 4], patch @ weight.T + network.patches.bias)
 
 
