@@ -73,6 +73,9 @@ class Batch:
         positions: int64 `(N,)`, the entries of `target.flatten()` that exist, in ascending order;
             `None` if all of them do. Padding and void pixels have no position: nothing counts them.
         joined: the teacher's output for this batch, if a cache supplied it with the data.
+        paired: whether the second half of the samples accompanies the first: sample `B / 2 + i`
+            is another one of the class of sample `i`. The labels of the second half are withheld,
+            so that hard losses do not count it.
     """
 
     inputs: Inputs
@@ -86,6 +89,7 @@ class Batch:
     share: Tensor | None = None
     positions: Tensor | None = None
     joined: JoinedOutput | None = None
+    paired: bool = False
 
     def __len__(self) -> int:
         """The number of samples; each view of an image is a sample of its own."""
@@ -134,6 +138,7 @@ class Batch:
             return self
         assert self.positions is None, "a batch with positions cannot be sliced"
         assert self.joined is None, "slice before the teacher's outputs are joined"
+        assert not self.paired, "a part of a paired batch has no pairs"
         # Built directly: every small batch is a slice, and dataclasses.replace is slower.
         return Batch(
             inputs=map_tensors(self.inputs, lambda tensor: tensor[start:stop]),
@@ -164,6 +169,7 @@ class Batch:
             share=None if self.share is None else change(self.share),
             positions=None if self.positions is None else change(self.positions),
             joined=None if self.joined is None else self.joined.map(change),
+            paired=self.paired,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

@@ -264,6 +264,19 @@ def test_every_method_trains_with_a_pair(
     )
 
 
+@pytest.mark.parametrize("path", files("recipes"), ids=ident)
+def test_every_recipe_trains_with_a_pair(
+    path: Path, convolutional: str, tmp_path: Path
+) -> None:
+    before, after = IMAGES[:-3], IMAGES[-3:]
+    assert after[0] == "--trainer.max_epochs=1"
+    pair = ["-c", str(MAPS), "-c", str(path)]
+    teacher = f"--model.teacher.checkpoint={convolutional}"
+    argv = ["fit", *before, *pair, *after, teacher, f"--run.root={tmp_path}"]
+    metrics = launch(resolve_configs(argv)).metrics
+    assert math.isfinite(metrics["train_loss"])
+
+
 @pytest.mark.parametrize("path", files("teachers"), ids=ident)
 def test_every_teacher_is_understood(path: Path) -> None:
     own = next(

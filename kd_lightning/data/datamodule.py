@@ -45,6 +45,8 @@ class DataModule(pl.LightningDataModule, ABC):
         prefetch: batches to make ahead of time, in a thread.
         drop_last: leave out the last training batch of an epoch if it is smaller than the others.
         balanced: draw training samples with replacement, so that all classes are equally frequent.
+        class_pairs: let a companion of its class accompany each training sample; set by the module
+            that trains, if a loss compares them. See `Batch.paired`.
     """
 
     task: Task = Classification()
@@ -56,6 +58,7 @@ class DataModule(pl.LightningDataModule, ABC):
     prefetch: int = 0
     drop_last: bool = False
     balanced: bool = False
+    class_pairs: bool = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -194,9 +197,12 @@ class DataModule(pl.LightningDataModule, ABC):
         _, world_size = self.rank_and_world_size
         rest = samples % (self.batch_size * world_size)
         if rest == 0 or self.drop_last:
-            return self.batch_size * self.copies
-        # A process without a sample trains on a placeholder of one.
-        return max(1, rest // world_size) * self.copies
+            fewest = self.batch_size
+        else:
+            # A process without a sample trains on a placeholder of one.
+            fewest = max(1, rest // world_size)
+        shown = 2 if self.class_pairs else self.copies
+        return fewest * shown
 
     def sample_weights(self) -> Tensor | None:
         """The weight of each training sample in the draw of an epoch, float64 `(n,)`.
@@ -206,16 +212,33 @@ class DataModule(pl.LightningDataModule, ABC):
         """
         if not self.balanced:
             return None
-        source = self.source("train")
-        classes = self.task.strata(
-            source.target[source.rows.to(source.target.device)].cpu()
-        )
+        classes = self._classes_of(self.source("train"))
         counts = classes.bincount()
         if len(counts) < 2:
             raise UserError(
                 f"data.balanced needs samples with classes; the task is {self.task.name}"
             )
         return 1.0 / counts[classes].double()
+
+    def _classes_of(self, source: Source) -> Tensor:
+        """The class of each sample of a source, int64 `(n,)`; those without a label form one."""
+        rows = source.rows.to(source.target.device)
+        return self.task.strata(source.target[rows].cpu())
+
+    def check_class_pairs(self) -> None:
+        """Refuse to serve pairs of one class if the samples have no classes, or several views.
+
+        Raises:
+            UserError: in one line.
+        """
+        if self._classes_of(self.source("train")).max() < 1:
+            raise UserError(
+                f"pairs of samples of one class need classes; the task is {self.task.name}"
+            )
+        if self.copies > 1:
+            raise UserError(
+                "pairs of samples of one class exclude several views of each; set data.copies=1"
+            )
 
     @property
     def repeats_batches(self) -> bool:
@@ -252,7 +275,10 @@ class DataModule(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> BatchLoader:
         """The batches of "train"."""
-        return self.loader("train")
+        loader = self.loader("train")
+        if self.class_pairs:
+            loader.classes = self._classes_of
+        return loader
 
     def val_dataloader(self) -> BatchLoader | list[BatchLoader]:
         """The batches of "validation"; an empty list if it has no samples."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kd_lightning.data.schedule import Step
 from kd_lightning.data.source import Source, batch_of_views
-from kd_lightning.types import Batch
+from kd_lightning.types import UNLABELLED, Batch
 
 Join = Callable[[Batch, Tensor], Batch]
 """Adds to a batch what is known about its rows of the source split, int64 `(B,)` on the CPU."""
@@ -67,15 +67,22 @@ class Fetch:
         start = 0
         for step in group:
             stop = start + len(step.rows)
-            batch = together.slice(start, stop)
-            batch.placeholder = step.placeholder
-            yield batch
+            yield _marked(together.slice(start, stop), step)
             start = stop
 
     def _alone(self, step: Step) -> Batch:
-        batch = batch_of_views(self.source, step.rows, step.views)
-        batch.placeholder = step.placeholder
-        return batch
+        return _marked(batch_of_views(self.source, step.rows, step.views), step)
+
+
+def _marked(batch: Batch, step: Step) -> Batch:
+    """The batch of a step, with what the step says about its samples."""
+    batch.placeholder = step.placeholder
+    if step.paired:
+        batch.paired = True
+        # A copy, because the target may be a view of what several batches share.
+        batch.target = batch.target.clone()
+        batch.target[len(batch) // 2 :] = UNLABELLED
+    return batch
 
 
 class _Failure:

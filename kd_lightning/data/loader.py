@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 
 from torch import Tensor
@@ -65,6 +66,8 @@ class BatchLoader:
         self.epoch = 0
         self.join: Join | None = None
         """Adds cached teacher outputs to each batch; set by the module that trains."""
+        self.classes: Callable[[Source], Tensor] | None = None
+        """The class of each sample, if each is to be followed by a companion; see Schedule."""
         self.skip = 0
         """Batches to leave out once: those of the epoch that a resumed run has done already."""
         self.batch_sampler = SimpleNamespace(sampler=self)
@@ -99,6 +102,9 @@ class BatchLoader:
             world_size=self.world_size,
             drop_last=self.drop_last,
             weights=self.weights,
+            classes=None
+            if self.classes is None
+            else partial(self.classes, self.source),
         )
 
     def __len__(self) -> int:

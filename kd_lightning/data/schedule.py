@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kd_lightning.randomness import permutation, weighted_draws
+from kd_lightning.randomness import hashed, permutation, weighted_draws
 from kd_lightning.types import CLEAN
 
 
@@ -22,11 +22,39 @@ class Step(NamedTuple):
         views: the augmentation draws in which each of these rows is shown.
         placeholder: True if this process has no sample left in the step. It fetches one anyway, to
             take part in the collective calls; losses and metrics ignore it.
+        paired: True if the second half of the rows are companions of the first; see `companions`.
     """
 
     rows: Tensor
     views: tuple[int, ...]
     placeholder: bool = False
+    paired: bool = False
+
+
+def companions(classes: Tensor, *parts: int | str) -> Tensor:
+    """For each sample another one of its class, as a function of the parts (seed, epoch).
+
+    All other samples of the class are equally likely, up to a bias of their number over 2**63. The
+    only sample of a class is its own companion.
+
+    Args:
+        classes: int64 `(n,)`.
+        parts: see `kd_lightning.randomness`.
+
+    Returns:
+        int64 `(n,)`, positions of the samples.
+    """
+    _, number, counts = classes.unique(return_inverse=True, return_counts=True)
+    by_class = torch.argsort(number, stable=True)
+    starts = counts.cumsum(0) - counts
+    places = torch.empty_like(by_class)
+    places[by_class] = torch.arange(len(classes)) - starts[number[by_class]]
+    # A step of 1 to count - 1 places within the class, around its end, never returns to the sample.
+    others = (counts[number] - 1).clamp(min=1)
+    samples = torch.arange(len(classes))
+    steps = 1 + hashed(samples, "companions", *parts).remainder(others)
+    companion_places = (places + steps).remainder(counts[number])
+    return by_class[starts[number] + companion_places]
 
 
 @dataclass(frozen=True)
@@ -49,6 +77,8 @@ class Schedule:
         drop_last: leave out the last batch of an epoch if it is smaller than the others.
         weights: float64 `(n,)`, for an order that draws each sample with a probability
             proportional to its weight, with replacement; `None`: each sample once.
+        classes: the class of each sample, int64 `(n,)`, if each sample of a batch is to be followed
+            by a companion of its class; `None`: no companions.
     """
 
     num_samples: int
@@ -61,6 +91,7 @@ class Schedule:
     world_size: int = 1
     drop_last: bool = False
     weights: Tensor | None = None
+    classes: Callable[[], Tensor] | None = None
 
     @property
     def joint_batch_size(self) -> int:
@@ -102,12 +133,22 @@ class Schedule:
             first: the step to begin with; a resumed run skips those that it has done.
         """
         views = self.views_of(epoch)
+        companion = self._companions(epoch)
         for rows in itertools.islice(self.joint_batches(epoch), first, len(self)):
             own = rows[self.rank :: self.world_size]
-            if len(own) > 0:
-                yield Step(own, views)
-            else:
-                yield Step(rows[:1], views, placeholder=True)
+            placeholder = len(own) == 0
+            if placeholder:
+                own = rows[:1]
+            if companion is not None:
+                # A companion belongs to the process of its sample.
+                own = torch.cat([own, companion[own]])
+            yield Step(own, views, placeholder, paired=companion is not None)
+
+    def _companions(self, epoch: int) -> Tensor | None:
+        """The companion of each sample in an epoch; `None` if there are none."""
+        if self.classes is None:
+            return None
+        return companions(self.classes(), self.seed, epoch)
 
 
 @dataclass(frozen=True)

@@ -142,15 +142,27 @@ class _Planner:
         return needs
 
     def _needed_jobs(self, wanted: str, seed: int, above: tuple[str, ...]) -> list[Job]:
-        """Return the jobs of `NAME` (same seed), `NAME@SEED` or `NAME@*` (all seeds)."""
-        name, _, fixed_seed = wanted.partition("@")
+        """Return the jobs that a name in `needs` stands for.
+
+        Args:
+            wanted: `NAME` (same seed), `NAME@SEED`, `NAME@+STEP` (a seed higher by STEP) or
+                `NAME@*` (all seeds).
+            seed: of the run that needs them.
+            above: the runs that need that run.
+        """
+        name, _, wanted_seed = wanted.partition("@")
         run = self.experiment.run(name)
-        if fixed_seed == "*":
+        if wanted_seed == "*":
             jobs = []
             for each in self._seeds(run):
                 jobs.append(self._job(run, each, above))
             return jobs
-        needed_seed = int(fixed_seed) if fixed_seed else seed
+        if wanted_seed.startswith("+"):
+            needed_seed = seed + int(wanted_seed)
+        elif wanted_seed:
+            needed_seed = int(wanted_seed)
+        else:
+            needed_seed = seed
         return [self._job(run, needed_seed, above)]
 
     def _new_job(self, run: RunSpec, seed: int, needs: dict[str, Need]) -> Job:

@@ -17,8 +17,9 @@ class RunSpec:
         configs: YAML files, composed after those of the experiment.
         overrides: `key: value`, applied after those of the experiment.
         needs: config key -> the run whose last checkpoint (or cache) is its value. `NAME` is the
-            run of the same seed, `NAME@0` that of seed 0, `NAME@*` a list of all its seeds. A list
-            names several runs.
+            run of the same seed, `NAME@0` that of seed 0, `NAME@+1` that of the next seed (a
+            teacher that must not share its student's initial weights), `NAME@*` a list of all its
+            seeds. A list names several runs.
         seeds: the seeds, if they differ from those of the experiment.
         grid: config key -> values: one run per combination.
         cache: options of `kd cache` (views, top_k, dtype). If given, the run does not train but

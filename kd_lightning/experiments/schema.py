@@ -199,14 +199,15 @@ def _is_needs(value: YamlValue) -> bool:
 
 
 def _is_reference(value: YamlValue) -> bool:
-    """Whether a value is NAME, NAME@SEED or NAME@*."""
+    """Whether a value is NAME, NAME@SEED, NAME@+STEP or NAME@*."""
     if not isinstance(value, str):
         return False
     _, at, seed = value.partition("@")
     if not at or seed == "*":
         return True
+    number = seed.removeprefix("+")
     # Other alphabets have digits, too; ten digits may be more than 32 bits.
-    return seed.isascii() and seed.isdigit() and len(seed) < 10
+    return number.isascii() and number.isdigit() and len(number) < 10
 
 
 def _is_cache(value: YamlValue) -> bool:
@@ -285,7 +286,8 @@ RUN = {
     "grid": Check(_is_grid, "config keys with lists of one or more values"),
     "may_fail": _FLAG,
     "needs": Check(
-        _is_needs, "config keys with names of runs (NAME, NAME@SEED or NAME@*)"
+        _is_needs,
+        "config keys with names of runs (NAME, NAME@SEED, NAME@+STEP or NAME@*)",
     ),
     "overrides": _KEYS,
     "seeds": Check(

@@ -8,6 +8,7 @@ from kd_lightning.losses.catkd import CATKD as CATKD
 from kd_lightning.losses.cc import CC as CC
 from kd_lightning.losses.ce import CrossEntropy as CrossEntropy
 from kd_lightning.losses.crd import CRD as CRD
+from kd_lightning.losses.cskd import CSKD as CSKD
 from kd_lightning.losses.ctkd import CTKD as CTKD
 from kd_lightning.losses.cwd import CWD as CWD
 from kd_lightning.losses.dist import DIST as DIST
@@ -33,10 +34,12 @@ from kd_lightning.losses.ofd import OFD as OFD
 from kd_lightning.losses.pad import PAD as PAD
 from kd_lightning.losses.pkd import PKD as PKD
 from kd_lightning.losses.pkt import PKT as PKT
+from kd_lightning.losses.pskd import PSKD as PSKD
 from kd_lightning.losses.reversekl import ReverseKL as ReverseKL
 from kd_lightning.losses.reviewkd import ReviewKD as ReviewKD
 from kd_lightning.losses.rkd import RKD as RKD
 from kd_lightning.losses.rld import RLD as RLD
+from kd_lightning.losses.sdd import SDD as SDD
 from kd_lightning.losses.simkd import SimKD as SimKD
 from kd_lightning.losses.sp import SP as SP
 from kd_lightning.losses.srd import SRD as SRD

@@ -76,6 +76,8 @@ class DistillLoss(nn.Module):
             `teacher_temperatures`.
         minimum_at_teacher: whether a student that equals its teacher is a minimum of the loss,
             with the value 0 and no gradient. `tests/losses/properties.py` checks it.
+        class_pairs: whether each training sample must be accompanied by another one of its class;
+            see `Batch.paired`.
     """
 
     paper: ClassVar[str] = ""
@@ -86,6 +88,7 @@ class DistillLoss(nn.Module):
     exact_logits: ClassVar[bool] = False
     compares_classes: ClassVar[bool] = False
     minimum_at_teacher: ClassVar[bool] = False
+    class_pairs: ClassVar[bool] = False
     mean_over: MeanOver = "rows"
 
     def __init__(

@@ -12,6 +12,7 @@ from kd_lightning.models.textcnn import TextCNN
 from kd_lightning.models.transformer import TransformerClassifier
 from kd_lightning.models.unet import UNet
 from kd_lightning.models.vgg import CIFARVGG
+from kd_lightning.models.vit import ViT
 from kd_lightning.models.wide_resnet import WideResNet
 
 __all__ = [
@@ -27,5 +28,6 @@ __all__ = [
     "TextCNN",
     "TransformerClassifier",
     "UNet",
+    "ViT",
     "WideResNet",
 ]

@@ -34,6 +34,7 @@ BATCH_FIELDS = (
     "partner",
     "share",
     "positions",
+    "paired",
 )
 """The fields of a batch that a capture holds."""
 

@@ -75,6 +75,11 @@ class Objective(nn.Module):
         return any(loss.uses_teacher for _, loss in self.named_losses())
 
     @property
+    def class_pairs(self) -> bool:
+        """Whether any loss compares each sample with another one of its class."""
+        return any(loss.class_pairs for _, loss in self.named_losses())
+
+    @property
     def predicts(self) -> bool:
         """Whether a loss changes what the student predicts, so that evaluation needs its adapters."""
         return bool(self._predicting)

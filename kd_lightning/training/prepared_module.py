@@ -114,6 +114,10 @@ class PreparedModule(ModuleOfLearner):
             self._adopt_task(datamodule)
         assert self.task is not None
         assert self.spec is not None
+        if stage == "fit":
+            datamodule.class_pairs = self.objective.class_pairs
+            if datamodule.class_pairs:
+                datamodule.check_class_pairs()
         blank = blank_batch(self.spec, self.task)
         # Lazy layers have no weights to load or to tap before they have seen an input.
         create_lazy_weights(self.net, blank.inputs, self.learner.name)

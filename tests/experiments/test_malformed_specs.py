@@ -67,6 +67,10 @@ CONTENTS: dict[str, tuple[dict[Any, Any], str]] = {
         {"runs": {"a": {}, "b": {"needs": {"x": "a@-1"}}}},
         "NAME@SEED",
     ),
+    "need of a step that is no number": (
+        {"runs": {"a": {}, "b": {"needs": {"x": "a@+"}}}},
+        "NAME@SEED",
+    ),
     "need of no run": ({"runs": {"a": {"needs": {"x": []}}}}, "needs must be"),
     "need of a number": ({"runs": {"a": {"needs": {"x": 3}}}}, "needs must be"),
     # grids

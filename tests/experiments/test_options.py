@@ -71,6 +71,17 @@ def test_all_seeds_of_a_run_can_be_needed_as_a_list(tmp_path: Path) -> None:
     assert fewer.folder != first.folder
 
 
+def test_a_higher_seed_can_be_needed(tmp_path: Path) -> None:
+    """A teacher with its student's network would otherwise have its student's initial weights."""
+    content = mini()
+    content["runs"]["distilled"]["needs"] = {"model.teacher.checkpoint": "teacher@+1"}
+    jobs = plan(load(str(write(tmp_path, content))), settings(tmp_path))
+    distilled = [job for job in jobs if job.run == "distilled"]
+    assert [[need.seed for need in job.needs] for job in distilled] == [[1], [2]]
+    # The experiment's seeds are 0 and 1; the third teacher is trained for its student.
+    assert [job.seed for job in jobs if job.run == "teacher"] == [0, 1, 2]
+
+
 def test_only_takes_a_run_with_what_it_needs(tmp_path: Path) -> None:
     experiment = load(str(write(tmp_path, MINI)))
     jobs = plan(experiment, settings(tmp_path, only=["distilled"]))

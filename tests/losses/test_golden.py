@@ -89,6 +89,13 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def two_heads(images: list[str]) -> list[str]:
+    """The same data and teacher, and a student with a distillation token."""
+    at = images.index("configs/pairs/resnet20_resnet8.yaml")
+    return [*images[:at], "configs/pairs/resnet20_deit4.yaml", *images[at + 1 :]]
+
+
+@pytest.fixture(scope="module")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
     root = tmp_path_factory.mktemp("sentences")
@@ -136,7 +143,10 @@ def test_the_first_steps_are_as_they_were(
         pytest.skip(
             f"no curve of {path.stem} yet: KD_GOLDEN=write pytest {Path(__file__).name} writes it"
         )
-    pair = request.getfixturevalue("images" if roles(path) <= MAPPED else "sentences")
+    fixture = "images" if roles(path) <= MAPPED else "sentences"
+    if "distillation" in roles(path):
+        fixture = "two_heads"
+    pair = request.getfixturevalue(fixture)
     losses = curve(
         tmp_path / "run", *pair, "-c", str(path), f"--trainer.max_epochs={STEPS}"
     )
