@@ -41,6 +41,7 @@ from kd_lightning.losses.simkd import SimKD as SimKD
 from kd_lightning.losses.sp import SP as SP
 from kd_lightning.losses.srd import SRD as SRD
 from kd_lightning.losses.srrl import SRRL as SRRL
+from kd_lightning.losses.sskd import SSKD as SSKD
 from kd_lightning.losses.targetmse import TargetMSE as TargetMSE
 from kd_lightning.losses.tfkd import TfKD as TfKD
 from kd_lightning.losses.tinybert import TinyBERT as TinyBERT
