@@ -4,6 +4,7 @@ from kd_lightning.losses.abkd import ABKD as ABKD
 from kd_lightning.losses.at import AT as AT
 from kd_lightning.losses.base import DistillLoss as DistillLoss
 from kd_lightning.losses.base import Probe as Probe
+from kd_lightning.losses.camkd import CAMKD as CAMKD
 from kd_lightning.losses.catkd import CATKD as CATKD
 from kd_lightning.losses.cc import CC as CC
 from kd_lightning.losses.ce import CrossEntropy as CrossEntropy
@@ -27,6 +28,7 @@ from kd_lightning.losses.logitstandardization import (
 )
 from kd_lightning.losses.mgd import MGD as MGD
 from kd_lightning.losses.mlkd import MLKD as MLKD
+from kd_lightning.losses.multiteacher import MultiTeacher as MultiTeacher
 from kd_lightning.losses.nkd import NKD as NKD
 from kd_lightning.losses.nst import NST as NST
 from kd_lightning.losses.ofd import OFD as OFD

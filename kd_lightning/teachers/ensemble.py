@@ -18,6 +18,9 @@ from kd_lightning.types import Batch, EnsembleOutput, Output, full, mean_log_pro
 class EnsembleTeacher(Teacher):
     """The mean of several teachers' predictions (Hinton et al. 2015, section 5.1).
 
+    A loss that reads the features of each member names them by number: `0.map` is the layer `map`
+    of the first one.
+
     Args:
         teachers: the members.
         checkpoints: paths of `kd` checkpoints, each one more member.
@@ -69,15 +72,34 @@ class EnsembleTeacher(Teacher):
                 )
         super().prepare(datamodule)
 
+    def tap(self, roles: set[str]) -> dict[str, nn.Module]:
+        by_member: list[set[str]] = [set() for _ in self._teachers]
+        unknown = set()
+        for role in roles:
+            number, _, own_role = role.partition(".")
+            if number.isdecimal() and int(number) < len(by_member) and own_role:
+                by_member[int(number)].add(own_role)
+            else:
+                unknown.add(role)
+        modules = super().tap(unknown)
+        for number, member in enumerate(self._teachers):
+            for role, module in member.tap(by_member[number]).items():
+                modules[f"{number}.{role}"] = module
+        return modules
+
     def outputs(self, batch: Batch) -> Output:
-        members = torch.stack(
-            [member(batch).logits for member in self._teachers], dim=1
-        )
+        outputs = [member(batch) for member in self._teachers]
+        features = {}
+        for number, output in enumerate(outputs):
+            for role, feature in output.features.items():
+                features[f"{number}.{role}"] = feature
+        members = torch.stack([output.logits for output in outputs], dim=1)
         weights = self.weights.to(members.device, full(members).dtype)
         if self.mean == "geometric":
-            return Output(torch.einsum("bmk,m->bk", full(members), weights))
+            logits = torch.einsum("bmk,m->bk", full(members), weights)
+            return Output(logits, features)
         mean = mean_log_probs(members, weights)
-        return EnsembleOutput(mean, members=members, weights=weights)
+        return EnsembleOutput(mean, features, members=members, weights=weights)
 
     def sources(self) -> list[dict[str, object]]:
         return [source for member in self._teachers for source in member.sources()]
