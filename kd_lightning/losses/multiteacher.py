@@ -385,6 +385,6 @@ class MultiTeacher(DistillLoss):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """The weighted divergences, mean over rows: a scalar in nats."""
         members = members_of(teacher_of(self, teacher))
-        weights = self.weighting(members, batch)
+        weights: Tensor = self.weighting(members, batch)
         costs = soft_target_kls(full(student.logits), members, self.temperature)
         return (weights * costs).sum(1).mean()

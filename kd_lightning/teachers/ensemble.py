@@ -76,9 +76,9 @@ class EnsembleTeacher(Teacher):
         by_member: list[set[str]] = [set() for _ in self._teachers]
         unknown = set()
         for role in roles:
-            number, _, own_role = role.partition(".")
-            if number.isdecimal() and int(number) < len(by_member) and own_role:
-                by_member[int(number)].add(own_role)
+            prefix, _, own_role = role.partition(".")
+            if prefix.isdecimal() and int(prefix) < len(by_member) and own_role:
+                by_member[int(prefix)].add(own_role)
             else:
                 unknown.add(role)
         modules = super().tap(unknown)
