@@ -14,6 +14,7 @@ from kd_lightning.losses.cwd import CWD as CWD
 from kd_lightning.losses.dist import DIST as DIST
 from kd_lightning.losses.distilbert import DistilBERT as DistilBERT
 from kd_lightning.losses.dkd import DKD as DKD
+from kd_lightning.losses.featurecosine import FeatureCosine as FeatureCosine
 from kd_lightning.losses.fitnets import FitNets as FitNets
 from kd_lightning.losses.fsp import FSP as FSP
 from kd_lightning.losses.ft import FT as FT
@@ -39,6 +40,7 @@ from kd_lightning.losses.reversekl import ReverseKL as ReverseKL
 from kd_lightning.losses.reviewkd import ReviewKD as ReviewKD
 from kd_lightning.losses.rkd import RKD as RKD
 from kd_lightning.losses.rld import RLD as RLD
+from kd_lightning.losses.seed import SEED as SEED
 from kd_lightning.losses.simkd import SimKD as SimKD
 from kd_lightning.losses.sp import SP as SP
 from kd_lightning.losses.srd import SRD as SRD

@@ -27,9 +27,11 @@ from kd_lightning.losses import (
     ICKD,
     OFD,
     PAD,
+    SEED,
     SRRL,
     SSKD,
     DistillLoss,
+    FeatureCosine,
     MultiTeacher,
     Probe,
     ReviewKD,
@@ -109,6 +111,8 @@ METHODS: dict[str, Method] = {
     "multiteacher learned": Method(lambda: MultiTeacher(LearnedWeights()), teachers=2),
     "camkd": Method(partial(CAMKD, 2), teachers=2),
     "camkd of one": Method(CAMKD),
+    "featurecosine": Method(FeatureCosine),
+    "seed": Method(partial(SEED, size=10, teacher_temperature=0.1)),
     "sskd": Method(SSKD, views=4),
     "sskd selection": Method(partial(SSKD, keep_transformed=0.5), views=4),
     "sskd head": Method(partial(SSKD, stage="head"), views=4),
@@ -151,7 +155,7 @@ class Maps(nn.Module):
 
 def taught(teachers: list[Maps], x: Tensor) -> Output:
     """The output of a teacher, or of an ensemble with its members' features by number."""
-    outputs = [teacher(x) for teacher in teachers]
+    outputs: list[Output] = [teacher(x) for teacher in teachers]
     if len(outputs) == 1:
         return outputs[0]
     features = {}
@@ -236,6 +240,8 @@ def train(method: Method, rank: int = 0, world_size: int = 1) -> dict[str, Tenso
             seen[f"{step} {name}"] = mean.view_as(part).clone()
         for name, parameter in trained.items():
             parameter.data -= 0.01 * seen[f"{step} {name}"]
+    if isinstance(loss, SEED):
+        seen["queue"] = loss.queue
     return seen
 
 
