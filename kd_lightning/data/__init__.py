@@ -13,6 +13,7 @@ from kd_lightning.data.images.image_folder import ImageFolderDataModule
 from kd_lightning.data.images.mixup import Mixup
 from kd_lightning.data.images.mnist import MNISTDataModule
 from kd_lightning.data.images.omniglot import OmniglotDataModule
+from kd_lightning.data.images.rotations import Rotations
 from kd_lightning.data.images.segmentation import SegmentationDataModule
 from kd_lightning.data.images.segmentation_source import SegmentationSource
 from kd_lightning.data.images.source import Images, ImageSource
@@ -54,6 +55,7 @@ __all__ = [
     "PretrainedTokenizer",
     "RandomErasing",
     "RandomResizedCrop",
+    "Rotations",
     "SST2DataModule",
     "SegmentationDataModule",
     "SegmentationSource",

@@ -4,6 +4,7 @@ from kd_lightning.losses.abkd import ABKD as ABKD
 from kd_lightning.losses.at import AT as AT
 from kd_lightning.losses.base import DistillLoss as DistillLoss
 from kd_lightning.losses.base import Probe as Probe
+from kd_lightning.losses.camkd import CAMKD as CAMKD
 from kd_lightning.losses.catkd import CATKD as CATKD
 from kd_lightning.losses.cc import CC as CC
 from kd_lightning.losses.ce import CrossEntropy as CrossEntropy
@@ -14,6 +15,7 @@ from kd_lightning.losses.cwd import CWD as CWD
 from kd_lightning.losses.dist import DIST as DIST
 from kd_lightning.losses.distilbert import DistilBERT as DistilBERT
 from kd_lightning.losses.dkd import DKD as DKD
+from kd_lightning.losses.featurecosine import FeatureCosine as FeatureCosine
 from kd_lightning.losses.fitnets import FitNets as FitNets
 from kd_lightning.losses.fsp import FSP as FSP
 from kd_lightning.losses.ft import FT as FT
@@ -23,11 +25,10 @@ from kd_lightning.losses.ickd import ICKD as ICKD
 from kd_lightning.losses.jeffreys import Jeffreys as Jeffreys
 from kd_lightning.losses.kd import KD as KD
 from kd_lightning.losses.logitmse import LogitMSE as LogitMSE
-from kd_lightning.losses.logitstandardization import (
-    LogitStandardization as LogitStandardization,
-)
+from kd_lightning.losses.logitstandardization import LogitStandardization as LogitStandardization
 from kd_lightning.losses.mgd import MGD as MGD
 from kd_lightning.losses.mlkd import MLKD as MLKD
+from kd_lightning.losses.multiteacher import MultiTeacher as MultiTeacher
 from kd_lightning.losses.nkd import NKD as NKD
 from kd_lightning.losses.nst import NST as NST
 from kd_lightning.losses.ofd import OFD as OFD
@@ -40,10 +41,12 @@ from kd_lightning.losses.reviewkd import ReviewKD as ReviewKD
 from kd_lightning.losses.rkd import RKD as RKD
 from kd_lightning.losses.rld import RLD as RLD
 from kd_lightning.losses.sdd import SDD as SDD
+from kd_lightning.losses.seed import SEED as SEED
 from kd_lightning.losses.simkd import SimKD as SimKD
 from kd_lightning.losses.sp import SP as SP
 from kd_lightning.losses.srd import SRD as SRD
 from kd_lightning.losses.srrl import SRRL as SRRL
+from kd_lightning.losses.sskd import SSKD as SSKD
 from kd_lightning.losses.targetmse import TargetMSE as TargetMSE
 from kd_lightning.losses.tfkd import TfKD as TfKD
 from kd_lightning.losses.tinybert import TinyBERT as TinyBERT

@@ -18,6 +18,9 @@ from kd_lightning.types import Batch, EnsembleOutput, Output, full, mean_log_pro
 class EnsembleTeacher(Teacher):
     """The mean of several teachers' predictions (Hinton et al. 2015, section 5.1).
 
+    A loss that reads the features of each member names them by number: `0.map` is the layer `map`
+    of the first one.
+
     Args:
         teachers: the members.
         checkpoints: paths of `kd` checkpoints, each one more member.
@@ -80,22 +83,43 @@ class EnsembleTeacher(Teacher):
                 )
         super().prepare(datamodule)
 
+    def tap(self, roles: set[str]) -> dict[str, nn.Module]:
+        by_member: list[set[str]] = [set() for _ in self._teachers]
+        unknown = set()
+        for role in roles:
+            prefix, _, own_role = role.partition(".")
+            if prefix.isdecimal() and int(prefix) < len(by_member) and own_role:
+                by_member[int(prefix)].add(own_role)
+            else:
+                unknown.add(role)
+        modules = super().tap(unknown)
+        for number, member in enumerate(self._teachers):
+            for role, module in member.tap(by_member[number]).items():
+                modules[f"{number}.{role}"] = module
+        return modules
+
     def outputs(self, batch: Batch) -> Output:
-        """The mean of the members' predictions, `(N, K)`.
+        """The mean of the members' predictions, `(N, K)`, and all members' features.
 
         Args:
             batch: of B samples with N positions.
         """
-        logits = [member(batch).logits for member in self._teachers]
-        members = torch.stack(logits, dim=1)
+        outputs = [member(batch) for member in self._teachers]
+        # Two members may have the same roles, so the member's number precedes the role.
+        features = {}
+        for number, output in enumerate(outputs):
+            for role, feature in output.features.items():
+                features[f"{number}.{role}"] = feature
+        members = torch.stack([output.logits for output in outputs], dim=1)
         dtype = full(members).dtype
         weights = self.weights.to(members.device, dtype)
         # A mean of logits is a plain output, exact at every temperature.
         if self.mean == "geometric":
-            return Output(torch.einsum("bmk,m->bk", full(members), weights))
+            logits = torch.einsum("bmk,m->bk", full(members), weights)
+            return Output(logits, features)
         # The mean differs at every temperature, so the output keeps the members' logits.
         mean = mean_log_probs(members, weights)
-        return EnsembleOutput(mean, members=members, weights=weights)
+        return EnsembleOutput(mean, features, members=members, weights=weights)
 
     def sources(self) -> list[dict[str, object]]:
         """The sources of all members, in order."""

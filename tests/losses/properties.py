@@ -93,6 +93,7 @@ def select(case: Case, rows: Tensor) -> Case:
         inputs=torch.zeros(len(rows), 1),
         target=old.target[rows],
         index=old.index[rows],
+        view=old.view if isinstance(old.view, int) else old.view[rows],
     )
     return replace(both(case, lambda t: t[rows]), batch=batch)
 

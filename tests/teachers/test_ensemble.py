@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data import DigitsDataModule
+from kd_lightning.errors import UserError
 from kd_lightning.runs.launch import RunResult
 from kd_lightning.teachers import EnsembleTeacher, ModelTeacher, Teacher
 from kd_lightning.types import Batch, EnsembleOutput, Output
@@ -212,3 +213,24 @@ def test_no_features(data: DigitsDataModule) -> None:
     assert "EnsembleTeacher has no features for hidden" in complaint(
         lambda: teacher.tap({"hidden"})
     )
+
+
+def test_features_of_members_by_number(data: DigitsDataModule) -> None:
+    layers = {"hidden": "body"}
+    members = [ModelTeacher(network=mlp(width), layers=layers) for width in (6, 9)]
+    teacher = EnsembleTeacher([*members])
+    teacher.prepare(data)
+    modules = teacher.tap({"0.hidden", "1.hidden"})
+    assert modules.keys() == {"0.hidden", "1.hidden"}
+    for number, member in enumerate(members):
+        assert member.network is not None
+        assert modules[f"{number}.hidden"] is member.network.get_submodule("body")
+    batch = data.source("train").batch(torch.arange(4), -1)
+    found = teacher(batch).features
+    assert [found[role].shape[1] for role in sorted(found)] == [6, 9]
+    for role in ("2.hidden", "0.", "hidden.0"):
+        with pytest.raises(UserError, match=f"no features for {role}"):
+            teacher.tap({role})
+    # Without roles nothing is captured any more.
+    teacher.tap(set())
+    assert teacher(batch).features == {}

@@ -45,6 +45,10 @@ class Augmentation:
         """
         raise NotImplementedError
 
+    def keeps_label(self, view: int) -> bool:
+        """Whether an image still shows its class in a view; otherwise it is served as unlabelled."""
+        return True
+
     def fingerprint(self) -> dict[str, object]:
         """The class name and all arguments, which a cache of teacher outputs compares."""
         return {"name": type(self).__name__, **vars(self)}

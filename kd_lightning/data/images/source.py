@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kd_lightning.data.images.augment import Augmentation, Mixing
 from kd_lightning.data.source import Source
-from kd_lightning.types import CLEAN, Batch
+from kd_lightning.types import CLEAN, UNLABELLED, Batch
 
 
 @dataclass
@@ -75,16 +75,23 @@ class ImageSource(Source):
         # index_select copies whole rows, ten times as fast here as indexing.
         index = self.rows.index_select(0, rows.to(self.rows.device))
         inputs = self._inputs(index, view)
-        target = self.target.index_select(0, index)
+        target = self._target(index, view)
         if self.mixing is None or view == CLEAN:
             return Batch(inputs, target, index, view, self.split)
         other = self.mixing.partners(index, self.rows, self.seed, view)
         others = self._inputs(other, view)
         inputs, share = self.mixing.mix(inputs, others, index, self.seed, view)
-        partner = self.target.index_select(0, other)
+        partner = self._target(other, view)
         return Batch(
             inputs, target, index, view, self.split, partner=partner, share=share
         )
+
+    def _target(self, index: Tensor, view: int) -> Tensor:
+        """The targets of rows of the source split; unknown if the view does not show the class."""
+        target = self.target.index_select(0, index)
+        if view == CLEAN or all(each.keeps_label(view) for each in self.augment):
+            return target
+        return torch.full_like(target, UNLABELLED)
 
     def _inputs(self, index: Tensor, view: int) -> Tensor:
         """Rows of the source split, augmented and normalized: float32 `(B, channels, H, W)`."""
