@@ -61,8 +61,8 @@ def tests_for(root: Path, path: str, golden: bool) -> list[str]:
     folder = root / "tests" / "losses"
     own = sorted({*folder.glob(f"test_{stem}.py"), *folder.glob(f"test_{stem}_*.py")})
     tests = [test.relative_to(root).as_posix() for test in own]
-    # Tests of what all losses declare, and of those that treat rows or impossible classes alike.
-    tests.append("tests/losses/test_base.py")
+    # Tests of what all losses declare and default to, and of what many treat alike.
+    tests += ["tests/losses/test_defaults.py", "tests/losses/test_base.py"]
     for name in ("rows", "impossible_classes"):
         if _names_class(folder / f"test_{name}.py", _class_name(root / path)):
             tests.append(f"tests/losses/test_{name}.py")
