@@ -51,6 +51,7 @@ reliability: .venv/.installed
 
 lint: .venv/.installed
 	$(BIN)/python -m tests.losses.exports
+	$(BIN)/python -m experiments.methods
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

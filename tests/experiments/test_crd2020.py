@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from kd_lightning import catalog
 from kd_lightning.cli import main
 from kd_lightning.experiments import keys
+from kd_lightning.experiments.spec import load
 
 FOUR = [
     "--set",
@@ -15,8 +17,13 @@ FOUR = [
     "--set",
     "last=stage4",
     "--set",
+    "preacts=[preact1, preact2, preact3, preact4]",
+    "--set",
     "dkd_beta=6",
 ]
+TEXT_METHODS = {"distilbert", "pkd", "tinybert"}
+FIRST_STAGES = {"fitnets_hint", "fsp", "ab"}
+"""Configs that the benchmark replaces: FSP and AB train in two runs, FitNets in one."""
 
 
 @pytest.mark.parametrize(
@@ -27,7 +34,15 @@ FOUR = [
             "vgg13",
             "vgg8",
             FOUR,
-            {"DKD": "beta=6", "SP": "layer=stage4", "AT": "stage4", "VID": "stage4"},
+            {
+                "DKD": "beta=6",
+                "SP": "layer=stage4",
+                "AT": "stage4",
+                "VID": "stage4",
+                "NST": "stage4",
+                "OFD": "preact4",
+                "AB stage one": "preact4",
+            },
         ),
     ],
 )
@@ -69,3 +84,16 @@ def test_a_pair(
         assert run == "teacher" or f"configs/pairs/{teacher}_{student}.yaml" in command
     for run, words in expected.items():
         assert words in commands[run]
+
+
+def test_every_method_for_images_is_listed() -> None:
+    spec = load("crd2020/cifar100")
+    listed = set()
+    for run in spec.runs:
+        for config in run.configs:
+            if config.startswith("configs/methods/"):
+                listed.add(Path(config).stem)
+    expected = set()
+    for row in catalog.methods():
+        expected.add(Path(row["config"]).stem)
+    assert listed == expected - TEXT_METHODS - FIRST_STAGES - {"targetmse"}

@@ -104,6 +104,10 @@ def test_every_loss_describes_itself(name: str) -> None:
     assert all(loss.needs)
     assert loss.mean_over in get_args(MeanOver)
     assert loss.exact_logits == ("all teacher logits" in loss.needs)
+    assert loss.uses_teacher == any("teacher" in need for need in loss.needs)
+    # Losses on outputs refuse real values, besides the one that compares values as they are.
+    is_on_classes = loss.family == "response" or name == "CrossEntropy"
+    assert loss.compares_classes == (is_on_classes and name != "LogitMSE")
     if "labels" in loss.needs and not loss.uses_teacher:
         assert loss.mean_over == "labelled"
 

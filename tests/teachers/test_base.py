@@ -47,6 +47,16 @@ def owner(data: DigitsDataModule) -> DistillationModule:
     return module
 
 
+def test_a_teacher_answers_only_after_prepare(data: DigitsDataModule) -> None:
+    teacher = Own(shaky())
+    batch = samples(data, "test", 4)
+    assert complaint(lambda: teacher(batch)) == (
+        "Own is not prepared; call prepare(datamodule) first"
+    )
+    teacher.prepare(data)
+    assert len(teacher(batch).logits) == len(batch)
+
+
 def test_prepare_freezes(data: DigitsDataModule) -> None:
     teacher = ModelTeacher(network=shaky())
     assert not frozen(teacher)
