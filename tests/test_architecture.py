@@ -48,6 +48,7 @@ LAYERS = (
     {"training"},
     {"specialists"},
     {"runs"},
+    {"export"},
     {"experiments"},
     {"compare"},
     {"analyses"},

@@ -94,7 +94,10 @@ class DistillationModule(TrainingModule):
         return self.teacher if self.teacher.ready else None
 
     def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
-        if not self.teacher.ready and stage != "predict":
+        # A prediction needs no teacher, unless a loss predicts through an adapter that is built
+        # from the teacher's layers.
+        needed = stage != "predict" or self.objective.predicts
+        if not self.teacher.ready and needed:
             try:
                 self.teacher.prepare(datamodule)
             except UserError as error:
