@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from safetensors.torch import save_file
@@ -84,7 +85,8 @@ class Safetensors(Format):
         module, _, name = str(network["class_path"]).rpartition(".")
         arguments: dict[str, object] = {}
         for part in ("init_args", "dict_kwargs"):
-            arguments.update(network.get(part) or {})
+            given = cast(Mapping[str, object], network.get(part) or {})
+            arguments.update(given)
         return "\n".join(
             [
                 f'"""Loads the weights into the network. Needs torch, safetensors and {module}."""',
