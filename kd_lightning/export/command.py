@@ -136,6 +136,8 @@ def _write_whole(
             "license": options.license,
             "check": asdict(comparison),
             "int8": None if cost is None else asdict(cost),
+            **_size(student),
+            "metrics": _metrics(student, cost),
             "sha256": sha256_of(unfinished / export_format.file),
         }
         _write_text(unfinished / "student.json", json.dumps(content, indent=2))
@@ -150,6 +152,29 @@ def _write_whole(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return comparison, cost
+
+
+def _size(student: TrainedStudent) -> dict[str, float]:
+    """The number of parameters, and FLOPs per sample."""
+    from kd_lightning.experiments.cost import measure
+
+    costs = measure(student.module.net, student.spec, batches=())
+    return {"parameters": costs["parameters"], "flops": costs["flops"]}
+
+
+def _metrics(
+    student: TrainedStudent, cost: QuantizationCost | None
+) -> dict[str, float]:
+    """The test metrics of the run, which are also those of the checked export."""
+    if cost is not None:
+        return {"test_accuracy": cost.accuracy_int8}
+    if student.run is None:
+        return {}
+    metrics = {}
+    for name, value in student.run.metrics.items():
+        if name.startswith("test_"):
+            metrics[name] = value
+    return metrics
 
 
 def _quantize(

@@ -153,11 +153,14 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"there is no run or checkpoint {path}")
-    # A run tests last.ckpt unless --run.test=best says otherwise, and so does an export.
-    last = path / "checkpoints" / "last.ckpt"
-    if not last.is_file():
+    # The checkpoint that the run tested, so that its test metrics are those of the export.
+    options = RunFolder(path).config.get("run") or {}
+    tested = options.get("test")
+    name = "best.ckpt" if tested == "best" else "last.ckpt"
+    checkpoint = path / "checkpoints" / name
+    if not checkpoint.is_file():
         raise UserError(
-            f"{path} has no checkpoints/last.ckpt; give the folder of a run that kd fit wrote, "
+            f"{path} has no checkpoints/{name}; give the folder of a run that kd fit wrote, "
             "or a checkpoint"
         )
-    return last
+    return checkpoint
