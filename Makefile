@@ -58,7 +58,7 @@ lint: .venv/.installed
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,text,speech]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,text,speech,export]'
 	@touch $@
 
 clean:

@@ -20,6 +20,8 @@ COMMANDS = {
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test set",
     "predict": "write the logits of a checkpoint for the test set",
+    "export": "write the student of a run as ONNX, torch.export or safetensors: kd export RUN",
+    "benchmark": "measure size, latency and memory side by side: kd benchmark RUN|EXPORT ...",
     "cache": "compute and store a teacher's outputs: kd cache -c FILE.yaml ... --output DIR",
     "reproduce": "run an experiment and print its table: kd reproduce EXPERIMENT | --list",
     "compare": "print a table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
@@ -100,6 +102,14 @@ def dispatch(argv: list[str]) -> int:
         from kd_lightning.runs.cache_command import main as cache
 
         cache(argv[1:])
+    elif command == "export":
+        from kd_lightning.export.command import main as export
+
+        export(argv[1:])
+    elif command == "benchmark":
+        from kd_lightning.export.benchmark_command import main as benchmark
+
+        benchmark(argv[1:])
     elif command in RUNS:
         from kd_lightning.runs.command import main as run
 

@@ -50,6 +50,7 @@ LAYERS = (
     {"specialists"},
     {"runs"},
     {"experiments"},
+    {"export"},
     {"compare"},
     {"analyses"},
     {"cli"},

@@ -18,6 +18,7 @@ from kd_lightning.randomness import run_seed, seed_from
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.tasks.classification import Classification
+from kd_lightning.types import CLEAN, Inputs
 
 FETCH_BYTES = 2**21
 """Small batches are fetched several at once, up to this many bytes: about a core's cache."""
@@ -142,6 +143,22 @@ class DataModule(pl.LightningDataModule, ABC):
             folder: of the run.
         """
         return None
+
+    def preprocessing(self) -> nn.Module:
+        """From samples as a deployed network receives them to what the network reads.
+
+        Exports contain this module. By default, a network receives what it reads.
+        """
+        return nn.Identity()
+
+    def raw_inputs(self, stage: str, rows: Tensor) -> Inputs:
+        """Samples as `preprocessing` receives them, without augmentation.
+
+        Args:
+            stage: "train", "validation" or "test".
+            rows: int64 `(B,)`, positions in the source of the stage.
+        """
+        return self.source(stage).batch(rows, CLEAN).inputs
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
         """Test samples as uint8 images `(n, C, H, W)`; `None` if they are no images.

@@ -75,6 +75,17 @@ class Task(ABC):
         """
         return rows_of_positions(logits, batch)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What a deployed network returns: probabilities at temperature 1, or real values.
+
+        Args:
+            logits: as the network returned them, `(B, *S, K)`.
+
+        Returns:
+            A tensor of the same shape.
+        """
+        return logits.softmax(-1)
+
     def row_width(self, spec: Spec) -> int:
         """K, the width of a row."""
         return spec.num_classes

@@ -90,6 +90,10 @@ class MultilabelClassification(Task):
     def metrics(self, spec: Spec) -> MultilabelMetrics:
         return MultilabelMetrics(spec.num_classes)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The probability of each label, `(B, C)`."""
+        return logits.sigmoid()
+
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
         # softmax([0, z]) is [1 - sigmoid(z), sigmoid(z)].
         scores = values_of_positions(logits, batch)

@@ -72,6 +72,10 @@ class Regression(Task):
     def metrics(self, spec: Spec) -> RegressionMetrics:
         return RegressionMetrics()
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The predicted values themselves, `(B, D)`."""
+        return logits
+
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
         return values_of_positions(logits, batch)[:, None]
 

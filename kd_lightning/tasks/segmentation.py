@@ -77,6 +77,10 @@ class Segmentation(Task):
     def metrics(self, spec: Spec) -> SegmentationMetrics:
         return SegmentationMetrics(spec.num_classes)
 
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """The probabilities of the classes of each pixel, `(B, K, H, W)`."""
+        return logits.softmax(1)
+
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """The predicted class of each pixel, and per sample the wrong and the labelled pixels."""
         classes = output.logits.argmax(-1)

@@ -109,8 +109,10 @@ class DistillationModule(TrainingModule):
         Raises:
             UserError: one line, before anything is trained, if something does not fit.
         """
-        # Predictions are the student's alone.
-        if not self.teacher.ready and stage != "predict":
+        # A prediction needs no teacher, unless a loss predicts through an adapter that is built
+        # from the teacher's layers.
+        needed = stage != "predict" or self.objective.predicts
+        if not self.teacher.ready and needed:
             try:
                 self.teacher.prepare(datamodule)
             except UserError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,17 +16,22 @@ from kd_lightning.weights.integrity import damage_of
 from kd_lightning.weights.metadata import KEY, check_metadata
 from kd_lightning.weights.pickles import refusal_of
 
+EXPORTED_WEIGHTS = "student.safetensors"
+"""The file in a folder of `kd export` that holds the weights."""
+
 
 def split_choice(path: str | Path) -> tuple[Path, str | None]:
     """Split `FILE#ENTRY` into the file and the entry that was chosen from it.
 
     Args:
-        path: of a file whose name may itself hold a `#`.
+        path: of a file whose name may itself hold a `#`, or of a folder that `kd export` wrote.
 
     Returns:
         The path, with `~` expanded, and the entry; `None` if none was chosen.
     """
     whole = Path(path).expanduser()
+    if (whole / EXPORTED_WEIGHTS).is_file():
+        return whole / EXPORTED_WEIGHTS, None
     name, separator, choice = str(whole).rpartition("#")
     if not separator or not choice or whole.exists():
         return whole, None
@@ -50,7 +56,7 @@ def read_file(path: str | Path, what: str) -> dict[str, Any]:
     """
     file, choice = split_choice(path)
     if not file.is_file():
-        raise UserError(f"{what}: there is no file {file}")
+        raise UserError(f"{what}: there is no file {file}{_remedy(file)}")
     content = _read(file, what)
     if not isinstance(content, dict):
         raise UserError(
@@ -62,15 +68,20 @@ def read_file(path: str | Path, what: str) -> dict[str, Any]:
     return _chosen(content, choice, f"{what}: {file}")
 
 
+def _remedy(path: Path) -> str:
+    """What to do about a folder of `kd export` that holds a graph, which is no network to train."""
+    if (path / "student.json").is_file():
+        return "; write the weights with kd export --format safetensors"
+    return ""
+
+
 def _read(path: Path, what: str) -> object:
     damage = damage_of(path)
     if damage is not None:
         raise UserError(_unreadable(path, what, damage))
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(path))
+            return _read_safetensors(path)
         with warnings.catch_warnings():
             # About sparse and quantized tensors, which our own checks refuse.
             warnings.simplefilter("ignore")
@@ -80,6 +91,22 @@ def _read(path: Path, what: str) -> object:
         if refusal is not None:
             raise UserError(f"{what}: {path} cannot be read {refusal}") from error
         raise UserError(_unreadable(path, what, "it is corrupt")) from error
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """The tensors of a file; if `kd export` wrote it, as the content of a checkpoint of ours."""
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    tensors = dict(load_file(path))
+    with safe_open(path, framework="pt") as opened:
+        header = opened.metadata() or {}
+    if KEY not in header:
+        return tensors
+    described = json.loads(header[KEY])
+    prefix = described["role"]
+    state = {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+    return {"state_dict": state, KEY: described}
 
 
 def _unreadable(path: Path, what: str, reason: str) -> str:

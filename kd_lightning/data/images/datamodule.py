@@ -9,6 +9,7 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum
 from kd_lightning.data.images.augment import Augmentation, Mixing
 from kd_lightning.data.images.checks import checked_normalization, checked_samples
+from kd_lightning.data.images.normalization import PixelNormalization
 from kd_lightning.data.images.source import Images, ImageSource
 from kd_lightning.data.subsets import check_classes, check_fraction, stratified_rank
 from kd_lightning.errors import UserError
@@ -309,6 +310,15 @@ class ImageDataModule(DataModule):
             target = target.clone()
             target[unlabelled] = UNLABELLED
         self._sources["train"] = self._source("train", rows, target, self.augment)
+
+    def preprocessing(self) -> PixelNormalization:
+        """Normalizes uint8 pixels."""
+        return PixelNormalization(self.mean, self.std, self.channels)
+
+    def raw_inputs(self, stage: str, rows: Tensor) -> Tensor:
+        """The pixels of samples, uint8 `(B, C, H, W)`."""
+        source = self.source(stage)
+        return source.images[source.rows[rows]]
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
         return self.raw("test").images[index]

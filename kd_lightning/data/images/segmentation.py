@@ -14,6 +14,7 @@ from kd_lightning.data.images.checks import checked_normalization
 from kd_lightning.data.images.decoding import ChannelStatistics
 from kd_lightning.data.images.listing import find_validation_folder
 from kd_lightning.data.images.masks import WITHHELD, MaskCoding, PixelCode
+from kd_lightning.data.images.normalization import PixelNormalization
 from kd_lightning.data.images.pairs import MaskedImages, decode_pairs, list_pairs
 from kd_lightning.data.images.segmentation_source import SegmentationSource
 from kd_lightning.data.images.source import ImageSource
@@ -262,6 +263,18 @@ class SegmentationDataModule(DataModule):
             masks = masks.clone()
             masks[unlabelled] = WITHHELD
         self._sources["train"] = self._source("train", rows, masks, self.augment)
+
+    def preprocessing(self) -> PixelNormalization:
+        """Normalizes uint8 pixels."""
+        spec = self.spec
+        assert spec.mean is not None
+        assert spec.std is not None
+        return PixelNormalization(spec.mean, spec.std, len(spec.mean))
+
+    def raw_inputs(self, stage: str, rows: Tensor) -> Tensor:
+        """The pixels of samples, uint8 `(B, C, H, W)`."""
+        images = self.source(stage).images
+        return images.images[images.rows[rows]]
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
         return self._samples["test"].images[index]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.images.augment import Augmentation, Mixing
+from kd_lightning.data.images.normalization import normalize_pixels
 from kd_lightning.data.source import Source
 from kd_lightning.types import CLEAN, UNLABELLED, Batch
 
@@ -99,13 +100,4 @@ class ImageSource(Source):
         if view != CLEAN:
             for augment in self.augment:
                 images = augment(images, index, self.seed, view)
-        # Values for each of the channels that a gray image is repeated to.
-        if len(self.mean) > images.shape[1] or len(self.std) > images.shape[1]:
-            images = images.expand(-1, self.channels, -1, -1)
-        # The statistics are those of pixel values in [0, 1]; the pixels are in [0, 255].
-        inputs = images.float().sub_(255 * self.mean[:, None, None])
-        inputs = inputs.div_(255 * self.std[:, None, None])
-        # Gray images for a network that reads colors; `expand` does not copy.
-        if self.channels > inputs.shape[1]:
-            inputs = inputs.expand(-1, self.channels, -1, -1)
-        return inputs
+        return normalize_pixels(images, self.mean, self.std, self.channels)
