@@ -15,6 +15,7 @@ from torch import Tensor
 from kd_lightning.data.datamodule import STAGES, DataModule
 from kd_lightning.data.source import Source
 from kd_lightning.errors import UserError
+from kd_lightning.limits import MAX_VIEWS
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
 from kd_lightning.teachers.cache.files import check_space, only_writer
@@ -22,9 +23,6 @@ from kd_lightning.teachers.cache.manifest import Column, record_dtype
 from kd_lightning.teachers.cache.teacher import table_name
 from kd_lightning.teachers.cache.writer import Writer
 from kd_lightning.types import CLEAN, Batch
-
-MAX_VIEWS = 10_000
-"""More draws of the augmentation than any training has epochs."""
 
 Progress = Callable[[int], AbstractContextManager[Callable[[int], None]]]
 """Given the number of samples to compute, a context whose value is called with each count done."""
