@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from kd_lightning.errors import UserError
+from kd_lightning.escaping import is_masked
+
 
 def flat(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield `("a.b.c", value)` for every leaf of a nested config."""
@@ -25,6 +28,24 @@ def option_of(name: str) -> str:
         part for part in name.split(".") if part not in ("init_args", "class_path")
     ]
     return f"--{'.'.join(parts)}"
+
+
+def check_secrets(config: Mapping[str, Any]) -> None:
+    """Check that every secret is given: config.yaml of a run's folder holds none.
+
+    Args:
+        config: in builtins.
+
+    Raises:
+        UserError: for the first secret that is masked, with the option that gives it again.
+    """
+    for name, value in flat(config):
+        values = value if isinstance(value, list) else [value]
+        if any(map(is_masked, values)):
+            raise UserError(
+                f"{option_of(name)} is a secret, which a run's config.yaml does not store; give it "
+                f"again with {option_of(name)}=VALUE"
+            )
 
 
 def find_files(node: Any, start: Path) -> None:
