@@ -37,6 +37,7 @@ from kd_lightning.weights import (
     read_file,
     sha256_of,
     split_choice,
+    torchvision_download,
     torchvision_enum,
     weights_sha256,
 )
@@ -251,14 +252,8 @@ class ModelTeacher(Teacher):
             for builder in models.list_models()
             if models.get_model_weights(builder) is type(weights)
         )
-        try:
-            with torch.random.fork_rng():
-                self.network = models.get_model(builder, weights=weights)
-        except Exception as error:
-            raise UserError(
-                f"the weights {name} are not in torchvision's cache and cannot be downloaded: "
-                f"{weights.url}"
-            ) from error
+        with torchvision_download(name, weights.url), torch.random.fork_rng():
+            self.network = models.get_model(builder, weights=weights)
         classes = tuple(weights.meta["categories"])
         self.spec = Spec(data=name, num_classes=len(classes), classes=classes)
         self._described = preprocessing.of_torchvision(weights.transforms())
