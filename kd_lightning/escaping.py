@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from kd_lightning.errors import printable
 
@@ -86,6 +86,36 @@ def masked_command(argv: Sequence[str]) -> list[str]:
             )
         follows_secret = is_secret_option and not equals
     return masked
+
+
+def masked_config(config: Any) -> Any:
+    """A nested config without secrets, to be stored.
+
+    Masks the texts under keys whose names end with a word such as token, key, password or secret,
+    and the logins of URLs, as `masked_command` does for the command that sets them.
+
+    Args:
+        config: in builtins; it is not changed.
+    """
+    if isinstance(config, str):
+        return _URL_LOGIN.sub(rf"\1{MASK}@", config)
+    if isinstance(config, list):
+        return [masked_config(item) for item in config]
+    if not isinstance(config, dict):
+        return config
+    masked = {}
+    for key, value in config.items():
+        is_secret = _SECRET_OPTION.fullmatch(f"--{key}") is not None
+        if is_secret and isinstance(value, str):
+            masked[key] = _masked_value(value)
+        else:
+            masked[key] = masked_config(value)
+    return masked
+
+
+def is_masked(value: object) -> bool:
+    """Whether a value of a config stands for a secret that was not stored."""
+    return isinstance(value, str) and (value == MASK or f"://{MASK}@" in value)
 
 
 def _masked_value(value: str) -> str:

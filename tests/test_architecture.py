@@ -31,6 +31,7 @@ LAYERS = (
         "types",
         "sparse",
         "trust",
+        "limits",
         "paths",
         "randomness",
         "weights",

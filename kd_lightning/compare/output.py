@@ -22,6 +22,9 @@ from kd_lightning.experiments.report import (
 from kd_lightning.experiments.stats import Comparison
 
 _UNLIMITED_WIDTH = 1000
+_TEXT_WIDTH = 88
+"""Paragraphs are wrapped here, in files and pipes too: a note may have a hundred words."""
+
 _COMPARISON_COLUMNS = {
     "baseline": "b",
     "difference_mean": "mean",
@@ -49,9 +52,9 @@ class ComparisonTable:
 
     @property
     def sentences(self) -> list[str]:
-        """The results of the tests in words, and the notes."""
+        """The results of the tests in words, and the notes; each of them once."""
         tests = [f"{comparison.sentence()}." for comparison in self.comparisons]
-        return tests + self.notes
+        return list(dict.fromkeys([*tests, *self.notes]))
 
     def cells(self) -> Cells:
         """The table, with the differences to the baseline as its last column.
@@ -86,7 +89,7 @@ def as_terminal_text(table: ComparisonTable) -> str:
 
     from kd_lightning.experiments.tables import tables
 
-    # Files and pipes get lines of any length: only a screen needs them wrapped.
+    # Files and pipes get tables of any width: only a screen needs them split.
     terminal = Console()
     is_terminal = terminal.is_terminal
     text = io.StringIO()
@@ -100,7 +103,9 @@ def as_terminal_text(table: ComparisonTable) -> str:
     for part in tables(None, headings, lines, console.width):
         console.print(part)
     for sentence in table.sentences:
-        console.print(plain(sentence), highlight=False, soft_wrap=not is_terminal)
+        console.print(
+            plain(sentence), highlight=False, width=min(console.width, _TEXT_WIDTH)
+        )
     return text.getvalue()
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from kd_lightning.errors import UserError
-from kd_lightning.runs.ranges import MAX_VIEWS
+from kd_lightning.limits import MAX_VIEWS
 from kd_lightning.yaml_files import YamlValue
 
 MAX_SEEDS = 1000

@@ -24,7 +24,7 @@ from kd_lightning.runs.parsing import plain_config
 from kd_lightning.runs.pretrained import timm_models, timm_weights
 from kd_lightning.runs.random_teacher import check_teachers_are_trained
 from kd_lightning.runs.ranges import check_limits
-from kd_lightning.runs.settings import find_files
+from kd_lightning.runs.settings import check_secrets, find_files
 from kd_lightning.runs.spec_arguments import fill_from_spec
 from kd_lightning.runs.trainer_checks import check_trainer
 from kd_lightning.spec import Spec, check_spec
@@ -204,6 +204,7 @@ def _build_run(
     torch.set_float32_matmul_precision(config.matmul_precision)
     _set_seed(config)
     _find_files(config)
+    check_secrets({"data": plain_config(config)["data"]})
     datamodule = _build_data(parser, config)
     # Read once: the file is as large as the network, and several checks need it.
     checkpoint = Path(config.ckpt_path) if config.ckpt_path else None
@@ -211,6 +212,8 @@ def _build_run(
     # The run's config.yaml names the files that a checkpoint replaces here.
     given = config.clone()
     _restore_from_checkpoint(content.get(KEY), config.model, datamodule)
+    # A checkpoint may have brought back what config.yaml does not store.
+    check_secrets(plain_config(config))
     fill_from_spec(config.model, datamodule.spec)
     fill_from_spec(given.model, datamodule.spec)
     lightning_compat.keep_arguments_of(

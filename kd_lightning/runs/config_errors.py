@@ -161,3 +161,11 @@ def config_errors() -> Iterator[None]:
                 "--model.init_from=NAME of the weights, such as ResNet18_Weights.DEFAULT"
             ) from error
         raise UserError(one_line(str(error))) from error
+    except ModuleNotFoundError as error:
+        # Only an import knows the module's name. Without one, a library refuses a setting that
+        # needs an optional package, such as --trainer.precision=transformer-engine.
+        if error.name is not None:
+            raise
+        raise UserError(
+            f"a setting needs a package that is not installed: {one_line(str(error))}"
+        ) from error

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import cast
 
 from kd_lightning.errors import UserError
+from kd_lightning.limits import MAX_VIEWS
 from kd_lightning.runs.options import TrainerSettings
 from kd_lightning.values import Value
 from kd_lightning.yaml_files import YamlValue
 
 MAX_NAME_BYTES = 255
 """The longest name of a file or folder on the usual file systems."""
-
-MAX_VIEWS = 1_000_000
-"""The most views of a cache, or of data."""
 
 
 @dataclass(frozen=True)

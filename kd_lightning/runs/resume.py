@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from kd_lightning.errors import UserError
+from kd_lightning.escaping import masked_config
 from kd_lightning.runs.build import BuiltRun
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.fingerprint import data_fingerprint
@@ -125,7 +126,9 @@ def check_resume(run: BuiltRun) -> Resumed | None:
     folder = folder_of_checkpoint(run)
     changes: list[Change] = []
     if folder is not None:
-        changes = changed_settings(_stored_settings(folder), run.settings)
+        # The run's config holds no secrets, so that they cannot be compared.
+        stored = masked_config(_stored_settings(folder))
+        changes = changed_settings(stored, masked_config(run.settings))
         _refuse(changes, run.checkpoint)
     _check_teacher(run)
     if folder is None:

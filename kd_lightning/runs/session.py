@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning.pytorch as pl
 import yaml
 
+from kd_lightning.escaping import masked_config
 from kd_lightning.files import write_whole_text
 from kd_lightning.runs.build import BuiltRun
 from kd_lightning.runs.fingerprint import data_fingerprint, shared_samples
@@ -156,7 +157,8 @@ class Session:
 def config_content(run: BuiltRun, resumed: bool) -> dict[str, Any]:
     """The content of config.yaml.
 
-    With nulls: an argument whose default is not null may have been set to null.
+    With nulls: an argument whose default is not null may have been set to null. Without secrets: a
+    run folder is shared, and so is the copy of the config in W&B.
 
     Args:
         run: whose config it is.
@@ -168,7 +170,7 @@ def config_content(run: BuiltRun, resumed: bool) -> dict[str, Any]:
     if resumed or content.get("ckpt_path") is None:
         # A null here would override a --ckpt_path that stands before this file on a command line.
         content.pop("ckpt_path", None)
-    return content
+    return cast(dict[str, Any], masked_config(content))
 
 
 @contextmanager

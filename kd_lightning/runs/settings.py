@@ -6,6 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from kd_lightning.errors import UserError
+from kd_lightning.escaping import is_masked
+
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
@@ -40,6 +43,24 @@ def option_of(name: str) -> str:
             parts.append(part)
     option = ".".join(parts)
     return f"--{option}"
+
+
+def check_secrets(config: Mapping[str, Value]) -> None:
+    """Check that every secret is given: config.yaml of a run's folder holds none.
+
+    Args:
+        config: in builtins.
+
+    Raises:
+        UserError: for the first secret that is masked, with the option that gives it again.
+    """
+    for name, value in flat(config):
+        values = value if isinstance(value, list) else [value]
+        if any(map(is_masked, values)):
+            raise UserError(
+                f"{option_of(name)} is a secret, which a run's config.yaml does not store; give it "
+                f"again with {option_of(name)}=VALUE"
+            )
 
 
 def find_files(node: Node, start: Path) -> None:

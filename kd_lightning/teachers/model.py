@@ -37,6 +37,7 @@ from kd_lightning.weights import (
     read_file,
     sha256_of,
     split_choice,
+    torchvision_download,
     torchvision_enum,
     weights_sha256,
 )
@@ -281,15 +282,9 @@ class ModelTeacher(Teacher):
             for builder in models.list_models()
             if models.get_model_weights(builder) is type(weights)
         )
-        try:
-            # The builder draws initial weights before it loads others.
-            with torch.random.fork_rng():
-                self.network = models.get_model(builder, weights=weights)
-        except Exception as error:
-            raise UserError(
-                f"the weights {name} are not in torchvision's cache and cannot be downloaded: "
-                f"{weights.url}"
-            ) from error
+        # The builder draws initial weights before it loads others.
+        with torchvision_download(name, weights.url), torch.random.fork_rng():
+            self.network = models.get_model(builder, weights=weights)
         classes = tuple(weights.meta["categories"])
         self.spec = Spec(data=name, num_classes=len(classes), classes=classes)
         preset = cast(nn.Module, weights.transforms())

@@ -13,6 +13,7 @@ from kd_lightning.weights.metadata import KEY, check_lightning_entries, plain
 from kd_lightning.weights.reading import read_file, split_choice
 from kd_lightning.weights.torchvision_weights import (
     is_torchvision_name,
+    torchvision_download,
     torchvision_enum,
     torchvision_weights,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "read_file",
     "sha256_of",
     "split_choice",
+    "torchvision_download",
     "torchvision_enum",
     "torchvision_weights",
     "weights_sha256",

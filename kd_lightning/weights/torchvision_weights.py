@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from kd_lightning.errors import UserError
@@ -64,10 +68,28 @@ def torchvision_weights(name: str) -> dict[str, Tensor]:
         UserError: if there are no such weights, or if they cannot be downloaded.
     """
     enum = torchvision_enum(name)
-    try:
+    with torchvision_download(name, enum.url):
         return dict(enum.get_state_dict(progress=False, check_hash=True))
+
+
+@contextmanager
+def torchvision_download(name: str, url: str) -> Iterator[None]:
+    """Read torchvision's weights in this context; a download is announced on standard output.
+
+    Args:
+        name: of the weights.
+        url: of their file.
+
+    Raises:
+        UserError: if the weights cannot be read.
+    """
+    try:
+        # torch announces it on standard error, which is left to errors.
+        with redirect_stderr(sys.stdout):
+            yield
     except Exception as error:
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise UserError(
-            f"the weights {name} are not in torchvision's cache and cannot be downloaded: "
-            f"{enum.url}"
+            f"the weights {name} are not in torchvision's cache and cannot be downloaded; "
+            f"without a network, put {url} into {folder}"
         ) from error

@@ -427,6 +427,19 @@ def test_experiments_side_by_side(place: Path, capsys: Capture) -> None:
     assert table(compare(capsys, "one", "two")) == {"one: a": [1, 2], "two: a": [3]}
 
 
+def test_a_long_note_is_printed_once_and_wrapped(place: Path, capsys: Capture) -> None:
+    note = "Both arms take about 1,130 steps. " * 9
+    for name in ("one", "two"):
+        (place / name).mkdir()
+        text = content_of({"a": [1.0, 2.0]}).replace("A note.", note.strip())
+        (place / name / "results.json").write_text(text)
+    capsys.readouterr()
+    assert main(["compare", "one", "two"]) == 0
+    out = capsys.readouterr().out
+    assert " ".join(out.split()).count(note.strip()) == 1
+    assert max(map(len, out.splitlines())) <= 88
+
+
 def test_every_format_holds_the_same(place: Path, capsys: Capture) -> None:
     runs = [
         *seeds(place, "four", [10, 12]),

@@ -79,9 +79,10 @@ CONTENTS: dict[str, tuple[dict[Any, Any], str]] = {
         {"runs": {"a": {"grid": {f"x{n}": list(range(1000)) for n in range(4)}}}},
         f"the grid has 1,000,000,000,000 combinations; at most {MAX_JOBS:,}",
     ),
-    "10^9 views": (
-        {"runs": {"a": {"cache": {"views": 10**9}}}},
-        "views (1 to 1,000,000)",
+    # The same limit as that of `kd cache --views`.
+    "10,001 views": (
+        {"runs": {"a": {"cache": {"views": 10_001}}}},
+        "views (1 to 10,000)",
     ),
     # tables
     "no metrics": ({"runs": A, "metrics": []}, "metrics must be a list of one or more"),

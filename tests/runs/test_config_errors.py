@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from jsonargparse import ArgumentError
 
-from kd_lightning.runs.config_errors import one_line
+from kd_lightning.errors import UserError
+from kd_lightning.runs.config_errors import config_errors, one_line
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.parsing import run_parser
 from tests.runs import PAIR, student
@@ -27,6 +28,10 @@ NESTED = {
     "--model.losses.kd.temperature=abc": "model.losses.kd.temperature: kd_lightning.losses.KD: expected float, got abc",
     "--trainer.max_epochs=two": "trainer.max_epochs: expected int, got 'two'",
     "--seed_everything=abc": "seed_everything: expected bool or int, got 'abc'",
+    "--model.losses.ce=torch.nn.CrossEntropyLoss": (
+        "model.losses.ce: kd_lightning.DistillationModule: Import path "
+        "torch.nn.CrossEntropyLoss does not correspond to a subclass of DistillLoss"
+    ),
     "--data.augment=[{class_path: kd_lightning.data.Jitter, init_args: {pixel: 2}}]": (
         "data.augment: kd_lightning.data.Jitter: Option 'pixel' is not accepted"
     ),
@@ -75,3 +80,17 @@ def test_choices_are_listed_with_the_value() -> None:
     assert several.startswith("trainer.precision: expected one of 64, 32, 16, ")
     assert "'bf16-mixed'" in several
     assert several.endswith("'7'")
+
+
+def test_a_setting_may_need_a_package() -> None:
+    def needs(problem: ModuleNotFoundError) -> None:
+        with config_errors():
+            raise problem
+
+    # What Lightning raises for --trainer.precision=transformer-engine and for bitsandbytes.
+    refusal = ModuleNotFoundError("Requirement 'a>=0.11' not met.\nHINT: pip install a")
+    with pytest.raises(UserError, match=r"not installed: Requirement 'a>=0.11' not"):
+        needs(refusal)
+    # A module that cannot be imported is a defect, whose traceback is kept.
+    with pytest.raises(ModuleNotFoundError):
+        needs(ModuleNotFoundError("No module named 'a'", name="a"))

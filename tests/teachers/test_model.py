@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,15 +148,20 @@ def test_torchvision_does_not_know_the_data(
 
 
 def test_torchvision_without_a_network(
-    monkeypatch: pytest.MonkeyPatch, imagenet: Any
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], imagenet: Any
 ) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
+        sys.stderr.write("Downloading: ...\n")  # as torch.hub does
         raise URLError("no route")
 
     monkeypatch.setattr(models.WeightsEnum, "get_state_dict", unreachable)
     message = complaint(lambda: ModelTeacher(weights=str(WEIGHTS)).prepare(imagenet))
     assert "cannot be downloaded" in message
-    assert WEIGHTS.url in message
+    assert f"put {WEIGHTS.url} into {torch.hub.get_dir()}/checkpoints" in message
+    # Standard error is left to the one line of the error.
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "Downloading" in captured.out
 
 
 @pytest.mark.parametrize(

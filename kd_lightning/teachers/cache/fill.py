@@ -16,6 +16,7 @@ from torch import Tensor
 from kd_lightning.data.datamodule import STAGES, DataModule
 from kd_lightning.data.source import Source
 from kd_lightning.errors import UserError
+from kd_lightning.limits import MAX_VIEWS
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
 from kd_lightning.teachers.cache.files import check_space, only_writer
@@ -24,9 +25,6 @@ from kd_lightning.teachers.cache.teacher import table_name
 from kd_lightning.teachers.cache.writer import Writer
 from kd_lightning.types import CLEAN, Batch
 from kd_lightning.values import Value, Values
-
-MAX_VIEWS = 10_000
-"""More draws of the augmentation than any training has epochs."""
 
 Tables = dict[str, tuple[list[Source], int]]
 """The tables of a cache: for each name the sources whose samples it holds, and the view."""

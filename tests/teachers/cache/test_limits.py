@@ -11,9 +11,9 @@ import torch
 
 from kd_lightning.data import DigitsDataModule
 from kd_lightning.errors import UserError
+from kd_lightning.limits import MAX_VIEWS
 from kd_lightning.models import MLP
 from kd_lightning.teachers import ModelTeacher, cache_teacher
-from kd_lightning.teachers.cache.fill import MAX_VIEWS
 
 
 def teacher() -> ModelTeacher:
