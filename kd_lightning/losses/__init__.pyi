@@ -24,7 +24,9 @@ from kd_lightning.losses.ickd import ICKD as ICKD
 from kd_lightning.losses.jeffreys import Jeffreys as Jeffreys
 from kd_lightning.losses.kd import KD as KD
 from kd_lightning.losses.logitmse import LogitMSE as LogitMSE
-from kd_lightning.losses.logitstandardization import LogitStandardization as LogitStandardization
+from kd_lightning.losses.logitstandardization import (
+    LogitStandardization as LogitStandardization,
+)
 from kd_lightning.losses.mgd import MGD as MGD
 from kd_lightning.losses.mlkd import MLKD as MLKD
 from kd_lightning.losses.multiteacher import MultiTeacher as MultiTeacher
