@@ -9,9 +9,12 @@ from kd_lightning.data import (
     Cutout,
     DigitsDataModule,
     Flip,
+    ImageSource,
     PadCrop,
     Rotations,
+    SegmentationSource,
 )
+from kd_lightning.data.images.masks import labels_of_masks
 from kd_lightning.data.source import batch_of_views
 from kd_lightning.errors import UserError
 from kd_lightning.types import CLEAN, UNLABELLED
@@ -68,6 +71,29 @@ def test_a_turned_image_is_unlabelled(keep_labels: bool) -> None:
     first, *others = images.split(3)
     for turns, other in enumerate(others, start=1):
         assert torch.equal(other, first.rot90(turns, (2, 3)))
+
+
+def test_a_mask_turns_with_its_image() -> None:
+    """The classes of pixels stay known in every view, and are where the pixels are."""
+    masks = IMAGES[:, 0] % 3
+    images = ImageSource(
+        images=masks[:, None],
+        target=torch.zeros(5, dtype=torch.int64),
+        rows=INDEX,
+        split="train",
+        mean=torch.zeros(1),
+        std=torch.full((1,), 1 / 255),
+        augment=[Rotations([Flip()])],
+        seed=0,
+        channels=1,
+    )
+    source = SegmentationSource(images, masks)
+    for view in range(4):
+        batch = source.batch(INDEX, view)
+        assert isinstance(batch.inputs, torch.Tensor)
+        shown = batch.inputs[:, 0].round().to(torch.uint8)
+        assert torch.equal(labels_of_masks(shown), batch.target)
+    assert not torch.equal(source.batch(INDEX, 1).target, source.batch(INDEX, 0).target)
 
 
 def test_the_fingerprint_covers_what_is_inside() -> None:
