@@ -9,7 +9,7 @@ from torch import nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.losses import Probe
-from kd_lightning.losses.simkd import SimKD
+from kd_lightning.losses.simkd import SimKD, projector
 from kd_lightning.runs.launch import launch
 from kd_lightning.spec import Spec
 from tests.losses import features, properties, sheet
@@ -122,6 +122,13 @@ def test_by_hand() -> None:
     assert value_of(make, case).item() == pytest.approx(2.0)
     loss: Any = make().double()
     assert loss.predict(case.student, case.batch).logits.tolist() == [[2.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize(("reduction", "width"), [(1, 8), (2, 4), (3, 2), (16, 1)])
+def test_the_inner_convolutions_have_fewer_channels(reduction: int, width: int) -> None:
+    layers = [m for m in projector(5, 8, reduction) if isinstance(m, nn.Conv2d)]
+    assert [layer.in_channels for layer in layers] == [5, width, width]
+    assert [layer.out_channels for layer in layers] == [width, width, 8]
 
 
 def test_minimum_where_the_projector_gives_the_teachers_map() -> None:
