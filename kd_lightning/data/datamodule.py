@@ -45,6 +45,7 @@ class DataModule(pl.LightningDataModule, ABC):
         prefetch: batches to make ahead of time, in a thread.
         drop_last: leave out the last training batch of an epoch if it is smaller than the others.
         balanced: draw training samples with replacement, so that all classes are equally frequent.
+        shuffled: serve training samples in a new order in every epoch.
     """
 
     task: Task = Classification()
@@ -56,6 +57,7 @@ class DataModule(pl.LightningDataModule, ABC):
     prefetch: int = 0
     drop_last: bool = False
     balanced: bool = False
+    shuffled: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +236,7 @@ class DataModule(pl.LightningDataModule, ABC):
         loader = BatchLoader(
             source,
             self.batch_size if train else self.eval_batch_size,
-            shuffle=train,
+            shuffle=train and self.shuffled,
             seed=seed_from(run_seed(), "train"),
             views=self.views if train and self.augmented else 0,
             copies=self.copies if train else 1,
