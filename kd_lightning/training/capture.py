@@ -114,6 +114,8 @@ def stop_after_window(
     step = start.step + failed.position // module.trainer.accumulate_grad_batches
     known = FailedStep(batch_idx, step, failed.total, failed.terms, exact=False)
     batch = rebuild_batch(module, batch_idx)
+    if batch is not None:
+        batch = module.networks_batch(batch)
     teacher = None
     if (
         batch is not None

@@ -138,6 +138,8 @@ def measure_teacher(
     with torch.no_grad():
         for batch in _held_out(module, datamodule, split):
             moved = to_device(batch)
+            if split == "train":
+                moved = module.networks_batch(moved)
             output = teacher(moved)
             metrics.update(output, None, moved)
             running.add(output, moved)
@@ -265,6 +267,7 @@ def measure_losses(
         gradients: whether to compute each loss's gradient, one backward pass per loss.
     """
     module.objective.begin_epoch(module.current_epoch)
+    batch = module.networks_batch(batch)
     teacher = module.active_teacher
     target = (
         teacher(batch)

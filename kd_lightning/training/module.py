@@ -19,6 +19,7 @@ from kd_lightning.data.plain import as_batch
 from kd_lightning.errors import UserError
 from kd_lightning.features import create_lazy_weights
 from kd_lightning.losses.base import DistillLoss
+from kd_lightning.losses.generator.base import GeneratorLoss
 from kd_lightning.metrics import TaskMetrics
 from kd_lightning.outputs import Reading
 from kd_lightning.randomness import reseed, run_seed
@@ -35,9 +36,16 @@ from kd_lightning.training.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     optimize,
+    optimizer_of,
 )
 from kd_lightning.training.parameter_groups import ParameterGroup, parameters_in_groups
 from kd_lightning.training.plain_loaders import data_of
+from kd_lightning.training.split_gradients import (
+    SplitOptimizer,
+    check_both_kinds,
+    clip_separately,
+    split_backward,
+)
 from kd_lightning.training.teacher_metric import TeacherMetric
 from kd_lightning.types import Batch, Inputs, Output
 from kd_lightning.weights import KEY
@@ -81,6 +89,12 @@ class TrainingModule(ModuleOfLearner):
         parameter_groups: Sequence[ParameterGroup] | None = None,
     ) -> None:
         super().__init__()
+        for name, loss in losses.items():
+            if isinstance(loss, GeneratorLoss):
+                raise UserError(
+                    f"model.losses: {name!r} is a loss of a generator; use DataFreeModule, and "
+                    "name it in model.generator_losses"
+                )
         reading = Reading(outputs, owner=f"the {self.role}", option="--model")
         self.learner = Learner(network, layers, reading=reading)
         self.objective = Objective(losses)
@@ -101,6 +115,8 @@ class TrainingModule(ModuleOfLearner):
         self.check_steps = False
         """Whether accelerators check the loss in every step, which makes each step wait."""
         self._checks_steps = False
+        self._splits_gradients = False
+        self._step_terms: list[Tensor] = []
         self._window_start = capture.WindowStart(0, 0)
         self._resumed_sums: Tensor | None = None
         self._deferred_stage: str | None = None
@@ -122,6 +138,11 @@ class TrainingModule(ModuleOfLearner):
     def losses(self) -> nn.ModuleDict:
         """The losses by name."""
         return self.objective.losses
+
+    @property
+    def run_in_training(self) -> list[nn.Module]:
+        """What a training step runs and may change without an optimizer."""
+        return [self.learner, self.objective]
 
     @property
     def active_teacher(self) -> Teacher | None:
@@ -236,12 +257,23 @@ class TrainingModule(ModuleOfLearner):
         if self.trains != "network":
             modules["losses"] = self.losses
         parameters = parameters_in_groups(modules, self.parameter_groups)
-        return optimize(
+        configured = optimize(
             self.optimizer,
             self.scheduler,
             parameters,
             lambda: lightning_compat.planned_steps(self.trainer),
         )
+        optimizer = optimizer_of(configured)
+        check_both_kinds(optimizer, *self.objective.names_by_kind())
+        self._splits_gradients = isinstance(optimizer, SplitOptimizer)
+        if self._splits_gradients and not lightning_compat.has_whole_weights(
+            self.trainer
+        ):
+            raise UserError(
+                f"model.optimizer: {type(optimizer).__name__} needs all weights in each process; "
+                "use --trainer.strategy=ddp"
+            )
+        return configured
 
     def check_optimizer(self) -> None:
         """Refuse an optimizer or scheduler with wrong arguments before anything is trained.
@@ -250,7 +282,10 @@ class TrainingModule(ModuleOfLearner):
             UserError: if one of them does not accept its arguments.
         """
         placeholder = nn.Parameter(torch.zeros(1))
-        optimize(self.optimizer, self.scheduler, [placeholder], lambda: 100)
+        configured = optimize(
+            self.optimizer, self.scheduler, [placeholder], lambda: 100
+        )
+        check_both_kinds(optimizer_of(configured), *self.objective.names_by_kind())
 
     # -- faster than Lightning's own; see lightning_compat -----------------------------------------
 
@@ -273,7 +308,9 @@ class TrainingModule(ModuleOfLearner):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         # Lightning calls the precision plugin even if nothing is clipped.
-        if gradient_clip_val:
+        if gradient_clip_val and isinstance(optimizer, SplitOptimizer):
+            clip_separately(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     # -- batches ----------------------------------------------------------------------------------
@@ -339,15 +376,32 @@ class TrainingModule(ModuleOfLearner):
                 batch_idx, self.global_step, total.detach().item(), values, exact=True
             )
             capture.stop(self, failed, batch, student, teacher)
+        if self._splits_gradients:
+            self._step_terms = terms
         if len(self._means) == 0:
             self._window_start = capture.WindowStart(batch_idx, self.global_step)
         self._means.add(samples, total, terms)
         return cast(Tensor, total)
 
+    def networks_batch(self, batch: Batch) -> Batch:
+        """The batch that student and teacher see in training, made from the loader's batch."""
+        return batch
+
     def _teacher_output(self, batch: Batch) -> Output | None:
         """The teacher's output for a batch; `None` if there is no teacher."""
         teacher = self.active_teacher
         return None if teacher is None else cast(Output, teacher(batch))
+
+    def backward(self, loss: Tensor, *args: object, **kwargs: object) -> None:
+        if not self._splits_gradients:
+            super().backward(loss, *args, **kwargs)  # type: ignore[arg-type]
+            return
+        optimizer = self.trainer.optimizers[0]
+        assert isinstance(optimizer, SplitOptimizer)
+        hard, soft = self.objective.split(self._step_terms)
+        # Without their graph's last references its memory is free again.
+        self._step_terms = []
+        split_backward(loss, hard, soft, optimizer, self.trainer.world_size)
 
     def optimizer_zero_grad(
         self, epoch: int, batch_idx: int, optimizer: Optimizer

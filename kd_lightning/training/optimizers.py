@@ -113,6 +113,14 @@ def optimize(
         raise UserError(f"model.optimizer or model.scheduler: {error}") from error
 
 
+def optimizer_of(configured: OptimizerLRScheduler) -> Optimizer:
+    """The optimizer of what `optimize` returned."""
+    if isinstance(configured, Optimizer):
+        return configured
+    assert isinstance(configured, dict)
+    return cast(Optimizer, configured["optimizer"])
+
+
 def _on_plateau(scheduler: ReduceLROnPlateau) -> LRSchedulerConfigType:
     """The scheduler with the metric that it monitors.
 
