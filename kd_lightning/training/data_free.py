@@ -112,8 +112,9 @@ class DataFreeModule(DistillationModule):
             raise UserError(
                 f"model.student_steps must be at least 1, got {student_steps}"
             )
-        clips = generator_clip is not None
-        if clips and (not is_number(generator_clip) or generator_clip <= 0):
+        if generator_clip is not None and (
+            not is_number(generator_clip) or generator_clip <= 0
+        ):
             raise UserError(
                 f"model.generator_clip must be a number greater than 0, got {generator_clip}"
             )

@@ -394,7 +394,7 @@ class TrainingModule(ModuleOfLearner):
 
     def backward(self, loss: Tensor, *args: object, **kwargs: object) -> None:
         if not self._splits_gradients:
-            super().backward(loss, *args, **kwargs)  # type: ignore[arg-type]
+            super().backward(loss, *args, **kwargs)
             return
         optimizer = self.trainer.optimizers[0]
         assert isinstance(optimizer, SplitOptimizer)

@@ -56,7 +56,7 @@ class SplitOptimizer(Optimizer):
 
     def all_pairs(self) -> list[tuple[Tensor, Tensor]]:
         """Each parameter with its companion."""
-        pairs = []
+        pairs: list[tuple[Tensor, Tensor]] = []
         for group in self.param_groups:
             pairs.extend(self.pairs(group))
         return pairs

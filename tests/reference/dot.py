@@ -38,7 +38,7 @@ def train(
                 else:
                     hard_buffers[n] = (momentum - delta) * hard_buffers[n] + first
                     soft_buffers[n] = (momentum + delta) * soft_buffers[n] + g_soft[n]
-                parameter -= lr * (hard_buffers[n] + soft_buffers[n])
+                parameter.sub_(lr * (hard_buffers[n] + soft_buffers[n]))
 
 
 def gradients(loss: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -19,10 +19,9 @@ from kd_lightning.teachers import ModelTeacher
 from kd_lightning.training import DistillationModule
 from kd_lightning.training.dot import DOT
 from kd_lightning.training.split_gradients import split_backward
-from tests.devices import test_two
 from tests.reference import dot as reference
+from tests.training import two_processes
 from tests.training.small import (
-    CONFIGS,
     complaint,
     copied,
     distillation,
@@ -106,7 +105,7 @@ def test_by_hand() -> None:
 
 
 def test_twenty_steps_of_a_fit_equal_the_reference() -> None:
-    options = {"lr": 0.05, "momentum": 0.9, "delta": DELTA}
+    options: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "delta": DELTA}
     fit = fitted(partial(DOT, weight_decay=0.01, **options))
     assert close(fit, looped(decay=0.01, **options), 1e-12)
     # Without the difference of the momenta, the weights are others.
@@ -129,7 +128,7 @@ def test_two_micro_batches_equal_one_batch() -> None:
 
 
 def test_each_gradient_is_clipped_by_itself() -> None:
-    options = {"lr": 0.05, "momentum": 0.9, "delta": DELTA}
+    options: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "delta": DELTA}
     fit = fitted(partial(DOT, **options), gradient_clip_val=0.5)
     # torch adds 1e-6 to the norm.
     assert close(fit, looped(clip=0.5, **options), 1e-5)
@@ -160,7 +159,7 @@ def test_mixed_precision_unscales_both_gradients() -> None:
             scaler.step(optimizer)
             scaler.update()
         results.append(copied(each))
-    assert close(*results, 1e-12)
+    assert close(results[0], results[1], 1e-12)
     # An overflow of the soft gradient alone skips the step.
     optimizer.zero_grad()
     hard = twin(inputs).square().mean()
@@ -260,24 +259,9 @@ def test_kd_fit(tmp_path: Path, checkpoint: Path) -> None:
     assert done.metrics["train_loss_kd"] > 0
 
 
-def test_two_processes_equal_one(tmp_path: Path, checkpoint: Path) -> None:
-    files = [*KD_YAML, "optimizers/dot.yaml"]
-    options = [
-        *(f"-c{CONFIGS / name}" for name in files),
-        f"--model.teacher.checkpoint={checkpoint}",
-        "--model.scheduler=null",
-        "--trainer.max_epochs=1",
-        "--trainer.precision=64-true",
-        "--run.test=no",
-        "--data.label_fraction=0.9",
-        "--trainer.gradient_clip_val=0.5",
-    ]
-    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu"]
-    test_two.kd([*options, "--data.batch_size=32"], tmp_path / "one")
-    test_two.kd([*options, "--data.batch_size=16", *two], tmp_path / "two")
-    one = test_two.weights(tmp_path / "one")
-    joined = test_two.weights(tmp_path / "two")
-    assert close(one, joined, 1e-9)
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    one = two_processes.trained("dot", devices=1)
+    assert close(one, two_processes.launched("dot", tmp_path / "two.pt"), 1e-9)
 
 
 # -- mistakes --------------------------------------------------------------------------------------

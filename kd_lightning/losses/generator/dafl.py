@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Unpack
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,8 +35,9 @@ def negative_entropy(logits: Tensor) -> Tensor:
         logits: of the teacher, `(B, K)`.
     """
     mean = logits.softmax(1).mean(0)
-    # xlogy gives a class without probability the limit 0.
-    return mean.xlogy(mean).sum()
+    # A class without probability counts 0, and has a finite gradient.
+    smallest = torch.finfo(mean.dtype).tiny
+    return (mean * mean.clamp(min=smallest).log()).sum()
 
 
 class DAFL(GeneratorLoss):
