@@ -96,7 +96,7 @@ def test_a_generator_step_equals_a_plain_loop() -> None:
     )
     module.attach(noise())
     generator = data_free().generator.requires_grad_(True)
-    teacher = data_free().teacher.network
+    teacher = data_free().teacher.get_submodule("network")
     student = data_free().net
     batch = next(iter(noise().train_dataloader()))
     images = generator(batch.inputs)
