@@ -12,6 +12,7 @@ from kd_lightning.data.images.geometry import Cutout, Flip, PadCrop
 from kd_lightning.data.images.image_folder import ImageFolderDataModule
 from kd_lightning.data.images.mixup import Mixup
 from kd_lightning.data.images.mnist import MNISTDataModule
+from kd_lightning.data.images.noise import NoiseDataModule
 from kd_lightning.data.images.omniglot import OmniglotDataModule
 from kd_lightning.data.images.rotations import Rotations
 from kd_lightning.data.images.segmentation import SegmentationDataModule
@@ -50,6 +51,7 @@ __all__ = [
     "MNISTDataModule",
     "Mixing",
     "Mixup",
+    "NoiseDataModule",
     "OmniglotDataModule",
     "PadCrop",
     "PretrainedTokenizer",

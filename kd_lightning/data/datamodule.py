@@ -48,6 +48,7 @@ class DataModule(pl.LightningDataModule, ABC):
         balanced: draw training samples with replacement, so that all classes are equally frequent.
         class_pairs: let a companion of its class accompany each training sample; set by the module
             that trains, if a loss compares them. See `Batch.paired`.
+        shuffled: serve training samples in a new order in every epoch.
     """
 
     task: Task = Classification()
@@ -60,6 +61,7 @@ class DataModule(pl.LightningDataModule, ABC):
     drop_last: bool = False
     balanced: bool = False
     class_pairs: bool = False
+    shuffled: bool = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -274,7 +276,7 @@ class DataModule(pl.LightningDataModule, ABC):
         loader = BatchLoader(
             source,
             self.batch_size if train else self.eval_batch_size,
-            shuffle=train,
+            shuffle=train and self.shuffled,
             seed=seed_from(run_seed(), "train"),
             views=self.views if train and self.augmented else 0,
             copies=self.copies if train else 1,

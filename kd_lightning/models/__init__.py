@@ -3,6 +3,7 @@
 from kd_lightning.models.bilstm import BiLSTMClassifier
 from kd_lightning.models.cifar_resnet import CIFARResNet
 from kd_lightning.models.cifar_resnet50 import CIFARResNet50
+from kd_lightning.models.generator import ConvGenerator
 from kd_lightning.models.hub_classifier import HubClassifier
 from kd_lightning.models.mlp import MLP
 from kd_lightning.models.mobilenet_v2 import CIFARMobileNetV2
@@ -24,6 +25,7 @@ __all__ = [
     "CIFARResNet50",
     "CIFARShuffleNetV1",
     "CIFARShuffleNetV2",
+    "ConvGenerator",
     "HubClassifier",
     "TextCNN",
     "TransformerClassifier",

@@ -261,7 +261,11 @@ def _check_factories(model: Namespace) -> None:
     The parser accepts any callable there, and would call it to build the module.
     """
     # The class path is checked and not the object, because building it would call it.
-    kinds: dict[str, type] = {"optimizer": Optimizer, "scheduler": LRScheduler}
+    kinds: dict[str, type] = {
+        "optimizer": Optimizer,
+        "scheduler": LRScheduler,
+        "generator_optimizer": Optimizer,
+    }
     for name, base in kinds.items():
         value = model.init_args.get(name)
         class_path = value.get("class_path") if isinstance(value, Namespace) else value

@@ -1,6 +1,7 @@
 """Training: plain-torch Learner and Objective, and the Lightning modules around them."""
 
 from kd_lightning.training.classifier import ClassifierModule
+from kd_lightning.training.data_free import DataFreeModule
 from kd_lightning.training.deferred import DeferredNetwork
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.learner import Learner
@@ -9,6 +10,7 @@ from kd_lightning.training.objective import Objective, ObjectiveValue
 
 __all__ = [
     "ClassifierModule",
+    "DataFreeModule",
     "DeferredNetwork",
     "DistillationModule",
     "Learner",

@@ -106,6 +106,8 @@ def stop_after_window(
     step = start.step + steps_within
     known = FailedStep(batch_idx, step, failed.total, failed.terms, exact=False)
     batch = rebuild_batch(module, batch_idx)
+    if batch is not None:
+        batch = module.networks_batch(batch)
     teacher = None
     active = module.active_teacher if module.objective.uses_teacher else None
     if batch is not None and active is not None:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from rich.console import Console
 from rich.table import Table
 from torch.optim import Optimizer
@@ -22,7 +21,7 @@ from kd_lightning.data.loader import BatchLoader
 from kd_lightning.errors import UserError
 from kd_lightning.escaping import plain
 from kd_lightning.randomness import reseed, run_seed
-from kd_lightning.training import report_warnings
+from kd_lightning.training import lightning_compat, report_warnings
 from kd_lightning.training.loss_measurements import LossReport, measure_losses
 from kd_lightning.training.measurements import TeacherReport, measure_teacher
 from kd_lightning.training.module import TrainingModule
@@ -75,7 +74,10 @@ class FirstBatchReport(pl.Callback):
         datamodule = getattr(trainer, "datamodule", None)
         if trainer.global_step > 0 or not isinstance(pl_module, TrainingModule):
             return
-        if not isinstance(datamodule, DataModule) or not _has_whole_weights(trainer):
+        if not isinstance(datamodule, DataModule):
+            return
+        # A sharded network cannot run outside of its strategy.
+        if not lightning_compat.has_whole_weights(trainer):
             return
         report = _Report(trainer, pl_module, datamodule)
         report.measure()
@@ -94,11 +96,6 @@ class FirstBatchReport(pl.Callback):
             raise UserError(
                 f"--run.strict: {'; '.join(warnings)} (--run.strict=false trains anyway)"
             )
-
-
-def _has_whole_weights(trainer: pl.Trainer) -> bool:
-    """Whether each process holds all weights, so that a network runs outside of the strategy."""
-    return isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
 
 
 class _Report:
@@ -121,7 +118,7 @@ class _Report:
         """Run teacher and student, and leave no trace."""
         module = self.module
         precision = self.trainer.precision_plugin
-        with untouched([module.learner, module.objective], module.device):
+        with untouched(module.run_in_training, module.device):
             with precision.train_step_context():
                 self._measure_teacher()
             batch = self._first_batch()

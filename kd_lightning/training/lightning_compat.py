@@ -100,6 +100,12 @@ def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (done + 1) % interval == 0
 
 
+def has_whole_weights(trainer: pl.Trainer) -> bool:
+    """Whether each process holds all weights, so that a network runs outside of the strategy."""
+    whole = pl.strategies.SingleDeviceStrategy | pl.strategies.DDPStrategy
+    return isinstance(trainer.strategy, whole)
+
+
 def callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
     """The Trainer's callbacks; Lightning attaches them without declaring them."""
     return list(cast(Any, trainer).callbacks)

@@ -54,6 +54,7 @@ def measure_losses(
         gradients: whether to compute each loss's gradient, one backward pass per loss.
     """
     module.objective.begin_epoch(module.current_epoch)
+    batch = module.networks_batch(batch)
     teacher = module.active_teacher
     target = None
     if teacher is not None and module.objective.uses_teacher:

@@ -107,6 +107,8 @@ def measure_teacher(
     with torch.no_grad():
         for batch in _held_out(module, datamodule, split):
             moved = to_device(batch)
+            if split == "train":
+                moved = module.networks_batch(moved)
             output = teacher(moved)
             metrics.update(output, None, moved)
             running.add(output, moved)

@@ -17,6 +17,7 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
+from kd_lightning.losses.generator.base import GeneratorLoss
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.spec import Spec
 from kd_lightning.training import capture, checkpointing, lightning_compat
@@ -28,9 +29,15 @@ from kd_lightning.training.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     optimize,
+    optimizer_of,
 )
 from kd_lightning.training.parameter_groups import ParameterGroup, parameters_in_groups
 from kd_lightning.training.quick_hooks import QuickHooks
+from kd_lightning.training.split_gradients import (
+    SplitOptimizer,
+    check_both_kinds,
+    split_backward,
+)
 from kd_lightning.types import Batch
 from kd_lightning.values import Values
 from kd_lightning.weights import KEY
@@ -80,6 +87,12 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         super().__init__(
             network, losses, layers, init_from, spec, channels_last, outputs
         )
+        for name, loss in losses.items():
+            if isinstance(loss, GeneratorLoss):
+                raise UserError(
+                    f"model.losses: {name!r} is a loss of a generator; use DataFreeModule, and "
+                    "name it in model.generator_losses"
+                )
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.trains = train
@@ -90,10 +103,17 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         self.check_steps = False
         """Whether accelerators check the loss in every step, which makes each step wait."""
         self._checks_steps = False
+        self._splits_gradients = False
+        self._step_terms: list[Tensor] = []
         self._window_start = capture.WindowStart(0, 0)
         self._resumed_sums: Tensor | None = None
         self._epoch_seed: tuple[int | str, ...] = ()
         self._rank = 0
+
+    @property
+    def run_in_training(self) -> list[nn.Module]:
+        """What a training step runs and may change without an optimizer."""
+        return [self.learner, self.objective]
 
     def provenance(self) -> list[dict[str, object]]:
         """Where the teacher's knowledge comes from, in plain values."""
@@ -118,12 +138,23 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         if self.trains != "network":
             modules["losses"] = self.losses
         parameters = parameters_in_groups(modules, self.parameter_groups)
-        return optimize(
+        configured = optimize(
             self.optimizer,
             self.scheduler,
             parameters,
             lambda: lightning_compat.planned_steps(self.trainer),
         )
+        optimizer = optimizer_of(configured)
+        check_both_kinds(optimizer, *self.objective.names_by_kind())
+        self._splits_gradients = isinstance(optimizer, SplitOptimizer)
+        if self._splits_gradients and not lightning_compat.has_whole_weights(
+            self.trainer
+        ):
+            raise UserError(
+                f"model.optimizer: {type(optimizer).__name__} needs all weights in each process; "
+                "use --trainer.strategy=ddp"
+            )
+        return configured
 
     def check_optimizer(self) -> None:
         """Refuse an optimizer or scheduler with wrong arguments before anything is trained.
@@ -132,7 +163,10 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             UserError: if one of them does not accept its arguments.
         """
         placeholder = nn.Parameter(torch.zeros(1))
-        optimize(self.optimizer, self.scheduler, [placeholder], lambda: 100)
+        configured = optimize(
+            self.optimizer, self.scheduler, [placeholder], lambda: 100
+        )
+        check_both_kinds(optimizer_of(configured), *self.objective.names_by_kind())
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -204,10 +238,33 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             capture.stop(self, failed, batch, student, teacher)
         # Other devices are not waited for: `_close_window` checks several steps at once, and must
         # know which these were.
+        if self._splits_gradients:
+            self._step_terms = terms
         if len(self._means) == 0:
             self._window_start = capture.WindowStart(batch_idx, self.global_step)
         self._means.add(samples, total, terms)
         return cast(Tensor, total)
+
+    def networks_batch(self, batch: Batch) -> Batch:
+        """The batch that student and teacher see in training, made from the loader's batch."""
+        return batch
+
+    def backward(self, loss: Tensor, *args: object, **kwargs: object) -> None:
+        """Compute the gradients, for hard and soft losses apart if the optimizer wants both.
+
+        Args:
+            loss: the total of the step.
+            args, kwargs: what Lightning passes to `loss.backward`.
+        """
+        if not self._splits_gradients:
+            super().backward(loss, *args, **kwargs)
+            return
+        optimizer = self.trainer.optimizers[0]
+        assert isinstance(optimizer, SplitOptimizer)
+        hard, soft = self.objective.split(self._step_terms)
+        # Without their graph's last references its memory is free again.
+        self._step_terms = []
+        split_backward(loss, hard, soft, optimizer, self.trainer.world_size)
 
     def optimizer_step(
         self,

@@ -80,6 +80,31 @@ class Objective(nn.Module):
         return any(loss.class_pairs for _, loss in self.named_losses())
 
     @property
+    def student_roles(self) -> set[str]:
+        """Roles of the student's layers that the losses read."""
+        roles: set[str] = set()
+        for _, loss in self.named_losses():
+            roles |= loss.student_roles
+        return roles
+
+    @property
+    def teacher_roles(self) -> set[str]:
+        """Roles of the teacher's layers that the losses read."""
+        roles: set[str] = set()
+        for _, loss in self.named_losses():
+            roles |= loss.teacher_roles
+        return roles
+
+    def names_by_kind(self) -> tuple[list[str], list[str]]:
+        """The names of the hard losses, which need no teacher, and of the soft ones."""
+        hard = []
+        soft = []
+        for name, loss in self.named_losses():
+            kind = soft if loss.uses_teacher else hard
+            kind.append(name)
+        return hard, soft
+
+    @property
     def predicts(self) -> bool:
         """Whether a loss changes what the student predicts, so that evaluation needs its adapters."""
         return bool(self._predicting)
@@ -93,6 +118,7 @@ class Objective(nn.Module):
         blank: Batch,
         spec: Spec,
         task: Task,
+        beside: Objective | None = None,
     ) -> None:
         """Tap the layers that losses read, and let losses create their adapters.
 
@@ -102,15 +128,25 @@ class Objective(nn.Module):
             blank: a batch of the data's shapes; see `blank_batch`.
             spec: of the data.
             task: what is predicted.
+            beside: another objective on the same networks, whose layers must be tapped, too.
 
         Raises:
             UserError: if the teacher does not fit the data, or if a loss needs a teacher or a layer
                 that there is none of.
         """
+        student_roles = self.student_roles
+        teacher_roles = self.teacher_roles
+        if beside is not None:
+            student_roles |= beside.student_roles
+            teacher_roles |= beside.teacher_roles
         teacher_probe = None
         if teacher is not None:
-            teacher_probe = self._probe_teacher(teacher, blank, spec, task)
-        student_probe = self._probe_student(learner, blank, spec)
+            self._check_teacher(teacher)
+            teacher_probe = self._probe_teacher(
+                teacher, teacher_roles, blank, spec, task
+            )
+        modules = learner.tap(student_roles)
+        student_probe = Probe(learner.probe(blank), spec=spec, modules=modules)
         for name, loss in self.named_losses():
             _check_needs(name, loss, student_probe, teacher_probe, spec)
             loss.build(student_probe, teacher_probe)
@@ -121,27 +157,25 @@ class Objective(nn.Module):
             self.losses.load_state_dict(state)
             self._early_state = {}
 
-    def _probe_student(self, learner: Learner, blank: Batch, spec: Spec) -> Probe:
-        """Tap the student's layers that losses read, and run it once."""
-        roles: set[str] = set()
-        for _, loss in self.named_losses():
-            roles |= loss.student_roles
-        modules = learner.tap(roles)
-        return Probe(learner.probe(blank), spec=spec, modules=modules)
-
-    def _probe_teacher(
-        self, teacher: Teacher, blank: Batch, spec: Spec, task: Task
-    ) -> Probe:
-        """Tap the teacher's layers that losses read, run it once, and check its output."""
-        roles: set[str] = set()
+    def _check_teacher(self, teacher: Teacher) -> None:
+        """Refuse a teacher that does not give what the losses need."""
         for name, loss in self.named_losses():
-            roles |= loss.teacher_roles
             if loss.exact_logits and not teacher.exact_logits:
                 raise UserError(
                     f"the loss {name!r} needs every logit of the teacher; a top-k cache stores "
                     "only some of them"
                 )
             teacher.require_temperatures(loss.teacher_temperatures)
+
+    def _probe_teacher(
+        self,
+        teacher: Teacher,
+        roles: set[str],
+        blank: Batch,
+        spec: Spec,
+        task: Task,
+    ) -> Probe:
+        """Tap the teacher's layers of these roles, run it once, and check its output."""
         modules = teacher.tap(roles)
         output = teacher.probe(blank)
         problem = task.output_problem("the teacher", output.logits, spec)
@@ -242,6 +276,21 @@ class Objective(nn.Module):
             scaled.append(term * scale)
         samples = joint[0] / self._world_size
         return samples, scaled
+
+    def split(self, terms: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The terms of hard losses and those of soft ones, without losses of weight zero.
+
+        Args:
+            terms: of an `ObjectiveValue` of the current epoch.
+        """
+        hard = []
+        soft = []
+        for (loss, weight), term in zip(self._weighted, terms, strict=True):
+            if weight == 0:
+                continue
+            kind = soft if loss.uses_teacher else hard
+            kind.append(term)
+        return hard, soft
 
     def predict(self, student: Output, batch: Batch) -> Output:
         """The student's prediction in evaluation; a loss may predict through its adapter."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from kd_lightning.training import lightning_compat
+from kd_lightning.training.split_gradients import SplitOptimizer, clip_separately
 from kd_lightning.types import Batch
 
 BatchHookArgument = Batch | int
@@ -61,7 +62,9 @@ class QuickHooks(pl.LightningModule):
             gradient_clip_algorithm: "norm" or "value".
         """
         # Lightning calls the precision plugin even if nothing is clipped.
-        if gradient_clip_val:
+        if gradient_clip_val and isinstance(optimizer, SplitOptimizer):
+            clip_separately(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_zero_grad(

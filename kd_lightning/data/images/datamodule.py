@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -325,15 +327,25 @@ class ImageDataModule(DataModule):
 
     @property
     def spec(self) -> Spec:
-        height, width = self.raw("train").images.shape[-2:]
+        return replace(
+            self.spec_of_split("train"),
+            samples=self._samples_per_stage(),
+            source_samples=len(self.raw("train").target),
+        )
+
+    def spec_of_split(self, split: str) -> Spec:
+        """The spec without the numbers of samples; only one source split is read for it.
+
+        Args:
+            split: "train" or "test".
+        """
+        height, width = self.raw(split).images.shape[-2:]
         return Spec(
             data=self.name,
             task=self.task.name,
             input_shape=(self.channels, height, width),
             num_classes=len(self.classes),
             classes=tuple(self.classes),
-            samples=self._samples_per_stage(),
-            source_samples=len(self.raw("train").target),
             mean=tuple(self.mean),
             std=tuple(self.std),
         )

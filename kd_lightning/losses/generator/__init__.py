@@ -1,0 +1,1 @@
+"""Losses of a generator that makes images for data-free distillation, one file per method."""
