@@ -76,14 +76,9 @@ def callbacks_of(settings: Mapping[str, Any]) -> Iterator[Callback]:
 
 def logged_metrics(module: TrainingModule, has_validation: bool) -> list[str]:
     """The names of the metrics that training and validation log."""
-    names = ["train_loss"]
-    for name in module.losses:
-        names.append(f"train_loss_{name}")
-    names.append("learning_rate")
+    names = [*module.loss_names(), "learning_rate"]
     if has_validation and module.metrics is not None:
-        for name in module.metrics.names():
-            if module.active_teacher is not None or not name.startswith("teacher_"):
-                names.append(f"val_{name}")
+        names += module.metric_names("val")
     return names
 
 

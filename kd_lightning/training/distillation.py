@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ class DistillationModule(TrainingModule):
     """Trains a student on a dict of losses against a frozen teacher.
 
     A checkpoint holds the student and the losses' adapters, and where the teacher's weights came
-    from, but never those weights. It loads, tests and predicts without the teacher; metrics that
+    from, but never those weights, unless the teacher learns itself (`EMATeacher`). It loads, tests and predicts without the teacher; metrics that
     compare both are then left out.
 
     Args:
@@ -70,6 +70,7 @@ class DistillationModule(TrainingModule):
         self.teacher = teacher
         self.teacher_note: str | None = None
         """Why the teacher takes no part in an evaluation, if it does not."""
+        self._let_teacher_follow()
         self.keep_hyperparameters()
         self.register_state_dict_post_hook(self._drop_teacher)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(self._insert_teacher)  # type: ignore[no-untyped-call]
@@ -90,6 +91,10 @@ class DistillationModule(TrainingModule):
         return self.objective.uses_teacher
 
     @property
+    def job_type(self) -> str:
+        return "distill" if self.learns_from_teacher else "student"
+
+    @property
     def active_teacher(self) -> Teacher | None:
         return self.teacher if self.teacher.ready else None
 
@@ -102,6 +107,24 @@ class DistillationModule(TrainingModule):
                     raise
                 self.teacher_note = str(error)
         super().attach(datamodule, stage)
+
+    def _use_initial_weights(self, datamodule: DataModule) -> None:
+        self._let_teacher_follow()
+
+    def configure_model(self) -> None:
+        if not self.learner.is_built:
+            self.learner.build()
+            self._let_teacher_follow()
+        super().configure_model()
+
+    def _let_teacher_follow(self) -> None:
+        """Tell the teacher which student learns from it, once that is built."""
+        if self.learner.is_built:
+            self.teacher.follow(self.net, self.learner.layers, self.learner.reading)
+
+    def after_step(self) -> None:
+        super().after_step()
+        self.teacher.after_step()
 
     def provenance(self) -> list[dict[str, object]]:
         return self.teacher.sources()
@@ -120,6 +143,8 @@ class DistillationModule(TrainingModule):
     def _drop_teacher(
         module: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object
     ) -> None:
+        if cast(Teacher, module.get_submodule("teacher")).learns:
+            return
         for key in list(state):
             if key.startswith(f"{prefix}teacher."):
                 del state[key]
@@ -130,6 +155,8 @@ class DistillationModule(TrainingModule):
     ) -> None:
         """Keep strict loading for the student: the live teacher's tensors fill in for those the
         file does not hold."""
+        if cast(Teacher, module.get_submodule("teacher")).learns:
+            return
         DistillationModule._drop_teacher(module, state, prefix, None)
         for key, value in module.get_submodule("teacher").state_dict().items():
             state[f"{prefix}teacher.{key}"] = value

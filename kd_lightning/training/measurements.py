@@ -15,6 +15,7 @@ from kd_lightning.losses.base import DistillLoss, is_labelled
 from kd_lightning.metrics import TaskMetrics
 from kd_lightning.randomness import permutation
 from kd_lightning.training.module import TrainingModule
+from kd_lightning.training.objective import Teachers
 from kd_lightning.types import CLEAN, Batch, Output, finite_log_probs, full
 
 MOST_SAMPLES = 1000
@@ -265,12 +266,7 @@ def measure_losses(
         gradients: whether to compute each loss's gradient, one backward pass per loss.
     """
     module.objective.begin_epoch(module.current_epoch)
-    teacher = module.active_teacher
-    target = (
-        teacher(batch)
-        if teacher is not None and module.objective.uses_teacher
-        else None
-    )
+    target = module.targets(batch)
     student = module.learner(batch)
     _, terms, _ = module.objective(student, target, batch)
     named = module.objective.named_losses()
@@ -314,11 +310,15 @@ def _gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
 
 
 def _in_double_precision(
-    loss: DistillLoss, student: Output, teacher: Output | None, batch: Batch
+    loss: DistillLoss, student: Output, teacher: Teachers, batch: Batch
 ) -> float | None:
     """The loss for the same outputs in double precision; `None` if it has no temperature."""
     has_weights = any(True for _ in loss.parameters())
-    if teacher is None or has_weights or not isinstance(loss, HasTemperature):
+    if (
+        not isinstance(teacher, Output)
+        or has_weights
+        or not isinstance(loss, HasTemperature)
+    ):
         return None
     if not loss.compares_classes or batch.target.device.type == "mps":
         return None

@@ -29,8 +29,8 @@ from kd_lightning.training import capture, checkpointing, lightning_compat
 from kd_lightning.training.initial_weights import load_initial_weights
 from kd_lightning.training.learner import Learner
 from kd_lightning.training.learner_module import ModuleOfLearner
-from kd_lightning.training.means import EpochMeans
-from kd_lightning.training.objective import Objective
+from kd_lightning.training.means import EpochMeans, NotFinite
+from kd_lightning.training.objective import Objective, Teachers
 from kd_lightning.training.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
@@ -124,6 +124,16 @@ class TrainingModule(ModuleOfLearner):
         return self.objective.losses
 
     @property
+    def learners(self) -> list[Learner]:
+        """All learners that are trained, that of `net` first."""
+        return [self.learner]
+
+    @property
+    def job_type(self) -> str:
+        """The kind of run that this module makes, if the user does not name it."""
+        return "teacher"
+
+    @property
     def active_teacher(self) -> Teacher | None:
         """The prepared teacher; `None` if there is none."""
         return None
@@ -163,29 +173,43 @@ class TrainingModule(ModuleOfLearner):
             self.teacher_metric = TeacherMetric(
                 datamodule.task.metrics(self.spec), datamodule.task.monitor
             )
-            self.learner.set_task(datamodule.task)
+            for learner in self.learners:
+                learner.set_task(datamodule.task)
         assert self.task is not None
         assert self.spec is not None
         blank = blank_batch(self.spec, self.task)
-        create_lazy_weights(self.net, blank.inputs, self.learner.name)
+        for learner in self.learners:
+            create_lazy_weights(learner.network, blank.inputs, learner.name)
         if stage == "fit" and not self.objective.built:
             earlier_losses = load_initial_weights(
                 self.net, self.init_from, datamodule, self.spec
             )
+            self._use_initial_weights(datamodule)
             self._build_objective(blank)
             self.objective.restore(earlier_losses)
         elif self.objective.predicts and not self.objective.built:
             self._build_objective(blank)
         if first:
-            self.learner.check_output(blank, self.task, self.spec)
-            if stage == "fit":
-                self.learner.check_training(blank, self.task, self.spec)
-                if datamodule.smallest_batch() == 1:
-                    self.learner.check_single_sample(
-                        blank_batch(self.spec, self.task, samples=1)
-                    )
+            for learner in self.learners:
+                self._check_learner(learner, blank, datamodule, stage)
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
+
+    def _check_learner(
+        self, learner: Learner, blank: Batch, datamodule: DataModule, stage: str
+    ) -> None:
+        assert self.spec is not None
+        assert self.task is not None
+        learner.check_output(blank, self.task, self.spec)
+        if stage != "fit":
+            return
+        learner.check_training(blank, self.task, self.spec)
+        if datamodule.smallest_batch() == 1:
+            one = blank_batch(self.spec, self.task, samples=1)
+            learner.check_single_sample(one)
+
+    def _use_initial_weights(self, datamodule: DataModule) -> None:
+        """Hook: the network has the weights that training starts from."""
 
     def _build_objective(self, blank: Batch) -> None:
         assert self.spec is not None
@@ -197,7 +221,7 @@ class TrainingModule(ModuleOfLearner):
     def setup(self, stage: str) -> None:
         datamodule = lightning_compat.datamodule_of(self.trainer)
         self._datamodule_hooks = lightning_compat.overridden_batch_hooks(datamodule)
-        if self.learner.is_built:
+        if all(learner.is_built for learner in self.learners):
             self._attach_to_trainer(stage)
         else:
             # The Trainer calls configure_model next, which builds the network.
@@ -205,7 +229,8 @@ class TrainingModule(ModuleOfLearner):
 
     def configure_model(self) -> None:
         # Lightning calls this without a Trainer when it loads a checkpoint.
-        self.learner.build()
+        for learner in self.learners:
+            learner.build()
         if self._deferred_stage is not None:
             self._attach_to_trainer(self._deferred_stage)
             self._deferred_stage = None
@@ -230,18 +255,22 @@ class TrainingModule(ModuleOfLearner):
                 datamodule.joins.pop(name, None)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        modules: dict[str, nn.Module] = {}
-        if self.trains != "losses":
-            modules[self.role] = self.net
-        if self.trains != "network":
-            modules["losses"] = self.losses
-        parameters = parameters_in_groups(modules, self.parameter_groups)
+        parameters = parameters_in_groups(self._trained(), self.parameter_groups)
         return optimize(
             self.optimizer,
             self.scheduler,
             parameters,
             lambda: lightning_compat.planned_steps(self.trainer),
         )
+
+    def _trained(self) -> dict[str, nn.Module]:
+        """What the optimizer updates, by the prefix of its parameters in checkpoints."""
+        modules: dict[str, nn.Module] = {}
+        if self.trains != "losses":
+            modules[self.role] = self.net
+        if self.trains != "network":
+            modules["losses"] = self.losses
+        return modules
 
     def check_optimizer(self) -> None:
         """Refuse an optimizer or scheduler with wrong arguments before anything is trained.
@@ -344,6 +373,10 @@ class TrainingModule(ModuleOfLearner):
         self._means.add(samples, total, terms)
         return cast(Tensor, total)
 
+    def targets(self, batch: Batch) -> Teachers:
+        """What the losses of `net` learn from on this batch; `None` without a teacher."""
+        return self._teacher_output(batch) if self.objective.uses_teacher else None
+
     def _teacher_output(self, batch: Batch) -> Output | None:
         """The teacher's output for a batch; `None` if there is no teacher."""
         teacher = self.active_teacher
@@ -359,6 +392,10 @@ class TrainingModule(ModuleOfLearner):
 
     def optimizer_step(self, *args: object, **kwargs: object) -> None:
         super().optimizer_step(*args, **kwargs)  # type: ignore[arg-type]
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Let networks and losses act after an optimizer step."""
         self.learner.after_step()
         self.objective.after_step()
 
@@ -371,21 +408,52 @@ class TrainingModule(ModuleOfLearner):
         """Add the window's losses to the epoch's sums; stop if the loss is not finite."""
         not_finite = self._means.close()
         if not_finite is not None:
-            capture.stop_after_window(self, self._window_start, not_finite)
+            self._stop_after_window(not_finite)
+
+    def _stop_after_window(self, not_finite: NotFinite) -> None:
+        """End the training because of a step of the window that was just closed."""
+        capture.stop_after_window(self, self._window_start, not_finite)
 
     def on_train_epoch_end(self) -> None:
         self._close_window()  # max_steps may have cut the epoch short
-        if not all(bool(p.isfinite().all()) for p in self.net.parameters()):
+        for learner in self.learners:
+            self._check_weights(learner.network)
+        means = self._means.compute(self.device, self.trainer.world_size > 1)
+        if means is not None:
+            self.log_dict(self._named_means(means))
+        self._means = EpochMeans()
+        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def _check_weights(self, network: nn.Module) -> None:
+        if not all(bool(p.isfinite().all()) for p in network.parameters()):
             raise UserError(
                 f"weights became infinite or NaN in epoch {self.current_epoch}; "
                 "lower the learning rate"
             )
-        means = self._means.compute(self.device, self.trainer.world_size > 1)
-        if means is not None:
-            names = ["train_loss", *(f"train_loss_{name}" for name in self.losses)]
-            self.log_dict(dict(zip(names, means, strict=True)))
-        self._means = EpochMeans()
-        self.log("learning_rate", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def _named_means(self, means: Tensor) -> dict[str, Tensor]:
+        """The means of an epoch's losses by the names in the logs."""
+        return dict(zip(self.loss_names(), means, strict=True))
+
+    def loss_names(self) -> list[str]:
+        """The names of the losses that each epoch of training logs."""
+        return ["train_loss", *(f"train_loss_{name}" for name in self.losses)]
+
+    def metric_names(self, stage: str) -> list[str]:
+        """The names of the metrics that an evaluation logs.
+
+        Args:
+            stage: "val" or "test".
+        """
+        assert self.task is not None
+        assert self.metrics is not None
+        names = []
+        for name in self.metrics.names():
+            if self.active_teacher is not None or not name.startswith("teacher_"):
+                names.append(f"{stage}_{name}")
+        if self.active_teacher is not None:
+            names.append(f"{stage}_teacher_{self.task.monitor}")
+        return names
 
     # -- evaluation -------------------------------------------------------------------------------
 
@@ -417,8 +485,10 @@ class TrainingModule(ModuleOfLearner):
         for name, value in self.metrics.compute().items():
             values[f"{stage}_{name}"] = value.float()
         if self.teacher_metric is not None:
+            teacher = self.active_teacher
+            changes = teacher is not None and teacher.learns
             values |= self.teacher_metric.finish(
-                stage, whole=not self.trainer.sanity_checking
+                stage, whole=not self.trainer.sanity_checking and not changes
             )
         self.log_dict(values)
 

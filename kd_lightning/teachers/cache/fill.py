@@ -128,6 +128,11 @@ def cache_teacher(
             writing the cache.
     """
     check_sizes(views, top_k)
+    if teacher.learns:
+        raise UserError(
+            f"{type(teacher).__name__} changes during training, so its outputs cannot be cached; "
+            "cache a trained teacher"
+        )
     device = device or torch.device("cpu")
     teacher.prepare(datamodule)
     teacher.to(device)
