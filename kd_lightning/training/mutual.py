@@ -251,6 +251,9 @@ class MutualModule(TrainingModule):
         assert self.spec is not None
         assert self.task is not None
         self._uses_teacher = self.objective.uses_teacher
+        # First, so that a message names the peer and not "the teacher".
+        for learner in self.learners:
+            learner.check_output(blank, self.task, self.spec)
         for number, objective in enumerate(self.objectives):
             learner = self.learners[number]
             peers = self._peers_of(number) if self._uses_teacher else []

@@ -17,7 +17,6 @@ from kd_lightning.teachers.base import Teacher
 from kd_lightning.training.learner import Learner
 from kd_lightning.types import Batch, Output
 
-
 Teachers = Output | tuple[Output, ...] | None
 """What the losses learn from: one teacher's output, those of several teachers, or nothing."""
 
