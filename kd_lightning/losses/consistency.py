@@ -63,7 +63,9 @@ class Consistency(DistillLoss):
     minimum_at_teacher: ClassVar[bool] = True
 
     def __init__(self, rampup: int = 5, **base: Unpack[BaseOptions]) -> None:
-        super().__init__(**{"weight": 100.0, **base})
+        options: BaseOptions = {"weight": 100.0}
+        options.update(base)
+        super().__init__(**options)
         if isinstance(rampup, bool) or not isinstance(rampup, int) or rampup < 0:
             raise UserError(
                 "Consistency: rampup must be a whole number of epochs of at least 0, "

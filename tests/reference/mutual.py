@@ -52,7 +52,7 @@ def train(
             peers = [each for other, each in enumerate(logits) if other != number]
             loss = loss_of(student(inputs), peers, labels)
             optimizers[number].zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if in_turn:
                 optimizers[number].step()
                 logits[number] = prediction(student, inputs)
