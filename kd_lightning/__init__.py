@@ -13,6 +13,7 @@ _PUBLIC = {
     "ClassifierModule": "training",
     "DistillationModule": "training",
     "DistillLoss": "losses",
+    "MutualModule": "training",
     "Output": "types",
     "Teacher": "teachers",
     "UserError": "errors",

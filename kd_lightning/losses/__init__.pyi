@@ -8,6 +8,7 @@ from kd_lightning.losses.camkd import CAMKD as CAMKD
 from kd_lightning.losses.catkd import CATKD as CATKD
 from kd_lightning.losses.cc import CC as CC
 from kd_lightning.losses.ce import CrossEntropy as CrossEntropy
+from kd_lightning.losses.consistency import Consistency as Consistency
 from kd_lightning.losses.crd import CRD as CRD
 from kd_lightning.losses.cskd import CSKD as CSKD
 from kd_lightning.losses.ctkd import CTKD as CTKD

@@ -30,7 +30,6 @@ from kd_lightning.runs.trainer_checks import check_trainer
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.checkpointing import Described
-from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.trust import import_factory
 from kd_lightning.weights import (
@@ -76,11 +75,7 @@ class BuiltRun:
     @property
     def job_type(self) -> str:
         """The kind of run: "teacher", "student", "distill" or what the user called it."""
-        if self.options.job_type:
-            return self.options.job_type
-        if not isinstance(self.module, DistillationModule):
-            return "teacher"
-        return "distill" if self.module.learns_from_teacher else "student"
+        return self.options.job_type or self.module.job_type
 
     @property
     def has_validation(self) -> bool:

@@ -92,15 +92,9 @@ def logged_metrics(module: TrainingModule, has_validation: bool) -> list[str]:
         module: attached to its data.
         has_validation: whether the data has a validation split.
     """
-    names = ["train_loss"]
-    for name in module.losses:
-        names.append(f"train_loss_{name}")
-    names.append("learning_rate")
+    names = [*module.loss_names(), "learning_rate"]
     if has_validation and module.metrics is not None:
-        for name in module.metrics.names():
-            # Comparisons with a teacher need one.
-            if module.active_teacher is not None or not name.startswith("teacher_"):
-                names.append(f"val_{name}")
+        names += module.metric_names("val")
     return names
 
 

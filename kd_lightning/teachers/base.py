@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
+from kd_lightning.outputs import PLAIN_READING, Reading
 from kd_lightning.types import Batch, Inputs, Output
 
 
@@ -23,8 +24,13 @@ class Teacher(nn.Module, ABC):
     Attributes:
         ready: whether `prepare` has been called. A student can be loaded, tested and used without
             its teacher.
+
+    Class attributes:
+        learns: whether the teacher changes during training. The module's checkpoint then holds its
+            weights, and every evaluation measures it.
     """
 
+    learns: ClassVar[bool] = False
     ready: bool = False
 
     def __init__(self) -> None:
@@ -44,6 +50,23 @@ class Teacher(nn.Module, ABC):
         self.requires_grad_(False)
         self.train(False)
         self.ready = True
+
+    def follow(
+        self,
+        student: nn.Module,
+        layers: Mapping[str, str],
+        reading: Reading = PLAIN_READING,
+    ) -> None:
+        """Hook: this student will learn from this teacher; it has its initial weights.
+
+        Args:
+            student: the network.
+            layers: module name for each role, of the student's layers.
+            reading: which entry of the student's output holds the logits.
+        """
+
+    def after_step(self) -> None:
+        """Hook: the optimizer has just updated the student's weights."""
 
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
         """Capture the features of these roles from now on; returns the tapped modules by role.

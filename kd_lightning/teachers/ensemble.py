@@ -50,6 +50,12 @@ class EnsembleTeacher(Teacher):
             raise UserError(
                 "EnsembleTeacher has no members; give teachers or checkpoints"
             )
+        for member in members:
+            if member.learns:
+                raise UserError(
+                    f"EnsembleTeacher: {type(member).__name__} changes during training and "
+                    "cannot be a member; use it as the only teacher"
+                )
         values = weights or [1.0] * len(members)
         positive = all(weight > 0 and math.isfinite(weight) for weight in values)
         if len(values) != len(members) or not positive:

@@ -6,6 +6,7 @@ from kd_lightning.training.deferred import DeferredNetwork
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.learner import Learner
 from kd_lightning.training.module import TrainingModule
+from kd_lightning.training.mutual import MutualModule
 from kd_lightning.training.objective import Objective, ObjectiveValue
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "DeferredNetwork",
     "DistillationModule",
     "Learner",
+    "MutualModule",
     "Objective",
     "ObjectiveValue",
     "TrainingModule",

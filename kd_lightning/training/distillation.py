@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 from torch import Tensor, nn
 
@@ -26,7 +26,7 @@ class DistillationModule(TrainingModule):
     """Trains a student on a dict of losses against a frozen teacher.
 
     A checkpoint holds the student and the losses' adapters, and where the teacher's weights came
-    from, but never those weights. It loads, tests and predicts without the teacher; metrics that
+    from, but never those weights, unless the teacher learns itself (`EMATeacher`). It loads, tests and predicts without the teacher; metrics that
     compare both are then left out.
 
     Args:
@@ -71,6 +71,7 @@ class DistillationModule(TrainingModule):
         self.teacher = teacher
         self.teacher_note: str | None = None
         """Why the teacher takes no part in an evaluation, if it does not."""
+        self._let_teacher_follow()
         self.keep_hyperparameters()
         # The teacher's weights are large and stored elsewhere; provenance names them.
         self.register_state_dict_post_hook(self._drop_teacher)  # type: ignore[no-untyped-call]
@@ -91,6 +92,11 @@ class DistillationModule(TrainingModule):
     def learns_from_teacher(self) -> bool:
         """Whether any loss needs a teacher; none does if the student is trained alone."""
         return self.objective.uses_teacher
+
+    @property
+    def job_type(self) -> str:
+        """The kind of run: "distill", or "student" if no loss needs the teacher."""
+        return "distill" if self.learns_from_teacher else "student"
 
     @property
     def active_teacher(self) -> Teacher | None:
@@ -121,6 +127,26 @@ class DistillationModule(TrainingModule):
                 self.teacher_note = str(error)
         super().attach(datamodule, stage)
 
+    def _use_initial_weights(self, datamodule: DataModule) -> None:
+        self._let_teacher_follow()
+
+    def configure_model(self) -> None:
+        """Build a deferred student, and tell the teacher about it."""
+        if not self.learner.is_built:
+            self.learner.build()
+            self._let_teacher_follow()
+        super().configure_model()
+
+    def _let_teacher_follow(self) -> None:
+        """Tell the teacher which student learns from it, once that is built."""
+        if self.learner.is_built:
+            self.teacher.follow(self.net, self.learner.layers, self.learner.reading)
+
+    def after_step(self) -> None:
+        """Let the teacher act after the student and the losses."""
+        super().after_step()
+        self.teacher.after_step()
+
     def provenance(self) -> list[dict[str, object]]:
         """Where the teacher's weights or outputs come from, in plain values."""
         return self.teacher.sources()
@@ -145,7 +171,9 @@ class DistillationModule(TrainingModule):
     def _drop_teacher(
         module: nn.Module, state: dict[str, Tensor], prefix: str, *_: StateHookArgument
     ) -> None:
-        """Remove the teacher's tensors from a state dict."""
+        """Remove the tensors of a teacher that does not learn from a state dict."""
+        if cast(Teacher, module.get_submodule("teacher")).learns:
+            return
         for key in list(state):
             if key.startswith(f"{prefix}teacher."):
                 del state[key]
@@ -156,6 +184,8 @@ class DistillationModule(TrainingModule):
     ) -> None:
         """Keep strict loading for the student: the live teacher's tensors fill in for those the
         file does not hold."""
+        if cast(Teacher, module.get_submodule("teacher")).learns:
+            return
         DistillationModule._drop_teacher(module, state, prefix)
         for key, value in module.get_submodule("teacher").state_dict().items():
             state[f"{prefix}teacher.{key}"] = value

@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor
 
+from kd_lightning.training.objective import Teachers
 from kd_lightning.training.prepared_module import PreparedModule
 from kd_lightning.types import Batch, Output
 
@@ -19,6 +20,12 @@ class EvaluatedModule(PreparedModule):
         if teacher is None:
             return None
         return cast(Output, teacher(batch))
+
+    def targets(self, batch: Batch) -> Teachers:
+        """What the losses of `net` learn from on this batch; `None` without a teacher."""
+        if not self.objective.uses_teacher:
+            return None
+        return self._teacher_output(batch)
 
     def _begin_evaluation(self, stage: str) -> None:
         if self.metrics is not None and self.teacher_metric is not None:
@@ -54,8 +61,29 @@ class EvaluatedModule(PreparedModule):
         if self.teacher_metric is not None:
             # The sanity check sees a few batches only: its value must not stand for the split.
             whole = not self.trainer.sanity_checking
+            # A teacher that learns has another value after every epoch.
+            teacher = self.active_teacher
+            if teacher is not None and teacher.learns:
+                whole = False
             values |= self.teacher_metric.finish(stage, whole=whole)
         self.log_dict(values)
+
+    def metric_names(self, stage: str) -> list[str]:
+        """The names of the metrics that an evaluation logs.
+
+        Args:
+            stage: "val" or "test".
+        """
+        assert self.task is not None
+        assert self.metrics is not None
+        names = []
+        for name in self.metrics.names():
+            # Comparisons with a teacher need one.
+            if self.active_teacher is not None or not name.startswith("teacher_"):
+                names.append(f"{stage}_{name}")
+        if self.active_teacher is not None:
+            names.append(f"{stage}_teacher_{self.task.monitor}")
+        return names
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the metrics.

@@ -136,6 +136,9 @@ class _Report:
         teacher = module.active_teacher
         if teacher is None or not module.objective.uses_teacher:
             return
+        # A teacher that learns along with its student knows nothing yet.
+        if teacher.learns:
+            return
         self.notes += teacher.notes
         # Measuring a student that starts from trained weights needs eval mode.
         modes = {each: each.training for each in module.learner.modules()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.training.measurements import HasTemperature
 from kd_lightning.training.module import TrainingModule
+from kd_lightning.training.objective import Teachers
 from kd_lightning.types import Batch, Output
 
 SMALLEST_VALUE = 1e-6
@@ -55,10 +56,7 @@ def measure_losses(
     """
     module.objective.begin_epoch(module.current_epoch)
     batch = module.networks_batch(batch)
-    teacher = module.active_teacher
-    target = None
-    if teacher is not None and module.objective.uses_teacher:
-        target = teacher(batch)
+    target = module.targets(batch)
     student = module.learner(batch)
     _, terms, _ = module.objective(student, target, batch)
     named = module.objective.named_losses()
@@ -116,11 +114,13 @@ def _gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
 
 
 def _in_double_precision(
-    loss: DistillLoss, student: Output, teacher: Output | None, batch: Batch
+    loss: DistillLoss, student: Output, teacher: Teachers, batch: Batch
 ) -> float | None:
     """The loss for the same outputs in double precision; `None` if it has no temperature."""
     has_weights = any(True for _ in loss.parameters())
-    if teacher is None or has_weights or not isinstance(loss, HasTemperature):
+    if not isinstance(teacher, Output) or has_weights:
+        return None
+    if not isinstance(loss, HasTemperature):
         return None
     if not loss.compares_classes or batch.target.device.type == "mps":
         return None

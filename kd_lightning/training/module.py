@@ -24,7 +24,7 @@ from kd_lightning.training import capture, checkpointing, lightning_compat
 from kd_lightning.training.capture_file import FailedStep
 from kd_lightning.training.checkpointing import Checkpoint
 from kd_lightning.training.evaluated_module import EvaluatedModule
-from kd_lightning.training.means import EpochMeans
+from kd_lightning.training.means import EpochMeans, NotFinite
 from kd_lightning.training.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
@@ -111,6 +111,11 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         self._rank = 0
 
     @property
+    def job_type(self) -> str:
+        """The kind of run that this module makes, if the user does not name it."""
+        return "teacher"
+
+    @property
     def run_in_training(self) -> list[nn.Module]:
         """What a training step runs and may change without an optimizer."""
         return [self.learner, self.objective]
@@ -132,12 +137,7 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         Raises:
             UserError: if one of them does not accept its arguments.
         """
-        modules: dict[str, nn.Module] = {}
-        if self.trains != "losses":
-            modules[self.role] = self.net
-        if self.trains != "network":
-            modules["losses"] = self.losses
-        parameters = parameters_in_groups(modules, self.parameter_groups)
+        parameters = parameters_in_groups(self._trained(), self.parameter_groups)
         configured = optimize(
             self.optimizer,
             self.scheduler,
@@ -155,6 +155,24 @@ class TrainingModule(QuickHooks, EvaluatedModule):
                 "use --trainer.strategy=ddp"
             )
         return configured
+
+    def _trained(self) -> dict[str, nn.Module]:
+        """What the optimizer updates, by the prefix of its parameters in checkpoints."""
+        modules: dict[str, nn.Module] = {}
+        if self.trains != "losses":
+            modules[self.role] = self.net
+        if self.trains != "network":
+            modules["losses"] = self.losses
+        return modules
+
+    def _trained(self) -> dict[str, nn.Module]:
+        """What the optimizer updates, by the prefix of its parameters in checkpoints."""
+        modules: dict[str, nn.Module] = {}
+        if self.trains != "losses":
+            modules[self.role] = self.net
+        if self.trains != "network":
+            modules["losses"] = self.losses
+        return modules
 
     def check_optimizer(self) -> None:
         """Refuse an optimizer or scheduler with wrong arguments before anything is trained.
@@ -282,6 +300,10 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             optimizer_closure: computes the loss and its gradients.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.after_step()
+
+    def after_step(self) -> None:
+        """Let networks and losses act after an optimizer step."""
         self.learner.after_step()
         self.objective.after_step()
 
@@ -306,7 +328,11 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         """Add the window's losses to the epoch's sums; stop if the loss is not finite."""
         not_finite = self._means.close()
         if not_finite is not None:
-            capture.stop_after_window(self, self._window_start, not_finite)
+            self._stop_after_window(not_finite)
+
+    def _stop_after_window(self, not_finite: NotFinite) -> None:
+        """End the training because of a step of the window that was just closed."""
+        capture.stop_after_window(self, self._window_start, not_finite)
 
     def on_train_epoch_end(self) -> None:
         """Log the mean of each loss over the epoch, and the learning rate.
@@ -316,23 +342,35 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         """
         # The option `max_steps` may have cut the epoch short, within a window.
         self._close_window()
-        # The last update may have broken weights after the last loss was finite.
-        finite = [bool(p.isfinite().all()) for p in self.net.parameters()]
+        for learner in self.learners:
+            self._check_weights(learner.network)
+        joined = self.trainer.world_size > 1
+        means = self._means.compute(self.device, joined)
+        if means is not None:
+            self.log_dict(self._named_means(means))
+        self._means = EpochMeans()
+        first_group = self.trainer.optimizers[0].param_groups[0]
+        self.log("learning_rate", first_group["lr"])
+
+    def _check_weights(self, network: nn.Module) -> None:
+        """Refuse weights that the last update broke, after the last loss was finite."""
+        finite = [bool(p.isfinite().all()) for p in network.parameters()]
         if not all(finite):
             raise UserError(
                 f"weights became infinite or NaN in epoch {self.current_epoch}; "
                 "lower the learning rate"
             )
-        joined = self.trainer.world_size > 1
-        means = self._means.compute(self.device, joined)
-        if means is not None:
-            terms = [f"train_loss_{name}" for name in self.losses]
-            names = ["train_loss", *terms]
-            named = dict(zip(names, means, strict=True))
-            self.log_dict(named)
-        self._means = EpochMeans()
-        first_group = self.trainer.optimizers[0].param_groups[0]
-        self.log("learning_rate", first_group["lr"])
+
+    def _named_means(self, means: Tensor) -> dict[str, Tensor]:
+        """The means of an epoch's losses by the names in the logs."""
+        return dict(zip(self.loss_names(), means, strict=True))
+
+    def loss_names(self) -> list[str]:
+        """The names of the losses that each epoch of training logs."""
+        names = ["train_loss"]
+        for name in self.losses:
+            names.append(f"train_loss_{name}")
+        return names
 
     # -- checkpoints ------------------------------------------------------------------------------
 

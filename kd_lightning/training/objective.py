@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -16,6 +17,9 @@ from kd_lightning.teachers.base import Teacher
 from kd_lightning.training.checkpointing import StateHookArgument
 from kd_lightning.training.learner import Learner
 from kd_lightning.types import Batch, Output
+
+Teachers = Output | tuple[Output, ...] | None
+"""What the losses learn from: one teacher's output, those of several teachers, or nothing."""
 
 
 class ObjectiveValue(NamedTuple):
@@ -119,6 +123,7 @@ class Objective(nn.Module):
         spec: Spec,
         task: Task,
         beside: Objective | None = None,
+        other_teachers: Sequence[Teacher] = (),
     ) -> None:
         """Tap the layers that losses read, and let losses create their adapters.
 
@@ -129,10 +134,11 @@ class Objective(nn.Module):
             spec: of the data.
             task: what is predicted.
             beside: another objective on the same networks, whose layers must be tapped, too.
+            other_teachers: further teachers, if the student learns from several at once.
 
         Raises:
-            UserError: if the teacher does not fit the data, or if a loss needs a teacher or a layer
-                that there is none of.
+            UserError: if a teacher does not fit the data, or if a loss needs a teacher or a layer
+                that there is none of, or has adapters for one teacher and there are several.
         """
         student_roles = self.student_roles
         teacher_roles = self.teacher_roles
@@ -147,9 +153,20 @@ class Objective(nn.Module):
             )
         modules = learner.tap(student_roles)
         student_probe = Probe(learner.probe(blank), spec=spec, modules=modules)
+        for other in other_teachers:
+            self._check_teacher(other)
+            other_probe = self._probe_teacher(other, teacher_roles, blank, spec, task)
+            self._check_other_teacher(student_probe, other_probe)
         for name, loss in self.named_losses():
             _check_needs(name, loss, student_probe, teacher_probe, spec)
             loss.build(student_probe, teacher_probe)
+            # An adapter, or a memory of outputs, belongs to one teacher's layers.
+            if other_teachers and loss.uses_teacher and loss.state_dict():
+                raise UserError(
+                    f"the loss {name!r} has adapters or a memory for one teacher, but here the "
+                    f"student has {1 + len(other_teachers)}; use a loss on logits such as KD, or "
+                    "one teacher"
+                )
         self.built = True
         if self._early_state:
             # A checkpoint was loaded before the adapters existed.
@@ -182,6 +199,17 @@ class Objective(nn.Module):
         if problem is not None:
             raise UserError(problem)
         return Probe(output, spec=spec, modules=modules)
+
+    def _check_other_teacher(self, student: Probe, teacher: Probe) -> None:
+        """Let each loss compare its shapes with those of a further teacher.
+
+        Raises:
+            UserError: if the teacher does not fit the loss.
+        """
+        for _, loss in self.named_losses():
+            if loss.uses_teacher:
+                # A copy: the loss itself is built once, for the first teacher.
+                copy.deepcopy(loss).build(student, teacher)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue with the adapters of losses of the same name, if their shapes fit.
@@ -232,16 +260,17 @@ class Objective(nn.Module):
             self._weighted.append((loss, loss.weight_at(epoch)))
 
     def forward(
-        self, student: Output, teacher: Output | None, batch: Batch
+        self, student: Output, teacher: Teachers, batch: Batch
     ) -> ObjectiveValue:
         """The weighted total of all losses, and each loss by itself.
 
         Args:
             student: with logits `(N, K)`.
-            teacher: with logits `(N, K)`; `None` if there is none.
+            teacher: with logits `(N, K)`; `None` if there is none. With several teachers, each
+                loss that reads a teacher is its mean over them.
             batch: of both.
         """
-        terms = [loss(student, teacher, batch) for loss, _ in self._weighted]
+        terms = [_value_of(loss, student, teacher, batch) for loss, _ in self._weighted]
         samples: Tensor | float = len(batch)
         if self._world_size > 1:
             samples, terms = self._joined(batch, terms)
@@ -302,6 +331,20 @@ class Objective(nn.Module):
         """Let losses act after an optimizer step."""
         for loss in self._after_step:
             loss.after_step()
+
+
+def _value_of(
+    loss: DistillLoss, student: Output, teacher: Teachers, batch: Batch
+) -> Tensor:
+    """A loss, or its mean over several teachers."""
+    if not isinstance(teacher, tuple):
+        value: Tensor = loss(student, teacher, batch)
+        return value
+    if not loss.uses_teacher:
+        alone: Tensor = loss(student, None, batch)
+        return alone
+    values = [loss(student, each, batch) for each in teacher]
+    return torch.stack(values).mean()
 
 
 def _overriding(losses: list[tuple[str, DistillLoss]], hook: str) -> list[DistillLoss]:

@@ -78,7 +78,7 @@ class ParameterGroup:
             return True
         if "bias" in self.kinds and name.endswith("bias"):
             return True
-        if "losses" in self.kinds and name.startswith("losses."):
+        if "losses" in self.kinds and name.startswith(("losses.", "peer_losses.")):
             return True
         return any(fnmatchcase(name, pattern) for pattern in self.names)
 

@@ -82,6 +82,11 @@ class PreparedModule(ModuleOfLearner):
         return self.learner.network
 
     @property
+    def learners(self) -> list[Learner]:
+        """All learners that are trained, that of `net` first."""
+        return [self.learner]
+
+    @property
     def losses(self) -> nn.ModuleDict:
         """The losses by name."""
         return self.objective.losses
@@ -120,18 +125,21 @@ class PreparedModule(ModuleOfLearner):
                 datamodule.check_class_pairs()
         blank = blank_batch(self.spec, self.task)
         # Lazy layers have no weights to load or to tap before they have seen an input.
-        create_lazy_weights(self.net, blank.inputs, self.learner.name)
+        for learner in self.learners:
+            create_lazy_weights(learner.network, blank.inputs, learner.name)
         if stage == "fit" and not self.objective.built:
             earlier_losses = load_initial_weights(
                 self.net, self.init_from, datamodule, self.spec
             )
+            self._use_initial_weights(datamodule)
             self._build_objective(blank)
             self.objective.restore(earlier_losses)
         elif self.objective.predicts and not self.objective.built:
             # The adapters of such a loss are part of the prediction.
             self._build_objective(blank)
         if first:
-            self._check_network(blank, datamodule, stage)
+            for learner in self.learners:
+                self._check_learner(learner, blank, datamodule, stage)
             if self.channels_last:
                 self.to(memory_format=torch.channels_last)
 
@@ -144,7 +152,11 @@ class PreparedModule(ModuleOfLearner):
         # Metrics hold sums, so the teacher needs its own.
         teacher_metrics = task.metrics(self.spec)
         self.teacher_metric = TeacherMetric(teacher_metrics, task.monitor)
-        self.learner.set_task(task)
+        for learner in self.learners:
+            learner.set_task(task)
+
+    def _use_initial_weights(self, datamodule: DataModule) -> None:
+        """Hook: the network has the weights that training starts from."""
 
     def _build_objective(self, blank: Batch) -> None:
         assert self.spec is not None
@@ -153,17 +165,19 @@ class PreparedModule(ModuleOfLearner):
         self._uses_teacher = teacher is not None
         self.objective.build(self.learner, teacher, blank, self.spec, self.task)
 
-    def _check_network(self, blank: Batch, datamodule: DataModule, stage: str) -> None:
+    def _check_learner(
+        self, learner: Learner, blank: Batch, datamodule: DataModule, stage: str
+    ) -> None:
         """Refuse a network that cannot predict this data or, for "fit", not train on it."""
         assert self.spec is not None
         assert self.task is not None
-        self.learner.check_output(blank, self.task, self.spec)
+        learner.check_output(blank, self.task, self.spec)
         if stage != "fit":
             return
-        self.learner.check_training(blank, self.task, self.spec)
+        learner.check_training(blank, self.task, self.spec)
         if datamodule.smallest_batch() == 1:
             single = blank_batch(self.spec, self.task, samples=1)
-            self.learner.check_single_sample(single)
+            learner.check_single_sample(single)
 
     def setup(self, stage: str) -> None:
         """Attach to the Trainer's data, unless the network has yet to be built.
@@ -172,7 +186,7 @@ class PreparedModule(ModuleOfLearner):
             stage: "fit", "validate", "test" or "predict".
         """
         super().setup(stage)
-        if self.learner.is_built:
+        if all(learner.is_built for learner in self.learners):
             self._attach_to_trainer(stage)
         else:
             # The Trainer calls configure_model next, which builds the network.
@@ -181,7 +195,8 @@ class PreparedModule(ModuleOfLearner):
     def configure_model(self) -> None:
         """Build a deferred network, within the strategy's context for new weights."""
         # Lightning calls this without a Trainer when it loads a checkpoint.
-        self.learner.build()
+        for learner in self.learners:
+            learner.build()
         if self._deferred_stage is not None:
             self._attach_to_trainer(self._deferred_stage)
             self._deferred_stage = None

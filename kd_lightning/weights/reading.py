@@ -124,7 +124,11 @@ def _chosen(content: Mapping[str, Any], choice: str, owner: str) -> dict[str, An
         raise UserError(
             f"{owner} has no entry {choice!r} with weights; its entries: {names}"
         )
-    reduced: dict[str, Any] = {"state_dict": chosen}
-    if KEY in content:
-        reduced[KEY] = content[KEY]
-    return reduced
+    if KEY not in content:
+        return {"state_dict": chosen}
+    # Below the prefix of another network, such as a mean teacher's, lie names without a prefix: it
+    # takes the place of the network that the checkpoint describes.
+    role = f"{content[KEY]['role']}."
+    if not any(str(name).startswith(role) for name in chosen):
+        chosen = {f"{role}{name}": tensor for name, tensor in chosen.items()}
+    return {"state_dict": chosen, KEY: content[KEY]}

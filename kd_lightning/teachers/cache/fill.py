@@ -144,6 +144,11 @@ def cache_teacher(
             writing the cache.
     """
     check_sizes(views, top_k)
+    if teacher.learns:
+        raise UserError(
+            f"{type(teacher).__name__} changes during training, so its outputs cannot be cached; "
+            "cache a trained teacher"
+        )
     device = device or torch.device("cpu")
     _prepare(teacher, datamodule, features, device)
     # Everything is planned before the folder is touched, so that a mistake leaves no trace.
