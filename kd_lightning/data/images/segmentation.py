@@ -198,6 +198,7 @@ class SegmentationDataModule(DataModule):
 
     @property
     def augmented(self) -> bool:
+        """Whether training samples are augmented."""
         return bool(self.augment)
 
     def _rank(self, rows: Tensor, purpose: str) -> Tensor:
@@ -264,10 +265,12 @@ class SegmentationDataModule(DataModule):
         self._sources["train"] = self._source("train", rows, masks, self.augment)
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
+        """The raw test images, uint8 `(N, C, H, W)`, of rows `(N,)`."""
         return self._samples["test"].images[index]
 
     @property
     def spec(self) -> Spec:
+        """The images as the network sees them, and the sizes of the splits."""
         masks = self._samples["train"].masks
         height, width = masks.shape[1:]
         return Spec(
