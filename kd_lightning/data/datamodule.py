@@ -141,7 +141,7 @@ class DataModule(pl.LightningDataModule, ABC):
         """Write the outputs of `kd predict` in a form for people; returns the file, if any.
 
         Args:
-            predictions: what the task's `predictions` returned for all samples.
+            predictions: what the task's `predictions` returned for all samples, each `(N, ...)`.
             folder: of the run.
         """
         return None

@@ -169,6 +169,7 @@ class BucketLoader(BatchLoader):
         return lengths
 
     def schedule(self) -> BucketSchedule:
+        """Batches of samples of similar length."""
         return BucketSchedule(
             **vars(super().schedule()),
             lengths=self._lengths,

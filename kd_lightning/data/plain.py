@@ -67,14 +67,18 @@ class PlainData(DataModule):
 
     @property
     def spec(self) -> Spec:
+        """The spec that the user gave."""
         return self._spec
 
     def source(self, stage: str) -> Source:
+        """Refuse: without rows there is nothing to read by row."""
         raise UserError(NO_INDEX)
 
     def smallest_batch(self) -> int:
+        """Two, as a guess: the loaders are the user's own."""
         # Unknown; taken for large enough.
         return 2
 
     def fingerprint(self) -> dict[str, object]:
+        """Refuse: data without rows cannot be identified."""
         raise UserError(NO_INDEX)

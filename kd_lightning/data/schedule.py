@@ -168,14 +168,18 @@ class BucketSchedule(Schedule):
     pool: int = 32
 
     def joint_batches(self, epoch: int) -> Iterator[Tensor]:
+        """The samples of each joint batch of an epoch, int64 `(batch,)`."""
         if self.num_samples == 0:
             return
         size = self.joint_batch_size
-        lengths = self.lengths(self.views_of(epoch)[0])
+        # One view decides the lengths: all copies of a sample are in one batch.
+        view = self.views_of(epoch)[0]
+        lengths = self.lengths(view)
         if not self.shuffle:
             yield from torch.argsort(lengths, stable=True).split(size)
             return
         order = permutation(self.num_samples, self.seed, epoch)
+        # Only full batches move: the short one stays last, where it may be dropped.
         in_whole_batches = self.num_samples // size * size
         batches: list[Tensor] = []
         if in_whole_batches > 0:

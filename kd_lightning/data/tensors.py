@@ -164,6 +164,7 @@ class TensorDataModule(DataModule):
 
     @property
     def spec(self) -> Spec:
+        """The tensors as the network sees them, and the sizes of the splits."""
         inputs, target = self._samples("train")
         classes = tuple(self.classes)
         for stage in STAGES:

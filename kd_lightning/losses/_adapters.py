@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 import torch
@@ -237,12 +238,11 @@ class FrozenHead(nn.Module):
 
     def __init__(self, head: nn.Linear) -> None:
         super().__init__()
+        # Clones: the teacher may move to another device or precision later.
         weight = head.weight.detach().clone()
-        bias = (
-            weight.new_zeros(len(weight))
-            if head.bias is None
-            else head.bias.detach().clone()
-        )
+        bias = weight.new_zeros(len(weight))
+        if head.bias is not None:
+            bias = head.bias.detach().clone()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
 
@@ -254,6 +254,47 @@ class FrozenHead(nn.Module):
         # Products of a teacher's classifier need single precision, also under autocast.
         with torch.autocast(feature.device.type, enabled=False):
             return F.linear(feature, weight, bias)
+
+
+@dataclass(frozen=True)
+class LastMaps:
+    """What a loss needs that applies the teacher's classifier to the student's last map.
+
+    Attributes:
+        student: shape of the student's last map, `(B, C, H, W)`.
+        teacher: shape of the teacher's last map, `(B, C', H', W')`.
+        classifier: a frozen copy of the teacher's, which reads C' pooled channels.
+    """
+
+    student: Size
+    teacher: Size
+    classifier: FrozenHead
+
+
+def last_maps(
+    owner: str, student: Probe, teacher: Probe | None, layer: str, head: str
+) -> LastMaps:
+    """Check both networks' last maps, and copy the teacher's classifier.
+
+    Args:
+        owner: name of the loss.
+        student, teacher: their probes.
+        layer: role of the last map before global pooling, of student and teacher.
+        head: role of the teacher's classifier.
+
+    Raises:
+        UserError: if there is no teacher, a layer does not return a map, the head is no linear
+            classifier of its channels, or samples have more than one label.
+    """
+    student_shape, teacher_shape = shapes_of(
+        owner, student, teacher, (layer, layer), ranks=(4,)
+    )
+    # `shapes_of` refuses a missing teacher; type checkers cannot know.
+    assert teacher is not None
+    check_one_label(owner, student)
+    teacher_head = linear_head(owner, "teacher", teacher, head)
+    check_width(owner, "teacher", teacher_head, teacher_shape[1])
+    return LastMaps(student_shape, teacher_shape, FrozenHead(teacher_head))
 
 
 def check_one_label(owner: str, probe: Probe) -> None:
@@ -279,6 +320,9 @@ def not_built(owner: str) -> UserError:
 
 def halved_from_the_last(terms: Sequence[Tensor]) -> Tensor:
     """The sum of scalars with weights 1, 1/2, 1/4, ... from the last one back, a scalar."""
-    weights = [2.0**-distance for distance in reversed(range(len(terms)))]
-    weighted = [weight * term for weight, term in zip(weights, terms, strict=True)]
+    last = len(terms) - 1
+    weighted = []
+    for place, term in enumerate(terms):
+        weight = 2.0 ** (place - last)
+        weighted.append(weight * term)
     return torch.stack(weighted).sum()

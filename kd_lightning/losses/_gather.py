@@ -62,11 +62,13 @@ class JoinedBatch:
         distributed = dist.is_available() and dist.is_initialized()
         if distributed and dist.get_world_size() > 1:
             sizes = batch.index.new_empty(dist.get_world_size())
+            own_size = batch.index.new_tensor(self.rows)
             # `unbind` returns views, so that the gather fills `sizes` itself.
             views = list(sizes.unbind())
-            dist.all_gather(views, batch.index.new_tensor(self.rows))
+            dist.all_gather(views, own_size)
             # Row i of process r is row i W + r of the joint batch, if process r has that many rows.
-            rows = torch.arange(int(sizes.max()), device=sizes.device)
+            most_rows = int(sizes.max())
+            rows = torch.arange(most_rows, device=sizes.device)
             self.exists = rows[:, None] < sizes
 
     def __call__(self, own: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ class JoinedBatch:
 
 
 def unit(x: Tensor) -> Tensor:
-    """Scale the rows of `(..., D)` to length one.
+    """Scale the rows of `(B, ..., D)` to length one.
 
     A row of zeros stays zero and gets no gradient, instead of an unbounded one.
     """

@@ -44,7 +44,7 @@ def mean_over_labels(
     """Mean of `costs_of_labels` over the rows with a label, of their own or of their partner.
 
     Args:
-        cost: see `costs_of_labels`.
+        cost: maps labels `(N,)` to costs `(N,)`; see `costs_of_labels`.
         batch: see `costs_of_labels`.
         factor: multiplies the mean, such as T^2.
 
@@ -58,8 +58,10 @@ def mean_over_labels(
 
 
 def own_class(log_probs: Tensor, target: Tensor) -> Tensor:
-    """The log-probability of each row's target class, `(N,)`; see `split_target`."""
-    own = log_probs.gather(1, target[:, None]).squeeze(1)
+    """The log-probability of each row's target class, `(N, K)` to `(N,)`; see `split_target`."""
+    # `gather` needs one column of indices, and returns one column of values.
+    columns = target[:, None]
+    own = log_probs.gather(1, columns).squeeze(1)
     return finite_log_probs(own)
 
 
@@ -79,14 +81,18 @@ def split_target(log_probs: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """
     # All columns but the target's: those from the target on move up by one. An index, unlike a
     # boolean mask, has a known size, so the device does not wait.
+    target_column = target[:, None]
     columns = torch.arange(log_probs.shape[1] - 1, device=log_probs.device)
-    other_columns = columns + (columns >= target[:, None])
-    own = log_probs.gather(1, target[:, None])
+    other_columns = columns + (columns >= target_column)
+    # `(N, 1)` and `(N, K - 1)`.
+    own = log_probs.gather(1, target_column)
     rest = log_probs.gather(1, other_columns)
     # The log of 1 - p_t, without the cancellation in that difference.
     log_rest = finite_log_probs(rest.logsumexp(1, keepdim=True))
     binary = torch.cat([own, log_rest], 1)
-    return finite_log_probs(binary), finite_log_probs(rest - log_rest)
+    # Division by 1 - p_t normalizes the other classes.
+    conditional = rest - log_rest
+    return finite_log_probs(binary), finite_log_probs(conditional)
 
 
 def weighted_target_cost(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
@@ -100,4 +106,6 @@ def weighted_target_cost(student: Tensor, teacher: Tensor, target: Tensor) -> Te
     Returns:
         `(N,)`, in nats.
     """
-    return -own_class(teacher, target).exp() * own_class(student, target)
+    teacher_prob = own_class(teacher, target).exp()
+    student_log_prob = own_class(student, target)
+    return -teacher_prob * student_log_prob

@@ -67,18 +67,25 @@ def draw_negatives(
     last = torch.where(alone, place + 1, last)
     skipped = torch.where(alone, 0, skipped)
     candidates = rows - skipped - (last - first)
-    # Every draw has a counter of its own: (step, row, number of the negative).
-    draws = torch.arange(count, device=index.device)
-    sample_counter = step * rows + index
-    counter = sample_counter[:, None] * count + draws
-    # The remainder favors small numbers by a share of candidates / 2^63, which is negligible.
-    number = hashed(counter, run_seed(), "crd", "negatives") % candidates[:, None]
+    number = _numbers(index, step, rows, candidates, count)
     # The first span is stepped over by adding its length, the second one only by the draws behind
     # its start.
     drawn = skipped[:, None] + number
     excluded = (last - first)[:, None]
     span = torch.where(drawn >= first[:, None], excluded, 0)
     return order[drawn + span]
+
+
+def _numbers(
+    index: Tensor, step: Tensor, rows: int, candidates: Tensor, count: int
+) -> Tensor:
+    """Draw `count` numbers below each sample's `candidates` `(B,)`: int64 `(B, count)`."""
+    # Every draw has a counter of its own: (step, row, number of the negative).
+    draws = torch.arange(count, device=index.device)
+    sample_counter = step * rows + index
+    counter = sample_counter[:, None] * count + draws
+    # The remainder favors small numbers by a share of candidates / 2^63, which is negligible.
+    return hashed(counter, run_seed(), "crd", "negatives") % candidates[:, None]
 
 
 def _inverse(order: Tensor) -> Tensor:

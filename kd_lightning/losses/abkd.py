@@ -30,8 +30,13 @@ def alpha_beta_divergence(
     log_q = finite_log_probs(student)
     log_p = finite_log_probs(teacher)
     total = alpha + beta
-    product = (alpha * log_p + beta * log_q).exp()
-    own_powers = alpha * (total * log_p).exp() + beta * (total * log_q).exp()
+    # p^a q^b, `(N, K)`.
+    log_product = alpha * log_p + beta * log_q
+    product = log_product.exp()
+    # a p^(a+b) + b q^(a+b), `(N, K)`.
+    teacher_power = alpha * (total * log_p).exp()
+    student_power = beta * (total * log_q).exp()
+    own_powers = teacher_power + student_power
     terms = own_powers / total - product
     return terms.sum(-1).mean() / (alpha * beta)
 
@@ -79,4 +84,5 @@ class ABKD(DistillLoss):
         """`alpha_beta_divergence` at the temperature, times T^2; a scalar."""
         p = teacher_of(self, teacher).log_probs(self.temperature)
         q = student.log_probs(self.temperature)
-        return self.temperature**2 * alpha_beta_divergence(q, p, self.alpha, self.beta)
+        divergence = alpha_beta_divergence(q, p, self.alpha, self.beta)
+        return self.temperature**2 * divergence

@@ -54,7 +54,9 @@ def attention_loss(
         of zeros.
     """
     if convention == "paper":
-        student, teacher = same_size(attention_map(student), attention_map(teacher))
+        student_attention = attention_map(student)
+        teacher_attention = attention_map(teacher)
+        student, teacher = same_size(student_attention, teacher_attention)
     else:
         student, teacher = same_size(full(student), full(teacher))
         student = attention_map(student)

@@ -44,8 +44,11 @@ def class_maps(feature: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         `(B, K, H, W)`.
     """
     feature = full(feature)
+    # A linear layer at every position is a 1x1 convolution with the same weights.
     kernel = weight.to(feature.dtype)[:, :, None, None]
-    return F.conv2d(feature, kernel, None if bias is None else bias.to(feature.dtype))
+    if bias is not None:
+        bias = bias.to(feature.dtype)
+    return F.conv2d(feature, kernel, bias)
 
 
 def class_map_distance(

@@ -46,8 +46,13 @@ def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tenso
         `(B, B)`.
     """
     direction = unit(embedding)
+    # `(B, B)`.
     cosine = direction @ direction.T
-    terms = [(2 * gamma) ** p / math.factorial(p) * cosine**p for p in range(order + 1)]
+    terms = []
+    for p in range(order + 1):
+        coefficient = (2 * gamma) ** p / math.factorial(p)
+        terms.append(coefficient * cosine**p)
+    # The factor in front of the series makes the kernel of a sample with itself nearly 1.
     return math.exp(-2 * gamma) * torch.stack(terms).sum(0)
 
 
@@ -64,10 +69,10 @@ def congruence_loss(
     Returns:
         A scalar; zero if both sides have the same cosines.
     """
-    difference = correlations(student, gamma, order) - correlations(
-        teacher, gamma, order
-    )
-    return difference.square().mean()
+    own = correlations(student, gamma, order)
+    target = correlations(teacher, gamma, order)
+    # The mean over B * B entries is the squared Frobenius norm over B^2.
+    return (own - target).square().mean()
 
 
 def consecutive_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -271,7 +271,9 @@ class CRD(DistillLoss):
         apart = labels[:, None] != labels
         # Unlabelled samples are negatives of all others; for "instance" everyone is.
         apart |= labels < 0 if self.negatives == "class" else True
-        return info_nce(joined(own), joined(target), apart, self.temperature)
+        own = joined(own)
+        target = joined(target)
+        return info_nce(own, target, apart, self.temperature)
 
     def _with_banks(
         self, own: Tensor, target: Tensor, batch: Batch, joined: JoinedBatch

@@ -98,6 +98,7 @@ class CTKD(DistillLoss):
         self.register_buffer("reversal", torch.tensor(reversal_at(1, length)))
 
     def on_epoch_start(self, epoch: int) -> None:
+        """Set how strongly the temperature's gradient is reversed in this epoch."""
         begun = max(1, epoch - self.start + 1)
         self.reversal.fill_(reversal_at(begun, self.length))
 
@@ -117,5 +118,6 @@ class CTKD(DistillLoss):
         """`soft_target_kl` at the learned temperature; a scalar in nats."""
         # A tensor without dimensions divides as a number does, and keeps its graph.
         temperature = cast(float, self.learned_temperature())
-        target = teacher_of(self, teacher).log_probs(temperature)
-        return soft_target_kl(student.log_probs(temperature), target, temperature)
+        log_p = teacher_of(self, teacher).log_probs(temperature)
+        log_q = student.log_probs(temperature)
+        return soft_target_kl(log_q, log_p, temperature)

@@ -43,10 +43,14 @@ def channel_divergence(
     Returns:
         A scalar; zero if each channel agrees up to a constant.
     """
-    own = F.log_softmax(full(student).flatten(2) / temperature, dim=2)
-    target = F.log_softmax(full(teacher).flatten(2) / temperature, dim=2)
+    # `(B, C, H W)`: a distribution over positions for each channel.
+    own_logits = full(student).flatten(2) / temperature
+    target_logits = full(teacher).flatten(2) / temperature
+    own = F.log_softmax(own_logits, dim=2)
+    target = F.log_softmax(target_logits, dim=2)
     # Both sides stay logarithms: public code takes the log of a softmax, which underflows.
-    divergence = (target.exp() * (target - own)).sum(2)
+    terms = target.exp() * (target - own)
+    divergence = terms.sum(2)
     return temperature**2 * divergence.mean()
 
 

@@ -30,20 +30,22 @@ def pearson_distance(student: Tensor, teacher: Tensor) -> Tensor:
     distance is 1.
 
     Args:
-        student: `(..., D)`.
-        teacher: `(..., D)`.
+        student: `(N, ..., D)`.
+        teacher: the same shape.
 
     Returns:
         A scalar in [0, 2]; zero if each of the student's vectors is a positive affine map of the
         teacher's.
     """
+    # Equation 5: the cosine of centered vectors.
     a = student - student.mean(-1, keepdim=True)
     b = teacher - teacher.mean(-1, keepdim=True)
     # The root of each sum by itself: their product underflows later than the product of squares.
-    norms: Tensor = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(
-        b, dim=-1
-    )
+    student_norm: Tensor = torch.linalg.vector_norm(a, dim=-1)
+    teacher_norm: Tensor = torch.linalg.vector_norm(b, dim=-1)
+    norms = student_norm * teacher_norm
     correlation = (a * b).sum(-1) / norms.clamp(min=EPSILON)
+    # Equation 6.
     return (1 - correlation).mean()
 
 
@@ -96,8 +98,12 @@ class DIST(DistillLoss):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """The weighted sum of both distances over the joint batch of all processes, a scalar."""
         joined = JoinedBatch(batch, positions=True)
-        p = joined(teacher_of(self, teacher).log_probs(self.temperature)).exp()
-        q = joined(student.log_probs(self.temperature)).exp()
+        log_p = teacher_of(self, teacher).log_probs(self.temperature)
+        p = joined(log_p).exp()
+        log_q = student.log_probs(self.temperature)
+        q = joined(log_q).exp()
+        # Inter-class relations of each sample, then intra-class relations of each class.
         rows = pearson_distance(q, p)
         columns = pearson_distance(q.T, p.T)
-        return self.temperature**2 * (self.beta * rows + self.gamma * columns)
+        both = self.beta * rows + self.gamma * columns
+        return self.temperature**2 * both

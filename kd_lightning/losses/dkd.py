@@ -37,12 +37,15 @@ def decoupled_kl(
     Returns:
         TCKD and NCKD, each `(N,)`.
     """
+    # Binary distributions `(N, 2)`, and those over the other classes `(N, K - 1)`.
     q_binary, q_rest = split_target(student, target)
     p_binary, p_rest = split_target(teacher, target)
-    target_class = F.kl_div(q_binary, p_binary, reduction="none", log_target=True).sum(
-        1
-    )
-    others = F.kl_div(q_rest, p_rest, reduction="none", log_target=True).sum(1)
+    # TCKD: how likely is the target class at all?
+    binary_terms = F.kl_div(q_binary, p_binary, reduction="none", log_target=True)
+    target_class = binary_terms.sum(1)
+    # NCKD: which class is it, if not the target?
+    rest_terms = F.kl_div(q_rest, p_rest, reduction="none", log_target=True)
+    others = rest_terms.sum(1)
     return target_class, others
 
 
@@ -94,6 +97,8 @@ class DKD(DistillLoss):
         p = teacher_of(self, teacher).log_probs(self.temperature)
         q = student.log_probs(self.temperature)
 
+        # The factor 1 - p_t of the KL, which couples NCKD to the teacher's confidence, is
+        # replaced by the free weight beta.
         def cost(labels: Tensor) -> Tensor:
             target_class, others = decoupled_kl(q, p, labels)
             return self.alpha * target_class + self.beta * others

@@ -46,7 +46,9 @@ def hint_loss(
     """
     squares = (full(student) - full(teacher)).square()
     if convention == "paper":
-        return 0.5 * squares.flatten(1).sum(1).mean()
+        # Equation 3: a sum over the feature, so that larger features weigh more.
+        per_sample = squares.flatten(1).sum(1)
+        return 0.5 * per_sample.mean()
     return squares.mean()
 
 

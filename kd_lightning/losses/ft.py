@@ -70,8 +70,9 @@ def factor_distance(
         A scalar; zero if both agree up to a factor.
     """
     student, teacher = same_size(full(student), full(teacher))
-    difference = unit_factor(student, convention) - unit_factor(teacher, convention)
-    return difference.abs().mean()
+    own = unit_factor(student, convention)
+    target = unit_factor(teacher, convention)
+    return (own - target).abs().mean()
 
 
 def encoder(channels: int, width: int, factors: int, batch_norm: bool) -> nn.Sequential:
@@ -184,13 +185,14 @@ class FT(DistillLoss):
             raise not_built("FT")
         factor = adapted(self.paraphraser["encoder"], target)
         if self.stage == "paraphraser":
-            error = adapted(self.paraphraser["decoder"], factor) - target
-            return (
-                error.abs().mean()
-                if self.convention == "paper"
-                else error.square().mean()
-            )
-        own = adapted(self.translator, feature_of("FT", student, self.layer))
+            # An autoencoder: the factor must contain what the teacher's map contains.
+            restored = adapted(self.paraphraser["decoder"], factor)
+            error = restored - target
+            if self.convention == "paper":
+                return error.abs().mean()
+            return error.square().mean()
+        student_map = feature_of("FT", student, self.layer)
+        own = adapted(self.translator, student_map)
         return factor_distance(own, factor, self.convention)
 
     def on_epoch_start(self, epoch: int) -> None:

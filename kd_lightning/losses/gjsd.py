@@ -44,9 +44,12 @@ def jensen_shannon(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
     # ln(m / q) and ln(m / p).
     mixture_to_student = torch.logaddexp(ratio + log_beta, log_rest)
     mixture_to_teacher = torch.logaddexp(log_beta, log_rest - ratio)
+    # KL(p || m) and KL(q || m) of each row, `(N,)`.
     from_teacher = -(log_p.exp() * mixture_to_teacher).sum(-1)
     from_student = -(log_q.exp() * mixture_to_student).sum(-1)
-    return (beta * from_teacher + (1 - beta) * from_student).mean()
+    # Equation 1.
+    divergences = beta * from_teacher + (1 - beta) * from_student
+    return divergences.mean()
 
 
 class GJSD(DistillLoss):

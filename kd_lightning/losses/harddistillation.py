@@ -42,14 +42,18 @@ class HardDistillation(DistillLoss):
 
     @property
     def student_roles(self) -> set[str]:
+        """The distillation head, if it is not the student's only one."""
         return set() if self.head is None else {self.head}
 
     @property
     def teacher_temperatures(self) -> tuple[float, ...]:
+        """One; the likeliest class is the same at every temperature."""
         return (1.0,)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """Cross-entropy with the teacher's decision, mean over all rows; a scalar in nats."""
-        decision = teacher_of(self, teacher).logits.argmax(-1)
+        target = teacher_of(self, teacher)
+        # One class per row, `(N,)`: it takes the place of the label.
+        decision = target.logits.argmax(-1)
         logits = head_logits("HardDistillation", student, self.head)
         return hard_cross_entropy(logits, decision)

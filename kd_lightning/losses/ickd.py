@@ -36,6 +36,7 @@ def correlations(feature: Tensor, convention: Form = "code") -> Tensor:
 
     "code" scales each row to length one; "paper" does not. A row of zeros stays zero.
     """
+    # `(B, C, positions)`: the products sum over positions.
     flat = full(feature).flatten(2)
     products: Tensor = flat @ flat.transpose(1, 2)
     return unit(products) if convention == "code" else products
@@ -57,10 +58,14 @@ def correlation_distance(
     Returns:
         A scalar; zero if the correlations agree.
     """
-    difference = correlations(student, convention) - correlations(teacher, convention)
+    own = correlations(student, convention)
+    target = correlations(teacher, convention)
+    difference = own - target
     channels = student.shape[1]
+    # Rows of length one make the sum grow with C; the bare products make it grow with C^2.
     divisor = channels if convention == "code" else channels**2
-    return difference.square().sum((1, 2)).mean() / divisor
+    per_sample = difference.square().sum((1, 2))
+    return per_sample.mean() / divisor
 
 
 class ICKD(DistillLoss):
@@ -116,7 +121,8 @@ class ICKD(DistillLoss):
         target = feature_of("ICKD", teacher_of(self, teacher), self.layer)
         if self.connector is None:
             raise not_built("ICKD")
-        own = adapted(self.connector, feature_of("ICKD", student, self.layer))
+        student_map = feature_of("ICKD", student, self.layer)
+        own = adapted(self.connector, student_map)
         own, target = same_size(own, target)
         # Sums over positions need single precision.
         with torch.autocast(student.logits.device.type, enabled=False):

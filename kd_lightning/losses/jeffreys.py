@@ -44,5 +44,7 @@ class Jeffreys(DistillLoss):
         """The mean of `soft_target_kl` and `reverse_kl` at the temperature; a scalar in nats."""
         target = teacher_of(self, teacher).log_probs(self.temperature)
         prediction = student.log_probs(self.temperature)
-        forward_kl = soft_target_kl(prediction, target, self.temperature)
-        return (forward_kl + reverse_kl(prediction, target, self.temperature)) / 2
+        # Forward KL covers all of the teacher's classes, reverse KL avoids classes it rules out.
+        forward = soft_target_kl(prediction, target, self.temperature)
+        reverse = reverse_kl(prediction, target, self.temperature)
+        return (forward + reverse) / 2

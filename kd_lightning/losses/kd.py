@@ -84,10 +84,12 @@ class KD(DistillLoss):
 
     @property
     def teacher_temperatures(self) -> tuple[float, ...]:
+        """The loss's only temperature."""
         return (self.temperature,)
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """`soft_target_kl` of both distributions at the temperature; a scalar in nats."""
         target = teacher_of(self, teacher)
-        pair = target.paired_log_probs(student, self.temperature)
-        return soft_target_kl(*pair, self.temperature)
+        # Paired, because a top-k teacher knows fewer events than the student has classes.
+        log_q, log_p = target.paired_log_probs(student, self.temperature)
+        return soft_target_kl(log_q, log_p, self.temperature)

@@ -33,7 +33,7 @@ def standardized(logits: Tensor) -> Tensor:
 
 
 def standardized_log_probs(output: Output, temperature: float) -> Tensor:
-    """Log of the distribution given by a network's z-scores at a temperature, `(N, K)`.
+    """Log of the distribution given by a network's z-scores at a temperature: `(N, K)`.
 
     For an ensemble, each member is standardized by itself before the distributions are averaged, so
     that a member with larger logits does not get more influence.

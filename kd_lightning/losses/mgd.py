@@ -47,15 +47,15 @@ def draw_mask(index: Tensor, step: Tensor, entries: int, probability: float) -> 
         float32 `(B, n)`: 0 where masked, otherwise 1.
     """
     # A first draw mixes step and row into one number; then each entry has a counter of its own.
-    sample = hashed(
-        hashed(index, run_seed(), "mgd", "row") + step, run_seed(), "mgd", "step"
-    )
+    seed = run_seed()
+    row = hashed(index, seed, "mgd", "row")
+    sample = hashed(row + step, seed, "mgd", "step")
     entry = torch.arange(entries, device=index.device)
-    bits = hashed(sample[:, None] + entry, run_seed(), "mgd", "entry") >> (
-        63 - MASK_BITS
-    )
-    kept = bits >= int(probability * 2**MASK_BITS)
-    return kept.float()
+    number = hashed(sample[:, None] + entry, seed, "mgd", "entry")
+    # The upper bits, compared as integers: every device decides the same.
+    bits = number >> (63 - MASK_BITS)
+    visible = bits >= int(probability * 2**MASK_BITS)
+    return visible.float()
 
 
 def generation_loss(student: Tensor, teacher: Tensor) -> Tensor:

@@ -36,7 +36,10 @@ def gram_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar; zero if both agree.
     """
-    difference = teacher @ teacher.T - student @ student.T
+    # `(D, D)` each.
+    teacher_gram = teacher @ teacher.T
+    student_gram = student @ student.T
+    difference = teacher_gram - student_gram
     return difference.square().sum() / len(student)
 
 
@@ -108,10 +111,10 @@ class MLKD(DistillLoss):
                 log_p = joined(target.log_probs(temperature))
                 log_q = torch.log_softmax(logits / temperature, dim=-1)
                 for rows in views:
-                    view = (
-                        (log_q, log_p) if rows is None else (log_q[rows], log_p[rows])
-                    )
-                    total = total + self._levels(*view, temperature)
+                    # Each view is a batch of its own: pairs never mix two augmentations.
+                    view_q = log_q if rows is None else log_q[rows]
+                    view_p = log_p if rows is None else log_p[rows]
+                    total = total + self._levels(view_q, view_p, temperature)
         return total
 
     def _levels(self, log_q: Tensor, log_p: Tensor, temperature: float) -> Tensor:

@@ -72,6 +72,7 @@ class NKD(DistillLoss):
             own = weighted_target_cost(q, p, labels)
             _, rest_p = split_target(tempered_p, labels)
             _, rest_q = split_target(tempered_q, labels)
+            # Cross-entropy over the other classes, normalized among themselves: `(N,)`.
             others = -(rest_p.exp() * rest_q).sum(-1)
             return own + self.gamma * self.temperature**2 * others
 

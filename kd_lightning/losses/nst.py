@@ -54,9 +54,13 @@ def selectivity_distance(student: Tensor, teacher: Tensor) -> Tensor:
     own = unit(student.flatten(2))
     target = unit(teacher.flatten(2))
     # The products are C x C' matrices: no tensor of C x C' x n as in public code.
-    within = mean_kernel(target, target) + mean_kernel(own, own)
+    within_teacher = mean_kernel(target, target)
+    within_student = mean_kernel(own, own)
+    within = within_teacher + within_student
     between = mean_kernel(own, target)
-    return (within - 2 * between).mean()
+    # The squared discrepancy of each sample, `(B,)`.
+    discrepancy = within - 2 * between
+    return discrepancy.mean()
 
 
 class NST(DistillLoss):

@@ -70,7 +70,10 @@ def partial_distance(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor
     target = torch.maximum(teacher, full(margin).view(-1, 1, 1))
     counts = (student > target) | (teacher > 0)
     squares = (student - target).square()
-    return torch.where(counts, squares, 0).flatten(1).sum(1).mean()
+    # `where` and not a product: what does not count must not turn into inf * 0.
+    counted = torch.where(counts, squares, 0)
+    per_sample = counted.flatten(1).sum(1)
+    return per_sample.mean()
 
 
 class OFD(DistillLoss):
@@ -135,9 +138,8 @@ class OFD(DistillLoss):
             connectors.append(connector(own[1], target[1]))
             assert teacher is not None
             # Buffers, so that a resumed run does not depend on the teacher's file for them.
-            self.register_buffer(
-                f"margin{place}", self._margin(teacher, place, target[1])
-            )
+            margin = self._margin(teacher, place, target[1])
+            self.register_buffer(f"margin{place}", margin)
         self.connectors = nn.ModuleList(connectors)
 
     def _margin(self, teacher: Probe, place: int, channels: int) -> Tensor:
@@ -170,7 +172,6 @@ class OFD(DistillLoss):
         for place, (own, target) in enumerate(pairs):
             own, target = same_size(own, target)
             mapped = adapted(self.connectors[place], own)
-            terms.append(
-                partial_distance(mapped, target, self.get_buffer(f"margin{place}"))
-            )
+            margin = self.get_buffer(f"margin{place}")
+            terms.append(partial_distance(mapped, target, margin))
         return halved_from_the_last(terms)

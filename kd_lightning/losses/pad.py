@@ -43,7 +43,10 @@ def adaptive_distance(student: Tensor, teacher: Tensor, log_variance: Tensor) ->
     """
     log_variance = full(log_variance)
     squares = (full(teacher) - full(student)).square()
-    return (squares / (EPS + log_variance.exp()) + log_variance).mean()
+    variance = EPS + log_variance.exp()
+    # The second term keeps the variance from growing without bound.
+    terms = squares / variance + log_variance
+    return terms.mean()
 
 
 class _LogVariance(nn.Module):
@@ -55,8 +58,9 @@ class _LogVariance(nn.Module):
         self.norm = BatchNorm(width)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """The log variance of each value."""
+        """The log variance of each value, `(B, D)`."""
         value = self.linear(feature)
+        # `BatchNorm` is for maps: one position stands for a vector.
         normalized: Tensor = self.norm(value[:, :, None, None])
         return normalized[:, :, 0, 0]
 

@@ -27,7 +27,9 @@ def patient_loss(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 4]; zero if the directions agree.
     """
-    difference = F.normalize(student) - F.normalize(teacher)
+    own = F.normalize(student)
+    target = F.normalize(teacher)
+    difference = own - target
     # The paper sums over the hidden units; F.mse_loss would divide by their number.
     return difference.square().sum(1).mean()
 

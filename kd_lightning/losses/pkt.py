@@ -39,13 +39,16 @@ def neighbors(feature: Tensor, convention: Convention = "paper") -> Tensor:
     with torch.autocast(feature.device.type, enabled=False):
         direction = unit(full(feature).flatten(1))
         # Rounding can take a cosine a little below -1.
-        similarity = ((direction @ direction.T + 1) / 2).clamp(min=0)
+        cosine = direction @ direction.T
+        similarity = ((cosine + 1) / 2).clamp(min=0)
         if convention == "paper":
-            others = 1 - torch.eye(
+            # A factor of 0 on the diagonal: no sample is its own neighbor.
+            identity = torch.eye(
                 len(similarity), dtype=similarity.dtype, device=feature.device
             )
-            similarity = similarity * others
-        return similarity / similarity.sum(1, keepdim=True).clamp(min=FLOOR)
+            similarity = similarity * (1 - identity)
+        row_sums = similarity.sum(1, keepdim=True)
+        return similarity / row_sums.clamp(min=FLOOR)
 
 
 def neighbor_divergence(
@@ -67,8 +70,10 @@ def neighbor_divergence(
     """
     own = neighbors(student, convention)
     target = neighbors(teacher, convention)
-    log_ratio = target.clamp(min=FLOOR).log() - own.clamp(min=FLOOR).log()
-    terms = target * log_ratio
+    log_target = target.clamp(min=FLOOR).log()
+    log_own = own.clamp(min=FLOOR).log()
+    # The terms of KL, `(B, B)`.
+    terms = target * (log_target - log_own)
     return terms.sum() if convention == "paper" else terms.mean()
 
 

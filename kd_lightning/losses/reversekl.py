@@ -27,7 +27,9 @@ def given_possible(student: Tensor, teacher: Tensor) -> Tensor:
     lowest = torch.finfo(student.dtype).min
     rest = student.masked_fill(impossible, lowest)
     conditional = finite_log_probs(torch.log_softmax(rest, dim=-1))
-    return torch.where(impossible.any(-1, keepdim=True), conditional, student)
+    # Rows without a ruled-out class stay as they are, to the bit.
+    has_impossible = impossible.any(-1, keepdim=True)
+    return torch.where(has_impossible, conditional, student)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -44,7 +46,8 @@ def reverse_kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     Returns:
         A scalar; zero if both agree.
     """
-    log_q = finite_log_probs(given_possible(student, teacher))
+    possible = given_possible(student, teacher)
+    log_q = finite_log_probs(possible)
     log_p = finite_log_probs(teacher)
     # Torch's argument order: KL of the second from the first.
     divergence = F.kl_div(log_p, log_q, reduction="batchmean", log_target=True)

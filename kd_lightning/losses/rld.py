@@ -34,10 +34,12 @@ def confidence_kl(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     Returns:
         `(N,)`, in nats.
     """
+    # The teacher's own decision, which need not be the label.
     decision = teacher.argmax(-1)
     p_binary, _ = split_target(teacher, decision)
     q_binary, _ = split_target(student, target)
-    return F.kl_div(q_binary, p_binary, reduction="none", log_target=True).sum(-1)
+    terms = F.kl_div(q_binary, p_binary, reduction="none", log_target=True)
+    return terms.sum(-1)
 
 
 def masked_kl(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
@@ -57,12 +59,11 @@ def masked_kl(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     left_out = teacher >= teacher.gather(1, target[:, None])
     # Not -inf: a row without a class left would become NaN. Now both sides of it are uniform.
     lowest = torch.finfo(student.dtype).min
-    log_q = finite_log_probs(
-        torch.log_softmax(student.masked_fill(left_out, lowest), dim=-1)
-    )
-    log_p = finite_log_probs(
-        torch.log_softmax(teacher.masked_fill(left_out, lowest), dim=-1)
-    )
+    # Both sides are normalized over the classes that remain, `(N, K)`.
+    student_rest = student.masked_fill(left_out, lowest)
+    log_q = finite_log_probs(torch.log_softmax(student_rest, dim=-1))
+    teacher_rest = teacher.masked_fill(left_out, lowest)
+    log_p = finite_log_probs(torch.log_softmax(teacher_rest, dim=-1))
     terms = F.kl_div(log_q, log_p, reduction="none", log_target=True)
     return terms.masked_fill(left_out, 0).sum(-1)
 

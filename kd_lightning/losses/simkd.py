@@ -13,14 +13,11 @@ from kd_lightning.losses._adapters import (
     BatchNorm,
     FrozenHead,
     adapted,
-    check_one_label,
     check_role,
-    check_width,
     feature_of,
-    linear_head,
+    last_maps,
     not_built,
     pooled,
-    shapes_of,
 )
 from kd_lightning.losses.base import (
     BaseOptions,
@@ -119,17 +116,13 @@ class SimKD(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the projector, and copy the teacher's classifier."""
-        own, target = shapes_of(
-            "SimKD", student, teacher, (self.layer, self.layer), ranks=(4,)
-        )
-        assert teacher is not None
-        check_one_label("SimKD", student)
-        head = linear_head("SimKD", "teacher", teacher, self.head)
-        check_width("SimKD", "teacher", head, target[1])
-        self.projector = projector(own[1], target[1], self.reduction)
-        self.classifier = FrozenHead(head)
+        maps = last_maps("SimKD", student, teacher, self.layer, self.head)
+        _, channels, height, width = maps.student
+        _, teacher_channels, teacher_height, teacher_width = maps.teacher
+        self.projector = projector(channels, teacher_channels, self.reduction)
+        self.classifier = maps.classifier
         # The smaller size of both: evaluation projects a map of that size too, without a teacher.
-        self.size = (min(own[2], target[2]), min(own[3], target[3]))
+        self.size = (min(height, teacher_height), min(width, teacher_width))
 
     def project(self, student: Output) -> Tensor:
         """The student's map in the teacher's channels, `(B, C', H, W)`.
@@ -140,6 +133,7 @@ class SimKD(DistillLoss):
         if self.projector is None:
             raise not_built("SimKD")
         own = feature_of("SimKD", student, self.layer)
+        # `(B, C, H, W)` at the smaller size of both networks.
         if own.shape[2:] != self.size:
             own = F.adaptive_avg_pool2d(own, self.size)
         return adapted(self.projector, own)
@@ -150,10 +144,14 @@ class SimKD(DistillLoss):
         own = self.project(student)
         if target.shape[2:] != self.size:
             target = F.adaptive_avg_pool2d(target, self.size)
-        return (own - target).square().mean()
+        # Both maps are `(B, C', H, W)`.
+        difference = own - target
+        return difference.square().mean()
 
     def predict(self, student: Output, batch: Batch) -> Output:
         """The student's output with the logits of the teacher's classifier on the projected map."""
         own = self.project(student)
         assert self.classifier is not None
-        return replace(student, logits=self.classifier(pooled(own)))
+        # `(B, C', H, W)` to `(B, C')` to `(B, K)`, as in the teacher itself.
+        logits = self.classifier(pooled(own))
+        return replace(student, logits=logits)

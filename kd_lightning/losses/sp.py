@@ -28,7 +28,9 @@ def similarities(feature: Tensor) -> Tensor:
     # Sums over all features of a sample need single precision, also under autocast.
     with torch.autocast(feature.device.type, enabled=False):
         flat = full(feature).flatten(1)
-        return unit(flat @ flat.T)
+        # `(B, B)`: every sample's inner products with all others.
+        products = flat @ flat.T
+        return unit(products)
 
 
 def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
@@ -43,8 +45,9 @@ def similarity_loss(student: Tensor, teacher: Tensor) -> Tensor:
         equal up to one factor or a rotation.
     """
     # The mean over B * B entries is the paper's squared Frobenius norm over B^2.
-    difference = similarities(student) - similarities(teacher)
-    return difference.square().mean()
+    own = similarities(student)
+    target = similarities(teacher)
+    return (own - target).square().mean()
 
 
 class SP(DistillLoss):

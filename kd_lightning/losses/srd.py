@@ -10,19 +10,13 @@ from torch import Tensor, nn
 from kd_lightning.losses._adapters import (
     adapted,
     check_role,
-    feature_of,
+    feature_pairs,
     not_built,
     pooled,
     shapes_of,
 )
 from kd_lightning.losses._gather import JoinedBatch
-from kd_lightning.losses.base import (
-    BaseOptions,
-    DistillLoss,
-    MeanOver,
-    Probe,
-    teacher_of,
-)
+from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe
 from kd_lightning.types import Batch, Output, full
 
 EPS = 1e-4
@@ -38,9 +32,11 @@ def standardized(rows: Tensor) -> Tensor:
     Batch normalization in train mode, without parameters. A single row becomes zeros.
     """
     rows = full(rows)
+    # One mean and one variance per column, `(D,)`; the variance is the biased one.
     centered = rows - rows.mean(0)
     variance = centered.square().mean(0)
-    return centered / (variance + EPS).sqrt()
+    deviation = (variance + EPS).sqrt()
+    return centered / deviation
 
 
 def log_sum_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -56,8 +52,11 @@ def log_sum_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar; it falls without bound (here to log 1e-12) as the features become equal.
     """
-    difference = standardized(student) - standardized(teacher)
-    return (difference.square().square().sum() + TINY).log()
+    own = standardized(student)
+    target = standardized(teacher)
+    fourth_powers = (own - target).square().square()
+    # The logarithm of the sum, not the sum of logarithms: one number per batch.
+    return (fourth_powers.sum() + TINY).log()
 
 
 class SRD(DistillLoss):
@@ -104,10 +103,12 @@ class SRD(DistillLoss):
         Raises:
             UserError: before `build`.
         """
-        target = pooled(feature_of("SRD", teacher_of(self, teacher), self.layer))
+        [(student_feature, teacher_feature)] = feature_pairs(self, student, teacher)
         if self.projector is None:
             raise not_built("SRD")
-        own = adapted(self.projector, pooled(feature_of("SRD", student, self.layer)))
+        # The student's `(B, D)` becomes as wide as the teacher's `(B, D')`.
+        own = adapted(self.projector, pooled(student_feature))
+        target = pooled(teacher_feature)
         joined = JoinedBatch(batch)
         # Fourth powers need single precision.
         with torch.autocast(student.logits.device.type, enabled=False):

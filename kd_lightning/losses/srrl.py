@@ -9,15 +9,12 @@ from torch import Tensor, nn
 from kd_lightning.losses._adapters import (
     FrozenHead,
     adapted,
-    check_one_label,
     check_role,
-    check_width,
     connector,
     feature_of,
-    linear_head,
+    last_maps,
     not_built,
     pooled,
-    shapes_of,
 )
 from kd_lightning.losses.base import (
     BaseOptions,
@@ -91,15 +88,14 @@ class SRRL(DistillLoss):
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the connector, and copy the teacher's classifier."""
-        own, target = shapes_of(
-            "SRRL", student, teacher, (self.layer, self.layer), ranks=(4,)
+        maps = last_maps("SRRL", student, teacher, self.layer, self.head)
+        channels = maps.student[1]
+        teacher_channels = maps.teacher[1]
+        self.connector = nn.Sequential(
+            connector(channels, teacher_channels),
+            nn.ReLU(),
         )
-        assert teacher is not None
-        check_one_label("SRRL", student)
-        head = linear_head("SRRL", "teacher", teacher, self.head)
-        check_width("SRRL", "teacher", head, target[1])
-        self.connector = nn.Sequential(connector(own[1], target[1]), nn.ReLU())
-        self.classifier = FrozenHead(head)
+        self.classifier = maps.classifier
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """The sum of both terms, a scalar.
@@ -110,10 +106,13 @@ class SRRL(DistillLoss):
         target = teacher_of(self, teacher)
         if self.connector is None or self.classifier is None:
             raise not_built("SRRL")
-        own = pooled(adapted(self.connector, feature_of("SRRL", student, self.layer)))
-        features = (
-            (own - pooled(feature_of("SRRL", target, self.layer))).square().mean()
-        )
-        logits = (self.classifier(own) - full(target.logits)).square().mean()
-        total: Tensor = features + self.logit_weight * logits
+        # The feature term compares `(B, C')` after pooling, not maps.
+        student_map = feature_of("SRRL", student, self.layer)
+        own = pooled(adapted(self.connector, student_map))
+        target_feature = pooled(feature_of("SRRL", target, self.layer))
+        feature_error = (own - target_feature).square().mean()
+        # The logit term compares `(B, K)`: what the teacher's classifier sees in both features.
+        own_logits = self.classifier(own)
+        logit_error = (own_logits - full(target.logits)).square().mean()
+        total: Tensor = feature_error + self.logit_weight * logit_error
         return total

@@ -35,6 +35,7 @@ def virtual_teacher(target: Tensor, num_classes: int, correct: float) -> Tensor:
     """
     other = (1 - correct) / (num_classes - 1)
     shape = (len(target), num_classes)
+    # Double precision, because its logarithm is divided by a high temperature.
     u = torch.full(shape, other, dtype=torch.float64, device=target.device)
     return u.scatter(1, target[:, None], correct)
 
@@ -97,13 +98,18 @@ class TfKD(DistillLoss):
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """KL of the student from the virtual teacher, mean over labelled rows; a scalar in nats."""
         tempers_student = self.convention == "paper"
-        q = student.log_probs(self.temperature if tempers_student else 1.0)
+        # The authors' code leaves the student at temperature 1; see the class.
+        student_temperature = self.temperature if tempers_student else 1.0
+        q = student.log_probs(student_temperature)
         log_q = finite_log_probs(q)
 
         def cost(labels: Tensor) -> Tensor:
             u = virtual_teacher(labels, log_q.shape[1], self.correct)
             scores = u.log() if self.convention == "paper" else u
-            log_u = torch.log_softmax(scores / self.temperature, dim=-1).to(log_q.dtype)
-            return (log_u.exp() * (log_u - log_q)).sum(-1)
+            log_probs = torch.log_softmax(scores / self.temperature, dim=-1)
+            log_u = log_probs.to(log_q.dtype)
+            # KL of each row, `(N,)`.
+            terms = log_u.exp() * (log_u - log_q)
+            return terms.sum(-1)
 
         return mean_over_labels(cost, batch)

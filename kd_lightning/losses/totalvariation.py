@@ -20,7 +20,10 @@ def total_variation(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 1]; zero if both agree.
     """
-    differences = (teacher.exp() - student.exp()).abs()
+    teacher_probs = teacher.exp()
+    student_probs = student.exp()
+    differences = (teacher_probs - student_probs).abs()
+    # Half, because probability missing at one class is too much at another.
     return differences.sum(-1).mean() / 2
 
 

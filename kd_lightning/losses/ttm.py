@@ -27,12 +27,16 @@ def transformed_kl(
     Returns:
         A scalar in nats; zero if the student's logits are the teacher's times gamma.
     """
+    # ln p^gamma, `(N, K)`; the softmax divides by U.
     powers = gamma * teacher
     log_p = finite_log_probs(torch.log_softmax(powers, dim=-1))
     log_q = finite_log_probs(student)
-    divergences = (log_p.exp() * (log_p - log_q)).sum(-1)
+    terms = log_p.exp() * (log_p - log_q)
+    divergences = terms.sum(-1)
     if weighted:
-        divergences = powers.logsumexp(-1).exp() * divergences
+        # U of each row, `(N,)`: the larger, the less sure the teacher is.
+        weights = powers.logsumexp(-1).exp()
+        divergences = weights * divergences
     return divergences.mean()
 
 

@@ -43,9 +43,9 @@ def zipf_targets(scores: Tensor) -> Tensor:
     order = scores.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(1, scores.shape[-1] + 1, device=scores.device).to(scores.dtype)
     law = 1 / ranks
-    return torch.zeros_like(scores).scatter(
-        -1, order, (law / law.sum()).expand_as(scores)
-    )
+    # Probabilities by rank, the same for every row, go to the class of that rank.
+    by_rank = (law / law.sum()).expand_as(scores)
+    return torch.zeros_like(scores).scatter(-1, order, by_rank)
 
 
 class USKD(DistillLoss):
@@ -130,12 +130,15 @@ class USKD(DistillLoss):
         mean_square = self._joint_mean_square(q.detach(), batch)
 
         def cost(labels: Tensor) -> Tensor:
+            # The label's soft target: its squared probability, shifted to mean 1.
             log_own = own_class(q, labels)
             r = log_own.detach().exp().square() + 1 - mean_square
+            # The other classes, `(N, K - 1)`: both heads together decide their ranks.
             _, rest = split_target(q, labels)
             _, weak_rest = split_target(weak, labels)
             ranking = rest.detach().exp() + weak_rest.exp()
             others = -(zipf_targets(ranking) * rest).sum(-1)
+            # The weak head itself learns from smoothed labels.
             weak_cost = F.cross_entropy(
                 weak_logits, labels, label_smoothing=SMOOTHING, reduction="none"
             )

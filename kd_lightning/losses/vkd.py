@@ -10,18 +10,12 @@ from torch import Tensor, nn
 
 from kd_lightning.losses._adapters import (
     check_role,
-    feature_of,
+    feature_pairs,
     not_built,
     pooled,
     shapes_of,
 )
-from kd_lightning.losses.base import (
-    BaseOptions,
-    DistillLoss,
-    MeanOver,
-    Probe,
-    teacher_of,
-)
+from kd_lightning.losses.base import BaseOptions, DistillLoss, MeanOver, Probe
 from kd_lightning.types import Batch, Output, full
 
 
@@ -50,8 +44,11 @@ class OrthogonalProjection(nn.Module):
     def weight(self) -> Tensor:
         """The orthogonal matrix, `(D', D)`."""
         lower = full(self.lower).tril(-1)
-        rotation = torch.linalg.matrix_exp(lower - lower.T)
-        orthogonal: Tensor = full(self.get_buffer("base")) @ rotation
+        # A is skew-symmetric, so that e^A is a rotation.
+        skew_symmetric = lower - lower.T
+        rotation = torch.linalg.matrix_exp(skew_symmetric)
+        base = full(self.get_buffer("base"))
+        orthogonal: Tensor = base @ rotation
         return orthogonal[: self.teacher_width, : self.width]
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -116,10 +113,13 @@ class VkD(DistillLoss):
         Raises:
             UserError: before `build`.
         """
-        target = pooled(feature_of("VkD", teacher_of(self, teacher), self.layer))
+        [(student_feature, teacher_feature)] = feature_pairs(self, student, teacher)
         if self.projection is None:
             raise not_built("VkD")
-        own = pooled(feature_of("VkD", student, self.layer))
+        own = pooled(student_feature)
+        target = pooled(teacher_feature)
         # In half precision the weight would not be orthogonal.
         with torch.autocast(student.logits.device.type, enabled=False):
-            return projection_distance(self.projection(own), target)
+            # `(B, D)` to the teacher's `(B, D')`.
+            projected = self.projection(own)
+            return projection_distance(projected, target)

@@ -44,7 +44,8 @@ def _log_product(log_factors: Tensor, kernel: Tensor) -> Tensor:
     # Without its largest factor, no row underflows: the kernel's entries are not tiny. The factor
     # cancels, and so does its gradient.
     largest = log_factors.detach().amax(-1, keepdim=True)
-    return ((log_factors - largest).exp() @ kernel).log() + largest
+    factors = (log_factors - largest).exp()
+    return (factors @ kernel).log() + largest
 
 
 def transport_cost(

@@ -34,15 +34,18 @@ def sample_weights(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     Returns:
         `(N,)` in [0, 1].
     """
+    # Cross-entropies with the label, `(N,)`.
     student_cost = -own_class(student.detach(), target)
     teacher_cost = -own_class(teacher, target)
     ratio = student_cost / (teacher_cost + EPSILON)
+    # `expm1` keeps the digits of a small ratio, which 1 - exp would lose.
     return -torch.expm1(-ratio)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor) -> Tensor:
     r"""$-\sum_k p_k \ln q_k$ of each row, in nats, `(N,)`, from log-probabilities `(N, K)`."""
-    return -(teacher.exp() * finite_log_probs(student)).sum(-1)
+    terms = teacher.exp() * finite_log_probs(student)
+    return -terms.sum(-1)
 
 
 class WSLD(DistillLoss):
@@ -84,9 +87,10 @@ class WSLD(DistillLoss):
         target = teacher_of(self, teacher)
         p = target.log_probs()
         q = student.log_probs()
-        costs = soft_cross_entropy(
-            student.log_probs(self.temperature), target.log_probs(self.temperature)
-        )
+        # The cost is tempered; the weights compare both networks as they predict, at T = 1.
+        tempered_q = student.log_probs(self.temperature)
+        tempered_p = target.log_probs(self.temperature)
+        costs = soft_cross_entropy(tempered_q, tempered_p)
 
         def cost(labels: Tensor) -> Tensor:
             return sample_weights(q, p, labels) * costs

@@ -57,6 +57,21 @@ def copy_encoder_layers(
             f"copy_from: {path} has {len(available)} layers; "
             f"choose {len(layers)} of them, not {chosen}"
         )
+    _copy_tensors(path, source, encoder, prefix, chosen)
+
+
+def _copy_tensors(
+    path: Path,
+    source: dict[str, Tensor],
+    encoder: Encoder,
+    prefix: str,
+    chosen: list[int],
+) -> None:
+    """Overwrite the encoder's tensors by those of the chosen layers.
+
+    Raises:
+        UserError: if a tensor is missing, or has another shape.
+    """
     # The tensors of a state_dict share memory with the parameters and have no graph.
     for name, tensor in encoder.state_dict().items():
         source_name = _source_name(name, prefix, chosen)

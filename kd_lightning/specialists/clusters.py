@@ -80,6 +80,13 @@ def confusable_classes(
         specialists, random_state=random_state, n_init=10, batch_size=1024
     )
     centroids = kmeans.fit(columns).cluster_centers_
+    return _nearest_columns(columns, centroids, classes_each)
+
+
+def _nearest_columns(
+    columns: NDArray[np.float64], centroids: NDArray[np.float64], count: int
+) -> list[list[int]]:
+    """The columns nearest to each centroid, in ascending order of their numbers."""
     # Unlike the labels of K-means, the nearest columns of two centroids can overlap.
     distances = []
     for centroid in centroids:
@@ -87,7 +94,7 @@ def confusable_classes(
         distances.append(squares.sum(1))
     # A stable sort breaks ties by class id, so the sets do not depend on numpy's algorithm.
     order = np.stack(distances).argsort(1, kind="stable")
-    nearest = order[:, :classes_each]
+    nearest = order[:, :count]
     return [sorted(ids) for ids in nearest.tolist()]
 
 

@@ -159,13 +159,14 @@ class Task(ABC):
 
     def predictions(self, output: Output, batch: Batch) -> dict[str, Tensor]:
         """What `kd predict` stores of each sample: `test_outputs` without the target."""
+        # Data to predict has no labels; a blank target in the file would look like one.
         stored = dict(self.test_outputs(output, batch))
         stored.pop("target", None)
         return stored
 
     @abstractmethod
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
-        """The contribution of each test sample to `count`, float64 `(n,)`; NaN if unlabelled.
+        """The contribution of each test sample to `count`, float64 `(N,)`; NaN if unlabelled.
 
         Experiments resample these values in their bootstrap tests.
 
@@ -176,11 +177,17 @@ class Task(ABC):
     def mistakes(
         self, stored: dict[str, Tensor], spec: Spec, most: int
     ) -> Sequence[Mistake]:
-        """The most confident mistakes of a test, at most `most`; none if the task has no notion."""
+        """The most confident mistakes of a test; none if the task has no notion of a mistake.
+
+        Args:
+            stored: the `test_outputs` of all samples, each of shape `(N, ...)`.
+            spec: of the data; it names the classes.
+            most: the largest number of mistakes to return.
+        """
         return []
 
     def confusion(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """Labels and predicted classes `(n,)` for a confusion matrix; `None` if there is none."""
+        """Labels and predicted classes `(N,)` for a confusion matrix; `None` if there is none."""
         return None
 
 
@@ -195,9 +202,12 @@ def rows_of_positions(logits: Tensor, batch: Batch) -> Tensor:
         UserError: if the logits do not have the target's positions.
     """
     shape = batch.target.shape
-    if logits.shape[:-1] == shape:
+    without_last = logits.shape[:-1]
+    without_second = logits.shape[:1] + logits.shape[2:]
+    # `(B, *S, K)` is tried first: if K equals a side of S, both layouts would fit.
+    if without_last == shape:
         grid = logits
-    elif logits.ndim > 2 and (logits.shape[0], *logits.shape[2:]) == tuple(shape):
+    elif logits.ndim > 2 and without_second == shape:
         grid = logits.movedim(1, -1)
     else:
         raise UserError(

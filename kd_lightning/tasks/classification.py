@@ -36,20 +36,26 @@ class Classification(Task):
         self.top_k = top_k
 
     def metrics(self, spec: Spec) -> ClassificationMetrics:
+        """Accuracy, errors and NLL, and those that the options ask for.
+
+        Raises:
+            UserError: if `top_k` is not less than the number of classes.
+        """
         if self.top_k is not None and self.top_k >= spec.num_classes:
             raise UserError(
                 f"Classification: top_k={self.top_k} needs more classes than the "
                 f"{spec.num_classes} of {spec.data}"
             )
-        classes = None
-        if self.per_class:
-            classes = spec.classes or [
-                str(number) for number in range(spec.num_classes)
-            ]
+        if not self.per_class:
+            return ClassificationMetrics(spec.num_classes, None, self.top_k)
+        # Data without names of classes is reported by number.
+        numbers = [str(number) for number in range(spec.num_classes)]
+        classes = spec.classes or numbers
         return ClassificationMetrics(spec.num_classes, classes, self.top_k)
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
-        # One position per sample: the output is checked once, before training.
+        """The logits `(B, K)` themselves: there is one position per sample."""
+        # The shape is checked once, before training, and not in every step.
         return logits
 
     def target_names(self, columns: Mapping[str, Column]) -> tuple[str, ...]:
@@ -70,16 +76,22 @@ class Classification(Task):
     def encode_target(
         self, columns: Mapping[str, Column], names: tuple[str, ...]
     ) -> Tensor:
+        """The class of each row, int64 `(N,)`; `UNLABELLED` if the value is missing.
+
+        Raises:
+            UserError: if a class is not among `names`.
+        """
         (name,) = columns
         labels = as_texts(columns[name])
         classes = positions_among(labels, names)
         labelled = labels != ""
         unknown = labelled & (classes < 0)
         if unknown.any():
-            example = str(labels[unknown][0])
+            unknown_labels = labels[unknown]
+            example = str(unknown_labels[0])
             raise UserError(
                 f"column {name!r} has a class that the training file lacks in "
-                f"{int(unknown.sum())} rows, such as {example!r}; the classes are "
+                f"{len(unknown_labels)} rows, such as {example!r}; the classes are "
                 f"{', '.join(names)}"
             )
         # An empty text is a missing label, not an unknown class.
@@ -87,21 +99,25 @@ class Classification(Task):
         return torch.from_numpy(classes)
 
     def strata(self, target: Tensor) -> Tensor:
-        """The classes; samples without a label are a stratum of their own."""
+        """The classes `(N,)`; samples without a label are a stratum of their own."""
         extra_stratum = target.max() + 1
         return torch.where(target == UNLABELLED, extra_stratum, target)
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The logits `(B, K)`, the index `(B,)` and the target `(B,)`."""
         return {"logits": output.logits, "index": batch.index, "target": batch.target}
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
+        """1 for a wrong sample, 0 for a right one, NaN without a label: float64 `(N,)`."""
         target = stored["target"]
-        wrong = stored["logits"].argmax(-1) != target
+        predicted = stored["logits"].argmax(-1)
+        wrong = predicted != target
         return torch.where(target == UNLABELLED, torch.nan, wrong.double())
 
     def mistakes(
         self, stored: dict[str, Tensor], spec: Spec, most: int
     ) -> Sequence[Mistake]:
+        """The wrong predictions of highest confidence, from `test_outputs` of shape `(N, K)`."""
         # A sample without a label cannot be wrong.
         labelled = stored["target"] >= 0
         target = stored["target"][labelled]
@@ -120,6 +136,8 @@ class Classification(Task):
         return mistakes
 
     def confusion(self, stored: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        labelled = stored["target"] >= 0
+        """Labels and predicted classes of the labelled samples, each `(N,)`."""
+        target = stored["target"]
+        labelled = target >= 0
         predicted = stored["logits"][labelled].argmax(-1)
-        return stored["target"][labelled], predicted
+        return target[labelled], predicted

@@ -22,6 +22,7 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null", "None", "?")
 
 def is_missing(column: Column) -> Mask:
     """Whether each row has no value, `(N,)`."""
+    # numpy's kinds: "f" is a float, "U" a text. A column has no other kind.
     if column.dtype.kind == "f":
         return np.isnan(cast(Numbers, column))
     return np.isin(column, MISSING)
@@ -66,6 +67,7 @@ def _first_text(values: list[str]) -> str:
 
 
 def _is_number(text: str) -> bool:
+    """Whether Python reads the text as a number, as `astype` does."""
     try:
         float(text)
     except ValueError:
@@ -92,7 +94,8 @@ def _number_as_text(number: float) -> str:
 
 def distinct(texts: Texts) -> tuple[str, ...]:
     """The different texts that are not missing, in numerical or else alphabetical order."""
-    values = sorted(set(texts.tolist()) - {""})
+    present = set(texts.tolist()) - {""}
+    values = sorted(present)
     if all(_is_number(value) for value in values):
         values.sort(key=float)
     return tuple(values)

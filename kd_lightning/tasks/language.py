@@ -36,16 +36,20 @@ class LanguageMetrics(TaskMetrics):
         self.comparison = TeacherComparison()
 
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
+        """Add the tokens of a batch."""
         if teacher is not None:
             self.comparison.update(student, teacher)
         logits, labels = labelled_rows(student, batch)
         if len(labels) > 0:
             wrong = (logits.argmax(-1) != labels).float()
-            self.nll.update(F.cross_entropy(logits, labels, reduction="none"))
+            # One value per token: the mean over all batches weights tokens equally.
+            nll = F.cross_entropy(logits, labels, reduction="none")
+            self.nll.update(nll)
             self.accuracy.update(1 - wrong)
             self.errors.update(wrong)
 
     def named(self) -> Mapping[str, Metric]:
+        """The metrics by the names under which they are logged."""
         return {
             "nll": self.nll,
             "accuracy": self.accuracy,
@@ -54,7 +58,9 @@ class LanguageMetrics(TaskMetrics):
         }
 
     def compute(self) -> dict[str, Tensor]:
+        """All values by name, and the perplexity."""
         values = super().compute()
+        # Of the mean NLL: a mean of the batches' perplexities would be larger.
         if "nll" in values:
             values["perplexity"] = values["nll"].exp()
         return values
@@ -73,6 +79,7 @@ class LanguageModelling(Task):
     count: ClassVar[str] = "errors"
 
     def metrics(self, spec: Spec) -> LanguageMetrics:
+        """Fresh metrics; they do not depend on the vocabulary."""
         return LanguageMetrics()
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
@@ -83,6 +90,7 @@ class LanguageModelling(Task):
         nll = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="none")
         wrong = (logits.argmax(-1) != labels) & labelled
         sample = self._sample_of_rows(batch)
+        # Sums of many tokens need double precision.
         zeros = torch.zeros(len(batch), dtype=torch.float64, device=labels.device)
         return {
             "nll": zeros.index_add(0, sample, nll.double()),
@@ -102,5 +110,6 @@ class LanguageModelling(Task):
         return positions // length
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
+        """The wrong tokens of each text, float64 `(N,)`; NaN if none has a label."""
         unknown = stored["labelled_tokens"] == 0
         return stored["wrong_tokens"].masked_fill(unknown, torch.nan)

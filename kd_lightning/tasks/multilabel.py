@@ -50,21 +50,25 @@ class MultilabelMetrics(TaskMetrics):
         self.comparison = TeacherComparison()
 
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
+        """Add the samples of a batch."""
         if teacher is not None:
             self.comparison.update(student, teacher)
         rows = full(student.logits)
         # Back from binary rows [0, z] to one score per sample and class.
         differences = rows[:, 1] - rows[:, 0]
         scores = differences.view(-1, self.num_classes)
-        self.mean_average_precision.update(scores.sigmoid(), batch.target)
-        self.f1.update(scores.sigmoid(), batch.target)
+        probs = scores.sigmoid()
+        self.mean_average_precision.update(probs, batch.target)
+        self.f1.update(probs, batch.target)
         rows, labels = labelled_rows(student, batch)
         if len(labels) > 0:
             wrong = rows.argmax(-1) != labels
             self.errors.update(wrong.float())
-            self.nll.update(F.cross_entropy(rows, labels, reduction="none"))
+            nll = F.cross_entropy(rows, labels, reduction="none")
+            self.nll.update(nll)
 
     def named(self) -> Mapping[str, Metric]:
+        """The metrics by the names under which they are logged."""
         return {
             "map": self.mean_average_precision,
             "f1": self.f1,
@@ -88,6 +92,7 @@ class MultilabelClassification(Task):
     count: ClassVar[str] = "errors"
 
     def metrics(self, spec: Spec) -> MultilabelMetrics:
+        """Fresh metrics of the spec's C labels."""
         return MultilabelMetrics(spec.num_classes)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -95,15 +100,18 @@ class MultilabelClassification(Task):
         return logits.sigmoid()
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
+        """One binary row [0, z] for each pair of sample and label: `(B, C)` to `(B * C, 2)`."""
         # softmax([0, z]) is [1 - sigmoid(z), sigmoid(z)].
         scores = values_of_positions(logits, batch)
         zeros = torch.zeros_like(scores)
         return torch.stack([zeros, scores], dim=-1)
 
     def row_width(self, spec: Spec) -> int:
+        """Two: a label applies or does not."""
         return 2
 
     def blank_target(self, spec: Spec, samples: int) -> Tensor:
+        """A target `(samples, C)` of which no label applies."""
         return torch.zeros(samples, spec.num_classes, dtype=torch.int64)
 
     def target_names(self, columns: Mapping[str, Column]) -> tuple[str, ...]:
@@ -113,16 +121,23 @@ class MultilabelClassification(Task):
     def encode_target(
         self, columns: Mapping[str, Column], names: tuple[str, ...]
     ) -> Tensor:
+        """Which labels apply to each row, int64 `(N, C)`; `UNLABELLED` if missing.
+
+        Raises:
+            UserError: if a value is neither 0 nor 1.
+        """
         target = [_label_of_rows(name, columns[name]) for name in names]
         return torch.stack(target, dim=-1)
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The logits `(B, C)`, one per label, the index `(B,)` and the target `(B, C)`."""
         # Back from binary rows [0, z] to one score per sample and class.
         differences = output.logits[:, 1] - output.logits[:, 0]
         scores = differences.view(batch.target.shape)
         return {"logits": scores, "index": batch.index, "target": batch.target}
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
+        """The number of wrong labels of each sample, float64 `(N,)`."""
         target = stored["target"]
         predicted = (stored["logits"] > 0).long()
         wrong = predicted != target

@@ -31,17 +31,22 @@ class RegressionMetrics(TaskMetrics):
         self.teacher_mse = MeanSquaredError()
 
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
+        """Add the values of a batch."""
         values = full(student.logits)[:, 0]
         if teacher is not None:
             teacher_values = full(teacher.logits)[:, 0]
             self.teacher_mse.update(values, teacher_values)
         labels = batch.labels.to(values.dtype)
         labelled = ~labels.isnan()
+        # torchmetrics refuses an empty tensor.
         if bool(labelled.any()):
+            known_values = values[labelled]
+            known_labels = labels[labelled]
             for metric in (self.mse, self.mae, self.r2):
-                metric.update(values[labelled], labels[labelled])
+                metric.update(known_values, known_labels)
 
     def named(self) -> Mapping[str, Metric]:
+        """The metrics by the names under which they are logged."""
         return {
             "mse": self.mse,
             "mae": self.mae,
@@ -50,6 +55,7 @@ class RegressionMetrics(TaskMetrics):
         }
 
     def compute(self) -> dict[str, Tensor]:
+        """All values by name; R^2 only if it is defined."""
         values = super().compute()
         # R^2 is undefined for fewer than two values.
         if self.r2.update_called and int(self.r2.total) < 2:
@@ -70,6 +76,7 @@ class Regression(Task):
     count_is_sum: ClassVar[bool] = False
 
     def metrics(self, spec: Spec) -> RegressionMetrics:
+        """Fresh metrics over all D values."""
         return RegressionMetrics()
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -77,12 +84,16 @@ class Regression(Task):
         return logits
 
     def rows(self, logits: Tensor, batch: Batch) -> Tensor:
-        return values_of_positions(logits, batch)[:, None]
+        """One row of width 1 for each value: `(B, D)` to `(B * D, 1)`."""
+        values = values_of_positions(logits, batch)
+        return values[:, None]
 
     def row_width(self, spec: Spec) -> int:
+        """One: the predicted value."""
         return 1
 
     def blank_target(self, spec: Spec, samples: int) -> Tensor:
+        """A target of zeros, float32 `(samples, D)`."""
         return torch.zeros(samples, spec.num_classes)
 
     def target_names(self, columns: Mapping[str, Column]) -> tuple[str, ...]:
@@ -92,6 +103,11 @@ class Regression(Task):
     def encode_target(
         self, columns: Mapping[str, Column], names: tuple[str, ...]
     ) -> Tensor:
+        """The values of each row, float32 `(N, D)`; NaN if missing.
+
+        Raises:
+            UserError: if a value is not a finite number.
+        """
         values: list[Tensor] = []
         for name in names:
             numbers = as_numbers(name, columns[name])
@@ -99,13 +115,18 @@ class Regression(Task):
         return torch.stack(values, dim=-1).float()
 
     def test_outputs(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The predicted values `(B, D)`, the index `(B,)` and the target `(B, D)`."""
+        values = output.logits.view(batch.target.shape)
         return {
-            "logits": output.logits.view(batch.target.shape),
+            "logits": values,
             "index": batch.index,
             "target": batch.target,
         }
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
-        errors = stored["logits"].double() - stored["target"].double()
+        """The mean squared error of each sample's known values, float64 `(N,)`."""
+        values = stored["logits"].double()
+        target = stored["target"].double()
+        errors = values - target
         # An unknown value is NaN, and does not count.
         return torch.nanmean(errors.square(), dim=-1)

@@ -46,6 +46,7 @@ class SegmentationMetrics(TaskMetrics):
         self.comparison = TeacherComparison()
 
     def update(self, student: Output, teacher: Output | None, batch: Batch) -> None:
+        """Add the pixels of a batch."""
         if teacher is not None:
             self.comparison.update(student, teacher)
         logits, labels = labelled_rows(student, batch)
@@ -53,10 +54,14 @@ class SegmentationMetrics(TaskMetrics):
             classes = logits.argmax(-1)
             self.miou.update(classes, labels)
             self.accuracy.update(classes, labels)
-            self.errors.update((classes != labels).float())
-            self.nll.update(F.cross_entropy(logits, labels, reduction="none"))
+            wrong = classes != labels
+            self.errors.update(wrong.float())
+            # One value per pixel: the mean over all batches weights pixels equally.
+            nll = F.cross_entropy(logits, labels, reduction="none")
+            self.nll.update(nll)
 
     def named(self) -> Mapping[str, Metric]:
+        """The metrics by the names under which they are logged."""
         return {
             "miou": self.miou,
             "accuracy": self.accuracy,
@@ -75,6 +80,7 @@ class Segmentation(Task):
     count: ClassVar[str] = "errors"
 
     def metrics(self, spec: Spec) -> SegmentationMetrics:
+        """Fresh metrics of the spec's K classes."""
         return SegmentationMetrics(spec.num_classes)
 
     def probabilities(self, logits: Tensor) -> Tensor:
@@ -99,11 +105,13 @@ class Segmentation(Task):
         }
 
     def predictions(self, output: Output, batch: Batch) -> dict[str, Tensor]:
+        """The predicted class of each pixel, int16 `(B, H, W)`, and the index `(B,)`."""
         classes = output.logits.argmax(-1).to(torch.int16)
         maps = _per_sample(classes, batch, fill=UNLABELLED)
         return {"classes": maps, "index": batch.index}
 
     def sample_counts(self, stored: dict[str, Tensor]) -> Tensor:
+        """The wrong pixels of each image, float64 `(N,)`; NaN if none has a label."""
         unknown = stored["labelled_pixels"] == 0
         wrong = stored["wrong_pixels"].double()
         return wrong.masked_fill(unknown, torch.nan)

@@ -58,19 +58,29 @@ def draw_boxes(
     """
     height, width = images.shape[-2:]
     low, high = scale
-    share = uniform(index, *parts, "area").double()
-    area = (share * (high - low) + low) * (height * width)
+    # Double precision, in which every device rounds alike, keeps the draw the same everywhere.
+    drawn = uniform(index, *parts, "area").double()
+    share = drawn * (high - low) + low
+    area = share * (height * width)
     # A table computed on the CPU: the exponentials of other devices differ in their last bits.
-    logs = torch.linspace(
-        math.log(ratio[0]), math.log(ratio[1]), _RATIO_STEPS, dtype=torch.float64
-    )
+    smallest = math.log(ratio[0])
+    largest = math.log(ratio[1])
+    logs = torch.linspace(smallest, largest, _RATIO_STEPS, dtype=torch.float64)
+    ratios = logs.exp().to(index.device)
     step = integers(index, 0, _RATIO_STEPS - 1, *parts, "ratio")
-    drawn_ratio = logs.exp().to(index.device).index_select(0, step)
-    box_height = (area / drawn_ratio).sqrt().round().long().clamp(1, height)
-    box_width = (area * drawn_ratio).sqrt().round().long().clamp(1, width)
+    drawn_ratio = ratios.index_select(0, step)
+    # A ratio r of width per height and an area a give sqrt(a / r) by sqrt(a r).
+    box_height = _whole_side(area / drawn_ratio, height)
+    box_width = _whole_side(area * drawn_ratio, width)
     top = _place(height - box_height, uniform(index, *parts, "top"))
     left = _place(width - box_width, uniform(index, *parts, "left"))
     return Boxes(top, left, box_height, box_width)
+
+
+def _whole_side(square: Tensor, longest: int) -> Tensor:
+    """The root of a square, rounded, int64 `(B,)` from 1 to `longest`."""
+    side = square.sqrt().round().long()
+    return side.clamp(1, longest)
 
 
 def _place(last: Tensor, share: Tensor) -> Tensor:
@@ -120,7 +130,9 @@ class RandomResizedCrop(Augmentation):
         # One side after the other: bilinear interpolation is separable.
         rows = _resampled(images.float(), boxes.top, boxes.height, height)
         columns = _resampled(rows.transpose(2, 3), boxes.left, boxes.width, width)
-        return columns.transpose(2, 3).round().to(torch.uint8).contiguous()
+        resized = columns.transpose(2, 3).round().to(torch.uint8)
+        # The transposition is a view, while later steps read memory in the order of pixels.
+        return resized.contiguous()
 
 
 def _resampled(x: Tensor, start: Tensor, size: Tensor, length: int) -> Tensor:
@@ -139,11 +151,15 @@ def _resampled(x: Tensor, start: Tensor, size: Tensor, length: int) -> Tensor:
     place = torch.minimum(place.clamp(min=0), (size[:, None] - 1).double())
     lower = place.floor()
     weight = (place - lower).float()[:, None, :, None]
+    # The two neighbors of each place, int64 `(B, length)`; the last pixel is its own neighbor.
     first = start[:, None] + lower.long()
     last = (start + size - 1)[:, None]
     second = torch.minimum(first + 1, last)
-    below = x.gather(2, first[:, None, :, None].expand(x.shape))
-    above = x.gather(2, second[:, None, :, None].expand(x.shape))
+    # `gather` needs an index for each element: a view repeats it over channels and columns.
+    first_index = first[:, None, :, None].expand(x.shape)
+    second_index = second[:, None, :, None].expand(x.shape)
+    below = x.gather(2, first_index)
+    above = x.gather(2, second_index)
     return (below * (1 - weight)).add_(above * weight)
 
 
@@ -192,8 +208,9 @@ class RandomErasing(Augmentation):
         boxes = draw_boxes(
             images, index, self.scale, self.ratio, seed, view, "random_erasing"
         )
-        erased = uniform(index, seed, view, "random_erasing") < self.probability
-        masks = boxes.masks(height, width) & erased[:, None, None, None]
+        drawn = uniform(index, seed, view, "random_erasing")
+        is_erased = drawn < self.probability
+        masks = boxes.masks(height, width) & is_erased[:, None, None, None]
         fill = images.new_tensor(self.fill or [0] * channels)
         return where(masks, fill[:, None, None], images)
 
@@ -224,18 +241,18 @@ class CutMix(Mixing):
         """Paste boxes of `others` into `inputs`, both float32 `(B, C, H, W)`; see `Mixing.mix`."""
         height, width = inputs.shape[-2:]
         drawn = draw_beta(self.alpha, index, seed, view, "cutmix", "share")
+        # Both sides shrink alike, so the box has the image's shape and 1 - share of its area.
         side = (1 - drawn.double()).sqrt()
         box_height = (side * height).long()
         box_width = (side * width).long()
         # The center is any pixel; the part of the box outside the image is cut off.
-        top = (
-            integers(index, 0, height - 1, seed, view, "cutmix", "row")
-            - box_height // 2
-        )
-        left = (
-            integers(index, 0, width - 1, seed, view, "cutmix", "column")
-            - box_width // 2
-        )
-        masks = Boxes(top, left, box_height, box_width).masks(height, width)
-        share = 1 - masks.flatten(1).sum(1).float() / (height * width)
+        row = integers(index, 0, height - 1, seed, view, "cutmix", "row")
+        column = integers(index, 0, width - 1, seed, view, "cutmix", "column")
+        top = row - box_height // 2
+        left = column - box_width // 2
+        boxes = Boxes(top, left, box_height, box_width)
+        masks = boxes.masks(height, width)
+        # The share counts pixels, because the cut changes the area.
+        pasted = masks.flatten(1).sum(1).float()
+        share = 1 - pasted / (height * width)
         return torch.where(masks, others, inputs), share

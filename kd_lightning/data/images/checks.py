@@ -1,4 +1,4 @@
-"""Checks of a user's own samples and of normalization options, with one line for each mistake."""
+"""Checks of a user's own samples and of image options, with one line for each mistake."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kd_lightning.data.images.source import Images
+from kd_lightning.data.subsets import check_fraction
 from kd_lightning.errors import UserError
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
@@ -134,6 +135,49 @@ def _shape_problem(target: Tensor, owner: str, blank: Tensor, task: Task) -> str
         "kd_lightning.tasks.MultilabelClassification()`; one-hot targets become labels with "
         "target.argmax(1)"
     )
+
+
+def check_shares(
+    validation: float, fraction: float, label_fraction: float, parts: int, part: int
+) -> None:
+    """Check the options of `ImageDataModule` that divide the training set.
+
+    Raises:
+        UserError: if one is out of range.
+    """
+    check_fraction("data.fraction", fraction)
+    check_fraction("data.label_fraction", label_fraction, zero=True)
+    if not 0 <= validation < 1:
+        raise UserError(
+            f"data.validation must be a fraction in [0, 1), got {validation}; "
+            "0 holds nothing out"
+        )
+    if not 0 <= part < parts:
+        raise UserError(
+            f"data.part must be in 0 to data.parts - 1 = {parts - 1}, got {part}"
+        )
+
+
+def check_batches(
+    batch_size: int,
+    eval_batch_size: int,
+    copies: int,
+    prefetch: int,
+    views: int | None,
+) -> None:
+    """Check the options of `ImageDataModule` that form batches.
+
+    Raises:
+        UserError: if one is out of range.
+    """
+    if batch_size < 1 or eval_batch_size < 1:
+        raise UserError("data.batch_size and data.eval_batch_size must be at least 1")
+    if copies < 1 or prefetch < 0:
+        raise UserError("data.copies must be at least 1 and data.prefetch at least 0")
+    if views is not None and views < 1:
+        raise UserError(
+            f"data.views must be at least 1, got {views}; leave it out for a new view every epoch"
+        )
 
 
 def checked_normalization(

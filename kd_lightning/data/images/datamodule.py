@@ -10,10 +10,15 @@ from torch import Tensor
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import checksum
 from kd_lightning.data.images.augment import Augmentation, Mixing
-from kd_lightning.data.images.checks import checked_normalization, checked_samples
+from kd_lightning.data.images.checks import (
+    check_batches,
+    check_shares,
+    checked_normalization,
+    checked_samples,
+)
 from kd_lightning.data.images.normalization import PixelNormalization
 from kd_lightning.data.images.source import Images, ImageSource
-from kd_lightning.data.subsets import check_classes, check_fraction, stratified_rank
+from kd_lightning.data.subsets import check_classes, stratified_rank
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed
 from kd_lightning.spec import Spec
@@ -102,40 +107,11 @@ class ImageDataModule(DataModule):
             self.task = task
         self._check_attributes()
         self.augment = list(augment or [])
-        check_fraction("data.fraction", fraction)
-        check_fraction("data.label_fraction", label_fraction, zero=True)
-        if not 0 <= validation < 1:
-            raise UserError(
-                f"data.validation must be a fraction in [0, 1), got {validation}; "
-                "0 holds nothing out"
-            )
-        if batch_size < 1 or eval_batch_size < 1:
-            raise UserError(
-                "data.batch_size and data.eval_batch_size must be at least 1"
-            )
-        if copies < 1 or prefetch < 0:
-            raise UserError(
-                "data.copies must be at least 1 and data.prefetch at least 0"
-            )
-        if not 0 <= part < parts:
-            raise UserError(
-                f"data.part must be in 0 to data.parts - 1 = {parts - 1}, got {part}"
-            )
-        if views is not None and views < 1:
-            raise UserError(
-                f"data.views must be at least 1, got {views}; leave it out for a new view every epoch"
-            )
+        check_shares(validation, fraction, label_fraction, parts, part)
+        check_batches(batch_size, eval_batch_size, copies, prefetch, views)
         self._check_channels(channels)
         self._check_mixing_is_last()
-        is_one_label = (
-            self.task.blank_target(Spec(num_classes=len(self.classes)), 1).ndim == 1
-        )
-        if not is_one_label and (keep_classes or drop_classes):
-            raise UserError(
-                "data.keep_classes and data.drop_classes need one label per image"
-            )
-        check_classes("data.keep_classes", keep_classes or [], len(self.classes))
-        check_classes("data.drop_classes", drop_classes or [], len(self.classes))
+        self._check_chosen_classes(keep_classes or [], drop_classes or [])
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.validation = validation
@@ -185,6 +161,18 @@ class ImageDataModule(DataModule):
             f"data.channels: images of {own} channels cannot be repeated to {channels}"
         )
 
+    def _check_chosen_classes(self, keep: list[int], drop: list[int]) -> None:
+        """UserError if the classes cannot be chosen, or do not exist."""
+        num_classes = len(self.classes)
+        # A target `(B,)` is one label per image; several labels have no class to choose by.
+        blank = self.task.blank_target(Spec(num_classes=num_classes), 1)
+        if blank.ndim != 1 and (keep or drop):
+            raise UserError(
+                "data.keep_classes and data.drop_classes need one label per image"
+            )
+        check_classes("data.keep_classes", keep, num_classes)
+        check_classes("data.drop_classes", drop, num_classes)
+
     def _check_mixing_is_last(self) -> None:
         for augment in self.augment[:-1]:
             if isinstance(augment, Mixing):
@@ -195,6 +183,7 @@ class ImageDataModule(DataModule):
 
     @property
     def augmented(self) -> bool:
+        """Whether training samples are augmented."""
         return bool(self.augment)
 
     def load(self, split: str) -> Images:
@@ -323,10 +312,12 @@ class ImageDataModule(DataModule):
         return source.images[source.rows[rows]]
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
+        """The raw test images, uint8 `(N, C, H, W)`, of rows `(N,)`."""
         return self.raw("test").images[index]
 
     @property
     def spec(self) -> Spec:
+        """The images as the network sees them, and the sizes of the splits."""
         return replace(
             self.spec_of_split("train"),
             samples=self._samples_per_stage(),

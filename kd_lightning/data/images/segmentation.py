@@ -199,6 +199,7 @@ class SegmentationDataModule(DataModule):
 
     @property
     def augmented(self) -> bool:
+        """Whether training samples are augmented."""
         return bool(self.augment)
 
     def _rank(self, rows: Tensor, purpose: str) -> Tensor:
@@ -277,10 +278,12 @@ class SegmentationDataModule(DataModule):
         return images.images[images.rows[rows]]
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
+        """The raw test images, uint8 `(N, C, H, W)`, of rows `(N,)`."""
         return self._samples["test"].images[index]
 
     @property
     def spec(self) -> Spec:
+        """The images as the network sees them, and the sizes of the splits."""
         masks = self._samples["train"].masks
         height, width = masks.shape[1:]
         return Spec(

@@ -34,17 +34,21 @@ class SegmentationSource(Source):
 
     @property
     def sample_bytes(self) -> int:
+        """Zero: the fetch must not join several batches."""
         # Batches with void pixels cannot be cut, so that fetching several at once gains nothing.
         return 0
 
     @property
     def resident_bytes(self) -> int:
+        """Bytes of all images and masks."""
         return self.images.resident_bytes + self.masks.nbytes
 
     def to(self, device: torch.device) -> SegmentationSource:
+        """A copy on another device."""
         return SegmentationSource(self.images.to(device), self.masks.to(device))
 
     def batch(self, rows: Tensor, view: int) -> Batch:
+        """Images `(B, C, H, W)`, and the class of each pixel `(B, H, W)`, of rows `(B,)`."""
         batch = self.images.batch(rows, view)
         masks = self._masks(batch.index, view)
         exists = masks != VOID

@@ -56,13 +56,16 @@ class ImageSource(Source):
 
     @property
     def sample_bytes(self) -> int:
+        """Bytes of one sample as float32."""
         return 4 * self.channels * self.images[0, 0].numel()
 
     @property
     def resident_bytes(self) -> int:
+        """Bytes of the whole source split as it is stored."""
         return self.images.nbytes + self.target.nbytes + self.rows.nbytes
 
     def to(self, device: torch.device) -> ImageSource:
+        """A copy on another device."""
         return replace(
             self,
             images=self.images.to(device),
@@ -73,6 +76,7 @@ class ImageSource(Source):
         )
 
     def batch(self, rows: Tensor, view: int) -> Batch:
+        """Normalized images `(B, C, H, W)` of rows `(B,)`; augmented, except in the view `CLEAN`."""
         # index_select copies whole rows, ten times as fast here as indexing.
         index = self.rows.index_select(0, rows.to(self.rows.device))
         inputs = self._inputs(index, view)

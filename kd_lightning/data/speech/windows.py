@@ -141,8 +141,8 @@ def concatenate(
 
     Args:
         strings: the strings.
-        frames: features of each string, `(T_i, 40)`.
-        targets: states of each string, int64 `(T_i,)`.
+        frames: features of each string of T frames, `(T, 40)`.
+        targets: states of each string of T frames, int64 `(T,)`.
     """
     before = PREDICTED
     after = CONTEXT - 1 - PREDICTED

@@ -227,6 +227,7 @@ class TableDataModule(DataModule):
 
     @property
     def spec(self) -> Spec:
+        """The encoded columns as the network sees them, and the sizes of the splits."""
         if self._restored_spec is not None:
             return self._restored_spec
         _, target = self.encoded("train")

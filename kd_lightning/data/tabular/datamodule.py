@@ -56,10 +56,12 @@ class TabularDataModule(TableDataModule):
 
     @property
     def has_test_table(self) -> bool:
+        """Whether a test file is named."""
         return self.files["test"] is not None
 
     @property
     def has_training_table(self) -> bool:
+        """Whether a training file is named."""
         return (self.root / str(self.files["train"])).is_file()
 
     def read(self, split: str) -> Table:

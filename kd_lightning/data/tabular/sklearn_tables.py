@@ -79,6 +79,7 @@ class SklearnTableDataModule(TableDataModule):
 
     @property
     def has_test_table(self) -> bool:
+        """No: the test split is drawn from the only table."""
         return False
 
     def read(self, split: str) -> Table:

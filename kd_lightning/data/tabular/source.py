@@ -30,13 +30,16 @@ class TableSource(Source):
 
     @property
     def sample_bytes(self) -> int:
+        """Bytes of the inputs of one sample."""
         return self.inputs.element_size() * math.prod(self.inputs.shape[1:])
 
     @property
     def resident_bytes(self) -> int:
+        """Bytes of all inputs, targets and row numbers."""
         return self.inputs.nbytes + self.target.nbytes + self.rows.nbytes
 
     def to(self, device: torch.device) -> TableSource:
+        """A copy on another device."""
         return replace(
             self,
             inputs=self.inputs.to(device),
@@ -45,6 +48,7 @@ class TableSource(Source):
         )
 
     def batch(self, rows: Tensor, view: int) -> Batch:
+        """Inputs `(B, ...)` and targets `(B, *S)` of rows `(B,)`; every view is the same."""
         index = self.rows.index_select(0, rows.to(self.rows.device))
         return Batch(
             inputs=self.inputs.index_select(0, index),

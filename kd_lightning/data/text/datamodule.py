@@ -262,6 +262,7 @@ class TextDataModule(SentenceDataModule):
 
     @property
     def spec(self) -> Spec:
+        """The text as the network sees it, with the vocabulary and the sizes of the splits."""
         if self._restored_spec is not None:
             return self._restored_spec
         own = self.tokenizer

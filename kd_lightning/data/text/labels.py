@@ -44,12 +44,7 @@ def read_labels(path: Path, label: Column, dialect: Dialect = DETECTED) -> list[
     for _, fields in rows:
         if position < len(fields):
             values.append(fields[position].strip())
-    spellings: dict[str, str] = {}
-    for value in sorted({*values} - {""}):
-        canonical = canonical_label(value)
-        # A label with one spelling keeps it.
-        spellings[canonical] = canonical if canonical in spellings else value
-    classes = sorted(spellings.values())
+    classes = _distinct_labels(values)
     if not classes:
         raise UserError(
             f"{path}: no sample has a label in column {label!r}; set data.label to another column"
@@ -71,6 +66,16 @@ def read_labels(path: Path, label: Column, dialect: Dialect = DETECTED) -> list[
             "file, or list the valid labels in data.labels"
         )
     return classes
+
+
+def _distinct_labels(values: list[str]) -> list[str]:
+    """The labels among the values, each in one spelling, in alphabetical order."""
+    spellings: dict[str, str] = {}
+    for value in sorted({*values} - {""}):
+        canonical = canonical_label(value)
+        # A label with one spelling keeps it.
+        spellings[canonical] = canonical if canonical in spellings else value
+    return sorted(spellings.values())
 
 
 def rare_classes(counts: Mapping[str, int]) -> str:

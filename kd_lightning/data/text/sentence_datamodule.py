@@ -97,6 +97,7 @@ class SentenceDataModule(DataModule):
 
     @property
     def augmented(self) -> bool:
+        """Whether training samples are augmented."""
         return self.augment is not None
 
     def prepare_network(self, network: nn.Module) -> None:
@@ -133,5 +134,6 @@ class SentenceDataModule(DataModule):
         return self.loader(PREDICTS if self.predict_file else "test")
 
     def texts_for_display(self, index: Tensor) -> Sequence[str] | None:
+        """The sentences of test rows `(N,)`; the two of a pair are joined."""
         texts = self.raw("test").texts
         return [" | ".join(texts[row]) for row in index.tolist()]
