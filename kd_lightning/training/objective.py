@@ -107,6 +107,8 @@ class Objective(nn.Module):
         student_probe = Probe(learner.probe(blank), spec=spec, modules=modules)
         for name, loss in self.named_losses():
             if loss.compares_classes and student_probe.output.logits.shape[-1] == 1:
+                # If the data has several classes, the network is at fault and not the loss.
+                learner.check_output(blank, task, spec)
                 raise UserError(
                     f"the loss {name!r} compares distributions over classes, but the data "
                     f"{spec.data} is for {spec.task}; use TargetMSE for the labels and LogitMSE "
