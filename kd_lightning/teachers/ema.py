@@ -96,7 +96,7 @@ class EMATeacher(Teacher):
         self._student_layers: dict[str, str] = {}
         self._reading = PLAIN_READING
         self._task: Task | None = None
-        self.register_load_state_dict_post_hook(EMATeacher._forget_count)
+        self.register_load_state_dict_post_hook(EMATeacher._forget_count)  # type: ignore[no-untyped-call]
 
     @staticmethod
     def _forget_count(module: nn.Module, incompatible_keys: object) -> None:

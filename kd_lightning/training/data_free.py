@@ -16,6 +16,7 @@ from kd_lightning.losses.base import DistillLoss, is_number
 from kd_lightning.losses.generator.base import GeneratorLoss
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.training import checkpointing
+from kd_lightning.training.checkpointing import Checkpoint
 from kd_lightning.training.distillation import DistillationModule
 from kd_lightning.training.means import EpochMeans
 from kd_lightning.training.module import Trains
@@ -302,7 +303,7 @@ class DataFreeModule(DistillationModule):
 
     # -- checkpoints ------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, object]) -> None:
+    def on_save_checkpoint(self, checkpoint: Checkpoint) -> None:
         super().on_save_checkpoint(checkpoint)
         if self._generator_optimizer is not None:
             checkpoint[GENERATOR_OPTIMIZER] = self._generator_optimizer.state_dict()
@@ -311,7 +312,7 @@ class DataFreeModule(DistillationModule):
         if sums is not None:
             checkpoint[GENERATOR_SUMS] = sums
 
-    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+    def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         super().on_load_checkpoint(checkpoint)
         state = checkpoint.get(GENERATOR_OPTIMIZER)
         self._generator_state = cast(dict[str, Any] | None, state)

@@ -165,15 +165,6 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             modules["losses"] = self.losses
         return modules
 
-    def _trained(self) -> dict[str, nn.Module]:
-        """What the optimizer updates, by the prefix of its parameters in checkpoints."""
-        modules: dict[str, nn.Module] = {}
-        if self.trains != "losses":
-            modules[self.role] = self.net
-        if self.trains != "network":
-            modules["losses"] = self.losses
-        return modules
-
     def check_optimizer(self) -> None:
         """Refuse an optimizer or scheduler with wrong arguments before anything is trained.
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -20,11 +21,12 @@ from kd_lightning.metrics import TaskMetrics
 from kd_lightning.outputs import Reading
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.training import checkpointing, lightning_compat
+from kd_lightning.training.checkpointing import Checkpoint
 from kd_lightning.training.faults import find_fault
 from kd_lightning.training.initial_weights import load_initial_weights
 from kd_lightning.training.learner import Learner
 from kd_lightning.training.means import NotFinite
-from kd_lightning.training.module import TrainingModule, Trains
+from kd_lightning.training.module import Closure, TrainingModule, Trains
 from kd_lightning.training.objective import Objective, ObjectiveValue, Teachers
 from kd_lightning.training.optimizers import (
     OptimizerFactory,
@@ -258,7 +260,14 @@ class MutualModule(TrainingModule):
             learner = self.learners[number]
             peers = self._peers_of(number) if self._uses_teacher else []
             first = peers[0] if peers else None
-            objective.build(learner, first, blank, self.spec, self.task, peers[1:])
+            objective.build(
+                learner,
+                first,
+                blank,
+                self.spec,
+                self.task,
+                other_teachers=peers[1:],
+            )
         # Building a student's losses taps the layers that these read, and no others.
         for teacher, objective in zip(self._teachers, self.objectives, strict=True):
             roles: set[str] = set()
@@ -297,13 +306,27 @@ class MutualModule(TrainingModule):
                 "--model.update=together, or --trainer.accumulate_grad_batches=1"
             )
 
-    def optimizer_step(self, *args: object, **kwargs: object) -> None:
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Closure | None = None,
+    ) -> None:
+        """Update the students together, or one after another.
+
+        Args:
+            epoch: of the training, from 0.
+            batch_idx: of the batch in its epoch.
+            optimizer: of all students.
+            optimizer_closure: computes the loss and its gradients.
+        """
         # Each step runs training_step for the student whose turn it is. The others have no
         # gradients then, and optimizers skip parameters without one.
         turns = len(self.learners) if self.update == "in turn" else 1
         for turn in range(turns):
             self._turn = turn
-            super().optimizer_step(*args, **kwargs)
+            super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
     def after_step(self) -> None:
         if self.update == "in turn":
@@ -455,7 +478,7 @@ class MutualModule(TrainingModule):
 
     # -- checkpoints ------------------------------------------------------------------------------
 
-    def on_load_checkpoint(self, checkpoint: dict[str, object]) -> None:
+    def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         super().on_load_checkpoint(checkpoint)
         state = cast(dict[str, Tensor], checkpoint.get("state_dict") or {})
         saved = {key.split(".")[1] for key in state if key.startswith("peers.")}

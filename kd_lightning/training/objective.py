@@ -101,8 +101,8 @@ class Objective(nn.Module):
 
     def names_by_kind(self) -> tuple[list[str], list[str]]:
         """The names of the hard losses, which need no teacher, and of the soft ones."""
-        hard = []
-        soft = []
+        hard: list[str] = []
+        soft: list[str] = []
         for name, loss in self.named_losses():
             kind = soft if loss.uses_teacher else hard
             kind.append(name)
@@ -157,6 +157,10 @@ class Objective(nn.Module):
             self._check_teacher(other)
             other_probe = self._probe_teacher(other, teacher_roles, blank, spec, task)
             self._check_other_teacher(student_probe, other_probe)
+        one_logit = student_probe.output.logits.shape[-1] == 1
+        if one_logit and any(loss.compares_classes for _, loss in self.named_losses()):
+            # If the data has several classes, the network is at fault and not the loss.
+            learner.check_output(blank, task, spec)
         for name, loss in self.named_losses():
             _check_needs(name, loss, student_probe, teacher_probe, spec)
             loss.build(student_probe, teacher_probe)
@@ -312,8 +316,8 @@ class Objective(nn.Module):
         Args:
             terms: of an `ObjectiveValue` of the current epoch.
         """
-        hard = []
-        soft = []
+        hard: list[Tensor] = []
+        soft: list[Tensor] = []
         for (loss, weight), term in zip(self._weighted, terms, strict=True):
             if weight == 0:
                 continue

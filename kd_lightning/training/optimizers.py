@@ -119,6 +119,14 @@ def _schedule(
     return {"scheduler": per_epoch, "interval": "epoch"}
 
 
+def optimizer_of(configured: OptimizerLRScheduler) -> Optimizer:
+    """The optimizer of what `optimize` returned."""
+    if isinstance(configured, Optimizer):
+        return configured
+    assert isinstance(configured, dict)
+    return configured["optimizer"]
+
+
 def _on_plateau(scheduler: ReduceLROnPlateau) -> LRSchedulerConfigType:
     """The scheduler with the metric that it monitors.
 

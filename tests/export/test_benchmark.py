@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
 from kd_lightning.export import latency
 from tests.runs import Kd
@@ -47,10 +49,10 @@ def test_throughput_and_percentiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("kd_lightning.export.latency.time.perf_counter", clock)
     monkeypatch.setattr(latency, "_energy_uj", iter([1_000, 9_000]).__next__)
-    sample = (latency.torch.zeros(1, 3),)
+    sample = (torch.zeros(1, 3),)
     seen = []
 
-    def predict(raw: tuple[latency.Tensor, ...]) -> latency.Tensor:
+    def predict(raw: tuple[Tensor, ...]) -> Tensor:
         seen.append(len(raw[0]))
         return raw[0]
 

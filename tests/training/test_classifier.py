@@ -223,6 +223,10 @@ MISTAKES: dict[str, tuple[Callable[[], TrainingModule], str]] = {
         lambda: ClassifierModule(mlp(classes=7)),
         "MLP gives outputs of shape [7] per sample; the data digits has 10",
     ),
+    "one logit": (
+        lambda: ClassifierModule(mlp(classes=1)),
+        "MLP gives outputs of shape [1] per sample; the data digits has 10",
+    ),
     "inputs": (
         lambda: ClassifierModule(nn.Linear(3, 10)),
         "Linear cannot read inputs of shape [1, 8, 8]",

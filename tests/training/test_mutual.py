@@ -140,7 +140,7 @@ def test_no_gradient_reaches_a_peer(update: Update, data: DigitsDataModule) -> N
         objective.begin_epoch(0)
     batch = samples(data, "train", 16)
     step = module.training_step(batch, 0)
-    step.backward()  # type: ignore[no-untyped-call]
+    step.backward()
     trained = [
         any(p.grad is not None for p in network.parameters())
         for network in module.students
