@@ -78,6 +78,8 @@ class DistillLoss(nn.Module):
             with the value 0 and no gradient. `tests/losses/properties.py` checks it.
         class_pairs: whether each training sample must be accompanied by another one of its class;
             see `Batch.paired`.
+        for_generator: whether a generator minimizes the loss, and not a student; see
+            `DataFreeModule`.
     """
 
     paper: ClassVar[str] = ""
@@ -89,6 +91,7 @@ class DistillLoss(nn.Module):
     compares_classes: ClassVar[bool] = False
     minimum_at_teacher: ClassVar[bool] = False
     class_pairs: ClassVar[bool] = False
+    for_generator: ClassVar[bool] = False
     mean_over: MeanOver = "rows"
 
     def __init__(

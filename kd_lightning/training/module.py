@@ -17,7 +17,6 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.loader import BatchLoader
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
-from kd_lightning.losses.generator.base import GeneratorLoss
 from kd_lightning.randomness import reseed, run_seed
 from kd_lightning.spec import Spec
 from kd_lightning.training import capture, checkpointing, lightning_compat
@@ -88,7 +87,7 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             network, losses, layers, init_from, spec, channels_last, outputs
         )
         for name, loss in losses.items():
-            if isinstance(loss, GeneratorLoss):
+            if loss.for_generator:
                 raise UserError(
                     f"model.losses: {name!r} is a loss of a generator; use DataFreeModule, and "
                     "name it in model.generator_losses"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.types import Output
@@ -14,6 +16,8 @@ class GeneratorLoss(DistillLoss):
     through both networks to the images, never into their weights. Only the generator learns from
     it, so it belongs into `model.generator_losses`.
     """
+
+    for_generator: ClassVar[bool] = True
 
 
 def output_of(owner: GeneratorLoss, output: Output | None) -> Output:
