@@ -23,10 +23,12 @@ CACHE = "tests/teachers/cache"
 
 TEACHERS: dict[str, list[str]] = {
     "base": ["test_base", "test_model"],
+    "ema": ["test_ema"],
     "ensemble": ["test_ensemble"],
     "input_adapter": ["test_preprocessing"],
     "model": ["test_model", "test_model_refusals"],
     "preprocessing": ["test_preprocessing"],
+    "codec_settings": ["cache/test_packing", "cache/test_teacher"],
     "codec": ["cache/test_packing", "cache/test_teacher", "cache/test_integrity"],
     "files": ["cache/test_store", "cache/test_interruption"],
     "fill": ["cache/test_limits", "cache/test_teacher", "cache/test_integrity"],
@@ -49,6 +51,8 @@ def tests_for(root: Path, path: str, golden: bool) -> list[str]:
         golden: whether the recorded first steps of training count as tests of a loss.
     """
     stem = Path(path).stem
+    if "generator" in Path(path).parts:
+        return ["tests/losses/test_generator.py"]
     if "teachers" in Path(path).parts:
         return [f"tests/teachers/{name}.py" for name in TEACHERS[stem]]
     if stem in SHARED:

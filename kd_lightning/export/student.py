@@ -153,6 +153,11 @@ def find_checkpoint(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise UserError(f"there is no run or checkpoint {path}")
+    if not (path / "config.yaml").is_file():
+        raise UserError(
+            f"{path} has no config.yaml; give the folder of a run that kd fit wrote, or a "
+            "checkpoint"
+        )
     # The checkpoint that the run tested, so that its test metrics are those of the export.
     options = RunFolder(path).config.get("run") or {}
     tested = options.get("test")

@@ -374,11 +374,12 @@ ORPHAN = """
 import os, sys, threading, time
 from kd_lightning.experiments import workers
 workers.WATCH_EVERY_S = 0.02
+# Before the fork: the child may run only after its parent has ended.
+parent = os.getpid()
 child = os.fork()
 if child:
     time.sleep(0.2)
     os._exit(0)  # the parent dies; the child has a job
-parent = os.getppid()
 threading.Thread(target=workers._watch_parent, args=(parent,), daemon=True).start()
 try:
     time.sleep(30)

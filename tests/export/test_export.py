@@ -301,7 +301,7 @@ def test_int8_is_smaller_and_its_cost_is_measured(
         (["{run}", "--format", "pickle"], "valid formats: safetensors, torch-export"),
         (["{run}", "--format", "safetensors", "--int8"], "--int8 needs --format onnx"),
         (["{run}", "--output", "{run}"], "exists already; choose a new folder"),
-        (["empty"], "has no checkpoints/last.ckpt"),
+        (["empty"], "empty has no config.yaml"),
     ],
 )
 def test_bad_input_is_one_line(
