@@ -66,11 +66,8 @@ def model_card(
 
 
 def _inputs(student: TrainedStudent) -> list[str]:
-    import torch
-
     lines = ["## Inputs", ""]
-    samples = student.raw_inputs("test", torch.zeros(1, dtype=torch.int64))
-    for name, tensor in zip(student.input_names, samples, strict=True):
+    for name, tensor in zip(student.input_names, student.sample, strict=True):
         shape = ", ".join(["batch", *map(str, tensor.shape[1:])])
         dtype = str(tensor.dtype).removeprefix("torch.")
         lines.append(f"- `{name}`: {dtype} ({shape})")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-
 from kd_lightning.export.student import TrainedStudent
 
 
@@ -15,8 +13,7 @@ def example_inputs(student: TrainedStudent, library: str) -> list[str]:
         library: the name under which the program imported `torch` or `numpy`.
     """
     lines = ["inputs = ["]
-    samples = student.raw_inputs("test", torch.zeros(1, dtype=torch.int64))
-    for name, tensor in zip(student.input_names, samples, strict=True):
+    for name, tensor in zip(student.input_names, student.sample, strict=True):
         dtype = str(tensor.dtype).removeprefix("torch.")
         shape = tuple(tensor.shape)
         lines.append(

@@ -94,7 +94,6 @@ def load(target: Path) -> tuple[Loaded, Predictor, tuple[Tensor, ...]]:
             probabilities: Tensor = deployed(*raw)
         return probabilities
 
-    sample = student.raw_inputs("test", torch.zeros(1, dtype=torch.int64))
     loaded = Loaded(
         "checkpoint",
         int(costs["file_bytes"]),
@@ -102,7 +101,7 @@ def load(target: Path) -> tuple[Loaded, Predictor, tuple[Tensor, ...]]:
         costs["flops"],
         metrics,
     )
-    return loaded, predict, sample
+    return loaded, predict, student.sample
 
 
 def _load_export(folder: Path) -> tuple[Loaded, Predictor, tuple[Tensor, ...]]:

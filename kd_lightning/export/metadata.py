@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from kd_lightning.export.student import TrainedStudent
 
 
@@ -16,7 +14,7 @@ def description(student: TrainedStudent) -> dict[str, object]:
     """
     spec = student.spec
     inputs = []
-    for name, tensor in zip(student.input_names, _sample(student), strict=True):
+    for name, tensor in zip(student.input_names, student.sample, strict=True):
         inputs.append(
             {
                 "name": name,
@@ -36,9 +34,3 @@ def description(student: TrainedStudent) -> dict[str, object]:
         content["mean"] = list(spec.mean)
         content["std"] = list(spec.std)
     return content
-
-
-def _sample(student: TrainedStudent) -> tuple[Tensor, ...]:
-    import torch
-
-    return student.raw_inputs("test", torch.zeros(1, dtype=torch.int64))

@@ -66,6 +66,11 @@ class TrainedStudent:
         inputs = self.datamodule.raw_inputs("test", torch.zeros(1, dtype=torch.int64))
         return tuple(inputs) if isinstance(inputs, Mapping) else ("inputs",)
 
+    @property
+    def sample(self) -> tuple[Tensor, ...]:
+        """The first test sample, as a batch of one; see `raw_inputs`."""
+        return self.raw_inputs("test", torch.zeros(1, dtype=torch.int64))
+
     def raw_inputs(self, stage: str, rows: Tensor) -> tuple[Tensor, ...]:
         """Samples in the form in which the deployed network receives them.
 
