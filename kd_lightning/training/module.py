@@ -144,7 +144,7 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             lambda: lightning_compat.planned_steps(self.trainer),
         )
         optimizer = optimizer_of(configured)
-        check_both_kinds(optimizer, *self.objective.names_by_kind())
+        self._check_kind_of_optimizer(optimizer)
         self._splits_gradients = isinstance(optimizer, SplitOptimizer)
         if self._splits_gradients and not lightning_compat.has_whole_weights(
             self.trainer
@@ -174,7 +174,15 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         configured = optimize(
             self.optimizer, self.scheduler, [placeholder], lambda: 100
         )
-        check_both_kinds(optimizer_of(configured), *self.objective.names_by_kind())
+        self._check_kind_of_optimizer(optimizer_of(configured))
+
+    def _check_kind_of_optimizer(self, optimizer: Optimizer) -> None:
+        """Refuse an optimizer that this module or its losses cannot serve.
+
+        Raises:
+            UserError: one line, with what to change.
+        """
+        check_both_kinds(optimizer, *self.objective.names_by_kind())
 
     # -- training ---------------------------------------------------------------------------------
 

@@ -34,6 +34,7 @@ from kd_lightning.training.optimizers import (
     default_optimizer,
 )
 from kd_lightning.training.parameter_groups import ParameterGroup
+from kd_lightning.training.split_gradients import SplitOptimizer
 from kd_lightning.types import Batch, Output
 
 Update = Literal["in turn", "together"]
@@ -290,6 +291,14 @@ class MutualModule(TrainingModule):
         return modules
 
     # -- training ---------------------------------------------------------------------------------
+
+    def _check_kind_of_optimizer(self, optimizer: Optimizer) -> None:
+        if isinstance(optimizer, SplitOptimizer):
+            raise UserError(
+                f"model.optimizer: {type(optimizer).__name__} updates one student, and "
+                "MutualModule trains several; use torch.optim.SGD"
+            )
+        super()._check_kind_of_optimizer(optimizer)
 
     def targets(self, batch: Batch) -> Teachers:
         if not self._uses_teacher:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from kd_lightning.data import DigitsDataModule
+from kd_lightning.errors import UserError
 from kd_lightning.losses.at import AT
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
@@ -20,6 +21,7 @@ from kd_lightning.losses.fitnets import FitNets
 from kd_lightning.losses.kd import KD
 from kd_lightning.teachers import ModelTeacher
 from kd_lightning.training import MutualModule
+from kd_lightning.training.dot import DOT
 from kd_lightning.training.mutual import Peer
 from kd_lightning.types import Batch, Output
 from tests.reference import mutual as reference
@@ -305,6 +307,13 @@ def test_bad_arguments_are_refused(data: DigitsDataModule) -> None:
     )
     module = mutual(2, {"at": AT(["map"])})
     assert "'map'" in complaint(lambda: module.attach(data))
+
+
+def test_an_optimizer_for_two_gradients_is_refused() -> None:
+    module = mutual()
+    module.optimizer = lambda parameters: DOT(parameters, lr=0.1)
+    with pytest.raises(UserError, match="DOT updates one student"):
+        module.check_optimizer()
 
 
 def test_a_loss_that_is_not_finite_names_its_student(data: DigitsDataModule) -> None:
