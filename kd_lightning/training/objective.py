@@ -365,7 +365,10 @@ class Objective(nn.Module):
 def _value_of(
     loss: DistillLoss, student: Output, teacher: Teachers, batch: Batch
 ) -> Tensor:
-    """A loss, or its mean over several teachers."""
+    """A loss, or its mean over several teachers; 0 if there is no position to average over."""
+    if batch.num_rows == 0 and loss.mean_over in ("rows", "labelled"):
+        # All pixels may be void and all tokens padding. The mean over no rows would be NaN.
+        return student.logits.sum() * 0.0
     if not isinstance(teacher, tuple):
         value: Tensor = loss(student, teacher, batch)
         return value
