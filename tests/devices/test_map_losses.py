@@ -27,6 +27,7 @@ from kd_lightning.losses import (
     ICKD,
     OFD,
     PAD,
+    SDD,
     SEED,
     SRRL,
     SSKD,
@@ -109,6 +110,8 @@ METHODS: dict[str, Method] = {
         lambda: MultiTeacher(ConfidenceWeights()), teachers=2
     ),
     "multiteacher learned": Method(lambda: MultiTeacher(LearnedWeights()), teachers=2),
+    "sdd": Method(SDD),
+    "sdd dkd": Method(partial(SDD, divergence="dkd")),
     "camkd": Method(partial(CAMKD, 2), teachers=2),
     "camkd of one": Method(CAMKD),
     "featurecosine": Method(FeatureCosine),
