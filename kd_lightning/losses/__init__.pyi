@@ -4,6 +4,7 @@ from kd_lightning.losses.abkd import ABKD as ABKD
 from kd_lightning.losses.at import AT as AT
 from kd_lightning.losses.base import DistillLoss as DistillLoss
 from kd_lightning.losses.base import Probe as Probe
+from kd_lightning.losses.byot import BYOT as BYOT
 from kd_lightning.losses.camkd import CAMKD as CAMKD
 from kd_lightning.losses.catkd import CATKD as CATKD
 from kd_lightning.losses.cc import CC as CC

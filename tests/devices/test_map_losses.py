@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from kd_lightning.data.source import join_batches
 from kd_lightning.losses import (
     AB,
+    BYOT,
     CAMKD,
     CATKD,
     FSP,
@@ -117,6 +118,7 @@ METHODS: dict[str, Method] = {
     "wkdf": Method(WKDF),
     "wkdf cells": Method(partial(WKDF, grid=2)),
     "ofa": Method(partial(OFA, ["preact", "map"], exponent=1.5)),
+    "byot": Method(partial(BYOT, ["preact", "stage"], hints=0.1)),
     "camkd": Method(partial(CAMKD, 2), teachers=2),
     "camkd of one": Method(CAMKD),
     "featurecosine": Method(FeatureCosine),

@@ -19,6 +19,8 @@ FOUR = [
     "--set",
     "preacts=[preact1, preact2, preact3, preact4]",
     "--set",
+    "exits=[stage1, stage2, stage3]",
+    "--set",
     "dkd_beta=6",
 ]
 TEXT_METHODS = {"distilbert", "pkd", "tinybert"}
@@ -46,6 +48,8 @@ FIRST_STAGES = {"fitnets_hint", "fsp", "ab"}
                 "VID": "stage4",
                 "NST": "stage4",
                 "OFD": "preact4",
+                "OFA-KD": "stage4",
+                "BYOT": "stage1, stage2, stage3",
                 "AB stage one": "preact4",
             },
         ),
