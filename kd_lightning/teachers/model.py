@@ -94,7 +94,7 @@ class ModelTeacher(Teacher):
         std: list[float] | None = None,
         input_size: list[int] | None = None,
         outputs: int | str | None = None,
-        features_only: bool = False,
+        features_only: bool | None = None,
     ) -> None:
         super().__init__()
         self.predicts = not features_only

@@ -63,7 +63,8 @@ def student_logits(inputs: Tensor) -> Tensor:
 
 def value_of(loss: DeepInversion, teacher: nn.Sequential, inputs: Tensor) -> Tensor:
     student = Output(student_logits(inputs))
-    return loss(student, Output(teacher(inputs)), batch_of(inputs))
+    value: Tensor = loss(student, Output(teacher(inputs)), batch_of(inputs))
+    return value
 
 
 @pytest.mark.parametrize("competition", [0.0, 2.0])

@@ -59,8 +59,10 @@ def statistics_distance(
     mean = means.mean(0)
     # Within samples and between them: both terms are small, unlike E[x^2] and E[x]^2.
     variance = variances.mean(0) + means.var(0, correction=0)
-    of_mean = torch.linalg.vector_norm(mean - running_mean.to(mean.dtype))
-    return of_mean + torch.linalg.vector_norm(variance - running_var.to(mean.dtype))
+    of_mean = mean - running_mean.to(mean.dtype)
+    of_variance = variance - running_var.to(mean.dtype)
+    distance: Tensor = of_mean.norm() + of_variance.norm()
+    return distance
 
 
 def total_variation(images: Tensor) -> Tensor:
