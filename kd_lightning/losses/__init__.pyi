@@ -5,6 +5,7 @@ from kd_lightning.losses.adaptivekl import AdaptiveKL as AdaptiveKL
 from kd_lightning.losses.at import AT as AT
 from kd_lightning.losses.base import DistillLoss as DistillLoss
 from kd_lightning.losses.base import Probe as Probe
+from kd_lightning.losses.byot import BYOT as BYOT
 from kd_lightning.losses.camkd import CAMKD as CAMKD
 from kd_lightning.losses.catkd import CATKD as CATKD
 from kd_lightning.losses.cc import CC as CC
@@ -35,6 +36,7 @@ from kd_lightning.losses.mlkd import MLKD as MLKD
 from kd_lightning.losses.multiteacher import MultiTeacher as MultiTeacher
 from kd_lightning.losses.nkd import NKD as NKD
 from kd_lightning.losses.nst import NST as NST
+from kd_lightning.losses.ofa import OFA as OFA
 from kd_lightning.losses.ofd import OFD as OFD
 from kd_lightning.losses.pad import PAD as PAD
 from kd_lightning.losses.pkd import PKD as PKD
@@ -61,6 +63,7 @@ from kd_lightning.losses.ttm import TTM as TTM
 from kd_lightning.losses.uskd import USKD as USKD
 from kd_lightning.losses.vid import VID as VID
 from kd_lightning.losses.vkd import VkD as VkD
+from kd_lightning.losses.wkdf import WKDF as WKDF
 from kd_lightning.losses.wkdl import WKDL as WKDL
 from kd_lightning.losses.wsld import WSLD as WSLD
 

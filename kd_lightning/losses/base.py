@@ -29,6 +29,10 @@ class BaseOptions(TypedDict, total=False):
     warmup: int
 
 
+NEEDS_OF_CLASSES = {"teacher logits", "all teacher logits", "teacher classifier"}
+"""Entries of `DistillLoss.needs` that ask for a teacher of the data's own classes."""
+
+
 @dataclass
 class Probe:
     """One network as a loss sees it before training.
@@ -62,7 +66,9 @@ class DistillLoss(nn.Module):
         UserError: for a negative or non-finite weight, or an empty span of epochs.
 
     Class attributes:
-        paper, year, family, needs: documentation, shown by `kd list methods`.
+        paper, year, family: documentation, shown by `kd list methods`.
+        needs: what the loss reads, shown by `kd list methods`. A loss that reads no logits and no
+            classifier of the teacher also learns from one of other classes, or of none.
         uses_teacher: whether `forward` reads the teacher's output.
         mean_over: what `forward` averages over; a constructor may set it on the instance.
         compares_classes: whether the loss works on distributions over classes. Such a loss refuses
@@ -133,6 +139,11 @@ class DistillLoss(nn.Module):
     def teacher_roles(self) -> set[str]:
         """Roles of the teacher's layers that this loss reads."""
         return set(self.roles)
+
+    @property
+    def needs_teacher_classes(self) -> bool:
+        """Whether the teacher must predict the data's classes."""
+        return self.uses_teacher and not NEEDS_OF_CLASSES.isdisjoint(self.needs)
 
     @property
     def teacher_temperatures(self) -> tuple[float, ...]:

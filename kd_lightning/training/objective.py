@@ -62,6 +62,8 @@ class Objective(nn.Module):
             )
         self.losses = nn.ModuleDict(dict(losses))
         self.built = False
+        self.teacher_predicts = True
+        """Whether the teacher predicts the data's classes, so that metrics can compare with it."""
         self._early_state: dict[str, Tensor] = {}
         self._weighted: list[tuple[DistillLoss, float]] = []
         self._world_size = 1
@@ -80,6 +82,11 @@ class Objective(nn.Module):
     def uses_teacher(self) -> bool:
         """Whether any loss needs a teacher."""
         return any(loss.uses_teacher for _, loss in self.named_losses())
+
+    @property
+    def needs_teacher_classes(self) -> bool:
+        """Whether any loss needs a teacher that predicts the data's classes."""
+        return any(loss.needs_teacher_classes for _, loss in self.named_losses())
 
     @property
     def class_pairs(self) -> bool:
@@ -199,12 +206,23 @@ class Objective(nn.Module):
         spec: Spec,
         task: Task,
     ) -> Probe:
-        """Tap the teacher's layers of these roles, run it once, and check its output."""
+        """Tap the teacher's layers of these roles, run it once, and check its output.
+
+        Raises:
+            UserError: if a loss needs the teacher's predictions and they are not of the data's
+                classes.
+        """
         modules = teacher.tap(roles)
         output = teacher.probe(blank)
         problem = task.output_problem("the teacher", output.logits, spec)
-        if problem is not None:
+        if problem is None and not teacher.predicts:
+            problem = (
+                "the teacher has features_only and may know other classes, but a loss reads its "
+                "predictions; set features_only to false, or use a loss on features"
+            )
+        if problem is not None and self.needs_teacher_classes:
             raise UserError(problem)
+        self.teacher_predicts = problem is None
         return Probe(output, spec=spec, modules=modules)
 
     def _check_other_teacher(self, student: Probe, teacher: Probe) -> None:
