@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypedDict
+from typing import ClassVar, TypedDict
 
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.spec import Spec
-from kd_lightning.types import UNLABELLED, Batch, Output
+from kd_lightning.types import Batch, Output
 
-MeanOver = Literal["rows", "labelled", "samples", "joint"]
-"""What `DistillLoss.forward` averages over; `weight_of` turns it into a number.
-
-- "rows": all predicted positions, labelled or not (KD).
-- "labelled": the predicted positions with a label (cross-entropy).
-- "samples": the samples of the batch (losses on features).
-- "joint": the samples of all processes together, gathered by the loss itself (SP, RKD).
-"""
+# Losses import these from here, together with their base class.
+from kd_lightning.types import MeanOver as MeanOver
+from kd_lightning.types import count_labelled as count_labelled
+from kd_lightning.types import is_labelled as is_labelled
+from kd_lightning.types import weight_of as weight_of
 
 
 class BaseOptions(TypedDict, total=False):
@@ -245,54 +242,3 @@ def teacher_of(owner: DistillLoss, teacher: Output | None) -> Output:
         )
     # The teacher is a constant of the loss, even if its output carries a graph.
     return teacher.detached()
-
-
-def is_labelled(labels: Tensor) -> Tensor:
-    """Whether each label is known: bool, shaped like `labels`.
-
-    An unknown label is `UNLABELLED` among class ids and NaN among real values.
-    """
-    return ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
-
-
-def count_labelled(labels: Tensor, partner: Tensor | None = None) -> Tensor:
-    """The number of rows with a label, of their own or of their partner: an int64 scalar.
-
-    Args:
-        labels: `(N,)`.
-        partner: `(N,)`, the labels of the samples mixed into these; `None` if not mixed.
-    """
-    known = is_labelled(labels)
-    if partner is not None:
-        known = known | is_labelled(partner)
-    return known.sum()
-
-
-def weight_of(mean_over: MeanOver, batch: Batch) -> Tensor:
-    """The number of terms in a loss's mean: an int64 scalar on the batch's device.
-
-    Processes train on different numbers of rows. The module multiplies each process's loss by this
-    weight before it averages over processes, so that the result is the mean over the joint batch.
-
-    Args:
-        mean_over: what the loss averages over.
-        batch: this process's batch. A placeholder has no terms.
-
-    Returns:
-        The number of rows, labelled rows or samples; 1 for a joint loss, which has the same value
-        in every process.
-    """
-    if mean_over == "labelled" and not batch.placeholder:
-        return count_labelled(batch.labels, batch.partner_labels)
-    if mean_over == "joint":
-        # All processes hold the same value, so equal weights leave it unchanged. A placeholder
-        # counts too: its process takes part in the gather.
-        terms = 1
-    elif batch.placeholder:
-        terms = 0
-    elif mean_over == "rows":
-        terms = batch.num_rows
-    else:
-        terms = len(batch)
-    # A fill kernel: unlike a copy of a host scalar, it does not wait for the device.
-    return batch.index.new_full((), terms)
