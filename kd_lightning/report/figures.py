@@ -1,0 +1,119 @@
+"""Draws figures as SVG elements that a page can hold in its own text.
+
+The ink of a figure is the page's text color, so that it can be read on a dark and on a light page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from markupsafe import Markup
+
+from kd_lightning.errors import printable
+from kd_lightning.report.blocks import Figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+WIDTH = 5.4
+"""Of a figure, in inches: at 400 pixels its letters keep about their size."""
+
+_INK = "#010203"
+"""A color that nothing else has; it becomes the page's text color."""
+
+COLORS = (
+    *("#3b82c4", "#d9722b", "#3a9d5d", "#c9484f", "#8f6cc4"),
+    *("#8c6d52", "#c55fa5", "#8a9099", "#9c9a2b", "#2aa3b0"),
+)
+"""Of lines and points; each can be seen on white and on black."""
+
+DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":", "-", "--")
+"""Of lines, so that colors are not all that tells them apart."""
+
+
+def draw(
+    height: float, alternative: str, plot: Callable[[Drawing], None], caption: str = ""
+) -> Figure:
+    """Draw a figure.
+
+    Args:
+        height: in inches.
+        alternative: what the figure shows, in words, with its most important numbers.
+        plot: fills an empty figure.
+        caption: below the figure.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure as Drawing
+
+    with matplotlib.rc_context(_style()):
+        # Without pyplot there is no list of open figures that would grow.
+        drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
+        plot(drawing)
+        text = io.StringIO()
+        drawing.savefig(text, format="svg", transparent=True)
+    return Figure(_for_page(text.getvalue(), printable(alternative)), caption)
+
+
+def _style() -> dict[str, object]:
+    """Matplotlib's settings for figures of a page."""
+    from cycler import cycler
+
+    return {
+        "axes.edgecolor": _INK,
+        "axes.grid": True,
+        "axes.labelcolor": _INK,
+        "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "axes.titlecolor": _INK,
+        "axes.titlelocation": "left",
+        "axes.titlesize": 10,
+        "font.size": 9,
+        "grid.alpha": 0.2,
+        "grid.color": _INK,
+        "legend.frameon": False,
+        "legend.labelcolor": _INK,
+        # Text stays text, which is smaller than outlines and can be searched.
+        "svg.fonttype": "none",
+        # Equal figures of two reports are equal files.
+        "svg.hashsalt": "kd_lightning",
+        "text.color": _INK,
+        # A dollar sign in the name of a class begins no formula.
+        "text.parse_math": False,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+    }
+
+
+def _for_page(svg: str, alternative: str) -> Markup:
+    """An SVG file of matplotlib as an element of a page.
+
+    Args:
+        svg: the whole file.
+        alternative: the text that stands for it.
+    """
+    # The prolog and the metadata name addresses that no browser needs.
+    element = svg[svg.index("<svg") :]
+    element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
+    # Ids are names within the whole page, and matplotlib numbers them per figure.
+    digest = hashlib.sha256(f"{alternative}{element}".encode()).hexdigest()
+    prefix = f"f{digest[:10]}-"
+    element = element.replace(' id="', f' id="{prefix}')
+    element = element.replace('href="#', f'href="#{prefix}')
+    element = element.replace("url(#", f"url(#{prefix}")
+    element = element.replace(_INK, "currentColor")
+    opening, _, rest = element.partition(">")
+    box = re.search(r'viewBox="[^"]*"', opening)
+    assert box is not None, "matplotlib writes a viewBox"
+    name = f"{prefix}title"
+    start = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" '
+        f'xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} '
+        f'role="img" aria-labelledby="{name}">'
+    )
+    title = f'<title id="{name}">{Markup.escape(alternative)}</title>'
+    return Markup(start + title + rest)

@@ -1,0 +1,101 @@
+"""The worst mistakes of a run, with the sample shown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kd_lightning.report.blocks import (
+    Block,
+    Paragraph,
+    Sample,
+    Samples,
+    Share,
+    missing,
+)
+from kd_lightning.report.display import show
+from kd_lightning.report.reading import ReportedRun, class_names
+from kd_lightning.report.soft_targets import top_shares
+from kd_lightning.tasks.base import Mistake, Task
+
+MISTAKES = 12
+"""How many mistakes are shown."""
+
+
+def worst_mistakes(reported: ReportedRun) -> list[Block]:
+    """The mistakes that a run makes with most confidence, or the samples that cost it most.
+
+    Args:
+        reported: the run.
+    """
+    stored = reported.stored
+    if stored is None:
+        return [missing(reported.notes["stored"])]
+    if reported.task is None:
+        return [missing("The task of this run is unknown without its data.")]
+    mistakes, caption = find_mistakes(reported.task, stored, reported)
+    if not mistakes:
+        return [Paragraph("The test has no mistakes to show.")]
+    rows = [mistake.index for mistake in mistakes]
+    index = torch.tensor(rows, dtype=torch.int64)
+    shown = []
+    blocks: list[Block] = []
+    if reported.student is None:
+        blocks.append(missing(reported.notes["student"]))
+    else:
+        shown = show(reported.student.datamodule, index, stored)
+    items = []
+    for number, mistake in enumerate(mistakes):
+        shares = _teacher_shares(reported, mistake.index)
+        if shown:
+            view = shown[number]
+            items.append(Sample(mistake.caption, view.pictures, view.text, shares))
+        else:
+            text = f"test sample {mistake.index}: {mistake.caption}"
+            items.append(Sample(text, shares=shares))
+    if reported.teacher is not None and reported.teacher.soft_targets is not None:
+        caption += " Below each, what the teacher's soft target says."
+    return [*blocks, Samples(items, caption)]
+
+
+def find_mistakes(
+    task: Task, stored: Mapping[str, Tensor], reported: ReportedRun
+) -> tuple[Sequence[Mistake], str]:
+    """The mistakes to show, and how they were chosen.
+
+    Args:
+        task: of the run.
+        stored: the `test_outputs` of all samples.
+        reported: the run.
+    """
+    # Data without names of classes reports them by number.
+    if reported.spec.classes:
+        own = task.mistakes(dict(stored), reported.spec, MISTAKES)
+        if own:
+            return own, "The wrong predictions of highest confidence."
+    counts = stored.get("count")
+    if counts is None:
+        return [], ""
+    counts = counts.nan_to_num()
+    order = counts.argsort(descending=True, stable=True)[:MISTAKES]
+    mistakes = []
+    for position in order.tolist():
+        count = float(counts[position])
+        if count > 0:
+            row = int(stored["index"][position])
+            mistakes.append(Mistake(row, f"{task.count}: {count:.4g}"))
+    return mistakes, f"The samples with the largest contributions to {task.count}."
+
+
+def _teacher_shares(reported: ReportedRun, row: int) -> list[Share]:
+    """What the teacher's soft target says about a test sample; empty if it is not known."""
+    teacher = reported.teacher
+    if teacher is None or teacher.soft_targets is None:
+        return []
+    position = torch.nonzero(teacher.stored["index"] == row).flatten()
+    if len(position) == 0:
+        return []
+    probs = teacher.soft_targets[int(position[0])]
+    return top_shares(probs, class_names(reported.spec))

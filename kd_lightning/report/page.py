@@ -1,0 +1,46 @@
+"""Renders a page as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from kd_lightning.errors import printable
+from kd_lightning.report.blocks import Page
+
+Value = TypeVar("Value")
+
+
+def render(page: Page) -> str:
+    """The page as HTML.
+
+    Args:
+        page: its texts are escaped; only figures bring markup of their own.
+    """
+    environment = Environment(
+        loader=PackageLoader("kd_lightning.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["indented"] = _indented
+    template = environment.get_template("page.html.jinja")
+    return template.render(page=page)
+
+
+def _shown(value: Value) -> Value | str:
+    """A value as the page shows it: names of runs and classes lose their control characters."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value)
+    return value
+
+
+def _indented(line: str) -> Markup:
+    """A line of a file with its indentation, which `printable` would remove."""
+    text = line.lstrip(" ")
+    indentation = " " * (len(line) - len(text))
+    return Markup(indentation) + Markup.escape(printable(text))
