@@ -124,7 +124,19 @@ class Samples:
     caption: str = ""
 
 
-Block = Paragraph | Table | Figure | Code | Samples
+@dataclass(frozen=True)
+class Legend:
+    """What colors stand for.
+
+    Attributes:
+        entries: each color, such as #3b82c4, with its meaning.
+    """
+
+    kind: ClassVar[str] = "legend"
+    entries: Sequence[tuple[str, str]]
+
+
+Block = Paragraph | Table | Figure | Code | Samples | Legend
 
 
 @dataclass(frozen=True)

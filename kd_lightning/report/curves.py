@@ -120,27 +120,19 @@ def figure_of_run(label: str, curves: Curves, monitor: str) -> Figure | None:
     Returns:
         None if no metric has a curve.
     """
-    plots: dict[str, list[Line]] = {}
-    for name in sorted(curves, key=_length_and_name):
-        title = _plot_of_run(name, monitor)
-        line = line_over_seeds(name, [curves[name]])
-        if title is not None and line is not None:
-            plots.setdefault(title, []).append(line)
-    return _figure(f"Learning curves of {label}", plots)
-
-
-def _length_and_name(name: str) -> tuple[int, str]:
+    losses = [name for name in curves if name.startswith("train_loss")]
     # The total loss comes before its terms.
-    return len(name), name
-
-
-def _plot_of_run(name: str, monitor: str) -> str | None:
-    """The title of the plot that shows a metric of a run; None if no plot does."""
-    if name.startswith("train_loss"):
-        return "training loss, total and terms before weighting"
-    if name in _validation_metrics(monitor) or name == "learning_rate":
-        return _in_words(name)
-    return None
+    losses.sort(key=len)
+    chosen = {"training loss, total and terms before weighting": losses}
+    for name in (*_validation_metrics(monitor), "learning_rate"):
+        chosen[_in_words(name)] = [name]
+    plots: dict[str, list[Line]] = {}
+    for title, names in chosen.items():
+        for name in names:
+            line = line_over_seeds(name, [curves[name]]) if name in curves else None
+            if line is not None:
+                plots.setdefault(title, []).append(line)
+    return _figure(f"Learning curves of {label}", plots)
 
 
 def _validation_metrics(monitor: str) -> list[str]:
@@ -198,6 +190,10 @@ def _figure(
 
 
 def _plot_lines(axes: Axes, title: str, lines: Sequence[Line]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    # Half an epoch is no tick.
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for line in lines:
         label = printable(line.label)
         [drawn] = axes.plot(line.epochs, line.means, label=label, linewidth=1.5)

@@ -12,8 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from kd_lightning.data.datamodule import DataModule
-from kd_lightning.report.blocks import Picture
+from kd_lightning.report.blocks import Legend, Picture
 from kd_lightning.report.figures import COLORS
+
+CLASS_COLORS = (
+    *COLORS,
+    *("#1b4f8a", "#f4b183", "#8fd6a4", "#7d1f2b", "#d2bdf0"),
+    *("#4a3526", "#f2a7dc", "#3d4349", "#e6e36a", "#0f5f66"),
+)
+"""Of the classes of pixels; from the 21st class they repeat."""
 
 OVERLAY_SHARE = 0.55
 """How much of a pixel's color is that of its class, where an image is segmented."""
@@ -107,12 +114,25 @@ def _overlay(pixels: Tensor, classes: Tensor) -> Tensor:
         pixels: uint8 `(C, H, W)`.
         classes: `(H, W)`; pixels below 0 have no class and keep their color.
     """
-    palette = torch.tensor([_rgb(color) for color in COLORS])
-    colors = palette[classes.long().clamp(min=0) % len(COLORS)].movedim(-1, 0)
+    palette = torch.tensor([_rgb(color) for color in CLASS_COLORS])
+    numbers = classes.long().clamp(min=0) % len(CLASS_COLORS)
+    colors = palette[numbers].movedim(-1, 0)
     base = pixels.double().expand(3, *classes.shape)
     mixed = (1 - OVERLAY_SHARE) * base + OVERLAY_SHARE * colors
     has_class = (classes >= 0).expand(3, *classes.shape)
     return torch.where(has_class, mixed, base).round().to(torch.uint8)
+
+
+def legend(names: Sequence[str]) -> Legend:
+    """The colors of the classes of pixels.
+
+    Args:
+        names: of the classes.
+    """
+    entries = []
+    for number, name in enumerate(names):
+        entries.append((CLASS_COLORS[number % len(CLASS_COLORS)], name))
+    return Legend(entries)
 
 
 def _rgb(color: str) -> list[float]:

@@ -5,7 +5,6 @@ The ink of a figure is the page's text color, so that it can be read on a dark a
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 from collections.abc import Callable
@@ -24,6 +23,9 @@ WIDTH = 5.4
 
 _INK = "#010203"
 """A color that nothing else has; it becomes the page's text color."""
+
+ID_PREFIX = "kd-figure-of-this-page-"
+"""How the ids of every figure begin; the page replaces it by one that is unique."""
 
 COLORS = (
     *("#3b82c4", "#d9722b", "#3a9d5d", "#c9484f", "#8f6cc4"),
@@ -100,16 +102,14 @@ def _for_page(svg: str, alternative: str) -> Markup:
     element = svg[svg.index("<svg") :]
     element = re.sub(r"<metadata>.*?</metadata>", "", element, flags=re.DOTALL)
     # Ids are names within the whole page, and matplotlib numbers them per figure.
-    digest = hashlib.sha256(f"{alternative}{element}".encode()).hexdigest()
-    prefix = f"f{digest[:10]}-"
-    element = element.replace(' id="', f' id="{prefix}')
-    element = element.replace('href="#', f'href="#{prefix}')
-    element = element.replace("url(#", f"url(#{prefix}")
+    element = element.replace(' id="', f' id="{ID_PREFIX}')
+    element = element.replace('href="#', f'href="#{ID_PREFIX}')
+    element = element.replace("url(#", f"url(#{ID_PREFIX}")
     element = element.replace(_INK, "currentColor")
     opening, _, rest = element.partition(">")
     box = re.search(r'viewBox="[^"]*"', opening)
     assert box is not None, "matplotlib writes a viewBox"
-    name = f"{prefix}title"
+    name = f"{ID_PREFIX}title"
     start = (
         f'<svg xmlns="http://www.w3.org/2000/svg" '
         f'xmlns:xlink="http://www.w3.org/1999/xlink" {box[0]} '

@@ -15,7 +15,7 @@ from kd_lightning.report.blocks import (
     Share,
     missing,
 )
-from kd_lightning.report.display import show
+from kd_lightning.report.display import legend, show
 from kd_lightning.report.reading import ReportedRun, class_names
 from kd_lightning.report.soft_targets import top_shares
 from kd_lightning.tasks.base import Mistake, Task
@@ -57,6 +57,9 @@ def worst_mistakes(reported: ReportedRun) -> list[Block]:
             items.append(Sample(text, shares=shares))
     if reported.teacher is not None and reported.teacher.soft_targets is not None:
         caption += " Below each, what the teacher's soft target says."
+    if "classes" in stored and shown:
+        caption += " From top to bottom: the image, the prediction, and the labels."
+        blocks.append(legend(class_names(reported.spec)))
     return [*blocks, Samples(items, caption)]
 
 
@@ -70,23 +73,30 @@ def find_mistakes(
         stored: the `test_outputs` of all samples.
         reported: the run.
     """
-    # Data without names of classes reports them by number.
+    # Several pictures of each sample make the page large.
+    most = MISTAKES // 2 if "classes" in stored else MISTAKES
+    # A task names the classes of a mistake, and some data has no names for them.
     if reported.spec.classes:
-        own = task.mistakes(dict(stored), reported.spec, MISTAKES)
+        own = task.mistakes(dict(stored), reported.spec, most)
         if own:
             return own, "The wrong predictions of highest confidence."
-    counts = stored.get("count")
-    if counts is None:
-        return [], ""
-    counts = counts.nan_to_num()
-    order = counts.argsort(descending=True, stable=True)[:MISTAKES]
+    # NaN stands for a sample without a label, which cannot be wrong.
+    counts = task.sample_counts(dict(stored)).nan_to_num()
+    order = counts.argsort(descending=True, stable=True)[:most]
     mistakes = []
     for position in order.tolist():
         count = float(counts[position])
         if count > 0:
             row = int(stored["index"][position])
-            mistakes.append(Mistake(row, f"{task.count}: {count:.4g}"))
+            mistakes.append(Mistake(row, f"{task.count}: {_format(count)}"))
     return mistakes, f"The samples with the largest contributions to {task.count}."
+
+
+def _format(count: float) -> str:
+    """A count without a fraction, or a real value in four digits."""
+    if count == int(count):
+        return f"{count:,.0f}"
+    return f"{count:.4g}"
 
 
 def _teacher_shares(reported: ReportedRun, row: int) -> list[Share]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -9,6 +11,7 @@ from markupsafe import Markup
 
 from kd_lightning.errors import printable
 from kd_lightning.report.blocks import Page
+from kd_lightning.report.figures import ID_PREFIX
 
 Value = TypeVar("Value")
 
@@ -28,6 +31,7 @@ def render(page: Page) -> str:
         lstrip_blocks=True,
     )
     environment.filters["indented"] = _indented
+    environment.filters["with_own_ids"] = _numbering()
     template = environment.get_template("page.html.jinja")
     return template.render(page=page)
 
@@ -37,6 +41,17 @@ def _shown(value: Value) -> Value | str:
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value)
     return value
+
+
+def _numbering() -> Callable[[Markup], Markup]:
+    """A function that gives each figure ids that no other figure of the page has."""
+    numbers = itertools.count(1)
+
+    def with_own_ids(svg: Markup) -> Markup:
+        # Only ids change, so the text stays safe.
+        return Markup(str(svg).replace(ID_PREFIX, f"figure-{next(numbers)}-"))
+
+    return with_own_ids
 
 
 def _indented(line: str) -> Markup:

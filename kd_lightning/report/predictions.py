@@ -43,7 +43,7 @@ def confusions(reported: ReportedRun) -> list[Block]:
         return [missing(reported.notes["stored"])]
     pair = None
     if reported.task is not None:
-        pair = reported.task.confusion(reported.stored)
+        pair = reported.task.confusion(reported.stored) or _pixels(reported)
     if pair is None or len(pair[0]) == 0:
         return [missing("The task of this run has no confusion matrix.")]
     names = class_names(reported.spec)
@@ -58,6 +58,20 @@ def confusions(reported: ReportedRun) -> list[Block]:
     return blocks
 
 
+def _pixels(reported: ReportedRun) -> tuple[Tensor, Tensor] | None:
+    """Labels and predicted classes `(N,)` of pixels; None if there is one label per sample."""
+    classes = (reported.stored or {}).get("classes")
+    if classes is None or reported.student is None:
+        return None
+    assert reported.stored is not None
+    target = reported.student.datamodule.source("test").target
+    labels = target[reported.stored["index"]].long()
+    if labels.shape != classes.shape:
+        return None
+    known = (labels >= 0) & (classes >= 0)
+    return labels[known], classes[known].long()
+
+
 def _matrix(label: str, counts: Tensor, names: Sequence[str]) -> Figure:
     """The confusion matrix as a figure.
 
@@ -69,7 +83,7 @@ def _matrix(label: str, counts: Tensor, names: Sequence[str]) -> Figure:
     right = int(counts.diagonal().sum())
     total = int(counts.sum())
     alternative = (
-        f"Confusion matrix of {label}: {right} of {total} test samples are on the diagonal. "
+        f"Confusion matrix of {label}: {right:,} of {total:,} predictions are on the diagonal. "
         "The table below lists the most frequent confusions."
     )
     of_row = counts / counts.sum(1, keepdim=True).clamp(min=1)
@@ -88,7 +102,8 @@ def _matrix(label: str, counts: Tensor, names: Sequence[str]) -> Figure:
                 color = COLORS[0] if row == column else COLORS[3]
                 corner = (column - 0.5, row - 0.5)
                 axes.add_patch(_cell(corner, color, share))
-                axes.text(column, row, count, ha="center", va="center", fontsize=7)
+                text = _short(count)
+                axes.text(column, row, text, ha="center", va="center", fontsize=7)
         axes.set_xlim(-0.5, len(names) - 0.5)
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_aspect("equal")
@@ -98,6 +113,15 @@ def _matrix(label: str, counts: Tensor, names: Sequence[str]) -> Figure:
         axes.set_ylabel("label")
 
     return draw(4.8, alternative, plot)
+
+
+def _short(count: int) -> str:
+    """A count in at most four characters, because a cell has no room for more."""
+    if count >= 1_000_000:
+        return f"{count / 1_000_000:.1f}M"
+    if count >= 10_000:
+        return f"{count // 1_000}k"
+    return str(count)
 
 
 def _cell(corner: tuple[float, float], color: str, share: float) -> Rectangle:
@@ -124,9 +148,9 @@ def _top_confusions(counts: Tensor, names: Sequence[str]) -> Table:
         if count == 0:
             break
         share = count / int(support[label])
-        lines.append([names[label], names[predicted], str(count), f"{share:.1%}"])
-    caption = f"The most frequent confusions; {int(wrong.sum())} in all."
-    return Table(["label", "predicted as", "samples", "of the label"], lines, caption)
+        lines.append([names[label], names[predicted], f"{count:,}", f"{share:.1%}"])
+    caption = f"The most frequent confusions; {int(wrong.sum()):,} in all."
+    return Table(["label", "predicted as", "count", "of the label"], lines, caption)
 
 
 @dataclass(frozen=True)

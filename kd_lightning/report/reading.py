@@ -185,6 +185,8 @@ def _load_predictions(reported: ReportedRun) -> None:
         reported.notes["stored"] = f"{path.name} cannot be read: {error}."
         return
     problem = _problem_of(stored, reported.spec)
+    if not problem and reported.task is not None:
+        problem = _problem_for_task(stored, reported.task)
     if problem:
         reported.notes["stored"] = f"{path.name} does not fit the run: {problem}."
     else:
@@ -212,12 +214,22 @@ def _problem_of(stored: Mapping[str, Tensor], spec: Spec) -> str:
     return ""
 
 
+def _problem_for_task(stored: dict[str, Tensor], task: Task) -> str:
+    """Why a task cannot read the tensors of a test; empty if it can."""
+    try:
+        task.sample_counts(stored)
+    # The task reads what it stored itself, so that it checks nothing.
+    except (KeyError, IndexError, RuntimeError, TypeError) as error:
+        return f"it is not that of {task.name} ({type(error).__name__}: {error})"
+    return ""
+
+
 def _ask_teacher(reported: ReportedRun, student: TrainedStudent) -> None:
     """Compute the teacher's outputs for the test samples, which no run stores."""
     try:
         reported.teacher = teacher_outputs(student, reported.temperature)
     except UserError as error:
-        reported.notes["teacher"] = f"The teacher's outputs are missing: {error}."
+        reported.notes["teacher"] = f"There are no outputs of a teacher: {error}."
 
 
 def class_names(spec: Spec) -> list[str]:
