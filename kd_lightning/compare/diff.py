@@ -57,7 +57,7 @@ def find_differences(runs: Sequence[Run]) -> list[Difference]:
 
 
 def _settings(runs: Sequence[Run]) -> list[Difference]:
-    """The settings that differ, with paths of other runs replaced by those runs' settings."""
+    """The settings that differ; paths of other runs stand for those runs' settings."""
     resolver = ReferenceResolver(runs)
     groups: list[Settings] = []
     for run in runs:
@@ -79,7 +79,7 @@ def _settings(runs: Sequence[Run]) -> list[Difference]:
 
 
 def _with_key(text: str, settings: Settings, name: str) -> str:
-    """The label of a reference to another run, with the digest of that run's settings."""
+    """The label of a reference to another run, with a digest of its settings."""
     value = settings.get(name)
     if isinstance(value, Reference):
         return f"{text} ({value.key[:_DIGITS]})"

@@ -25,7 +25,7 @@ def sign_of(metric: str) -> int | None:
         -1 if higher is better, 1 if lower is better, None if the name does not tell.
     """
     words = metric.split("_")
-    # An accuracy may be that of the teacher, but an error is always one to make smaller.
+    # Errors first: the name of an error may also hold a word such as agreement.
     if any(word in LOWER for word in words):
         return 1
     if any(word in HIGHER for word in words):

@@ -16,8 +16,9 @@ from kd_lightning.experiments.stats import tie_numbers
 def latex_table(rows: Sequence[ResultRow], sentences: Sequence[str]) -> str:
     """A table with one line per run, with the rules of the package booktabs.
 
-    The best mean of each metric is bold. Runs that a few seeds cannot tell apart carry the same
-    letter: the ranges of their seeds overlap, or a chain of overlapping runs connects them.
+    The best mean of each metric is bold. Runs that a few seeds cannot tell apart carry
+    the same letter: the ranges of their seeds overlap, or a chain of overlapping runs
+    connects them.
 
     Args:
         rows: one per run and metric.
@@ -67,8 +68,8 @@ def _caption(rows: Sequence[ResultRow], has_ties: bool) -> str:
         caption = rf"Mean $\pm$ standard deviation over seeds. {caption}"
     if has_ties:
         caption += (
-            " Values of one metric with the same letter are tied and not ranked: the ranges of "
-            "their seeds overlap, directly or through other rows."
+            " Values of one metric with the same letter are tied and not ranked: the "
+            "ranges of their seeds overlap, directly or through other rows."
         )
     if any(row["n"] == 1 and not is_cost(row["metric"]) for row in rows):
         caption += " Values of a single seed have no spread and say little about ranks."

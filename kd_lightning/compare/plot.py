@@ -1,4 +1,4 @@
-"""Plots of a comparison: a metric of each row, alone or against a cost of its network."""
+"""Plots of a comparison: a metric of each row, alone or against a cost."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def check_plot_path(path: Path) -> None:
     """
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(
-            f"--plot {path}: the suffix decides the format; valid: {', '.join(SUFFIXES)}"
+            f"--plot {path}: the suffix decides the format; "
+            f"valid: {', '.join(SUFFIXES)}"
         )
     if not path.parent.is_dir():
         raise UserError(f"--plot {path}: the folder {path.parent} does not exist")
@@ -82,8 +83,8 @@ def _cost_of_group(group: SeedGroup, cost: str) -> float:
     folder = group.results[0].folder
     if folder is None or not folder.checkpoint.is_file() or cost not in COSTS:
         raise UserError(
-            f"--against {cost}: {group.label} has no record of it; results of kd reproduce "
-            f"hold all costs, and checkpoints tell {', '.join(COSTS)}"
+            f"--against {cost}: {group.label} has no record of it; results of kd "
+            f"reproduce hold all costs, and checkpoints tell {', '.join(COSTS)}"
         )
     return measure_checkpoint(folder.checkpoint, batches=())[cost]
 

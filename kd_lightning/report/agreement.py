@@ -35,13 +35,13 @@ class ClassAgreement:
 
 
 def predicted_classes(stored: Mapping[str, Tensor]) -> Tensor | None:
-    """The predicted class of each sample `(N,)` or pixel `(N, H, W)`; -100 where there is none.
+    """The predicted class of each sample `(N,)` or pixel `(N, H, W)`.
 
     Args:
         stored: what a task stores of a test.
 
     Returns:
-        None if the predictions are not classes.
+        None if the predictions are not classes; -100 where a pixel has none.
     """
     if "classes" in stored:
         return stored["classes"].long()
@@ -112,7 +112,7 @@ def by_class(
 
     Args:
         student: predicted classes, of any shape.
-        teacher: predicted classes, of the same shape; below 0 where there is no prediction.
+        teacher: predicted classes, of the same shape; below 0 where there is none.
         names: of the classes.
     """
     exists = teacher >= 0
@@ -157,7 +157,7 @@ def _outcomes(
 
 
 def _class_block(label: str, classes: Sequence[ClassAgreement]) -> Block:
-    """The agreement by class: a figure, or the worst classes as a table if there are many."""
+    """The agreement by class: a figure, or a table of the worst of many classes."""
     worst_first = sorted(classes, key=lambda each: each.share)
     if len(classes) <= MOST_CLASSES:
         return _figure(label, classes, worst_first)

@@ -141,7 +141,7 @@ Block = Paragraph | Table | Figure | Code | Samples | Legend
 
 @dataclass(frozen=True)
 class Panel:
-    """What a section has to say about one run; the panels of a section are side by side.
+    """What a section reports about one run; panels of a section are side by side.
 
     Attributes:
         title: the run's label; empty if the section is about all runs.

@@ -12,8 +12,8 @@ from kd_lightning import __version__
 from kd_lightning.errors import UserError, printable
 from kd_lightning.runs.arguments import CommandParser
 
-# Everything else is imported when it is needed: torch takes seconds, and a mistake in the arguments
-# must be reported at once.
+# Everything else is imported when it is needed: torch takes seconds, and a mistake in
+# the arguments must be reported at once.
 if TYPE_CHECKING:
     from kd_lightning.report.blocks import Section
 
@@ -22,17 +22,17 @@ def parser() -> argparse.ArgumentParser:
     """The parser of the command's arguments."""
     command = CommandParser(
         "kd report",
-        description="Write one HTML page about runs or experiments: curves, metrics, confusions, "
-        "calibration, agreement with the teacher, its soft targets, the worst mistakes, config "
-        "and environment. The page needs no other file and no network. Several runs are side by "
-        "side.",
+        description="Write one HTML page about runs or experiments: curves, metrics, "
+        "confusions, calibration, agreement with the teacher, its soft targets, the worst "
+        "mistakes, config and environment. The page needs no other file and no network. "
+        "Several runs are side by side.",
     )
     command.add_argument(
         "targets",
         nargs="+",
         metavar="RUN|EXPERIMENT",
-        help="folders of runs, or experiments that kd reproduce has run: their names, the "
-        "folders of their results, or results.json",
+        help="folders of runs, or experiments that kd reproduce has run: their names, "
+        "the folders of their results, or results.json",
     )
     command.add_argument(
         "--output",
@@ -56,8 +56,8 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--no-data",
         action="store_true",
-        help="use only what the folders hold: no samples, and no pass of the teacher over the "
-        "test data",
+        help="use only what the folders hold: no samples, and no pass of the teacher over "
+        "the test data",
     )
     return command
 
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         argv: the arguments after `report`.
 
     Raises:
-        UserError: if the arguments are wrong, or if a target is neither run nor experiment.
+        UserError: if an argument is wrong, or a target is neither run nor experiment.
     """
     options = parser().parse_args(argv)
     _check_output(options.output)

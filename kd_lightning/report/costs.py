@@ -99,8 +99,8 @@ def costs_section(
     blocks += [missing(note) for note in notes]
     if not measured:
         text = (
-            "No latency was recorded for these runs: kd benchmark RUN --output FILE.json "
-            "measures it, and kd report --benchmark FILE.json shows it."
+            "No latency was recorded for these runs: kd benchmark RUN --output "
+            "FILE.json measures it, and kd report --benchmark FILE.json shows it."
         )
         blocks.append(missing(text))
     return Section("Size and speed", [Panel("", blocks or [Paragraph("")])])

@@ -66,7 +66,7 @@ class Line:
         label: in the legend.
         epochs: `n` numbers.
         means: the value at each epoch.
-        deviations: the standard deviation over seeds at each epoch; empty with one seed.
+        deviations: the standard deviation over seeds; empty with one seed.
     """
 
     label: str

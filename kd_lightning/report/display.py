@@ -47,7 +47,7 @@ def show(
     Args:
         datamodule: of the run.
         index: int64 `(n,)`, rows of the test split.
-        stored: what the test stored of all samples; maps of classes are drawn over their images.
+        stored: what the test stored; maps of classes are drawn over their images.
 
     Returns:
         One per sample, or an empty list if the data is neither images nor texts.
@@ -94,7 +94,7 @@ def _positions(index: Tensor) -> dict[int, int]:
 
 
 def _bytes(image: Tensor) -> Tensor:
-    """An image as uint8; real values such as those of a spectrogram are stretched to the range.
+    """An image as uint8; real values, as in a spectrogram, are stretched to 0 to 255.
 
     Args:
         image: `(C, H, W)`.
@@ -144,7 +144,7 @@ def _uri(pixels: Tensor) -> str:
     """An image as a PNG in a `data:` URI.
 
     Args:
-        pixels: uint8 `(C, H, W)`; one channel is gray, of others the first three are colors.
+        pixels: uint8 `(C, H, W)`; gray if C is 1, else the first three are colors.
     """
     channels = pixels[:3] if len(pixels) >= 3 else pixels[:1]
     array = channels.permute(1, 2, 0).squeeze(-1).contiguous().numpy()

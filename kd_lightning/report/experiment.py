@@ -108,8 +108,8 @@ def _read_runs(
     jobs = read_json(output / "jobs.json")
     if not jobs:
         experiment.curves_note = (
-            "There are no learning curves: jobs.json, which names the folders of the runs, is "
-            "not next to results.json."
+            "There are no learning curves: jobs.json, which names the folders of the "
+            "runs, is not next to results.json."
         )
         return
     places = (
@@ -134,8 +134,8 @@ def _read_runs(
     if absent:
         listed = ", ".join(absent[:8])
         experiment.curves_note = (
-            f"{len(absent)} of {len(jobs)} runs have no curves in the store, such as {listed}; "
-            "--store DIR names another store."
+            f"{len(absent)} of {len(jobs)} runs have no curves in the store, such as "
+            f"{listed}; --store DIR names another store."
         )
 
 

@@ -1,13 +1,14 @@
 """Draws figures as SVG elements that a page can hold in its own text.
 
-The ink of a figure is the page's text color, so that it can be read on a dark and on a light page.
+The ink of a figure is the page's text color: it can be read on dark and light pages.
 """
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
@@ -48,10 +49,9 @@ def draw(
         plot: fills an empty figure.
         caption: below the figure.
     """
-    import matplotlib
     from matplotlib.figure import Figure as Drawing
 
-    with matplotlib.rc_context(_style()):
+    with _style():
         # Without pyplot there is no list of open figures that would grow.
         drawing = Drawing(figsize=(WIDTH, height), layout="constrained")
         plot(drawing)
@@ -60,35 +60,40 @@ def draw(
     return Figure(_for_page(text.getvalue(), printable(alternative)), caption)
 
 
-def _style() -> dict[str, object]:
-    """Matplotlib's settings for figures of a page."""
+@contextmanager
+def _style() -> Iterator[None]:
+    """Let matplotlib draw for a page."""
+    import matplotlib
     from cycler import cycler
 
-    return {
-        "axes.edgecolor": _INK,
-        "axes.grid": True,
-        "axes.labelcolor": _INK,
-        "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
-        "axes.spines.right": False,
-        "axes.spines.top": False,
-        "axes.titlecolor": _INK,
-        "axes.titlelocation": "left",
-        "axes.titlesize": 10,
-        "font.size": 9,
-        "grid.alpha": 0.2,
-        "grid.color": _INK,
-        "legend.frameon": False,
-        "legend.labelcolor": _INK,
-        # Text stays text, which is smaller than outlines and can be searched.
-        "svg.fonttype": "none",
-        # Equal figures of two reports are equal files.
-        "svg.hashsalt": "kd_lightning",
-        "text.color": _INK,
-        # A dollar sign in the name of a class begins no formula.
-        "text.parse_math": False,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-    }
+    with matplotlib.rc_context(
+        {
+            "axes.edgecolor": _INK,
+            "axes.grid": True,
+            "axes.labelcolor": _INK,
+            "axes.prop_cycle": cycler(color=COLORS) + cycler(linestyle=DASHES),
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "axes.titlecolor": _INK,
+            "axes.titlelocation": "left",
+            "axes.titlesize": 10,
+            "font.size": 9,
+            "grid.alpha": 0.2,
+            "grid.color": _INK,
+            "legend.frameon": False,
+            "legend.labelcolor": _INK,
+            # Text stays text, which is smaller than outlines and can be searched.
+            "svg.fonttype": "none",
+            # Equal figures of two reports are equal files.
+            "svg.hashsalt": "kd_lightning",
+            "text.color": _INK,
+            # A dollar sign in the name of a class begins no formula.
+            "text.parse_math": False,
+            "xtick.color": _INK,
+            "ytick.color": _INK,
+        }
+    ):
+        yield
 
 
 def _for_page(svg: str, alternative: str) -> Markup:

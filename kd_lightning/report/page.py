@@ -37,7 +37,7 @@ def render(page: Page) -> str:
 
 
 def _shown(value: Value) -> Value | str:
-    """A value as the page shows it: names of runs and classes lose their control characters."""
+    """A value as the page shows it: names lose their control characters."""
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value)
     return value

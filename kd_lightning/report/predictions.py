@@ -59,7 +59,7 @@ def confusions(reported: ReportedRun) -> list[Block]:
 
 
 def _pixels(reported: ReportedRun) -> tuple[Tensor, Tensor] | None:
-    """Labels and predicted classes `(N,)` of pixels; None if there is one label per sample."""
+    """Labels and predicted classes `(N,)` of pixels; None for one label per sample."""
     classes = (reported.stored or {}).get("classes")
     if classes is None or reported.student is None:
         return None
@@ -83,8 +83,8 @@ def _matrix(label: str, counts: Tensor, names: Sequence[str]) -> Figure:
     right = int(counts.diagonal().sum())
     total = int(counts.sum())
     alternative = (
-        f"Confusion matrix of {label}: {right:,} of {total:,} predictions are on the diagonal. "
-        "The table below lists the most frequent confusions."
+        f"Confusion matrix of {label}: {right:,} of {total:,} predictions are on the "
+        "diagonal. The table below lists the most frequent confusions."
     )
     of_row = counts / counts.sum(1, keepdim=True).clamp(min=1)
 
@@ -219,7 +219,7 @@ def calibration(reported: ReportedRun) -> list[Block]:
 
 
 def _reliability_of(stored: Mapping[str, Tensor]) -> Reliability | None:
-    """The calibration of stored logits; None if they are not those of one label per sample."""
+    """The calibration of stored logits; None without one label per sample."""
     logits = stored.get("logits")
     target = stored.get("target")
     if logits is None or target is None or target.ndim != 1 or logits.ndim != 2:
@@ -256,7 +256,7 @@ def _reliability_figure(label: str, networks: Mapping[str, Reliability]) -> Figu
         histogram.set_xlabel("confidence")
 
     caption = (
-        f"Reliability in {BINS} bins of confidence; ECE is the expected calibration error. "
-        "Points below the diagonal are too confident."
+        f"Reliability in {BINS} bins of confidence; ECE is the expected calibration "
+        "error. Points below the diagonal are too confident."
     )
     return draw(4.0, f"Reliability diagram of {label}. {listed}.", plot, caption)

@@ -1,4 +1,4 @@
-"""Reads what a report needs of a run: from its folder, and by building its network and data again."""
+"""Reads what a report needs of a run, from its folder and from its network and data."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class ReportedRun:
 
     @property
     def temperature(self) -> float:
-        """The temperature of the first loss of the config that has one; 1 if none has."""
+        """The temperature of the first loss that has one; 1 if none has."""
         return _temperature(self.run.config)
 
 
@@ -90,8 +90,8 @@ def read_runs(paths: Sequence[str], with_data: bool) -> list[ReportedRun]:
 
     Args:
         paths: the folders, as the user wrote them.
-        with_data: whether to build networks, data and teachers again; otherwise a report has only
-            what the folders hold.
+        with_data: whether to build networks, data and teachers again; otherwise a
+            report has only what the folders hold.
 
     Raises:
         UserError: if a folder holds no run.

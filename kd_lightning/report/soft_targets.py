@@ -43,10 +43,11 @@ def soft_targets(reported: ReportedRun) -> list[Block]:
         return [missing(text)]
     names = class_names(reported.spec)
     entropy = _entropy(probs)
+    top = probs.max(-1).values
     text = (
-        f"At T = {teacher.temperature:g} the teacher's distributions have a mean entropy of "
-        f"{float(entropy.mean()):.3g} nats (uniform: {_uniform_entropy(names):.3g}) and give "
-        f"their first class {float(probs.max(-1).values.mean()):.1%} on average."
+        f"At T = {teacher.temperature:g} the teacher's distributions have a mean entropy "
+        f"of {float(entropy.mean()):.3g} nats (uniform: {_uniform_entropy(names):.3g}) and "
+        f"give their first class {float(top.mean()):.1%} on average."
     )
     chosen = spread_by_entropy(entropy, SAMPLES)
     return [

@@ -22,8 +22,8 @@ class TeacherOutputs:
     Attributes:
         stored: what the task would store of the teacher's own test: tensors `(N, ...)`.
         temperature: T of the soft targets.
-        soft_targets: the teacher's distributions at T, `(N, K)`; None if a sample has many
-            positions.
+        soft_targets: the teacher's distributions at T, `(N, K)`; None if a sample has
+            many positions.
     """
 
     stored: dict[str, Tensor]
@@ -39,7 +39,7 @@ def teacher_outputs(student: TrainedStudent, temperature: float) -> TeacherOutpu
         temperature: T of the soft targets.
 
     Raises:
-        UserError: if the run has no teacher, or if its weights or outputs are not available.
+        UserError: if the run has no teacher, or if its outputs are not available.
     """
     teacher = _prepared_teacher(student)
     datamodule = student.datamodule
@@ -71,7 +71,7 @@ def _prepared_teacher(student: TrainedStudent) -> Teacher:
     teacher = module.teacher
     if teacher.learns:
         raise UserError(
-            "this teacher learns with the student, and its last state is not stored apart"
+            "this teacher learns with the student, and no file holds it alone"
         )
     alone = UserError("no loss of the run reads a teacher")
     try:
@@ -81,7 +81,7 @@ def _prepared_teacher(student: TrainedStudent) -> Teacher:
         if module.learns_from_teacher:
             raise
         raise alone from None
-    # Metrics may compare a student that learns alone with a teacher, but not with a random one.
+    # A student that learns alone may be compared with a teacher, but not a random one.
     if not module.learns_from_teacher and not module.provenance():
         raise alone
     return teacher

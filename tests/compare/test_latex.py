@@ -1,4 +1,4 @@
-"""`kd compare --format latex`: bold best values, letters of ties, and names that show as they are."""
+"""`kd compare --format latex`: bold best values, letters of ties, escaped names."""
 
 from __future__ import annotations
 

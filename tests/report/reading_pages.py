@@ -1,4 +1,4 @@
-"""What a browser would find in a page: its requests, figures, pictures, scripts and texts."""
+"""What a browser would find in a page: requests, figures, pictures and texts."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def check_figures(page: PageReader) -> None:
 
 
 def check_ids(page: PageReader) -> None:
-    """No two elements have the same id, and each reference within the page leads somewhere."""
+    """No two elements have the same id, and each reference leads to an element."""
     ids = []
     references = []
     for element in page.elements:

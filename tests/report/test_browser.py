@@ -1,4 +1,4 @@
-"""The page in headless Chromium, where the package playwright and its browser are installed."""
+"""The page in headless Chromium, where playwright and its browser are installed."""
 
 from __future__ import annotations
 

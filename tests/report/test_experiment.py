@@ -1,4 +1,4 @@
-"""`kd report` of an experiment: its results.json alone, and with the runs in the store."""
+"""`kd report` of an experiment: results.json alone, and with runs in the store."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_results_alone(kd: Kd, place: Path) -> None:
     ]
     assert page.of_tag("h1")[0].text == "Report: paper/small"
     assert f"{HOSTILE} 2 22.0 ± 2.8" in page.section("Results")
-    # The errors alone, against parameters, and against latency; FLOPs were not measured.
+    # Errors alone, against parameters, and against latency.
     assert len(page.of_tag("svg")) == 3
     assert "Not measured: FLOPs." in page.section("Metric and costs")
     assert SENTENCE in page.section("Statistical tests")

@@ -1,4 +1,4 @@
-"""The parts of a report by hand: calibration, agreement, samples, pictures and figures."""
+"""The parts of a report by hand: calibration, agreement, samples and figures."""
 
 from __future__ import annotations
 

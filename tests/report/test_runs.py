@@ -1,4 +1,4 @@
-"""`kd report` of runs: what the page says, what it lacks and why, and that names cannot act."""
+"""`kd report` of runs: what it shows, what it lacks and why, and hostile names."""
 
 from __future__ import annotations
 
