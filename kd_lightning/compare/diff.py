@@ -88,6 +88,7 @@ def _with_key(text: str, settings: Settings, name: str) -> str:
 
 def _of_kind(kind: str, values: Sequence[Mapping[str, str]]) -> list[Difference]:
     """The names whose values differ between runs."""
+    # A dict keeps the order of the first run.
     names: dict[str, None] = {}
     for of_run in values:
         names.update(dict.fromkeys(of_run))
@@ -140,6 +141,7 @@ def _code(runs: Sequence[Run]) -> list[Difference]:
             if is_code(name):
                 of_files[name.removeprefix("code.")] = str(version)
         versions.append(of_files)
+    # Runs of `kd fit` have no key; their commit stands for all files.
     if not all(versions):
         commits = [{"commit": str(_record(run).get("commit"))} for run in runs]
         return _of_kind("code", commits)

@@ -90,12 +90,14 @@ def tie_letters(metric: str, rows: Mapping[str, ResultRow]) -> dict[str, str]:
     # A cost has no seeds.
     if sign is None or is_cost(metric):
         return {}
+    # A diverged seed has no place in a range.
     ranges = {}
     for run, row in rows.items():
         values = [sign * value for value in row["values"]]
         if all(map(math.isfinite, values)):
             ranges[run] = (min(values), max(values))
     numbers = tie_numbers(ranges)
+    # A run that is tied with no other needs no letter.
     sizes: dict[int, int] = {}
     for number in numbers.values():
         sizes[number] = sizes.get(number, 0) + 1

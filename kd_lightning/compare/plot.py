@@ -77,6 +77,7 @@ def costs_of_groups(groups: Sequence[SeedGroup], cost: str) -> dict[str, float]:
 
 
 def _cost_of_group(group: SeedGroup, cost: str) -> float:
+    # Results of `kd reproduce` hold costs among the metrics of the first seed.
     for result in group.results:
         if cost in result.metrics:
             return result.metrics[cost]

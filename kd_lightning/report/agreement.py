@@ -43,6 +43,7 @@ def predicted_classes(stored: Mapping[str, Tensor]) -> Tensor | None:
     Returns:
         None if the predictions are not classes; -100 where a pixel has none.
     """
+    # One label per pixel: a test stores the classes instead of all logits.
     if "classes" in stored:
         return stored["classes"].long()
     logits = stored.get("logits")
@@ -76,6 +77,7 @@ def agreement(reported: ReportedRun) -> list[Block]:
     ):
         text = "The predictions are not one class per sample or pixel."
         return [*blocks, missing(text)]
+    # By the teacher's classes, which need no labels.
     of_classes = by_class(student_classes, teacher_classes, class_names(reported.spec))
     if not blocks:
         blocks.append(
@@ -147,6 +149,7 @@ def _outcomes(
     for name, mask in counts.items():
         share = float(mask.double().mean()) if len(mask) else 0.0
         lines.append([name, str(int(mask.sum())), f"{share:.1%}"])
+    # A student can take over the very mistakes of its teacher.
     both_wrong = counts["neither"]
     same = (student == teacher)[labelled] & both_wrong
     caption = (
@@ -165,8 +168,8 @@ def _class_block(label: str, classes: Sequence[ClassAgreement]) -> Block:
     for each in worst_first[:MOST_CLASSES]:
         lines.append([each.name, str(each.predictions), f"{each.share:.1%}"])
     caption = (
-        f"The {len(lines)} classes of least agreement, of {len(classes)} classes that the "
-        "teacher predicts."
+        f"The {len(lines)} classes of least agreement, of {len(classes)} classes that "
+        "the teacher predicts."
     )
     return Table(["the teacher's class", "predictions", "agreement"], lines, caption)
 

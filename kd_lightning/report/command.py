@@ -23,9 +23,9 @@ def parser() -> argparse.ArgumentParser:
     command = CommandParser(
         "kd report",
         description="Write one HTML page about runs or experiments: curves, metrics, "
-        "confusions, calibration, agreement with the teacher, its soft targets, the worst "
-        "mistakes, config and environment. The page needs no other file and no network. "
-        "Several runs are side by side.",
+        "confusions, calibration, agreement with the teacher, its soft targets, the "
+        "worst mistakes, config and environment. The page needs no other file and no "
+        "network. Several runs are side by side.",
     )
     command.add_argument(
         "targets",
@@ -34,6 +34,11 @@ def parser() -> argparse.ArgumentParser:
         help="folders of runs, or experiments that kd reproduce has run: their names, "
         "the folders of their results, or results.json",
     )
+    _add_options(command)
+    return command
+
+
+def _add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output",
         type=Path,
@@ -56,10 +61,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--no-data",
         action="store_true",
-        help="use only what the folders hold: no samples, and no pass of the teacher over "
-        "the test data",
+        help="use only what the folders hold: no samples, and no pass of the teacher "
+        "over the test data",
     )
-    return command
 
 
 def main(argv: Sequence[str]) -> None:

@@ -66,6 +66,7 @@ def costs_of(reported: ReportedRun, benchmark: Benchmark) -> tuple[Costs, str]:
         # A checkpoint lies two folders below its run's.
         if folder in (path, *path.parents[:2]):
             return values, ""
+    # Counting needs no clock, so that a report of a busy machine is right.
     try:
         checkpoint = find_checkpoint(folder)
         return measure_checkpoint(checkpoint, batches=()), ""
@@ -88,6 +89,7 @@ def costs_section(
     measured = False
     for name, heading in HEADINGS.items():
         values = [costs[run.label].get(name) for run in runs]
+        # Energy, for one, is unknown on most machines.
         if all(value is None for value in values):
             continue
         measured = measured or name not in COUNTED

@@ -90,6 +90,7 @@ def line_over_seeds(label: str, seeds: Sequence[Series]) -> Line | None:
     Returns:
         None if there are fewer than two such epochs with finite values.
     """
+    # Seeds may have stopped at different epochs.
     shared = set(seeds[0])
     for series in seeds[1:]:
         shared &= set(series)
@@ -98,6 +99,7 @@ def line_over_seeds(label: str, seeds: Sequence[Series]) -> Line | None:
     deviations = []
     for epoch in sorted(shared):
         values = [series[epoch] for series in seeds]
+        # A gap in the line shows where a seed diverged.
         if not all(map(math.isfinite, values)):
             continue
         epochs.append(epoch)

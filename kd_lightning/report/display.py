@@ -114,6 +114,7 @@ def _overlay(pixels: Tensor, classes: Tensor) -> Tensor:
         pixels: uint8 `(C, H, W)`.
         classes: `(H, W)`; pixels below 0 have no class and keep their color.
     """
+    # More classes than colors share them, which the legend shows.
     palette = torch.tensor([_rgb(color) for color in CLASS_COLORS])
     numbers = classes.long().clamp(min=0) % len(CLASS_COLORS)
     colors = palette[numbers].movedim(-1, 0)

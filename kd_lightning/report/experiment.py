@@ -79,6 +79,7 @@ def read_experiment(path: Path, store: Path | None) -> ReportedExperiment:
                 rows.append(row)
     if not rows:
         raise UserError(f"{path} holds no results; write it again with kd reproduce")
+    # The runs fill in their curves and the metric that they monitor.
     experiment = ReportedExperiment(
         name=str(content.get("experiment") or path.parent.name),
         content=content,
@@ -112,6 +113,7 @@ def _read_runs(
             "runs, is not next to results.json."
         )
         return
+    # Experiments are named PAPER/EXPERIMENT or EXPERIMENT, beside one store.
     places = (
         [store] if store else [output.parent / "store", output.parents[1] / "store"]
     )
@@ -125,6 +127,7 @@ def _read_runs(
             continue
         try:
             curves.setdefault(run, []).append(read_curves(folder / "metrics.csv"))
+        # A teacher's cache, for one, has no curves.
         except UserError:
             absent.append(name)
             continue
@@ -189,6 +192,7 @@ def _figures(experiment: ReportedExperiment) -> list[Block]:
     blocks: list[Block] = [_figure_of_rows(rows)]
     absent = []
     for cost in AGAINST:
+        # Runs without weights of their own, such as ensembles, have no costs.
         costs = {}
         for row in _rows_of(experiment, cost):
             costs[row["run"]] = row["mean"]

@@ -25,7 +25,7 @@ MISTAKES = 12
 
 
 def worst_mistakes(reported: ReportedRun) -> list[Block]:
-    """The mistakes that a run makes with most confidence, or the samples that cost it most.
+    """The most confident mistakes of a run, or the samples that cost it most.
 
     Args:
         reported: the run.
@@ -100,10 +100,11 @@ def _format(count: float) -> str:
 
 
 def _teacher_shares(reported: ReportedRun, row: int) -> list[Share]:
-    """What the teacher's soft target says about a test sample; empty if it is not known."""
+    """The teacher's soft target for a test sample; empty if it is not known."""
     teacher = reported.teacher
     if teacher is None or teacher.soft_targets is None:
         return []
+    # The teacher's samples are in the order of the loader, which may lack some.
     position = torch.nonzero(teacher.stored["index"] == row).flatten()
     if len(position) == 0:
         return []

@@ -20,8 +20,8 @@ from kd_lightning.report.reading import ReportedRun, class_names
 from kd_lightning.types import full
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Drawing
-    from matplotlib.patches import Rectangle
 
 MOST_CLASSES = 20
 """A matrix of more classes could not be read."""
@@ -68,6 +68,7 @@ def _pixels(reported: ReportedRun) -> tuple[Tensor, Tensor] | None:
     labels = target[reported.stored["index"]].long()
     if labels.shape != classes.shape:
         return None
+    # Void pixels have neither label nor prediction.
     known = (labels >= 0) & (classes >= 0)
     return labels[known], classes[known].long()
 
@@ -86,33 +87,43 @@ def _matrix(label: str, counts: Tensor, names: Sequence[str]) -> Figure:
         f"Confusion matrix of {label}: {right:,} of {total:,} predictions are on the "
         "diagonal. The table below lists the most frequent confusions."
     )
-    of_row = counts / counts.sum(1, keepdim=True).clamp(min=1)
 
     def plot(drawing: Drawing) -> None:
-        axes = drawing.subplots()
-        # Transparent where there is little, so that the page's own color shows.
-        axes.grid(False)
-        shown = [printable(name) for name in names]
-        for row in range(len(names)):
-            for column in range(len(names)):
-                count = int(counts[row, column])
-                if count == 0:
-                    continue
-                share = 0.12 + 0.75 * float(of_row[row, column])
-                color = COLORS[0] if row == column else COLORS[3]
-                corner = (column - 0.5, row - 0.5)
-                axes.add_patch(_cell(corner, color, share))
-                text = _short(count)
-                axes.text(column, row, text, ha="center", va="center", fontsize=7)
-        axes.set_xlim(-0.5, len(names) - 0.5)
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.set_aspect("equal")
-        axes.set_xticks(range(len(names)), shown, rotation=90)
-        axes.set_yticks(range(len(names)), shown)
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("label")
+        _plot_matrix(drawing.subplots(), counts, names)
 
     return draw(4.8, alternative, plot)
+
+
+def _plot_matrix(axes: Axes, counts: Tensor, names: Sequence[str]) -> None:
+    """Color and number the cells that have predictions.
+
+    Args:
+        axes: to draw on.
+        counts: `(K, K)`, rows are labels.
+        names: of the K classes.
+    """
+    from matplotlib.patches import Rectangle
+
+    axes.grid(False)
+    of_row = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    for row, column in counts.nonzero().tolist():
+        # Transparent where there is little, so that the page's own color shows.
+        share = 0.12 + 0.75 * float(of_row[row, column])
+        color = COLORS[0] if row == column else COLORS[3]
+        corner = (column - 0.5, row - 0.5)
+        cell = Rectangle(corner, 1, 1, facecolor=color, alpha=share, linewidth=0)
+        axes.add_patch(cell)
+        text = _short(int(counts[row, column]))
+        axes.text(column, row, text, ha="center", va="center", fontsize=7)
+    shown = [printable(name) for name in names]
+    axes.set_xticks(range(len(names)), shown, rotation=90)
+    axes.set_yticks(range(len(names)), shown)
+    # Rows are read from top to bottom.
+    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_aspect("equal")
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("label")
 
 
 def _short(count: int) -> str:
@@ -124,12 +135,6 @@ def _short(count: int) -> str:
     return str(count)
 
 
-def _cell(corner: tuple[float, float], color: str, share: float) -> Rectangle:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, 1, 1, facecolor=color, alpha=share, linewidth=0)
-
-
 def _top_confusions(counts: Tensor, names: Sequence[str]) -> Table:
     """The most frequent confusions.
 
@@ -137,6 +142,7 @@ def _top_confusions(counts: Tensor, names: Sequence[str]) -> Table:
         counts: `(K, K)`, rows are labels.
         names: of the K classes.
     """
+    # Right predictions would be the most frequent ones.
     wrong = counts.clone()
     wrong.fill_diagonal_(0)
     order = wrong.flatten().argsort(descending=True, stable=True)

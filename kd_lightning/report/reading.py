@@ -77,6 +77,7 @@ class ReportedRun:
 def _temperature(config: Values) -> float:
     arguments = mapping_at(mapping_at(config, "model"), "init_args")
     for loss in mapping_at(arguments, "losses").values():
+        # A config from elsewhere may hold anything here.
         if not isinstance(loss, Mapping):
             continue
         value = mapping_at(loss, "init_args").get("temperature")
@@ -103,6 +104,7 @@ def read_runs(paths: Sequence[str], with_data: bool) -> list[ReportedRun]:
                 f"{path} is not a run but a teacher's cache; give folders of runs"
             )
         runs.append(read_run(path))
+    # All records first: a wrong folder is named before a network is built.
     reported = []
     for label, run in zip(_labels(runs), runs, strict=True):
         reported.append(_read(label, run, with_data))
@@ -165,6 +167,7 @@ def _build(reported: ReportedRun) -> None:
         reported.notes["student"] = reason
         reported.notes["teacher"] = reason
         return
+    # The data knows more than the record: a task's options and its own classes.
     reported.student = student
     reported.task = student.datamodule.task
     reported.spec = student.spec

@@ -88,6 +88,7 @@ def _side_by_side(
 def _overview(runs: Sequence[ReportedRun]) -> Section:
     """What ran, one column per run."""
     columns = [_facts(run) for run in runs]
+    # A dict keeps the order: runs of different kinds have different facts.
     names: dict[str, None] = {}
     for column in columns:
         names.update(dict.fromkeys(column))
@@ -145,6 +146,7 @@ def _metrics(runs: Sequence[ReportedRun]) -> Section:
     for run in runs:
         names |= run.run.metrics.keys()
     lines = []
+    # Training metrics are curves.
     for prefix in ("test_", "val_"):
         for name in sorted(names):
             if not name.startswith(prefix):
@@ -187,6 +189,7 @@ def _learning_curves(runs: Sequence[ReportedRun]) -> Section:
             panels.append(Panel(name, [missing(text)]))
         else:
             panels.append(Panel(name, [figure]))
+    # One run has the same lines in its own figure.
     if len(by_label) > 1:
         task = runs[0].task
         monitor = task.monitor if task is not None else "accuracy"

@@ -45,9 +45,10 @@ def soft_targets(reported: ReportedRun) -> list[Block]:
     entropy = _entropy(probs)
     top = probs.max(-1).values
     text = (
-        f"At T = {teacher.temperature:g} the teacher's distributions have a mean entropy "
-        f"of {float(entropy.mean()):.3g} nats (uniform: {_uniform_entropy(names):.3g}) and "
-        f"give their first class {float(top.mean()):.1%} on average."
+        f"At T = {teacher.temperature:g} the teacher's distributions have a mean "
+        f"entropy of {float(entropy.mean()):.3g} nats "
+        f"(uniform: {_uniform_entropy(names):.3g}) and give their first class "
+        f"{float(top.mean()):.1%} on average."
     )
     chosen = spread_by_entropy(entropy, SAMPLES)
     return [
@@ -59,7 +60,8 @@ def soft_targets(reported: ReportedRun) -> list[Block]:
 
 def _entropy(probs: Tensor) -> Tensor:
     """The entropy of distributions `(N, K)` in nats, `(N,)`."""
-    return torch.special.entr(probs.double()).sum(-1)
+    entropy: Tensor = torch.special.entr(probs.double()).sum(-1)
+    return entropy
 
 
 def _uniform_entropy(names: Sequence[str]) -> float:
@@ -73,6 +75,7 @@ def spread_by_entropy(entropy: Tensor, count: int) -> list[int]:
         entropy: of each sample, `(N,)`.
         count: how many to choose.
     """
+    # Steps of the rank: most teachers are sure of most samples.
     order = entropy.argsort(stable=True)
     steps = torch.linspace(0, len(order) - 1, min(count, len(order)))
     chosen: list[int] = order[steps.round().long()].tolist()
@@ -126,12 +129,13 @@ def _alternatives_of_labels(
     probs: Tensor, target: Tensor, names: Sequence[str]
 ) -> Table:
     """For each label, the other classes to which the teacher gives most."""
-    lines = []
+    lines: list[list[str]] = []
     support = torch.bincount(target[target >= 0], minlength=len(names))
     for number, name in enumerate(names):
         if int(support[number]) == 0 or len(lines) == MOST_CLASSES:
             continue
         mean = probs[target == number].double().mean(0)
+        # Its own class would come first in the list of others.
         own = float(mean[number])
         mean[number] = 0
         others = []

@@ -47,11 +47,13 @@ def teacher_outputs(student: TrainedStudent, temperature: float) -> TeacherOutpu
     # A cached teacher's outputs come with the batches.
     loader.join = teacher.join if teacher.joins else None
     classifies = isinstance(datamodule.task, Classification)
+    # A distribution for each pixel or token would fill the memory.
     stored: list[Outputs] = []
     targets: list[Outputs] = []
     with torch.no_grad():
         for batch in loader:
             output = teacher(batch)
+            # In the form of the student's test, so that both can be compared.
             outputs = datamodule.task.test_outputs(output, batch)
             stored.append(outputs)
             if classifies:

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
 from kd_lightning.cli import main
 from kd_lightning.compare.plot import Point, plot_points, plot_rows
@@ -44,13 +44,12 @@ def test_the_suffix_decides_the_format(
     assert (place / f"plot.{suffix}").read_bytes().startswith(start)
 
 
-def points_of(lines: list[Line2D]) -> list[list[tuple[float, float]]]:
+def points_of(axes: Axes) -> list[list[list[float]]]:
+    """The positions of the dots of each row: its seeds."""
     drawn = []
-    for line in lines:
+    for line in axes.lines:
         if line.get_marker() == "o":
-            xs = [float(x) for x in line.get_xdata()]
-            ys = [float(y) for y in line.get_ydata()]
-            drawn.append(list(zip(xs, ys, strict=True)))
+            drawn.append(line.get_xydata().tolist())
     return drawn
 
 
@@ -58,7 +57,7 @@ def test_points_are_seeds_at_their_cost() -> None:
     axes = Figure().subplots()
     points = [Point(rows()[0], 1000), Point(rows()[1], 50_000)]
     plot_points(axes, points, "parameters")
-    assert points_of(axes.lines) == [[(1000, 0.5), (1000, 0.7)], [(50_000, 0.9)]]
+    assert points_of(axes) == [[[1000, 0.5], [1000, 0.7]], [[50_000, 0.9]]]
     assert axes.get_xscale() == "log"
     assert axes.get_xlabel() == "parameters"
     assert axes.yaxis.get_major_formatter()(0.5) == "50.0%"
@@ -70,7 +69,7 @@ def test_networks_of_one_size_need_no_decades() -> None:
     points = [Point(row, 5_000) for row in rows()]
     plot_points(axes, points, "file_bytes")
     # The heading of a size is in kilobytes.
-    assert points_of(axes.lines)[1] == [(5, 0.9)]
+    assert points_of(axes)[1] == [[5, 0.9]]
     assert (axes.get_xscale(), axes.get_xlabel()) == ("linear", "file, kB")
 
 
@@ -79,7 +78,7 @@ def test_rows_are_below_each_other() -> None:
     plot_rows(axes, rows())
     labels = [label.get_text() for label in axes.get_yticklabels()]
     assert labels == ["$small$", "large"]
-    assert points_of(axes.lines) == [[(0.5, 0), (0.7, 0)], [(0.9, 1)]]
+    assert points_of(axes) == [[[0.5, 0], [0.7, 0]], [[0.9, 1]]]
     top, bottom = axes.get_ylim()
     assert top > bottom
 

@@ -54,7 +54,7 @@ def write_results(folder: Path, costs: bool = True) -> Path:
 
 def write_runs(results: Path, store: Path) -> None:
     """The runs of the store with their curves; that of the last job is gone."""
-    jobs = {}
+    jobs: dict[str, dict[str, Any]] = {}
     for run in ("alone", HOSTILE):
         for seed in (0, 1):
             address = f"{len(jobs):016x}"

@@ -11,12 +11,15 @@ from matplotlib.figure import Figure as Drawing
 from PIL import Image
 
 from kd_lightning.data.datamodule import DataModule
+from kd_lightning.data.source import Source
 from kd_lightning.report import display
 from kd_lightning.report.agreement import by_class, predicted_classes
 from kd_lightning.report.curves import line_over_seeds
 from kd_lightning.report.figures import ID_PREFIX, draw
 from kd_lightning.report.predictions import reliability
 from kd_lightning.report.soft_targets import spread_by_entropy, top_shares
+from kd_lightning.spec import Spec
+from kd_lightning.types import Batch
 
 
 def test_reliability_by_hand() -> None:
@@ -80,20 +83,40 @@ def test_a_line_over_seeds() -> None:
     assert line_over_seeds("x", [{0: 1.0, 1: float("nan")}]) is None
 
 
+class Rows(Source):
+    """The labels of test images."""
+
+    def __init__(self, target: torch.Tensor) -> None:
+        self.target = target
+        self.rows = torch.arange(len(target))
+        self.split = "test"
+
+    def batch(self, rows: torch.Tensor, view: int) -> Batch:
+        raise NotImplementedError
+
+
 class Pixels(DataModule):
     """Test images without anything else."""
 
-    def __init__(self, images: torch.Tensor) -> None:
+    def __init__(
+        self, images: torch.Tensor, target: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.images = images
+        self.target = torch.zeros(len(images)) if target is None else target
 
     def images_for_display(self, index: torch.Tensor) -> torch.Tensor:
         return self.images[index]
 
-    source = spec = fingerprint = None  # type: ignore[assignment]
+    def source(self, stage: str) -> Source:
+        return Rows(self.target)
 
+    @property
+    def spec(self) -> Spec:
+        return Spec(data="pixels")
 
-Pixels.__abstractmethods__ = frozenset()
+    def fingerprint(self) -> dict[str, object]:
+        return {}
 
 
 def decoded(uri: str) -> Image.Image:
@@ -116,6 +139,29 @@ def test_pictures_keep_pixels_and_stretch_spectrograms() -> None:
     image = decoded(shown.pictures[0].uri)
     assert image.mode == "L"
     assert [image.getpixel(at) for at in ((0, 0), (1, 0), (0, 1))] == [0, 128, 255]
+
+
+def test_classes_of_pixels_lie_over_the_image() -> None:
+    images = torch.full((3, 1, 1, 2), 100, dtype=torch.uint8)
+    labels = torch.tensor([[[0, 0]], [[0, 0]], [[0, 1]]])
+    # Stored in another order than that of the test split; the right pixel is void.
+    stored = {
+        "index": torch.tensor([2, 0]),
+        "classes": torch.tensor([[[1, -100]], [[0, 0]]], dtype=torch.int16),
+    }
+    [shown] = display.show(Pixels(images, labels), torch.tensor([2]), stored)
+    alone, predicted, right = [decoded(each.uri) for each in shown.pictures]
+
+    first, second = [
+        tuple(
+            round(0.45 * 100 + 0.55 * int(color[at : at + 2], 16)) for at in (1, 3, 5)
+        )
+        for color in display.CLASS_COLORS[:2]
+    ]
+    assert [alone.getpixel((x, 0)) for x in (0, 1)] == [100, 100]
+    assert [predicted.getpixel((x, 0)) for x in (0, 1)] == [second, (100, 100, 100)]
+    assert [right.getpixel((x, 0)) for x in (0, 1)] == [first, second]
+    assert display.legend(["a", "b"]).entries[1] == (display.CLASS_COLORS[1], "b")
 
 
 def test_a_figure_takes_the_color_of_the_page() -> None:
