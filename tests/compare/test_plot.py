@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -49,7 +50,8 @@ def points_of(axes: Axes) -> list[list[list[float]]]:
     drawn = []
     for line in axes.lines:
         if line.get_marker() == "o":
-            drawn.append(line.get_xydata().tolist())
+            positions = np.asarray(line.get_xydata(), dtype=float)
+            drawn.append(positions.tolist())
     return drawn
 
 
