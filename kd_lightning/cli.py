@@ -25,6 +25,7 @@ COMMANDS = {
     "cache": "compute and store a teacher's outputs: kd cache -c FILE.yaml ... --output DIR",
     "reproduce": "run an experiment and print its table: kd reproduce EXPERIMENT | --list",
     "compare": "print a table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
+    "report": "write one HTML page about runs or an experiment: kd report RUN|EXPERIMENT ...",
     "list": "list what is available: kd list methods|models|data|experiments|configs [NAME] [--json]",
     "demo": "the first experiment, in a minute: the same as kd reproduce demo",
 }
@@ -98,6 +99,10 @@ def dispatch(argv: list[str]) -> int:
         from kd_lightning.compare.command import main as compare
 
         compare(argv[1:])
+    elif command == "report":
+        from kd_lightning.report.command import main as report
+
+        report(argv[1:])
     elif command == "cache":
         from kd_lightning.runs.cache_command import main as cache
 

@@ -26,6 +26,25 @@ _MARKDOWN = re.compile(r"([\\`|*]|\](?=[(\[:]))")
 The brackets of an interval such as `[1, 2]` stay readable.
 """
 
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "&": r"\&",
+    "#": r"\#",
+    "%": r"\%",
+    "_": r"\_",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "→": r"$\rightarrow$",
+}
+"""Characters that mean something to LaTeX, or that its default fonts lack."""
+
 _SECRET = r"(?:token|key|apikey|password|passwd|secret|secrets|credential|credentials)"
 _SECRET_OPTION = re.compile(rf"--(?:.*[._-])?{_SECRET}", re.IGNORECASE)
 _SECRET_ENTRY = re.compile(
@@ -59,6 +78,15 @@ def markdown(text: str) -> str:
     """
     without_html = html.escape(printable(text), quote=False)
     return _MARKDOWN.sub(r"\\\1", without_html)
+
+
+def latex(text: str) -> str:
+    """The text as LaTeX that shows it: no command and no formula begins.
+
+    Args:
+        text: any text; white space of any length becomes one space.
+    """
+    return "".join(_LATEX.get(character, character) for character in printable(text))
 
 
 def masked_command(argv: Sequence[str]) -> list[str]:

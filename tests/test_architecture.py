@@ -53,6 +53,7 @@ LAYERS = (
     {"experiments"},
     {"export"},
     {"compare"},
+    {"report"},
     {"analyses"},
     {"cli"},
     {"__main__"},

@@ -47,7 +47,7 @@ def files(folder: str, *patterns: str) -> set[str]:
 
 @pytest.mark.slow
 def test_a_wheel_holds_the_package_and_what_it_ships(names: set[str]) -> None:
-    package = files("kd_lightning", "*.py", "*.pyi", "py.typed")
+    package = files("kd_lightning", "*.py", "*.pyi", "py.typed", "*.jinja", "*.css")
     assert "kd_lightning/py.typed" in package
     assert package - names == set()
     shipped = files("configs", "*.yaml") | files("experiments", "*.yaml", "*.py")

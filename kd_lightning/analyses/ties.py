@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from kd_lightning.experiments.analysis import Row, Runs
+from kd_lightning.experiments.stats import tie_numbers
 
 
 def tie_groups(
@@ -33,14 +34,6 @@ def tie_groups(
         ranges[name] = (min(values), max(values))
 
     rows = []
-    group = 0
-    reach = float("-inf")
-    # Sorted by the lower end, so that one pass finds the chains of overlapping ranges.
-    for name in sorted(ranges, key=lambda name: ranges[name]):
-        lowest, highest = ranges[name]
-        # A gap to all earlier runs starts a new group.
-        if lowest > reach:
-            group += 1
-        reach = max(reach, highest)
+    for name, group in tie_numbers(ranges).items():
         rows.append(Row(name, "tie_group", [float(group)]))
     return rows

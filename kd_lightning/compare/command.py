@@ -17,14 +17,20 @@ if TYPE_CHECKING:
     from kd_lightning.compare.output import ComparisonTable
     from kd_lightning.experiments.measurements import SeedGroup
 
-FORMAT_OF_SUFFIX = {".md": "markdown", ".csv": "csv", ".json": "json"}
+FORMAT_OF_SUFFIX = {
+    ".md": "markdown",
+    ".csv": "csv",
+    ".json": "json",
+    ".tex": "latex",
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command's arguments."""
     command = CommandParser(
         "kd compare",
-        usage="kd compare RUN... | EXPERIMENT... | --wandb ENTITY/PROJECT  [options]",
+        usage="kd compare RUN... | EXPERIMENT... | --wandb ENTITY/PROJECT | --diff A B  "
+        "[options]",
         description="Print one table. Runs that differ only in the seed form one row with "
         "mean ± standard deviation.",
     )
@@ -61,11 +67,29 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--format",
-        choices=("terminal", "markdown", "csv", "json"),
+        choices=("terminal", "markdown", "csv", "json", "latex"),
         help="default: determined by the suffix of FILE, otherwise terminal",
     )
     command.add_argument(
         "--output", type=Path, metavar="FILE", help="write the table to this file"
+    )
+    command.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="plot the first metric of each row with its seeds; the suffix is .png, .svg or .pdf",
+    )
+    command.add_argument(
+        "--against",
+        metavar="COST",
+        help="with --plot, the horizontal axis: parameters, flops, file_bytes, or a recorded "
+        "cost such as latency_ms_batch_1",
+    )
+    command.add_argument(
+        "--diff",
+        nargs=2,
+        metavar=("A", "B"),
+        help="print what differs between two runs: settings, data, code and versions",
     )
     return command
 
@@ -78,24 +102,61 @@ def main(argv: list[str]) -> None:
     """
     options = parser().parse_args(argv)
     _check(options)
-    table = build_table(options)
+    suffix = options.output.suffix if options.output else ""
+    format_name = options.format or FORMAT_OF_SUFFIX.get(suffix, "terminal")
+    if options.diff:
+        from kd_lightning.compare.diff import diff_text
+
+        _show(diff_text(options.diff, format_name), options.output)
+        return
+    groups, notes = _read_groups(options)
+    table = build_table(groups, notes, options)
+    if options.plot:
+        _plot(groups, table, options)
 
     from kd_lightning.compare.output import FORMATS
 
-    suffix = options.output.suffix if options.output else ""
-    format_name = options.format or FORMAT_OF_SUFFIX.get(suffix, "terminal")
-    text = FORMATS[format_name](table)
-    if options.output:
-        _write(options.output, text)
-    else:
-        print(text, end="")
+    _show(FORMATS[format_name](table), options.output)
     # A CSV has no place for notes.
     if format_name == "csv":
         for note in table.notes:
             print(printable(note), file=sys.stderr)
 
 
+def _show(text: str, path: Path | None) -> None:
+    """Print a text, or write it to a file."""
+    if path:
+        _write(path, text)
+    else:
+        print(text, end="")
+
+
+def _plot(
+    groups: Sequence[SeedGroup], table: ComparisonTable, options: argparse.Namespace
+) -> None:
+    """Write the plot of the table's first metric."""
+    from kd_lightning.compare.plot import costs_of_groups, write_plot
+
+    metric = table.rows[0]["metric"]
+    rows = [row for row in table.rows if row["metric"] == metric]
+    costs = None
+    if options.against:
+        labels = {row["run"] for row in rows}
+        plotted = [group for group in groups if group.label in labels]
+        costs = costs_of_groups(plotted, options.against)
+    write_plot(options.plot, rows, options.against, costs)
+
+
 def _check(options: argparse.Namespace) -> None:
+    if options.diff:
+        _check_diff(options)
+        return
+    if options.against and not options.plot:
+        raise UserError("kd compare: --against belongs to --plot FILE")
+    if options.plot:
+        from kd_lightning.compare.plot import check_plot_path
+
+        check_plot_path(options.plot)
     if bool(options.runs) == bool(options.wandb):
         raise UserError(
             "kd compare: give folders of runs or experiments, before all options, "
@@ -107,6 +168,23 @@ def _check(options: argparse.Namespace) -> None:
         )
 
 
+def _check_diff(options: argparse.Namespace) -> None:
+    """Refuse options that --diff would ignore."""
+    ignored = {
+        "runs or experiments": options.runs,
+        "--wandb": options.wandb,
+        "--group": options.group,
+        "--metrics": options.metrics,
+        "--by": options.by,
+        "--baseline": options.baseline,
+        "--plot": options.plot,
+        "--against": options.against,
+    }
+    for name, value in ignored.items():
+        if value:
+            raise UserError(f"kd compare: --diff A B stands alone; remove {name}")
+
+
 def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
@@ -116,14 +194,19 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
-def build_table(options: argparse.Namespace) -> ComparisonTable:
-    """Read the runs, and compute rows, tests and notes.
+def build_table(
+    groups: list[SeedGroup], notes: Sequence[str], options: argparse.Namespace
+) -> ComparisonTable:
+    """Compute rows, tests and notes.
+
+    Args:
+        groups: of runs.
+        notes: on the groups.
+        options: of the command.
 
     Raises:
         UserError: if there is nothing that can be compared.
     """
-    groups, notes = _read_groups(options)
-
     from kd_lightning.compare.baseline import baseline_notes, compare_to_baseline
     from kd_lightning.compare.metrics import choose_metrics, table_rows
     from kd_lightning.compare.output import ComparisonTable

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kd_lightning.compare.baseline import difference_cell
+from kd_lightning.compare.latex import latex_table
 from kd_lightning.escaping import markdown, plain
 from kd_lightning.experiments.measurements import ResultRow
 from kd_lightning.experiments.report import (
@@ -85,6 +86,16 @@ class ComparisonTable:
 
 def as_terminal_text(table: ComparisonTable) -> str:
     """The table as the terminal shows it; its full width if the output is a file or a pipe."""
+    return table_text(table.cells(), table.sentences)
+
+
+def table_text(cells: Cells, sentences: Sequence[str] = ()) -> str:
+    """A table and sentences below it as the terminal shows them.
+
+    Args:
+        cells: of the table.
+        sentences: one paragraph each.
+    """
     from rich.console import Console
 
     from kd_lightning.experiments.tables import tables
@@ -99,10 +110,9 @@ def as_terminal_text(table: ComparisonTable) -> str:
         force_terminal=is_terminal,
         markup=False,
     )
-    headings, lines = table.cells()
-    for part in tables(None, headings, lines, console.width):
+    for part in tables(None, cells.headings, cells.lines, console.width):
         console.print(part)
-    for sentence in table.sentences:
+    for sentence in sentences:
         console.print(
             plain(sentence), highlight=False, width=min(console.width, _TEXT_WIDTH)
         )
@@ -151,10 +161,16 @@ def as_json(table: ComparisonTable) -> str:
     return json.dumps(content, indent=2) + "\n"
 
 
+def as_latex(table: ComparisonTable) -> str:
+    """The table for a paper, with the best value of each metric and its ties marked."""
+    return latex_table(table.rows, table.sentences)
+
+
 FORMATS: dict[str, Callable[[ComparisonTable], str]] = {
     "terminal": as_terminal_text,
     "markdown": as_markdown,
     "csv": as_csv,
     "json": as_json,
+    "latex": as_latex,
 }
 """The values of `--format`."""

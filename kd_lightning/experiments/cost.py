@@ -100,9 +100,19 @@ def _latency_ms(network: nn.Module, inputs: Inputs, seconds: float) -> float:
     return 1000 * statistics.median(durations_s)
 
 
-def measure_checkpoint(path: Path) -> dict[str, float]:
-    """Measure the costs of the network in a checkpoint of this package."""
+def measure_checkpoint(
+    path: Path, batches: tuple[int, ...] = (1, 256)
+) -> dict[str, float]:
+    """Measure the costs of the network in a checkpoint of this package.
+
+    Args:
+        path: of the checkpoint.
+        batches: batch sizes at which latency is measured.
+
+    Raises:
+        UserError: if the file cannot be read, or describes no network.
+    """
     content = read_file(path, "the checkpoint")
     network = build_network(content[KEY]["network"])
     load_weights(network, network_weights(content), str(path))
-    return measure(network, Spec.from_dict(content[KEY]["spec"]))
+    return measure(network, Spec.from_dict(content[KEY]["spec"]), batches)

@@ -32,7 +32,7 @@ def summary(experiment: Experiment, rows: Sequence[ResultRow], path: Path) -> No
     size = (8, 1.1 + 0.34 * len(plotted))
     figure, axes = plt.subplots(figsize=size, layout="constrained")
     for position, row in enumerate(plotted):
-        _plot_row(axes, position, row)
+        plot_row(axes, position, row)
     names = [row["run"] for row in plotted]
     axes.set_yticks(range(len(plotted)), names)
     # The axis is inverted, so that the first run is on top.
@@ -49,8 +49,16 @@ def summary(experiment: Experiment, rows: Sequence[ResultRow], path: Path) -> No
     plt.close(figure)
 
 
-def _plot_row(axes: Axes, position: int, row: ResultRow) -> None:
-    """Plot one run: dots for its seeds, a square for their mean, a line for the paper's value."""
+def plot_row(axes: Axes, position: int, row: ResultRow) -> None:
+    """Plot one run: dots for its seeds, a square for their mean, a line for the paper's value.
+
+    Args:
+        axes: to draw on; runs are below each other.
+        position: of the run, from 0.
+        row: the metric of the run.
+    """
+    import matplotlib
+
     heights = [position] * len(row["values"])
     axes.plot(row["values"], heights, "o", color="C0", alpha=0.45, markersize=5)
     spread = row["std"] or 0
@@ -68,7 +76,7 @@ def _plot_row(axes: Axes, position: int, row: ResultRow) -> None:
             row["paper"],
             position - 0.35,
             position + 0.35,
-            color="black",
+            color=matplotlib.rcParams["text.color"],
             linestyles="dashed",
             label="paper",
         )

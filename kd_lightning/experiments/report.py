@@ -86,7 +86,7 @@ def table_cells(rows: Sequence[ResultRow]) -> Cells:
         for metric in metrics:
             cell = by_cell.get((run, metric))
             # A run may lack a metric that others have.
-            line.append(_format_mean(cell) if cell else "")
+            line.append(format_mean(cell) if cell else "")
             if metric in metrics_with_paper:
                 line.append(_format_paper(cell) if cell else "")
         lines.append(line)
@@ -99,8 +99,12 @@ def table_cells(rows: Sequence[ResultRow]) -> Cells:
     return Cells(headings, lines)
 
 
-def _format_mean(row: ResultRow) -> str:
-    """Mean ± standard deviation in the precision that suits the metric."""
+def format_mean(row: ResultRow) -> str:
+    """Mean ± standard deviation in the precision that suits the metric.
+
+    Args:
+        row: a metric of a run.
+    """
     metric = row["metric"]
     mean = row["mean"]
     if not math.isfinite(mean):

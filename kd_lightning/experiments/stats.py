@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -267,3 +267,29 @@ def holm(comparisons: list[Comparison]) -> None:
         # A corrected p-value is never below that of a comparison with a smaller p-value.
         largest = max(largest, corrected)
         comparison.p_holm = largest
+
+
+def tie_numbers(ranges: Mapping[str, tuple[float, float]]) -> dict[str, int]:
+    """Number the groups of runs that a few seeds cannot tell apart; group 1 is the lowest.
+
+    Two runs are tied if the ranges of their seeds overlap, or if a chain of overlapping runs
+    connects them.
+
+    Args:
+        ranges: the lowest and the highest value over the seeds of each run.
+
+    Returns:
+        The number of each run's group, in the order of the runs' lowest values.
+    """
+    numbers = {}
+    group = 0
+    reach = float("-inf")
+    # Sorted by the lower end, so that one pass finds the chains of overlapping ranges.
+    for name in sorted(ranges, key=lambda name: ranges[name]):
+        lowest, highest = ranges[name]
+        # A gap to all earlier runs starts a new group.
+        if lowest > reach:
+            group += 1
+        reach = max(reach, highest)
+        numbers[name] = group
+    return numbers

@@ -1,0 +1,1 @@
+"""`kd report`: one HTML page about runs or an experiment."""
