@@ -148,7 +148,9 @@ def _sections(
     for path in experiments.values():
         experiment = read_experiment(path, options.store)
         names.append(experiment.name)
-        prefix = f"{experiment.name}: " if len(experiments) > 1 else ""
+        # Runs have sections of the same titles.
+        alone = len(experiments) == 1 and not runs
+        prefix = "" if alone else f"{experiment.name}: "
         sections += sections_of_experiment(experiment, prefix)
     if runs:
         reported = read_runs(runs, with_data=not options.no_data)
