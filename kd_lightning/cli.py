@@ -22,6 +22,7 @@ COMMANDS = {
     "predict": "predict files: kd predict RUN|EXPORT INPUT... | the test set: --ckpt_path FILE",
     "export": "write the student of a run as ONNX, torch.export or safetensors: kd export RUN",
     "benchmark": "measure size, latency and memory side by side: kd benchmark RUN|EXPORT ...",
+    "serve": "answer requests over HTTP with a network: kd serve RUN|EXPORT",
     "cache": "compute and store a teacher's outputs: kd cache -c FILE.yaml ... --output DIR",
     "reproduce": "run an experiment and print its table: kd reproduce EXPERIMENT | --list",
     "compare": "print a table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
@@ -110,6 +111,10 @@ def dispatch(argv: list[str]) -> int:
         from kd_lightning.export.benchmark_command import main as benchmark
 
         benchmark(argv[1:])
+    elif command == "serve":
+        from kd_lightning.serving.serve_command import main as serve
+
+        serve(argv[1:])
     elif command == "predict" and _predicts_inputs(argv[1:]):
         from kd_lightning.serving.predict_command import main as predict
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from kd_lightning.data.new_samples import NewSample
 from kd_lightning.errors import UserError
 from kd_lightning.serving.network import NetworkInput
+from kd_lightning.values import Value
 
 Array = NDArray[np.generic]
 
@@ -94,3 +95,26 @@ def tensor_of(array: Array, described: NetworkInput, owner: str) -> Tensor:
     if wanted.kind == "f" and not np.isfinite(converted).all():
         raise UserError(f"{owner} has values that are not finite")
     return torch.from_numpy(converted)
+
+
+def tensor_of_values(value: Value, described: NetworkInput) -> Tensor:
+    """Nested lists of numbers as one sample of an input.
+
+    Args:
+        value: as read from JSON, without an axis for samples.
+        described: the input.
+
+    Raises:
+        UserError: if shape or numbers do not fit.
+    """
+    try:
+        array = np.asarray(value)
+    except (ValueError, OverflowError) as error:
+        raise UserError("the array's lists have different lengths") from error
+    if array.dtype.kind not in "biuf":
+        raise UserError("the array must hold numbers, in lists of equal lengths")
+    if described.dtype == torch.uint8 and array.dtype.kind in "iu":
+        if array.size > 0 and (array.min() < 0 or array.max() > 255):
+            raise UserError("pixels are whole numbers from 0 to 255")
+        array = array.astype(np.uint8)
+    return tensor_of(array[None], described, "the request")[0]
