@@ -1,4 +1,4 @@
-"""Sends requests to `kd serve` from several clients at once; see README.md in this folder."""
+"""Sends requests to `kd serve` from several clients at once; see README.md."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Answers:
 
     Attributes:
         seconds: of each answered request.
-        batch_sizes: how many requests were predicted together, for each answered request.
+        batch_sizes: how many requests were predicted together, for each answered
+            request.
         failures: requests with another status than 200.
     """
 

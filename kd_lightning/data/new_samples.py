@@ -1,4 +1,4 @@
-"""Samples without labels that a user brings: files and texts in, raw inputs of a network out."""
+"""Samples without labels that a user brings: files in, raw inputs of a network out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kd_lightning.types import Inputs
 from kd_lightning.values import Values
 
 Content: TypeAlias = bytes | tuple[str, ...] | Mapping[str, str] | tuple[Tensor, ...]
-"""A file, one text or two, a row by the names of its columns, or tensors without a batch axis."""
+"""A file, one text or two, a row by its columns, or tensors without a batch axis."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class InputReader(ABC):
         """
 
     def describe(self) -> Values | None:
-        """Plain values from which an export can build this reader again; `None` if it cannot."""
+        """Plain values that build this reader again in an export; `None` if none can."""
         return None
 
 

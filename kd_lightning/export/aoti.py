@@ -1,4 +1,4 @@
-"""The network compiled to machine code, which runs without Python's interpreter between operators."""
+"""The network compiled to machine code, by the ahead-of-time compiler of torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRUST = "aoti"
 
 
 class Aoti(Format):
-    """A package of `torch._inductor`'s ahead-of-time compiler, for processors like this one."""
+    """A package of `torch._inductor`, for processors like this one."""
 
     file: ClassVar[str] = "student.aoti.pt2"
 
@@ -33,7 +33,8 @@ class Aoti(Format):
         compiler = os.environ.get("CXX", "g++")
         if shutil.which(compiler) is None:
             raise UserError(
-                f"--format aoti needs a C++ compiler, and there is no {compiler}; install g++, or "
+                f"--format aoti needs a C++ compiler, and there is no {compiler}; "
+                "install g++, or "
                 "set CXX to another one"
             )
         program = traced_program(student)
@@ -44,7 +45,8 @@ class Aoti(Format):
         except Exception as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"{type(student.module.net).__name__} cannot be compiled ({reason}); use --format "
+                f"{type(student.module.net).__name__} cannot be compiled ({reason}); "
+                "use --format "
                 "torch-export or onnx"
             ) from error
         self._written = folder
@@ -53,7 +55,8 @@ class Aoti(Format):
         # Machine code can do anything. What this process compiled itself is safe.
         if folder != self._written and not is_allowed(f"{TRUST}.package"):
             raise UserError(
-                f"{folder} holds machine code; if you trust where it comes from, repeat the "
+                f"{folder} holds machine code; if you trust where it comes from, "
+                "repeat the "
                 f"command with --trust {TRUST}"
             )
         network = torch._inductor.aoti_load_package(str(folder / self.file))

@@ -6,12 +6,12 @@ from kd_lightning.export.student import TrainedStudent
 
 
 def description(student: TrainedStudent) -> dict[str, object]:
-    """The task, the classes, and the inputs in the order in which the network takes them.
+    """The task, the classes, and the inputs in the order of the network's arguments.
 
     Returns:
-        `task`, `data`, `classes`, `inputs` and `output`. Images also have `mean` and `std`, which
-        exported graphs contain already. `reader` describes how files become inputs; `None` if only
-        the framework can read them.
+        `task`, `data`, `classes`, `inputs` and `output`. Images also have `mean` and
+        `std`, which exported graphs contain already. `reader` describes how files
+        become inputs; `None` if only the framework can read them.
     """
     spec = student.spec
     inputs = []

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kd_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg", ".pdf")
 
@@ -27,7 +31,8 @@ def plotted_metric(rows: Sequence[Row]) -> str:
                 counts[name] = counts.get(name, 0) + 1
     if not counts:
         raise UserError(
-            "--plot needs a test metric, and no network has one; test the runs with kd test, or "
+            "--plot needs a test metric, and no network has one; test the runs with kd "
+            "test, or "
             "train them with --run.test=last"
         )
     most = max(counts.values())
@@ -46,7 +51,7 @@ def check_path(path: Path) -> None:
 
 
 def plot_metric_against_latency(rows: Sequence[Row], path: Path) -> None:
-    """Plot one point per network: its latency at batch 1 in milliseconds, and its test metric.
+    """Plot one point per network: its latency at batch 1 (ms), and its test metric.
 
     Args:
         rows: of the table of `kd benchmark`.
@@ -64,23 +69,7 @@ def plot_metric_against_latency(rows: Sequence[Row], path: Path) -> None:
     metric = plotted_metric(rows)
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for row in rows:
-        latency_ms = row.get(LATENCY)
-        value = row.get(metric)
-        # A network without the metric has no place in the plot.
-        if not isinstance(latency_ms, float | int) or not isinstance(
-            value, float | int
-        ):
-            continue
-        axes.plot(latency_ms, value, "o")
-        label = f"{row['network']}\n{row['kind']}"
-        # A dollar sign would begin a formula.
-        axes.annotate(
-            label.replace("$", r"\$"),
-            (latency_ms, value),
-            xytext=(6, 4),
-            textcoords="offset points",
-            fontsize=8,
-        )
+        _plot_network(axes, row, metric)
     axes.set_xscale("log")
     axes.set_xlabel("latency of one sample, median (ms)")
     axes.set_ylabel(metric.replace("_", " "))
@@ -89,3 +78,21 @@ def plot_metric_against_latency(rows: Sequence[Row], path: Path) -> None:
     axes.margins(0.2)
     figure.savefig(path, dpi=150)
     plt.close(figure)
+
+
+def _plot_network(axes: Axes, row: Row, metric: str) -> None:
+    """Plot one network as a point with its name, if it has both numbers."""
+    latency_ms = row.get(LATENCY)
+    value = row.get(metric)
+    if not isinstance(latency_ms, float | int) or not isinstance(value, float | int):
+        return
+    axes.plot(latency_ms, value, "o")
+    label = f"{row['network']}\n{row['kind']}"
+    # A dollar sign would begin a formula.
+    axes.annotate(
+        label.replace("$", r"\$"),
+        (latency_ms, value),
+        xytext=(6, 4),
+        textcoords="offset points",
+        fontsize=8,
+    )

@@ -46,7 +46,8 @@ def find_hub(repository: str) -> Hub:
     token = get_token()
     if token is None:
         raise UserError(
-            "--push needs a token of the Hugging Face hub; run hf auth login, or set HF_TOKEN"
+            "--push needs a token of the Hugging Face hub; run hf auth login, or set "
+            "HF_TOKEN"
         )
     hub: Hub = HfApi(token=token)
     return hub
@@ -74,5 +75,6 @@ def push(hub: Hub, repository: str, folder: Path) -> None:
         # Of the network, of the token, or of the hub.
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--push {repository}: the upload failed ({reason}); the export is in {folder}"
+            f"--push {repository}: the upload failed ({reason}); the export is in "
+            f"{folder}"
         ) from error

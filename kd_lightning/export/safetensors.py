@@ -33,7 +33,7 @@ DEPLOYMENT = "deployment"
 
 
 class Safetensors(Format):
-    """Weights by the network's own names; the file's header names its class and arguments.
+    """Weights by the network's own names, and the class and arguments of the network.
 
     The folder is a valid `model.teacher.checkpoint` and `model.init_from`.
     """
@@ -41,19 +41,21 @@ class Safetensors(Format):
     file: ClassVar[str] = EXPORTED_WEIGHTS
 
     def __init__(self) -> None:
-        # Of the student that was written: code of the user's own, which no file describes.
+        # Of the student that was written: no file describes code of the user's own.
         self._task: Task | None = None
         self._preprocessing: nn.Module | None = None
 
     def write(self, student: TrainedStudent, folder: Path) -> None:
         if student.module.objective.predicts:
             raise UserError(
-                "this student predicts through an adapter of its loss, which is no part of its "
+                "this student predicts through an adapter of its loss, which is no "
+                "part of its "
                 "network; use --format torch-export or onnx"
             )
         if not student.described["network"]:
             raise UserError(
-                "the checkpoint does not name its network's class, because the network was built "
+                "the checkpoint does not name its network's class, because the network "
+                "was built "
                 "in Python; use --format torch-export or onnx"
             )
         described = {
@@ -80,7 +82,8 @@ class Safetensors(Format):
             header = opened.metadata() or {}
         if DEPLOYMENT not in header:
             raise UserError(
-                f"{owner} was written by an older version, which stored no preprocessing; export "
+                f"{owner} was written by an older version, which stored no "
+                "preprocessing; export "
                 "the run again"
             )
         deployment: Values = json.loads(header[DEPLOYMENT])
@@ -131,7 +134,7 @@ class Safetensors(Format):
 
 
 def _deployment(student: TrainedStudent) -> Values:
-    """What belongs around the network: its task, its inputs, and how they are preprocessed."""
+    """What belongs around the network: task, inputs and preprocessing."""
     preprocessing = student.datamodule.preprocessing()
     described: Values | None = None
     if isinstance(preprocessing, nn.Identity):
@@ -178,7 +181,8 @@ def _task_named(name: str) -> Task | None:
 def _own(part: _Part | None, owner: str) -> _Part:
     if part is None:
         raise UserError(
-            f"{owner} needs code of its own, which weights do not contain; export the run with "
+            f"{owner} needs code of its own, which weights do not contain; export the "
+            "run with "
             "--format torch-export or onnx"
         )
     return part

@@ -1,4 +1,4 @@
-"""The metrics of an experiment over its seeds, for the model card of one of its runs."""
+"""The metrics of an experiment over its seeds, for the card of one of its runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def read_spread(choice: str) -> list[Spread]:
     if run not in runs:
         wrong = f"has no run {run!r}" if run else "has several runs"
         raise UserError(
-            f"--experiment: {path} {wrong}; give {path}#RUN with one of {', '.join(runs)}"
+            f"--experiment: {path} {wrong}; give {path}#RUN with one of "
+            f"{', '.join(runs)}"
         )
     found = []
     for row in rows:

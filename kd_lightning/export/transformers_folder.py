@@ -1,4 +1,4 @@
-"""A text classifier as a folder that the transformers library loads without this package."""
+"""A text classifier as a folder that the transformers library loads alone."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class _DistilBert(Protocol):
 class TransformersFolder(Format):
     """Weights, configuration and tokenizer, as `save_pretrained` writes them.
 
-    The students that fit: a `HubClassifier`, and a `TransformerClassifier` on DistilBERT, whose
-    head equals that of `DistilBertForSequenceClassification`.
+    The students that fit: a `HubClassifier`, and a `TransformerClassifier` on
+    DistilBERT, whose head equals that of `DistilBertForSequenceClassification`.
     """
 
     file: ClassVar[str] = "model.safetensors"
@@ -82,7 +82,8 @@ class TransformersFolder(Format):
         model.save_pretrained(folder)
         if not (folder / self.file).is_file():
             raise UserError(
-                "the student is so large that transformers writes several files; use --format "
+                "the student is so large that transformers writes several files; use "
+                "--format "
                 "safetensors"
             )
         _write_tokenizer(student, folder)
@@ -167,7 +168,8 @@ def _classifier(student: TrainedStudent) -> _Model:
     if isinstance(network, TransformerClassifier):
         return _on_distilbert(network, remedy)
     raise UserError(
-        f"--format transformers is for classifiers on an encoder of transformers, and the student "
+        "--format transformers is for classifiers on an encoder of transformers, and "
+        "the student "
         f"is a {kind}; {remedy}"
     )
 
@@ -182,7 +184,8 @@ def _on_distilbert(network: TransformerClassifier, remedy: str) -> _Model:
     model_type = str(arguments.get("model_type"))
     if model_type != "distilbert":
         raise UserError(
-            f"transformers' classifier on {model_type} has layers between its encoder and its "
+            f"transformers' classifier on {model_type} has layers between its encoder "
+            "and its "
             f"classes that this one lacks; {remedy}"
         )
     linear = [layer for layer in network.head if isinstance(layer, nn.Linear)]
@@ -203,8 +206,9 @@ def _head_with_relu(
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of two layers with ReLU between them that compute what a head computes.
 
-    A hidden layer with fewer units than `width` is filled up with zeros. A head without hidden
-    layer is written as `relu(z) - relu(-z) = z`, which takes two units per class.
+    A hidden layer with fewer units than `width` is filled up with zeros. A head
+    without hidden layer is written as `relu(z) - relu(-z) = z`, which takes two units
+    per class.
 
     Args:
         linear: the one or two layers of the head.
@@ -219,7 +223,8 @@ def _head_with_relu(
     needed = hidden.out_features if len(linear) > 1 else 2 * last.out_features
     if needed > width:
         raise UserError(
-            f"the head needs {needed} units, and transformers' classifier on DistilBERT has "
+            f"the head needs {needed} units, and transformers' classifier on "
+            "DistilBERT has "
             f"{width}; {remedy}"
         )
     first_weight = torch.zeros(width, hidden.in_features)
@@ -262,7 +267,8 @@ def _write_tokenizer(student: TrainedStudent, folder: Path) -> None:
     )
     if not isinstance(tokenizer, LibraryTokenizer):
         raise UserError(
-            "transformers cannot read whole words, which this student reads; use --format onnx, "
+            "transformers cannot read whole words, which this student reads; use "
+            "--format onnx, "
             "torch-export or safetensors"
         )
     assert isinstance(datamodule, SentenceDataModule)
@@ -286,6 +292,7 @@ def _write_tokenizer(student: TrainedStudent, folder: Path) -> None:
     for sample, (ids, _) in zip(texts, expected, strict=True):
         if loaded(*sample, truncation=True)["input_ids"] != ids:
             raise UserError(
-                "the tokenizer that transformers loads gives other tokens than the student's; "
+                "the tokenizer that transformers loads gives other tokens than the "
+                "student's; "
                 "use --format onnx, torch-export or safetensors"
             )

@@ -28,8 +28,8 @@ def npz_samples(path: Path, inputs: Sequence[NetworkInput]) -> Iterator[NewSampl
     """The samples of an NPZ file by their numbers from 0.
 
     Args:
-        path: of the file: one array `(N, ...)` for each input, by its name; the array of a single
-            input may have any name.
+        path: of the file: one array `(N, ...)` for each input, by its name; the array
+            of a single input may have any name.
         inputs: of the network.
 
     Raises:
@@ -62,7 +62,8 @@ def _array_of(
         (array,) = arrays.values()
         return array
     raise UserError(
-        f"{path} has no array {described.name!r}; its arrays are {', '.join(arrays) or 'none'}"
+        f"{path} has no array {described.name!r}; its arrays are "
+        f"{', '.join(arrays) or 'none'}"
     )
 
 
@@ -80,7 +81,8 @@ def tensor_of(array: Array, described: NetworkInput, owner: str) -> Tensor:
     wanted = torch.zeros(0, dtype=described.dtype).numpy().dtype
     if array.ndim == 0 or not described.fits(array.shape[1:]):
         raise UserError(
-            f"{owner} has an array of shape {list(array.shape)}; the network reads N samples of "
+            f"{owner} has an array of shape {list(array.shape)}; the network reads N "
+            "samples of "
             f"{described}"
         )
     fits = array.dtype.kind in _KINDS.get(wanted.kind, "")

@@ -1,4 +1,4 @@
-"""Joins concurrent requests to batches: a pass over many samples costs little more than over one."""
+"""Joins concurrent requests to batches, which cost little more than one sample."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ class Job:
 class Batcher:
     """Collects samples for a short time, and predicts them in one forward pass.
 
-    Only one pass runs at a time, in a thread of its own, so that the event loop stays free.
+    Only one pass runs at a time, in a thread of its own, so that the event loop stays
+    free.
 
     Args:
         network: that predicts.
@@ -73,7 +74,7 @@ class Batcher:
 
     @contextlib.contextmanager
     def admitted(self) -> Iterator[None]:
-        """Count a request, before its body is read: this also bounds the memory of all bodies.
+        """Count a request, before its body is read: this bounds the memory of bodies.
 
         Raises:
             QueueFull: if as many requests as allowed are in progress.

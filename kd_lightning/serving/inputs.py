@@ -43,7 +43,7 @@ class Prediction:
 
 
 def check_inputs(network: LoadedNetwork, inputs: Sequence[str]) -> None:
-    """Refuse inputs that no network of this kind can have, before anything is predicted.
+    """Refuse inputs that do not exist or fit, before anything is predicted.
 
     Raises:
         UserError: if there is no such file, or standard input does not fit.
@@ -67,7 +67,7 @@ def _reads(network: LoadedNetwork) -> str:
 
 
 def samples_of(network: LoadedNetwork, inputs: Sequence[str]) -> Iterator[NewSample]:
-    """All samples of files and folders; whatever cannot be read is a sample with a problem.
+    """All samples of files and folders; one that cannot be read has a problem.
 
     Args:
         network: that decides how files are read.
@@ -91,7 +91,7 @@ def samples_of(network: LoadedNetwork, inputs: Sequence[str]) -> Iterator[NewSam
 
 
 def _files_below(network: LoadedNetwork, path: Path) -> list[Path]:
-    """The file itself, or the files of a folder that the network reads, sorted by name."""
+    """The file itself, or the files of a folder that the network reads, by name."""
     if not path.is_dir():
         return [path]
     suffixes = (SUFFIX,)

@@ -93,12 +93,13 @@ class LoadedNetwork:
         """Why files cannot be read, and what to give instead."""
         described = "; ".join(map(str, self.inputs))
         return (
-            f"{self.name} reads no files, texts or recordings itself; give an NPZ file with "
+            f"{self.name} reads no files, texts or recordings itself; give an NPZ file "
+            "with "
             f"arrays ({described}), or the run instead of its export"
         )
 
     def predict(self, raw: tuple[Tensor, ...]) -> Tensor:
-        """Probabilities, or real values, in the network's own layout: `(B, K)` or `(B, K, *S)`.
+        """Probabilities or real values in the network's layout, such as `(B, K)`.
 
         Args:
             raw: one tensor `(B, ...)` for each of `inputs`.
@@ -143,7 +144,8 @@ def load_network(target: Path, settings: Sequence[str]) -> LoadedNetwork:
 
     Args:
         target: its path.
-        settings: further arguments of `kd predict` for a run, such as `--data.root=DIR`.
+        settings: further arguments of `kd predict` for a run, such as
+            `--data.root=DIR`.
 
     Raises:
         UserError: if there is neither, or it cannot be read.
@@ -151,7 +153,8 @@ def load_network(target: Path, settings: Sequence[str]) -> LoadedNetwork:
     if (target / "student.json").is_file():
         if settings:
             raise UserError(
-                f"unknown option {settings[0].partition('=')[0]}; an export has no options of data"
+                f"unknown option {settings[0].partition('=')[0]}; an export has no "
+                "options of data"
             )
         return _load_export(target)
     # Notices about data would come between the predictions.

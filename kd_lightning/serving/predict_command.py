@@ -1,4 +1,4 @@
-"""`kd predict RUN|EXPORT INPUT...`: predicts files, texts and arrays that a user brings."""
+"""`kd predict RUN|EXPORT INPUT...`: predicts files, texts and arrays of a user."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _DATA_OPTIONS = ("-c", "--config", "--ckpt_path")
 
 
 def names_inputs(argv: Sequence[str]) -> bool:
-    """Whether `kd predict` is given a network and inputs, and not a checkpoint and its data.
+    """Whether `kd predict` is given a network and inputs, not a checkpoint alone.
 
     Args:
         argv: the arguments after `predict`.
@@ -44,9 +44,11 @@ def parser() -> argparse.ArgumentParser:
     """The options of `kd predict RUN|EXPORT INPUT...`."""
     options = argparse.ArgumentParser(
         prog="kd predict",
-        description="Predict files with a run or an export: images, tables, texts, recordings, or "
+        description="Predict files with a run or an export: images, tables, texts, "
+        "recordings, or "
         "arrays. Inputs are read and preprocessed as those of the run.",
-        epilog="Further arguments are those of the run's data, such as --data.root=DIR. "
+        epilog="Further arguments are those of the run's data, such as "
+        "--data.root=DIR. "
         "kd predict --ckpt_path FILE predicts the test set of a run instead.",
         allow_abbrev=False,
     )
@@ -59,7 +61,8 @@ def parser() -> argparse.ArgumentParser:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="images or folders of them, CSV files, files with one text per line (- for standard "
+        help="images or folders of them, CSV files, files with one text per line (- "
+        "for standard "
         "input), WAV files, or NPZ files with arrays as the network reads them",
     )
     options.add_argument(
@@ -111,11 +114,9 @@ def main(argv: Sequence[str]) -> None:
     options, settings = parser().parse_known_args(argv)
     _check(options)
     # After the options are checked, because these modules import torch.
-    from kd_lightning.serving.inputs import check_inputs, predict_samples, samples_of
-    from kd_lightning.serving.masks import MaskFolder
+    from kd_lightning.serving.inputs import check_inputs
     from kd_lightning.serving.network import load_network
     from kd_lightning.serving.results import check_task, has_masks
-    from kd_lightning.serving.writers import opened, writer_of
 
     network = load_network(Path(options.network).expanduser(), settings)
     check_task(network)
@@ -128,25 +129,50 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"--masks is for segmentation; this network is for {network.task}"
         )
+    skipped = Skipped(options.on_error == "skip")
+    written = _write(network, options, skipped)
+    skipped.report(written)
+
+
+def _write(
+    network: LoadedNetwork, options: argparse.Namespace, skipped: Skipped
+) -> int:
+    """Predict all inputs, and write the results one after the other.
+
+    Args:
+        network: that predicts.
+        options: of the command.
+        skipped: counts the inputs that cannot be predicted.
+
+    Returns:
+        How many results were written.
+
+    Raises:
+        UserError: for an input that cannot be predicted, unless it may be skipped.
+    """
+    from kd_lightning.serving.inputs import predict_samples, samples_of
+    from kd_lightning.serving.masks import MaskFolder
+    from kd_lightning.serving.writers import opened, writer_of
+
     masks = None if options.masks is None else MaskFolder(options.masks)
     samples = samples_of(network, options.inputs)
-    predictions = _with_progress(predict_samples(network, samples, options.batch_size))
-    skipped = Skipped(options.on_error == "skip")
+    predictions = predict_samples(network, samples, options.batch_size)
     written = 0
     with opened(options.output) as stream:
         writer = writer_of(options.format, stream)
-        for prediction in predictions:
+        for prediction in _with_progress(predictions):
             result = _result(network, prediction, options.top, masks)
             if result is None:
                 skipped.add(prediction)
                 continue
             writer.write(result)
             written += 1
+            # Whoever reads our output gets each batch as soon as it is there.
+            if written % options.batch_size == 0:
+                stream.flush()
         if written == 0:
-            raise UserError(
-                f"none of the {skipped.number:,} inputs can be predicted; {skipped.first}"
-            )
-    skipped.report(written)
+            raise UserError(skipped.nothing_left)
+    return written
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -181,9 +207,11 @@ class Skipped:
         self.lines: list[str] = []
 
     @property
-    def first(self) -> str:
-        """The first of them, with its problem."""
-        return self.lines[0] if self.lines else ""
+    def nothing_left(self) -> str:
+        """What is wrong if no input was predicted."""
+        if not self.lines:
+            return "the inputs hold no samples"
+        return f"none of the {self.number:,} inputs can be predicted; {self.lines[0]}"
 
     def add(self, prediction: Prediction) -> None:
         """Count an input.

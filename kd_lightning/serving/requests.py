@@ -6,6 +6,7 @@ import base64
 import binascii
 import io
 import json
+import warnings
 from collections.abc import Callable, Mapping
 
 from PIL import Image
@@ -56,7 +57,8 @@ def content_of(
     else:
         raise RefusedRequest(
             415,
-            f"the content type {media_type or 'none'} is unknown; send image/png, text/plain or "
+            f"the content type {media_type or 'none'} is unknown; send image/png, "
+            "text/plain or "
             "application/json",
         )
     if isinstance(content, bytes):
@@ -161,11 +163,13 @@ _KEYS: dict[str, Callable[[LoadedNetwork, Value], Content]] = {
 
 
 def _check_pixels(content: bytes, max_pixels: int) -> None:
-    """Refuse an image that takes too much memory once it is decoded; its header tells the size.
+    """Refuse a large image before it is decoded; its header tells the size.
 
     Raises:
         RefusedRequest: if it has too many pixels.
     """
+    # Pillow warns about large images, which are refused here.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = image.width * image.height

@@ -31,7 +31,8 @@ def check_task(network: LoadedNetwork) -> None:
     """
     if network.task == LanguageModelling.name:
         raise UserError(
-            f"{network.name} is a language model, whose predictions are not one result per input"
+            f"{network.name} is a language model, whose predictions are not one result "
+            "per input"
         )
 
 
@@ -44,8 +45,8 @@ def result_of(network: LoadedNetwork, values: Tensor, top: int) -> Result:
         top: how many further classes to name, the most probable first.
 
     Returns:
-        `class`, `probability` and `alternatives` for one label per sample; `values` by name for
-        regression; `probabilities` by name for several labels.
+        `class`, `probability` and `alternatives` for one label per sample; `values` by
+        name for regression; `probabilities` by name for several labels.
     """
     names = names_of(network.classes, len(values))
     if network.task == Regression.name:

@@ -23,9 +23,12 @@ def parser() -> argparse.ArgumentParser:
     """The options of `kd serve`."""
     options = argparse.ArgumentParser(
         prog="kd serve",
-        description="Serve a run or an export over HTTP: POST /predict takes an image, a text, or "
-        "JSON with image (base64), text, row, array or arrays; GET /health says what is served.",
-        epilog="Further arguments are those of the run's data, such as --data.root=DIR. The "
+        description="Serve a run or an export over HTTP: POST /predict takes an image, "
+        "a text, or "
+        "JSON with image (base64), text, row, array or arrays; GET /health says what "
+        "is served.",
+        epilog="Further arguments are those of the run's data, such as "
+        "--data.root=DIR. The "
         "service has no passwords and no encryption.",
         allow_abbrev=False,
     )
@@ -143,7 +146,8 @@ def _listening(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
         raise UserError(
-            f"cannot listen at {host} port {port} ({error.strerror}); choose another --port or "
+            f"cannot listen at {host} port {port} ({error.strerror}); choose another "
+            "--port or "
             "--host"
         ) from error
 
@@ -163,7 +167,8 @@ def is_loopback(host: str) -> bool:
 def _announce(host: str, port: int, network: str) -> None:
     if not is_loopback(host):
         print(
-            f"kd: warning: other machines can reach {host}, and the service has no passwords; "
+            f"kd: warning: other machines can reach {host}, and the service has no "
+            "passwords; "
             "leave --host out, or put it behind a proxy that has",
             file=sys.stderr,
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.requests import ClientDisconnect
 
 from kd_lightning import __version__
 from kd_lightning.errors import UserError, printable
@@ -82,25 +83,43 @@ def create_app(network: LoadedNetwork, limits: Limits) -> FastAPI:
     @app.post("/predict")
     async def predict(request: Request, top: int = 0) -> JSONResponse:
         """The prediction of one image, text, row or array; `top` alternatives."""
-        try:
-            with batcher.admitted():
-                body = await _body(request, limits)
-                media_type = _media_type(request)
-                content = content_of(network, media_type, body, limits.max_pixels)
-                prediction, batch = await batcher.predict(content)
-            result = _result(network, prediction, top)
-        except RefusedRequest as refusal:
-            return _refused(refusal.status, refusal.reason)
-        except UserError as error:
-            return _refused(422, str(error))
-        except QueueFull:
-            reason = f"{limits.max_queue} requests are in progress; try again later"
-            return JSONResponse(
-                {"detail": reason}, status_code=503, headers={"Retry-After": "1"}
-            )
-        return JSONResponse(result, headers={"X-Batch-Size": str(batch)})
+        return await answer(request, batcher, limits, top)
 
     return app
+
+
+async def answer(
+    request: Request, batcher: Batcher, limits: Limits, top: int
+) -> JSONResponse:
+    """The answer to a request: a prediction, or why there is none.
+
+    Args:
+        request: with one sample.
+        batcher: that predicts it.
+        limits: what the request may cost.
+        top: how many further classes to name.
+    """
+    network = batcher.network
+    try:
+        with batcher.admitted():
+            body = await _body(request, limits)
+            media_type = _media_type(request)
+            content = content_of(network, media_type, body, limits.max_pixels)
+            prediction, batch = await batcher.predict(content)
+        result = _result(network, prediction, top)
+    except RefusedRequest as refusal:
+        return _refused(refusal.status, refusal.reason)
+    except UserError as error:
+        return _refused(422, str(error))
+    except ClientDisconnect:
+        # Nobody reads this answer.
+        return _refused(400, "the client has gone")
+    except QueueFull:
+        reason = f"{limits.max_queue} requests are in progress; try again later"
+        return JSONResponse(
+            {"detail": reason}, status_code=503, headers={"Retry-After": "1"}
+        )
+    return JSONResponse(result, headers={"X-Batch-Size": str(batch)})
 
 
 def _refused(status: int, reason: str) -> JSONResponse:

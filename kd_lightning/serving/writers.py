@@ -63,7 +63,7 @@ class Csv(Writer):
 
 
 def _cells(result: Result) -> list[tuple[str, str]]:
-    """The columns of a result with their texts; what is nested becomes columns of its own."""
+    """The columns of a result with their texts; what is nested gets columns, too."""
     cells: list[tuple[str, str]] = []
     for name, value in result.items():
         if isinstance(value, Mapping):

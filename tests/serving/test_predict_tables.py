@@ -77,6 +77,16 @@ def test_rows_are_encoded_like_the_training_rows(kd: Kd, tmp_path: Path) -> None
     assert lacking.code == 2
     assert "has no column 'age', which the network reads" in lacking.err
 
+    new.write_text("age,age,city,income\n1,2,Bonn,3\n")
+    double = kd("predict", "export", str(new))
+    assert double.code == 2
+    assert "2 columns have the name 'age'" in double.err
+
+    new.write_text("age,city,income\n")
+    empty = kd("predict", "export", str(new))
+    assert empty.code == 2
+    assert "the inputs hold no samples" in empty.err
+
 
 def test_regression_gives_values(kd: Kd, tmp_path: Path) -> None:
     tables.write(tmp_path / "table.csv", tables.lines_of(60))

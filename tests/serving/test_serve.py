@@ -229,11 +229,11 @@ def test_the_command_serves_until_ctrl_c(
         address = re.search(r"http://127\.0\.0\.1:\d+", line)
         assert address is not None, line + process.communicate(timeout=10)[1]
         answer = httpx.post(
-            f"{address[0]}/predict", content=files[0], headers=PNG, timeout=20
+            f"{address[0]}/predict", content=files[0], headers=PNG, timeout=60
         )
         assert answer.status_code == 200, answer.text
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0

@@ -1,4 +1,4 @@
-"""Reads image files that a user brings, with the pixels that the training images have."""
+"""Reads image files that a user brings like the training images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class ImageReader(InputReader):
     Attributes:
         channels: C, 1 for gray or 3 for colors.
         height, width: H and W, of the training images.
-        size: resize the shorter side to this and crop the central square; `None`: unchanged.
+        size: resize the shorter side to this and crop the central square; `None`:
+            unchanged.
         stretch: resize to `(height, width)` without cropping, as for segmentation.
     """
 
@@ -66,7 +67,8 @@ class ImageReader(InputReader):
         height, width = pixels.shape[1:]
         if (height, width) != (self.height, self.width):
             raise UserError(
-                f"the image is {width}x{height}, the network reads {self.width}x{self.height}; "
+                f"the image is {width}x{height}, the network reads "
+                f"{self.width}x{self.height}; "
                 "resize it"
             )
         return pixels

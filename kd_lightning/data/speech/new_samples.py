@@ -1,4 +1,4 @@
-"""Reads recordings that a user brings, as frames like those of the training recordings."""
+"""Reads recordings that a user brings as frames like those for training."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ from kd_lightning.values import Values
 class RecordingReader(InputReader):
     """Cuts WAV files into frames of 10 ms with their context, float32 `(B, 1, 26, 40)`.
 
-    Each recording is normalized by its own mean and variance, as the recordings of a speaker are
-    who has no training part. One with little speech is therefore read less well.
+    Each recording is normalized by its own mean and variance, as the recordings of a
+    speaker are who has no training part. One with little speech is therefore read less
+    well.
     """
 
     kind: ClassVar[str] = "recordings"

@@ -43,20 +43,22 @@ class RowReader(InputReader):
             path: of the file; its first line names the columns.
 
         Raises:
-            UserError: if the file cannot be read, or lacks a column that the network reads.
+            UserError: if the file cannot be read, or lacks a column that the network
+                reads.
         """
         if path.suffix.lower() == ".parquet":
             yield from self._rows_of_table(path)
             return
         lines = read_rows(path, self.dialect, report=False)
-        _, heading = next(lines)
+        _, heading = next(lines, (0, []))
         names = [name.strip() for name in heading]
         self._check_columns(path, names)
         for number, fields in lines:
             name = f"{path}:{number}"
             if len(fields) != len(names):
                 problem = UserError(
-                    f"{len(fields)} fields, but the first line names {len(names)} columns"
+                    f"{len(fields)} fields, but the first line names {len(names)} "
+                    "columns"
                 )
                 yield NewSample(name, None, problem)
                 continue
@@ -76,8 +78,14 @@ class RowReader(InputReader):
         for feature in self.encoder.features:
             if feature.name not in names:
                 raise UserError(
-                    f"{path} has no column {feature.name!r}, which the network reads; its columns "
+                    f"{path} has no column {feature.name!r}, which the network reads; "
+                    "its columns "
                     f"are {', '.join(names)[:200]}"
+                )
+            if names.count(feature.name) > 1:
+                raise UserError(
+                    f"{path}: {names.count(feature.name)} columns have the name "
+                    f"{feature.name!r}; give each column a name of its own"
                 )
 
     def encode(self, contents: Sequence[Content]) -> Tensor:
