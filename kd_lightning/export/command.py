@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from kd_lightning.export.quantization import QuantizationCost
     from kd_lightning.export.spread import Spread
     from kd_lightning.export.student import TrainedStudent
+    from kd_lightning.values import Values
 
 
 def parser() -> argparse.ArgumentParser:
@@ -153,6 +154,7 @@ def _write_whole(
         cost = _quantize(student, export_format, unfinished) if options.int8 else None
         content = {
             **description(student),
+            "reader": _reader(student),
             "format": options.format,
             "license": options.license,
             "check": asdict(comparison),
@@ -174,6 +176,12 @@ def _write_whole(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return comparison, cost
+
+
+def _reader(student: TrainedStudent) -> Values | None:
+    """How files become inputs; `None` if arrays alone can be given."""
+    reader = student.datamodule.input_reader()
+    return None if reader is None else reader.describe()
 
 
 def _size(student: TrainedStudent) -> dict[str, float]:

@@ -10,8 +10,7 @@ def description(student: TrainedStudent) -> dict[str, object]:
 
     Returns:
         `task`, `data`, `classes`, `inputs` and `output`. Images also have `mean` and
-        `std`, which exported graphs contain already. `reader` describes how files
-        become inputs; `None` if only the framework can read them.
+        `std`, which exported graphs contain already.
     """
     spec = student.spec
     inputs = []
@@ -34,7 +33,4 @@ def description(student: TrainedStudent) -> dict[str, object]:
     if spec.mean is not None and spec.std is not None:
         content["mean"] = list(spec.mean)
         content["std"] = list(spec.std)
-    reader = student.datamodule.input_reader()
-    # Token ids and features of speech need code of ours, which no other program has.
-    content["reader"] = None if reader is None else reader.describe()
     return content

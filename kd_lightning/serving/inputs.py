@@ -94,7 +94,7 @@ def _files_below(network: LoadedNetwork, path: Path) -> list[Path]:
     """The file itself, or the files of a folder that the network reads, by name."""
     if not path.is_dir():
         return [path]
-    suffixes = (SUFFIX,)
+    suffixes: tuple[str, ...] = (SUFFIX,)
     if network.reader is not None:
         suffixes += network.reader.suffixes
     tree = open_tree(path, keep_top=True)

@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from safetensors.torch import load_file
 
 from kd_lightning.data.speech.new_samples import RecordingReader
 from kd_lightning.errors import UserError
 from kd_lightning.serving.network import load_network
+from kd_lightning.serving.server import Limits, create_app
 from tests.data.speech.spoken import RATE, record
 from tests.runs import Kd
 from tests.sentences import write_sst2
@@ -55,7 +57,7 @@ def test_texts_are_tokenized_like_the_training_sentences(
     outcome = kd("predict", "text", str(file), "--format", "jsonl")
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(SENTENCES)))
     piped = kd("predict", "text", "-", "--format", "jsonl", "--batch-size", "1")
-    refused = kd("predict", "export", str(file))
+    by_export = kd("predict", "export", str(file), "--format", "jsonl")
     missing = kd("predict", "text", "a warm film")
 
     assert outcome.code == 0, outcome.err
@@ -69,11 +71,36 @@ def test_texts_are_tokenized_like_the_training_sentences(
     assert piped.code == 0, piped.err
     for line, result in zip(piped.out.splitlines(), results, strict=True):
         assert json.loads(line)["class"] == result["class"]
+    assert by_export.code == 0, by_export.err
+    for line, result in zip(by_export.out.splitlines(), results, strict=True):
+        predicted = json.loads(line)
+        assert predicted["class"] == result["class"]
+        assert predicted["probability"] == pytest.approx(
+            result["probability"], abs=1e-5
+        )
+    assert "or give - for standard input" in missing.err
+
+    # The service reads texts, too.
+    with TestClient(create_app(load_network(Path("export"), []), Limits())) as client:
+        plain = {"content-type": "text/plain"}
+        answers = [
+            client.post("/predict", content=SENTENCES[0], headers=plain),
+            client.post("/predict", json={"text": SENTENCES[0]}),
+        ]
+        pair = client.post("/predict", json={"text": ["one", "two"]})
+    assert [answer.json()["class"] for answer in answers] == [results[0]["class"]] * 2
+    assert pair.status_code == 422
+    assert "this network reads one text" in pair.json()["detail"]
+
+    # An export that describes no reader takes arrays alone, and says so in one line.
+    path = Path("export") / "student.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "reader": None}))
+    refused = kd("predict", "export", str(file))
     assert refused.code == 2
     assert "arrays (input_ids: int64 (24)" in refused.err
     assert "or the run instead of its export" in refused.err
     assert len(refused.err.strip().splitlines()) == 1
-    assert "or give - for standard input" in missing.err
 
     # Token ids in the export's own length are read.
     network = load_network(Path("text"), [])
@@ -83,7 +110,7 @@ def test_texts_are_tokenized_like_the_training_sentences(
         padded = torch.zeros(3, 24, dtype=torch.int64)
         padded[:, : tensor.shape[1]] = tensor
         arrays[described.name] = padded.numpy()
-    np.savez("ids.npz", **arrays)
+    np.savez("ids.npz", **arrays)  # type: ignore[arg-type]
     by_arrays = kd("predict", "export", "ids.npz", "--format", "jsonl")
     assert by_arrays.code == 0, by_arrays.err
     for line, result in zip(by_arrays.out.splitlines(), results, strict=True):

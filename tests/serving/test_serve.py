@@ -20,6 +20,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from kd_lightning.serving import batching
+from kd_lightning.serving.inputs import predict_samples
 from kd_lightning.serving.network import LoadedNetwork, load_network
 from kd_lightning.serving.serve_command import is_loopback
 from kd_lightning.serving.server import Limits, create_app
@@ -195,7 +196,7 @@ def test_a_defect_fails_its_request_and_not_the_service(
             raise ZeroDivisionError
         return original(*arguments)  # type: ignore[arg-type]
 
-    original = batching.predict_samples
+    original = predict_samples
     monkeypatch.setattr(batching, "predict_samples", broken)
     app = create_app(network, LIMITS)
     with TestClient(app, raise_server_exceptions=False) as client:

@@ -8,25 +8,30 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kd_lightning.data.new_samples import Content, InputReader, NewSample
 from kd_lightning.data.text.files import read_text
 from kd_lightning.data.text.tokenizers import Tokenizer
 from kd_lightning.errors import UserError
+from kd_lightning.values import Values
 
 
 @dataclass(frozen=True)
 class TextReader(InputReader):
-    """Tokenizes lines of text to int64 `(B, L)`, padded to the longest of a batch.
+    """Tokenizes lines of text to int64 `(B, L)`.
 
     Attributes:
         tokenizer: of the network, with its vocabulary.
         pairs: each line holds two texts, separated by a tab.
+        whole_length: pad to the tokenizer's largest length, as exported graphs need it,
+            and not to the longest text of a batch.
     """
 
     tokenizer: Tokenizer
     pairs: bool
+    whole_length: bool = False
 
     kind: ClassVar[str] = "texts"
     suffixes: ClassVar[tuple[str, ...]] = (".txt", ".tsv")
@@ -76,4 +81,22 @@ class TextReader(InputReader):
                 raise UserError(f"this network reads {remedy}")
             texts.append(tuple(str(text) for text in content))
         tokens = self.tokenizer.encode(texts)
-        return tokens.inputs(torch.arange(len(texts)))
+        inputs = tokens.inputs(torch.arange(len(texts)))
+        return self._padded(inputs) if self.whole_length else inputs
+
+    def _padded(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Token ids and masks `(B, L)` at the tokenizer's largest length."""
+        padded = {}
+        for name, tensor in inputs.items():
+            missing = self.tokenizer.max_length - tensor.shape[1]
+            value = self.tokenizer.pad if name == "input_ids" else 0
+            padded[name] = F.pad(tensor, (0, missing), value=value)
+        return padded
+
+    def describe(self) -> Values:
+        """The whole tokenizer with its vocabulary."""
+        return {
+            "kind": self.kind,
+            "pairs": self.pairs,
+            "tokenizer": self.tokenizer.rebuilt_from(),
+        }
