@@ -49,7 +49,7 @@ def _tokenizer(described: Values, owner: str) -> Tokenizer:
     """The tokenizer that `rebuilt_from` described."""
     class_path = str(described["class_path"])
     check_class_path(class_path, owner)
-    factory = import_factory(class_path, Tokenizer, "tokenizer")
+    factory = import_factory(class_path, Tokenizer, "tokenizer")  # type: ignore[type-abstract]
     tokenizer = factory(**cast(Values, described["init_args"]))
     tokenizer.restore(cast(Values, described["state"]))
     return tokenizer
