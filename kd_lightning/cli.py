@@ -19,9 +19,10 @@ COMMANDS = {
     "fit": "train a teacher, a baseline or a student: kd fit -c FILE.yaml ... [--key=value ...]",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test set",
-    "predict": "write the logits of a checkpoint for the test set",
+    "predict": "predict files: kd predict RUN|EXPORT INPUT... | the test set: --ckpt_path FILE",
     "export": "write the student of a run as ONNX, torch.export or safetensors: kd export RUN",
     "benchmark": "measure size, latency and memory side by side: kd benchmark RUN|EXPORT ...",
+    "serve": "answer requests over HTTP with a network: kd serve RUN|EXPORT",
     "cache": "compute and store a teacher's outputs: kd cache -c FILE.yaml ... --output DIR",
     "reproduce": "run an experiment and print its table: kd reproduce EXPERIMENT | --list",
     "compare": "print a table over seeds: kd compare RUN... | EXPERIMENT | --wandb ENTITY/PROJECT",
@@ -115,6 +116,14 @@ def dispatch(argv: list[str]) -> int:
         from kd_lightning.export.benchmark_command import main as benchmark
 
         benchmark(argv[1:])
+    elif command == "serve":
+        from kd_lightning.serving.serve_command import main as serve
+
+        serve(argv[1:])
+    elif command == "predict" and _predicts_inputs(argv[1:]):
+        from kd_lightning.serving.predict_command import main as predict
+
+        predict(argv[1:])
     elif command in RUNS:
         from kd_lightning.runs.command import main as run
 
@@ -122,6 +131,13 @@ def dispatch(argv: list[str]) -> int:
     else:
         raise UserError(_unknown_command(command))
     return 0
+
+
+def _predicts_inputs(argv: list[str]) -> bool:
+    """Whether `kd predict` is given inputs of the user's own; see `names_inputs`."""
+    from kd_lightning.serving.predict_command import names_inputs
+
+    return names_inputs(argv)
 
 
 def _unknown_command(command: str) -> str:

@@ -97,6 +97,11 @@ def is_allowed(class_path: str) -> bool:
     return module in sys.modules
 
 
+def trusted_packages() -> str:
+    """All packages that the user trusts, as `KD_TRUST` names them to another process."""
+    return ",".join(sorted(_allowed | _allowed_by_variable()))
+
+
 def _allowed_by_variable() -> set[str]:
     names = os.environ.get(VARIABLE, "").split(",")
     return {name.strip() for name in names if name.strip()}

@@ -52,6 +52,7 @@ LAYERS = (
     {"runs"},
     {"experiments"},
     {"export"},
+    {"serving"},
     {"compare"},
     {"report"},
     {"analyses"},

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kd_lightning.data.fetch import Join
 from kd_lightning.data.loader import BatchLoader
+from kd_lightning.data.new_samples import InputReader
 from kd_lightning.data.source import Source
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed, seed_from
@@ -161,6 +162,10 @@ class DataModule(pl.LightningDataModule, ABC):
             rows: int64 `(B,)`, positions in the source of the stage.
         """
         return self.source(stage).batch(rows, CLEAN).inputs
+
+    def input_reader(self) -> InputReader | None:
+        """Reads samples that a user brings; `None` if they can only be given as arrays."""
+        return None
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
         """Test samples as uint8 images `(n, C, H, W)`; `None` if they are no images.

@@ -18,6 +18,7 @@ from rich.table import Table
 from kd_lightning.errors import UserError
 from kd_lightning.escaping import plain
 from kd_lightning.files import write_whole_text
+from kd_lightning.trust import VARIABLE, trusted_packages
 
 BATCHES = (1, 64)
 
@@ -114,6 +115,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--output", type=Path, metavar="FILE.json", help="also write the table as JSON"
     )
+    options.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="also plot the test metric against the latency",
+    )
     return options
 
 
@@ -133,10 +140,16 @@ def main(argv: Sequence[str]) -> None:
     for target in options.targets:
         if not Path(target).exists():
             raise UserError(f"there is no run, checkpoint or export {target}")
+    from kd_lightning.export.plots import check_path, plot_metric_against_latency
+
+    if options.plot is not None:
+        check_path(options.plot)
     rows = measure_all(options.targets, options.rounds, options.threads)
     _print(rows)
     if options.output is not None:
         write_whole_text(options.output, json.dumps(rows, indent=2))
+    if options.plot is not None:
+        plot_metric_against_latency(rows, options.plot)
 
 
 def measure_all(targets: Sequence[str], rounds: int, threads: int) -> list[Row]:
@@ -147,7 +160,11 @@ def measure_all(targets: Sequence[str], rounds: int, threads: int) -> list[Row]:
         rounds: how often each is measured at each batch size.
         threads: of each process.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        VARIABLE: trusted_packages(),
+    }
     candidates = []
     try:
         for target in targets:

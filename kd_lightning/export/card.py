@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from kd_lightning import __version__
 from kd_lightning.escaping import markdown
 from kd_lightning.export.check import Comparison
+from kd_lightning.export.formats import Format
+from kd_lightning.export.spread import Spread
 from kd_lightning.export.student import TrainedStudent
 
 if TYPE_CHECKING:
@@ -20,38 +22,41 @@ SHOWN_CLASSES = 20
 
 def model_card(
     student: TrainedStudent,
-    file: str,
+    export_format: Format,
     comparison: Comparison,
     cost: QuantizationCost | None,
     license_name: str,
+    spread: Sequence[Spread] = (),
 ) -> str:
     """A README in Markdown, with the YAML header that model hubs read.
 
     Args:
         student: the exported student.
-        file: name of the exported file.
+        export_format: that was written.
         comparison: with the checkpoint.
         cost: of quantization; `None` if the file is not quantized.
         license_name: as the user gave it; "unknown" by default.
+        spread: metrics over seeds, of the experiment that the run belongs to.
     """
     spec = student.spec
     network = type(student.module.net).__name__
     parameters = sum(parameter.numel() for parameter in student.module.net.parameters())
     lines = [
         "---",
-        "library_name: kd_lightning",
+        f"library_name: {export_format.library}",
         f"license: {license_name}",
         "---",
         "",
         f"# {markdown(network)} for {markdown(spec.data)}",
         "",
-        f"`{file}` predicts {spec.task}: {parameters:,} parameters, exported by kd_lightning "
+        f"`{export_format.file}` predicts {spec.task}: {parameters:,} parameters, exported by kd_lightning "
         f"{__version__}. Run `python example.py`.",
         "",
         *_inputs(student),
         *_classes(spec.classes),
         *_training(student),
         *_metrics(student),
+        *_spread(spread),
         *_citations(student),
         *_quantization(cost),
         "## Check",
@@ -127,6 +132,22 @@ def _metrics(student: TrainedStudent) -> list[str]:
         return []
     heading = ["## Metrics", "", "Of one run.", "", "| metric | value |", "|-|-:|"]
     return [*heading, *lines, ""]
+
+
+def _spread(spread: Sequence[Spread]) -> list[str]:
+    if not spread:
+        return []
+    lines = [
+        "## Metrics over seeds",
+        "",
+        "Mean and standard deviation over runs that differ in their seed alone.",
+        "",
+        "| metric | value | seeds |",
+        "|-|-:|-:|",
+    ]
+    for one in spread:
+        lines.append(f"| {markdown(one.metric)} | {one} | {one.seeds} |")
+    return [*lines, ""]
 
 
 def _citations(student: TrainedStudent) -> list[str]:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from kd_lightning.export.check import Comparison
     from kd_lightning.export.formats import Format
     from kd_lightning.export.quantization import QuantizationCost
+    from kd_lightning.export.spread import Spread
     from kd_lightning.export.student import TrainedStudent
+    from kd_lightning.values import Values
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +40,8 @@ def parser() -> argparse.ArgumentParser:
         default="onnx",
         metavar="FORMAT",
         help="safetensors (weights), torch-export or onnx (graphs that contain the "
-        "preprocessing); default: onnx",
+        "preprocessing), aoti (compiled), or transformers (a folder that the library loads); "
+        "default: onnx",
     )
     options.add_argument(
         "--output",
@@ -57,6 +60,17 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="license for the model card, such as apache-2.0; default: unknown",
     )
+    options.add_argument(
+        "--experiment",
+        metavar="RESULTS.json#RUN",
+        help="show the metrics of this run of an experiment over seeds in the model card",
+    )
+    options.add_argument(
+        "--push",
+        metavar="OWNER/NAME",
+        help="upload the export to this repository of the Hugging Face hub; a new repository is "
+        "private",
+    )
     return options
 
 
@@ -72,6 +86,8 @@ def main(argv: Sequence[str]) -> None:
     options, settings = parser().parse_known_args(argv)
     # After the options are parsed, because these modules import torch.
     from kd_lightning.export.formats import find_format
+    from kd_lightning.export.push import find_hub, push
+    from kd_lightning.export.spread import read_spread
     from kd_lightning.export.student import find_checkpoint, load_student
 
     export_format = find_format(options.format)
@@ -84,8 +100,10 @@ def main(argv: Sequence[str]) -> None:
         output = checkpoint.parent.parent / name
     if output.exists():
         raise UserError(f"--output {output} exists already; choose a new folder")
+    spread = read_spread(options.experiment) if options.experiment else []
+    hub = find_hub(options.push) if options.push else None
     student = load_student(str(checkpoint), settings)
-    comparison, cost = _write_whole(student, export_format, output, options)
+    comparison, cost = _write_whole(student, export_format, output, options, spread)
     console = Console()
     size = (output / export_format.file).stat().st_size
     if cost is not None:
@@ -97,6 +115,9 @@ def main(argv: Sequence[str]) -> None:
     )
     console.print(plain(text), soft_wrap=True)
     console.print(plain(f"run it with: python {output}/example.py"), soft_wrap=True)
+    if hub is not None:
+        push(hub, options.push, output)
+        console.print(plain(f"uploaded to {options.push}"), soft_wrap=True)
 
 
 def _write_whole(
@@ -104,6 +125,7 @@ def _write_whole(
     export_format: Format,
     output: Path,
     options: argparse.Namespace,
+    spread: Sequence[Spread],
 ) -> tuple[Comparison, QuantizationCost | None]:
     """Write all files and check them; the folder appears only if everything is right.
 
@@ -132,17 +154,19 @@ def _write_whole(
         cost = _quantize(student, export_format, unfinished) if options.int8 else None
         content = {
             **description(student),
+            "reader": _reader(student),
             "format": options.format,
             "license": options.license,
             "check": asdict(comparison),
             "int8": None if cost is None else asdict(cost),
             **_size(student),
             "metrics": _metrics(student, cost),
+            "metrics_over_seeds": [asdict(one) for one in spread],
             "sha256": sha256_of(unfinished / export_format.file),
         }
         _write_text(unfinished / "student.json", json.dumps(content, indent=2))
         card = model_card(
-            student, export_format.file, comparison, cost, options.license
+            student, export_format, comparison, cost, options.license, spread
         )
         _write_text(unfinished / "README.md", card)
         _write_text(unfinished / "example.py", export_format.example(student))
@@ -152,6 +176,12 @@ def _write_whole(
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return comparison, cost
+
+
+def _reader(student: TrainedStudent) -> Values | None:
+    """How files become inputs; `None` if arrays alone can be given."""
+    reader = student.datamodule.input_reader()
+    return None if reader is None else reader.describe()
 
 
 def _size(student: TrainedStudent) -> dict[str, float]:

@@ -21,6 +21,8 @@ FORMATS: Mapping[str, str] = {
     "safetensors": "kd_lightning.export.safetensors.Safetensors",
     "torch-export": "kd_lightning.export.torch_export.TorchExport",
     "onnx": "kd_lightning.export.onnx.Onnx",
+    "aoti": "kd_lightning.export.aoti.Aoti",
+    "transformers": "kd_lightning.export.transformers_folder.TransformersFolder",
 }
 """The class of each format. A format imports its libraries only if it is used."""
 
@@ -33,10 +35,12 @@ class Format(ABC):
 
     Attributes:
         file: name of the file that holds the network.
+        library: that loads the file, as model hubs call it.
         tolerance: the largest difference of a probability from the checkpoint's that is accepted.
     """
 
     file: ClassVar[str]
+    library: ClassVar[str] = "kd_lightning"
     tolerance: ClassVar[float] = 1e-5
 
     @abstractmethod

@@ -6,11 +6,11 @@ from kd_lightning.export.student import TrainedStudent
 
 
 def description(student: TrainedStudent) -> dict[str, object]:
-    """The task, the classes, and the inputs in the order in which the network takes them.
+    """The task, the classes, and the inputs in the order of the network's arguments.
 
     Returns:
-        `task`, `data`, `classes`, `inputs` and `output`. Images also have `mean` and `std`, which
-        exported graphs contain already.
+        `task`, `data`, `classes`, `inputs` and `output`. Images also have `mean` and
+        `std`, which exported graphs contain already.
     """
     spec = student.spec
     inputs = []

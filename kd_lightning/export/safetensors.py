@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar, TypeVar, cast
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from kd_lightning import tasks
+from kd_lightning.data.images.normalization import PixelNormalization
 from kd_lightning.errors import UserError
 from kd_lightning.export.deployed import DeployedNetwork
 from kd_lightning.export.formats import Format, Predictor
 from kd_lightning.export.student import TrainedStudent
 from kd_lightning.networks import build_network
+from kd_lightning.outputs import Reading
+from kd_lightning.tasks.base import Task
 from kd_lightning.training.learner import Learner
+from kd_lightning.values import Values
 from kd_lightning.weights import KEY, load_file_weights, read_file
 from kd_lightning.weights.reading import EXPORTED_WEIGHTS
 
+_Part = TypeVar("_Part")
+
+DEPLOYMENT = "deployment"
+"""The entry of the file's header that says what belongs around the network."""
+
 
 class Safetensors(Format):
-    """Weights by the network's own names; the file's header names its class and arguments.
+    """Weights by the network's own names, and the class and arguments of the network.
 
     The folder is a valid `model.teacher.checkpoint` and `model.init_from`.
     """
@@ -30,21 +41,23 @@ class Safetensors(Format):
     file: ClassVar[str] = EXPORTED_WEIGHTS
 
     def __init__(self) -> None:
-        self._student: TrainedStudent | None = None
+        # Of the student that was written: no file describes code of the user's own.
+        self._task: Task | None = None
+        self._preprocessing: nn.Module | None = None
 
     def write(self, student: TrainedStudent, folder: Path) -> None:
         if student.module.objective.predicts:
             raise UserError(
-                "this student predicts through an adapter of its loss, which is no part of its "
+                "this student predicts through an adapter of its loss, which is no "
+                "part of its "
                 "network; use --format torch-export or onnx"
             )
         if not student.described["network"]:
             raise UserError(
-                "the checkpoint does not name its network's class, because the network was built "
+                "the checkpoint does not name its network's class, because the network "
+                "was built "
                 "in Python; use --format torch-export or onnx"
             )
-        # Checked by `read`, which needs the data's preprocessing.
-        self._student = student
         described = {
             **student.described,
             "role": "network",
@@ -54,22 +67,35 @@ class Safetensors(Format):
         for name, tensor in student.module.net.state_dict().items():
             # A copy: tied weights share memory, which the format does not allow.
             weights[name] = tensor.detach().cpu().contiguous().clone()
-        header = {KEY: json.dumps(described)}
+        header = {
+            KEY: json.dumps(described),
+            DEPLOYMENT: json.dumps(_deployment(student)),
+        }
         save_file(weights, folder / self.file, metadata=header)
+        self._task = student.datamodule.task
+        self._preprocessing = student.datamodule.preprocessing()
 
     def read(self, folder: Path) -> Predictor:
-        assert self._student is not None, "write() comes first"
         owner = f"the export {folder}"
         content = read_file(folder, owner)
+        with safe_open(folder / self.file, framework="pt") as opened:
+            header = opened.metadata() or {}
+        if DEPLOYMENT not in header:
+            raise UserError(
+                f"{owner} was written by an older version, which stored no "
+                "preprocessing; export "
+                "the run again"
+            )
+        deployment: Values = json.loads(header[DEPLOYMENT])
         network = build_network(content[KEY]["network"])
         load_file_weights(network, content, owner)
-        module = self._student.module
+        reading = Reading(cast("int | str | None", deployment["outputs"]))
         deployed = DeployedNetwork(
-            Learner(network.eval(), reading=module.learner.reading),
+            Learner(network.eval(), reading=reading),
             None,
-            self._student.datamodule.task,
-            self._student.datamodule.preprocessing(),
-            self._student.input_names,
+            _task_named(str(deployment["task"])) or _own(self._task, owner),
+            _described_preprocessing(deployment) or _own(self._preprocessing, owner),
+            cast(Sequence[str], deployment["inputs"]),
         )
         deployed.eval()
 
@@ -105,3 +131,58 @@ class Safetensors(Format):
                 "",
             ]
         )
+
+
+def _deployment(student: TrainedStudent) -> Values:
+    """What belongs around the network: task, inputs and preprocessing."""
+    preprocessing = student.datamodule.preprocessing()
+    described: Values | None = None
+    if isinstance(preprocessing, nn.Identity):
+        described = {}
+    elif isinstance(preprocessing, PixelNormalization):
+        described = {
+            "mean": preprocessing.mean.tolist(),
+            "std": preprocessing.std.tolist(),
+            "channels": preprocessing.channels,
+        }
+    return {
+        "task": student.spec.task,
+        "inputs": list(student.input_names),
+        "outputs": student.module.learner.reading.entry,
+        "preprocessing": described,
+    }
+
+
+def _described_preprocessing(deployment: Values) -> nn.Module | None:
+    """The preprocessing in values; `None` if it is code of the user's own."""
+    described = deployment["preprocessing"]
+    if described is None:
+        return None
+    pixels = cast(Values, described)
+    if not pixels:
+        return nn.Identity()
+    return PixelNormalization(
+        cast(Sequence[float], pixels["mean"]),
+        cast(Sequence[float], pixels["std"]),
+        cast(int, pixels["channels"]),
+    )
+
+
+def _task_named(name: str) -> Task | None:
+    """The task of that name, with its default options: they change metrics only."""
+    for candidate in tasks.__all__:
+        task_class = getattr(tasks, candidate)
+        if task_class is not Task and task_class.name == name:
+            task: Task = task_class()
+            return task
+    return None
+
+
+def _own(part: _Part | None, owner: str) -> _Part:
+    if part is None:
+        raise UserError(
+            f"{owner} needs code of its own, which weights do not contain; export the "
+            "run with "
+            "--format torch-export or onnx"
+        )
+    return part

@@ -51,12 +51,20 @@ class TrainedStudent:
 
     def deployed(self) -> DeployedNetwork:
         """The network as other programs run it: from raw inputs to probabilities."""
+        return self.deployed_for(self.input_names)
+
+    def deployed_for(self, input_names: Sequence[str]) -> DeployedNetwork:
+        """The deployed network, without reading the data for the names of its inputs.
+
+        Args:
+            input_names: as `input_names` returns them.
+        """
         deployed = DeployedNetwork(
             self.module.learner,
             self.module.objective if self.module.objective.predicts else None,
             self.datamodule.task,
             self.datamodule.preprocessing(),
-            self.input_names,
+            input_names,
         )
         return deployed.eval()
 
@@ -113,12 +121,15 @@ class TrainedStudent:
         return full(self.module.objective.predict(own, batch).logits)
 
 
-def load_student(run: str, settings: Sequence[str]) -> TrainedStudent:
+def load_student(
+    run: str, settings: Sequence[str], reads_test: bool = True
+) -> TrainedStudent:
     """Build the network and the data of a run again, and load its weights.
 
     Args:
         run: a run's folder, or a checkpoint.
         settings: further arguments of `kd test`, such as `--data.root=DIR`.
+        reads_test: check that the test samples can be read.
 
     Raises:
         UserError: if there is no such run, or it cannot be built again.
@@ -130,7 +141,7 @@ def load_student(run: str, settings: Sequence[str]) -> TrainedStudent:
     resolved = resolve_configs(with_own_config(arguments))
     config = parse_resolved(parser, resolved[1:])
     built = build_run("predict", parser, config)
-    built.check()
+    built.check(reads_predicted=reads_test)
     state = cast(Mapping[str, Tensor], built.checkpoint_content["state_dict"])
     built.module.load_state_dict(state)
     built.module.eval()

@@ -82,15 +82,18 @@ class BuiltRun:
         """Whether the data has a validation split."""
         return self.datamodule.spec.samples.get("validation", 0) > 0
 
-    def check(self) -> None:
+    def check(self, reads_predicted: bool = True) -> None:
         """Find every mistake that can be found before a folder is made.
+
+        Args:
+            reads_predicted: also read what a command predicts.
 
         Raises:
             UserError: if something does not fit.
         """
         # Reads all data, and runs the networks on a blank batch.
         self.module.attach(self.datamodule, self.command)
-        if self.command == "predict":
+        if self.command == "predict" and reads_predicted:
             # Reads what is to be predicted.
             self.datamodule.predict_dataloader()
         # Fractions of an epoch can select no batch at all.

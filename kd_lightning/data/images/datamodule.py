@@ -16,6 +16,7 @@ from kd_lightning.data.images.checks import (
     checked_normalization,
     checked_samples,
 )
+from kd_lightning.data.images.new_samples import ImageReader
 from kd_lightning.data.images.normalization import PixelNormalization
 from kd_lightning.data.images.source import Images, ImageSource
 from kd_lightning.data.subsets import check_classes, stratified_rank
@@ -310,6 +311,11 @@ class ImageDataModule(DataModule):
         """The pixels of samples, uint8 `(B, C, H, W)`."""
         source = self.source(stage)
         return source.images[source.rows[rows]]
+
+    def input_reader(self) -> ImageReader:
+        """Decodes images of the size of the training images."""
+        height, width = self.raw("train").images.shape[-2:]
+        return ImageReader(self.image_channels, height, width)
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
         """The raw test images, uint8 `(N, C, H, W)`, of rows `(N,)`."""

@@ -19,7 +19,7 @@ _CHUNK_SIZE = 256
 
 
 def decode_image(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
-    """Decode one image to the pixels that a viewer shows; see `picture.py`.
+    """Decode one image of a tree; see `decode_content`.
 
     Args:
         tree: the tree that holds the image.
@@ -33,8 +33,25 @@ def decode_image(tree: Tree, name: str, size: int | None, grey: bool) -> Pixels:
     Raises:
         UserError: if the image cannot be read or has too many pixels.
     """
-    owner = f"{tree.path}: {name}"
-    image = as_shown(open_picture(tree.read(name), owner), grey, owner)
+    return decode_content(tree.read(name), f"{tree.path}: {name}", size, grey)
+
+
+def decode_content(content: bytes, owner: str, size: int | None, grey: bool) -> Pixels:
+    """Decode an image file to the pixels that a viewer shows; see `picture.py`.
+
+    Args:
+        content: of the file.
+        owner: what an error message calls the file.
+        size: resize the shorter side to this and crop the central square; `None`: unchanged.
+        grey: decode to one channel instead of three.
+
+    Returns:
+        uint8 `(C, H, W)`.
+
+    Raises:
+        UserError: if the image cannot be read or has too many pixels.
+    """
+    image = as_shown(open_picture(content, owner), grey, owner)
     if size is not None:
         # Imported here, because importing torchvision is slow.
         from torchvision.transforms.v2 import functional as v2

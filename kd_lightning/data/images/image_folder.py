@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from kd_lightning.data.images.datamodule import ImageDataModule
 from kd_lightning.data.images.image_cache import decoded
 from kd_lightning.data.images.listing import Listing, human_names, list_images
 from kd_lightning.data.images.new_images import PREDICTS, read_new_images
+from kd_lightning.data.images.new_samples import ImageReader
 from kd_lightning.data.images.picture import MAX_PIXELS
 from kd_lightning.data.images.source import Images, ImageSource
 from kd_lightning.data.images.tree import open_tree
@@ -118,6 +120,10 @@ class ImageFolderDataModule(ImageDataModule):
                 PREDICTS, torch.arange(len(target)), target, []
             )
         return super().source(stage)
+
+    def input_reader(self) -> ImageReader:
+        """Decodes images, and resizes them as the training images."""
+        return replace(super().input_reader(), size=self.size)
 
     def predict_dataloader(self) -> BatchLoader:
         """The images of `predict_folder`, or the test split if there is none."""

@@ -163,6 +163,27 @@ def _decode_pair(
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)), encoded
 
 
+def decode_resized(content: bytes, owner: str, size: tuple[int, int]) -> Pixels:
+    """Decode an image without a mask, resized as `decode_pairs` resizes images.
+
+    Args:
+        content: of the file.
+        owner: what an error message calls the file.
+        size: height H and width W.
+
+    Returns:
+        uint8 `(3, H, W)`.
+
+    Raises:
+        UserError: if the image cannot be read.
+    """
+    height, width = size
+    image = as_shown(open_picture(content, owner), False, owner)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
 def _size_text(mask: Pixels) -> str:
     height, width = mask.shape
     return f"{width}x{height}"

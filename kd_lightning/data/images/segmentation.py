@@ -14,6 +14,7 @@ from kd_lightning.data.images.checks import checked_normalization
 from kd_lightning.data.images.decoding import ChannelStatistics
 from kd_lightning.data.images.listing import find_validation_folder
 from kd_lightning.data.images.masks import WITHHELD, MaskCoding, PixelCode
+from kd_lightning.data.images.new_samples import ImageReader
 from kd_lightning.data.images.normalization import PixelNormalization
 from kd_lightning.data.images.pairs import MaskedImages, decode_pairs, list_pairs
 from kd_lightning.data.images.segmentation_source import SegmentationSource
@@ -276,6 +277,11 @@ class SegmentationDataModule(DataModule):
         """The pixels of samples, uint8 `(B, C, H, W)`."""
         images = self.source(stage).images
         return images.images[images.rows[rows]]
+
+    def input_reader(self) -> ImageReader:
+        """Decodes images, and resizes them as the training images."""
+        height, width = self._samples["train"].images.shape[-2:]
+        return ImageReader(3, height, width, stretch=self.size is not None)
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
         """The raw test images, uint8 `(N, C, H, W)`, of rows `(N,)`."""

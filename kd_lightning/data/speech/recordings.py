@@ -63,7 +63,7 @@ def read_recordings(folder: Path) -> list[Recording]:
                 if path is None:
                     missing = folder / f"{digit}_{speaker}_{take}.wav"
                     raise UserError(f"spoken digits: {missing} is missing")
-                samples = _read_wav(path)
+                samples = read_wav(path)
                 recordings.append(Recording(digit, speaker, take, samples))
     return recordings
 
@@ -79,8 +79,15 @@ def _wav_files(folder: Path) -> dict[_FileKey, Path]:
     return paths
 
 
-def _read_wav(path: Path) -> NDArray[np.float32]:
-    """Samples of one recording, `(N,)`."""
+def read_wav(path: Path) -> NDArray[np.float32]:
+    """Samples of one recording, float32 `(N,)`.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        UserError: if it is damaged, or is not mono with 16 bits at 8 kHz.
+    """
     try:
         with wave.open(str(path)) as file:
             channels = file.getnchannels()

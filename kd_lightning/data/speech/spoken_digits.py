@@ -12,6 +12,7 @@ from kd_lightning.data.files import checksum, data_root
 from kd_lightning.data.speech.corpus_cache import load_corpus
 from kd_lightning.data.speech.framing import MELS
 from kd_lightning.data.speech.hmm import Lexicon
+from kd_lightning.data.speech.new_samples import RecordingReader
 from kd_lightning.data.speech.spoken_corpus import fetch
 from kd_lightning.data.speech.windows import CONTEXT, Speech, SpeechSource
 from kd_lightning.data.speech.word_loop import WordLoop
@@ -187,6 +188,10 @@ class SpokenDigitsDataModule(DataModule):
             samples=self._samples_per_stage(),
             source_samples=len(self.raw("train").target),
         )
+
+    def input_reader(self) -> RecordingReader:
+        """Cuts recordings into frames."""
+        return RecordingReader()
 
     def images_for_display(self, index: Tensor) -> Tensor | None:
         """The windows of test frames as images, `(n, 1, 26, 40)`.

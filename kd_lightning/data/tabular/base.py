@@ -20,6 +20,7 @@ from kd_lightning.data.subsets import (
 from kd_lightning.data.tabular.features import FeatureEncoder, check_features, column_of
 from kd_lightning.data.tabular.files import Table, consistent_labels, num_rows, rows_of
 from kd_lightning.data.tabular.fitting import fit_features
+from kd_lightning.data.tabular.new_samples import RowReader
 from kd_lightning.data.tabular.options import TableOptions, TableSettings
 from kd_lightning.data.tabular.source import TableSource
 from kd_lightning.data.text.labels import rare_classes
@@ -279,6 +280,10 @@ class TableDataModule(DataModule):
         self._target_names = tuple(cast(Sequence[str], state["classes"]))
         if not self.has_training_table:
             self._restored_spec = spec
+
+    def input_reader(self) -> RowReader:
+        """Reads rows of files with the columns of the training table."""
+        return RowReader(self.encoder)
 
     @property
     def has_training_table(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Unpack
 from kd_lightning.data.files import data_root
 from kd_lightning.data.tabular.base import TableDataModule
 from kd_lightning.data.tabular.files import Table, read_table
+from kd_lightning.data.tabular.new_samples import RowReader
 from kd_lightning.data.tabular.options import TableOptions
 from kd_lightning.data.text.dialect import Dialect
 from kd_lightning.errors import UserError
@@ -53,6 +54,10 @@ class TabularDataModule(TableDataModule):
         self.root = data_root(root)
         self.dialect = Dialect(delimiter, quoted)
         self.files = {"train": train_file or file, "test": test_file}
+
+    def input_reader(self) -> RowReader:
+        """Reads rows of files in the format of the training file."""
+        return RowReader(self.encoder, self.dialect)
 
     @property
     def has_test_table(self) -> bool:

@@ -20,6 +20,7 @@ from kd_lightning.data.text.files import (
     read_table,
 )
 from kd_lightning.data.text.labels import read_labels
+from kd_lightning.data.text.new_samples import TextReader
 from kd_lightning.data.text.options import (
     check_fractions,
     check_labels,
@@ -306,6 +307,11 @@ class TextDataModule(SentenceDataModule):
             "augment": self.augment.fingerprint() if self.augment else None,
             "augmentation_seed": self.augmentation_seed if self.augment else None,
         }
+
+    def input_reader(self) -> TextReader:
+        """Tokenizes lines of text."""
+        self.learn()
+        return TextReader(self.tokenizer, pairs=self.second is not None)
 
     def write_predictions(
         self, predictions: Mapping[str, Tensor], folder: Path

@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from kd_lightning.data.text.tokens import Pieces, Tokens
@@ -13,6 +14,7 @@ from kd_lightning.data.text.words import Sample, words
 from kd_lightning.errors import UserError
 from kd_lightning.hub import vocabulary_sha256
 from kd_lightning.spec import Vocabulary
+from kd_lightning.values import Values
 from kd_lightning.weights import KEY, read_file
 
 MIN_LENGTH = 4
@@ -76,6 +78,20 @@ class Tokenizer(ABC):
     def keep(self) -> dict[str, Any]:
         """The state that `restore` needs to encode as this tokenizer does, in builtins."""
         return {"name": type(self).__name__, **self._keep()}
+
+    def rebuilt_from(self) -> Values:
+        """The class, arguments and state from which an export builds this tokenizer."""
+        cls = type(self)
+        arguments = {**self._arguments, "max_length": self.max_length}
+        for name, value in arguments.items():
+            # The path of a folder is private, and the state holds what was read there.
+            if isinstance(value, str) and Path(value).expanduser().is_dir():
+                arguments[name] = Path(value).name
+        return {
+            "class_path": f"{cls.__module__}.{cls.__qualname__}",
+            "init_args": arguments,
+            "state": self.keep(),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Encode as the tokenizer did that returned `state` from `keep`.

@@ -1,0 +1,92 @@
+"""The network compiled to machine code, by the ahead-of-time compiler of torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from kd_lightning.errors import UserError
+from kd_lightning.export.examples import example_inputs
+from kd_lightning.export.formats import Format, Predictor, traced_program
+from kd_lightning.export.student import TrainedStudent
+from kd_lightning.trust import is_allowed
+
+TRUST = "aoti"
+"""What `--trust` must name before machine code of a file is run."""
+
+
+class Aoti(Format):
+    """A package of `torch._inductor`, for processors like this one."""
+
+    file: ClassVar[str] = "student.aoti.pt2"
+
+    def __init__(self) -> None:
+        self._written: Path | None = None
+
+    def write(self, student: TrainedStudent, folder: Path) -> None:
+        # The variable and the default that the compiler of torch uses, too.
+        compiler = os.environ.get("CXX", "g++")
+        if shutil.which(compiler) is None:
+            raise UserError(
+                f"--format aoti needs a C++ compiler, and there is no {compiler}; "
+                "install g++, or "
+                "set CXX to another one"
+            )
+        program = traced_program(student)
+        try:
+            torch._inductor.aoti_compile_and_package(
+                program, package_path=str(folder / self.file)
+            )
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{type(student.module.net).__name__} cannot be compiled ({reason}); "
+                "use --format "
+                "torch-export or onnx"
+            ) from error
+        self._written = folder
+
+    def read(self, folder: Path) -> Predictor:
+        # Machine code can do anything. What this process compiled itself is safe.
+        if folder != self._written and not is_allowed(f"{TRUST}.package"):
+            raise UserError(
+                f"{folder} holds machine code; if you trust where it comes from, "
+                "repeat the "
+                f"command with --trust {TRUST}"
+            )
+        network = torch._inductor.aoti_load_package(str(folder / self.file))
+
+        def predict(raw: tuple[Tensor, ...]) -> Tensor:
+            with torch.no_grad():
+                probabilities: Tensor = network(*raw)
+            return probabilities
+
+        return predict
+
+    def example(self, student: TrainedStudent) -> str:
+        return "\n".join(
+            [
+                '"""Runs the exported network. Needs torch, and nothing else."""',
+                "",
+                "import json",
+                "from pathlib import Path",
+                "",
+                "import torch",
+                "",
+                "folder = Path(__file__).parent",
+                f'path = str(folder / "{self.file}")',
+                "network = torch._inductor.aoti_load_package(path)",
+                'labels = json.loads((folder / "student.json").read_text())["classes"]',
+                "",
+                "# Replace these zeros with samples of your own.",
+                *example_inputs(student, "torch"),
+                "probabilities = network(*inputs)",
+                "print(probabilities.shape, labels[:10])",
+                "",
+            ]
+        )

@@ -1,0 +1,1 @@
+"""Uses a trained network: predicts files, and answers requests over HTTP."""

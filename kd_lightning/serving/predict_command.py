@@ -1,0 +1,269 @@
+"""`kd predict RUN|EXPORT INPUT...`: predicts files, texts and arrays of a user."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from kd_lightning.errors import UserError
+
+if TYPE_CHECKING:
+    from kd_lightning.serving.inputs import Prediction
+    from kd_lightning.serving.masks import MaskFolder
+    from kd_lightning.serving.network import LoadedNetwork
+    from kd_lightning.serving.results import Result
+
+FORMATS = ("csv", "jsonl")
+
+SHOWN_PROBLEMS = 5
+"""Skipped inputs that are named; the others are counted."""
+
+_DATA_OPTIONS = ("-c", "--config", "--ckpt_path")
+"""Options that only the prediction of a run's own data has."""
+
+
+def names_inputs(argv: Sequence[str]) -> bool:
+    """Whether `kd predict` is given a network and inputs, not a checkpoint alone.
+
+    Args:
+        argv: the arguments after `predict`.
+    """
+    for argument in argv:
+        if argument.partition("=")[0] in _DATA_OPTIONS:
+            return False
+    return any(not argument.startswith("-") for argument in argv)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `kd predict RUN|EXPORT INPUT...`."""
+    options = argparse.ArgumentParser(
+        prog="kd predict",
+        description="Predict files with a run or an export: images, tables, texts, "
+        "recordings, or "
+        "arrays. Inputs are read and preprocessed as those of the run.",
+        epilog="Further arguments are those of the run's data, such as "
+        "--data.root=DIR. "
+        "kd predict --ckpt_path FILE predicts the test set of a run instead.",
+        allow_abbrev=False,
+    )
+    options.add_argument(
+        "network",
+        metavar="RUN|EXPORT",
+        help="folder of a run or an export, or a checkpoint",
+    )
+    options.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="INPUT",
+        help="images or folders of them, CSV files, files with one text per line (- "
+        "for standard "
+        "input), WAV files, or NPZ files with arrays as the network reads them",
+    )
+    options.add_argument(
+        "--format",
+        metavar="FORMAT",
+        help="csv or jsonl; default: by the suffix of --output, else csv",
+    )
+    options.add_argument(
+        "--output", type=Path, metavar="FILE", help="default: standard output"
+    )
+    options.add_argument(
+        "--top",
+        type=int,
+        default=0,
+        metavar="K",
+        help="also write the K classes that follow the predicted one; default: 0",
+    )
+    options.add_argument(
+        "--batch-size",
+        type=int,
+        default=64,
+        metavar="N",
+        help="inputs per forward pass; default: 64",
+    )
+    options.add_argument(
+        "--on-error",
+        default="stop",
+        metavar="WHAT",
+        help="stop at an input that cannot be predicted, or skip it; default: stop",
+    )
+    options.add_argument(
+        "--masks",
+        type=Path,
+        metavar="DIR",
+        help="folder for the masks of a segmentation",
+    )
+    return options
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run `kd predict RUN|EXPORT INPUT...`.
+
+    Args:
+        argv: the arguments.
+
+    Raises:
+        UserError: for a user's mistake, or an input that cannot be predicted.
+    """
+    options, settings = parser().parse_known_args(argv)
+    _check(options)
+    # After the options are checked, because these modules import torch.
+    from kd_lightning.serving.inputs import check_inputs
+    from kd_lightning.serving.network import load_network
+    from kd_lightning.serving.results import check_task, has_masks
+
+    network = load_network(Path(options.network).expanduser(), settings)
+    check_task(network)
+    check_inputs(network, options.inputs)
+    if has_masks(network) and options.masks is None:
+        raise UserError(
+            "this network predicts a class for each pixel; give --masks DIR"
+        )
+    if options.masks is not None and not has_masks(network):
+        raise UserError(
+            f"--masks is for segmentation; this network is for {network.task}"
+        )
+    skipped = Skipped(options.on_error == "skip")
+    written = _write(network, options, skipped)
+    skipped.report(written)
+
+
+def _write(
+    network: LoadedNetwork, options: argparse.Namespace, skipped: Skipped
+) -> int:
+    """Predict all inputs, and write the results one after the other.
+
+    Args:
+        network: that predicts.
+        options: of the command.
+        skipped: counts the inputs that cannot be predicted.
+
+    Returns:
+        How many results were written.
+
+    Raises:
+        UserError: for an input that cannot be predicted, unless it may be skipped.
+    """
+    from kd_lightning.serving.inputs import predict_samples, samples_of
+    from kd_lightning.serving.masks import MaskFolder
+    from kd_lightning.serving.writers import opened, writer_of
+
+    masks = None if options.masks is None else MaskFolder(options.masks)
+    samples = samples_of(network, options.inputs)
+    predictions = predict_samples(network, samples, options.batch_size)
+    written = 0
+    with opened(options.output) as stream:
+        writer = writer_of(options.format, stream)
+        for prediction in _with_progress(predictions):
+            result = _result(network, prediction, options.top, masks)
+            if result is None:
+                skipped.add(prediction)
+                continue
+            writer.write(result)
+            written += 1
+            # Whoever reads our output gets each batch as soon as it is there.
+            if written % options.batch_size == 0:
+                stream.flush()
+        if written == 0:
+            raise UserError(skipped.nothing_left)
+    return written
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Check the options, and fill in the format.
+
+    Raises:
+        UserError: for an option out of range.
+    """
+    if options.format is None:
+        suffix = "" if options.output is None else options.output.suffix
+        options.format = "jsonl" if suffix in (".json", ".jsonl") else "csv"
+    if options.format not in FORMATS:
+        raise UserError(f"--format must be csv or jsonl, got {options.format}")
+    if options.on_error not in ("stop", "skip"):
+        raise UserError(f"--on-error must be stop or skip, got {options.on_error}")
+    if options.batch_size < 1:
+        raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
+    if options.top < 0:
+        raise UserError(f"--top must be at least 0, got {options.top}")
+
+
+class Skipped:
+    """The inputs that cannot be predicted.
+
+    Args:
+        allowed: whether to go on after one.
+    """
+
+    def __init__(self, allowed: bool) -> None:
+        self.allowed = allowed
+        self.number = 0
+        self.lines: list[str] = []
+
+    @property
+    def nothing_left(self) -> str:
+        """What is wrong if no input was predicted."""
+        if not self.lines:
+            return "the inputs hold no samples"
+        return f"none of the {self.number:,} inputs can be predicted; {self.lines[0]}"
+
+    def add(self, prediction: Prediction) -> None:
+        """Count an input.
+
+        Raises:
+            UserError: with its name and problem, if none may be skipped.
+        """
+        if not self.allowed:
+            raise UserError(prediction.line)
+        self.number += 1
+        if len(self.lines) < SHOWN_PROBLEMS:
+            self.lines.append(prediction.line)
+
+    def report(self, written: int) -> None:
+        """Print on standard error how many were skipped, and the first of them."""
+        if self.number == 0:
+            return
+        for line in self.lines:
+            print(f"kd: skipped {line}", file=sys.stderr)
+        total = self.number + written
+        print(f"kd: skipped {self.number:,} of {total:,} inputs", file=sys.stderr)
+
+
+def _result(
+    network: LoadedNetwork,
+    prediction: Prediction,
+    top: int,
+    masks: MaskFolder | None,
+) -> Result | None:
+    """What is written about a prediction; `None` if there is none."""
+    from kd_lightning.serving.results import result_of
+
+    if prediction.values is None:
+        return None
+    if masks is not None:
+        path = masks.write(prediction.name, prediction.values)
+        return {"input": prediction.name, "mask": str(path)}
+    return {
+        "input": prediction.name,
+        **result_of(network, prediction.values, top),
+    }
+
+
+def _with_progress(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """The same predictions; counts them on standard error if it is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from predictions
+        return
+    columns = (TextColumn("{task.completed:,.0f} inputs"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=None)
+        for prediction in predictions:
+            progress.advance(task)
+            yield prediction
