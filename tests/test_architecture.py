@@ -54,6 +54,7 @@ LAYERS = (
     {"export"},
     {"compare"},
     {"analyses"},
+    {"projects"},
     {"cli"},
     {"__main__"},
 )
