@@ -38,7 +38,7 @@ $(PYTHON) -m venv .venv-$(1)
 rm -rf .venv-$(1)
 endef
 
-# The documentation in site/; open site/index.html. Warnings, such as links to nowhere, are errors.
+# The documentation in site/; open site/index.html. A warning, such as a broken link, is an error.
 docs: .venv/.installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 

@@ -53,6 +53,7 @@ SITE = Site()
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Add the generated pages to the navigation."""
+    # mkdocs serves many builds in one process; each reads the results again.
     SITE.results = committed_results(ROOT / "experiments")
     SITE.copies.clear()
     navigation: list[dict[str, Any]] = config.nav or []
@@ -85,18 +86,19 @@ def _experiments_navigation() -> list[dict[str, str]]:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the files of the repository, and the generated pages and figures."""
+    # Under the paths of the repository, so that links between its files hold here, too.
     for name in included_files():
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
-    found = methods()
+    all_methods = methods()
     names = [file.src_uri for file in files]
     pages = {
-        "methods/index.md": method_pages.index_page(found),
-        "papers.md": papers_page(found, SITE.results),
+        "methods/index.md": method_pages.index_page(all_methods),
+        "papers.md": papers_page(all_methods, SITE.results),
         "configuration.md": reference_page(),
         "command-line.md": command_line_page(),
         "experiments/index.md": experiments_page(SITE.results, names),
     }
-    for method in found:
+    for method in all_methods:
         name = method_pages.page_name(method)
         pages[name] = method_pages.method_page(method, SITE.results)
     for name in FIGURES:

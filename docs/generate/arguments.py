@@ -40,20 +40,21 @@ def arguments_of(cls: type) -> list[Argument]:
         cls: any class with typed arguments.
     """
     meanings = _meanings(cls)
-    found: dict[str, Argument] = {}
+    arguments: dict[str, Argument] = {}
     for parameter in _parameters(cls):
-        if parameter.name in found:
+        # A class's own argument hides that of its base.
+        if parameter.name in arguments:
             continue
         default = NO_DEFAULT
         if parameter.default is not inspect.Parameter.empty:
             default = _default_text(parameter.default)
-        found[parameter.name] = Argument(
+        arguments[parameter.name] = Argument(
             parameter.name,
             _type_text(parameter),
             default,
             meanings.get(parameter.name, ""),
         )
-    return list(found.values())
+    return list(arguments.values())
 
 
 def _parameters(cls: type) -> Iterator[inspect.Parameter]:

@@ -1,7 +1,7 @@
 """The figures of the page "The idea in pictures", as SVG.
 
-The digit and its soft targets come from scikit-learn's data and a small teacher that is trained here;
-the measured curves come from the committed results.
+The digit and its soft targets come from scikit-learn's data and a small teacher that is trained
+here; the measured curves come from the committed results.
 """
 
 from __future__ import annotations

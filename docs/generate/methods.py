@@ -23,13 +23,13 @@ from kd_lightning.paths import shipped_root
 INTRODUCTION = """\
 # All methods
 
-Every loss of the package, generated from the code. A page has the formula, the paper, the needs,
-the config, the arguments, and everything that we measured with it.
+Every loss of the package, generated from the code. A page has the formula, the paper,
+the needs, the config, the arguments, and everything that we measured with it.
 
 | column | meaning |
 | --- | --- |
 | needs | what the loss reads |
-| cache | which cache of `kd cache` can replace the live teacher: a full one, also one of the largest logits (top-k), a full one with features (`--features`), or none |
+| cache | which cache of `kd cache` can replace the teacher: a full one, also one of the largest logits (top-k), a full one with features, or none |
 
 [Which method do I need](../which-method.md) chooses among them. `kd list methods` prints the list.
 """
@@ -42,17 +42,17 @@ def page_name(method: Method) -> str:
     return f"methods/{method.name.lower()}.md"
 
 
-def index_page(found: Sequence[Method]) -> str:
+def index_page(methods: Sequence[Method]) -> str:
     """The table of all methods, by family.
 
     Args:
-        found: all methods in the order of the page.
+        methods: all methods in the order of the page.
     """
     lines = [INTRODUCTION]
-    for family in dict.fromkeys(method.cls.family for method in found):
+    for family in dict.fromkeys(method.cls.family for method in methods):
         lines += [f"## {FAMILIES.get(family, family)}", ""]
         rows = []
-        for method in found:
+        for method in methods:
             if method.cls.family == family:
                 rows.append(_index_row(method))
         lines += markdown_table(["method", "year", "needs", "cache"], rows)
@@ -76,6 +76,7 @@ def method_page(method: Method, results: Sequence[Results]) -> str:
     """
     lines = [f"# {method.name}", "", summary_of(method.cls), ""]
     lines += _facts(method)
+    # A summary that is the formula itself is not repeated.
     own_formulas = [
         line for line in formulas(method.cls) if line != summary_of(method.cls)
     ]

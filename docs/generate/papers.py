@@ -22,11 +22,11 @@ These runs follow a paper's experiment, so that its number stands next to ours.
 """
 
 
-def papers_page(found: Sequence[Method], results: Sequence[Results]) -> str:
+def papers_page(methods: Sequence[Method], results: Sequence[Results]) -> str:
     """The page.
 
     Args:
-        found: all methods.
+        methods: all methods.
         results: all committed results.
     """
     lines = [INTRODUCTION]
@@ -35,7 +35,7 @@ def papers_page(found: Sequence[Method], results: Sequence[Results]) -> str:
     )
     lines += ["", "## Methods by year", ""]
     rows = []
-    for method in sorted(found, key=lambda each: (each.cls.year, each.name.lower())):
+    for method in sorted(methods, key=lambda each: (each.cls.year, each.name.lower())):
         if method.cls.paper:
             rows.append(_row(method, results))
     lines += markdown_table(["paper", "method", "config", "our results"], rows)

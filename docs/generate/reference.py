@@ -60,10 +60,10 @@ def class_of(path: str) -> type:
         TypeError: if the path names something else.
     """
     module, _, name = path.rpartition(".")
-    found = getattr(import_module(module), name)
-    if not inspect.isclass(found):
+    value = getattr(import_module(module), name)
+    if not inspect.isclass(value):
         raise TypeError(f"{path} is not a class")
-    return found
+    return value
 
 
 def reference_page() -> str:
@@ -87,8 +87,9 @@ def augmentations() -> list[str]:
     base = class_of("kd_lightning.data.Augmentation")
     paths = []
     for name in dir(data):
-        found = getattr(data, name)
-        if inspect.isclass(found) and issubclass(found, base) and found is not base:
+        value = getattr(data, name)
+        is_augmentation = inspect.isclass(value) and issubclass(value, base)
+        if is_augmentation and value is not base:
             paths.append(f"kd_lightning.data.{name}")
     return paths
 

@@ -1,4 +1,4 @@
-"""Files of the repository that the site includes under the same paths, so that relative links hold."""
+"""Files of the repository that the site includes under the same paths."""
 
 from __future__ import annotations
 

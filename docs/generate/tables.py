@@ -1,7 +1,7 @@
 """Tables of committed results inside hand-written pages.
 
-A line `<!-- results: EXPERIMENT [RUN, RUN, ...] -->` of a page becomes the table of that experiment,
-so that no number is copied by hand.
+A line `<!-- results: EXPERIMENT [RUN, RUN, ...] -->` of a page becomes the table of that
+experiment, so that no number is copied by hand.
 """
 
 from __future__ import annotations

@@ -74,6 +74,7 @@ def main(argv: Sequence[str]) -> None:
     options = parser().parse_args(list(argv))
     folder = Path(options.folder).expanduser()
     _check_folder(folder)
+    # All checks come first, so that a mistake writes nothing.
     files = dict(SHARED)
     values = {}
     if options.images is None:

@@ -14,7 +14,7 @@ COMMANDED = [
     *sorted((ROOT / "experiments").glob("*/*.md")),
     *sorted((ROOT / "benchmarks").glob("*/README.md")),
 ]
-"""The files whose `kd` commands are checked; tests/test_contributing.py runs those of that guide."""
+"""The files whose `kd` commands are checked; those of CONTRIBUTING.md have a test of their own."""
 
 
 def named(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""The examples of the README and the pages: Python runs or compiles, YAML and commands are parsed."""
+"""The examples of the README and the pages run, compile, or are parsed."""
 
 from __future__ import annotations
 
