@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ HEADER = """\
 > learns from a large one or an ensemble (the teacher). Every page below is Markdown.
 
 """
+
+# "et al. 2018" ends no sentence.
+_END_OF_SENTENCE = re.compile(r"(?<! al)\. ")
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def summary_of(text: str) -> str:
     """
     for paragraph in text.split("\n\n"):
         first = paragraph.strip()
-        if first and first[0].isalnum():
-            sentence = " ".join(first.split()).partition(". ")[0]
+        if first and (first[0].isalnum() or first[0] == "`"):
+            sentence = _END_OF_SENTENCE.split(" ".join(first.split()))[0]
             return sentence.rstrip(".:")
     return ""

@@ -140,6 +140,7 @@ def test_included_files_are_there_and_replaced_ones_are_not() -> None:
 
 def test_the_summary_is_the_first_sentence_of_prose() -> None:
     assert summary_of("# Title\n\n| a |\n\nOne thing. Another.") == "One thing"
+    assert summary_of("A et al. 2018 train it. So do we.") == "A et al. 2018 train it"
     assert summary_of("# Title") == ""
 
 

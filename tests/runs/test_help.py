@@ -146,10 +146,10 @@ def test_the_help_of_a_command_fits_a_screen(
 
 def described(command: str) -> list[Option]:
     """All options in the short help of a command."""
-    found = []
+    all_options: list[Option] = []
     for options in GROUPS[command].values():
-        found += options
-    return found
+        all_options += options
+    return all_options
 
 
 def test_the_short_help_names_options_and_defaults_of_the_parser(
