@@ -22,7 +22,7 @@ from docs.generate import methods as method_pages  # noqa: E402
 from docs.generate.command_line import command_line_page  # noqa: E402
 from docs.generate.experiment_list import experiments_page  # noqa: E402
 from docs.generate.figures import FIGURES, draw  # noqa: E402
-from docs.generate.llms import Copy, write_copies  # noqa: E402
+from docs.generate.llms import Copy, with_classes, write_copies  # noqa: E402
 from docs.generate.papers import papers_page  # noqa: E402
 from docs.generate.reference import reference_page  # noqa: E402
 from docs.generate.repository import included_files, title_of  # noqa: E402
@@ -114,7 +114,7 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     # A folder of the repository has no page.
     text = _LINK_TO_FOLDER.sub(r"\1", text)
     name = page.file.src_uri
-    SITE.copies[name] = Copy(name, str(page.title), text)
+    SITE.copies[name] = Copy(name, str(page.title), with_classes(text))
     return text
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from docstring_parser import DocstringStyle, parse
 
+from docs.generate.markdown import cell, table
+
 NO_DEFAULT = "required"
 """What the table says of an argument that must be given."""
 
@@ -110,11 +112,6 @@ def _type_text(parameter: inspect.Parameter) -> str:
     )
 
 
-def cell(text: str) -> str:
-    """Text that fits into a cell of a Markdown table, in one line."""
-    return " ".join(text.split()).replace("|", r"\|")
-
-
 def code(text: str) -> str:
     """Text in code style; empty text stays empty."""
     return f"`{cell(text)}`" if text else ""
@@ -129,19 +126,14 @@ def arguments_table(cls: type) -> list[str]:
     arguments = arguments_of(cls)
     if not arguments:
         return ["No arguments."]
-    lines = ["| argument | type | default | meaning |", "| --- | --- | --- | --- |"]
+    rows = []
     for argument in arguments:
         default = argument.default
         if default != NO_DEFAULT:
             default = code(default)
-        cells = [
-            f"`{argument.name}`",
-            code(argument.type),
-            default,
-            cell(argument.meaning),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+        name = code(argument.name)
+        rows.append([name, code(argument.type), default, argument.meaning])
+    return table(["argument", "type", "default", "meaning"], rows)
 
 
 def body_of(cls: type) -> list[str]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from docs.generate.arguments import cell
+from docs.generate.markdown import table
 from experiments.methods import Results
 from kd_lightning import catalog
-from kd_lightning.experiments.report import markdown_table
 
 INTRODUCTION = """\
 # Experiments
@@ -55,7 +54,7 @@ def experiments_page(results: Sequence[Results], files: Sequence[str]) -> str:
         if name in tables:
             about += f" [results]({tables[name]})"
         rows.append(
-            [f"[{name}]({name}.yaml)", cell(str(row["claim"])), str(row["time"]), about]
+            [f"[{name}]({name}.yaml)", str(row["claim"]), str(row["time"]), about]
         )
-    table = markdown_table(["experiment", "claim or question", "time", "more"], rows)
-    return INTRODUCTION + "\n".join(table) + "\n"
+    lines = table(["experiment", "claim or question", "time", "more"], rows)
+    return INTRODUCTION + "\n".join(lines) + "\n"

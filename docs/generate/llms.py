@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from docs.generate.arguments import arguments_table, body_of
+from docs.generate.reference import class_of
+
 HEADER = """\
 # kd_lightning
 
@@ -17,6 +20,7 @@ HEADER = """\
 
 # "et al. 2018" ends no sentence.
 _END_OF_SENTENCE = re.compile(r"(?<! al)\. ")
+_CLASS = re.compile(r"^::: (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,21 @@ def write_copies(site: Path, copies: Sequence[Copy]) -> None:
         lines.append(f"- [{copy.title}]({copy.path}){': ' if about else ''}{about}")
     text = HEADER + "## Pages\n\n" + "\n".join(lines) + "\n"
     (site / "llms.txt").write_text(text, encoding="utf-8")
+
+
+def with_classes(text: str) -> str:
+    """A page with the classes that mkdocstrings would describe, as Markdown.
+
+    Args:
+        text: the page's Markdown, with lines such as `::: kd_lightning.types.Batch`.
+    """
+
+    def described(match: re.Match[str]) -> str:
+        cls = class_of(match[1])
+        lines = [f"### {match[1]}", "", *body_of(cls), *arguments_table(cls)]
+        return "\n".join(lines)
+
+    return _CLASS.sub(described, text)
 
 
 def summary_of(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from docs.generate.arguments import arguments_table, body_of
+from docs.generate.markdown import table
 from experiments.methods import (
     FAMILIES,
     Method,
@@ -17,7 +18,6 @@ from experiments.methods import (
     result_lines,
     summary_of,
 )
-from kd_lightning.experiments.report import markdown_table
 from kd_lightning.paths import shipped_root
 
 INTRODUCTION = """\
@@ -55,7 +55,7 @@ def index_page(methods: Sequence[Method]) -> str:
         for method in methods:
             if method.cls.family == family:
                 rows.append(_index_row(method))
-        lines += markdown_table(["method", "year", "needs", "cache"], rows)
+        lines += table(["method", "year", "needs", "cache"], rows)
         lines.append("")
     return "\n".join(lines)
 
@@ -123,16 +123,23 @@ def _configs(method: Method) -> list[str]:
     for config in method.configs:
         text = (shipped_root() / config).read_text(encoding="utf-8")
         lines += [f"`{config}`:", "", "```yaml", text.rstrip(), "```", ""]
-    options = f"kd fit --model.losses.help {method.name}"
-    lines += ["```console", f"$ {options}", "```", "", "lists its options.", ""]
+    lines += [
+        "Train with it, and list its options:",
+        "",
+        "```console",
+        f"$ kd fit ... -c {method.configs[0]}",
+        f"$ kd fit --model.losses.help {method.name}",
+        "```",
+        "",
+    ]
     return lines
 
 
 def _results(method: Method, results: Sequence[Results]) -> list[str]:
     """What the committed results say about a method."""
     lines = ["## Measured results", ""]
-    table = result_lines(method, results)
-    if not table:
+    measured = result_lines(method, results)
+    if not measured:
         return [
             *lines,
             "No experiment with committed results uses this method yet.",
@@ -143,8 +150,8 @@ def _results(method: Method, results: Sequence[Results]) -> list[str]:
         "run; p is corrected by Holm's method within the experiment.",
         "",
     ]
-    lines += markdown_table(
-        ["experiment", "run", "metric", "result", "vs."], _linked(table, results)
+    lines += table(
+        ["experiment", "run", "metric", "result", "vs."], _linked(measured, results)
     )
     costs = cost_lines(method, results)
     if costs:
@@ -154,10 +161,12 @@ def _results(method: Method, results: Sequence[Results]) -> list[str]:
     return lines
 
 
-def _linked(table: Sequence[list[str]], results: Sequence[Results]) -> list[list[str]]:
+def _linked(
+    measured: Sequence[list[str]], results: Sequence[Results]
+) -> list[list[str]]:
     """Rows of results whose experiments link to their tables."""
     paths = {result.name: result.path for result in results}
     rows = []
-    for name, *rest in table:
+    for name, *rest in measured:
         rows.append([f"[{name}](../experiments/{paths[name]}/results.md)", *rest])
     return rows

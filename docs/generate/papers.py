@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from docs.generate.markdown import table
 from docs.generate.methods import page_name, paper_link
 from experiments.methods import Method, Results, result_lines
-from kd_lightning.experiments.report import heading, is_fraction, markdown_table
+from kd_lightning.experiments.report import heading, is_fraction
 
 INTRODUCTION = """\
 # Index of papers
@@ -30,7 +31,7 @@ def papers_page(methods: Sequence[Method], results: Sequence[Results]) -> str:
         results: all committed results.
     """
     lines = [INTRODUCTION]
-    lines += markdown_table(
+    lines += table(
         ["experiment", "run", "metric", "paper's", "ours"], _next_to(results)
     )
     lines += ["", "## Methods by year", ""]
@@ -38,7 +39,7 @@ def papers_page(methods: Sequence[Method], results: Sequence[Results]) -> str:
     for method in sorted(methods, key=lambda each: (each.cls.year, each.name.lower())):
         if method.cls.paper:
             rows.append(_row(method, results))
-    lines += markdown_table(["paper", "method", "config", "our results"], rows)
+    lines += table(["paper", "method", "config", "our results"], rows)
     lines.append("")
     return "\n".join(lines)
 
@@ -74,6 +75,9 @@ def measured(row: dict[str, float], metric: str) -> str:
     """Mean, standard deviation and seeds of a row of results."""
     factor = 100 if is_fraction(metric) else 1
     digits = 2 if is_fraction(metric) else 1
+    # Rates such as a word error rate are small numbers without a unit.
+    if not is_fraction(metric) and abs(row["mean"]) < 1:
+        digits = 4
     unit = "%" if is_fraction(metric) else ""
     text = f"{factor * row['mean']:.{digits}f}"
     if row["std"] is not None:

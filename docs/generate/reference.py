@@ -6,7 +6,9 @@ import inspect
 from importlib import import_module
 
 from docs.generate.arguments import arguments_table, body_of
+from docs.generate.markdown import table
 from kd_lightning import catalog
+from kd_lightning.runs.short_help import GROUPS
 
 INTRODUCTION = """\
 # Configuration reference
@@ -68,7 +70,7 @@ def class_of(path: str) -> type:
 
 def reference_page() -> str:
     """The page."""
-    lines = [INTRODUCTION]
+    lines = [INTRODUCTION, "## Common options of kd fit", "", *common_options(), ""]
     for title, paths in SECTIONS.items():
         lines += _section(title, paths)
     data = [str(row["class_path"]) for row in catalog.data()]
@@ -79,6 +81,16 @@ def reference_page() -> str:
     networks = [str(row["class_path"]) for row in catalog.models()]
     lines += _section("model.network, model.student: networks", networks)
     return "\n".join(lines)
+
+
+def common_options() -> list[str]:
+    """The table of the options that `kd fit --help` shows."""
+    rows = []
+    for options in GROUPS["fit"].values():
+        for option in options:
+            name = f"`{option.name} {option.value}`".replace(" `", "`")
+            rows.append([name, option.default, option.meaning])
+    return table(["option", "default", "meaning"], rows)
 
 
 def augmentations() -> list[str]:

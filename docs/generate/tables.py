@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from docs.generate.markdown import table as markdown_table
 from docs.generate.papers import measured
 from experiments.methods import Results
-from kd_lightning.experiments.report import heading, markdown_table
+from kd_lightning.experiments.report import heading
 
 MARKER = re.compile(r"^<!-- results: (\S+)(?: \[(.*)\])? -->$", re.MULTILINE)
 METRICS = ("test_errors", "test_accuracy")

@@ -9,8 +9,9 @@ import pytest
 
 from docs.generate.arguments import NO_DEFAULT, arguments_of, arguments_table
 from docs.generate.figures import FIGURES, draw
-from docs.generate.llms import Copy, summary_of, write_copies
-from docs.generate.methods import method_page, paper_link
+from docs.generate.llms import Copy, summary_of, with_classes, write_copies
+from docs.generate.markdown import cell, table
+from docs.generate.methods import index_page, method_page, paper_link
 from docs.generate.papers import papers_page
 from docs.generate.reference import SECTIONS, class_of, reference_page
 from docs.generate.repository import included_files
@@ -63,6 +64,21 @@ def test_a_pipe_in_a_type_does_not_end_a_cell() -> None:
     assert len(re.findall(r"(?<!\\)\|", line)) == 5
 
 
+def test_cells_keep_links_and_escape_pipes_once() -> None:
+    assert table(["a"], [["[x](y.md) |"]]) == ["| a |", "| --- |", r"| [x](y.md) \| |"]
+    assert cell(cell("a | b\nc")) == r"a \| b c"
+
+
+def test_tables_of_generated_pages_have_links() -> None:
+    (method,) = [each for each in methods() if each.name == "KD"]
+    pages = [index_page(methods()), papers_page(methods(), RESULTS)]
+    pages.append(method_page(method, RESULTS))
+    for page in pages:
+        assert re.search(r"^\| \[[^]]+\]\([^)]+\) \|", page, re.MULTILINE)
+        # An escaped bracket is shown as text, and the link is lost.
+        assert "\\](" not in page
+
+
 def test_most_arguments_are_described() -> None:
     empty = []
     for paths in SECTIONS.values():
@@ -78,6 +94,9 @@ def test_the_reference_has_every_section() -> None:
     assert all(f"## {title}" in text for title in SECTIONS)
     assert "### CIFAR100DataModule" in text
     assert "### Flip" in text
+    assert (
+        "| `--run.test no\\|last\\|best` | no | read the test set at the end |" in text
+    )
     assert "### CIFARResNet" in text
 
 
@@ -142,6 +161,14 @@ def test_the_summary_is_the_first_sentence_of_prose() -> None:
     assert summary_of("# Title\n\n| a |\n\nOne thing. Another.") == "One thing"
     assert summary_of("A et al. 2018 train it. So do we.") == "A et al. 2018 train it"
     assert summary_of("# Title") == ""
+
+
+def test_classes_are_described_in_copies() -> None:
+    text = with_classes("# A\n\n::: kd_lightning.runs.options.RunOptions\n\nend")
+    assert ":::" not in text
+    assert "### kd_lightning.runs.options.RunOptions" in text
+    assert "| `root` |" in text
+    assert text.endswith("\n\nend")
 
 
 def test_copies_are_listed(tmp_path: Path) -> None:

@@ -124,6 +124,14 @@ def test_every_method_has_a_page_with_its_parts(site: Path) -> None:
             assert (ROOT / config).read_text(encoding="utf-8").rstrip() in text
 
 
+def test_tables_link_to_pages(site: Path) -> None:
+    methods_page = (site / "methods" / "index.html").read_text(encoding="utf-8")
+    table = methods_page.partition("<table>")[2]
+    assert '<a href="kd.html">KD</a>' in table
+    papers = (site / "papers.html").read_text(encoding="utf-8").partition("<table>")[2]
+    assert 'href="experiments/hinton2015/results/mnist/results.html"' in papers
+
+
 def test_formulas_are_mathml(site: Path) -> None:
     html = (site / "methods" / "kd.html").read_text(encoding="utf-8")
     assert "<math" in html
@@ -140,6 +148,7 @@ def test_every_page_is_markdown_as_well(site: Path) -> None:
             target = line.partition("](")[2].partition(")")[0]
             assert (site / target).is_file(), line
     # Generated parts are filled in.
+    assert ":::" not in (site / "api.md").read_text(encoding="utf-8")
     choose = (site / "which-method.md").read_text(encoding="utf-8")
     assert "<!-- results" not in choose
     assert "| GJSD | 147.0 ± 4.2 (n = 5) |" in choose
