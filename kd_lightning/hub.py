@@ -12,6 +12,7 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from torch import nn
 
 from kd_lightning.errors import UserError
 
-HubOption = bool | torch.dtype
+HubOption = bool | str | torch.dtype
 """An option of `from_pretrained`."""
 
 
@@ -43,7 +44,12 @@ class BackendTokenizer(Protocol):
     def enable_truncation(self, max_length: int) -> None:
         """Truncate samples, special tokens included."""
 
-    def encode_batch(self, input: Sequence[str | tuple[str, ...]]) -> list[Encoding]:
+    def no_truncation(self) -> None:
+        """Return whole samples."""
+
+    def encode_batch(
+        self, input: Sequence[str | tuple[str, ...]], add_special_tokens: bool = True
+    ) -> list[Encoding]:
         """Tokenize texts or pairs of texts."""
 
     def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
@@ -60,6 +66,7 @@ class HubTokenizer(Protocol):
     model_max_length: int
     model_input_names: Sequence[str]
     pad_token_id: int | None
+    eos_token_id: int | None
     mask_token: str | None
     unk_token: str
     all_special_tokens: Sequence[str]
@@ -125,19 +132,44 @@ def vocabulary_sha256(vocabulary: Mapping[str, int]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def pretrained_tokenizer(name: str) -> HubTokenizer:
+def pretrained_tokenizer(name: str, gguf_file: str | None = None) -> HubTokenizer:
     """Load the tokenizer of a model on the hub or of a folder; see `from_pretrained`.
+
+    Args:
+        name: name of a model on the hub, or path of a folder.
+        gguf_file: the GGUF file of the model that holds the tokenizer, if one does.
 
     Raises:
         UserError: if it cannot be loaded, or if it has no vocabulary.
     """
-    tokenizer: HubTokenizer = from_pretrained("AutoTokenizer", name)
+    options = gguf_options(gguf_file)
+    tokenizer: HubTokenizer = from_pretrained("AutoTokenizer", name, **options)
     # Without a vocabulary file, the library returns a tokenizer of special tokens only.
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_tokens):
         raise UserError(
             f"{name} has no vocabulary; give a folder with tokenizer.json or vocab.txt"
         )
     return tokenizer
+
+
+def gguf_options(gguf_file: str | None) -> dict[str, HubOption]:
+    """The options of `from_pretrained` that read a GGUF file.
+
+    Args:
+        gguf_file: its name in the folder of the model; `None`: the model has other files.
+
+    Raises:
+        UserError: if the packages that read such files are not installed.
+    """
+    if gguf_file is None:
+        return {}
+    for package in ("gguf", "accelerate"):
+        if find_spec(package) is None:
+            raise UserError(
+                f"reading {gguf_file} needs the package {package}; "
+                "pip install 'kd_lightning[gguf]'"
+            )
+    return {"gguf_file": gguf_file}
 
 
 def from_pretrained(kind: str, name: str, **options: HubOption) -> Any:
@@ -185,7 +217,6 @@ def _looks_like_path(name: str) -> bool:
 
 
 def reachable() -> bool:
-    """Whether the name of the hub's host can be resolved, which takes no time without a network."""
     """Whether the hub's name can be resolved: a quick test for a network."""
     host = urlparse(os.environ.get("HF_ENDPOINT", "https://huggingface.co")).hostname
     try:

@@ -96,6 +96,44 @@ class TopKOutput(Output):
         log_p = torch.log_softmax(target, dim=-1)
         return log_q, log_p
 
+    def truncated(self, count: int) -> TopKOutput:
+        """The same output as a cache of fewer classes would hold it.
+
+        Args:
+            count: classes to keep of each row, at most k; the others join the rest.
+        """
+        kept = self.values[:, :count]
+        dropped = full(self.values[:, count:])
+        rests = []
+        for number, temperature in enumerate(self.temperatures):
+            others = (dropped / temperature).logsumexp(-1)
+            rests.append(torch.logaddexp(self.rest[:, number], others))
+        return TopKOutput(
+            kept,
+            self.indices[:, :count],
+            torch.stack(rests, dim=-1),
+            self.temperatures,
+            self.num_classes,
+            self.features,
+        )
+
+    def without_rest(self) -> TopKOutput:
+        """The stored classes alone, whose probabilities then add up to 1.
+
+        A student learns to give the other classes no probability at all, so this is no
+        approximation of the teacher; other frameworks do it.
+        """
+        # Finite, so that no difference of two such numbers is NaN.
+        nothing = torch.full_like(self.rest, torch.finfo(self.rest.dtype).min)
+        return TopKOutput(
+            self.values,
+            self.indices,
+            nothing,
+            self.temperatures,
+            self.num_classes,
+            self.features,
+        )
+
     def _rest_at(self, temperature: float) -> Tensor:
         """The log-sum-exp of the other logits divided by a temperature, `(N, 1)`."""
         if temperature not in self.temperatures:

@@ -216,7 +216,11 @@ def check_vocabulary(
 
 
 def check_spec(
-    owner: str, trained_on: Spec | None, data: Spec, inputs: bool = True
+    owner: str,
+    trained_on: Spec | None,
+    data: Spec,
+    inputs: bool = True,
+    predicts: bool = True,
 ) -> None:
     """Refuse a network that was trained on data of another kind: task, classes, inputs or scaling.
 
@@ -225,12 +229,29 @@ def check_spec(
         trained_on: the spec of the data that the network was trained on, if it is known.
         data: the spec of the data that the network will read.
         inputs: whether to compare shape and scaling of the inputs; not if they are adapted.
+        predicts: whether to compare task and classes; not if only features are read.
 
     Raises:
         UserError: one line that names the first difference.
     """
     if trained_on is None:
         return
+    if predicts:
+        _check_predictions(owner, trained_on, data)
+    check_vocabulary(owner, trained_on, data, data.for_teacher().vocabulary)
+    if not inputs:
+        return
+    _check_same(
+        owner, "inputs of shape", trained_on.input_shape, data.input_shape, data.data
+    )
+    _check_same(
+        owner, "inputs normalized by mean", trained_on.mean, data.mean, data.data
+    )
+    _check_same(owner, "inputs normalized by std", trained_on.std, data.std, data.data)
+
+
+def _check_predictions(owner: str, trained_on: Spec, data: Spec) -> None:
+    """Refuse another task, or other classes."""
     if trained_on.task != data.task:
         raise UserError(
             f"{owner} was trained for {trained_on.task}, the data {data.data} is for {data.task}"
@@ -242,16 +263,6 @@ def check_spec(
         )
     if not _same_by_synset_order(trained_on.classes, data.classes):
         _check_classes(owner, trained_on, data)
-    check_vocabulary(owner, trained_on, data, data.for_teacher().vocabulary)
-    if not inputs:
-        return
-    _check_same(
-        owner, "inputs of shape", trained_on.input_shape, data.input_shape, data.data
-    )
-    _check_same(
-        owner, "inputs normalized by mean", trained_on.mean, data.mean, data.data
-    )
-    _check_same(owner, "inputs normalized by std", trained_on.std, data.std, data.data)
 
 
 def _check_classes(owner: str, trained_on: Spec, data: Spec) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Self, overload
+from typing import Literal, NamedTuple, Self, overload
 
 import torch
 from torch import Tensor
@@ -14,6 +14,15 @@ CLEAN = -1
 
 UNLABELLED = -100
 """The target of a position whose label is unknown or withheld."""
+
+MeanOver = Literal["rows", "labelled", "samples", "joint"]
+"""What a loss averages over; `weight_of` turns it into a number.
+
+- "rows": all predicted positions, labelled or not (KD).
+- "labelled": the predicted positions with a label (cross-entropy).
+- "samples": the samples of the batch (losses on features).
+- "joint": the samples of all processes together, gathered by the loss itself (SP, RKD).
+"""
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -42,6 +51,32 @@ def map_tensors(value: Inputs | None, change: TensorMap) -> Inputs | None:
     if isinstance(value, Tensor):
         return change(value)
     return {name: change(tensor) for name, tensor in value.items()}
+
+
+class Window(NamedTuple):
+    """How many terms the batches of one optimizer step have, if gradients are accumulated.
+
+    Attributes:
+        divisor: what each batch's gradient is divided by: the batches of a full window.
+        batches: how many batches there are; fewer in the last window of an epoch.
+        rows, labelled, samples: of all of them together; see `MeanOver`.
+    """
+
+    divisor: int
+    batches: int
+    rows: int
+    labelled: int
+    samples: int
+
+    def mean_weight(self, mean_over: MeanOver) -> float:
+        """The sum of `weight_of` over the batches of the window, divided by `divisor`."""
+        totals = {
+            "rows": self.rows,
+            "labelled": self.labelled,
+            "samples": self.samples,
+            "joint": self.batches,
+        }
+        return totals[mean_over] / self.divisor
 
 
 @dataclass(slots=True)
@@ -73,6 +108,8 @@ class Batch:
         positions: int64 `(N,)`, the entries of `target.flatten()` that exist, in ascending order;
             `None` if all of them do. Padding and void pixels have no position: nothing counts them.
         joined: the teacher's output for this batch, if a cache supplied it with the data.
+        window: the terms of all batches whose gradients are accumulated for one optimizer step;
+            `None` if each batch has a step of its own.
         paired: whether the second half of the samples accompanies the first: sample `B / 2 + i`
             is another one of the class of sample `i`. The labels of the second half are withheld,
             so that hard losses do not count it.
@@ -90,6 +127,7 @@ class Batch:
     positions: Tensor | None = None
     joined: JoinedOutput | None = None
     paired: bool = False
+    window: Window | None = None
 
     def __len__(self) -> int:
         """The number of samples; each view of an image is a sample of its own."""
@@ -170,6 +208,7 @@ class Batch:
             positions=None if self.positions is None else change(self.positions),
             joined=None if self.joined is None else self.joined.map(change),
             paired=self.paired,
+            window=self.window,
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
@@ -188,6 +227,57 @@ class Batch:
     def is_pinned(self) -> bool:
         """Whether the batch is in page-locked memory."""
         return self.target.is_pinned()
+
+
+def is_labelled(labels: Tensor) -> Tensor:
+    """Whether each label is known: bool, shaped like `labels`.
+
+    An unknown label is `UNLABELLED` among class ids and NaN among real values.
+    """
+    return ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
+
+
+def count_labelled(labels: Tensor, partner: Tensor | None = None) -> Tensor:
+    """The number of rows with a label, of their own or of their partner: an int64 scalar.
+
+    Args:
+        labels: `(N,)`.
+        partner: `(N,)`, the labels of the samples mixed into these; `None` if not mixed.
+    """
+    known = is_labelled(labels)
+    if partner is not None:
+        known = known | is_labelled(partner)
+    return known.sum()
+
+
+def weight_of(mean_over: MeanOver, batch: Batch) -> Tensor:
+    """The number of terms in a loss's mean: an int64 scalar on the batch's device.
+
+    Processes train on different numbers of rows. The module multiplies each process's loss by this
+    weight before it averages over processes, so that the result is the mean over the joint batch.
+
+    Args:
+        mean_over: what the loss averages over.
+        batch: this process's batch. A placeholder has no terms.
+
+    Returns:
+        The number of rows, labelled rows or samples; 1 for a joint loss, which has the same value
+        in every process.
+    """
+    if mean_over == "labelled" and not batch.placeholder:
+        return count_labelled(batch.labels, batch.partner_labels)
+    if mean_over == "joint":
+        # All processes hold the same value, so equal weights leave it unchanged. A placeholder
+        # counts too: its process takes part in the gather.
+        terms = 1
+    elif batch.placeholder:
+        terms = 0
+    elif mean_over == "rows":
+        terms = batch.num_rows
+    else:
+        terms = len(batch)
+    # A fill kernel: unlike a copy of a host scalar, it does not wait for the device.
+    return batch.index.new_full((), terms)
 
 
 def full(x: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.runs.configs import MOVED, resolve_configs
 from kd_lightning.runs.launch import launch
 from kd_lightning.runs.parsing import parse_config
+from tests.data.corpus.texts import write_corpus
 from tests.data.images.camvid import write_camvid
 from tests.data.images.test_cifar import SmallCIFAR10, SmallCIFAR100, write_cifar
 from tests.data.images.test_mnist import write_mnist
@@ -51,6 +52,7 @@ OWN = {
     "spoken": "spoken_digits_dnn",
     "unet32": "camvid_unet",
     "table": "breast_cancer_mlp",
+    "llama6": "books_llama",
 }
 """The teacher of a pair, by how the pair's name begins; of the others it is cifar_ and the name's first part."""
 
@@ -80,6 +82,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for write in (write_cifar, write_omniglot, write_sst2, spoken_digits, write_images):
         write(folder)
     write_camvid(folder / "camvid-240x180")
+    write_corpus(folder / "books", repeats=200)
     write_table(folder / "table.csv", lines_of(60))
     write_mnist(folder, 60_000, 10_000)  # no other number passes for MNIST
     for split in ("train", "dev", "test"):
@@ -174,6 +177,7 @@ def test_every_data_set_serves_a_network(name: str, root: Path, tmp_path: Path) 
         "text": "sst2_bilstm",
         "spoken_digits": "spoken_digits_dnn",
         "camvid": "camvid_unet",
+        "books": "books_llama",
         "breast_cancer": "breast_cancer_mlp",
         "diabetes": "diabetes_mlp",
         "tabular": "breast_cancer_mlp",

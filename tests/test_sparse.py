@@ -157,8 +157,9 @@ def test_every_loss_on_a_distribution_of_the_teacher_knows_top_k() -> None:
         case = random_case(classes=50, scale=2.5)
         [temperature] = loss().teacher_temperatures
         teacher = sparse(case.teacher.logits, 5, (temperature,))
-        assert loss()(case.teacher, teacher, case.batch) == 0
-    assert names == ["KD"]
+        value = loss()(case.teacher, teacher, case.batch)
+        assert value.item() == pytest.approx(0.0, abs=1e-12)
+    assert names == ["KD", "SkewKL"]
 
 
 def test_a_temperature_that_is_not_stored_is_named() -> None:
@@ -169,3 +170,33 @@ def test_a_temperature_that_is_not_stored_is_named() -> None:
         top.log_probs(3.0)
     with pytest.raises(UserError, match="not 3"):
         top.paired_log_probs(Output(torch.zeros(1, 4)), 3.0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_a_larger_cache_can_be_read_as_a_smaller_one(k: int) -> None:
+    logits = random_case(classes=7).teacher.logits
+    truncated = sparse(logits, 5).truncated(k)
+    expected = sparse(logits, k)
+    assert torch.equal(truncated.values, expected.values)
+    assert torch.equal(truncated.indices, expected.indices)
+    torch.testing.assert_close(truncated.rest, expected.rest)
+
+
+def test_without_the_rest_the_stored_classes_share_all_probability() -> None:
+    """The renormalized target of other frameworks: sum_k p_k / s ln(p_k / (s q_k))."""
+    case = random_case(classes=6)
+    teacher = sparse(case.teacher.logits, 3).without_rest()
+    value = properties.value_of(
+        partial(KD, 1.0), Case(case.student, teacher, case.batch)
+    )
+    expected = []
+    for z, v in zip(case.student.logits, case.teacher.logits, strict=True):
+        top = v.topk(3).indices
+        p = v.softmax(-1)[top]
+        p = p / p.sum()
+        q = z.softmax(-1)[top]
+        expected.append((p * (p / q).log()).sum())
+    assert value.item() == pytest.approx(torch.stack(expected).mean().item())
+    # A student that equals its teacher is no minimum: it is punished for the other classes.
+    equal = Case(Output(case.teacher.logits), teacher, case.batch)
+    assert properties.value_of(partial(KD, 1.0), equal).item() > 0

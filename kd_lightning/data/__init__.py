@@ -1,5 +1,11 @@
 """Datamodules and augmentations. Batches are functions of seeds, rows and views."""
 
+from kd_lightning.data.corpus.datamodule import TextCorpusDataModule
+from kd_lightning.data.corpus.tokenizers import (
+    BytePairTokenizer,
+    LanguageTokenizer,
+    PretrainedLanguageTokenizer,
+)
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.images.augment import Augmentation, Jitter, Mixing
 from kd_lightning.data.images.boxes import CutMix, RandomErasing, RandomResizedCrop
@@ -35,6 +41,7 @@ __all__ = [
     "Augmentation",
     "BatchLoader",
     "BucketLoader",
+    "BytePairTokenizer",
     "CIFAR10DataModule",
     "CIFAR100DataModule",
     "ColorJitter",
@@ -48,12 +55,14 @@ __all__ = [
     "ImageSource",
     "Images",
     "Jitter",
+    "LanguageTokenizer",
     "MNISTDataModule",
     "Mixing",
     "Mixup",
     "NoiseDataModule",
     "OmniglotDataModule",
     "PadCrop",
+    "PretrainedLanguageTokenizer",
     "PretrainedTokenizer",
     "RandomErasing",
     "RandomResizedCrop",
@@ -69,6 +78,7 @@ __all__ = [
     "TableDataModule",
     "TabularDataModule",
     "TensorDataModule",
+    "TextCorpusDataModule",
     "TextDataModule",
     "Tokenizer",
     "WordTokenizer",

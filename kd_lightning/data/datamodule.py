@@ -290,7 +290,13 @@ class DataModule(pl.LightningDataModule, ABC):
             repeat=train and self.repeats_batches,
         )
         loader.join = self.joins.get(stage)
+        if train:
+            loader.accumulate = self._accumulated_batches
         return loader
+
+    def _accumulated_batches(self) -> int:
+        """How many training batches add up to one optimizer step."""
+        return 1 if self.trainer is None else self.trainer.accumulate_grad_batches
 
     def train_dataloader(self) -> BatchLoader:
         """The batches of "train"."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from kd_lightning.data.fetch import Fetch, Join, prefetched
 from kd_lightning.data.schedule import BucketSchedule, Schedule
 from kd_lightning.data.source import Source
+from kd_lightning.data.windows import in_windows
 from kd_lightning.types import Batch
 
 
@@ -66,6 +67,8 @@ class BatchLoader:
         self.epoch = 0
         self.join: Join | None = None
         """Adds cached teacher outputs to each batch; set by the module that trains."""
+        self.accumulate: Callable[[], int] = lambda: 1
+        """How many batches add up to one optimizer step; set by the datamodule."""
         self.classes: Callable[[Source], Tensor] | None = None
         """The class of each sample, if each is to be followed by a companion; see Schedule."""
         self.skip = 0
@@ -121,6 +124,9 @@ class BatchLoader:
         batches = fetch.batches(steps, self.batch_size)
         if self.prefetch > 0:
             batches = prefetched(batches, self.prefetch)
+        size = self.accumulate()
+        if size > 1:
+            batches = in_windows(batches, size, first)
         yield from batches
 
 

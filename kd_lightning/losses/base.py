@@ -5,22 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypedDict
+from typing import ClassVar, TypedDict
 
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.spec import Spec
-from kd_lightning.types import UNLABELLED, Batch, Output
+from kd_lightning.types import Batch, Output
 
-MeanOver = Literal["rows", "labelled", "samples", "joint"]
-"""What `DistillLoss.forward` averages over; `weight_of` turns it into a number.
-
-- "rows": all predicted positions, labelled or not (KD).
-- "labelled": the predicted positions with a label (cross-entropy).
-- "samples": the samples of the batch (losses on features).
-- "joint": the samples of all processes together, gathered by the loss itself (SP, RKD).
-"""
+# Losses import these from here, together with their base class.
+from kd_lightning.types import MeanOver as MeanOver
+from kd_lightning.types import count_labelled as count_labelled
+from kd_lightning.types import is_labelled as is_labelled
+from kd_lightning.types import weight_of as weight_of
 
 
 class BaseOptions(TypedDict, total=False):
@@ -30,6 +27,10 @@ class BaseOptions(TypedDict, total=False):
     start: int
     end: int | None
     warmup: int
+
+
+NEEDS_OF_CLASSES = {"teacher logits", "all teacher logits", "teacher classifier"}
+"""Entries of `DistillLoss.needs` that ask for a teacher of the data's own classes."""
 
 
 @dataclass
@@ -65,7 +66,9 @@ class DistillLoss(nn.Module):
         UserError: for a negative or non-finite weight, or an empty span of epochs.
 
     Class attributes:
-        paper, year, family, needs: documentation, shown by `kd list methods`.
+        paper, year, family: documentation, shown by `kd list methods`.
+        needs: what the loss reads, shown by `kd list methods`. A loss that reads no logits and no
+            classifier of the teacher also learns from one of other classes, or of none.
         uses_teacher: whether `forward` reads the teacher's output.
         mean_over: what `forward` averages over; a constructor may set it on the instance.
         compares_classes: whether the loss works on distributions over classes. Such a loss refuses
@@ -136,6 +139,11 @@ class DistillLoss(nn.Module):
     def teacher_roles(self) -> set[str]:
         """Roles of the teacher's layers that this loss reads."""
         return set(self.roles)
+
+    @property
+    def needs_teacher_classes(self) -> bool:
+        """Whether the teacher must predict the data's classes."""
+        return self.uses_teacher and not NEEDS_OF_CLASSES.isdisjoint(self.needs)
 
     @property
     def teacher_temperatures(self) -> tuple[float, ...]:
@@ -234,54 +242,3 @@ def teacher_of(owner: DistillLoss, teacher: Output | None) -> Output:
         )
     # The teacher is a constant of the loss, even if its output carries a graph.
     return teacher.detached()
-
-
-def is_labelled(labels: Tensor) -> Tensor:
-    """Whether each label is known: bool, shaped like `labels`.
-
-    An unknown label is `UNLABELLED` among class ids and NaN among real values.
-    """
-    return ~labels.isnan() if labels.is_floating_point() else labels != UNLABELLED
-
-
-def count_labelled(labels: Tensor, partner: Tensor | None = None) -> Tensor:
-    """The number of rows with a label, of their own or of their partner: an int64 scalar.
-
-    Args:
-        labels: `(N,)`.
-        partner: `(N,)`, the labels of the samples mixed into these; `None` if not mixed.
-    """
-    known = is_labelled(labels)
-    if partner is not None:
-        known = known | is_labelled(partner)
-    return known.sum()
-
-
-def weight_of(mean_over: MeanOver, batch: Batch) -> Tensor:
-    """The number of terms in a loss's mean: an int64 scalar on the batch's device.
-
-    Processes train on different numbers of rows. The module multiplies each process's loss by this
-    weight before it averages over processes, so that the result is the mean over the joint batch.
-
-    Args:
-        mean_over: what the loss averages over.
-        batch: this process's batch. A placeholder has no terms.
-
-    Returns:
-        The number of rows, labelled rows or samples; 1 for a joint loss, which has the same value
-        in every process.
-    """
-    if mean_over == "labelled" and not batch.placeholder:
-        return count_labelled(batch.labels, batch.partner_labels)
-    if mean_over == "joint":
-        # All processes hold the same value, so equal weights leave it unchanged. A placeholder
-        # counts too: its process takes part in the gather.
-        terms = 1
-    elif batch.placeholder:
-        terms = 0
-    elif mean_over == "rows":
-        terms = batch.num_rows
-    else:
-        terms = len(batch)
-    # A fill kernel: unlike a copy of a host scalar, it does not wait for the device.
-    return batch.index.new_full((), terms)

@@ -5,6 +5,7 @@ from kd_lightning.models.cifar_resnet import CIFARResNet
 from kd_lightning.models.cifar_resnet50 import CIFARResNet50
 from kd_lightning.models.generator import ConvGenerator
 from kd_lightning.models.hub_classifier import HubClassifier
+from kd_lightning.models.language_model import CausalLanguageModel
 from kd_lightning.models.mlp import MLP
 from kd_lightning.models.mobilenet_v2 import CIFARMobileNetV2
 from kd_lightning.models.shufflenet_v1 import CIFARShuffleNetV1
@@ -25,6 +26,7 @@ __all__ = [
     "CIFARResNet50",
     "CIFARShuffleNetV1",
     "CIFARShuffleNetV2",
+    "CausalLanguageModel",
     "ConvGenerator",
     "HubClassifier",
     "TextCNN",

@@ -112,7 +112,7 @@ def check_tokens(pretrained: str | None, encoder: Encoder, tokens: Tokens) -> No
             "kd_lightning.data.PretrainedTokenizer with the same name"
         )
     if pretrained is not None:
-        _check_vocabulary(pretrained, tokens)
+        check_vocabulary(pretrained, tokens)
     # Too long a sample would fail in the embedding of positions, in the middle of training.
     limit = _length_limit(encoder)
     if 0 < limit < tokens["max_length"]:
@@ -122,17 +122,29 @@ def check_tokens(pretrained: str | None, encoder: Encoder, tokens: Tokens) -> No
         )
 
 
-def _check_vocabulary(pretrained: str, tokens: Tokens) -> None:
-    """Refuse data whose tokenizer has another vocabulary than the pretrained encoder's."""
+def check_vocabulary(
+    pretrained: str, tokens: Tokens, gguf_file: str | None = None
+) -> None:
+    """Refuse data whose tokenizer has another vocabulary than a pretrained model's.
+
+    Args:
+        pretrained: name or folder of the model.
+        tokens: the vocabulary in the spec of the data.
+        gguf_file: the GGUF file that holds the model's tokenizer, if one does.
+
+    Raises:
+        UserError: if the vocabularies differ.
+    """
     try:
-        own = vocabulary_sha256(pretrained_tokenizer(pretrained).get_vocab())
+        tokenizer = pretrained_tokenizer(pretrained, gguf_file)
     except UserError:
         # The vocabulary of a folder without a tokenizer is unknown.
         return
-    if tokens["sha256"] != own:
+    if tokens["sha256"] != vocabulary_sha256(tokenizer.get_vocab()):
         raise UserError(
-            f"the tokenizer has another vocabulary than the encoder {pretrained}; use the "
-            "encoder's own tokenizer, kd_lightning.data.PretrainedTokenizer with the same name"
+            f"the tokenizer has another vocabulary than the model {pretrained}; use the model's "
+            "own tokenizer, kd_lightning.data.PretrainedTokenizer (of sentences) or "
+            "PretrainedLanguageTokenizer with the same name"
         )
 
 

@@ -21,6 +21,7 @@ from kd_lightning.runs.joined_lists import JOINED_LISTS
 from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.quiet import quiet
 from kd_lightning.runs.ranges import check_config
+from kd_lightning.runs.settings import flat, option_of
 from kd_lightning.runs.suggestions import with_suggestion
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.weights import plain
@@ -106,6 +107,10 @@ def run_parser(command: str) -> LightningArgumentParser:
     return parser
 
 
+NULLS = ("null", "Null", "NULL", "~")
+"""How YAML writes nothing."""
+
+
 def parse_resolved(parser: LightningArgumentParser, arguments: list[str]) -> Namespace:
     """Parse arguments that `resolve_configs` returned, without the command's name.
 
@@ -120,8 +125,32 @@ def parse_resolved(parser: LightningArgumentParser, arguments: list[str]) -> Nam
         for action in parser._actions:
             options += action.option_strings
         raise UserError(with_suggestion(str(error), options)) from error
+    _restore_nulls(config, arguments)
     check_config(plain_config(config))
     return config
+
+
+def _restore_nulls(config: Namespace, arguments: list[str]) -> None:
+    """Set the settings to `None` that an option sets to null.
+
+    The parser makes the text "None" of it if the option belongs to a class within another class,
+    such as a tokenizer of the data.
+
+    Args:
+        config: changed in place.
+        arguments: that it was parsed from.
+    """
+    nulls = set()
+    # The last argument has no next one.
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        option, separator, value = argument.partition("=")
+        if (value if separator else following) in NULLS:
+            nulls.add(option)
+    if not nulls:
+        return
+    for name, value in flat(plain_config(config)):
+        if value == "None" and option_of(name) in nulls:
+            config[name] = None
 
 
 def plain_config(config: Namespace) -> dict[str, Any]:

@@ -24,6 +24,8 @@ class Teacher(nn.Module, ABC):
     Attributes:
         ready: whether `prepare` has been called. A student can be loaded, tested and used without
             its teacher.
+        predicts: whether the teacher is meant to predict the data's classes; not if losses read its
+            features alone.
 
     Class attributes:
         learns: whether the teacher changes during training. The module's checkpoint then holds its
@@ -32,6 +34,7 @@ class Teacher(nn.Module, ABC):
 
     learns: ClassVar[bool] = False
     ready: bool = False
+    predicts: bool = True
 
     def __init__(self) -> None:
         super().__init__()

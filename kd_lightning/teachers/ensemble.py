@@ -24,13 +24,15 @@ class EnsembleTeacher(Teacher):
     Args:
         teachers: the members.
         checkpoints: paths of `kd` checkpoints, each one more member.
+        layers: module name for each role that a loss may ask for, of each member that
+            `checkpoints` names.
         mean: "arithmetic", of the members' distributions at the temperature in use; or
             "geometric", of their logits, which is the geometric mean of the distributions up to a
             constant.
         weights: one positive number per member, scaled to sum to one; equal if left out.
 
     Raises:
-        UserError: if there is no member, or weights do not fit them.
+        UserError: if there is no member, weights do not fit them, or `layers` has no checkpoints.
     """
 
     weights: Tensor
@@ -41,11 +43,17 @@ class EnsembleTeacher(Teacher):
         checkpoints: list[str] | None = None,
         mean: Literal["arithmetic", "geometric"] = "arithmetic",
         weights: list[float] | None = None,
+        layers: dict[str, str] | None = None,
     ) -> None:
         super().__init__()
+        if layers and not checkpoints:
+            raise UserError(
+                "EnsembleTeacher: layers is for members that checkpoints names; name the layers "
+                "of other members in teachers"
+            )
         members = list(teachers or [])
         for path in checkpoints or []:
-            members.append(ModelTeacher(checkpoint=path))
+            members.append(ModelTeacher(checkpoint=path, layers=layers))
         if not members:
             raise UserError(
                 "EnsembleTeacher has no members; give teachers or checkpoints"

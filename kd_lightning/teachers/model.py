@@ -74,6 +74,9 @@ class ModelTeacher(Teacher):
         input_size: height and width of the images that the network expects.
         outputs: which entry of the network's output holds the logits: the index in a tuple, or the
             key or attribute. By default the output is a tensor or has an entry `logits`.
+        features_only: the network need not know the task and the classes of the data, because
+            losses read its features alone, such as `FeatureCosine`. It is then not compared with
+            the student in evaluation.
 
     Raises:
         UserError: from `prepare`, if files are missing, corrupt or changed, or do not fit the
@@ -91,8 +94,10 @@ class ModelTeacher(Teacher):
         std: list[float] | None = None,
         input_size: list[int] | None = None,
         outputs: int | str | None = None,
+        features_only: bool | None = None,
     ) -> None:
         super().__init__()
+        self.predicts = not features_only
         self.network = network
         self.checkpoint = checkpoint
         self.weights = weights
@@ -134,7 +139,13 @@ class ModelTeacher(Teacher):
         expected = self._expected_inputs()
         adapter = adapter_between(spec, expected)
         trained_on = described_as_spec(self.spec, spec, expected)
-        check_spec("the teacher", trained_on, spec, inputs=adapter is None)
+        check_spec(
+            "the teacher",
+            trained_on,
+            spec,
+            inputs=adapter is None,
+            predicts=self.predicts,
+        )
         # An adapter that changes nothing would only cost time.
         self.adapter = None
         if adapter is not None and adapter.changes_inputs:

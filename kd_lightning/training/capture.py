@@ -12,6 +12,7 @@ A capture holds tensors and plain values only: reading one runs no code.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from kd_lightning.training.capture_file import (
 )
 from kd_lightning.training.faults import LOWER_RATE, Fault, find_fault
 from kd_lightning.training.means import NotFinite
-from kd_lightning.types import Batch, Output
+from kd_lightning.types import Batch, Output, Window
 
 if TYPE_CHECKING:
     from kd_lightning.training.module import TrainingModule
@@ -157,9 +158,11 @@ def rebuild_batch(module: TrainingModule, batch_idx: int) -> Batch | None:
         return None
     # The loader that trains is in use; its copy reads the same source.
     twin = copy.copy(loader)
-    twin.skip = batch_idx
+    # From the start of the batch's window, because the loader counts the terms of whole windows.
+    offset = batch_idx % loader.accumulate()
+    twin.skip = batch_idx - offset
     twin.prefetch = 0
-    batch = next(iter(twin))
+    batch = next(itertools.islice(twin, offset, None))
     moved: Batch = module.trainer.strategy.batch_to_device(batch)
     converted: Batch = module.trainer.precision_plugin.convert_input(moved)
     return converted
@@ -213,7 +216,11 @@ def replay(
             "the module does not know its data; give replay a datamodule, too"
         )
     _restore(module, content, path)
-    batch = Batch(**content["batch"]).to(module.device)
+    fields = dict(content["batch"])
+    # Captures of earlier versions have no window.
+    if fields.get("window") is not None:
+        fields["window"] = Window(*fields["window"])
+    batch = Batch(**fields).to(module.device)
     module.objective.begin_epoch(content["epoch"])
     with _autocast(content["precision"], module.device):
         # In the order of `training_step`: the teacher may draw random numbers, too.

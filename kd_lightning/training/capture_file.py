@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.training.faults import Fault
-from kd_lightning.types import Batch, Output
+from kd_lightning.types import Batch, Output, Window
 from kd_lightning.weights import read_file
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ BATCH_FIELDS = (
     "share",
     "positions",
     "paired",
+    "window",
 )
 """The fields of a batch that a capture holds."""
 
@@ -141,6 +142,9 @@ def _plain_batch(batch: Batch) -> dict[str, object]:
             value = value.detach().cpu().clone()
         elif isinstance(value, Mapping):
             value = _on_cpu(value)
+        elif isinstance(value, Window):
+            # Files hold no classes; `replay` makes it a Window again.
+            value = list(value)
         plain[name] = value
     return plain
 

@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor
 
+from kd_lightning.teachers.base import Teacher
 from kd_lightning.training.objective import Teachers
 from kd_lightning.training.prepared_module import PreparedModule
 from kd_lightning.types import Batch, Output
@@ -20,6 +21,11 @@ class EvaluatedModule(PreparedModule):
         if teacher is None:
             return None
         return cast(Output, teacher(batch))
+
+    @property
+    def compared_teacher(self) -> Teacher | None:
+        """The teacher that metrics compare with; `None` if it predicts no classes of the data."""
+        return self.active_teacher if self.objective.teacher_predicts else None
 
     def targets(self, batch: Batch) -> Teachers:
         """What the losses of `net` learn from on this batch; `None` without a teacher."""
@@ -48,7 +54,9 @@ class EvaluatedModule(PreparedModule):
         student = self.objective.predict(output, batch)
         # A placeholder stands for no samples, but takes part in collective calls.
         if not batch.placeholder:
-            teacher = self._teacher_output(batch)
+            teacher = None
+            if self.compared_teacher is not None:
+                teacher = self._teacher_output(batch)
             self.metrics.update(student, teacher, batch)
             self.teacher_metric.update(teacher, batch)
         return student
@@ -79,9 +87,9 @@ class EvaluatedModule(PreparedModule):
         names = []
         for name in self.metrics.names():
             # Comparisons with a teacher need one.
-            if self.active_teacher is not None or not name.startswith("teacher_"):
+            if self.compared_teacher is not None or not name.startswith("teacher_"):
                 names.append(f"{stage}_{name}")
-        if self.active_teacher is not None:
+        if self.compared_teacher is not None:
             names.append(f"{stage}_teacher_{self.task.monitor}")
         return names
 

@@ -140,6 +140,9 @@ class _Report:
         if teacher.learns:
             return
         self.notes += teacher.notes
+        # A teacher of other classes has features alone.
+        if not module.objective.teacher_predicts:
+            return
         # Measuring a student that starts from trained weights needs eval mode.
         modes = {each: each.training for each in module.learner.modules()}
         try:

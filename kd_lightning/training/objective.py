@@ -10,16 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.losses.base import DistillLoss, Probe, weight_of
+from kd_lightning.losses.base import DistillLoss, Probe
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.training.checkpointing import StateHookArgument
 from kd_lightning.training.learner import Learner
-from kd_lightning.types import Batch, Output
+from kd_lightning.types import Batch, Output, Window, weight_of
 
 Teachers = Output | tuple[Output, ...] | None
 """What the losses learn from: one teacher's output, those of several teachers, or nothing."""
+
+_SMALLEST_WEIGHT = 1e-9
+"""Less than the mean number of terms of any window that has some."""
 
 
 class ObjectiveValue(NamedTuple):
@@ -59,6 +62,8 @@ class Objective(nn.Module):
             )
         self.losses = nn.ModuleDict(dict(losses))
         self.built = False
+        self.teacher_predicts = True
+        """Whether the teacher predicts the data's classes, so that metrics can compare with it."""
         self._early_state: dict[str, Tensor] = {}
         self._weighted: list[tuple[DistillLoss, float]] = []
         self._world_size = 1
@@ -77,6 +82,11 @@ class Objective(nn.Module):
     def uses_teacher(self) -> bool:
         """Whether any loss needs a teacher."""
         return any(loss.uses_teacher for _, loss in self.named_losses())
+
+    @property
+    def needs_teacher_classes(self) -> bool:
+        """Whether any loss needs a teacher that predicts the data's classes."""
+        return any(loss.needs_teacher_classes for _, loss in self.named_losses())
 
     @property
     def class_pairs(self) -> bool:
@@ -196,12 +206,23 @@ class Objective(nn.Module):
         spec: Spec,
         task: Task,
     ) -> Probe:
-        """Tap the teacher's layers of these roles, run it once, and check its output."""
+        """Tap the teacher's layers of these roles, run it once, and check its output.
+
+        Raises:
+            UserError: if a loss needs the teacher's predictions and they are not of the data's
+                classes.
+        """
         modules = teacher.tap(roles)
         output = teacher.probe(blank)
         problem = task.output_problem("the teacher", output.logits, spec)
-        if problem is not None:
+        if problem is None and not teacher.predicts:
+            problem = (
+                "the teacher has features_only and may know other classes, but a loss reads its "
+                "predictions; set features_only to false, or use a loss on features"
+            )
+        if problem is not None and self.needs_teacher_classes:
             raise UserError(problem)
+        self.teacher_predicts = problem is None
         return Probe(output, spec=spec, modules=modules)
 
     def _check_other_teacher(self, student: Probe, teacher: Probe) -> None:
@@ -278,6 +299,8 @@ class Objective(nn.Module):
         samples: Tensor | float = len(batch)
         if self._world_size > 1:
             samples, terms = self._joined(batch, terms)
+        elif batch.window is not None:
+            terms = self._accumulated(batch, batch.window, terms)
         assert terms, "call begin_epoch before the first step"
         weighted = []
         for (_, weight), term in zip(self._weighted, terms, strict=True):
@@ -299,16 +322,36 @@ class Objective(nn.Module):
         own = [weight_of(loss.mean_over, batch) for loss, _ in self._weighted]
         counts = torch.stack([weight_of("samples", batch), *own])
         joint = counts.clone()
+        if batch.window is not None:
+            # The mean batch of a window stands for each of its batches.
+            joint = joint.double()
+            for position, (loss, _) in enumerate(self._weighted, start=1):
+                joint[position] = batch.window.mean_weight(loss.mean_over)
         torch.distributed.all_reduce(joint)
         # A mean over n of all N terms counts n / N; times the number of processes, because DDP
         # divides the sum of gradients by it.
         own_counts = counts[1:] * self._world_size
-        scales = own_counts / joint[1:].clamp(min=1)
+        smallest = 1 if batch.window is None else _SMALLEST_WEIGHT
+        scales = own_counts / joint[1:].clamp(min=smallest)
         scaled = []
         for term, scale in zip(terms, scales, strict=True):
             scaled.append(term * scale)
         samples = joint[0] / self._world_size
         return samples, scaled
+
+    def _accumulated(
+        self, batch: Batch, window: Window, terms: list[Tensor]
+    ) -> list[Tensor]:
+        """Scale the losses of a batch so that their mean over its window is that of all terms.
+
+        Lightning divides each gradient by the number of batches in a window.
+        """
+        scaled = []
+        for (loss, _), term in zip(self._weighted, terms, strict=True):
+            own = weight_of(loss.mean_over, batch)
+            mean_weight = max(window.mean_weight(loss.mean_over), _SMALLEST_WEIGHT)
+            scaled.append(term * (own / mean_weight))
+        return scaled
 
     def split(self, terms: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """The terms of hard losses and those of soft ones, without losses of weight zero.
@@ -340,7 +383,10 @@ class Objective(nn.Module):
 def _value_of(
     loss: DistillLoss, student: Output, teacher: Teachers, batch: Batch
 ) -> Tensor:
-    """A loss, or its mean over several teachers."""
+    """A loss, or its mean over several teachers; 0 if there is no position to average over."""
+    if batch.num_rows == 0 and loss.mean_over in ("rows", "labelled"):
+        # All pixels may be void and all tokens padding. The mean over no rows would be NaN.
+        return student.logits.sum() * 0.0
     if not isinstance(teacher, tuple):
         value: Tensor = loss(student, teacher, batch)
         return value

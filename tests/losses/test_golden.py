@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.launch import launch
@@ -36,6 +37,9 @@ IMAGES = [
     "--data.fraction=0.02",
     "--data.validation=0.0",
 ]
+SEVERAL_TEACHERS = {"multiteacher": [], "camkd": ["--model.losses.camkd.teachers=2"]}
+"""Methods that learn from an ensemble of two, and what they need to know of it."""
+
 ENCODER = "{hidden_size: 16, intermediate_size: 16, num_attention_heads: 4, max_position_embeddings: 128, model_type: bert"
 
 
@@ -96,6 +100,40 @@ def two_heads(images: list[str]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
+def two_teachers(
+    images: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> list[str]:
+    """The same data and student, and an ensemble of the same teacher and a younger one."""
+    root = tmp_path_factory.mktemp("ensemble")
+    younger = [
+        "-c",
+        "configs/teachers/cifar_resnet20.yaml",
+        "--model.network.depth=8",
+        "--trainer.max_epochs=3",
+    ]
+    curve(root / "teacher", *IMAGES, *younger)
+    name = "--model.teacher.checkpoint="
+    first = images[-1].removeprefix(name)
+    pair = yaml.safe_load((CONFIGS / "pairs/resnet20_resnet8.yaml").read_text())
+    layers = pair["model"]["init_args"]["teacher"]["init_args"]["layers"]
+    members = []
+    for checkpoint in (first, f"{root}/teacher/checkpoints/last.ckpt"):
+        arguments = {"checkpoint": checkpoint, "layers": layers}
+        members.append(
+            {
+                "class_path": "kd_lightning.teachers.ModelTeacher",
+                "init_args": arguments,
+            }
+        )
+    pair["model"]["init_args"]["teacher"] = {
+        "class_path": "kd_lightning.teachers.EnsembleTeacher",
+        "init_args": {"teachers": members},
+    }
+    (root / "pair.yaml").write_text(yaml.safe_dump(pair))
+    return [*IMAGES, "-c", str(root / "pair.yaml")]
+
+
+@pytest.fixture(scope="module")
 def sentences(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     pytest.importorskip("transformers", reason="pip install 'kd_lightning[text]'")
     root = tmp_path_factory.mktemp("sentences")
@@ -146,10 +184,13 @@ def test_the_first_steps_are_as_they_were(
     fixture = "images" if roles(path) <= MAPPED else "sentences"
     if "distillation" in roles(path):
         fixture = "two_heads"
+    several = SEVERAL_TEACHERS.get(path.stem.partition("_")[0])
+    if several is not None:
+        fixture = "two_teachers"
     pair = request.getfixturevalue(fixture)
-    losses = curve(
-        tmp_path / "run", *pair, "-c", str(path), f"--trainer.max_epochs={STEPS}"
-    )
+    epochs = f"--trainer.max_epochs={STEPS}"
+    more = several or []
+    losses = curve(tmp_path / "run", *pair, "-c", str(path), epochs, *more)
     assert len(losses) == STEPS
     if path.stem not in known:
         known[path.stem] = losses

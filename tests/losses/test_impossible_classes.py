@@ -18,6 +18,8 @@ from kd_lightning.losses.gjsd import GJSD
 from kd_lightning.losses.harddistillation import HardDistillation
 from kd_lightning.losses.kd import KD
 from kd_lightning.losses.nkd import NKD
+from kd_lightning.losses.skewkl import SkewKL
+from kd_lightning.losses.taid import TAID
 from kd_lightning.losses.totalvariation import TotalVariation
 from kd_lightning.losses.ttm import TTM
 from kd_lightning.metrics import TeacherComparison
@@ -29,6 +31,9 @@ LOSSES: list[DistillLoss] = [
     DKD(temperature=4.0),
     DIST(),
     GJSD(),
+    SkewKL(),
+    SkewKL(reverse=True),
+    TAID(),
     TotalVariation(),
     HardDistillation(),
     NKD(),

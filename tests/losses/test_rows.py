@@ -17,8 +17,10 @@ from kd_lightning.losses import (
     KD,
     NKD,
     RLD,
+    TAID,
     TTM,
     WSLD,
+    AdaptiveKL,
     CrossEntropy,
     DistillLoss,
     HardDistillation,
@@ -26,6 +28,7 @@ from kd_lightning.losses import (
     LogitMSE,
     LogitStandardization,
     ReverseKL,
+    SkewKL,
     TfKD,
     TotalVariation,
 )
@@ -48,6 +51,9 @@ SOFT: tuple[Callable[[], DistillLoss], ...] = (
     TTM,
     ABKD,
     CTKD,
+    SkewKL,
+    AdaptiveKL,
+    TAID,
 )
 HARD: tuple[Callable[[], DistillLoss], ...] = (CrossEntropy, DKD, TfKD, WSLD, NKD, RLD)
 

@@ -282,7 +282,7 @@ def test_only_the_tokenizer_of_the_folder_fits(folder: Path, root: Path) -> None
     ).spec.to_dict()
     with pytest.raises(
         UserError,
-        match=r"the tokenizer has another vocabulary than the encoder .*PretrainedTokenizer",
+        match=r"the tokenizer has another vocabulary than the model .*PretrainedTokenizer",
     ):
         TransformerClassifier(str(folder), num_classes=2, spec=words)
     larger = {**words, "vocabulary": {**words["vocabulary"], "size": 5000}}

@@ -380,3 +380,22 @@ def test_a_config_is_printed_with_numbers_and_names(
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["run"]["name"] == "12:30"
     assert printed["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-5
+
+
+@pytest.mark.parametrize("form", [["=null"], ["=~"], ["", "null"]])
+def test_null_is_nothing_in_a_class_within_a_class(form: list[str]) -> None:
+    """The parser alone would make the text "None" of it."""
+    first, *second = form
+    argv = [
+        *("fit", "-c", "configs/trainer.yaml", "-c", "configs/data/sst2.yaml"),
+        *("-c", "configs/teachers/sst2_transformer.yaml"),
+        *("--data.tokenizer.checkpoint=a.ckpt", "--data.root=null"),
+        *(f"--data.tokenizer.checkpoint{first}", *second),
+        "--run.name=None",
+    ]
+    config = parse_config(argv)
+    data = config["data"]["init_args"]
+    assert data["tokenizer"]["init_args"]["checkpoint"] is None
+    assert data["root"] is None
+    # A text that happens to be "None" stays one.
+    assert config["run"]["name"] == "None"

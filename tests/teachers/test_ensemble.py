@@ -234,3 +234,13 @@ def test_features_of_members_by_number(data: DigitsDataModule) -> None:
     # Without roles nothing is captured any more.
     teacher.tap(set())
     assert teacher(batch).features == {}
+
+
+def test_layers_of_checkpoints(checkpoint: Path, data: DigitsDataModule) -> None:
+    """Checkpoints have no layers of their own, so the ensemble names those of all."""
+    layers = {"hidden": "body"}
+    teacher = EnsembleTeacher(checkpoints=[str(checkpoint)] * 2, layers=layers)
+    teacher.prepare(data)
+    assert teacher.tap({"0.hidden", "1.hidden"}).keys() == {"0.hidden", "1.hidden"}
+    with pytest.raises(UserError, match="layers is for members that checkpoints names"):
+        EnsembleTeacher([ModelTeacher(network=mlp())], layers=layers)

@@ -87,12 +87,15 @@ def module_of(
 
 
 def failing(
-    module: TrainingModule, folder: Path, data: DigitsDataModule | None = None
+    module: TrainingModule,
+    folder: Path,
+    data: DigitsDataModule | None = None,
+    accumulate: int = 1,
 ) -> str:
     """The message of a fit that ends with a capture."""
     folder.mkdir(exist_ok=True)
     module.capture_folder = folder
-    fit = trainer(max_epochs=3)
+    fit = trainer(max_epochs=3, accumulate_grad_batches=accumulate)
     return complaint(lambda: fit.fit(module, datamodule=data or DigitsDataModule()))
 
 
@@ -135,6 +138,16 @@ def test_a_replay_gives_the_same_values(tmp_path: Path) -> None:
     broken = ~step.teacher.logits.isfinite().all(1)
     index = DigitsDataModule().source("train").rows[ROW]
     assert step.batch.index[broken].tolist() == [int(index)]
+
+
+def test_a_replay_of_a_batch_whose_gradients_accumulate(tmp_path: Path) -> None:
+    failing(module_of(BrokenFor(ROW)), tmp_path, accumulate=3)
+    content = torch.load(only_capture(tmp_path), weights_only=True)
+    window = content["batch"]["window"]
+    assert window[:2] == [3, 3]
+    step = replay(only_capture(tmp_path), module_of(BrokenFor(ROW)), DigitsDataModule())
+    assert list(step.batch.window or ()) == window
+    assert step.terms["ce"].item() == content["terms"]["ce"]
 
 
 def test_the_dropout_of_the_replay_is_that_of_the_step(tmp_path: Path) -> None:

@@ -190,8 +190,10 @@ def test_resume_is_bit_identical(steps: int, tmp_path: Path) -> None:
 # -- in runs ---------------------------------------------------------------------------------------
 
 
-def kd_fit(folder: Path, method: str, teacher: Path, *arguments: str) -> RunResult:
-    files = ["trainer", "datafree/digits", f"datafree/{method}", "loggers/csv"]
+def kd_fit(
+    folder: Path, method: str, teacher: Path, *arguments: str, pair: str = "digits"
+) -> RunResult:
+    files = ["trainer", f"datafree/{pair}", f"datafree/{method}", "loggers/csv"]
     named = [word for name in files for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
     return launch(
         [
@@ -222,6 +224,36 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert any(name.startswith("generator.") for name in one)
     for name, weight in one.items():
         assert torch.allclose(weight, two[name], atol=1e-9), name
+
+
+def normalized_teacher(folder: Path, *arguments: str) -> Path:
+    """The checkpoint of a small residual network for digits, which has batch normalization."""
+    named = ["trainer", "data/digits", "teachers/cifar_resnet20", "loggers/csv"]
+    files = [word for name in named for word in ("-c", str(CONFIGS / f"{name}.yaml"))]
+    quiet = ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    where = ["--model.network.depth=8", f"--run.dir={folder}"]
+    return last(launch(["fit", *files, *quiet, *where, *arguments]))
+
+
+def test_kd_fit_with_the_statistics_of_a_teacher(tmp_path: Path) -> None:
+    """The shipped files of DeepInversion, for a teacher with batch normalization."""
+    quick = ["--trainer.max_epochs=1", "--data.fraction=0.1"]
+    teacher = normalized_teacher(tmp_path / "teacher", *quick)
+    options = ["--data.samples=256", "--trainer.max_epochs=1", "--model.scheduler=null"]
+    folder = tmp_path / "student"
+    done = kd_fit(folder, "deepinversion", teacher, *options, pair="digits_resnet")
+    assert done.metrics["generator_loss_deepinversion"] > 0
+    assert done.metrics["train_loss_kd"] > 0
+
+
+@pytest.mark.slow
+def test_a_student_learns_digits_from_statistics(tmp_path: Path) -> None:
+    teacher = normalized_teacher(tmp_path / "teacher", "--trainer.max_epochs=15")
+    options = ["--trainer.max_epochs=2", "--run.test=last"]
+    folder = tmp_path / "student"
+    done = kd_fit(folder, "deepinversion", teacher, *options, pair="digits_resnet")
+    # One class in ten is right by chance.
+    assert done.metrics["test_accuracy"] > 0.5
 
 
 @pytest.mark.slow

@@ -9,11 +9,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kd_lightning.data import DigitsDataModule, NoiseDataModule
 from kd_lightning.losses import KD
 from kd_lightning.losses.generator.dafl import DAFL
+from kd_lightning.losses.generator.deepinversion import DeepInversion
 from kd_lightning.losses.generator.zskt import ZSKT
 from kd_lightning.models import ConvGenerator
 from kd_lightning.teachers import ModelTeacher
@@ -24,13 +25,33 @@ from tests.training.small import copied, distillation, mlp, trainer
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def normalized() -> nn.Sequential:
+    """A teacher with batch normalization, which has running statistics in evaluation."""
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 10),
+    )
+
+
 def data_free() -> DataFreeModule:
-    """Both losses; without batch normalization, whose statistics are each process's own."""
+    """All losses of generators.
+
+    Student and generator have no batch normalization, whose statistics are each process's own.
+    """
+    layers = {"penultimate": "4:input", "norm": "1"}
+    generator_losses = {
+        "dafl": DAFL(),
+        "zskt": ZSKT(),
+        "deepinversion": DeepInversion(["norm"], competition=1.0),
+    }
     return DataFreeModule(
         mlp(),
-        ModelTeacher(network=mlp(32), layers={"penultimate": "head:input"}),
+        ModelTeacher(network=normalized(), layers=layers),
         ConvGenerator(16, 8, norm=False, input_shape=[1, 8, 8]),
-        {"dafl": DAFL(), "zskt": ZSKT()},
+        generator_losses,
         {"kd": KD(temperature=1.0)},
         student_steps=3,
         generator_clip=0.1,

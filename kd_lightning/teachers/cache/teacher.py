@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
+from kd_lightning.sparse import TopKOutput
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
 from kd_lightning.teachers.cache.manifest import Manifest, describe_difference
@@ -76,6 +77,10 @@ def verify_cache(folder: str | Path) -> int:
     return manifest.bytes
 
 
+Rest = Literal["cell", "none"]
+"""What becomes of the classes that a top-k cache does not hold; see CachedTeacher."""
+
+
 class CachedTeacher(Teacher):
     """Outputs that `kd cache` (or `cache_teacher`) computed, in place of the live teacher.
 
@@ -92,19 +97,30 @@ class CachedTeacher(Teacher):
         sha256: checksums that the teacher's files must have had, in order.
         budget_mb: a cache of up to this size is memory-mapped; of a larger one only the rows of a
             batch are ever in memory.
+        top_k: read a top-k cache as if it held only this many classes of each row, so that one
+            cache serves a study of several sizes; `None`: all that it holds.
+        rest: "cell": the probability of all other classes is one more event. "none": it is left
+            out, as other frameworks do, and the student learns to give these classes nothing.
 
     Raises:
         UserError: from `prepare`, if the cache is missing, damaged or unfinished, or was made for
-            other data, another augmentation or another teacher.
+            other data, another augmentation or another teacher, or does not fit the options.
     """
 
     def __init__(
-        self, path: str, sha256: list[str] | None = None, budget_mb: int = 256
+        self,
+        path: str,
+        sha256: list[str] | None = None,
+        budget_mb: int = 256,
+        top_k: int | None = None,
+        rest: Rest = "cell",
     ) -> None:
         super().__init__()
         self.path = Path(path).expanduser()
         self.sha256 = sha256
         self.budget = budget_mb * 2**20
+        self.top_k = top_k
+        self.rest = rest
         self._tables: dict[str, Table] = {}
         self._manifest: Manifest | None = None
         self._codec = Codec()
@@ -120,6 +136,7 @@ class CachedTeacher(Teacher):
         """
         manifest = Manifest.read(self.path)
         self._codec = Codec.of(manifest)
+        self._check_top_k()
         present = cast(Values, datamodule.fingerprint())
         difference = describe_difference(manifest.data(), present)
         if difference:
@@ -142,6 +159,33 @@ class CachedTeacher(Teacher):
         self._manifest = manifest
         self._check_views(datamodule)
         super().prepare(datamodule)
+
+    def _check_top_k(self) -> None:
+        """Refuse options that the cache cannot serve."""
+        stored = self._codec.top_k
+        if self.rest not in get_args(Rest):
+            raise UserError(
+                f"model.teacher.rest must be cell or none, got {self.rest!r}"
+            )
+        if stored is None and (self.top_k is not None or self.rest != "cell"):
+            raise UserError(
+                f"the teacher cache {self.path} holds all classes; model.teacher.top_k and rest "
+                "are for caches of kd cache --top-k"
+            )
+        if self.top_k is not None and not 1 <= self.top_k <= (stored or 0):
+            raise UserError(
+                f"model.teacher.top_k must be from 1 to the {stored} classes that the cache "
+                f"{self.path} holds, got {self.top_k}"
+            )
+
+    def _decoded(self, columns: dict[str, Tensor], positions: Tensor | None) -> Output:
+        """The stored output, reduced to what the options ask for."""
+        output = self._codec.decode(columns, positions)
+        if not isinstance(output, TopKOutput):
+            return output
+        if self.top_k is not None:
+            output = output.truncated(self.top_k)
+        return output if self.rest == "cell" else output.without_rest()
 
     def _check_unchanged(self, source: dict[str, Json]) -> None:
         """Refuse a cache of weights that have changed; their file may be gone."""
@@ -231,7 +275,7 @@ class CachedTeacher(Teacher):
             shape = (len(batch), *column.shape)
             zeros = torch.from_numpy(np.zeros(shape, dtype=column.dtype))
             blank[name] = zeros.to(batch.target.device)
-        return self._codec.decode(blank)
+        return self._decoded(blank, None)
 
     def join(self, batch: Batch, index: Tensor) -> Batch:
         """Add the stored outputs to a batch.
@@ -249,7 +293,7 @@ class CachedTeacher(Teacher):
             # The samples are resident on the device; pinned copies do not block.
             for name, column in columns.items():
                 columns[name] = column.pin_memory().to(device, non_blocking=True)
-        output = self._codec.decode(columns, batch.positions)
+        output = self._decoded(columns, batch.positions)
         batch.joined = JoinedOutput(output)
         return batch
 
@@ -298,7 +342,7 @@ class CachedTeacher(Teacher):
         device = batch.target.device
         for name, column in columns.items():
             columns[name] = column.to(device)
-        return self._codec.decode(columns, batch.positions)
+        return self._decoded(columns, batch.positions)
 
     def forward(self, batch: Batch) -> Output:
         """The stored outputs of a batch, `(N, K)` logits.

@@ -26,6 +26,7 @@ from kd_lightning.teachers import (
     cache_teacher,
 )
 from kd_lightning.training import DistillationModule
+from kd_lightning.types import Output
 
 
 def digits(**changes: Any) -> DigitsDataModule:
@@ -214,6 +215,43 @@ def test_impossible_temperatures_are_refused(
 
 def test_a_full_cache_serves_every_temperature(tmp_path: Path) -> None:
     cached(tmp_path / "cache", digits()).require_temperatures((0.123, 17.0))
+
+
+def test_a_top_k_cache_serves_smaller_ones(tmp_path: Path) -> None:
+    data = digits()
+    cache_teacher(live(), data, tmp_path / "c5", views=2, top_k=5, temperatures=[4.0])
+    cache_teacher(live(), data, tmp_path / "c2", views=2, top_k=2, temperatures=[4.0])
+    batch = data.source("train").batch(torch.arange(6), 1)
+    student = Output(torch.randn(6, 10))
+    values = []
+    for teacher in (
+        CachedTeacher(str(tmp_path / "c5"), top_k=2),
+        CachedTeacher(str(tmp_path / "c2")),
+        CachedTeacher(str(tmp_path / "c2"), rest="none"),
+    ):
+        teacher.prepare(data)
+        values.append(KD(4.0)(student, teacher(batch), batch))
+    assert torch.allclose(values[0], values[1])
+    assert not torch.allclose(values[1], values[2])
+
+
+@pytest.mark.parametrize(
+    ("top_k", "options", "message"),
+    [
+        (3, {"top_k": 4}, "top_k must be from 1 to the 3 classes that the cache"),
+        (3, {"top_k": 0}, "top_k must be from 1 to the 3 classes that the cache"),
+        (3, {"rest": "all"}, "rest must be cell or none"),
+        (None, {"top_k": 3}, "holds all classes; model.teacher.top_k and rest"),
+        (None, {"rest": "none"}, "holds all classes; model.teacher.top_k and rest"),
+    ],
+)
+def test_options_that_a_cache_cannot_serve(
+    tmp_path: Path, top_k: int | None, options: dict[str, Any], message: str
+) -> None:
+    data = digits()
+    cache_teacher(live(), data, tmp_path / "cache", views=2, top_k=top_k)
+    teacher = CachedTeacher(str(tmp_path / "cache"), **options)
+    assert message in complaint(lambda: teacher.prepare(data))
 
 
 def test_a_mean_of_top_k_caches_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,197 @@
+"""Tokenizers of language models: learned from a corpus, or pretrained."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from kd_lightning.data.corpus.documents import Document
+from kd_lightning.errors import UserError
+from kd_lightning.hub import (
+    BackendTokenizer,
+    library,
+    pretrained_tokenizer,
+    vocabulary_sha256,
+)
+from kd_lightning.values import Value
+
+END = "<|endoftext|>"
+"""The token that ends a document, in a vocabulary learned here."""
+
+SMALLEST = 257
+"""The smallest vocabulary: all bytes, and the token that ends a document."""
+
+SPACE_MARK = "\u2581"
+"""What stands for a space in the tokens of SentencePiece."""
+
+
+class LanguageTokenizer(ABC):
+    """Base class of the tokenizers of language models.
+
+    Unlike the tokenizers of sentences, it adds no token and cuts no text.
+    """
+
+    _backend: BackendTokenizer | None = None
+    _end: int = 0
+
+    @abstractmethod
+    def _load(self, documents: Iterable[Document]) -> tuple[BackendTokenizer, int]:
+        """The tokenizer of the library, and the id of the token that ends a document.
+
+        Args:
+            documents: of the training split.
+        """
+
+    def learn(self, documents: Iterable[Document]) -> None:
+        """Load the vocabulary, or learn it from the training documents, unless it is known."""
+        if self._backend is None:
+            self._backend, self._end = self._load(documents)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the vocabulary is loaded, learned or restored."""
+        return self._backend is not None
+
+    @property
+    def backend(self) -> BackendTokenizer:
+        """The tokenizer of the library; `learn` or `restore` comes first."""
+        assert self._backend is not None, "learn() comes first"
+        return self._backend
+
+    @property
+    def end(self) -> int:
+        """The id of the token that ends a document."""
+        return self._end
+
+    @property
+    def size(self) -> int:
+        """The number of token ids."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """The token ids of each text, without special tokens."""
+        encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def token_bytes(self) -> Tensor:
+        """How many bytes of UTF-8 each token stands for, int64 `(V,)`; 0 for special tokens.
+
+        The bytes of a text's tokens add up to those of the text.
+        """
+        state = json.loads(self.backend.to_str())
+        special = {token["id"] for token in state["added_tokens"] if token["special"]}
+        # Byte-level vocabularies write each byte as one character.
+        is_byte_level = "ByteLevel" in json.dumps(state["decoder"])
+        counts = torch.zeros(self.size, dtype=torch.int64)
+        for token, number in self.backend.get_vocab(with_added_tokens=True).items():
+            if number not in special:
+                counts[number] = _bytes_of(token, is_byte_level)
+        return counts
+
+    def sha256(self) -> str:
+        """A checksum of the tokens and their ids."""
+        return vocabulary_sha256(self.backend.get_vocab(with_added_tokens=True))
+
+    def keep(self) -> dict[str, Value]:
+        """The state that `restore` needs to encode as this tokenizer does."""
+        return {
+            "name": type(self).__name__,
+            "backend": self.backend.to_str(),
+            "end": self.end,
+        }
+
+    def restore(self, state: Mapping[str, Value]) -> None:
+        """Encode as the tokenizer did that returned `state` from `keep`."""
+        backend = library("tokenizers").Tokenizer.from_str(str(state["backend"]))
+        self._backend = backend
+        self._end = int(str(state["end"]))
+
+    def fingerprint(self) -> dict[str, Value]:
+        """Everything that decides how a text is encoded."""
+        # Tokenizers with the same vocabulary can still split words differently.
+        encoding = hashlib.sha256(self.backend.to_str().encode()).hexdigest()
+        return {"encoding": encoding, "end": self.end}
+
+
+def _bytes_of(token: str, is_byte_level: bool) -> int:
+    """The bytes of UTF-8 that a token stands for."""
+    if is_byte_level:
+        return len(token)
+    # SentencePiece writes bytes that no token covers as <0x0A>.
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return 1
+    return len(token.replace(SPACE_MARK, " ").encode())
+
+
+class BytePairTokenizer(LanguageTokenizer):
+    """Reads byte pairs learned from the training documents (Sennrich et al. 2016).
+
+    Every text can be encoded, because all single bytes are tokens. Needs the package tokenizers.
+
+    Args:
+        size: number of tokens, at least 257.
+
+    Raises:
+        UserError: if `size` is too small.
+    """
+
+    def __init__(self, size: int = 8192) -> None:
+        if size < SMALLEST:
+            raise UserError(
+                f"BytePairTokenizer: size must be at least {SMALLEST}, got {size}"
+            )
+        self._size = size
+
+    def _load(self, documents: Iterable[Document]) -> tuple[BackendTokenizer, int]:
+        tokenizers = library("tokenizers")
+        byte_level = tokenizers.pre_tokenizers.ByteLevel
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE())
+        backend.pre_tokenizer = byte_level(add_prefix_space=False)
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=self._size,
+            special_tokens=[END],
+            initial_alphabet=sorted(byte_level.alphabet()),
+            show_progress=False,
+        )
+        backend.train_from_iterator(_lines(documents), trainer)
+        learned: BackendTokenizer = backend
+        return learned, learned.get_vocab(with_added_tokens=True)[END]
+
+
+def _lines(documents: Iterable[Document]) -> Iterator[str]:
+    """The lines of all documents; the trainer counts words, which do not span lines."""
+    for document in documents:
+        yield from document.prompt.splitlines(keepends=True)
+        yield from document.text.splitlines(keepends=True)
+
+
+class PretrainedLanguageTokenizer(LanguageTokenizer):
+    """The tokenizer of a pretrained language model.
+
+    Args:
+        name: name of a model on the hub, or path of a folder.
+        gguf_file: name of a GGUF file in it that holds the tokenizer. Needs the package gguf.
+    """
+
+    def __init__(self, name: str, gguf_file: str | None = None) -> None:
+        self.name = name
+        self.gguf_file = gguf_file
+
+    def _load(self, documents: Iterable[Document]) -> tuple[BackendTokenizer, int]:
+        tokenizer = pretrained_tokenizer(self.name, self.gguf_file)
+        if tokenizer.eos_token_id is None:
+            raise UserError(
+                f"the tokenizer {self.name} has no token that ends a document; give that of a "
+                "language model"
+            )
+        backend = tokenizer.backend_tokenizer
+        # Tokenizers may have been saved with limits of their own.
+        backend.no_padding()
+        backend.no_truncation()
+        return backend, int(tokenizer.eos_token_id)
