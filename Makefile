@@ -4,7 +4,7 @@ PYTHON ?= python3
 WORKERS ?= 2
 BIN := .venv/bin
 
-.PHONY: demo test test-slow test-versions reliability lint wheel clean
+.PHONY: demo test test-slow test-versions reliability lint docs wheel clean
 
 demo: .venv/.installed
 	$(BIN)/kd reproduce demo --output runs/demo
@@ -38,6 +38,10 @@ $(PYTHON) -m venv .venv-$(1)
 rm -rf .venv-$(1)
 endef
 
+# The documentation in site/; open site/index.html. A warning, such as a broken link, is an error.
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Tests that take minutes or need the package index.
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow
@@ -58,8 +62,8 @@ lint: .venv/.installed
 .venv/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,text,speech,export]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,docs,text,speech,export]'
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest dist runs
+	rm -rf .venv .venv-oldest .venv-newest dist runs site

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import traceback
 
 COMMANDS = {
+    "init": "write a project to start from: kd init [DIR] [--images FOLDER]",
     "fit": "train a teacher, a baseline or a student: kd fit -c FILE.yaml ... [--key=value ...]",
     "validate": "evaluate a checkpoint on the validation split",
     "test": "evaluate a checkpoint on the test set",
@@ -108,6 +109,10 @@ def dispatch(argv: list[str]) -> int:
         from kd_lightning.runs.cache_command import main as cache
 
         cache(argv[1:])
+    elif command == "init":
+        from kd_lightning.projects.command import main as init
+
+        init(argv[1:])
     elif command == "export":
         from kd_lightning.export.command import main as export
 

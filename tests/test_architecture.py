@@ -56,6 +56,7 @@ LAYERS = (
     {"compare"},
     {"report"},
     {"analyses"},
+    {"projects"},
     {"cli"},
     {"__main__"},
 )

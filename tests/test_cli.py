@@ -140,6 +140,7 @@ def test_public_names_can_be_had_and_others_not() -> None:
     [
         "import kd_lightning",
         "from kd_lightning.cli import main; main(['--help'])",
+        "from kd_lightning.cli import main; main(['fit', '--help'])",
         *(
             f"from kd_lightning.cli import main; main(['list', '{kind}'])"
             for kind in KINDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kd_lightning.runs.configs import resolve_configs, with_own_config
+from kd_lightning.runs.short_help import ALL, SHORT, short_help
 
 
 def execute(argv: list[str]) -> None:
@@ -33,6 +34,11 @@ def main(argv: list[str]) -> None:
     Raises:
         UserError: for a user's mistake.
     """
+    if any(argument in SHORT for argument in argv):
+        print(short_help(argv[0]), end="")
+        return
+    # The parser knows its complete help by the usual name.
+    argv = ["--help" if argument == ALL else argument for argument in argv]
     # Before torch is imported, so that a mistyped path is reported at once.
     arguments = resolve_configs(with_own_config(argv))
     from kd_lightning.runs.folder import is_main

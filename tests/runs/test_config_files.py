@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,6 @@ import pytest
 import yaml
 
 from kd_lightning.errors import UserError
-from kd_lightning.paths import shipped_root
 from kd_lightning.runs.cache_command import main as cache
 from kd_lightning.runs.configs import resolve_configs, with_own_config
 from kd_lightning.runs.parsing import parse_config
@@ -366,16 +363,6 @@ def test_the_limits_of_a_run_are_checked(kd: Kd) -> None:
 def test_the_sizes_of_a_cache_are_checked_first(words: list[str]) -> None:
     with pytest.raises(UserError, match=r"--(views|top-k) must be"):
         cache(["--output=x", *words])
-
-
-def test_the_text_command_of_the_readme_has_an_optimizer_that_learns() -> None:
-    text = (shipped_root() / "README.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^\$ kd (fit (?:.*\\\n)*.*)$", text, re.MULTILINE)
-    (command,) = [each for each in commands if "configs/data/text.yaml" in each]
-    config = parse_config(shlex.split(command.replace("\\\n", " ")))
-    optimizer = config["model"]["init_args"]["optimizer"]
-    assert optimizer["class_path"] == "torch.optim.AdamW"
-    assert optimizer["init_args"]["lr"] == 0.001
 
 
 def test_a_config_is_printed_with_numbers_and_names(

@@ -6,9 +6,13 @@ import json
 
 import pytest
 
-from kd_lightning.cli import main
+from kd_lightning.cli import COMMANDS, RUNS, main
 from kd_lightning.runs.help import CLASS_HELP, MODULE, RunParser, with_module
-from kd_lightning.runs.parsing import parse_resolved, run_parser
+from kd_lightning.runs.parsing import parse_config, parse_resolved, run_parser
+from kd_lightning.runs.short_help import GROUPS, WIDTH, Option
+
+MOST_LINES = 50
+"""The lines of a screen."""
 
 Capture = pytest.CaptureFixture[str]
 
@@ -122,3 +126,98 @@ def test_list_hints_at_what_there_is(
     main(["list", *words])
     out, err = capsys.readouterr()
     assert hint in out + err
+
+
+@pytest.mark.parametrize("command", ["--help", *COMMANDS])
+def test_the_help_of_a_command_fits_a_screen(
+    command: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+    words = [command] if command == "--help" else [command, "--help"]
+    try:
+        code: object = main(words)
+    except SystemExit as stop:
+        code = stop.code
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 0
+    assert 2 < len(lines) <= MOST_LINES
+    assert [line for line in lines if len(line) > WIDTH] == []
+
+
+def described(command: str) -> list[Option]:
+    """All options in the short help of a command."""
+    all_options: list[Option] = []
+    for options in GROUPS[command].values():
+        all_options += options
+    return all_options
+
+
+def test_the_short_help_names_options_and_defaults_of_the_parser(
+    parser: RunParser,
+) -> None:
+    known: dict[str, object] = {}
+    for action in parser._actions:
+        for name in action.option_strings:
+            known[name] = action.default
+    for option in described("fit"):
+        # Options of classes are not the parser's own; the next test parses them.
+        if option.name.startswith(("--model.", "--data.")):
+            continue
+        assert option.name in known, option.name
+        if option.default not in ("", "auto", "32-true"):
+            default = str(known[option.name])
+            assert default in (option.default, option.default.capitalize())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "path"),
+    [
+        ("--model.init_from", "FILE", "model.init_args.init_from"),
+        (
+            "--model.teacher.checkpoint",
+            "FILE",
+            "model.init_args.teacher.init_args.checkpoint",
+        ),
+        (
+            "--model.losses.kd.temperature",
+            "4.0",
+            "model.init_args.losses.kd.init_args.temperature",
+        ),
+        ("--data.batch_size", "128", "data.init_args.batch_size"),
+        ("--data.validation", "0.1", "data.init_args.validation"),
+        ("--data.fraction", "1.0", "data.init_args.fraction"),
+        ("--data.label_fraction", "1.0", "data.init_args.label_fraction"),
+        ("--data.eval_batch_size", "1000", "data.init_args.eval_batch_size"),
+    ],
+)
+def test_the_short_help_names_options_of_classes(
+    name: str, value: str, path: str, parser: RunParser
+) -> None:
+    pair = "-c configs/pairs/mlp1200_mlp800.yaml -c configs/methods/kd.yaml"
+    argv = ["fit", *pair.split(), "--data=kd_lightning.data.MNISTDataModule"]
+    content: object = parse_config([*argv, f"{name}={value}"])
+    # The default is what the parser fills in if nothing is given.
+    unchanged: object = parse_config(argv)
+    for part in path.split("."):
+        assert isinstance(content, dict)
+        assert isinstance(unchanged, dict)
+        content = content[part]
+        unchanged = unchanged[part]
+    assert str(content) == value
+    names = {}
+    for options in GROUPS.values():
+        for group in options.values():
+            names.update({option.name: option.default for option in group})
+    assert name in names
+    if names[name]:
+        assert str(unchanged) == names[name]
+
+
+@pytest.mark.parametrize("command", RUNS)
+def test_help_all_is_the_whole_help(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help-all"])
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    assert "--trainer.accumulate_grad_batches" in out
+    assert out.endswith(CLASS_HELP)

@@ -1,0 +1,1 @@
+"""`kd init`: a project to start from."""
