@@ -111,7 +111,8 @@ def trained(batch_size: int, accumulate: int, weights: tuple[float, float]) -> T
     }
     trainer = pl.Trainer(**options, accumulate_grad_batches=accumulate)
     trainer.fit(module, datamodule=TextData(batch_size))
-    return module.student.table.detach()  # type: ignore[return-value,union-attr]
+    assert isinstance(module.student, Bigrams)
+    return module.student.table.detach()
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from kd_lightning.experiments.spec import load
 from kd_lightning.losses import KD
 from kd_lightning.models import MLP
 from kd_lightning.runs.parsing import parse_config
+from kd_lightning.serving.predict_command import names_inputs
 from kd_lightning.tasks import Classification
 from kd_lightning.training import Learner
 from kd_lightning.types import CLEAN
@@ -216,7 +217,11 @@ def parse_command(words: list[str]) -> None:
         words: the command's name and its arguments.
     """
     name = words[0]
-    if name in RUNS:
+    if name == "predict" and names_inputs(words[1:]):
+        from kd_lightning.serving.predict_command import parser as predict_parser
+
+        predict_parser().parse_args(words[1:])
+    elif name in RUNS:
         if any(word.endswith(".help") for word in words):
             words = [
                 *words[:-1],
@@ -247,6 +252,14 @@ def parse_command(words: list[str]) -> None:
         from kd_lightning.export.benchmark_command import parser as benchmark_parser
 
         benchmark_parser().parse_args(words[1:])
+    elif name == "report":
+        from kd_lightning.report.command import parser as report_parser
+
+        report_parser().parse_args(words[1:])
+    elif name == "serve":
+        from kd_lightning.serving.serve_command import parser as serve_parser
+
+        serve_parser().parse_args(words[1:])
     elif name == "init":
         from kd_lightning.projects.command import parser as init_parser
 

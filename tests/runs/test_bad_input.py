@@ -268,7 +268,7 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
     "batches of nothing": ([*STUDENT, "--data.batch_size=0"], ["batch_size"]),
     # other commands
     "misspelt command": (["fti"], ["'fti'", "did you mean 'fit'"]),
-    "unknown command": (["xyzzy"], ["'xyzzy'", "valid commands: fit"]),
+    "unknown command": (["xyzzy"], ["'xyzzy'", "valid commands: init, fit"]),
     "unknown kind": (["list", "methds"], ["'methds'", "methods"]),
     "unknown option of list": (["list", "methods", "--jsno"], ["--jsno", "--json"]),
     "unknown experiment": (["reproduce", "nowhere"], ["'nowhere'", "--list"]),
