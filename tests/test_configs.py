@@ -53,6 +53,7 @@ OWN = {
     "unet32": "camvid_unet",
     "table": "breast_cancer_mlp",
     "llama6": "books_llama",
+    "language": "books_llama",
 }
 """The teacher of a pair, by how the pair's name begins; of the others it is cifar_ and the name's first part."""
 
