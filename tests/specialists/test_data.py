@@ -177,7 +177,10 @@ def test_two_processes_share_an_epoch(generalist: str) -> None:
         data = made(generalist, batch_size=64 // processes)
         device = SimpleNamespace(root_device=torch.device("cpu"))
         data.trainer = SimpleNamespace(
-            global_rank=rank, world_size=processes, strategy=device
+            global_rank=rank,
+            world_size=processes,
+            strategy=device,
+            accumulate_grad_batches=1,
         )  # type: ignore[assignment]
         return joined(
             [batch for batch in epoch(data, 2) if not batch.placeholder], "index"

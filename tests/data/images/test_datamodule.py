@@ -233,7 +233,12 @@ def test_two_processes_share_the_training_batches(
         monkeypatch.setattr(
             data,
             "trainer",
-            SimpleNamespace(global_rank=rank, world_size=2, strategy=strategy),
+            SimpleNamespace(
+                global_rank=rank,
+                world_size=2,
+                strategy=strategy,
+                accumulate_grad_batches=1,
+            ),
         )
         served.append(next(iter(data.train_dataloader())).index.tolist())
     alone = next(
