@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "kd init",
         usage="kd init [DIR] [--images FOLDER]",
         description="Write a project to start from: data, a teacher, its student, a Makefile and a "
-        "test. It trains as it is, on 8x8 digits; replace the data by your own.",
+        "test. It trains unchanged on 8x8 digits; replace them with your own data.",
     )
     options.add_argument(
         "folder",
@@ -110,7 +110,7 @@ def _check_folder(folder: Path) -> None:
                 taken.append(path.name)
     if taken:
         raise UserError(
-            f"kd init: {folder} holds {sorted(taken)[0]!r} already; name a new or empty folder"
+            f"kd init: {folder} already holds {sorted(taken)[0]!r}; name a new or empty folder"
         )
 
 

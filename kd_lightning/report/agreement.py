@@ -168,8 +168,8 @@ def _class_block(label: str, classes: Sequence[ClassAgreement]) -> Block:
     for each in worst_first[:MOST_CLASSES]:
         lines.append([each.name, str(each.predictions), f"{each.share:.1%}"])
     caption = (
-        f"The {len(lines)} classes of least agreement, of {len(classes)} classes that "
-        "the teacher predicts."
+        f"The {len(lines)} classes with the lowest agreement, out of {len(classes)} "
+        "that the teacher predicts."
     )
     return Table(["the teacher's class", "predictions", "agreement"], lines, caption)
 

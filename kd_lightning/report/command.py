@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
         description="Write one HTML page about runs or experiments: curves, metrics, "
         "confusions, calibration, agreement with the teacher, its soft targets, the "
         "worst mistakes, config and environment. The page needs no other file and no "
-        "network. Several runs are side by side.",
+        "network. It shows several runs side by side.",
     )
     command.add_argument(
         "targets",
@@ -56,13 +56,14 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         "--store",
         type=Path,
         metavar="DIR",
-        help="folder of an experiment's runs; default: store, beside its results",
+        help="folder of an experiment's runs; default: the folder store beside its "
+        "results",
     )
     command.add_argument(
         "--no-data",
         action="store_true",
-        help="use only what the folders hold: no samples, and no pass of the teacher "
-        "over the test data",
+        help="use only the files in the folders: show no samples, and do not run the "
+        "teacher on the test data",
     )
 
 

@@ -56,7 +56,7 @@ def worst_mistakes(reported: ReportedRun) -> list[Block]:
             text = f"test sample {mistake.index}: {mistake.caption}"
             items.append(Sample(text, shares=shares))
     if reported.teacher is not None and reported.teacher.soft_targets is not None:
-        caption += " Below each, what the teacher's soft target says."
+        caption += " Below each sample is the teacher's soft target."
     if "classes" in stored and shown:
         caption += " From top to bottom: the image, the prediction, and the labels."
         blocks.append(legend(class_names(reported.spec)))
@@ -79,7 +79,7 @@ def find_mistakes(
     if reported.spec.classes:
         own = task.mistakes(dict(stored), reported.spec, most)
         if own:
-            return own, "The wrong predictions of highest confidence."
+            return own, "The wrong predictions with the highest confidence."
     # NaN stands for a sample without a label, which cannot be wrong.
     counts = task.sample_counts(dict(stored)).nan_to_num()
     order = counts.argsort(descending=True, stable=True)[:most]

@@ -206,14 +206,17 @@ def _problem_of(stored: Mapping[str, Tensor], spec: Spec) -> str:
             return f"{name} does not have {samples} samples"
     logits = stored.get("logits")
     if logits is not None and spec.num_classes and logits.shape[-1] != spec.num_classes:
-        return f"it has {logits.shape[-1]} classes, the data {spec.num_classes}"
+        classes = logits.shape[-1]
+        return f"it has {classes} classes, but the data has {spec.num_classes}"
     target = stored.get("target")
     # Other targets are real values, or have several columns per sample.
     has_classes = target is not None and target.ndim == 1 and samples > 0
     if has_classes and target is not None and not target.is_floating_point():
         largest = int(target.max())
         if largest >= spec.num_classes:
-            return f"it has a label {largest}, the data {spec.num_classes} classes"
+            return (
+                f"it has a label {largest}, but the data has {spec.num_classes} classes"
+            )
     return ""
 
 
@@ -223,7 +226,8 @@ def _problem_for_task(stored: dict[str, Tensor], task: Task) -> str:
         task.sample_counts(stored)
     # The task reads what it stored itself, so that it checks nothing.
     except (KeyError, IndexError, RuntimeError, TypeError) as error:
-        return f"it is not that of {task.name} ({type(error).__name__}: {error})"
+        reason = f"{type(error).__name__}: {error}"
+        return f"it does not come from a test of {task.name} ({reason})"
     return ""
 
 

@@ -47,7 +47,7 @@ def soft_targets(reported: ReportedRun) -> list[Block]:
     text = (
         f"At T = {teacher.temperature:g} the teacher's distributions have a mean "
         f"entropy of {float(entropy.mean()):.3g} nats "
-        f"(uniform: {_uniform_entropy(names):.3g}) and give their first class "
+        f"(uniform: {_uniform_entropy(names):.3g}). Their most probable class has "
         f"{float(top.mean()):.1%} on average."
     )
     chosen = spread_by_entropy(entropy, SAMPLES)
@@ -105,8 +105,8 @@ def _samples(
             row = int(index[number])
             items.append(Sample(f"test sample {row}, {caption}", shares=shares))
     caption = (
-        "Test samples at equal steps from the teacher's surest to its least sure "
-        "distribution, with the classes that it prefers."
+        "Test samples at equal steps from the lowest to the highest entropy of the "
+        "teacher's distribution, with its most probable classes."
     )
     return Samples(items, caption)
 
@@ -142,7 +142,7 @@ def _alternatives_of_labels(
         for share in top_shares(mean, names)[: ALTERNATIVES - 1]:
             others.append(f"{share.name} {share.share:.1%}")
         lines.append([name, f"{own:.1%}", ", ".join(others)])
-    caption = "The mean soft target of the test samples of a label."
+    caption = "The mean soft target of the test samples with each label."
     if len(lines) < int((support > 0).sum()):
         caption += f" The first {len(lines)} labels are shown."
     return Table(["label", "own class", "next classes"], lines, caption)

@@ -73,7 +73,7 @@ def _prepared_teacher(student: TrainedStudent) -> Teacher:
     teacher = module.teacher
     if teacher.learns:
         raise UserError(
-            "this teacher learns with the student, and no file holds it alone"
+            "this teacher learns with the student, and no file holds its weights alone"
         )
     alone = UserError("no loss of the run reads a teacher")
     try:

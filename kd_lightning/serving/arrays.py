@@ -82,8 +82,7 @@ def tensor_of(array: Array, described: NetworkInput, owner: str) -> Tensor:
     if array.ndim == 0 or not described.fits(array.shape[1:]):
         raise UserError(
             f"{owner} has an array of shape {list(array.shape)}; the network reads N "
-            "samples of "
-            f"{described}"
+            f"samples of {described}"
         )
     fits = array.dtype.kind in _KINDS.get(wanted.kind, "")
     # Pixels from 0 to 1 or from 0 to 65,535 would be taken for others.

@@ -93,9 +93,8 @@ class LoadedNetwork:
         """Why files cannot be read, and what to give instead."""
         described = "; ".join(map(str, self.inputs))
         return (
-            f"{self.name} reads no files, texts or recordings itself; give an NPZ file "
-            "with "
-            f"arrays ({described}), or the run instead of its export"
+            f"{self.name} cannot read files, texts or recordings; give an NPZ file with "
+            f"arrays ({described}), or use the run instead of its export"
         )
 
     def predict(self, raw: tuple[Tensor, ...]) -> Tensor:
@@ -154,7 +153,7 @@ def load_network(target: Path, settings: Sequence[str]) -> LoadedNetwork:
         if settings:
             raise UserError(
                 f"unknown option {settings[0].partition('=')[0]}; an export has no "
-                "options of data"
+                "data options"
             )
         return _load_export(target)
     # Notices about data would come between the predictions.

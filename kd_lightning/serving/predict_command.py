@@ -45,11 +45,10 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="kd predict",
         description="Predict files with a run or an export: images, tables, texts, "
-        "recordings, or "
-        "arrays. Inputs are read and preprocessed as those of the run.",
-        epilog="Further arguments are those of the run's data, such as "
-        "--data.root=DIR. "
-        "kd predict --ckpt_path FILE predicts the test set of a run instead.",
+        "recordings, or arrays. Inputs are preprocessed as the run's data is.",
+        epilog="Further arguments are options of the run's data, such as "
+        "--data.root=DIR. kd predict --ckpt_path FILE predicts the test set of a run "
+        "instead.",
         allow_abbrev=False,
     )
     options.add_argument(
@@ -62,8 +61,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="INPUT",
         help="images or folders of them, CSV files, files with one text per line (- "
-        "for standard "
-        "input), WAV files, or NPZ files with arrays as the network reads them",
+        "for standard input), WAV files, or NPZ files with the network's raw inputs",
     )
     options.add_argument(
         "--format",
@@ -78,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="K",
-        help="also write the K classes that follow the predicted one; default: 0",
+        help="also write the K next most probable classes; default: 0",
     )
     options.add_argument(
         "--batch-size",

@@ -58,8 +58,7 @@ def content_of(
         raise RefusedRequest(
             415,
             f"the content type {media_type or 'none'} is unknown; send image/png, "
-            "text/plain or "
-            "application/json",
+            "text/plain or application/json",
         )
     if isinstance(content, bytes):
         _check_pixels(content, max_pixels)
@@ -70,7 +69,7 @@ def _content_of_json(network: LoadedNetwork, body: bytes) -> Content:
     try:
         value: Value = json.loads(_text(body))
     except (ValueError, RecursionError) as error:
-        raise RefusedRequest(400, f"the body is no JSON: {error}") from error
+        raise RefusedRequest(400, f"the body is not JSON: {error}") from error
     if not isinstance(value, Mapping) or len(value) != 1:
         raise RefusedRequest(
             400, f"the body must be an object with one of the keys {', '.join(_KEYS)}"
@@ -103,26 +102,26 @@ def _plain_text(network: LoadedNetwork, body: bytes) -> Content:
 
 def _image(network: LoadedNetwork, value: Value) -> Content:
     if not isinstance(value, str):
-        raise RefusedRequest(422, "image must be a file in base64")
+        raise RefusedRequest(422, "image must be a base64-encoded file")
     try:
         return base64.b64decode(value, validate=True)
     except (ValueError, binascii.Error) as error:
-        raise RefusedRequest(422, "image is no base64") from error
+        raise RefusedRequest(422, "image is not base64") from error
 
 
 def _texts(network: LoadedNetwork, value: Value) -> Content:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts:
-        raise RefusedRequest(422, "text must be a text, or a list of two texts")
+        raise RefusedRequest(422, "text must be a string, or a list of two strings")
     for text in texts:
         if not isinstance(text, str) or not text.strip():
-            raise RefusedRequest(422, "text must be a text that is not empty")
+            raise RefusedRequest(422, "text must be a string that is not empty")
     return tuple(texts)
 
 
 def _row(network: LoadedNetwork, value: Value) -> Content:
     if not isinstance(value, Mapping):
-        raise RefusedRequest(422, "row must be an object of values by column")
+        raise RefusedRequest(422, "row must be an object that maps columns to values")
     row = {}
     for name, cell in value.items():
         if isinstance(cell, Mapping | list):
@@ -142,7 +141,7 @@ def _array(network: LoadedNetwork, value: Value) -> Content:
 
 def _arrays(network: LoadedNetwork, value: Value) -> Content:
     if not isinstance(value, Mapping):
-        raise RefusedRequest(422, "arrays must be an object of arrays by name")
+        raise RefusedRequest(422, "arrays must be an object that maps names to arrays")
     values: Values = value
     tensors: list[Tensor] = []
     for described in network.inputs:

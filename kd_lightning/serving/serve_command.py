@@ -23,13 +23,11 @@ def parser() -> argparse.ArgumentParser:
     """The options of `kd serve`."""
     options = argparse.ArgumentParser(
         prog="kd serve",
-        description="Serve a run or an export over HTTP: POST /predict takes an image, "
-        "a text, or "
-        "JSON with image (base64), text, row, array or arrays; GET /health says what "
-        "is served.",
-        epilog="Further arguments are those of the run's data, such as "
-        "--data.root=DIR. The "
-        "service has no passwords and no encryption.",
+        description="Serve a run or an export over HTTP. POST /predict takes an image, "
+        "a text, or a JSON object with one of the keys image (base64), text, row, "
+        "array and arrays. GET /health says what is served.",
+        epilog="Further arguments are options of the run's data, such as "
+        "--data.root=DIR. The service has no authentication and no encryption.",
         allow_abbrev=False,
     )
     options.add_argument(
@@ -55,7 +53,8 @@ def parser() -> argparse.ArgumentParser:
         type=float,
         default=5.0,
         metavar="MS",
-        help="how long a request waits for others, in milliseconds; default: 5",
+        help="how long a request waits for others to share its forward pass, in "
+        "milliseconds; default: 5",
     )
     options.add_argument(
         "--max-queue",
@@ -147,8 +146,7 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UserError(
             f"cannot listen at {host} port {port} ({error.strerror}); choose another "
-            "--port or "
-            "--host"
+            "--port or --host"
         ) from error
 
 
@@ -168,8 +166,7 @@ def _announce(host: str, port: int, network: str) -> None:
     if not is_loopback(host):
         print(
             f"kd: warning: other machines can reach {host}, and the service has no "
-            "passwords; "
-            "leave --host out, or put it behind a proxy that has",
+            "authentication; leave out --host, or use a proxy that authenticates",
             file=sys.stderr,
         )
     shown = f"[{host}]" if ":" in host else host

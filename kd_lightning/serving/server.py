@@ -113,7 +113,7 @@ async def answer(
         return _refused(422, str(error))
     except ClientDisconnect:
         # Nobody reads this answer.
-        return _refused(400, "the client has gone")
+        return _refused(400, "the client has disconnected")
     except QueueFull:
         reason = f"{limits.max_queue} requests are in progress; try again later"
         return JSONResponse(

@@ -107,7 +107,7 @@ def test_hidden_files_are_not_in_the_way(tmp_path: Path, capsys: Capture) -> Non
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["full"], "holds 'notes.txt' already"),
+        (["full"], "already holds 'notes.txt'"),
         (["full/notes.txt"], "is a file"),
         (["new", "--images", "nowhere"], "there is no folder nowhere"),
         (["new", "--images", "full"], "needs train/CLASS/ and test/CLASS/"),

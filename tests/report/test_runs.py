@@ -182,13 +182,13 @@ def test_names_of_classes_cannot_act(copied: Path, kd: Kd, place: Path) -> None:
         ),
         (
             {"index": torch.arange(3), "logits": torch.zeros(3, 7)},
-            "it has 7 classes, the data 10",
+            "it has 7 classes, but the data has 10",
         ),
         (
             {"index": torch.arange(2), "target": torch.tensor([0, 12])},
             "it has a label 12",
         ),
-        ({"index": torch.arange(2)}, "it is not that of classification"),
+        ({"index": torch.arange(2)}, "it does not come from a test of classification"),
     ],
 )
 def test_damaged_predictions_are_named(

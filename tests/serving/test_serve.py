@@ -90,11 +90,11 @@ def test_a_known_digit_gets_its_class(
         (b"a film", "text/plain", 422, "this network reads images"),
         (b"\xff", "text/plain", 400, "not UTF-8"),
         (b"x", "video/mp4", 415, "video/mp4 is unknown; send image/png"),
-        (b"{", "application/json", 400, "the body is no JSON"),
-        (b"[" * 9_000, "application/json", 400, "the body is no JSON"),
+        (b"{", "application/json", 400, "the body is not JSON"),
+        (b"[" * 9_000, "application/json", 400, "the body is not JSON"),
         (b"[1]", "application/json", 400, "must be an object with one of the keys"),
         (b'{"pixels": 1}', "application/json", 400, "unknown key 'pixels'"),
-        (b'{"image": "*"}', "application/json", 422, "image is no base64"),
+        (b'{"image": "*"}', "application/json", 422, "image is not base64"),
         (b'{"array": [1, 2]}', "application/json", 422, "uint8 (1, 8, 8)"),
         (b'{"array": [[1], 2]}', "application/json", 422, "different lengths"),
         (b'{"array": "x"}', "application/json", 422, "must hold numbers"),
@@ -102,7 +102,7 @@ def test_a_known_digit_gets_its_class(
         (b'{"arrays": {"x": 1}}', "application/json", 422, "'inputs' is missing"),
         (b'{"row": {"a": 1}}', "application/json", 422, "this network reads images"),
         (b'{"row": {"a": []}}', "application/json", 422, "is nested"),
-        (b'{"text": []}', "application/json", 422, "text must be a text"),
+        (b'{"text": []}', "application/json", 422, "text must be a string"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_reason(

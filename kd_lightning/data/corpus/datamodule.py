@@ -33,8 +33,9 @@ class TextCorpusDataModule(DataModule):
     line: `{"text": ...}`, or `{"prompt": ..., "completion": ...}`, of which only the completion is
     predicted. All files are tokenized once, into a cache that all runs share.
 
-    The targets are shifted by one token here and nowhere else. Tokens of prompts, padding, and the
-    first token of a document without context have no position, so that no loss counts them.
+    The targets are shifted by one token here and nowhere else. Only tokens to predict are
+    positions. Tokens of prompts, padding, and a document's first token if it has no context are
+    not, so no loss or metric counts them.
 
     Args:
         root: folder of the files; default: `KD_DATA_ROOT`, else `./data`.

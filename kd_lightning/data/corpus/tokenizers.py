@@ -187,7 +187,7 @@ class PretrainedLanguageTokenizer(LanguageTokenizer):
         tokenizer = pretrained_tokenizer(self.name, self.gguf_file)
         if tokenizer.eos_token_id is None:
             raise UserError(
-                f"the tokenizer {self.name} has no token that ends a document; give that of a "
+                f"the tokenizer {self.name} has no token that ends a document; use that of a "
                 "language model"
             )
         backend = tokenizer.backend_tokenizer
