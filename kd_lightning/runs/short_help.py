@@ -145,7 +145,9 @@ INTRODUCTIONS = {
     "fit": "Train a teacher, a baseline or a student: kd fit -c FILE.yaml ... [--key=value ...]",
     "validate": "Evaluate on the validation split: kd validate --ckpt_path FILE [--key=value ...]",
     "test": "Evaluate on the test set: kd test --ckpt_path FILE [--key=value ...]",
-    "predict": "Write predictions: kd predict --ckpt_path FILE [--key=value ...]",
+    "predict": "Predict the test set: kd predict --ckpt_path FILE [--key=value ...]\n"
+    "Predict your own files: kd predict RUN|EXPORT INPUT...; for its options: "
+    "kd predict RUN INPUT --help",
 }
 
 ENDING = """\
