@@ -163,9 +163,10 @@ def committed_results(root: Path) -> list[Results]:
     for file in sorted(root.rglob("results/*/results.json")):
         content = json.loads(file.read_text(encoding="utf-8"))
         folder = file.parent.relative_to(root)
-        # experiments/NAME.yaml, or experiments/PAPER/NAME.yaml.
+        # experiments/NAME.yaml, or experiments/PAPER/NAME.yaml; NAME@LABEL holds further results.
         paper = folder.parts[: folder.parts.index("results")]
-        spec = root.joinpath(*paper, f"{folder.name}.yaml")
+        name = folder.name.partition("@")[0]
+        spec = root.joinpath(*paper, f"{name}.yaml")
         # The results of a changed setting belong to no file; its table is linked from a README.
         if not spec.is_file():
             continue
