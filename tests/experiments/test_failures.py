@@ -393,7 +393,8 @@ def test_a_worker_without_a_parent_ends(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", ORPHAN, str(path)], check=True)
     # A busy machine takes long to start a process.
     end = time.monotonic() + 60
-    while not path.exists() and time.monotonic() < end:
+    # The file is empty for a moment after it is created.
+    while not (path.exists() and path.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
     assert path.read_text() == "interrupted"
 
