@@ -79,7 +79,18 @@ def reproduce(content: dict[str, Any], folder: Path, store: Path) -> int:
     )
 
 
-@pytest.mark.parametrize("name", NAMES)
+QUICKEST = ("mnist", "mnist-unseen-digit", "mnist-ensemble")
+"""The experiments that every run of the tests reproduces."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    # The other experiments are built from the same parts; each takes many seconds.
+    [
+        name if name in QUICKEST else pytest.param(name, marks=pytest.mark.slow)
+        for name in NAMES
+    ],
+)
 def test_in_miniature(
     name: str, tmp_path: Path, store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,11 @@ from tests.training.small import CONFIGS
 
 STEPS = 20
 CURVES = Path(__file__).with_name("golden.json")
+COMMON_METHODS = {
+    *("at", "ce", "crd", "dist", "dkd", "fitnets", "fsp", "kd", "logitmse", "mlkd"),
+    *("pkd", "pkt", "reviewkd", "rkd", "simkd", "skewkl", "sp", "sskd", "taid", "vid"),
+}
+"""Methods of each kind, whose curves every run of the tests computes."""
 COMMON = [
     *(
         "--data.batch_size=64",
@@ -167,9 +172,15 @@ def test_no_curve_is_lost() -> None:
     assert set(json.loads(CURVES.read_text())) >= set(kept.split())
 
 
+def marked(path: Path) -> object:
+    """The curve of a method; most of them run with the slow tests, because each takes seconds."""
+    is_common = path.stem in COMMON_METHODS
+    return pytest.param(path, marks=[] if is_common else pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     "path",
-    [path for path in files("methods") if path.stem not in REGRESSION],
+    [marked(path) for path in files("methods") if path.stem not in REGRESSION],
     ids=ident,
 )
 def test_the_first_steps_are_as_they_were(
