@@ -82,7 +82,11 @@ def test_the_makefile_trains_with_the_files_that_are_there(
 ) -> None:
     assert main(["init", str(tmp_path)]) == 0
     done = subprocess.run(
-        ["make", "--dry-run"], cwd=tmp_path, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "--no-print-directory"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     commands = done.stdout.replace("\\\n", " ").splitlines()
     configs = set()
