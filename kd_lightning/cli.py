@@ -7,6 +7,7 @@ import errno
 import os
 import signal
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from kd_lightning import __version__
@@ -32,6 +33,21 @@ COMMANDS = {
     "demo": "the first experiment, in a minute: the same as kd reproduce demo",
 }
 RUNS = ("fit", "validate", "test", "predict")
+MODULES = {
+    "init": "kd_lightning.projects.command",
+    "export": "kd_lightning.export.command",
+    "benchmark": "kd_lightning.export.benchmark_command",
+    "serve": "kd_lightning.serving.serve_command",
+    "cache": "kd_lightning.runs.cache_command",
+    "reproduce": "kd_lightning.experiments.command",
+    "compare": "kd_lightning.compare.command",
+    "report": "kd_lightning.report.command",
+    "list": "kd_lightning.catalog",
+}
+"""The module whose `main` takes a command's arguments; it is imported if the command runs."""
+
+PREDICTS_INPUTS = "kd_lightning.serving.predict_command"
+"""The module of `kd predict RUN|EXPORT INPUT...`."""
 
 _FIRST_STEPS = """\
 first steps:
@@ -81,68 +97,34 @@ def dispatch(argv: list[str]) -> int:
 
     argv = take_trust_options(argv)
     command = argv[0] if argv else "--help"
+    arguments = argv[1:]
     if command in ("-h", "--help", "help"):
         print(usage(), end="")
     elif command in ("--version", "version"):
         print(f"kd_lightning {__version__}")
-    elif command == "list":
-        from kd_lightning.catalog import main
-
-        main(argv[1:])
-    elif command == "reproduce":
-        from kd_lightning.experiments.command import main as reproduce
-
-        reproduce(argv[1:])
     elif command == "demo":
-        from kd_lightning.experiments.command import main as reproduce
-
-        reproduce(["demo", *argv[1:]])
-    elif command == "compare":
-        from kd_lightning.compare.command import main as compare
-
-        compare(argv[1:])
-    elif command == "report":
-        from kd_lightning.report.command import main as report
-
-        report(argv[1:])
-    elif command == "cache":
-        from kd_lightning.runs.cache_command import main as cache
-
-        cache(argv[1:])
-    elif command == "init":
-        from kd_lightning.projects.command import main as init
-
-        init(argv[1:])
-    elif command == "export":
-        from kd_lightning.export.command import main as export
-
-        export(argv[1:])
-    elif command == "benchmark":
-        from kd_lightning.export.benchmark_command import main as benchmark
-
-        benchmark(argv[1:])
-    elif command == "serve":
-        from kd_lightning.serving.serve_command import main as serve
-
-        serve(argv[1:])
-    elif command == "predict" and _predicts_inputs(argv[1:]):
-        from kd_lightning.serving.predict_command import main as predict
-
-        predict(argv[1:])
+        _run(MODULES["reproduce"], ["demo", *arguments])
+    elif command == "predict" and _names_inputs(arguments):
+        _run(PREDICTS_INPUTS, arguments)
     elif command in RUNS:
-        from kd_lightning.runs.command import main as run
-
-        run(argv)
+        # These commands share a module, which needs to know which of them it runs.
+        _run("kd_lightning.runs.command", argv)
+    elif command in MODULES:
+        _run(MODULES[command], arguments)
     else:
         raise UserError(_unknown_command(command))
     return 0
 
 
-def _predicts_inputs(argv: list[str]) -> bool:
-    """Whether `kd predict` is given inputs of the user's own; see `names_inputs`."""
-    from kd_lightning.serving.predict_command import names_inputs
+def _run(module: str, arguments: list[str]) -> None:
+    """Import the module of a command and call its `main`."""
+    import_module(module).main(arguments)
 
-    return names_inputs(argv)
+
+def _names_inputs(arguments: list[str]) -> bool:
+    """Whether `kd predict` is given inputs of the user's own."""
+    is_given: bool = import_module(PREDICTS_INPUTS).names_inputs(arguments)
+    return is_given
 
 
 def _unknown_command(command: str) -> str:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from kd_lightning.errors import UserError
-from kd_lightning.export.examples import example_inputs
-from kd_lightning.export.formats import Format, Predictor, traced_program
+from kd_lightning.export.examples import torch_example
+from kd_lightning.export.formats import Format, Predictor, predictor_of, traced_program
 from kd_lightning.export.student import TrainedStudent
 from kd_lightning.trust import is_allowed
 
@@ -46,8 +45,7 @@ class Aoti(Format):
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"{type(student.module.net).__name__} cannot be compiled ({reason}); "
-                "use --format "
-                "torch-export or onnx"
+                "use --format torch-export or onnx"
             ) from error
         self._written = folder
 
@@ -56,37 +54,16 @@ class Aoti(Format):
         if folder != self._written and not is_allowed(f"{TRUST}.package"):
             raise UserError(
                 f"{folder} holds machine code; if you trust where it comes from, "
-                "repeat the "
-                f"command with --trust {TRUST}"
+                f"repeat the command with --trust {TRUST}"
             )
         network = torch._inductor.aoti_load_package(str(folder / self.file))
-
-        def predict(raw: tuple[Tensor, ...]) -> Tensor:
-            with torch.no_grad():
-                probabilities: Tensor = network(*raw)
-            return probabilities
-
-        return predict
+        return predictor_of(network)
 
     def example(self, student: TrainedStudent) -> str:
-        return "\n".join(
+        return torch_example(
+            student,
             [
-                '"""Runs the exported network. Needs torch, and nothing else."""',
-                "",
-                "import json",
-                "from pathlib import Path",
-                "",
-                "import torch",
-                "",
-                "folder = Path(__file__).parent",
                 f'path = str(folder / "{self.file}")',
                 "network = torch._inductor.aoti_load_package(path)",
-                'labels = json.loads((folder / "student.json").read_text())["classes"]',
-                "",
-                "# Replace these zeros with samples of your own.",
-                *example_inputs(student, "torch"),
-                "probabilities = network(*inputs)",
-                "print(probabilities.shape, labels[:10])",
-                "",
-            ]
+            ],
         )

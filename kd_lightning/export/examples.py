@@ -21,3 +21,31 @@ def example_inputs(student: TrainedStudent, library: str) -> list[str]:
         )
     lines.append("]")
     return lines
+
+
+def torch_example(student: TrainedStudent, loading: list[str]) -> str:
+    """A program that runs an export in plain PyTorch.
+
+    Args:
+        student: that was exported.
+        loading: Python lines that set `network` from a file in `folder`.
+    """
+    lines = [
+        '"""Runs the exported network. Needs torch, and nothing else."""',
+        "",
+        "import json",
+        "from pathlib import Path",
+        "",
+        "import torch",
+        "",
+        "folder = Path(__file__).parent",
+        *loading,
+        'labels = json.loads((folder / "student.json").read_text())["classes"]',
+        "",
+        "# Replace these zeros with samples of your own.",
+        *example_inputs(student, "torch"),
+        "probabilities = network(*inputs)",
+        "print(probabilities.shape, labels[:10])",
+        "",
+    ]
+    return "\n".join(lines)

@@ -79,6 +79,20 @@ def find_format(name: str) -> Format:
     return found()
 
 
+def predictor_of(network: Callable[..., Tensor]) -> Predictor:
+    """A network of PyTorch, called without gradients.
+
+    Args:
+        network: takes the raw inputs of a batch one by one and returns its probabilities.
+    """
+
+    def predict(raw: tuple[Tensor, ...]) -> Tensor:
+        with torch.no_grad():
+            return network(*raw)
+
+    return predict
+
+
 def traced_program(student: TrainedStudent) -> torch.export.ExportedProgram:
     """The graph of the deployed network, for batches of any size.
 

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from kd_lightning.export.examples import example_inputs
-from kd_lightning.export.formats import Format, Predictor, traced_program
+from kd_lightning.export.examples import torch_example
+from kd_lightning.export.formats import Format, Predictor, predictor_of, traced_program
 from kd_lightning.export.student import TrainedStudent
 
 
@@ -23,32 +22,12 @@ class TorchExport(Format):
 
     def read(self, folder: Path) -> Predictor:
         network = torch.export.load(folder / self.file).module()
-
-        def predict(raw: tuple[Tensor, ...]) -> Tensor:
-            with torch.no_grad():
-                probabilities: Tensor = network(*raw)
-            return probabilities
-
-        return predict
+        return predictor_of(network)
 
     def example(self, student: TrainedStudent) -> str:
-        return "\n".join(
+        return torch_example(
+            student,
             [
-                '"""Runs the exported network. Needs torch, and nothing else."""',
-                "",
-                "import json",
-                "from pathlib import Path",
-                "",
-                "import torch",
-                "",
-                "folder = Path(__file__).parent",
                 f'network = torch.export.load(folder / "{self.file}").module()',
-                'labels = json.loads((folder / "student.json").read_text())["classes"]',
-                "",
-                "# Replace these zeros with samples of your own.",
-                *example_inputs(student, "torch"),
-                "probabilities = network(*inputs)",
-                "print(probabilities.shape, labels[:10])",
-                "",
-            ]
+            ],
         )

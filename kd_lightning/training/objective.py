@@ -324,7 +324,7 @@ class Objective(nn.Module):
         joint = counts.clone()
         if batch.window is not None:
             # The mean batch of a window stands for each of its batches.
-            joint = joint.double()
+            joint = joint.float()
             for position, (loss, _) in enumerate(self._weighted, start=1):
                 joint[position] = batch.window.mean_weight(loss.mean_over)
         torch.distributed.all_reduce(joint)

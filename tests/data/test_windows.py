@@ -17,8 +17,8 @@ from kd_lightning.losses.base import DistillLoss
 from kd_lightning.spec import Spec
 from kd_lightning.tasks import LanguageModelling
 from kd_lightning.teachers import ModelTeacher
-from kd_lightning.training import DistillationModule
-from kd_lightning.types import UNLABELLED, Batch, Window
+from kd_lightning.training import DistillationModule, Objective
+from kd_lightning.types import CLEAN, UNLABELLED, Batch, Output, Window
 
 LENGTH = 4
 TEXTS = 10
@@ -152,3 +152,51 @@ def test_windows_count_all_of_their_batches() -> None:
     # A run that resumes in the middle of a window completes that window first.
     resumed = [batch.window for batch in in_windows(numbered([1, 2, 3]), 2, 1)]
     assert resumed == [Window(2, 1, 1, 1, 1), *[Window(2, 2, 5, 5, 5)] * 2]
+
+
+def test_windows_of_two_processes_are_one_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two processes with two batches each: the mean gradient is that of all rows at once."""
+    data = TextData(TEXTS)
+    texts = data.source("train")
+    networks = (Bigrams(0), Bigrams(1))
+
+    def batches(rank: int) -> list[Batch]:
+        parts = (torch.arange(TEXTS)[rank::2]).split(3)
+        return list(in_windows((texts.batch(rows, CLEAN) for rows in parts), 2, 0))
+
+    def rows_of(network: Bigrams, batch: Batch) -> Output:
+        assert isinstance(batch.inputs, Tensor)
+        return Output(data.task.rows(network(batch.inputs), batch))
+
+    def value(batch: Batch, processes: int) -> Tensor:
+        objective = Objective({"ce": CrossEntropy(weight=0.3), "kd": KD(2.0)})
+        objective.begin_epoch(0, processes)
+        outputs = [rows_of(network, batch) for network in networks]
+        total: Tensor = objective(outputs[0], outputs[1], batch).total
+        return total
+
+    # First note what each process contributes to the sum over processes, then add it.
+    counts: dict[tuple[int, int], Tensor] = {}
+    places = [(step, rank) for step in (0, 1) for rank in (0, 1)]
+    for place in places:
+
+        def note(joint: Tensor, place: tuple[int, int] = place) -> None:
+            counts[place] = joint.clone()
+
+        monkeypatch.setattr("torch.distributed.all_reduce", note)
+        value(batches(place[1])[place[0]], processes=2)
+    totals = torch.zeros(())
+    for step, rank in places:
+
+        def add(joint: Tensor, other: Tensor = counts[step, 1 - rank]) -> None:
+            joint += other
+
+        monkeypatch.setattr("torch.distributed.all_reduce", add)
+        term = value(batches(rank)[step], processes=2)
+        assert term.dtype == torch.float32
+        # DDP takes the mean over processes, Lightning that over the window.
+        totals = totals + term / 4
+    whole = value(texts.batch(torch.arange(TEXTS), CLEAN), processes=1)
+    torch.testing.assert_close(totals, whole)

@@ -99,7 +99,7 @@ def test_texts_are_tokenized_like_the_training_sentences(
     refused = kd("predict", "export", str(file))
     assert refused.code == 2
     assert "arrays (input_ids: int64 (24)" in refused.err
-    assert "or the run instead of its export" in refused.err
+    assert "or use the run instead of its export" in refused.err
     assert len(refused.err.strip().splitlines()) == 1
 
     # Token ids in the export's own length are read.

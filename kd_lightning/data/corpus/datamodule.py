@@ -264,9 +264,15 @@ class TextCorpusDataModule(DataModule):
             spec: the spec of that data.
         """
         self.tokenizer.restore(cast(Mapping[str, Value], state["tokenizer"]))
-        is_missing = not any(self.root.glob(self._patterns["train"][0]))
-        if is_missing:
+        if not self._has_training_files():
             self._restored_spec = spec
+
+    def _has_training_files(self) -> bool:
+        try:
+            self._files("train")
+        except UserError:
+            return False
+        return True
 
 
 def _as_list(patterns: Patterns) -> list[str]:

@@ -167,11 +167,7 @@ def _tokenize(folder: Path, files: list[Path], tokenizer: LanguageTokenizer) -> 
                 total += len(ids)
                 stream.write(ids.tobytes())
     if not starts:
-        raise UserError(
-            f"the files of the corpus hold no text: {files[0]} and {len(files) - 1} others"
-            if len(files) > 1
-            else f"{files[0]} holds no text"
-        )
+        raise UserError(f"the corpus holds no text: {', '.join(map(str, files[:3]))}")
     mapped = np.memmap(raw, dtype=dtype, mode="r")
     np.save(folder / "ids.npy", mapped)
     del mapped

@@ -116,6 +116,9 @@ def test_a_checkpoint_restores_the_tokens_without_the_files(
     elsewhere = corpus(tmp_path / "nothing")
     elsewhere.restore(state, data.spec)
     assert elsewhere.spec == data.spec
+    absolute = corpus(tmp_path, train=str(tmp_path / "gone" / "*.txt"))
+    absolute.restore(state, data.spec)
+    assert absolute.spec == data.spec
     assert elsewhere.tokenizer.fingerprint() == data.tokenizer.fingerprint()
 
 
@@ -141,5 +144,5 @@ def test_files_that_are_missing_or_empty(root: Path, tmp_path: Path) -> None:
         corpus(root, test="none").source("test")
     empty = tmp_path / "empty.txt"
     empty.write_text(" \n")
-    with pytest.raises(UserError, match=r"empty.txt holds no text"):
+    with pytest.raises(UserError, match=r"the corpus holds no text: .*empty.txt"):
         corpus(root, test=str(empty)).source("test")
