@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 
-def write_whole(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that appears under its name only once all data is on the disk.
+def write_whole(path: Path, data: bytes | memoryview, durable: bool = True) -> None:
+    """Write a file that appears under its name only once all data is written.
 
     The temporary file `.NAME.PID` lies in the same folder, because moving a file to another file
     system copies it, and a process that dies during the copy leaves half a file. Temporary files
@@ -17,6 +17,8 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
     Args:
         path: of the file; its folder exists.
         data: the whole content.
+        durable: wait until the disk has the data and the name, so that the file also survives a
+            power cut. The end of a process loses nothing either way.
 
     Raises:
         OSError: if the file cannot be written, as on a full disk. The old file is untouched then.
@@ -27,22 +29,24 @@ def write_whole(path: Path, data: bytes | memoryview) -> None:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         # A partial file must not keep the space of a full disk, nor outlive Ctrl-C.
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    if durable:
+        _sync_folder(path.parent)
 
 
-def write_whole_text(path: Path, text: str) -> None:
+def write_whole_text(path: Path, text: str, durable: bool = True) -> None:
     """Write a text file in UTF-8; see `write_whole`.
 
     Raises:
         OSError: if the file cannot be written. The old file is untouched then.
     """
-    write_whole(path, text.encode())
+    write_whole(path, text.encode(), durable)
 
 
 def remove_leftovers(path: Path) -> None:

@@ -182,10 +182,13 @@ def main() -> None:
     parser.add_argument("--teachers", type=Path, required=True)
     parser.add_argument("--data-root", default=os.environ.get("KD_DATA_ROOT", "data"))
     parser.add_argument("--rounds", type=int, default=41)
+    parser.add_argument("--only", help="measure the workloads with this in their name")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rows = []
     for name, (arguments, steps) in workloads(options.teachers).items():
+        if options.only is not None and options.only not in name:
+            continue
         row = compare(
             options.old.resolve(), options.new.resolve(), name, arguments, steps, options
         )

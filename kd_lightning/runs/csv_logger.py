@@ -123,6 +123,11 @@ class EpochCSVLogger(Logger):
     @rank_zero_only
     def save(self) -> None:
         """Write the file atomically."""
+        # Lightning calls this several times per epoch. Waiting for the disk each time would slow
+        # down short epochs.
+        self._write(durable=False)
+
+    def _write(self, durable: bool) -> None:
         if not self.rows:
             return
         # A dict keeps the order in which metrics first appeared.
@@ -134,14 +139,15 @@ class EpochCSVLogger(Logger):
         writer.writeheader()
         for epoch in sorted(self.rows):
             writer.writerow(self.rows[epoch])
-        write_whole_text(self.path, text.getvalue())
+        write_whole_text(self.path, text.getvalue(), durable)
         self._written_at = time.monotonic()
 
+    @rank_zero_only
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Write the file, so that a run resumed from the checkpoint finds all earlier rows."""
-        self.save()
+        self._write(durable=True)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         """Write the file at the end of a run."""
-        self.save()
+        self._write(durable=True)
