@@ -173,7 +173,7 @@ def test_no_gradient_reaches_the_networks_from_the_generator() -> None:
     run.fit(alone, datamodule=noise())
     for parameter in alone.net.parameters():
         parameter.grad = None
-    alone._train_generator(next(iter(noise().train_dataloader())))
+    alone._train_generator(next(iter(noise().train_dataloader())), 0)
     assert all(parameter.grad is None for parameter in alone.net.parameters())
 
 
