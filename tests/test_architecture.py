@@ -247,7 +247,15 @@ IMAGE_METHODS = [
 ]
 
 
-@pytest.mark.parametrize("path", IMAGE_METHODS, ids=ident)
+def marked(path: Path) -> object:
+    """A method, with the slow tests if the tests of its loss train with its YAML themselves."""
+    loss = path.stem.partition("_")[0]
+    own = Path(__file__).parent / "losses" / f"test_{loss}.py"
+    trains = "run_method(" in own.read_text()
+    return pytest.param(path, marks=[pytest.mark.slow] if trains else [])
+
+
+@pytest.mark.parametrize("path", map(marked, IMAGE_METHODS), ids=ident)
 def test_every_method_trains_with_a_pair(
     path: Path, convolutional: str, tmp_path: Path
 ) -> None:

@@ -62,6 +62,16 @@ TWO_HEADS = {"resnet20_deit4": "harddistillation_token"}
 """Pairs whose student has a second head, with the method that trains it."""
 
 
+LARGE = ("resnet50", "resnet32x4", "resnet110", "vgg13", "wrn40-2")
+"""Networks whose first steps take seconds; those of a smaller one of their kind run each time."""
+
+
+def marked(name: str) -> object:
+    """A config, with the slow tests if its teacher is large."""
+    is_large = name.removeprefix("cifar_").startswith(LARGE)
+    return pytest.param(name, marks=[pytest.mark.slow] if is_large else [])
+
+
 def write_images(root: Path) -> None:
     """A folder of images of two classes and zips of it, by the names that the shipped data sets have."""
     drawn = np.random.default_rng(0)
@@ -143,14 +153,14 @@ def checkpoint(teacher: str, root: Path, checkpoints: dict[str, Path]) -> Path:
     return checkpoints[teacher]
 
 
-@pytest.mark.parametrize("name", TEACHERS)
+@pytest.mark.parametrize("name", map(marked, TEACHERS))
 def test_every_teacher_trains(
     name: str, root: Path, checkpoints: dict[str, Path]
 ) -> None:
     assert checkpoint(name, root, checkpoints).is_file()
 
 
-@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("name", map(marked, PAIRS))
 def test_every_pair_trains(
     name: str, root: Path, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
