@@ -22,6 +22,7 @@ from kd_lightning.losses._adapters import (
     same_size,
     shapes_of,
 )
+from kd_lightning.losses._members import confidence, members_of, soft_target_kls
 from kd_lightning.losses.base import (
     BaseOptions,
     DistillLoss,
@@ -31,7 +32,6 @@ from kd_lightning.losses.base import (
     positive,
     teacher_of,
 )
-from kd_lightning.losses.multiteacher import confidence, members_of, soft_target_kls
 from kd_lightning.types import Batch, Output, full
 
 
