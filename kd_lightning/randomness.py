@@ -72,7 +72,9 @@ def _signed(value: int) -> int:
     """The value, taken modulo 2**64, as the int64 with the same bits."""
     value &= _MASK
     has_sign_bit = value >= 1 << 63
-    return value - (1 << 64) if has_sign_bit else value
+    if has_sign_bit:
+        return value - (1 << 64)
+    return value
 
 
 # The constants of splitmix64 (Steele, Lea and Flood 2014).

@@ -101,7 +101,9 @@ def _of_kind(kind: str, values: Sequence[Mapping[str, str]]) -> list[Difference]
 
 
 def _record(run: Run) -> Values:
-    return run.folder.record if run.folder is not None else {}
+    if run.folder is None:
+        return {}
+    return run.folder.record
 
 
 def _data(run: Run) -> dict[str, str]:
@@ -158,7 +160,9 @@ def _code(runs: Sequence[Run]) -> list[Difference]:
 
 def _key(folder: RunFolder | None) -> Values:
     """The key under which an experiment stored a run; empty for other runs."""
-    return read_json(folder.path / "key.json") if folder is not None else {}
+    if folder is None:
+        return {}
+    return read_json(folder.path / "key.json")
 
 
 def differences_table(runs: Sequence[Run], labels: Sequence[str]) -> Cells:

@@ -70,7 +70,9 @@ def _collection_of(
     if all(name in group for group in groups):
         return None
     is_entry = entry.isdigit() or owner.endswith("losses")
-    return owner if is_entry else None
+    if not is_entry:
+        return None
+    return owner
 
 
 def _format_entries(collection: str, group: Settings) -> str:

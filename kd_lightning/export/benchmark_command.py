@@ -88,7 +88,9 @@ class Candidate:
 def _median(timings: Sequence[dict[str, float | None]], name: str) -> float | None:
     values = [timing[name] for timing in timings]
     known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+    if not known:
+        return None
+    return statistics.median(known)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -157,7 +157,9 @@ def _citations(student: TrainedStudent) -> list[str]:
         if loss.family != "hard" and loss.paper not in papers:
             papers.append(loss.paper)
     lines = [f"- {markdown(paper)}" for paper in papers]
-    return ["## Methods", "", *lines, ""] if lines else []
+    if not lines:
+        return []
+    return ["## Methods", "", *lines, ""]
 
 
 def _quantization(cost: QuantizationCost | None) -> list[str]:

@@ -181,7 +181,9 @@ def _write_whole(
 def _reader(student: TrainedStudent) -> Values | None:
     """How files become inputs; `None` if arrays alone can be given."""
     reader = student.datamodule.input_reader()
-    return None if reader is None else reader.describe()
+    if reader is None:
+        return None
+    return reader.describe()
 
 
 def _size(student: TrainedStudent) -> dict[str, float]:

@@ -72,7 +72,9 @@ class TrainedStudent:
     def input_names(self) -> tuple[str, ...]:
         """The names of the network's inputs; `("inputs",)` if it reads a single tensor."""
         inputs = self.datamodule.raw_inputs("test", torch.zeros(1, dtype=torch.int64))
-        return tuple(inputs) if isinstance(inputs, Mapping) else ("inputs",)
+        if isinstance(inputs, Mapping):
+            return tuple(inputs)
+        return ("inputs",)
 
     @property
     def sample(self) -> tuple[Tensor, ...]:

@@ -308,7 +308,9 @@ def check_one_label(owner: str, probe: Probe) -> None:
 
 def pooled(feature: Tensor) -> Tensor:
     """The mean over positions, `(B, C, H, W)` to `(B, C)`; vectors are returned unchanged."""
-    return feature if feature.ndim == 2 else feature.mean((2, 3))
+    if feature.ndim == 2:
+        return feature
+    return feature.mean((2, 3))
 
 
 def not_built(owner: str) -> UserError:

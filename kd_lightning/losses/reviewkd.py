@@ -119,7 +119,9 @@ class Fusion(nn.Module):
 
 def as_map(feature: Tensor) -> Tensor:
     """Vectors `(B, C)` as maps of one position, `(B, C, 1, 1)`; maps are returned unchanged."""
-    return feature[:, :, None, None] if feature.ndim == 2 else feature
+    if feature.ndim == 2:
+        return feature[:, :, None, None]
+    return feature
 
 
 class ReviewKD(DistillLoss):

@@ -81,7 +81,9 @@ def one_line(message: str) -> str:
     parts.append(_problem(key_problems + other_problems, value, has_key=bool(keys)))
     text = ": ".join(parts)
     # A value may be of any length.
-    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
+    if len(text) <= _MAX_LENGTH:
+        return text
+    return f"{text[:_MAX_LENGTH]}..."
 
 
 def _lines(message: str) -> list[str]:

@@ -58,7 +58,9 @@ class Range:
             word = "below" if self.without_high else "at most"
             parts.append(f"{word} {self.high:g}")
         text = " and ".join(parts)
-        return text if self.also is None else f"{text}, or {self.also:g}"
+        if self.also is None:
+            return text
+        return f"{text}, or {self.also:g}"
 
 
 _COUNT = Range(low=1)

@@ -63,7 +63,9 @@ def check_inputs(network: LoadedNetwork, inputs: Sequence[str]) -> None:
 
 
 def _reads(network: LoadedNetwork) -> str:
-    return "arrays" if network.reader is None else network.reader.kind
+    if network.reader is None:
+        return "arrays"
+    return network.reader.kind
 
 
 def samples_of(network: LoadedNetwork, inputs: Sequence[str]) -> Iterator[NewSample]:

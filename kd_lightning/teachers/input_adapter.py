@@ -209,7 +209,9 @@ def _same_values(
 
 def _repeated(values: tuple[float, ...], length: int) -> tuple[float, ...]:
     """One value for all channels as one value per channel."""
-    return values * length if len(values) == 1 else values
+    if len(values) == 1:
+        return values * length
+    return values
 
 
 def _double(values: tuple[float, ...] | None) -> Tensor:

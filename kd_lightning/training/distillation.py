@@ -101,7 +101,9 @@ class DistillationModule(TrainingModule):
     @property
     def active_teacher(self) -> Teacher | None:
         """The teacher once it is prepared; `None` before."""
-        return self.teacher if self.teacher.ready else None
+        if not self.teacher.ready:
+            return None
+        return self.teacher
 
     def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
         """Prepare the teacher, then the student, for this data; see `PreparedModule.attach`.

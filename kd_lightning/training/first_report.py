@@ -169,7 +169,9 @@ class _Report:
         # Ends the thread that prefetches.
         batches.close()  # type: ignore[attr-defined]
         # A process without samples takes part, too: losses may gather from all processes.
-        return None if batch is None else self._moved(batch)
+        if batch is None:
+            return None
+        return self._moved(batch)
 
     # -- judging ----------------------------------------------------------------------------------
 

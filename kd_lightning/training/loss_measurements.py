@@ -110,7 +110,9 @@ def _gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
         if gradient is not None:
             norms.append(gradient.double().norm())
     # The norm of the norms is the norm of all entries.
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    if not norms:
+        return 0.0
+    return float(torch.stack(norms).norm())
 
 
 def _in_double_precision(

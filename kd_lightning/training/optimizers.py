@@ -63,7 +63,9 @@ def plateau_monitor(factory: SchedulerFactory | None) -> str | None:
     if not isinstance(factory, partial):
         return None
     monitor = factory.keywords.get("monitor")
-    return monitor if isinstance(monitor, str) else None
+    if not isinstance(monitor, str):
+        return None
+    return monitor
 
 
 def optimize(

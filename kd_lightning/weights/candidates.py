@@ -74,7 +74,9 @@ def some(names: list[str]) -> str:
     shown = [repr(name) for name in names[:_SHOWN]]
     text = ", ".join(shown)
     more = len(names) - len(shown)
-    return f"{text} and {more} more" if more else text
+    if more:
+        return f"{text} and {more} more"
+    return text
 
 
 def shared_names(network: nn.Module) -> dict[str, str]:

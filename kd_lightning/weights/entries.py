@@ -144,7 +144,9 @@ def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         parts = [part for part in key.split(".") if part not in _WRAPPERS]
         renamed[".".join(parts)] = tensor
-    return renamed if len(renamed) == len(tensors) else dict(tensors)
+    if len(renamed) == len(tensors):
+        return renamed
+    return dict(tensors)
 
 
 def entry_names(content: Mapping[str, Any]) -> list[str]:
@@ -180,4 +182,6 @@ def selected_entry(content: Mapping[str, Any], choice: str) -> dict[str, Any] | 
     node: Any = content
     for key in choice.split("."):
         node = node.get(key) if isinstance(node, Mapping) else None
-    return dict(node) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping):
+        return None
+    return dict(node)

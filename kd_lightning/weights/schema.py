@@ -59,7 +59,9 @@ def optional(check: Check) -> Check:
     """The value is `None`, or as another check wants it."""
 
     def checked(value: object, name: str) -> str | None:
-        return None if value is None else check(value, name)
+        if value is None:
+            return None
+        return check(value, name)
 
     return checked
 

@@ -276,4 +276,6 @@ class TextCorpusDataModule(DataModule):
 
 
 def _as_list(patterns: Patterns) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    if isinstance(patterns, str):
+        return [patterns]
+    return list(patterns)

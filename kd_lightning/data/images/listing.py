@@ -117,7 +117,9 @@ def find_validation_folder(tree: Tree) -> str | None:
         raise UserError(
             f"{tree.path} has the validation folders {' and '.join(present)}; keep one of them"
         )
-    return present[0] if present else None
+    if not present:
+        return None
+    return present[0]
 
 
 def is_image(name: str) -> bool:

@@ -187,7 +187,9 @@ class SegmentationDataModule(DataModule):
     def _find_validation_folder(self, tree: Tree) -> str | None:
         if isinstance(self.validation, str):
             return self.validation
-        return find_validation_folder(tree) if self.validation > 0 else None
+        if self.validation > 0:
+            return find_validation_folder(tree)
+        return None
 
     def _channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel of the images in the folder `train`."""

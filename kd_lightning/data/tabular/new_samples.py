@@ -122,5 +122,7 @@ def _value_of(content: Content, name: str) -> str:
 def _as_text(value: np.str_ | np.float64) -> str:
     """A value as a CSV file would hold it; NaN is an empty cell."""
     if isinstance(value, np.floating):
-        return "" if np.isnan(value) else repr(float(value))
+        if np.isnan(value):
+            return ""
+        return repr(float(value))
     return str(value)

@@ -188,7 +188,9 @@ def canonical_label(label: str) -> str:
 
 def _listed(labels: Sequence[str]) -> str:
     text = ", ".join(labels)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    if len(text) <= 200:
+        return text
+    return f"{text[:200]}..."
 
 
 def _values(place: str, fields: Sequence[str], positions: Sequence[int]) -> list[str]:

@@ -191,7 +191,9 @@ class DeepInversion(GeneratorLoss):
     @property
     def teacher_roles(self) -> set[str]:
         """The layers whose batch normalizations count."""
-        return set(self.layers) if self.statistics > 0 else set()
+        if self.statistics > 0:
+            return set(self.layers)
+        return set()
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Watch the inputs of the teacher's batch normalizations."""

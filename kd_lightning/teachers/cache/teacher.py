@@ -185,7 +185,9 @@ class CachedTeacher(Teacher):
             return output
         if self.top_k is not None:
             output = output.truncated(self.top_k)
-        return output if self.rest == "cell" else output.without_rest()
+        if self.rest == "cell":
+            return output
+        return output.without_rest()
 
     def _check_unchanged(self, source: dict[str, Json]) -> None:
         """Refuse a cache of weights that have changed; their file may be gone."""
