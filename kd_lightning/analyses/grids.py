@@ -168,7 +168,9 @@ def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
 
 
 def _write_cells(
-    axes: Axes, means: NDArray[np.float64], excess: NDArray[np.float64]
+    axes: Axes,
+    means: NDArray[np.float64],
+    excess: NDArray[np.float64],
 ) -> None:
     """Write each mean into its cell, in a color that is readable on the cell's own."""
     highest = np.nanmax(excess)

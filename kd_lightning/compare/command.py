@@ -153,7 +153,9 @@ def _show(text: str, path: Path | None) -> None:
 
 
 def _plot(
-    groups: Sequence[SeedGroup], table: ComparisonTable, options: argparse.Namespace
+    groups: Sequence[SeedGroup],
+    table: ComparisonTable,
+    options: argparse.Namespace,
 ) -> None:
     """Write the plot of the table's first metric."""
     from kd_lightning.compare.plot import costs_of_groups, write_plot
@@ -219,7 +221,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def build_table(
-    groups: list[SeedGroup], notes: Sequence[str], options: argparse.Namespace
+    groups: list[SeedGroup],
+    notes: Sequence[str],
+    options: argparse.Namespace,
 ) -> ComparisonTable:
     """Compute rows, tests and notes.
 

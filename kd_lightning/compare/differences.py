@@ -57,7 +57,9 @@ def _values_of(name: str, groups: Sequence[Settings]) -> list[SettingValue]:
 
 
 def _collection_of(
-    name: str, groups: Sequence[Settings], class_names: Sequence[str]
+    name: str,
+    groups: Sequence[Settings],
+    class_names: Sequence[str],
 ) -> str | None:
     """The list or the `losses` whose entry this is, if some group has no such entry."""
     if not name.endswith(".class"):

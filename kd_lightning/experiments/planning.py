@@ -123,7 +123,10 @@ class _Planner:
         return self._jobs[identity]
 
     def _needs(
-        self, run: RunSpec, seed: int, above: tuple[str, ...]
+        self,
+        run: RunSpec,
+        seed: int,
+        above: tuple[str, ...],
     ) -> dict[str, Need]:
         """Return what a run needs: setting -> job or list of jobs."""
         needs: dict[str, Need] = {}
@@ -197,7 +200,11 @@ class _Planner:
         return argv + format_overrides(_with_inner_root(overrides))
 
     def _key(
-        self, run: RunSpec, seed: int, settings: list[str], needs: dict[str, Need]
+        self,
+        run: RunSpec,
+        seed: int,
+        settings: list[str],
+        needs: dict[str, Need],
     ) -> dict[str, Any]:
         """Return everything that decides the result of a run with one seed."""
         # Parsing is slow, so one parse serves all seeds. Needed runs enter the key by their

@@ -177,7 +177,9 @@ def metric_rows(
 
 
 def analysis_rows(
-    experiment: Experiment, jobs: Sequence[Job], output: Path
+    experiment: Experiment,
+    jobs: Sequence[Job],
+    output: Path,
 ) -> list[ResultRow]:
     """The rows of the experiment's own analyses, which can also write plots to `output`."""
     runs = finished(by_run(jobs))

@@ -69,7 +69,10 @@ class Runner:
     """
 
     def __init__(
-        self, options: RunnerOptions, launch: Launch, console: Console
+        self,
+        options: RunnerOptions,
+        launch: Launch,
+        console: Console,
     ) -> None:
         self.options = options
         self.launch = launch

@@ -152,7 +152,9 @@ def _replacement(
 
 
 def _changed_settings(
-    name: str, content: Mapping[str, Any], changes: Mapping[str, YamlValue]
+    name: str,
+    content: Mapping[str, Any],
+    changes: Mapping[str, YamlValue],
 ) -> dict[str, YamlValue]:
     """The settings whose values differ from the YAML's.
 
@@ -178,7 +180,10 @@ def _changed_settings(
 
 
 def _check_choice(
-    name: str, setting: str, value: YamlValue, choices: list[YamlValue] | None
+    name: str,
+    setting: str,
+    value: YamlValue,
+    choices: list[YamlValue] | None,
 ) -> None:
     """Raise a UserError for a value that is none of the choices of a setting, if it has any."""
     if choices is None or value in choices:

@@ -218,7 +218,9 @@ def _metrics(
 
 
 def _quantize(
-    student: TrainedStudent, export_format: Format, folder: Path
+    student: TrainedStudent,
+    export_format: Format,
+    folder: Path,
 ) -> QuantizationCost:
     """Quantize the exported file in place, and measure what that costs."""
     from kd_lightning.export.quantization import (

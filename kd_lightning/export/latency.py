@@ -122,7 +122,9 @@ def _load_export(folder: Path) -> tuple[Loaded, Predictor, tuple[Tensor, ...]]:
 
 
 def measure_passes(
-    predict: Predictor, sample: tuple[Tensor, ...], batch: int
+    predict: Predictor,
+    sample: tuple[Tensor, ...],
+    batch: int,
 ) -> Timing:
     """Run forward passes for about a second.
 

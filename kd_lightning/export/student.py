@@ -124,7 +124,9 @@ class TrainedStudent:
 
 
 def load_student(
-    run: str, settings: Sequence[str], reads_test: bool = True
+    run: str,
+    settings: Sequence[str],
+    reads_test: bool = True,
 ) -> TrainedStudent:
     """Build the network and the data of a run again, and load its weights.
 

@@ -211,7 +211,9 @@ def _on_distilbert(network: TransformerClassifier, remedy: str) -> _Model:
 
 
 def _head_with_relu(
-    linear: Sequence[nn.Linear], width: int, remedy: str
+    linear: Sequence[nn.Linear],
+    width: int,
+    remedy: str,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of two layers with ReLU between them that compute what a head computes.
 

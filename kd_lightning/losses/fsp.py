@@ -24,7 +24,9 @@ from kd_lightning.types import Batch, Output, full
 
 
 def flow_matrix(
-    lower: Tensor, upper: Tensor, convention: Convention = "paper"
+    lower: Tensor,
+    upper: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""$G_{ij} = \frac{1}{n} \sum_x F^1_i(x) F^2_j(x)$ over n positions: how a network goes on.
 
@@ -54,7 +56,9 @@ def flow_matrix(
 
 
 def flow_distance(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""The squared distance between flow matrices.
 

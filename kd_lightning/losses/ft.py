@@ -55,7 +55,9 @@ def unit_factor(factor: Tensor, convention: Convention = "paper") -> Tensor:
 
 
 def factor_distance(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""The mean over samples and elements of $|F_S / \|F_S\| - F_T / \|F_T\||$.
 

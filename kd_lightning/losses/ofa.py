@@ -35,7 +35,10 @@ ATTENTION_HEADS = 4
 
 
 def enhanced_cost(
-    student: Tensor, teacher: Tensor, labels: Tensor, exponent: float
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    exponent: float,
 ) -> Tensor:
     r"""$-\sum_k [(p_k + m_k)^e - m_k] \ln q_k$ with m = 1 for the label and 0 otherwise.
 
@@ -192,7 +195,10 @@ def separable_convolution(channels: int, out_channels: int) -> nn.Sequential:
 
 
 def map_branch(
-    channels: int, width: int, later_stages: int, classes: int
+    channels: int,
+    width: int,
+    later_stages: int,
+    classes: int,
 ) -> nn.Sequential:
     """From a map `(B, C, H, W)` to logits `(B, K)`.
 
@@ -222,7 +228,10 @@ def map_branch(
 
 
 def token_branch(
-    channels: int, width: int, later_stages: int, classes: int
+    channels: int,
+    width: int,
+    later_stages: int,
+    classes: int,
 ) -> nn.Sequential:
     """From tokens `(B, L, C)` to logits `(B, K)`; see `map_branch` for the arguments."""
     layers: list[nn.Module] = []

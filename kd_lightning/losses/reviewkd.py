@@ -75,7 +75,11 @@ class Fusion(nn.Module):
     """
 
     def __init__(
-        self, channels: int, width: int, teacher_channels: int, fuses: bool
+        self,
+        channels: int,
+        width: int,
+        teacher_channels: int,
+        fuses: bool,
     ) -> None:
         super().__init__()
         self.reduce = nn.Sequential(
@@ -92,7 +96,10 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(part[0].weight, a=1)  # type: ignore[arg-type]
 
     def forward(
-        self, feature: Tensor, later: Tensor | None, size: tuple[int, int]
+        self,
+        feature: Tensor,
+        later: Tensor | None,
+        size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         """Fuse a layer with the later ones.
 

@@ -40,7 +40,10 @@ Divergence = Literal["kd", "dkd"]
 
 
 def cell_logits(
-    feature: Tensor, weight: Tensor, bias: Tensor | None, grids: Sequence[int]
+    feature: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grids: Sequence[int],
 ) -> Tensor:
     """The classifier's logits for the mean feature of each cell of several grids.
 

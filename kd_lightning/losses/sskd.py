@@ -97,7 +97,10 @@ def kept_rows(log_probs: Tensor, truth: Tensor, share_of_wrong: float) -> Tensor
 
 
 def kept_kl(
-    student: Tensor, teacher: Tensor, kept: Tensor, temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    kept: Tensor,
+    temperature: float,
 ) -> Tensor:
     r"""$T^2 \, \mathrm{KL}(p \,\|\, q)$, summed over columns, mean over the kept rows, in nats.
 
@@ -256,7 +259,11 @@ class SSKD(DistillLoss):
         return on_logits + self.contrast * on_cosines
 
     def _on_logits(
-        self, log_q: Tensor, log_p: Tensor, labels: Tensor, views: Views
+        self,
+        log_q: Tensor,
+        log_p: Tensor,
+        labels: Tensor,
+        views: Views,
     ) -> Tensor:
         """The weighted terms of originals and transformed images, a scalar.
 

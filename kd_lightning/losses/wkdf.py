@@ -72,7 +72,10 @@ def cell_statistics(maps: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 
 
 def gaussian_distance(
-    student: Tensor, teacher: Tensor, mean_weight: float = 4.0, grid: int = 1
+    student: Tensor,
+    teacher: Tensor,
+    mean_weight: float = 4.0,
+    grid: int = 1,
 ) -> Tensor:
     r"""The squared Wasserstein distance between Gaussians with diagonal covariance.
 

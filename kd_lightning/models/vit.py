@@ -185,7 +185,12 @@ def _log_mean_probs(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _check_options(
-    patch_size: int, width: int, depth: int, heads: int, mlp_ratio: int, dropout: float
+    patch_size: int,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: int,
+    dropout: float,
 ) -> None:
     """UserError if an argument is out of range."""
     counts = {

@@ -108,7 +108,9 @@ def _overall(student_classes: Tensor, teacher_classes: Tensor) -> float:
 
 
 def by_class(
-    student: Tensor, teacher: Tensor, names: Sequence[str]
+    student: Tensor,
+    teacher: Tensor,
+    names: Sequence[str],
 ) -> list[ClassAgreement]:
     """The agreement on each class that the teacher predicts.
 
@@ -130,7 +132,9 @@ def by_class(
 
 
 def _outcomes(
-    stored: Mapping[str, Tensor], student: Tensor, teacher: Tensor
+    stored: Mapping[str, Tensor],
+    student: Tensor,
+    teacher: Tensor,
 ) -> list[Block]:
     """How often both, one or none of them are right."""
     target = stored.get("target")

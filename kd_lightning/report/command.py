@@ -134,7 +134,9 @@ def find_targets(names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
 
 
 def _sections(
-    experiments: dict[str, Path], runs: Sequence[str], options: argparse.Namespace
+    experiments: dict[str, Path],
+    runs: Sequence[str],
+    options: argparse.Namespace,
 ) -> tuple[list[str], list[Section]]:
     """The names of what is reported, and all sections: experiments first, then runs."""
     from kd_lightning.report.costs import read_benchmark

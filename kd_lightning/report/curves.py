@@ -148,7 +148,9 @@ def _in_words(name: str) -> str:
 
 
 def figure_of_groups(
-    groups: Mapping[str, Sequence[Curves]], monitor: str, caption: str = ""
+    groups: Mapping[str, Sequence[Curves]],
+    monitor: str,
+    caption: str = "",
 ) -> Figure | None:
     """Compare groups of runs: one plot per metric, one line per group.
 
@@ -171,7 +173,9 @@ def figure_of_groups(
 
 
 def _figure(
-    what: str, plots: Mapping[str, Sequence[Line]], caption: str = ""
+    what: str,
+    plots: Mapping[str, Sequence[Line]],
+    caption: str = "",
 ) -> Figure | None:
     """Plots below each other."""
     if not plots:

@@ -40,7 +40,9 @@ class Shown:
 
 
 def show(
-    datamodule: DataModule, index: Tensor, stored: Mapping[str, Tensor]
+    datamodule: DataModule,
+    index: Tensor,
+    stored: Mapping[str, Tensor],
 ) -> list[Shown]:
     """Show test samples through what their data offers for that.
 

@@ -103,7 +103,9 @@ def _in_order(group: SeedGroup, content: Values) -> list[str]:
 
 
 def _read_runs(
-    experiment: ReportedExperiment, output: Path, store: Path | None
+    experiment: ReportedExperiment,
+    output: Path,
+    store: Path | None,
 ) -> None:
     """Read the curves of the runs that the store still has."""
     jobs = read_json(output / "jobs.json")

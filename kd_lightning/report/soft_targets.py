@@ -83,7 +83,10 @@ def spread_by_entropy(entropy: Tensor, count: int) -> list[int]:
 
 
 def _samples(
-    reported: ReportedRun, probs: Tensor, chosen: Sequence[int], names: Sequence[str]
+    reported: ReportedRun,
+    probs: Tensor,
+    chosen: Sequence[int],
+    names: Sequence[str],
 ) -> Samples:
     """Samples with the classes that the teacher prefers."""
     assert reported.student is not None
@@ -126,7 +129,9 @@ def top_shares(probs: Tensor, names: Sequence[str]) -> list[Share]:
 
 
 def _alternatives_of_labels(
-    probs: Tensor, target: Tensor, names: Sequence[str]
+    probs: Tensor,
+    target: Tensor,
+    names: Sequence[str],
 ) -> Table:
     """For each label, the other classes to which the teacher gives most."""
     lines: list[list[str]] = []

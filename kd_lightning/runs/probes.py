@@ -88,7 +88,9 @@ def nearest_neighbors(
 
 
 def linear_predictions(
-    train: LabelledFeatures, features: Tensor, strength: float = 1.0
+    train: LabelledFeatures,
+    features: Tensor,
+    strength: float = 1.0,
 ) -> Tensor:
     """What a logistic regression on the training features predicts.
 
@@ -194,7 +196,11 @@ class FeatureProbes(pl.Callback):
         self._log(trainer, pl_module, "test", "test")
 
     def _log(
-        self, trainer: pl.Trainer, module: pl.LightningModule, split: str, prefix: str
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        split: str,
+        prefix: str,
     ) -> None:
         """Measure a split and log its accuracies."""
         datamodule = lightning_compat.datamodule_of(trainer)

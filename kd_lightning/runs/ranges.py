@@ -149,7 +149,9 @@ class _Number:
 
 
 def _numbers(
-    node: Value, keys: tuple[str, ...], owner: str | None
+    node: Value,
+    keys: tuple[str, ...],
+    owner: str | None,
 ) -> Iterator[_Number]:
     """Yield every number of a config."""
     if isinstance(node, Mapping):

@@ -54,7 +54,10 @@ def npz_samples(path: Path, inputs: Sequence[NetworkInput]) -> Iterator[NewSampl
 
 
 def _array_of(
-    path: Path, arrays: Mapping[str, Array], described: NetworkInput, alone: bool
+    path: Path,
+    arrays: Mapping[str, Array],
+    described: NetworkInput,
+    alone: bool,
 ) -> Array:
     if described.name in arrays:
         return arrays[described.name]

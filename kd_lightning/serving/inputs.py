@@ -117,7 +117,9 @@ def _samples_of_file(network: LoadedNetwork, path: Path) -> Iterator[NewSample]:
 
 
 def predict_samples(
-    network: LoadedNetwork, samples: Iterable[NewSample], batch_size: int
+    network: LoadedNetwork,
+    samples: Iterable[NewSample],
+    batch_size: int,
 ) -> Iterator[Prediction]:
     """Predict samples in their order, reading one batch at a time.
 

@@ -146,7 +146,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _write(
-    network: LoadedNetwork, options: argparse.Namespace, skipped: Skipped
+    network: LoadedNetwork,
+    options: argparse.Namespace,
+    skipped: Skipped,
 ) -> int:
     """Predict all inputs, and write the results one after the other.
 

@@ -35,7 +35,10 @@ class RefusedRequest(Exception):  # noqa: N818 - it becomes an answer
 
 
 def content_of(
-    network: LoadedNetwork, media_type: str, body: bytes, max_pixels: int
+    network: LoadedNetwork,
+    media_type: str,
+    body: bytes,
+    max_pixels: int,
 ) -> Content:
     """The sample that a body holds.
 

@@ -145,7 +145,9 @@ def adapter_between(data: Spec, network: Preprocessing) -> InputAdapter | None:
 
 
 def described_as_spec(
-    trained_on: Spec | None, data: Spec, network: Preprocessing
+    trained_on: Spec | None,
+    data: Spec,
+    network: Preprocessing,
 ) -> Spec | None:
     """The spec of a network's data with the images that the network expects, to be compared.
 

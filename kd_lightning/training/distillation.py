@@ -171,7 +171,10 @@ class DistillationModule(TrainingModule):
 
     @staticmethod
     def _drop_teacher(
-        module: nn.Module, state: dict[str, Tensor], prefix: str, *_: StateHookArgument
+        module: nn.Module,
+        state: dict[str, Tensor],
+        prefix: str,
+        *_: StateHookArgument,
     ) -> None:
         """Remove the tensors of a teacher that does not learn from a state dict."""
         if cast(Teacher, module.get_submodule("teacher")).learns:
@@ -182,7 +185,10 @@ class DistillationModule(TrainingModule):
 
     @staticmethod
     def _insert_teacher(
-        module: nn.Module, state: dict[str, Tensor], prefix: str, *_: StateHookArgument
+        module: nn.Module,
+        state: dict[str, Tensor],
+        prefix: str,
+        *_: StateHookArgument,
     ) -> None:
         """Keep strict loading for the student: the live teacher's tensors fill in for those the
         file does not hold."""

@@ -102,7 +102,10 @@ class _Report:
     """One report, from measuring to printing."""
 
     def __init__(
-        self, trainer: pl.Trainer, module: TrainingModule, datamodule: DataModule
+        self,
+        trainer: pl.Trainer,
+        module: TrainingModule,
+        datamodule: DataModule,
     ) -> None:
         self.trainer = trainer
         self.module = module

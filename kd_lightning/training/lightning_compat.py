@@ -143,7 +143,9 @@ def averages_weights(trainer: pl.Trainer) -> bool:
 
 
 def keep_arguments_of(
-    parser: LightningArgumentParser, base: type, config: Mapping[str, Any]
+    parser: LightningArgumentParser,
+    base: type,
+    config: Mapping[str, Any],
 ) -> None:
     """Let objects that a parser builds save their config as hyperparameters, as LightningCLI does.
 

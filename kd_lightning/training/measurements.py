@@ -77,7 +77,9 @@ class TeacherReport:
 
 
 def measure_teacher(
-    module: TrainingModule, datamodule: DataModule, to_device: ToDevice
+    module: TrainingModule,
+    datamodule: DataModule,
+    to_device: ToDevice,
 ) -> TeacherReport:
     """Measure the teacher on the validation split, or on training samples if there is none.
 
@@ -125,7 +127,9 @@ def measure_teacher(
 
 
 def _held_out(
-    module: TrainingModule, datamodule: DataModule, split: str
+    module: TrainingModule,
+    datamodule: DataModule,
+    split: str,
 ) -> Iterator[Batch]:
     """Random samples of a split, at most `MOST_SAMPLES`, in batches."""
     teacher = module.active_teacher

@@ -105,7 +105,9 @@ def optimize(
 
 
 def _schedule(
-    optimizer: Optimizer, scheduler: SchedulerFactory, total_steps: Callable[[], int]
+    optimizer: Optimizer,
+    scheduler: SchedulerFactory,
+    total_steps: Callable[[], int],
 ) -> LRSchedulerConfigType:
     """The scheduler, and when it moves."""
     if takes_total_steps(scheduler):

@@ -95,7 +95,9 @@ def shared_names(network: nn.Module) -> dict[str, str]:
 
 
 def find_weights(
-    network: nn.Module, content: Mapping[str, Any], what: str
+    network: nn.Module,
+    content: Mapping[str, Any],
+    what: str,
 ) -> Candidate:
     """The weights of a network in a file of any origin.
 
@@ -157,7 +159,9 @@ def _required_names(network: nn.Module) -> set[str]:
 
 
 def _candidates(
-    entry: str, tensors: dict[str, Tensor], required: set[str]
+    entry: str,
+    tensors: dict[str, Tensor],
+    required: set[str],
 ) -> list[Candidate]:
     """The prefixes under which a state dict holds all required names."""
     wrappers = tuple(wrappers_in(tensors))
@@ -220,7 +224,9 @@ def _shapes_fit(network: nn.Module, candidate: Candidate) -> bool:
 
 
 def _near_miss(
-    network: nn.Module, entries: dict[str, dict[str, Tensor]], what: str
+    network: nn.Module,
+    entries: dict[str, dict[str, Tensor]],
+    what: str,
 ) -> str:
     """A message about the state dict that has most of the network's names."""
     if not entries:
@@ -257,7 +263,9 @@ def _common_prefix(tensors: Mapping[str, Tensor]) -> str:
 
 
 def missing_problem(
-    network: nn.Module, weights: Mapping[str, Tensor], what: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    what: str,
 ) -> str | None:
     """Which tensors of a network weights lack, with some names of each side; `None` if none.
 
@@ -282,7 +290,9 @@ def missing_problem(
 
 
 def unknown_problem(
-    network: nn.Module, weights: Mapping[str, Tensor], what: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    what: str,
 ) -> str | None:
     """Which tensors of weights a network does not have; `None` if none.
 

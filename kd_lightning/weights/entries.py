@@ -111,7 +111,9 @@ def weight_entries(
 
 
 def _walk(
-    content: Mapping[Any, Any], path: str, depth: int
+    content: Mapping[Any, Any],
+    path: str,
+    depth: int,
 ) -> Iterator[tuple[str, dict[Any, Tensor]]]:
     tensors = {
         key: value for key, value in content.items() if isinstance(value, Tensor)

@@ -198,7 +198,9 @@ def load_weights(
 
 
 def fitting_weights(
-    network: nn.Module, content: Mapping[str, Any], what: str
+    network: nn.Module,
+    content: Mapping[str, Any],
+    what: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of a network in a file of any origin; see `find_weights`.
 
@@ -214,7 +216,9 @@ def fitting_weights(
 
 
 def load_file_weights(
-    network: nn.Module, content: Mapping[str, Any], what: str
+    network: nn.Module,
+    content: Mapping[str, Any],
+    what: str,
 ) -> None:
     """Load the weights of a file of any origin into a network.
 
@@ -231,7 +235,9 @@ def load_file_weights(
 
 
 def without_other_head(
-    network: nn.Module, weights: Mapping[str, Tensor], num_classes: int
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    num_classes: int,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Replace a head for other classes by the network's own new one.
 

@@ -150,7 +150,9 @@ def check_metadata(content: Mapping[str, Any], what: str, path: Path) -> None:
 
 
 def check_lightning_entries(
-    content: Mapping[str, Any], what: str, resumes: bool
+    content: Mapping[str, Any],
+    what: str,
+    resumes: bool,
 ) -> None:
     """Check the entries that Lightning reads before it reads them.
 

@@ -121,7 +121,9 @@ class Blocks:
 
 
 def _spans(
-    tokens: TokenFile, length: int, packed: bool
+    tokens: TokenFile,
+    length: int,
+    packed: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first token of each block, and the end of its targets, int64 `(n,)` each."""
     total = len(tokens.ids)

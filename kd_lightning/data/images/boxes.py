@@ -89,7 +89,9 @@ def _place(last: Tensor, share: Tensor) -> Tensor:
 
 
 def _check_box(
-    owner: str, scale: tuple[float, float], ratio: tuple[float, float]
+    owner: str,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> None:
     if not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(
@@ -236,7 +238,12 @@ class CutMix(Mixing):
         self.alpha = alpha
 
     def mix(
-        self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
+        self,
+        inputs: Tensor,
+        others: Tensor,
+        index: Tensor,
+        seed: int,
+        view: int,
     ) -> tuple[Tensor, Tensor]:
         """Paste boxes of `others` into `inputs`, both float32 `(B, C, H, W)`; see `Mixing.mix`."""
         height, width = inputs.shape[-2:]

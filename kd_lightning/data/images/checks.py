@@ -20,7 +20,11 @@ _COLORS = (1, 3, 4)
 
 
 def checked_samples(
-    samples: object, split: str, channels: int, num_classes: int, task: Task
+    samples: object,
+    split: str,
+    channels: int,
+    num_classes: int,
+    task: Task,
 ) -> Images:
     """Check what `load(split)` returned.
 
@@ -138,7 +142,11 @@ def _shape_problem(target: Tensor, owner: str, blank: Tensor, task: Task) -> str
 
 
 def check_shares(
-    validation: float, fraction: float, label_fraction: float, parts: int, part: int
+    validation: float,
+    fraction: float,
+    label_fraction: float,
+    parts: int,
+    part: int,
 ) -> None:
     """Check the options of `ImageDataModule` that divide the training set.
 
@@ -181,7 +189,10 @@ def check_batches(
 
 
 def checked_normalization(
-    name: str, values: Sequence[float] | None, default: Sequence[float], channels: int
+    name: str,
+    values: Sequence[float] | None,
+    default: Sequence[float],
+    channels: int,
 ) -> tuple[float, ...]:
     """Check the option `data.mean` or `data.std`.
 

@@ -79,7 +79,12 @@ def _factor(name: str, strength: float, index: Tensor, seed: int, view: int) -> 
 
 
 def _draw(
-    name: str, low: float, high: float, index: Tensor, seed: int, view: int
+    name: str,
+    low: float,
+    high: float,
+    index: Tensor,
+    seed: int,
+    view: int,
 ) -> Tensor:
     """A number per image, `(B, 1, 1, 1)`, uniform in [low, high]."""
     # The British spelling is part of the random stream: existing caches replay these draws.

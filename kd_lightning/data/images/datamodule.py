@@ -260,7 +260,11 @@ class ImageDataModule(DataModule):
         return rows[:first], torch.ones(first, dtype=torch.bool), validation
 
     def _source(
-        self, split: str, rows: Tensor, target: Tensor, augment: list[Augmentation]
+        self,
+        split: str,
+        rows: Tensor,
+        target: Tensor,
+        augment: list[Augmentation],
     ) -> ImageSource:
         mixing = None
         transforms = []

@@ -70,7 +70,11 @@ def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> s
 
 
 def decoded(
-    tree: Tree, listing: Listing, size: int | None, grey: bool, cache: str | None
+    tree: Tree,
+    listing: Listing,
+    size: int | None,
+    grey: bool,
+    cache: str | None,
 ) -> Decoded:
     """The decoded images, read from the cache if they are in it.
 
@@ -140,7 +144,10 @@ def _open(folder: Path, listing: Listing) -> Decoded | None:
 
 
 def _write(
-    folder: Path, tree: Tree, listing: Listing, decode: Callable[[str], Pixels]
+    folder: Path,
+    tree: Tree,
+    listing: Listing,
+    decode: Callable[[str], Pixels],
 ) -> None:
     """Decode all images into a temporary folder, and rename it once it is complete.
 
@@ -219,7 +226,9 @@ def _sync(file: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def _progress(
-    total: int, source: Path, folder: Path
+    total: int,
+    source: Path,
+    folder: Path,
 ) -> Iterator[Callable[[int], None]]:
     """Show a progress bar in a terminal, and print one line elsewhere.
 

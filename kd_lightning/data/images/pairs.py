@@ -94,7 +94,10 @@ def _images_by_stem(tree: Tree, folder: str) -> dict[str, str]:
 
 
 def decode_pairs(
-    tree: Tree, pairs: Sequence[Pair], coding: MaskCoding, size: Sequence[int] | None
+    tree: Tree,
+    pairs: Sequence[Pair],
+    coding: MaskCoding,
+    size: Sequence[int] | None,
 ) -> MaskedImages:
     """Decode all pairs with several threads.
 
@@ -130,7 +133,10 @@ def decode_pairs(
 
 
 def _decode_pair(
-    tree: Tree, pair: Pair, coding: MaskCoding, size: Sequence[int] | None
+    tree: Tree,
+    pair: Pair,
+    coding: MaskCoding,
+    size: Sequence[int] | None,
 ) -> tuple[Pixels, Pixels]:
     """One image `(3, H, W)` and its mask `(H, W)`."""
     image_owner = f"{tree.path}: {pair.image}"

@@ -231,7 +231,11 @@ class SegmentationDataModule(DataModule):
         return train, unlabelled, index[is_held_out]
 
     def _source(
-        self, split: str, rows: Tensor, masks: Tensor, augment: list[Augmentation]
+        self,
+        split: str,
+        rows: Tensor,
+        masks: Tensor,
+        augment: list[Augmentation],
     ) -> SegmentationSource:
         images = ImageSource(
             images=self._samples[split].images,

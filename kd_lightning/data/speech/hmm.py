@@ -236,7 +236,9 @@ def train_alignment(
 
 
 def align_all(
-    model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tensor]
+    model: Gaussians,
+    frames: Sequence[Tensor],
+    chains: Sequence[Tensor],
 ) -> Tensor:
     """Forced alignment of utterances with a trained model.
 

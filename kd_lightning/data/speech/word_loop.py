@@ -34,7 +34,10 @@ class WordLoop:
 
     @classmethod
     def from_alignment(
-        cls, lexicon: Lexicon, state: Tensor, utterance: Tensor
+        cls,
+        lexicon: Lexicon,
+        state: Tensor,
+        utterance: Tensor,
     ) -> WordLoop:
         """Estimate all probabilities by counting, with add-one smoothing of the transitions.
 
@@ -151,7 +154,10 @@ class WordLoop:
         return entering, origin
 
     def _trace_back(
-        self, best: Tensor, origins: Sequence[Tensor], word_starts: Sequence[Tensor]
+        self,
+        best: Tensor,
+        origins: Sequence[Tensor],
+        word_starts: Sequence[Tensor],
     ) -> list[list[int]]:
         """Follow the best path of each utterance back and collect the words that it enters.
 

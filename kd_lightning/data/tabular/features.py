@@ -184,7 +184,9 @@ def refuse_missing(name: str, column: Column) -> None:
 
 
 def check_features(
-    names: Sequence[str], categorical: Sequence[str], target: Sequence[str]
+    names: Sequence[str],
+    categorical: Sequence[str],
+    target: Sequence[str],
 ) -> None:
     """Check the choice of columns.
 

@@ -110,7 +110,9 @@ def _check_open_fractions(validation: float, test_fraction: float) -> None:
 
 
 def _check_choice(
-    option: str, value: str | None, choices: Sequence[str | None]
+    option: str,
+    value: str | None,
+    choices: Sequence[str | None],
 ) -> None:
     if value not in choices:
         valid = ", ".join(map(str, choices))

@@ -71,7 +71,9 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(
-    path: Path, dialect: Dialect = DETECTED, report: bool = True
+    path: Path,
+    dialect: Dialect = DETECTED,
+    report: bool = True,
 ) -> Iterator[Row]:
     """Yield each line that is not blank.
 
@@ -87,7 +89,9 @@ def read_rows(
 
 
 def column_positions(
-    path: Path, heading: Sequence[str], columns: Sequence[Column]
+    path: Path,
+    heading: Sequence[str],
+    columns: Sequence[Column],
 ) -> list[int]:
     """The position of each column, from 0.
 

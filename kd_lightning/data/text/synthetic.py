@@ -118,7 +118,11 @@ class SyntheticSentences:
         return list(zip(*columns, strict=True))
 
     def _column(
-        self, corpus: Corpus, side: int, variant: Tensor, seed: int
+        self,
+        corpus: Corpus,
+        side: int,
+        variant: Tensor,
+        seed: int,
     ) -> list[str]:
         """The synthetic first (`side` 0) or second text of each sample.
 
@@ -145,7 +149,11 @@ class SyntheticSentences:
         return column
 
     def _runs(
-        self, corpus: Corpus, side: int, variant: Tensor, seed: int
+        self,
+        corpus: Corpus,
+        side: int,
+        variant: Tensor,
+        seed: int,
     ) -> tuple[Tensor, Tensor]:
         """The part of each text that remains: first position and number of words, `(N,)` each."""
         starts = corpus.starts[:, side]
@@ -161,7 +169,11 @@ class SyntheticSentences:
         return first, torch.where(is_cut, run, lengths)
 
     def _words(
-        self, corpus: Corpus, position: Tensor, draw: Tensor, seed: int
+        self,
+        corpus: Corpus,
+        position: Tensor,
+        draw: Tensor,
+        seed: int,
     ) -> Tensor:
         """The words at some positions, partly masked or replaced.
 

@@ -173,7 +173,10 @@ class WordTokenizer(Tokenizer):
     special = ("[PAD]", "[UNK]", "[SEP]")
 
     def __init__(
-        self, min_count: int = 1, max_length: int = 128, checkpoint: str | None = None
+        self,
+        min_count: int = 1,
+        max_length: int = 128,
+        checkpoint: str | None = None,
     ) -> None:
         if min_count < 1:
             raise UserError(

@@ -40,7 +40,10 @@ def sample_statistics(feature: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def statistics_distance(
-    means: Tensor, variances: Tensor, running_mean: Tensor, running_var: Tensor
+    means: Tensor,
+    variances: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
 ) -> Tensor:
     r"""$\|\mu - \hat\mu\|_2 + \|\sigma^2 - \hat\sigma^2\|_2$ of a batch and a normalization layer.
 

@@ -55,7 +55,11 @@ def planned_tables(datamodule: DataModule, views: int) -> Tables:
 
 
 def _batches(
-    sources: list[Source], view: int, start: int, stop: int, size: int
+    sources: list[Source],
+    view: int,
+    start: int,
+    stop: int,
+    size: int,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Rows `start` to `stop` of the joined sources, in batches of exactly `size` samples.
 
