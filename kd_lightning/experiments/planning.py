@@ -191,6 +191,7 @@ class _Planner:
         for config in (*self.experiment.configs, *run.configs):
             argv += ["-c", config]
         # Later overrides take precedence over earlier ones.
+        # Every run of an experiment is tested, whatever its configs say.
         overrides = {
             "run.test": "last",
             **self.experiment.overrides,
@@ -235,6 +236,7 @@ class _Planner:
         if self._finished_runs is None:
             return folder, None
         # A run of today's code takes precedence over one of earlier code.
+        # `--keep-finished` is for runs that would otherwise be trained again.
         if is_finished(read_record(folder), may_fail):
             return folder, None
         earlier = self._finished_runs.find(key, may_fail)
@@ -280,6 +282,7 @@ def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
         matches = [run.name for run in experiment.runs if _is_named(run, name)]
         if not matches:
             all_names = dict.fromkeys(run.name for run in experiment.runs)
+            # Without repetition: a grid has one name for all its runs.
             names = ", ".join(all_names)
             raise UserError(
                 f"--only {name!r}: {experiment.name} has no such run; its runs are {names}"
@@ -302,6 +305,7 @@ def _with_inner_root(overrides: Values) -> dict[str, Any]:
     arguments = data.get("init_args") if isinstance(data, dict) else None
     if not isinstance(arguments, dict) or not arguments.get("data"):
         return dict(overrides)
+    # The wrapped data reads the files, so the root belongs to it.
     moved = {}
     for name, value in overrides.items():
         key = "data.data.root" if name == "data.root" else name

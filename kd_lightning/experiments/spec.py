@@ -108,6 +108,8 @@ def load(
         )
     path = find(name)
     content = _read(path)
+    # An experiment may have the settings of another one if a setting changes what it is
+    # about.
     changes = changes or {}
     # A key without a value is null in YAML.
     defaults = content.get("settings") or {}
@@ -126,6 +128,7 @@ def load(
 
     runs = _runs(path, content.pop("runs"))
     analyses = content.get("analyses", {})
+    # A misspelled function must not be noticed after days of training.
     for analysis in analyses.values():
         # Afterwards the experiment no longer depends on the folder of its YAML.
         analysis["function"] = resolve_function(analysis["function"], path.parent)
@@ -164,6 +167,7 @@ def _changed_settings(
         UserError: for a setting that the experiment does not have, or a value that is no choice.
     """
     defaults = content.get("settings") or {}
+    # A setting is what the YAML gives a default to.
     unknown = sorted(set(changes) - set(defaults))
     if unknown:
         valid = ", ".join(defaults) or "none"
@@ -195,6 +199,7 @@ def _check_choice(
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of an experiment's YAML with its top level checked."""
     content = with_current_names(read_yaml_file(path, f"the experiment {path}"))
+    # Two mistakes, one message: no mapping at all, or a mapping without runs.
     no_runs = UserError(f"the experiment {path} names no runs")
     if not isinstance(content, dict):
         raise no_runs
@@ -266,12 +271,14 @@ def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
     """Return an experiment's name, followed by its changed settings."""
     name = path.stem
     root = experiments_root()
+    # A shipped experiment has the name that `kd reproduce` takes.
     if path.is_relative_to(root):
         name = path.with_suffix("").relative_to(root).as_posix()
     for key, value in changed.items():
         # The name becomes that of a folder, so it holds only the last part of a path.
         last_part = str(value).rstrip("/").rpartition("/")[2]
         name += f"-{key}-{last_part}"
+    # Each part becomes a folder, and file systems count bytes.
     lengths = [len(part.encode()) for part in name.split("/")]
     longest = max(lengths)
     if longest > MAX_NAME_BYTES - 50:

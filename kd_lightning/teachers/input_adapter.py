@@ -32,6 +32,7 @@ class InputAdapter(nn.Module):
 
     def __init__(self, data: Preprocessing, network: Preprocessing) -> None:
         super().__init__()
+        # Three independent changes: channels, normalization and size.
         self.channels = _more_channels(data, network)
         self.size = None
         if network.size != data.size:
@@ -160,6 +161,7 @@ def described_as_spec(
     if given.size is None or given.channels is None:
         return trained_on
     # Nothing is known of the network's images.
+    # Without a description, the comparison uses the network's own data.
     if network == Preprocessing():
         return trained_on
     channels = network.channels or given.channels

@@ -159,7 +159,9 @@ class SyntheticSentences:
         starts = corpus.starts[:, side]
         lengths = corpus.lengths[:, side]
         # One number per row, variant and side, so that no two draws are equal.
-        draw = (torch.arange(len(variant)) * self.variants + variant) * 2 + side
+        row = torch.arange(len(variant))
+        number_of_variant = row * self.variants + variant
+        draw = number_of_variant * 2 + side
         drawn = integers(draw, 1, self.longest, seed, "length")
         run = torch.minimum(drawn, lengths)
         is_cut = uniform(draw, seed, "ngram") < self.ngram
@@ -186,13 +188,16 @@ class SyntheticSentences:
         Returns:
             int64 `(n,)`, indices into `corpus.words`.
         """
+        # One draw decides between masking, replacing and keeping a word.
         chance = uniform(draw, seed, "word")
+        is_masked = chance < self.mask
+        is_changed = chance < self.mask + self.replace
         # A uniform draw among the positions with this part of speech follows word frequencies.
         choice = hashed(draw, seed, "other") % corpus.count[position]
         place = corpus.by_tag[corpus.first[position] + choice]
         other = corpus.ids[place]
         own = corpus.ids[position]
-        # One draw decides between masking, replacing and keeping a word.
-        new = torch.where(chance < self.mask + self.replace, other, own)
+        new = torch.where(is_changed, other, own)
+        # The mask is the last word of the corpus.
         mask = len(corpus.words) - 1
-        return torch.where(chance < self.mask, mask, new)
+        return torch.where(is_masked, mask, new)
