@@ -169,6 +169,7 @@ def main(argv: list[str]) -> None:
         progress=progress,
         temperatures=_temperatures(options, module),
     )
+    # Without augmentation there is one view, whatever --views says.
     _report(folder, options.views if run.datamodule.augmented else None)
     for note in module.teacher.notes:
         Console().print(plain(f"note: {note}"), soft_wrap=True)

@@ -41,6 +41,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--port", type=int, default=8000, help="default: 8000; 0: any free one"
     )
+    _add_limits(options)
+    return options
+
+
+def _add_limits(options: argparse.ArgumentParser) -> None:
+    """Add the sizes and times that keep a busy service in bounds."""
     options.add_argument(
         "--max-batch",
         type=int,
@@ -70,7 +76,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="size of a request, at most; default: 10000000",
     )
-    return options
 
 
 def main(argv: Sequence[str]) -> None:

@@ -171,19 +171,12 @@ def _write(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     try:
-        statistics = ChannelStatistics(shape[0])
         splits = _stored_splits(listing)
         total = sum(len(listing.files[split]) for split in splits)
         with _progress(total, tree.path, folder) as advance:
-            for split in splits:
-                files = listing.files[split]
-                path = temporary / f"{split}.npy"
-                # Images of the folder `train` that the statistics lack; they come first.
-                missing = listing.num_train if split == "train" else 0
-                for chunk in _write_images(path, shape, files, decode_checked):
-                    advance(len(chunk))
-                    statistics.update(chunk[:missing])
-                    missing = max(0, missing - len(chunk))
+            statistics = _write_splits(
+                temporary, listing, shape, decode_checked, advance
+            )
         mean, std = statistics.compute()
         about = {"source": tree.path.name, "mean": mean, "std": std}
         with (temporary / "about.json").open("wb") as file:
@@ -200,6 +193,27 @@ def _write(
 def _size(shape: tuple[int, ...]) -> str:
     _, height, width = shape
     return f"{width}x{height}"
+
+
+def _write_splits(
+    folder: Path,
+    listing: Listing,
+    shape: tuple[int, ...],
+    decode: Callable[[str], Pixels],
+    advance: Callable[[int], None],
+) -> ChannelStatistics:
+    """Write the images of each split to a file; returns the statistics of the folder `train`."""
+    statistics = ChannelStatistics(shape[0])
+    for split in _stored_splits(listing):
+        files = listing.files[split]
+        path = folder / f"{split}.npy"
+        # Images of the folder `train` that the statistics lack; they come first.
+        missing = listing.num_train if split == "train" else 0
+        for chunk in _write_images(path, shape, files, decode):
+            advance(len(chunk))
+            statistics.update(chunk[:missing])
+            missing = max(0, missing - len(chunk))
+    return statistics
 
 
 def _write_images(

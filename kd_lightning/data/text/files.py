@@ -153,6 +153,7 @@ def read_table(
         _, heading = next(rows, (0, []))
     positions = column_positions(path, heading, columns)
     classes = {canonical_label(name): number for number, name in enumerate(labels)}
+    # Without a heading, the first sample decides how many fields a line has.
     num_fields = len(heading)
     texts: list[Sample] = []
     target: list[int] = []
@@ -172,7 +173,7 @@ def read_table(
                 f"{place}: unknown label {value[:100]!r}; valid labels: {_listed(labels)}"
             )
         if not all(values):
-            raise UserError(f"{path}, line {line}: the text is empty")
+            raise UserError(f"{place}: the text is empty")
         texts.append(tuple(values))
         target.append(classes.get(value, UNLABELLED))
     if not texts:
