@@ -62,6 +62,7 @@ def main(argv: list[str]) -> None:
     arguments, unknown = parser().parse_known_args(argv)
     arguments.set += setting_words(unknown)
     console = Console()
+    # A list needs no experiment.
     if arguments.list:
         list_experiments(console)
         return

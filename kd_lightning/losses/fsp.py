@@ -44,6 +44,7 @@ def flow_matrix(
     lower = full(lower)
     upper = full(upper)
     if convention == "paper":
+        # Products need equal positions: the larger map is pooled to the smaller one.
         height = min(lower.shape[2], upper.shape[2])
         width = min(lower.shape[3], upper.shape[3])
         lower = F.adaptive_max_pool2d(lower, (height, width))
@@ -129,6 +130,7 @@ class FSP(DistillLoss):
         """Refuse networks of different channels; there is nothing to create."""
         for role in self.roles:
             own, target = shapes_of("FSP", student, teacher, (role, role), ranks=(4,))
+            # Flow matrices of other channels have another size, and FSP has no adapter.
             if own[1] != target[1]:
                 raise UserError(
                     f"FSP needs equal channels; at the layer {role!r} the student has {own[1]} "

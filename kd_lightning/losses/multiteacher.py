@@ -129,6 +129,7 @@ class LearnedWeights(TeacherWeights):
     """
 
     def build(self, members: int, student: Probe) -> None:
+        # Created here and not in the constructor, because the teachers are known here.
         self.logits = nn.Parameter(torch.zeros(members))
 
     def forward(self, members: Tensor, batch: Batch) -> Tensor:
@@ -168,12 +169,14 @@ class ClassRouting(TeacherWeights):
         share = batch.row_share
         if partner is None or share is None:
             return own
-        return torch.lerp(
-            self._weights_of(partner, members), own, share.to(own.dtype)[:, None]
-        )
+        # A mixed sample is taught by the teachers of both classes.
+        of_partner = self._weights_of(partner, members)
+        share_of_row = share.to(own.dtype)[:, None]
+        return torch.lerp(of_partner, own, share_of_row)
 
     def _weights_of(self, labels: Tensor, members: Tensor) -> Tensor:
         count = members.shape[1]
+        # Class 0 stands in for an unknown label, whose weights are equal below.
         teacher = self.get_buffer("routes")[labels.clamp(min=0)]
         chosen = F.one_hot(teacher, count).to(members.dtype)
         return torch.where(is_labelled(labels)[:, None], chosen, 1 / count)
@@ -200,6 +203,7 @@ class ColumnRouting(TeacherWeights):
         self.values = [str(value) for value in values]
 
     def build(self, members: int, student: Probe) -> None:
+        # One value per teacher, so that every teacher has its own rows.
         if len(self.values) != members or len(set(self.values)) < members:
             raise UserError(
                 f"ColumnRouting: values must be {members} different values of the column, one per "
@@ -212,6 +216,7 @@ class ColumnRouting(TeacherWeights):
                 f"ColumnRouting: {self.path} has {len(names)} lines below its header, but the "
                 f"training data has {expected} rows"
             )
+        # A sample of another value would have no teacher.
         unknown = sorted(set(names) - set(self.values))
         if unknown:
             raise UserError(

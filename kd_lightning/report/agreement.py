@@ -103,6 +103,7 @@ def _recorded(reported: ReportedRun) -> list[Block]:
 
 
 def _overall(student_classes: Tensor, teacher_classes: Tensor) -> float:
+    # Void pixels have no class.
     exists = teacher_classes >= 0
     return float((student_classes == teacher_classes)[exists].double().mean())
 
@@ -165,6 +166,7 @@ def _outcomes(
 
 def _class_block(label: str, classes: Sequence[ClassAgreement]) -> Block:
     """The agreement by class: a figure, or a table of the worst of many classes."""
+    # The classes that a reader looks for are those with little agreement.
     worst_first = sorted(classes, key=lambda each: each.share)
     if len(classes) <= MOST_CLASSES:
         return _figure(label, classes, worst_first)

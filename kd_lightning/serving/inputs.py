@@ -96,6 +96,7 @@ def _files_below(network: LoadedNetwork, path: Path) -> list[Path]:
     """The file itself, or the files of a folder that the network reads, by name."""
     if not path.is_dir():
         return [path]
+    # Every network reads raw inputs from NPZ files.
     suffixes: tuple[str, ...] = (SUFFIX,)
     if network.reader is not None:
         suffixes += network.reader.suffixes
@@ -137,9 +138,11 @@ def _predict_batch(
     network: LoadedNetwork, batch: Sequence[NewSample]
 ) -> Iterator[Prediction]:
     contents = [sample.content for sample in batch if sample.content is not None]
-    rows: Iterator[Tensor | str]
+    rows: Iterator[Tensor | str] = iter(())
     try:
-        rows = iter(network.predict(network.encode(contents))) if contents else iter(())
+        if contents:
+            raw = network.encode(contents)
+            rows = iter(network.predict(raw))
     except UserError:
         # One of them does not fit. The others must not fail with it.
         rows = iter([_predict_alone(network, content) for content in contents])

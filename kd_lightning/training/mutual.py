@@ -137,6 +137,7 @@ class MutualModule(StudentsModule):
     # -- training ---------------------------------------------------------------------------------
 
     def _check_kind_of_optimizer(self, optimizer: Optimizer) -> None:
+        # Such an optimizer keeps the hard and soft gradients of one objective.
         if isinstance(optimizer, SplitOptimizer):
             raise UserError(
                 f"model.optimizer: {type(optimizer).__name__} updates one student, and "
@@ -153,6 +154,7 @@ class MutualModule(StudentsModule):
         super()._begin_epoch()
         for objective in self.objectives[1:]:
             objective.begin_epoch(self.current_epoch, self.trainer.world_size)
+        # Each student's step ends the batch, so there is nothing to accumulate over.
         if self.update == "in turn" and self.trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "students that are updated in turn cannot accumulate gradients; set "
@@ -218,6 +220,8 @@ class MutualModule(StudentsModule):
     def _step_together(self, batch: Batch) -> Tensor:
         """The sum of all students' losses: each parameter is in one of them."""
         self._values = []
+        # All predictions come before the first step, so that each student serves as a
+        # teacher as it is.
         outputs: list[Output] = [learner(batch) for learner in self.learners]
         if self._uses_teacher:
             for number, output in enumerate(outputs):

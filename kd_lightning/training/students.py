@@ -100,6 +100,8 @@ class StudentsModule(TrainingModule, ABC):
         assert self.spec is not None
         for learner in self.learners[1:]:
             load_initial_weights(learner.network, None, datamodule, self.spec)
+        # Networks with the same weights predict the same, and their divergence has no
+        # gradient.
         for first, second in itertools.combinations(range(len(self.learners)), 2):
             if _are_equal(self.students[first], self.students[second]):
                 raise UserError(
@@ -205,6 +207,8 @@ class StudentsModule(TrainingModule, ABC):
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         super().on_load_checkpoint(checkpoint)
         state = cast(dict[str, Tensor], checkpoint.get("state_dict") or {})
+        # Lightning would report a list of missing tensors instead of the number of
+        # students.
         saved = {key.split(".")[1] for key in state if key.startswith("peers.")}
         if len(saved) != len(self.peer_learners):
             raise UserError(
