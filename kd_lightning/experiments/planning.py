@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.job import Job
+from kd_lightning.experiments.job_arguments import (
+    format_override,
+    format_overrides,
+    with_inner_root,
+)
 from kd_lightning.experiments.keys import address, run_key
 from kd_lightning.experiments.schema import MAX_JOBS
 from kd_lightning.experiments.spec import Experiment, RunSpec
@@ -198,7 +201,7 @@ class _Planner:
             **run.overrides,
             **self.options.overrides,
         }
-        return argv + format_overrides(_with_inner_root(overrides))
+        return argv + format_overrides(with_inner_root(overrides))
 
     def _key(
         self,
@@ -299,20 +302,6 @@ def _is_named(run: RunSpec, name: str) -> bool:
     return run.name.startswith(f"{name} ")
 
 
-def _with_inner_root(overrides: Values) -> dict[str, Any]:
-    """Return the overrides with `data.root` moved to the inner data if the data wraps other data."""
-    data = overrides.get("data")
-    arguments = data.get("init_args") if isinstance(data, dict) else None
-    if not isinstance(arguments, dict) or not arguments.get("data"):
-        return dict(overrides)
-    # The wrapped data reads the files, so the root belongs to it.
-    moved = {}
-    for name, value in overrides.items():
-        key = "data.data.root" if name == "data.root" else name
-        moved[key] = value
-    return moved
-
-
 def _all_jobs(needs: Mapping[str, Need]) -> list[Job]:
     """Return the jobs of all settings, in order."""
     jobs: list[Job] = []
@@ -332,24 +321,6 @@ def _for_each(
         else:
             values[setting] = value_of(need)
     return values
-
-
-def format_override(name: str, value: YamlValue) -> str:
-    """Return the argument `--name=value`, with the value in YAML on one line."""
-    if isinstance(value, str):
-        return f"--{name}={value}"
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
-    # YAML ends a bare scalar with the line "...".
-    text = text.removesuffix("\n").removesuffix("\n...")
-    return f"--{name}={text}"
-
-
-def format_overrides(overrides: Mapping[str, YamlValue]) -> list[str]:
-    """Return one argument per override; see `format_override`."""
-    arguments = []
-    for name, value in overrides.items():
-        arguments.append(format_override(name, value))
-    return arguments
 
 
 def by_run(jobs: Iterable[Job]) -> dict[str, list[Job]]:

@@ -202,7 +202,7 @@ def _verify(folder: Path, rest: list[str]) -> None:
     Raises:
         UserError: if a file is damaged, or there are more arguments than the folder.
     """
-    from kd_lightning.teachers.cache.teacher import verify_cache
+    from kd_lightning.teachers.cache.opening import verify_cache
 
     if rest:
         raise UserError(f"kd cache --verify takes nothing but --output, got {rest[0]}")

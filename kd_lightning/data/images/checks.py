@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kd_lightning.data.images.augment import Augmentation, Mixing
 from kd_lightning.data.images.source import Images
-from kd_lightning.data.subsets import check_fraction
+from kd_lightning.data.subsets import check_classes, check_fraction
 from kd_lightning.errors import UserError
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
@@ -225,3 +226,56 @@ def checked_normalization(
                 f"{value:g}{remedy}"
             )
     return tuple(float(value) for value in values)
+
+
+def check_channels(own: int, channels: int | None) -> None:
+    """Check the option `data.channels`.
+
+    Args:
+        own: the channels of the images.
+        channels: those that the network reads; `None` for the images' own.
+
+    Raises:
+        UserError: if the images cannot be repeated to that number.
+    """
+    # Only gray images have one channel that can stand for several.
+    if channels is None or (channels >= 1 and own in (1, channels)):
+        return
+    raise UserError(
+        f"data.channels: images of {own} channels cannot be repeated to {channels}"
+    )
+
+
+def check_chosen_classes(
+    task: Task,
+    num_classes: int,
+    keep: list[int],
+    drop: list[int],
+) -> None:
+    """Check the options `data.keep_classes` and `data.drop_classes`.
+
+    Raises:
+        UserError: if the classes cannot be chosen, or do not exist.
+    """
+    # A target `(B,)` is one label per image; several labels have no class to choose by.
+    blank = task.blank_target(Spec(num_classes=num_classes), 1)
+    if blank.ndim != 1 and (keep or drop):
+        raise UserError(
+            "data.keep_classes and data.drop_classes need one label per image"
+        )
+    check_classes("data.keep_classes", keep, num_classes)
+    check_classes("data.drop_classes", drop, num_classes)
+
+
+def check_mixing_is_last(augment: Sequence[Augmentation]) -> None:
+    """Check that no augmentation follows one that mixes samples.
+
+    Raises:
+        UserError: if one does.
+    """
+    for augmentation in augment[:-1]:
+        if isinstance(augmentation, Mixing):
+            raise UserError(
+                f"data.augment: {type(augmentation).__name__} mixes samples that are already "
+                "augmented; put it last"
+            )
