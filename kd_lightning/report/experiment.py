@@ -109,6 +109,7 @@ def _read_runs(
 ) -> None:
     """Read the curves of the runs that the store still has."""
     jobs = read_json(output / "jobs.json")
+    # The results stand for themselves: a page without curves is better than none.
     if not jobs:
         experiment.curves_note = (
             "There are no learning curves: jobs.json, which names the folders of the "
@@ -237,6 +238,7 @@ def _figure_of_points(points: Sequence[Point], cost: str) -> Figure:
 def _curves(experiment: ReportedExperiment) -> list[Block]:
     """The learning curves of all runs, with bands over their seeds."""
     blocks: list[Block] = []
+    # More lines than colors could not be told apart.
     chosen = dict(list(experiment.curves.items())[:MOST_LINES])
     figure = None
     if chosen:

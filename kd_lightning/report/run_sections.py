@@ -104,6 +104,7 @@ def _facts(reported: ReportedRun) -> dict[str, str]:
     """What a reader must know of a run first."""
     run = reported.run
     record = reported.folder.record
+    # In the order in which a reader asks for them.
     facts = {"status": run.status}
     if record.get("error"):
         facts["error"] = str(record["error"])
@@ -216,6 +217,7 @@ def _environment(reported: ReportedRun) -> list[Block]:
         "command": " ".join(map(str, command)),
         "commit": str(record.get("commit") or "unknown"),
     }
+    # Both are records of their own in run.json.
     for group in ("hardware", "versions"):
         for name, value in mapping_at(record, group).items():
             facts[name] = _plain(value)

@@ -97,6 +97,7 @@ def _samples(
     items = []
     for number, position in enumerate(chosen):
         target = int(stored["target"][position])
+        # A sample of unlabeled data is shown with the teacher's classes alone.
         caption = "no label"
         if target != UNLABELLED:
             caption = f"label: {names[target]}"
@@ -135,6 +136,7 @@ def _alternatives_of_labels(
 ) -> Table:
     """For each label, the other classes to which the teacher gives most."""
     lines: list[list[str]] = []
+    # Samples without a label are in no row.
     support = torch.bincount(target[target >= 0], minlength=len(names))
     for number, name in enumerate(names):
         if int(support[number]) == 0 or len(lines) == MOST_CLASSES:

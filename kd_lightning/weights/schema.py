@@ -22,6 +22,7 @@ def is_a(kind: type, what: str) -> Check:
     """
 
     def check(value: object, name: str) -> str | None:
+        # In Python, True is an instance of int.
         is_wrong_bool = isinstance(value, bool) and kind is not bool
         if isinstance(value, kind) and not is_wrong_bool:
             return None
@@ -113,6 +114,7 @@ def record(
             problem = check(value.get(key), f"{name}.{key}")
             if problem is not None:
                 return problem
+        # An entry that is None counts as missing.
         for key, check in (others or {}).items():
             problem = optional(check)(value.get(key), f"{name}.{key}")
             if problem is not None:

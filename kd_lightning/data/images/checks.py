@@ -48,6 +48,7 @@ def checked_samples(
             f"{owner} must return kd_lightning.data.Images(images, target), got "
             f"{type(samples).__name__}"
         )
+    # Users hand over NumPy arrays, whose methods differ from a tensor's.
     for name, value in (("images", samples.images), ("target", samples.target)):
         if not isinstance(value, Tensor):
             raise UserError(
@@ -78,6 +79,7 @@ def _check_images(images: Tensor, owner: str, channels: int) -> None:
         if not images.is_floating_point():
             remedy = "images.to(torch.uint8) converts whole numbers from 0 to 255"
         raise UserError(f"{problem}; got {images.dtype}; {remedy}")
+    # The remaining cases differ in what the user has to do.
     if images.ndim == 4 and images.shape[1] == channels:
         return
     remedy = "give one value of mean and std per channel"
@@ -99,6 +101,7 @@ def _checked_target(target: Tensor, owner: str, num_classes: int, task: Task) ->
     blank = task.blank_target(Spec(num_classes=num_classes), 1)
     if target.shape[1:] != blank.shape[1:]:
         raise UserError(_shape_problem(target, owner, blank, task))
+    # Real values need no range, and NaN marks a missing one.
     if blank.is_floating_point():
         return target
     labels = target.long()
@@ -117,6 +120,7 @@ def _checked_target(target: Tensor, owner: str, num_classes: int, task: Task) ->
     high = int(labelled.max())
     if low < 0 or high >= num_values:
         remedy = f"{UNLABELLED} marks a missing label"
+        # As many data sets come: the smallest label is 1.
         if low == 1 and high == num_values:
             remedy = "they start at 1; subtract 1"
         elif high >= num_values:
@@ -133,6 +137,7 @@ def _shape_problem(target: Tensor, owner: str, blank: Tensor, task: Task) -> str
     problem = f"{owner}: {task.name} has targets of shape ({expected}), got {list(target.shape)}"
     if blank.ndim != 1 or target.ndim != 2:
         return problem
+    # A column of labels, as tables give it.
     if target.shape[1] == 1:
         return f"{problem}; use target[:, 0]"
     return (

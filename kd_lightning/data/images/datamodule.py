@@ -178,6 +178,7 @@ class ImageDataModule(DataModule):
         Raises:
             UserError: if `load` returns samples of another form.
         """
+        # Loading may take minutes, and the checks read every label.
         if split not in self._raw:
             self._raw[split] = checked_samples(
                 self.load(split),
@@ -194,6 +195,7 @@ class ImageDataModule(DataModule):
         strata = self.task.strata(target)
         # Strata count from 0, also if no sample has a label.
         strata = strata - strata.min()
+        # Validation is taken out first, so that it is the same for every subset.
         rows, takes_part, validation = self._divided(strata)
         if self.parts > 1:
             rank = stratified_rank(strata[rows], rows, self.split_seed, "part")

@@ -115,6 +115,7 @@ class SegmentationDataModule(DataModule):
         )
         self.resident = resident
         self.prefetch = prefetch
+        # Before the images are decoded, which may take minutes.
         self._check_options()
         source = data_root(root) / Path(path).expanduser()
         self.name = source.name.removesuffix(".zip")
@@ -315,6 +316,7 @@ class SegmentationDataModule(DataModule):
         """What decides a teacher's inputs: the samples, normalization and augmentation."""
         samples = {}
         for split, decoded in self._samples.items():
+            # The decoded pixels, so that the path and the kind of file do not count.
             samples[split] = checksum(decoded.images, decoded.masks)
         augment = [augmentation.fingerprint() for augmentation in self.augment]
         return {

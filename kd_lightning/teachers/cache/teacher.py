@@ -137,6 +137,7 @@ class CachedTeacher(Teacher):
 
     def _check_unchanged(self, source: dict[str, Json]) -> None:
         """Refuse a cache of weights that have changed; their file may be gone."""
+        # A folder as the default: it is no file, so nothing is compared.
         path = Path(str(source.get("path") or "/"))
         if path.is_file() and sha256_of(path) != source.get("sha256"):
             raise UserError(
