@@ -47,6 +47,7 @@ def find_differences(runs: Sequence[Run]) -> list[Difference]:
     Args:
         runs: from folders, at least two.
     """
+    # In the order of a reader's questions: what was set, read and run.
     differences = _settings(runs)
     differences += _of_kind("setting", [{"seed": str(run.seed)} for run in runs])
     differences += _of_kind("data", [_data(run) for run in runs])
@@ -122,6 +123,7 @@ def _data(run: Run) -> dict[str, str]:
 def _teacher(run: Run) -> dict[str, str]:
     """The checksums of the teachers' weights."""
     checksums = []
+    # Of the weights, not their paths: a copy is the same teacher.
     for source in run.teacher_sources:
         checksums.append(str(source.get("sha256"))[:_DIGITS])
     return {"sha256": ", ".join(checksums) or "none"}
@@ -201,6 +203,7 @@ def diff_text(paths: Sequence[str], format_name: str) -> str:
     cells = differences_table(runs, paths)
     if format_name == "csv":
         return csv_text(cells.headings, cells.lines)
+    # An empty table would look like a failure.
     if not cells.lines:
         return "Settings, data and code of both runs are the same.\n"
     if format_name == "markdown":

@@ -15,6 +15,7 @@ def format_override(name: str, value: YamlValue) -> str:
     """Return the argument `--name=value`, with the value in YAML on one line."""
     if isinstance(value, str):
         return f"--{name}={value}"
+    # Wide enough that YAML breaks no line.
     text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
     # YAML ends a bare scalar with the line "...".
     text = text.removesuffix("\n").removesuffix("\n...")

@@ -36,6 +36,7 @@ def complements(costs: Tensor) -> Tensor:
         return torch.ones_like(costs)
     total = costs.sum(1, keepdim=True)
     safe_total = torch.where(total > 0, total, 1)
+    # Without any cost the teachers are equally good.
     share = torch.where(total > 0, costs / safe_total, 1 / members)
     return (1 - share) / (members - 1)
 

@@ -75,6 +75,7 @@ def nearest_neighbors(
     """
     # Products of unit vectors are cosines.
     known = F.normalize(train.features, dim=1)
+    # Fewer training samples than neighbors are all neighbors.
     count = min(neighbors, len(known))
     predicted = []
     for queries in F.normalize(features, dim=1).split(QUERIES):

@@ -154,6 +154,7 @@ def _numbers(
     owner: str | None,
 ) -> Iterator[_Number]:
     """Yield every number of a config."""
+    # The name of the class tells the user whose argument is wrong.
     if isinstance(node, Mapping):
         class_path = node.get("class_path")
         if isinstance(class_path, str):
@@ -172,6 +173,7 @@ def _check_number(number: _Number) -> None:
     """Refuse a number that is not finite, or outside the range of its option or argument."""
     option = ".".join(number.keys)
     valid = OPTIONS.get(option)
+    # Arguments of other classes may share a name and have another range.
     if valid is None and number.keys[0] in ("model", "data"):
         valid = ARGUMENTS.get(number.keys[-1])
     subject = f"{option} ({number.owner})" if number.owner else option

@@ -30,6 +30,7 @@ class Peer(Teacher):
         # In a tuple: as a submodule, the student would be frozen.
         self._learners = (learner,)
         self._roles: set[str] = set()
+        # Nothing to load: the weights are those of the training.
         self.ready = True
 
     @property

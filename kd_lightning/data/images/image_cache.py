@@ -63,6 +63,7 @@ def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> s
     for names in listing.files.values():
         for name in names:
             files.append((name, *tree.files[name]))
+    # Everything that decides the pixels, and nothing else.
     content = json.dumps(
         [VERSION, DECODER_VERSION, size, grey, listing.num_train, files]
     )

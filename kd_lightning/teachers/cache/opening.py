@@ -60,6 +60,7 @@ def verify_cache(folder: str | Path) -> int:
     Codec.of(manifest)
     manifest.data()
     manifest.teachers()
+    # Read and not mapped: each file is needed once.
     for name, table in open_tables(manifest, mapped=False).items():
         manifest.rows(name)
         table.verify()
