@@ -17,13 +17,15 @@ def write_whole(path: Path, data: bytes | memoryview, durable: bool = True) -> N
     Args:
         path: of the file; its folder exists.
         data: the whole content.
-        durable: wait until the disk has the data and the name, so that the file also survives a
-            power cut. The end of a process loses nothing either way.
+        durable: wait until the disk has the data, so that even a power cut leaves one of both
+            files whole. The end of a process does so either way.
 
     Raises:
         OSError: if the file cannot be written, as on a full disk. The old file is untouched then.
     """
-    remove_leftovers(path)
+    if durable:
+        # Not for the many small writes of a log: listing the folder takes longer than the write.
+        remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -36,8 +38,6 @@ def write_whole(path: Path, data: bytes | memoryview, durable: bool = True) -> N
         # A partial file must not keep the space of a full disk, nor outlive Ctrl-C.
         temporary.unlink(missing_ok=True)
         raise
-    if durable:
-        _sync_folder(path.parent)
 
 
 def write_whole_text(path: Path, text: str, durable: bool = True) -> None:
@@ -74,13 +74,3 @@ def _is_alive(process: int) -> bool:
         # It exists and belongs to another user.
         return True
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the new name itself on the disk, where the file system supports that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

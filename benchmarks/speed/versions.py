@@ -57,7 +57,10 @@ def workloads(teachers: Path) -> dict[str, tuple[list[str], int]]:
         "-c=configs/pairs/resnet56_resnet20.yaml",
         "--trainer.limit_val_batches=0",
     ]
-    digits = ["-c=configs/data/digits.yaml", "-c=configs/pairs/digits_mlp256_mlp16.yaml"]
+    digits = [
+        "-c=configs/data/digits.yaml",
+        "-c=configs/pairs/digits_mlp256_mlp16.yaml",
+    ]
     return {
         "MLP, live teacher": ([*mnist, checkpoint("mnist")], 100),
         "MLP, cached teacher": ([*mnist, *cached], 100),
@@ -138,7 +141,12 @@ class Side:
 
 
 def compare(
-    old: Path, new: Path, name: str, arguments: list[str], steps: int, options: argparse.Namespace
+    old: Path,
+    new: Path,
+    name: str,
+    arguments: list[str],
+    steps: int,
+    options: argparse.Namespace,
 ) -> Row:
     """Time one workload in both checkouts.
 
@@ -190,7 +198,12 @@ def main() -> None:
         if options.only is not None and options.only not in name:
             continue
         row = compare(
-            options.old.resolve(), options.new.resolve(), name, arguments, steps, options
+            options.old.resolve(),
+            options.new.resolve(),
+            name,
+            arguments,
+            steps,
+            options,
         )
         rows.append(row)
         print_table([row], THREADS)

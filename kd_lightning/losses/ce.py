@@ -19,6 +19,9 @@ from kd_lightning.losses.base import (
 )
 from kd_lightning.types import UNLABELLED, Batch, Output, full
 
+_SUM = 2
+"""The reduction "sum" as a number, as operations below `torch.nn.functional` take it."""
+
 
 def hard_cross_entropy(
     logits: Tensor,
@@ -42,6 +45,8 @@ def hard_cross_entropy(
         A scalar; zero, with a graph, if no row is labelled.
     """
     logits = full(logits)
+    if class_weights is None and label_smoothing == 0:
+        return _plain_cross_entropy(logits, target)
     # Not reduction="mean": it would be 0 / 0 if no row is labelled.
     total = F.cross_entropy(
         logits,
@@ -52,6 +57,18 @@ def hard_cross_entropy(
         reduction="sum",
     )
     return total / count_labelled(target).clamp(min=1)
+
+
+def _plain_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean over the labelled rows of the negative log-probability of the label, in nats."""
+    log_probs = torch.log_softmax(logits, dim=-1)
+    # The operation below `F.nll_loss`. It also returns how many rows it did not ignore, which
+    # takes longer to count than the loss itself if the network is small.
+    total, count = torch.ops.aten.nll_loss_forward(
+        log_probs, target, None, _SUM, UNLABELLED
+    )
+    mean: Tensor = total / count.clamp(min=1)
+    return mean
 
 
 def mixed_cross_entropy(

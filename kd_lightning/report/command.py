@@ -16,6 +16,7 @@ from kd_lightning.runs.arguments import CommandParser
 # the arguments must be reported at once.
 if TYPE_CHECKING:
     from kd_lightning.report.blocks import Section
+    from kd_lightning.report.reading import ReportedRun
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,6 +61,12 @@ def _add_options(command: argparse.ArgumentParser) -> None:
         "results",
     )
     command.add_argument(
+        "--wandb",
+        action="store_true",
+        help="also add the page and its figures to each run in W&B: online if an API "
+        "key is found, otherwise offline",
+    )
+    command.add_argument(
         "--no-data",
         action="store_true",
         help="use only the files in the folders: show no samples, and do not run the "
@@ -79,20 +86,32 @@ def main(argv: Sequence[str]) -> None:
     options = parser().parse_args(argv)
     _check_output(options.output)
     experiments, runs = find_targets(options.targets)
+    if options.wandb and experiments:
+        raise UserError(
+            f"--wandb adds figures to runs; {next(iter(experiments))} is an experiment, "
+            "whose runs are below its store"
+        )
 
     from kd_lightning.files import write_whole_text
     from kd_lightning.report.blocks import Page
     from kd_lightning.report.page import render
+    from kd_lightning.report.wandb import check_identities, mode_of_report, send_report
 
-    names, sections = _sections(experiments, runs, options)
+    mode = mode_of_report() if options.wandb else None
+    names, sections, reported = _sections(experiments, runs, options)
+    if mode is not None:
+        check_identities(reported)
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = Page(
         title=f"Report: {', '.join(names)}",
         subtitle=f"kd_lightning {__version__}, {now}",
         sections=sections,
     )
-    write_whole_text(options.output, render(page))
+    html = render(page)
+    write_whole_text(options.output, html)
     print(printable(f"report: {options.output}"))
+    if mode is not None:
+        send_report(page, html, reported, mode)
 
 
 def _check_output(path: Path) -> None:
@@ -137,8 +156,12 @@ def _sections(
     experiments: dict[str, Path],
     runs: Sequence[str],
     options: argparse.Namespace,
-) -> tuple[list[str], list[Section]]:
-    """The names of what is reported, and all sections: experiments first, then runs."""
+) -> tuple[list[str], list[Section], list[ReportedRun]]:
+    """What is reported.
+
+    Returns:
+        The names, all sections (experiments first, then runs), and the runs.
+    """
     from kd_lightning.report.costs import read_benchmark
     from kd_lightning.report.experiment import read_experiment, sections_of_experiment
     from kd_lightning.report.reading import read_runs
@@ -155,8 +178,9 @@ def _sections(
         alone = len(experiments) == 1 and not runs
         prefix = "" if alone else f"{experiment.name}: "
         sections += sections_of_experiment(experiment, prefix)
+    reported: list[ReportedRun] = []
     if runs:
         reported = read_runs(runs, with_data=not options.no_data)
         names += [run.label for run in reported]
         sections += sections_of_runs(reported, benchmark)
-    return names, sections
+    return names, sections, reported

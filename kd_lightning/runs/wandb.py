@@ -10,7 +10,7 @@ import contextlib
 import netrc
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 from urllib.parse import urlparse
@@ -142,17 +142,17 @@ def check_wandb(options: RunOptions) -> None:
         choose_mode(options.wandb)
 
 
-def announce(options: RunOptions, mode: str, folder: Path) -> None:
+def announce(mode: str, folder: Path, asked: bool) -> None:
     """Print where the run goes, unless the user has never asked for W&B.
 
     Args:
-        options: of the run.
         mode: "online" or "offline".
         folder: of the run.
+        asked: whether the user named W&B on this command line.
     """
     if mode == "online":
         print("W&B: online")
-    elif options.wandb != "auto" or os.environ.get("WANDB_MODE"):
+    elif asked or os.environ.get("WANDB_MODE"):
         later = f"wandb sync {folder}/wandb/offline-run-*"
         print(printable(f"W&B: {mode}; send it later with: {later}"))
 
@@ -187,7 +187,7 @@ def wandb_logger(
         return None
     from lightning.pytorch.loggers import WandbLogger
 
-    announce(options, mode, folder)
+    announce(mode, folder, asked=options.wandb != "auto")
     return WandbLogger(experiment=_start_run(options, mode, folder, config, record))
 
 
@@ -213,7 +213,7 @@ def _start_run(
         "versions": record["versions"],
         "hardware": record["hardware"],
     }
-    try:
+    with _one_line_errors("use --run.wandb=offline"):
         return wandb.init(
             id=record["wandb"]["id"],
             resume="allow",
@@ -228,12 +228,43 @@ def _start_run(
             config=logged,
             settings=wandb.Settings(silent=True, console="off"),
         )
-    # wandb raises errors of its own and of the libraries below it.
+
+
+def continue_run(identity: Values, mode: str, folder: Path) -> Run:
+    """Open a run in W&B again, to add to it what was made after the training.
+
+    Args:
+        identity: the entry `wandb` of its run.json.
+        mode: "online" or "offline".
+        folder: of the run.
+
+    Raises:
+        UserError: if W&B cannot be reached or refuses the run.
+    """
+    import wandb
+
+    with _one_line_errors("set WANDB_MODE=offline"):
+        return wandb.init(
+            id=str(identity["id"]),
+            resume="allow",
+            dir=str(folder.resolve()),
+            project=identity["project"],
+            entity=identity["entity"],
+            mode=mode,  # type: ignore[arg-type,unused-ignore]
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+
+@contextlib.contextmanager
+def _one_line_errors(alternative: str) -> Iterator[None]:
+    """Turn any error of W&B into one line; wandb also raises those of the libraries below it."""
+    try:
+        yield
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
-            f"W&B could not start the run ({lines[0]}); check the network and the key, or use "
-            "--run.wandb=offline"
+            f"W&B could not start the run ({lines[0]}); check the network and the key, or "
+            f"{alternative}"
         ) from error
 
 

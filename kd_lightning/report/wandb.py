@@ -1,0 +1,93 @@
+"""Sends the figures of a report to the runs' own pages in Weights & Biases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from kd_lightning.errors import UserError
+from kd_lightning.report.blocks import Figure, Page
+from kd_lightning.report.reading import ReportedRun
+from kd_lightning.runs.wandb import announce, choose_mode, continue_run, is_installed
+from kd_lightning.values import Values, mapping_at
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+PREFIX = "report/"
+"""Of the names under which W&B shows the page and its figures."""
+
+
+def mode_of_report() -> str:
+    """Whether figures are sent now ("online") or stored for `wandb sync` ("offline").
+
+    Raises:
+        UserError: if W&B is not installed or switched off.
+    """
+    if not is_installed():
+        raise UserError("--wandb: W&B is not installed; pip install wandb")
+    mode = choose_mode("auto")
+    if mode == "disabled":
+        raise UserError("--wandb: WANDB_MODE=disabled switches W&B off; unset it")
+    return mode
+
+
+def send_report(page: Page, html: str, runs: Sequence[ReportedRun], mode: str) -> None:
+    """Add the page, and the figures about a run, to each run in W&B.
+
+    Args:
+        page: the report.
+        html: the page as a file would hold it.
+        runs: the reported runs.
+        mode: see `mode_of_report`.
+
+    Raises:
+        UserError: if W&B cannot be reached or refuses a run.
+    """
+    import wandb
+
+    for reported in runs:
+        logged = {f"{PREFIX}page": wandb.Html(html, inject=False)}
+        for name, svg in _figures_about(page, reported.label):
+            logged[f"{PREFIX}{name}"] = wandb.Html(str(svg), inject=False)
+        folder = reported.folder.path
+        announce(mode, folder, asked=True)
+        run = continue_run(_identity(reported), mode, folder)
+        run.log(logged)
+        run.finish()
+
+
+def check_identities(runs: Sequence[ReportedRun]) -> None:
+    """Check that each run has a place in W&B, before anything is sent.
+
+    Raises:
+        UserError: for a run whose run.json does not name it.
+    """
+    for reported in runs:
+        _identity(reported)
+
+
+def _identity(reported: ReportedRun) -> Values:
+    """The entry `wandb` of a run's run.json."""
+    identity = mapping_at(reported.folder.record, "wandb")
+    for name in ("id", "project"):
+        if not isinstance(identity.get(name), str):
+            raise UserError(
+                f"--wandb: run.json of {reported.folder.path} does not name the run in W&B"
+            )
+    return {"entity": None, **identity}
+
+
+def _figures_about(page: Page, label: str) -> Iterator[tuple[str, Markup]]:
+    """The figures of a run and those of all runs, with a name for each."""
+    for section in page.sections:
+        number = 0
+        for panel in section.panels:
+            # A panel without a title is about all runs.
+            if panel.title not in ("", label):
+                continue
+            for block in panel.blocks:
+                if isinstance(block, Figure):
+                    number += 1
+                    name = section.title if number == 1 else f"{section.title} {number}"
+                    yield name, block.svg
