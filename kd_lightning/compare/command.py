@@ -181,7 +181,7 @@ def _check(options: argparse.Namespace) -> None:
         from kd_lightning.compare.plot import check_plot_path
 
         check_plot_path(options.plot)
-    # Exactly one of the two: both are as wrong as neither.
+    # The table has one source: folders, or a W&B project.
     if bool(options.runs) == bool(options.wandb):
         raise UserError(
             "kd compare: give folders of runs or experiments, before all options, "
@@ -205,7 +205,7 @@ def _check_diff(options: argparse.Namespace) -> None:
         "--plot": options.plot,
         "--against": options.against,
     }
-    # An option without effect is more often a mistake than a wish.
+    # An option without effect is most likely a mistake.
     for name, value in ignored.items():
         if value:
             raise UserError(f"kd compare: --diff A B stands alone; remove {name}")

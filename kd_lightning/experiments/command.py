@@ -62,7 +62,6 @@ def main(argv: list[str]) -> None:
     arguments, unknown = parser().parse_known_args(argv)
     arguments.set += setting_words(unknown)
     console = Console()
-    # A list needs no experiment.
     if arguments.list:
         list_experiments(console)
         return

@@ -108,8 +108,6 @@ def load(
         )
     path = find(name)
     content = _read(path)
-    # An experiment may have the settings of another one if a setting changes what it is
-    # about.
     changes = changes or {}
     # A key without a value is null in YAML.
     defaults = content.get("settings") or {}

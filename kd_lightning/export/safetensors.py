@@ -95,7 +95,8 @@ class Safetensors(Format):
         load_file_weights(network, content, owner)
         reading = Reading(cast("int | str | None", deployment["outputs"]))
         learner = Learner(network.eval(), reading=reading)
-        # What the file cannot describe is that of the student that was just written.
+        # The file does not describe the user's own code; use that of the written
+        # student.
         task = _task_named(str(deployment["task"])) or _own(self._task, owner)
         preprocessing = _described_preprocessing(deployment)
         preprocessing = preprocessing or _own(self._preprocessing, owner)

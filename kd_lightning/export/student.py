@@ -143,7 +143,7 @@ def load_student(
         UserError: if there is no such run, or it cannot be built again.
     """
     checkpoint = find_checkpoint(Path(run).expanduser())
-    # Lightning's notes about devices are none of an export's business.
+    # Hide Lightning's notes about devices, which do not concern an export.
     quiet()
     # As `kd predict` does it, so that the same options of the data are understood.
     arguments = ["predict", "--ckpt_path", str(checkpoint), *settings]

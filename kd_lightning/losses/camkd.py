@@ -121,7 +121,7 @@ class CAMKD(DistillLoss):
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the connectors, and copy the teachers' classifiers."""
         check_one_label("CAMKD", student)
-        # Roles such as `0.map` are fixed by then, so the number cannot follow the
+        # The roles of the layers depend on this number, so it cannot follow the
         # teacher.
         if teacher is not None:
             found = members_of(teacher.output).shape[1]

@@ -155,7 +155,7 @@ def _matching_names(known: tuple[str, ...], given: tuple[str, ...]) -> tuple[str
     """
     if [name.casefold() for name in known] == [name.casefold() for name in given]:
         return given
-    # Names that are numbers mean nothing, so they contradict none.
+    # Numbers as names carry no meaning, so they contradict no names of the model.
     if list(given) == [str(number) for number in range(len(given))]:
         return ()
     return known

@@ -151,7 +151,7 @@ def _uri(pixels: Tensor) -> str:
     Args:
         pixels: uint8 `(C, H, W)`; gray if C is 1, else the first three are colors.
     """
-    # PNG knows gray and RGB; other channels have no color.
+    # A picture is gray or RGB; further channels have no color.
     channels = pixels[:3] if len(pixels) >= 3 else pixels[:1]
     array = channels.permute(1, 2, 0).squeeze(-1).contiguous().numpy()
     content = io.BytesIO()

@@ -217,7 +217,6 @@ def _environment(reported: ReportedRun) -> list[Block]:
         "command": " ".join(map(str, command)),
         "commit": str(record.get("commit") or "unknown"),
     }
-    # Both are records of their own in run.json.
     for group in ("hardware", "versions"):
         for name, value in mapping_at(record, group).items():
             facts[name] = _plain(value)

@@ -167,7 +167,7 @@ def short_help(command: str) -> str:
         lines.append(f"{title}:")
         for option in options:
             lines.append(_line(option))
-    # The short help must name the way to the long one.
+    # The short help must mention the full one.
     lines.append(f"kd {command} {ALL} shows all options, the Trainer's included.")
     return "\n".join(lines) + "\n" + ENDING
 

@@ -275,7 +275,7 @@ class DataFreeModule(DistillationModule):
         """One step of the generator on a batch of noise."""
         optimizer = self._generator_optimizer
         assert optimizer is not None
-        # Frozen at all other times, for DDP's sake; see the constructor.
+        # Frozen at all other times; the constructor gives the reason.
         self.generator.requires_grad_(True)
         images = replace(batch, inputs=self.generator(batch.inputs))
         teacher = cast(Output, self.teacher(images))

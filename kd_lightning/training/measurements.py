@@ -101,7 +101,7 @@ def measure_teacher(
     running = _RunningTeacher(report, _temperatures(module.objective.named_losses()))
     metrics = module.task.metrics(module.spec).to(module.device)
     student_metrics = None
-    # A random student has no accuracy worth a line.
+    # The accuracy of a random student is of no interest.
     if module.init_from is not None:
         student_metrics = module.task.metrics(module.spec).to(module.device)
         module.learner.eval()

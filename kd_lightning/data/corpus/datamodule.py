@@ -218,8 +218,8 @@ class TextCorpusDataModule(DataModule):
         self.learn()
         shape = (self.length,)
         inputs = {"input_ids": InputSpec(shape, self.tokenizer.end)}
-        # The network must not attend across documents, so it reads which token is of
-        # which.
+        # The network must not attend across documents, so it reads the document of each
+        # token.
         if self.separates:
             inputs["documents"] = InputSpec(shape, 0)
             inputs["position_ids"] = InputSpec(shape, 0)

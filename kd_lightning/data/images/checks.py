@@ -120,7 +120,7 @@ def _checked_target(target: Tensor, owner: str, num_classes: int, task: Task) ->
     high = int(labelled.max())
     if low < 0 or high >= num_values:
         remedy = f"{UNLABELLED} marks a missing label"
-        # As many data sets come: the smallest label is 1.
+        # Some data sets count classes from 1.
         if low == 1 and high == num_values:
             remedy = "they start at 1; subtract 1"
         elif high >= num_values:

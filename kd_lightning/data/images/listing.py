@@ -61,8 +61,8 @@ def list_images(tree: Tree) -> Listing:
         UserError: if a split or a class has no images, or the splits have different classes.
     """
     tops = _top_folders(tree)
-    # A tree without a test folder is tested on its validation images, as is the habit
-    # with ImageNet.
+    # A tree without a test folder is tested on its validation images, as is common with
+    # ImageNet.
     validation_folder = find_validation_folder(tree)
     if "train" not in tops:
         raise UserError(f"{tree.path} has no train folder; {_LAYOUT}")

@@ -92,8 +92,7 @@ class TableSettings:
                 "data.batch_size and data.eval_batch_size must be at least 1, data.prefetch at "
                 "least 0"
             )
-        # jsonargparse checks choices of the command line; Python code comes without
-        # that.
+        # jsonargparse checks choices on the command line, but not in Python code.
         _check_choice("data.impute", self.impute, (None, *get_args(Impute)))
         _check_choice(
             "data.unknown_category", self.unknown_category, get_args(UnknownCategory)
