@@ -116,6 +116,34 @@ def test_a_generator_step_equals_a_plain_loop() -> None:
         assert torch.allclose(parameter, expected, atol=1e-7), name
 
 
+def test_the_generators_losses_see_shifted_images(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PL_GLOBAL_SEED", "3")
+    images = torch.rand(2, 1, 8, 8)
+    shifts = set()
+    module = data_free(generator_shift=1)
+    for step in range(100):
+        shifted = module._shifted(images, step)
+        # The same in a resumed run and in every process.
+        assert torch.equal(module._shifted(images, step), shifted)
+        assert torch.equal(shifted.flatten().sort()[0], images.flatten().sort()[0])
+        for down in (-1, 0, 1):
+            for right in (-1, 0, 1):
+                expected = images.roll((down, right), dims=(2, 3))
+                if torch.equal(shifted, expected):
+                    shifts.add((down, right))
+    assert len(shifts) == 9
+    assert torch.equal(data_free()._shifted(images, 0), images)
+
+
+def test_a_shift_changes_what_the_generator_learns() -> None:
+    losses = {"zskt": ZSKT()}
+    still = fitted(data_free(generator_losses=losses))
+    shifted = fitted(data_free(generator_losses=losses, generator_shift=2))
+    assert not same(copied(still.generator), copied(shifted.generator))
+
+
 def test_no_gradient_reaches_the_networks_from_the_generator() -> None:
     module = data_free()
     teacher = copied(module.teacher)
@@ -145,7 +173,7 @@ def test_no_gradient_reaches_the_networks_from_the_generator() -> None:
     run.fit(alone, datamodule=noise())
     for parameter in alone.net.parameters():
         parameter.grad = None
-    alone._train_generator(next(iter(noise().train_dataloader())))
+    alone._train_generator(next(iter(noise().train_dataloader())), 0)
     assert all(parameter.grad is None for parameter in alone.net.parameters())
 
 
@@ -293,6 +321,7 @@ def test_a_generator_that_does_not_fit() -> None:
 def test_arguments_out_of_range() -> None:
     assert "student_steps" in complaint(partial(data_free, student_steps=0))
     assert "generator_clip" in complaint(partial(data_free, generator_clip=0.0))
+    assert "generator_shift" in complaint(partial(data_free, generator_shift=-1))
     assert "generator_losses" in complaint(partial(data_free, generator_losses={}))
 
 

@@ -144,8 +144,8 @@ class DeepInversion(GeneratorLoss):
       [0.01, 0.99] and exchanges the arguments of its divergences; this is the plain one.
 
     The authors' code for CIFAR-10 has $w_s$ = 100, and 2.5e-5 for the variation of a batch of 256,
-    which is 4e-4 for its mean over images. It also shifts images by random pixels, which is not
-    included. Code that trains a generator with these terms uses $w_s$ = 1 to 10.
+    which is 4e-4 for its mean over images. It also shifts images by up to two random pixels;
+    `DataFreeModule(generator_shift=2)` does so. Code that trains a generator with these terms uses $w_s$ = 1 to 10.
 
     Args:
         layers: roles of the teacher's layers whose batch normalizations count, inside them or the
