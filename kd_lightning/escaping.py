@@ -148,7 +148,9 @@ def is_masked(value: object) -> bool:
 
 def _masked_value(value: str) -> str:
     """The mask; a flag or a null is no secret, and tells what the command did."""
-    return value if value.lower() in _NO_SECRETS else MASK
+    if value.lower() in _NO_SECRETS:
+        return value
+    return MASK
 
 
 def _masked_entry(entry: re.Match[str]) -> str:

@@ -24,7 +24,9 @@ Rows = Callable[[Tensor, Batch], Tensor]
 
 
 def find_layer(
-    network: nn.Module, name: str, reading: Reading = PLAIN_READING
+    network: nn.Module,
+    name: str,
+    reading: Reading = PLAIN_READING,
 ) -> nn.Module:
     """The submodule of that name; a negative index counts from the end, as in `stage1.-1.bn2`.
 

@@ -226,7 +226,10 @@ def reachable() -> bool:
 
 
 def _load(
-    factory: _Factory, name: str, problem: str, options: Mapping[str, HubOption]
+    factory: _Factory,
+    name: str,
+    problem: str,
+    options: Mapping[str, HubOption],
 ) -> Any:
     """Load a model or tokenizer; a UserError names the problem and the library's reason."""
     try:

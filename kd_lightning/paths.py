@@ -27,4 +27,6 @@ def shipped(name: str) -> Path | None:
     if Path(name).is_absolute():
         return None
     path = shipped_root() / name
-    return path if path.is_file() else None
+    if not path.is_file():
+        return None
+    return path

@@ -48,12 +48,16 @@ def weighted_draws(weights: Tensor, *parts: int | str) -> Tensor:
     Returns:
         int64 `(n,)`, positions of the samples.
     """
-    generator = torch.Generator().manual_seed(seed_from("weighted order", *parts))
+    seed = seed_from("weighted order", *parts)
+    generator = torch.Generator().manual_seed(seed)
     draws = torch.rand(len(weights), generator=generator, dtype=torch.float64)
     # Inverse of the cumulative distribution: torch.multinomial is limited to 2**24 samples.
     cumulative = weights.double().cumsum(0)
-    positions = torch.searchsorted(cumulative, draws * cumulative[-1], right=True)
-    return positions.clamp(max=len(weights) - 1)
+    total = cumulative[-1]
+    positions = torch.searchsorted(cumulative, draws * total, right=True)
+    # Rounding may put a draw at the total itself.
+    last = len(weights) - 1
+    return positions.clamp(max=last)
 
 
 def reseed(device: torch.device, *parts: int | str) -> None:
@@ -72,7 +76,9 @@ def _signed(value: int) -> int:
     """The value, taken modulo 2**64, as the int64 with the same bits."""
     value &= _MASK
     has_sign_bit = value >= 1 << 63
-    return value - (1 << 64) if has_sign_bit else value
+    if has_sign_bit:
+        return value - (1 << 64)
+    return value
 
 
 # The constants of splitmix64 (Steele, Lea and Flood 2014).

@@ -190,7 +190,10 @@ def _to_plain(value: FieldValue) -> Value:
 
 
 def check_vocabulary(
-    owner: str, trained_on: Spec | None, data: Spec, tokens: Vocabulary | None
+    owner: str,
+    trained_on: Spec | None,
+    data: Spec,
+    tokens: Vocabulary | None,
 ) -> None:
     """Refuse a network that was trained on other tokens than the data provides.
 

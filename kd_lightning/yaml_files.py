@@ -84,7 +84,9 @@ def _construct_int(loader: Any, node: Any) -> int:
 
 
 def _shortened(text: str) -> str:
-    return text if len(text) <= 30 else f"{text[:27]}..."
+    if len(text) <= 30:
+        return text
+    return f"{text[:27]}..."
 
 
 def _error(node: Node, problem: str) -> YAMLError:

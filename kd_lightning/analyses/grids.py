@@ -74,6 +74,20 @@ def curves(
     Raises:
         UserError: if no run's name contains both keys.
     """
+    lines = _lines_of_grid(runs, x, line, metric)
+    if not lines:
+        names = ", ".join(runs)
+        raise UserError(
+            f"no run's name contains both {x}= and {line}=; the runs are {names}"
+        )
+    labels = Labels(label or x, line, metric)
+    _plot_curves(lines, labels, output / "curves.png")
+    _plot_heatmap(lines, labels, output / "heatmap.png")
+    return []
+
+
+def _lines_of_grid(runs: Runs, x: str, line: str, metric: str) -> dict[str, Curve]:
+    """The curve of each value of the key `line`, from the names of the runs."""
     lines: dict[str, Curve] = {}
     for name, group in runs.items():
         point = coordinates(name)
@@ -87,15 +101,7 @@ def curves(
                 values.append(run.metrics[metric])
         curve = lines.setdefault(point[line], {})
         curve[float(point[x])] = values
-    if not lines:
-        names = ", ".join(runs)
-        raise UserError(
-            f"no run's name contains both {x}= and {line}=; the runs are {names}"
-        )
-    labels = Labels(label or x, line, metric)
-    _plot_curves(lines, labels, output / "curves.png")
-    _plot_heatmap(lines, labels, output / "heatmap.png")
-    return []
+    return lines
 
 
 def _plot_curves(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
@@ -135,12 +141,10 @@ def _plot_curve(axes: Axes, curve: Curve) -> None:
     axes.minorticks_off()
 
 
-def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
-    """One row per line. The color shows how far a mean is above the row's lowest mean."""
-    all_points: set[float] = set()
-    for curve in lines.values():
-        all_points.update(curve)
-    points = sorted(all_points)
+def _means_of_cells(
+    lines: dict[str, Curve], points: list[float]
+) -> NDArray[np.float64]:
+    """The mean over seeds at each point of each line, `(lines, points)`."""
     # A grid may have gaps, which stay NaN and are not colored.
     shape = (len(lines), len(points))
     means = np.full(shape, np.nan)
@@ -148,6 +152,16 @@ def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
         for column, point in enumerate(points):
             if point in curve:
                 means[row, column] = np.mean(curve[point])
+    return means
+
+
+def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
+    """One row per line. The color shows how far a mean is above the row's lowest mean."""
+    all_points: set[float] = set()
+    for curve in lines.values():
+        all_points.update(curve)
+    points = sorted(all_points)
+    means = _means_of_cells(lines, points)
     lowest = np.nanmin(means, axis=1, keepdims=True)
     excess = means / lowest - 1
 
@@ -168,7 +182,9 @@ def _plot_heatmap(lines: dict[str, Curve], labels: Labels, path: Path) -> None:
 
 
 def _write_cells(
-    axes: Axes, means: NDArray[np.float64], excess: NDArray[np.float64]
+    axes: Axes,
+    means: NDArray[np.float64],
+    excess: NDArray[np.float64],
 ) -> None:
     """Write each mean into its cell, in a color that is readable on the cell's own."""
     highest = np.nanmax(excess)

@@ -60,13 +60,19 @@ class Meter(pl.Callback):
         self.step_ends: list[float] = []
 
     def setup(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        stage: str,
     ) -> None:
         """Measure the memory before training."""
         self.memory_before = private_bytes()
 
     def on_before_backward(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        loss: Tensor,
     ) -> None:
         """Measure the memory while all activations are alive."""
         self.peak = max(self.peak, private_bytes())
@@ -194,7 +200,9 @@ def time_and_memory(
 
 
 def _ratios(
-    measurements: list[Measurement], references: list[Measurement], key: str
+    measurements: list[Measurement],
+    references: list[Measurement],
+    key: str,
 ) -> list[float]:
     """A run's measurements over those of the reference, round by round."""
     ratios = []

@@ -9,7 +9,11 @@ from kd_lightning.experiments.stats import tie_numbers
 
 
 def tie_groups(
-    runs: Runs, output: Path, metric: str, names: list[str], most: bool = False
+    runs: Runs,
+    output: Path,
+    metric: str,
+    names: list[str],
+    most: bool = False,
 ) -> list[Row]:
     """Number the tie groups of runs. Group 1 is the best, and the runs of a group are not ranked.
 

@@ -12,7 +12,9 @@ from kd_lightning.experiments.stats import LEAST_SEEDS, Comparison
 
 
 def compare_to_baseline(
-    groups: Sequence[SeedGroup], baseline: str, metric: str
+    groups: Sequence[SeedGroup],
+    baseline: str,
+    metric: str,
 ) -> list[Comparison]:
     """Test every other group against the baseline over shared seeds, with Holm's correction.
 

@@ -34,6 +34,15 @@ def parser() -> argparse.ArgumentParser:
         description="Print one table. Runs that differ only in the seed form one row with "
         "mean ± standard deviation.",
     )
+    _add_sources(command)
+    _add_table_options(command)
+    _add_plot_options(command)
+    _add_diff_option(command)
+    return command
+
+
+def _add_sources(command: CommandParser) -> None:
+    """Add where the runs come from."""
     command.add_argument(
         "runs",
         nargs="*",
@@ -47,6 +56,10 @@ def parser() -> argparse.ArgumentParser:
         "--group",
         help="with --wandb, only the runs of this group; kd reproduce creates one group per experiment",
     )
+
+
+def _add_table_options(command: CommandParser) -> None:
+    """Add what the table shows, and how it is written."""
     command.add_argument(
         "--metrics",
         nargs="+",
@@ -73,6 +86,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--output", type=Path, metavar="FILE", help="write the table to this file"
     )
+
+
+def _add_plot_options(command: CommandParser) -> None:
+    """Add the plot and its horizontal axis."""
     command.add_argument(
         "--plot",
         type=Path,
@@ -85,13 +102,16 @@ def parser() -> argparse.ArgumentParser:
         help="with --plot, the horizontal axis: parameters, flops, file_bytes, or a recorded "
         "cost such as latency_ms_batch_1",
     )
+
+
+def _add_diff_option(command: CommandParser) -> None:
+    """Add the comparison of two runs' settings, which stands alone."""
     command.add_argument(
         "--diff",
         nargs=2,
         metavar=("A", "B"),
         help="print what differs between two runs: settings, data, code and versions",
     )
-    return command
 
 
 def main(argv: list[str]) -> None:
@@ -118,6 +138,7 @@ def main(argv: list[str]) -> None:
 
     _show(FORMATS[format_name](table), options.output)
     # A CSV has no place for notes.
+    # A reader of the file must not take a note for a row.
     if format_name == "csv":
         for note in table.notes:
             print(printable(note), file=sys.stderr)
@@ -132,11 +153,14 @@ def _show(text: str, path: Path | None) -> None:
 
 
 def _plot(
-    groups: Sequence[SeedGroup], table: ComparisonTable, options: argparse.Namespace
+    groups: Sequence[SeedGroup],
+    table: ComparisonTable,
+    options: argparse.Namespace,
 ) -> None:
     """Write the plot of the table's first metric."""
     from kd_lightning.compare.plot import costs_of_groups, write_plot
 
+    # The table has one row per run and metric; the plot shows one metric.
     metric = table.rows[0]["metric"]
     rows = [row for row in table.rows if row["metric"] == metric]
     costs = None
@@ -157,6 +181,7 @@ def _check(options: argparse.Namespace) -> None:
         from kd_lightning.compare.plot import check_plot_path
 
         check_plot_path(options.plot)
+    # The table has one source: folders, or a W&B project.
     if bool(options.runs) == bool(options.wandb):
         raise UserError(
             "kd compare: give folders of runs or experiments, before all options, "
@@ -180,6 +205,7 @@ def _check_diff(options: argparse.Namespace) -> None:
         "--plot": options.plot,
         "--against": options.against,
     }
+    # An option without effect is most likely a mistake.
     for name, value in ignored.items():
         if value:
             raise UserError(f"kd compare: --diff A B stands alone; remove {name}")
@@ -195,7 +221,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def build_table(
-    groups: list[SeedGroup], notes: Sequence[str], options: argparse.Namespace
+    groups: list[SeedGroup],
+    notes: Sequence[str],
+    options: argparse.Namespace,
 ) -> ComparisonTable:
     """Compute rows, tests and notes.
 

@@ -47,6 +47,7 @@ def find_differences(runs: Sequence[Run]) -> list[Difference]:
     Args:
         runs: from folders, at least two.
     """
+    # In the order of a reader's questions: what was set, read and run.
     differences = _settings(runs)
     differences += _of_kind("setting", [{"seed": str(run.seed)} for run in runs])
     differences += _of_kind("data", [_data(run) for run in runs])
@@ -101,7 +102,9 @@ def _of_kind(kind: str, values: Sequence[Mapping[str, str]]) -> list[Difference]
 
 
 def _record(run: Run) -> Values:
-    return run.folder.record if run.folder is not None else {}
+    if run.folder is None:
+        return {}
+    return run.folder.record
 
 
 def _data(run: Run) -> dict[str, str]:
@@ -120,6 +123,7 @@ def _data(run: Run) -> dict[str, str]:
 def _teacher(run: Run) -> dict[str, str]:
     """The checksums of the teachers' weights."""
     checksums = []
+    # Of the weights, not their paths: a copy is the same teacher.
     for source in run.teacher_sources:
         checksums.append(str(source.get("sha256"))[:_DIGITS])
     return {"sha256": ", ".join(checksums) or "none"}
@@ -158,7 +162,9 @@ def _code(runs: Sequence[Run]) -> list[Difference]:
 
 def _key(folder: RunFolder | None) -> Values:
     """The key under which an experiment stored a run; empty for other runs."""
-    return read_json(folder.path / "key.json") if folder is not None else {}
+    if folder is None:
+        return {}
+    return read_json(folder.path / "key.json")
 
 
 def differences_table(runs: Sequence[Run], labels: Sequence[str]) -> Cells:
@@ -197,6 +203,7 @@ def diff_text(paths: Sequence[str], format_name: str) -> str:
     cells = differences_table(runs, paths)
     if format_name == "csv":
         return csv_text(cells.headings, cells.lines)
+    # An empty table would look like a failure.
     if not cells.lines:
         return "Settings, data and code of both runs are the same.\n"
     if format_name == "markdown":

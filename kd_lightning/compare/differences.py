@@ -57,7 +57,9 @@ def _values_of(name: str, groups: Sequence[Settings]) -> list[SettingValue]:
 
 
 def _collection_of(
-    name: str, groups: Sequence[Settings], class_names: Sequence[str]
+    name: str,
+    groups: Sequence[Settings],
+    class_names: Sequence[str],
 ) -> str | None:
     """The list or the `losses` whose entry this is, if some group has no such entry."""
     if not name.endswith(".class"):
@@ -70,7 +72,9 @@ def _collection_of(
     if all(name in group for group in groups):
         return None
     is_entry = entry.isdigit() or owner.endswith("losses")
-    return owner if is_entry else None
+    if not is_entry:
+        return None
+    return owner
 
 
 def _format_entries(collection: str, group: Settings) -> str:

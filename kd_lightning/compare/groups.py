@@ -130,7 +130,9 @@ def _names(settings: Sequence[Settings]) -> list[str]:
 
 
 def _separate(
-    runs: Sequence[Run], settings: Sequence[Settings], by: Sequence[str]
+    runs: Sequence[Run],
+    settings: Sequence[Settings],
+    by: Sequence[str],
 ) -> list[_Members]:
     """Put runs whose separating settings are equal into one group.
 
@@ -162,7 +164,9 @@ def _only(settings: Settings, names: Set[str]) -> Settings:
 
 
 def _make_group(
-    label: str, runs: Sequence[Run], pooled: bool
+    label: str,
+    runs: Sequence[Run],
+    pooled: bool,
 ) -> tuple[SeedGroup, list[str]]:
     """A group of runs in the order of seeds; of repetitions only the latest counts.
 

@@ -54,7 +54,9 @@ def make_labels(
 
 
 def _labels_by_name(
-    groups: Sequence[Settings], base_names: Sequence[str], known: Sequence[str]
+    groups: Sequence[Settings],
+    base_names: Sequence[str],
+    known: Sequence[str],
 ) -> tuple[list[str], set[str]]:
     """Label groups by name, and groups of one name also by the settings in which they differ.
 

@@ -50,7 +50,9 @@ def choose_metrics(groups: Sequence[SeedGroup], requested: Sequence[str]) -> Sel
 
 
 def _requested_metrics(
-    groups: Sequence[SeedGroup], requested: list[str], measured: Sequence[str]
+    groups: Sequence[SeedGroup],
+    requested: list[str],
+    measured: Sequence[str],
 ) -> Selection:
     """The metrics that the user named, and the groups that have one of them."""
     for metric in requested:

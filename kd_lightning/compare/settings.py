@@ -96,7 +96,9 @@ def digest(content: SettingValue | Settings) -> str:
 
 def _as_json(value: SettingValue) -> str:
     """What JSON stores for a value of a type that it does not know."""
-    return value.key if isinstance(value, Reference) else str(value)
+    if isinstance(value, Reference):
+        return value.key
+    return str(value)
 
 
 def format_value(name: str, value: SettingValue) -> str:

@@ -213,7 +213,9 @@ class DataModule(pl.LightningDataModule, ABC):
         free_bytes, _ = torch.cuda.mem_get_info(device)
         # The rest of the memory is for the networks.
         fits = size <= RESIDENT_SHARE * free_bytes
-        return source.to(device) if fits else source
+        if fits:
+            return source.to(device)
+        return source
 
     def smallest_batch(self) -> int:
         """The fewest samples of a training batch in any process."""

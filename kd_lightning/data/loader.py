@@ -73,10 +73,12 @@ class BatchLoader:
         """The class of each sample, if each is to be followed by a companion; see Schedule."""
         self.skip = 0
         """Batches to leave out once: those of the epoch that a resumed run has done already."""
+        # Lightning calls `set_epoch` of a batch sampler's sampler.
         self.batch_sampler = SimpleNamespace(sampler=self)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose batches the next iteration serves."""
+        # A repeated loader shows the batches of the first epoch in every epoch.
         self.epoch = 0 if self.repeat else epoch
 
     def state_dict(self) -> dict[str, int]:
@@ -122,6 +124,7 @@ class BatchLoader:
         steps = self.schedule().steps(self.epoch, first)
         fetch = Fetch(self.source, self.fetch, self.join, self.pin)
         batches = fetch.batches(steps, self.batch_size)
+        # A thread fetches batches ahead while the device computes.
         if self.prefetch > 0:
             batches = prefetched(batches, self.prefetch)
         size = self.accumulate()

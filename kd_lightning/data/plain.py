@@ -51,7 +51,9 @@ def as_batch(value: object) -> Batch:
 def _kind_of(value: object) -> str:
     """The type of a value, and of how many parts it is."""
     name = type(value).__name__
-    return f"{name} of {len(value)}" if isinstance(value, tuple | list) else name
+    if isinstance(value, tuple | list):
+        return f"{name} of {len(value)}"
+    return name
 
 
 class PlainData(DataModule):

@@ -44,16 +44,21 @@ def companions(classes: Tensor, *parts: int | str) -> Tensor:
     Returns:
         int64 `(n,)`, positions of the samples.
     """
+    samples = torch.arange(len(classes))
     _, number, counts = classes.unique(return_inverse=True, return_counts=True)
+    # Sorted by class, each class is one contiguous span.
     by_class = torch.argsort(number, stable=True)
     starts = counts.cumsum(0) - counts
+    # The place of each sample within the span of its class.
     places = torch.empty_like(by_class)
-    places[by_class] = torch.arange(len(classes)) - starts[number[by_class]]
+    sorted_number = number[by_class]
+    places[by_class] = samples - starts[sorted_number]
     # A step of 1 to count - 1 places within the class, around its end, never returns to the sample.
-    others = (counts[number] - 1).clamp(min=1)
-    samples = torch.arange(len(classes))
-    steps = 1 + hashed(samples, "companions", *parts).remainder(others)
-    companion_places = (places + steps).remainder(counts[number])
+    class_size = counts[number]
+    others = (class_size - 1).clamp(min=1)
+    drawn = hashed(samples, "companions", *parts)
+    steps = 1 + drawn.remainder(others)
+    companion_places = (places + steps).remainder(class_size)
     return by_class[starts[number] + companion_places]
 
 
@@ -137,12 +142,14 @@ class Schedule:
         for rows in itertools.islice(self.joint_batches(epoch), first, len(self)):
             own = rows[self.rank :: self.world_size]
             placeholder = len(own) == 0
+            # Every process takes every step, because gradients are averaged over all of them.
             if placeholder:
                 own = rows[:1]
+            is_paired = companion is not None
             if companion is not None:
                 # A companion belongs to the process of its sample.
                 own = torch.cat([own, companion[own]])
-            yield Step(own, views, placeholder, paired=companion is not None)
+            yield Step(own, views, placeholder, paired=is_paired)
 
     def _companions(self, epoch: int) -> Tensor | None:
         """The companion of each sample in an epoch; `None` if there are none."""

@@ -72,6 +72,7 @@ def batch_of_views(source: Source, rows: Tensor, views: tuple[int, ...]) -> Batc
         rows: int64 `(B,)`, positions in the source.
         views: the draws.
     """
+    # The usual case, without a copy.
     if len(views) == 1:
         return source.batch(rows, views[0])
     batches = [source.batch(rows, view) for view in views]
@@ -131,6 +132,7 @@ def _join_inputs(inputs: Sequence[Inputs]) -> Inputs:
 
 
 def _join_positions(batches: list[Batch]) -> Tensor | None:
+    # `None` stands for all positions.
     if all(batch.positions is None for batch in batches):
         return None
     shifted = []
@@ -139,6 +141,7 @@ def _join_positions(batches: list[Batch]) -> Tensor | None:
         positions = batch.positions
         if positions is None:
             positions = torch.arange(batch.target.numel())
+        # Positions count within their own batch, and the joined batch is longer.
         shifted.append(positions + offset)
         offset += batch.target.numel()
     return torch.cat(shifted)

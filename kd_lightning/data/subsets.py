@@ -61,7 +61,11 @@ def stratified_rank(target: Tensor, index: Tensor, *parts: int | str) -> Tensor:
 
 
 def split_training_rows(
-    target: Tensor, seed: int, validation: float, fraction: float, label_fraction: float
+    target: Tensor,
+    seed: int,
+    validation: float,
+    fraction: float,
+    label_fraction: float,
 ) -> TrainingSplit:
     """Divide the training samples, stratified by class.
 

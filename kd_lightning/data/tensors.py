@@ -80,6 +80,7 @@ class TensorDataModule(DataModule):
 
     def _samples(self, stage: str) -> tuple[Tensor, Tensor]:
         """The checked tensors of a stage; empty ones if it has no samples."""
+        # `load` may take minutes, and several properties ask for its result.
         if stage in self._loaded:
             return self._loaded[stage]
         loaded = self.load(stage)
@@ -93,6 +94,7 @@ class TensorDataModule(DataModule):
         self._check(stage, loaded)
         inputs, target = loaded
         if isinstance(self.task, Classification):
+            # Cross-entropy needs int64, and users often have int32 or uint8.
             target = target.long()
         self._loaded[stage] = (inputs, target)
         return self._loaded[stage]
@@ -100,6 +102,7 @@ class TensorDataModule(DataModule):
     def _check(self, stage: str, loaded: tuple[Tensor, Tensor]) -> None:
         where = f"data: {type(self).__name__}.load({stage!r})"
         is_pair = isinstance(loaded, tuple | list) and len(loaded) == 2
+        # A NumPy array would pass many checks and fail in the first step.
         if not is_pair or not all(isinstance(part, Tensor) for part in loaded):
             raise UserError(
                 f"{where} must return two tensors, the inputs and the targets"
@@ -133,16 +136,12 @@ class TensorDataModule(DataModule):
         # Validation samples are further rows of the training split.
         train_inputs, train_target = self._samples("train")
         inputs, target = self._samples("validation")
-        rows = torch.arange(len(train_target) + len(target))
-        own_rows = (
-            rows[: len(train_target)] if stage == "train" else rows[len(train_target) :]
-        )
-        return TableSource(
-            torch.cat([train_inputs, inputs]),
-            torch.cat([train_target, target]),
-            own_rows,
-            "train",
-        )
+        num_train = len(train_target)
+        rows = torch.arange(num_train + len(target))
+        own_rows = rows[:num_train] if stage == "train" else rows[num_train:]
+        all_inputs = torch.cat([train_inputs, inputs])
+        all_targets = torch.cat([train_target, target])
+        return TableSource(all_inputs, all_targets, own_rows, "train")
 
     # -- description ------------------------------------------------------------------------------
 

@@ -185,7 +185,10 @@ def check_analyses(analyses: Mapping[str, Mapping[str, YamlValue]]) -> None:
 
 
 def analyse(
-    label: str, described: Mapping[str, YamlValue], runs: Runs, output: Path
+    label: str,
+    described: Mapping[str, YamlValue],
+    runs: Runs,
+    output: Path,
 ) -> list[Row]:
     """Run one analysis of an experiment.
 
@@ -203,7 +206,10 @@ def analyse(
 
 
 def _analysis(
-    label: str, described: Mapping[str, YamlValue], runs: Runs, output: Path
+    label: str,
+    described: Mapping[str, YamlValue],
+    runs: Runs,
+    output: Path,
 ) -> Callable[[], list[Row]]:
     """The call of an analysis, with arguments that its function accepts."""
     options = dict(described)

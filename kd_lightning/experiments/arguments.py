@@ -123,6 +123,7 @@ def setting_words(words: list[str]) -> list[str]:
             raise UserError(
                 f"kd reproduce: unexpected argument {name!r}; kd reproduce --help lists the options"
             )
+        # `--NAME VALUE`: the value is the next word.
         if not equals:
             if not rest or rest[0].startswith("--"):
                 raise UserError(

@@ -215,7 +215,10 @@ def _print_commands(jobs: list[Job], console: Console) -> None:
 
 
 def _train(
-    experiment: Experiment, jobs: list[Job], options: RunnerOptions, console: Console
+    experiment: Experiment,
+    jobs: list[Job],
+    options: RunnerOptions,
+    console: Console,
 ) -> list[Failure]:
     """Train the unfinished jobs, until an interrupt; returns those that failed."""
     from kd_lightning.experiments.runner import Runner

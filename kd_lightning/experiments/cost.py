@@ -63,7 +63,11 @@ def _count_flops(network: nn.Module, inputs: Inputs) -> int:
 
 
 def _lstm_flops(
-    x: torch.Size, weight_ih: torch.Size, weight_hh: torch.Size, *_: Any, **__: Any
+    x: torch.Size,
+    weight_ih: torch.Size,
+    weight_hh: torch.Size,
+    *_: Any,
+    **__: Any,
 ) -> int:
     """FLOPs of an LSTM.
 

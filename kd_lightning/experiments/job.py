@@ -110,7 +110,9 @@ class Job:
     @property
     def product(self) -> Path:
         """The path that other runs take from this one: the folder of a cache, else a checkpoint."""
-        return self.folder if self.is_cache else self.checkpoint
+        if self.is_cache:
+            return self.folder
+        return self.checkpoint
 
     @property
     def data_root(self) -> str | None:

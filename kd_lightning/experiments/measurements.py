@@ -147,7 +147,9 @@ def result_row(
 
 
 def values_over_shared_seeds(
-    a: SeedGroup, b: SeedGroup, metric: str
+    a: SeedGroup,
+    b: SeedGroup,
+    metric: str,
 ) -> tuple[list[float], list[float]]:
     """The metric of both groups for the seeds that both have, in the order of seeds.
 

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from kd_lightning.errors import UserError
 from kd_lightning.experiments.job import Job
+from kd_lightning.experiments.job_arguments import (
+    format_override,
+    format_overrides,
+    with_inner_root,
+)
 from kd_lightning.experiments.keys import address, run_key
 from kd_lightning.experiments.schema import MAX_JOBS
 from kd_lightning.experiments.spec import Experiment, RunSpec
@@ -123,7 +126,10 @@ class _Planner:
         return self._jobs[identity]
 
     def _needs(
-        self, run: RunSpec, seed: int, above: tuple[str, ...]
+        self,
+        run: RunSpec,
+        seed: int,
+        above: tuple[str, ...],
     ) -> dict[str, Need]:
         """Return what a run needs: setting -> job or list of jobs."""
         needs: dict[str, Need] = {}
@@ -188,16 +194,21 @@ class _Planner:
         for config in (*self.experiment.configs, *run.configs):
             argv += ["-c", config]
         # Later overrides take precedence over earlier ones.
+        # Every run of an experiment is tested, whatever its configs say.
         overrides = {
             "run.test": "last",
             **self.experiment.overrides,
             **run.overrides,
             **self.options.overrides,
         }
-        return argv + format_overrides(_with_inner_root(overrides))
+        return argv + format_overrides(with_inner_root(overrides))
 
     def _key(
-        self, run: RunSpec, seed: int, settings: list[str], needs: dict[str, Need]
+        self,
+        run: RunSpec,
+        seed: int,
+        settings: list[str],
+        needs: dict[str, Need],
     ) -> dict[str, Any]:
         """Return everything that decides the result of a run with one seed."""
         # Parsing is slow, so one parse serves all seeds. Needed runs enter the key by their
@@ -228,6 +239,7 @@ class _Planner:
         if self._finished_runs is None:
             return folder, None
         # A run of today's code takes precedence over one of earlier code.
+        # `--keep-finished` is for runs that would otherwise be trained again.
         if is_finished(read_record(folder), may_fail):
             return folder, None
         earlier = self._finished_runs.find(key, may_fail)
@@ -273,6 +285,7 @@ def chosen(experiment: Experiment, only: Sequence[str]) -> list[RunSpec]:
         matches = [run.name for run in experiment.runs if _is_named(run, name)]
         if not matches:
             all_names = dict.fromkeys(run.name for run in experiment.runs)
+            # Without repetition: a grid has one name for all its runs.
             names = ", ".join(all_names)
             raise UserError(
                 f"--only {name!r}: {experiment.name} has no such run; its runs are {names}"
@@ -287,19 +300,6 @@ def _is_named(run: RunSpec, name: str) -> bool:
     if run.name == name:
         return True
     return run.name.startswith(f"{name} ")
-
-
-def _with_inner_root(overrides: Values) -> dict[str, Any]:
-    """Return the overrides with `data.root` moved to the inner data if the data wraps other data."""
-    data = overrides.get("data")
-    arguments = data.get("init_args") if isinstance(data, dict) else None
-    if not isinstance(arguments, dict) or not arguments.get("data"):
-        return dict(overrides)
-    moved = {}
-    for name, value in overrides.items():
-        key = "data.data.root" if name == "data.root" else name
-        moved[key] = value
-    return moved
 
 
 def _all_jobs(needs: Mapping[str, Need]) -> list[Job]:
@@ -321,24 +321,6 @@ def _for_each(
         else:
             values[setting] = value_of(need)
     return values
-
-
-def format_override(name: str, value: YamlValue) -> str:
-    """Return the argument `--name=value`, with the value in YAML on one line."""
-    if isinstance(value, str):
-        return f"--{name}={value}"
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000)
-    # YAML ends a bare scalar with the line "...".
-    text = text.removesuffix("\n").removesuffix("\n...")
-    return f"--{name}={text}"
-
-
-def format_overrides(overrides: Mapping[str, YamlValue]) -> list[str]:
-    """Return one argument per override; see `format_override`."""
-    arguments = []
-    for name, value in overrides.items():
-        arguments.append(format_override(name, value))
-    return arguments
 
 
 def by_run(jobs: Iterable[Job]) -> dict[str, list[Job]]:

@@ -91,33 +91,46 @@ def collect(
     if not failed:
         _check_metrics(experiment, groups)
     rows = metric_rows(experiment, groups)
+    # Analyses may need any run of the experiment.
+    if complete and not failed:
+        rows += analysis_rows(experiment, jobs, output)
+    wall_time_s = sum(RunFolder(job.folder).wall_time_s for job in jobs)
+    content: Results = {
+        "experiment": experiment.name,
+        "rows": rows,
+        "comparisons": _tests(experiment, groups),
+        "commit": commit(),
+        "hardware": hardware(),
+        "wall_time_s": round(wall_time_s, 1),
+        "note": _note(experiment, complete, failed),
+    }
+    if failed:
+        content["failed"] = list(failed)
+    return content
+
+
+def _tests(
+    experiment: Experiment,
+    groups: Mapping[str, SeedGroup],
+) -> list[dict[str, Any]]:
+    """The comparisons and equivalences of the experiment, in plain values."""
     tests = []
     for comparison in comparisons(experiment, groups):
         sentence = {"sentence": comparison.sentence()}
         tests.append(comparison.as_dict() | sentence)
     for equivalence in equivalences(experiment, groups):
         tests.append(equivalence.as_dict())
+    return tests
+
+
+def _note(experiment: Experiment, complete: bool, failed: Sequence[FailedRun]) -> str:
+    """The experiment's own note, and what its results lack."""
     note = experiment.note.strip()
-    # Analyses may need any run of the experiment.
-    if complete and not failed:
-        rows += analysis_rows(experiment, jobs, output)
     if not complete:
         note = f"{note} Some runs only (--only).".strip()
     if failed:
         note = f"{note} {_failure_note(failed)}".strip()
-    wall_time_s = sum(RunFolder(job.folder).wall_time_s for job in jobs)
-    content: Results = {
-        "experiment": experiment.name,
-        "rows": rows,
-        "comparisons": tests,
-        "commit": commit(),
-        "hardware": hardware(),
-        "wall_time_s": round(wall_time_s, 1),
-        "note": note,
-    }
-    if failed:
-        content["failed"] = list(failed)
-    return content
+    return note
 
 
 def _failure_note(failed: Sequence[FailedRun]) -> str:
@@ -177,7 +190,9 @@ def metric_rows(
 
 
 def analysis_rows(
-    experiment: Experiment, jobs: Sequence[Job], output: Path
+    experiment: Experiment,
+    jobs: Sequence[Job],
+    output: Path,
 ) -> list[ResultRow]:
     """The rows of the experiment's own analyses, which can also write plots to `output`."""
     runs = finished(by_run(jobs))

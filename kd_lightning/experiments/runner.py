@@ -48,9 +48,9 @@ def summary(failures: Sequence[Failure], total: int) -> str:
     first = failures[0]
     line = f"{len(failures)} of {total} runs failed: {first.job.run}, seed {first.job.seed}: "
     line += first.error
-    others = [
-        f"{failure.job.run}, seed {failure.job.seed}" for failure in failures[1:_SHOWN]
-    ]
+    others = []
+    for failure in failures[1:_SHOWN]:
+        others.append(f"{failure.job.run}, seed {failure.job.seed}")
     if others:
         line += f"; also {'; '.join(others)}"
     if len(failures) > _SHOWN:
@@ -69,7 +69,10 @@ class Runner:
     """
 
     def __init__(
-        self, options: RunnerOptions, launch: Launch, console: Console
+        self,
+        options: RunnerOptions,
+        launch: Launch,
+        console: Console,
     ) -> None:
         self.options = options
         self.launch = launch
@@ -182,20 +185,12 @@ class Runner:
         for note in notes:
             self._print(f"{job.run}, seed {job.seed}: {note}", wrap=False)
         clock.finish(job, seconds)
-        record = job.record
-        count_name = record.get("task", {}).get("count", "errors")
-        value = record.get("metrics", {}).get(f"test_{count_name}")
-        result = ""
-        if value is not None:
-            result = f"{value:g} test {count_name}, "
-        # All counts have the same width, so that the lines below each other align.
-        digits = len(str(clock.total))
-        count = f"{clock.finished:>{digits}}/{clock.total}"
+        name = f"[{clock.count}] {job.run}, seed {job.seed}"
         left = ""
         if clock.unfinished:
             left = f"; about {_duration(clock.seconds_left())} left"
-        name = f"[{count}] {job.run}, seed {job.seed}"
-        self._print(f"{name}: {result}{seconds:.1f} s{left}")
+        self._print(f"{name}: {_test_result(job)}{seconds:.1f} s{left}")
+        # After each job, because an interrupted experiment must not lose them.
         entry = {"address": job.folder.name, "key": job.key}
         self._history[job.name] = entry
         write_json(self._history_path, self._history)
@@ -258,6 +253,13 @@ class Clock:
         """How many of the jobs that were to be run have finished."""
         return self.total - len(self.unfinished)
 
+    @property
+    def count(self) -> str:
+        """The number of finished jobs and of all jobs, such as " 3/12"."""
+        # All counts have the same width, so that the lines below each other align.
+        digits = len(str(self.total))
+        return f"{self.finished:>{digits}}/{self.total}"
+
     def skip(self, job: Job) -> None:
         """Count a job that failed as done."""
         self.unfinished.remove(job)
@@ -277,6 +279,18 @@ class Clock:
             same_run = self._seconds[job.run]
             total += statistics.fmean(same_run) if same_run else mean
         return total / self._workers
+
+
+def _test_result(job: Job) -> str:
+    """The number of test errors, or what the task counts, with a comma; empty without a test."""
+    record = job.record
+    task = record.get("task", {})
+    count_name = task.get("count", "errors")
+    metrics = record.get("metrics", {})
+    value = metrics.get(f"test_{count_name}")
+    if value is None:
+        return ""
+    return f"{value:g} test {count_name}, "
 
 
 def _due(jobs: list[Job]) -> list[Job]:

@@ -126,6 +126,7 @@ def load(
 
     runs = _runs(path, content.pop("runs"))
     analyses = content.get("analyses", {})
+    # A misspelled function must not be noticed after days of training.
     for analysis in analyses.values():
         # Afterwards the experiment no longer depends on the folder of its YAML.
         analysis["function"] = resolve_function(analysis["function"], path.parent)
@@ -152,7 +153,9 @@ def _replacement(
 
 
 def _changed_settings(
-    name: str, content: Mapping[str, Any], changes: Mapping[str, YamlValue]
+    name: str,
+    content: Mapping[str, Any],
+    changes: Mapping[str, YamlValue],
 ) -> dict[str, YamlValue]:
     """The settings whose values differ from the YAML's.
 
@@ -162,6 +165,7 @@ def _changed_settings(
         UserError: for a setting that the experiment does not have, or a value that is no choice.
     """
     defaults = content.get("settings") or {}
+    # A setting is what the YAML gives a default to.
     unknown = sorted(set(changes) - set(defaults))
     if unknown:
         valid = ", ".join(defaults) or "none"
@@ -178,7 +182,10 @@ def _changed_settings(
 
 
 def _check_choice(
-    name: str, setting: str, value: YamlValue, choices: list[YamlValue] | None
+    name: str,
+    setting: str,
+    value: YamlValue,
+    choices: list[YamlValue] | None,
 ) -> None:
     """Raise a UserError for a value that is none of the choices of a setting, if it has any."""
     if choices is None or value in choices:
@@ -190,6 +197,7 @@ def _check_choice(
 def _read(path: Path) -> dict[str, Any]:
     """Return the content of an experiment's YAML with its top level checked."""
     content = with_current_names(read_yaml_file(path, f"the experiment {path}"))
+    # Two mistakes, one message: no mapping at all, or a mapping without runs.
     no_runs = UserError(f"the experiment {path} names no runs")
     if not isinstance(content, dict):
         raise no_runs
@@ -261,12 +269,14 @@ def _full_name(path: Path, changed: Mapping[str, YamlValue]) -> str:
     """Return an experiment's name, followed by its changed settings."""
     name = path.stem
     root = experiments_root()
+    # A shipped experiment has the name that `kd reproduce` takes.
     if path.is_relative_to(root):
         name = path.with_suffix("").relative_to(root).as_posix()
     for key, value in changed.items():
         # The name becomes that of a folder, so it holds only the last part of a path.
         last_part = str(value).rstrip("/").rpartition("/")[2]
         name += f"-{key}-{last_part}"
+    # Each part becomes a folder, and file systems count bytes.
     lengths = [len(part.encode()) for part in name.split("/")]
     longest = max(lengths)
     if longest > MAX_NAME_BYTES - 50:

@@ -140,7 +140,11 @@ def interval(values: Sequence[float]) -> list[float] | None:
 
 
 def paired(
-    a: str, b: str, metric: str, values_a: Sequence[float], values_b: Sequence[float]
+    a: str,
+    b: str,
+    metric: str,
+    values_a: Sequence[float],
+    values_b: Sequence[float],
 ) -> Comparison:
     """Paired t-test over seeds.
 

@@ -82,7 +82,9 @@ def stored_checkpoint(record: Mapping[str, Any]) -> str | None:
     """The checksum of a run's last checkpoint when it was finished, if it is known."""
     stored = record.get("stored")
     checksum = stored.get("checkpoint") if isinstance(stored, Mapping) else None
-    return checksum if isinstance(checksum, str) else None
+    if not isinstance(checksum, str):
+        return None
+    return checksum
 
 
 def _metrics_sha256(record: Mapping[str, Any]) -> str:

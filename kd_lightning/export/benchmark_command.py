@@ -55,6 +55,7 @@ class Candidate:
                 content: dict[str, object] = json.loads(line)
                 return content
         assert self.process.stderr is not None
+        # The process has ended; the last line of its traceback says why.
         lines = self.process.stderr.read().strip().splitlines() or ["it stopped"]
         raise UserError(f"{self.target} cannot be measured: {lines[-1]}")
 
@@ -72,6 +73,7 @@ class Candidate:
         for name in ("kind", "parameters", "flops", "file_bytes"):
             row[name] = self.loaded[name]  # type: ignore[assignment]
         for batch, timings in self.timings.items():
+            # Medians, because one disturbed round would move a mean.
             for name in ("p50_ms", "p95_ms", "per_second"):
                 row[f"{name}_batch_{batch}"] = _median(timings, name)
         largest = self.timings[max(self.timings)]
@@ -88,7 +90,9 @@ class Candidate:
 def _median(timings: Sequence[dict[str, float | None]], name: str) -> float | None:
     values = [timing[name] for timing in timings]
     known = [value for value in values if value is not None]
-    return statistics.median(known) if known else None
+    if not known:
+        return None
+    return statistics.median(known)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -137,6 +141,7 @@ def main(argv: Sequence[str]) -> None:
     for name in ("rounds", "threads"):
         if getattr(options, name) < 1:
             raise UserError(f"--{name} must be at least 1")
+    # Before the first network is loaded, which takes seconds.
     for target in options.targets:
         if not Path(target).exists():
             raise UserError(f"there is no run, checkpoint or export {target}")
@@ -180,6 +185,7 @@ def measure_all(targets: Sequence[str], rounds: int, threads: int) -> list[Row]:
             candidates.append(candidate)
             # One after another: the loading of one would disturb nothing yet, but memory peaks.
             candidate.loaded = candidate.read_line()
+        # Networks alternate, so that a machine that grows warm slows all of them.
         for _ in range(rounds):
             for batch in BATCHES:
                 for candidate in candidates:
@@ -213,6 +219,8 @@ def _print(rows: Sequence[Row]) -> None:
     headings = dict(HEADINGS)
     for row in rows:
         for name in row:
+            # Networks of different tasks have different metrics, and the table has a
+            # row for each.
             if name.startswith("test_"):
                 headings[name] = name
     table = Table()

@@ -73,6 +73,7 @@ def model_card(
 def _inputs(student: TrainedStudent) -> list[str]:
     lines = ["## Inputs", ""]
     for name, tensor in zip(student.input_names, student.sample, strict=True):
+        # The first dimension of a sample is a batch of one, and any size will do.
         shape = ", ".join(["batch", *map(str, tensor.shape[1:])])
         dtype = str(tensor.dtype).removeprefix("torch.")
         lines.append(f"- `{name}`: {dtype} ({shape})")
@@ -90,6 +91,7 @@ def _classes(classes: Sequence[str]) -> list[str]:
         return []
     shown = [f"`{markdown(name)}`" for name in classes[:SHOWN_CLASSES]]
     rest = len(classes) - len(shown)
+    # A thousand classes would bury the rest of the card.
     more = f" and {rest:,} more, in student.json" if rest > 0 else ""
     return ["## Classes", "", ", ".join(shown) + more, ""]
 
@@ -100,6 +102,7 @@ def _training(student: TrainedStudent) -> list[str]:
         lines.append(f"- Samples for {split}: {samples:,}")
     for name, loss in student.module.objective.named_losses():
         lines.append(f"- Loss `{name}`: {type(loss).__name__}, weight {loss.weight:g}")
+    # An ensemble has several sources, and a student without a teacher none.
     for teacher in student.described["teacher"]:
         lines.append(f"- Teacher: {_teacher(teacher)}")
     if student.run is not None:
@@ -130,6 +133,7 @@ def _metrics(student: TrainedStudent) -> list[str]:
             lines.append(f"| {markdown(name)} | {value:.6g} |")
     if not lines:
         return []
+    # A reader must not take one run for a mean over seeds.
     heading = ["## Metrics", "", "Of one run.", "", "| metric | value |", "|-|-:|"]
     return [*heading, *lines, ""]
 
@@ -157,7 +161,9 @@ def _citations(student: TrainedStudent) -> list[str]:
         if loss.family != "hard" and loss.paper not in papers:
             papers.append(loss.paper)
     lines = [f"- {markdown(paper)}" for paper in papers]
-    return ["## Methods", "", *lines, ""] if lines else []
+    if not lines:
+        return []
+    return ["## Methods", "", *lines, ""]
 
 
 def _quantization(cost: QuantizationCost | None) -> list[str]:

@@ -36,7 +36,9 @@ class Comparison:
 
 
 def compare(
-    student: TrainedStudent, predict: Predictor, tolerance: float
+    student: TrainedStudent,
+    predict: Predictor,
+    tolerance: float,
 ) -> Comparison:
     """Predict real test samples with the export and with the checkpoint.
 

@@ -91,9 +91,11 @@ def main(argv: Sequence[str]) -> None:
     from kd_lightning.export.student import find_checkpoint, load_student
 
     export_format = find_format(options.format)
+    # ONNX Runtime quantizes; the other formats have no such step.
     if options.int8 and options.format != "onnx":
         raise UserError(f"--int8 needs --format onnx, got --format {options.format}")
     checkpoint = find_checkpoint(Path(options.run).expanduser())
+    # Everything the user may have mistyped is checked before the student is loaded.
     output = options.output
     if output is None:
         name = f"export-{options.format}{'-int8' if options.int8 else ''}"
@@ -136,22 +138,15 @@ def _write_whole(
     from kd_lightning.export.metadata import description
     from kd_lightning.weights import sha256_of
 
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        # On the same file system, so that renaming it is one step.
-        unfinished = Path(
-            tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}.")
-        )
-    except OSError as error:
-        raise UserError(
-            f"--output: cannot write to {output.parent} ({error.strerror})"
-        ) from error
+    unfinished = _unfinished_folder(output)
     try:
         export_format.write(student, unfinished)
-        comparison = compare(
-            student, export_format.read(unfinished), export_format.tolerance
-        )
-        cost = _quantize(student, export_format, unfinished) if options.int8 else None
+        # Compare what the file computes, not what was meant to be written.
+        read_back = export_format.read(unfinished)
+        comparison = compare(student, read_back, export_format.tolerance)
+        cost = None
+        if options.int8:
+            cost = _quantize(student, export_format, unfinished)
         content = {
             **description(student),
             "reader": _reader(student),
@@ -178,10 +173,25 @@ def _write_whole(
     return comparison, cost
 
 
+def _unfinished_folder(output: Path) -> Path:
+    """A folder beside the output, which becomes the output when all files are right."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        # On the same file system, so that renaming it is one step.
+        prefix = f".{output.name}."
+        return Path(tempfile.mkdtemp(dir=output.parent, prefix=prefix))
+    except OSError as error:
+        raise UserError(
+            f"--output: cannot write to {output.parent} ({error.strerror})"
+        ) from error
+
+
 def _reader(student: TrainedStudent) -> Values | None:
     """How files become inputs; `None` if arrays alone can be given."""
     reader = student.datamodule.input_reader()
-    return None if reader is None else reader.describe()
+    if reader is None:
+        return None
+    return reader.describe()
 
 
 def _size(student: TrainedStudent) -> dict[str, float]:
@@ -208,7 +218,9 @@ def _metrics(
 
 
 def _quantize(
-    student: TrainedStudent, export_format: Format, folder: Path
+    student: TrainedStudent,
+    export_format: Format,
+    folder: Path,
 ) -> QuantizationCost:
     """Quantize the exported file in place, and measure what that costs."""
     from kd_lightning.export.quantization import (

@@ -70,6 +70,7 @@ def find_format(name: str) -> Format:
         raise UserError(f"unknown format {name!r}; valid formats: {', '.join(FORMATS)}")
     module, _, class_name = FORMATS[name].rpartition(".")
     try:
+        # Imported by name: each format needs other optional packages.
         found: type[Format] = getattr(import_module(module), class_name)
     except ModuleNotFoundError as error:
         raise UserError(
@@ -100,6 +101,7 @@ def traced_program(student: TrainedStudent) -> torch.export.ExportedProgram:
         UserError: if torch cannot trace the network.
     """
     samples = student.raw_inputs("test", torch.arange(TRACED_SAMPLES))
+    # Dimension 0 is the batch; the others keep the sizes of the samples.
     axes = tuple({0: torch.export.Dim.AUTO} for _ in samples)
     try:
         with torch.no_grad():
@@ -107,7 +109,8 @@ def traced_program(student: TrainedStudent) -> torch.export.ExportedProgram:
                 student.deployed(), samples, dynamic_shapes=(axes,)
             )
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
         raise UserError(
             f"torch.export cannot trace {type(student.module.net).__name__} ({reason}); "
             "--format safetensors exports its weights"

@@ -113,6 +113,7 @@ def _load_export(folder: Path) -> tuple[Loaded, Predictor, tuple[Tensor, ...]]:
     sample = []
     for described in content["inputs"]:
         shape = [1, *described["shape"][1:]]
+        # Values do not change the duration, only shapes and types do.
         sample.append(torch.zeros(shape, dtype=getattr(torch, described["dtype"])))
     size = (folder / export_format.file).stat().st_size
     loaded = Loaded(
@@ -122,7 +123,9 @@ def _load_export(folder: Path) -> tuple[Loaded, Predictor, tuple[Tensor, ...]]:
 
 
 def measure_passes(
-    predict: Predictor, sample: tuple[Tensor, ...], batch: int
+    predict: Predictor,
+    sample: tuple[Tensor, ...],
+    batch: int,
 ) -> Timing:
     """Run forward passes for about a second.
 
@@ -131,13 +134,18 @@ def measure_passes(
         sample: a batch of one.
         batch: samples per pass.
     """
-    raw = tuple(
-        tensor.expand(batch, *tensor.shape[1:]).contiguous() for tensor in sample
-    )
+    repeated = []
+    for tensor in sample:
+        view = tensor.expand(batch, *tensor.shape[1:])
+        repeated.append(view.contiguous())
+    raw = tuple(repeated)
+    # The network and its weights are in memory; the passes add their activations.
     before = _resident_bytes("VmRSS")
+    # The first passes allocate memory and choose kernels.
     for _ in range(WARM_UP_PASSES):
         predict(raw)
     energy_before = _energy_uj()
+    # One duration per pass, because percentiles need them.
     durations_s = []
     start = time.perf_counter()
     while time.perf_counter() - start < SECONDS:
@@ -145,19 +153,22 @@ def measure_passes(
         predict(raw)
         durations_s.append(time.perf_counter() - began)
     energy_after = _energy_uj()
+    samples = len(durations_s) * batch
     millijoules = None
     # The counter starts again from 0 after some minutes.
     if energy_before is not None and energy_after is not None:
         used_uj = energy_after - energy_before
         if used_uj >= 0:
-            millijoules = used_uj / 1000 / (len(durations_s) * batch)
+            millijoules = used_uj / 1000 / samples
     ordered = sorted(durations_s)
+    place_of_p95 = int(0.95 * (len(ordered) - 1))
+    peak_bytes = _resident_bytes("VmHWM") - before
     return Timing(
         batch=batch,
         p50_ms=1000 * statistics.median(ordered),
-        p95_ms=1000 * ordered[int(0.95 * (len(ordered) - 1))],
-        per_second=len(durations_s) * batch / sum(durations_s),
-        peak_bytes=max(0, _resident_bytes("VmHWM") - before),
+        p95_ms=1000 * ordered[place_of_p95],
+        per_second=samples / sum(durations_s),
+        peak_bytes=max(0, peak_bytes),
         millijoules=millijoules,
     )
 
@@ -183,8 +194,10 @@ def _energy_uj() -> int | None:
 
 def main(target: str) -> None:
     """Load the target, then measure once for each batch size on standard input."""
+
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     loaded, predict, sample = load(Path(target))
+    # The parent reads one line of JSON per answer.
     print(json.dumps(asdict(loaded)), flush=True)
     for line in sys.stdin:
         timing = measure_passes(predict, sample, int(line))

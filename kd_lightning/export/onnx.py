@@ -45,7 +45,8 @@ class Onnx(Format):
                     external_data=False,
                 )
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            lines = str(error).strip().splitlines()
+            reason = lines[0] if lines else type(error).__name__
             raise UserError(
                 f"{type(student.module.net).__name__} cannot be written as ONNX ({reason}); "
                 "use --format torch-export or safetensors"
@@ -59,6 +60,7 @@ class Onnx(Format):
         names = [described.name for described in session.get_inputs()]
 
         def predict(raw: tuple[Tensor, ...]) -> Tensor:
+            # ONNX Runtime reads inputs by name, as NumPy arrays in consecutive memory.
             feed = {}
             for name, tensor in zip(names, raw, strict=True):
                 feed[name] = tensor.contiguous().numpy()
@@ -115,6 +117,7 @@ def _silent() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
+        # The exporter reports each step, and the user waits for one line.
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield

@@ -18,7 +18,11 @@ class Hub(Protocol):
         """Create a repository, unless it exists."""
 
     def upload_folder(
-        self, *, repo_id: str, folder_path: Path, commit_message: str
+        self,
+        *,
+        repo_id: str,
+        folder_path: Path,
+        commit_message: str,
     ) -> object:
         """Upload all files of a folder in one commit."""
 

@@ -46,12 +46,15 @@ class Safetensors(Format):
         self._preprocessing: nn.Module | None = None
 
     def write(self, student: TrainedStudent, folder: Path) -> None:
+        # The file would hold the network alone and predict something else than the
+        # student.
         if student.module.objective.predicts:
             raise UserError(
                 "this student predicts through an adapter of its loss, which is no "
                 "part of its "
                 "network; use --format torch-export or onnx"
             )
+        # `read` builds the network from its class and arguments.
         if not student.described["network"]:
             raise UserError(
                 "the checkpoint does not name its network's class, because the network "
@@ -80,6 +83,7 @@ class Safetensors(Format):
         content = read_file(folder, owner)
         with safe_open(folder / self.file, framework="pt") as opened:
             header = opened.metadata() or {}
+        # Without it, the network would read inputs that are not normalized.
         if DEPLOYMENT not in header:
             raise UserError(
                 f"{owner} was written by an older version, which stored no "
@@ -90,13 +94,14 @@ class Safetensors(Format):
         network = build_network(content[KEY]["network"])
         load_file_weights(network, content, owner)
         reading = Reading(cast("int | str | None", deployment["outputs"]))
-        deployed = DeployedNetwork(
-            Learner(network.eval(), reading=reading),
-            None,
-            _task_named(str(deployment["task"])) or _own(self._task, owner),
-            _described_preprocessing(deployment) or _own(self._preprocessing, owner),
-            cast(Sequence[str], deployment["inputs"]),
-        )
+        learner = Learner(network.eval(), reading=reading)
+        # The file does not describe the user's own code; use that of the written
+        # student.
+        task = _task_named(str(deployment["task"])) or _own(self._task, owner)
+        preprocessing = _described_preprocessing(deployment)
+        preprocessing = preprocessing or _own(self._preprocessing, owner)
+        input_names = cast(Sequence[str], deployment["inputs"])
+        deployed = DeployedNetwork(learner, None, task, preprocessing, input_names)
         deployed.eval()
 
         def predict(raw: tuple[Tensor, ...]) -> Tensor:
@@ -110,6 +115,7 @@ class Safetensors(Format):
         network = student.described["network"] or {}
         module, _, name = str(network["class_path"]).rpartition(".")
         arguments: dict[str, object] = {}
+        # Arguments of the signature, and those that it takes as **kwargs.
         for part in ("init_args", "dict_kwargs"):
             given = cast(Mapping[str, object], network.get(part) or {})
             arguments.update(given)
@@ -136,6 +142,8 @@ class Safetensors(Format):
 def _deployment(student: TrainedStudent) -> Values:
     """What belongs around the network: task, inputs and preprocessing."""
     preprocessing = student.datamodule.preprocessing()
+    # Three cases: no preprocessing, one that values describe, and code of the user's
+    # own.
     described: Values | None = None
     if isinstance(preprocessing, nn.Identity):
         described = {}
@@ -159,6 +167,7 @@ def _described_preprocessing(deployment: Values) -> nn.Module | None:
     if described is None:
         return None
     pixels = cast(Values, described)
+    # An empty entry means inputs that need no preprocessing.
     if not pixels:
         return nn.Identity()
     return PixelNormalization(

@@ -71,8 +71,11 @@ class TrainedStudent:
     @property
     def input_names(self) -> tuple[str, ...]:
         """The names of the network's inputs; `("inputs",)` if it reads a single tensor."""
+        # One sample is enough to know the names.
         inputs = self.datamodule.raw_inputs("test", torch.zeros(1, dtype=torch.int64))
-        return tuple(inputs) if isinstance(inputs, Mapping) else ("inputs",)
+        if isinstance(inputs, Mapping):
+            return tuple(inputs)
+        return ("inputs",)
 
     @property
     def sample(self) -> tuple[Tensor, ...]:
@@ -97,6 +100,8 @@ class TrainedStudent:
         A graph cannot have loops over a length that varies, such as those of an LSTM.
         """
         vocabulary = self.spec.vocabulary
+        # Exported graphs of texts have one length, the longest that the tokenizer
+        # makes.
         if vocabulary is None or tensor.ndim != 2:
             return tensor
         missing = vocabulary.max_length - tensor.shape[1]
@@ -115,6 +120,7 @@ class TrainedStudent:
             return self.datamodule.task.probabilities(logits)
 
     def _logits(self, batch: Batch) -> Tensor:
+        # Some losses predict through an adapter, which then belongs to the student.
         if not self.module.objective.predicts:
             return self.module.learner.logits(batch.inputs)
         own = self.module.learner(batch)
@@ -122,7 +128,9 @@ class TrainedStudent:
 
 
 def load_student(
-    run: str, settings: Sequence[str], reads_test: bool = True
+    run: str,
+    settings: Sequence[str],
+    reads_test: bool = True,
 ) -> TrainedStudent:
     """Build the network and the data of a run again, and load its weights.
 
@@ -135,7 +143,9 @@ def load_student(
         UserError: if there is no such run, or it cannot be built again.
     """
     checkpoint = find_checkpoint(Path(run).expanduser())
+    # Hide Lightning's notes about devices, which do not concern an export.
     quiet()
+    # As `kd predict` does it, so that the same options of the data are understood.
     arguments = ["predict", "--ckpt_path", str(checkpoint), *settings]
     parser = run_parser("predict")
     resolved = resolve_configs(with_own_config(arguments))

@@ -76,10 +76,13 @@ class TransformersFolder(Format):
         model = _classifier(student)
         config = model.config
         config.problem_type = PROBLEMS[student.spec.task]
+        # Without names, transformers calls the classes LABEL_0, LABEL_1, ...
         if student.spec.classes:
             config.id2label = dict(enumerate(student.spec.classes))
             config.label2id = {name: n for n, name in config.id2label.items()}
         model.save_pretrained(folder)
+        # Above its limit per file, transformers writes parts and an index of them,
+        # which `read` and the example would not open.
         if not (folder / self.file).is_file():
             raise UserError(
                 "the student is so large that transformers writes several files; use "
@@ -95,6 +98,8 @@ class TransformersFolder(Format):
         )
         model.eval()
         names = self._input_names or _stored_names(folder)
+        # A classifier without token types refuses them, although the tokenizer makes
+        # them.
         known = inspect.signature(model.forward).parameters
         is_multilabel = (
             model.config.problem_type == PROBLEMS[MultilabelClassification.name]
@@ -125,6 +130,7 @@ class TransformersFolder(Format):
             f"model = {AUTO_CLASS}.from_pretrained(folder)",
             'inputs = tokenizer("Replace this text by your own.", return_tensors="pt")',
         ]
+        # The example must end in probabilities, as the other formats do.
         function = "softmax(-1)"
         if student.spec.task == MultilabelClassification.name:
             function = "sigmoid()"
@@ -154,6 +160,7 @@ def _classifier(student: TrainedStudent) -> _Model:
     network = student.module.net
     kind = type(network).__name__
     remedy = "use --format onnx, torch-export or safetensors"
+    # transformers has no place for an adapter behind the network.
     if student.module.objective.predicts:
         raise UserError(
             f"this student predicts through an adapter of its loss; {remedy}"
@@ -188,12 +195,14 @@ def _on_distilbert(network: TransformerClassifier, remedy: str) -> _Model:
             "and its "
             f"classes that this one lacks; {remedy}"
         )
+    # Dropout and activations of the head have no weights to copy.
     linear = [layer for layer in network.head if isinstance(layer, nn.Linear)]
     classes = linear[-1].out_features
     transformers = library("transformers")
     config = transformers.AutoConfig.for_model(**{**arguments, "num_labels": classes})
     model = getattr(transformers, AUTO_CLASS).from_config(config)
     layers = cast(_DistilBert, model)
+    # The encoder is the library's own, so its weights fit by name.
     layers.distilbert.load_state_dict(network.encoder.state_dict())
     first, second = _head_with_relu(linear, layers.pre_classifier.out_features, remedy)
     layers.pre_classifier.load_state_dict(first)
@@ -202,7 +211,9 @@ def _on_distilbert(network: TransformerClassifier, remedy: str) -> _Model:
 
 
 def _head_with_relu(
-    linear: Sequence[nn.Linear], width: int, remedy: str
+    linear: Sequence[nn.Linear],
+    width: int,
+    remedy: str,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights of two layers with ReLU between them that compute what a head computes.
 
@@ -220,27 +231,32 @@ def _head_with_relu(
     """
     last = linear[-1]
     hidden = linear[0]
-    needed = hidden.out_features if len(linear) > 1 else 2 * last.out_features
+    has_hidden_layer = len(linear) > 1
+    needed = hidden.out_features if has_hidden_layer else 2 * last.out_features
     if needed > width:
         raise UserError(
             f"the head needs {needed} units, and transformers' classifier on "
             "DistilBERT has "
             f"{width}; {remedy}"
         )
+    # Units beyond those in use stay zero, and zero passes through ReLU unchanged.
     first_weight = torch.zeros(width, hidden.in_features)
     first_bias = torch.zeros(width)
     second_weight = torch.zeros(last.out_features, width)
     second_bias = torch.zeros(last.out_features)
-    if len(linear) > 1:
+    weight = last.weight.detach()
+    bias = last.bias.detach()
+    if has_hidden_layer:
         first_weight[:needed] = hidden.weight.detach()
         first_bias[:needed] = hidden.bias.detach()
-        second_weight[:, :needed] = last.weight.detach()
-        second_bias.copy_(last.bias.detach())
+        second_weight[:, :needed] = weight
+        second_bias.copy_(bias)
     else:
+        # A linear layer through ReLU: x = relu(x) - relu(-x).
+        first_weight[:needed] = torch.cat([weight, -weight])
+        first_bias[:needed] = torch.cat([bias, -bias])
         signs = torch.eye(last.out_features)
         second_weight[:, :needed] = torch.cat([signs, -signs], dim=1)
-        first_weight[:needed] = torch.cat([last.weight.detach(), -last.weight.detach()])
-        first_bias[:needed] = torch.cat([last.bias.detach(), -last.bias.detach()])
     return (
         {"weight": first_weight, "bias": first_bias},
         {"weight": second_weight, "bias": second_bias},
@@ -250,9 +266,13 @@ def _head_with_relu(
 def _input_names(student: TrainedStudent) -> list[str]:
     """The tensors that the tokenizer gives; DistilBERT has no token types."""
     names = list(student.input_names)
-    if isinstance(student.module.net, TransformerClassifier):
-        return [name for name in names if name != "token_type_ids"]
-    return names
+    if not isinstance(student.module.net, TransformerClassifier):
+        return names
+    without_types = []
+    for name in names:
+        if name != "token_type_ids":
+            without_types.append(name)
+    return without_types
 
 
 def _write_tokenizer(student: TrainedStudent, folder: Path) -> None:
@@ -273,11 +293,13 @@ def _write_tokenizer(student: TrainedStudent, folder: Path) -> None:
         )
     assert isinstance(datamodule, SentenceDataModule)
     vocabulary = tokenizer.vocabulary
+    # The vocabulary maps tokens to numbers, and padding is known by its number.
     token_of = {number: token for token, number in vocabulary.items()}
     special = {"pad_token": token_of[tokenizer.pad]}
     for name, token in _SPECIAL.items():
         if token in vocabulary:
             special[f"{name}_token"] = token
+    # A copy, so that the datamodule's own tokenizer stays as it is.
     backend = library("tokenizers").Tokenizer.from_str(tokenizer.backend.to_str())
     saved = library("transformers").PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -286,6 +308,7 @@ def _write_tokenizer(student: TrainedStudent, folder: Path) -> None:
         **special,
     )
     saved.save_pretrained(folder)
+    # Wrong tokens would go unnoticed: the model still predicts, only worse.
     texts = datamodule.raw("test").texts[:COMPARED_TEXTS]
     expected, _ = tokenizer.pieces(texts)
     loaded = from_pretrained("AutoTokenizer", str(folder))

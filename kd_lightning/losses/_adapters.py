@@ -86,7 +86,11 @@ def shapes_of(
 
 
 def _shape_of(
-    owner: str, network: str, probe: Probe, role: str, ranks: tuple[int, ...]
+    owner: str,
+    network: str,
+    probe: Probe,
+    role: str,
+    ranks: tuple[int, ...],
 ) -> Size:
     # A hook captures whatever the layer returns: some return tuples, which `Output` cannot rule
     # out.
@@ -126,7 +130,9 @@ def feature_of(owner: str, output: Output, role: str) -> Tensor:
 
 
 def feature_pairs(
-    owner: DistillLoss, student: Output, teacher: Output | None
+    owner: DistillLoss,
+    student: Output,
+    teacher: Output | None,
 ) -> list[tuple[Tensor, Tensor]]:
     """The student's and the teacher's feature of each of the loss's roles; see `feature_of`."""
     name = type(owner).__name__
@@ -272,7 +278,11 @@ class LastMaps:
 
 
 def last_maps(
-    owner: str, student: Probe, teacher: Probe | None, layer: str, head: str
+    owner: str,
+    student: Probe,
+    teacher: Probe | None,
+    layer: str,
+    head: str,
 ) -> LastMaps:
     """Check both networks' last maps, and copy the teacher's classifier.
 
@@ -308,7 +318,9 @@ def check_one_label(owner: str, probe: Probe) -> None:
 
 def pooled(feature: Tensor) -> Tensor:
     """The mean over positions, `(B, C, H, W)` to `(B, C)`; vectors are returned unchanged."""
-    return feature if feature.ndim == 2 else feature.mean((2, 3))
+    if feature.ndim == 2:
+        return feature
+    return feature.mean((2, 3))
 
 
 def not_built(owner: str) -> UserError:

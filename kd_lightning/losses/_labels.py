@@ -39,7 +39,9 @@ def costs_of_labels(cost: Callable[[Tensor], Tensor], batch: Batch) -> Tensor:
 
 
 def mean_over_labels(
-    cost: Callable[[Tensor], Tensor], batch: Batch, factor: float = 1.0
+    cost: Callable[[Tensor], Tensor],
+    batch: Batch,
+    factor: float = 1.0,
 ) -> Tensor:
     """Mean of `costs_of_labels` over the rows with a label, of their own or of their partner.
 

@@ -77,7 +77,11 @@ def draw_negatives(
 
 
 def _numbers(
-    index: Tensor, step: Tensor, rows: int, candidates: Tensor, count: int
+    index: Tensor,
+    step: Tensor,
+    rows: int,
+    candidates: Tensor,
+    count: int,
 ) -> Tensor:
     """Draw `count` numbers below each sample's `candidates` `(B,)`: int64 `(B, count)`."""
     # Every draw has a counter of its own: (step, row, number of the negative).

@@ -86,7 +86,11 @@ def check_tokens(
 
 
 def _token_shape(
-    owner: str, network: str, probe: Probe, role: str, rank: int
+    owner: str,
+    network: str,
+    probe: Probe,
+    role: str,
+    rank: int,
 ) -> torch.Size:
     # A hook captures whatever the layer returns: transformers often return tuples.
     feature: object = probe.output.features.get(role)

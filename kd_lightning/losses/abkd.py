@@ -11,7 +11,10 @@ from kd_lightning.types import Batch, Output, finite_log_probs
 
 
 def alpha_beta_divergence(
-    student: Tensor, teacher: Tensor, alpha: float, beta: float
+    student: Tensor,
+    teacher: Tensor,
+    alpha: float,
+    beta: float,
 ) -> Tensor:
     r"""Mean of $-\frac{1}{ab} \sum_k (p_k^a q_k^b - \frac{a p_k^{a+b} + b q_k^{a+b}}{a+b})$.
 

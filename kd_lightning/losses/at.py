@@ -33,7 +33,9 @@ def attention_map(feature: Tensor) -> Tensor:
 
 
 def attention_loss(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""The distance between the attention maps of one layer, mean over samples.
 

@@ -45,6 +45,7 @@ def active_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar; zero if both are equal.
     """
+    # Where ReLU has cut both maps to zero there is nothing to learn.
     is_active = (student > 0) | (teacher > 0)
     squares = (student - teacher).square()
     return torch.where(is_active, squares, 0).sum(1).mean()
@@ -66,7 +67,9 @@ class Exit(nn.Module):
 
     def __init__(self, shape: Size, last: Size, classes: int) -> None:
         super().__init__()
+        # A bottleneck, which keeps the exits cheap.
         hidden = max(last[1] // 4, 1)
+        # One strided convolution bridges all stages between this one and the last.
         height = max(shape[2] // last[2], 1)
         width = max(shape[3] // last[3], 1)
         convolutions = [
@@ -167,6 +170,7 @@ class BYOT(DistillLoss):
         classes = student.output.logits.shape[-1]
         for role in self.layers:
             shape = _map_shape(student, role)
+            # A strided convolution shrinks maps and cannot enlarge them.
             if shape[2] < last[2] or shape[3] < last[3]:
                 raise UserError(
                     f"BYOT: the layer {role!r} has {shape[2]} x {shape[3]} positions, fewer than "
@@ -188,11 +192,12 @@ class BYOT(DistillLoss):
         total = target_logits.new_zeros(())
         for role, exit_ in zip(self.layers, self.exits, strict=True):
             feature, logits = exit_(feature_of("BYOT", student, role))
-            total = total + (1 - self.soft) * _hard_cost(logits, batch)
-            total = total + self.soft * _divergence(
-                logits, target_logits, self.temperature
-            )
-            total = total + self.hints * active_distance(feature, target_feature)
+            hard = _hard_cost(logits, batch)
+            soft = _divergence(logits, target_logits, self.temperature)
+            hint = active_distance(feature, target_feature)
+            total = total + (1 - self.soft) * hard
+            total = total + self.soft * soft
+            total = total + self.hints * hint
         return total
 
 

@@ -22,6 +22,7 @@ from kd_lightning.losses._adapters import (
     same_size,
     shapes_of,
 )
+from kd_lightning.losses._members import confidence, members_of, soft_target_kls
 from kd_lightning.losses.base import (
     BaseOptions,
     DistillLoss,
@@ -31,7 +32,6 @@ from kd_lightning.losses.base import (
     positive,
     teacher_of,
 )
-from kd_lightning.losses.multiteacher import confidence, members_of, soft_target_kls
 from kd_lightning.types import Batch, Output, full
 
 
@@ -121,6 +121,8 @@ class CAMKD(DistillLoss):
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Create the connectors, and copy the teachers' classifiers."""
         check_one_label("CAMKD", student)
+        # The roles of the layers depend on this number, so it cannot follow the
+        # teacher.
         if teacher is not None:
             found = members_of(teacher.output).shape[1]
             if found != self.teachers:
@@ -166,12 +168,16 @@ class CAMKD(DistillLoss):
         costs = []
         for number, role in enumerate(self._roles_of(self.layer)):
             target = feature_of("CAMKD", teacher, role)
-            own_map, target = same_size(adapted(self.connectors[number], own), target)
-            costs.append((own_map - target).square().flatten(1).mean(1))
+            connected = adapted(self.connectors[number], own)
+            own_map, target = same_size(connected, target)
+            squares = (own_map - target).square()
+            costs.append(squares.flatten(1).mean(1))
+            # What the teacher's classifier sees in the student's map decides its weight.
             logits = self.classifiers[number](pooled(own_map))
             log_probs.append(torch.log_softmax(logits, dim=-1))
         weights = confidence(torch.stack(log_probs, dim=1), batch)
-        return (weights * torch.stack(costs, dim=1)).sum(1).mean()
+        weighted_costs = weights * torch.stack(costs, dim=1)
+        return weighted_costs.sum(1).mean()
 
     def on_epoch_start(self, epoch: int) -> None:
         """The features count from the second epoch of the loss on."""

@@ -52,7 +52,9 @@ def class_maps(feature: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def class_map_distance(
-    student: Tensor, teacher: Tensor, grid: int | None = None
+    student: Tensor,
+    teacher: Tensor,
+    grid: int | None = None,
 ) -> Tensor:
     r"""The mean over samples, classes and positions of the squared difference of unit maps.
 

@@ -57,7 +57,10 @@ def correlations(embedding: Tensor, gamma: float = 0.4, order: int = 2) -> Tenso
 
 
 def congruence_loss(
-    student: Tensor, teacher: Tensor, gamma: float = 0.4, order: int = 2
+    student: Tensor,
+    teacher: Tensor,
+    gamma: float = 0.4,
+    order: int = 2,
 ) -> Tensor:
     r"""$\frac{1}{B^2} \|K_S - K_T\|_F^2$ (Peng et al. 2019, section 3.2).
 

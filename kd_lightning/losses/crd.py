@@ -57,7 +57,10 @@ def nce(similarity: Tensor, log_z: Tensor) -> Tensor:
 
 
 def info_nce(
-    student: Tensor, teacher: Tensor, apart: Tensor, temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    apart: Tensor,
+    temperature: float,
 ) -> Tensor:
     r"""Cross-entropy of finding a sample's teacher in the batch, plus that of its student; in nats.
 
@@ -265,7 +268,11 @@ class CRD(DistillLoss):
             return self._with_banks(own, target, batch, joined)
 
     def _within_batch(
-        self, own: Tensor, target: Tensor, batch: Batch, joined: JoinedBatch
+        self,
+        own: Tensor,
+        target: Tensor,
+        batch: Batch,
+        joined: JoinedBatch,
     ) -> Tensor:
         labels = joined(batch.target)
         apart = labels[:, None] != labels
@@ -276,7 +283,11 @@ class CRD(DistillLoss):
         return info_nce(own, target, apart, self.temperature)
 
     def _with_banks(
-        self, own: Tensor, target: Tensor, batch: Batch, joined: JoinedBatch
+        self,
+        own: Tensor,
+        target: Tensor,
+        batch: Batch,
+        joined: JoinedBatch,
     ) -> Tensor:
         # Labels are learned before the draw, so that no sample meets its own class unknowingly.
         index = joined(batch.index)

@@ -27,7 +27,9 @@ from kd_lightning.types import Batch, Output, full
 
 
 def channel_divergence(
-    student: Tensor, teacher: Tensor, temperature: float = 4.0
+    student: Tensor,
+    teacher: Tensor,
+    temperature: float = 4.0,
 ) -> Tensor:
     r"""The divergence between the distributions of each channel over positions, in nats.
 

@@ -20,7 +20,9 @@ from kd_lightning.types import Batch, Output
 
 
 def decoupled_kl(
-    student: Tensor, teacher: Tensor, target: Tensor
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
 ) -> tuple[Tensor, Tensor]:
     r"""The two parts of $\mathrm{KL}(p \,\|\, q) = \mathrm{TCKD} + (1 - p_t) \, \mathrm{NCKD}$.
 

@@ -38,6 +38,7 @@ def cosine_distance(student: Tensor, teacher: Tensor) -> Tensor:
     Returns:
         A scalar in [0, 2]; a vector of zeros has the distance 1 from any other.
     """
+    # Channels last, so that each position of a map is one vector.
     own = unit(full(student).movedim(1, -1))
     target = unit(full(teacher).movedim(1, -1))
     return 1 - (own * target).sum(-1).mean()
@@ -96,6 +97,8 @@ class FeatureCosine(DistillLoss):
             self.roles.append(check_role("FeatureCosine", "map_layer", map_layer))
         self.overall = not_negative("FeatureCosine", "overall", overall)
         self.local = not_negative("FeatureCosine", "local", local)
+        # A loss of two terms without weight would be zero, which is a mistake in the
+        # config.
         if self.overall == 0 and (self.local == 0 or map_layer is None):
             raise UserError(
                 "FeatureCosine: overall and local leave nothing to compare; raise one of them"
@@ -126,11 +129,14 @@ class FeatureCosine(DistillLoss):
         if self.projector is None:
             raise not_built("FeatureCosine")
         own = pooled(feature_of("FeatureCosine", student, self.layer))
+        projected = adapted(self.projector, own)
         target = pooled(feature_of("FeatureCosine", target_output, self.layer))
-        total = self.overall * cosine_distance(adapted(self.projector, own), target)
+        total = self.overall * cosine_distance(projected, target)
         if self.map_projector is None or self.map_layer is None:
             return total
-        target = feature_of("FeatureCosine", target_output, self.map_layer)
-        own = resized(feature_of("FeatureCosine", student, self.map_layer), target)
-        own = adapted(self.map_projector, own)
-        return total + self.local * cosine_distance(own, target)
+        # Resized before the projector, which then runs on as many positions as are compared.
+        target_map = feature_of("FeatureCosine", target_output, self.map_layer)
+        student_map = feature_of("FeatureCosine", student, self.map_layer)
+        own_map = resized(student_map, target_map)
+        projected_map = adapted(self.map_projector, own_map)
+        return total + self.local * cosine_distance(projected_map, target_map)

@@ -27,7 +27,9 @@ from kd_lightning.types import Batch, Output, full
 
 
 def hint_loss(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""The squared distance between the regressed feature $r$ and the hint $u$.
 
@@ -79,7 +81,10 @@ def convolution(student: Size, teacher: Size, convention: Convention) -> nn.Modu
 
 
 def regressor(
-    student: Size, teacher: Size, convention: Convention, relu: bool
+    student: Size,
+    teacher: Size,
+    convention: Convention,
+    relu: bool,
 ) -> nn.Sequential:
     """The adapter between two features.
 

@@ -24,7 +24,9 @@ from kd_lightning.types import Batch, Output, full
 
 
 def flow_matrix(
-    lower: Tensor, upper: Tensor, convention: Convention = "paper"
+    lower: Tensor,
+    upper: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""$G_{ij} = \frac{1}{n} \sum_x F^1_i(x) F^2_j(x)$ over n positions: how a network goes on.
 
@@ -42,6 +44,7 @@ def flow_matrix(
     lower = full(lower)
     upper = full(upper)
     if convention == "paper":
+        # Products need equal positions: the larger map is pooled to the smaller one.
         height = min(lower.shape[2], upper.shape[2])
         width = min(lower.shape[3], upper.shape[3])
         lower = F.adaptive_max_pool2d(lower, (height, width))
@@ -54,7 +57,9 @@ def flow_matrix(
 
 
 def flow_distance(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""The squared distance between flow matrices.
 
@@ -125,6 +130,7 @@ class FSP(DistillLoss):
         """Refuse networks of different channels; there is nothing to create."""
         for role in self.roles:
             own, target = shapes_of("FSP", student, teacher, (role, role), ranks=(4,))
+            # Flow matrices of other channels have another size, and FSP has no adapter.
             if own[1] != target[1]:
                 raise UserError(
                     f"FSP needs equal channels; at the layer {role!r} the student has {own[1]} "

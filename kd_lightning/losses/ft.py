@@ -49,13 +49,16 @@ def unit_factor(factor: Tensor, convention: Convention = "paper") -> Tensor:
         `(B, D)`; zeros for a factor of zeros.
     """
     factor = full(factor)
+    # The benchmark's code compares attention maps of the factors, not the factors.
     if convention == "benchmark":
         factor = factor.square().mean(1)
     return unit(factor.flatten(1))
 
 
 def factor_distance(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""The mean over samples and elements of $|F_S / \|F_S\| - F_T / \|F_T\||$.
 
@@ -160,6 +163,7 @@ class FT(DistillLoss):
             "FT", student, teacher, (self.layer, self.layer), ranks=(4,)
         )
         channels = target[1]
+        # Fewer channels than the map has, so that the paraphraser must compress.
         factors = max(1, round(channels * self.rate))
         self.paraphraser = nn.ModuleDict(
             {
@@ -167,6 +171,7 @@ class FT(DistillLoss):
                 "decoder": decoder(factors, channels),
             }
         )
+        # The paper's translator has no normalization.
         with_norm = self.convention == "benchmark"
         self.translator = encoder(own[1], own[1], factors, batch_norm=with_norm)
         # Both parts exist in both stages, so that the second run can continue with the first's.
@@ -199,6 +204,7 @@ class FT(DistillLoss):
         """Warn if the second stage uses a paraphraser that was never trained."""
         if self.stage != "translator" or epoch > 0 or self.paraphraser is None:
             return
+        # A random paraphraser trains without an error, and teaches nothing.
         if int(self.get_buffer("paraphraser_steps")) == 0:
             warnings.warn(
                 "FT: the paraphraser is random; train it first with "

@@ -43,7 +43,9 @@ class HardDistillation(DistillLoss):
     @property
     def student_roles(self) -> set[str]:
         """The distillation head, if it is not the student's only one."""
-        return set() if self.head is None else {self.head}
+        if self.head is None:
+            return set()
+        return {self.head}
 
     @property
     def teacher_temperatures(self) -> tuple[float, ...]:

@@ -43,7 +43,9 @@ def correlations(feature: Tensor, convention: Form = "code") -> Tensor:
 
 
 def correlation_distance(
-    student: Tensor, teacher: Tensor, convention: Form = "code"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Form = "code",
 ) -> Tensor:
     r"""The squared distance between correlation matrices R, mean over samples.
 

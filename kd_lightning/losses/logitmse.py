@@ -14,7 +14,10 @@ Reduction = Literal["sum", "mean"]
 
 
 def logit_mse(
-    student: Tensor, teacher: Tensor, classes: Reduction = "sum", center: bool = False
+    student: Tensor,
+    teacher: Tensor,
+    classes: Reduction = "sum",
+    center: bool = False,
 ) -> Tensor:
     r"""$\frac{1}{2N} \sum_n \sum_k (z_{nk} - v_{nk})^2$ (Ba and Caruana 2014, equation 1).
 

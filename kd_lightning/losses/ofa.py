@@ -35,7 +35,10 @@ ATTENTION_HEADS = 4
 
 
 def enhanced_cost(
-    student: Tensor, teacher: Tensor, labels: Tensor, exponent: float
+    student: Tensor,
+    teacher: Tensor,
+    labels: Tensor,
+    exponent: float,
 ) -> Tensor:
     r"""$-\sum_k [(p_k + m_k)^e - m_k] \ln q_k$ with m = 1 for the label and 0 otherwise.
 
@@ -51,6 +54,7 @@ def enhanced_cost(
     Returns:
         `(N,)`, in nats.
     """
+    # Class 0 stands in for an unknown label, whose entry of the mask stays 0.
     columns = labels.clamp(min=0)[:, None]
     known = is_labelled(labels)[:, None].to(teacher.dtype)
     mask = torch.zeros_like(teacher).scatter(1, columns, known)
@@ -126,6 +130,7 @@ class OFA(DistillLoss):
         check_one_label("OFA", student)
         classes = student.output.logits.shape[-1]
         shapes = [_shape_of_stage(student, role) for role in self.layers]
+        # Every branch ends with the width of the last stage.
         width = _channels_of(shapes[-1])
         for place, shape in enumerate(shapes):
             later_stages = len(shapes) - 1 - place
@@ -143,6 +148,7 @@ class OFA(DistillLoss):
         target = teacher_of(self, teacher).log_probs(self.temperature)
         if len(self.branches) == 0:
             raise not_built("OFA")
+        # The output of the network counts once; the branches share their own weight.
         cost = self._mean_cost(full(student.logits), target, batch)
         costs = []
         for role, branch in zip(self.layers, self.branches, strict=True):
@@ -156,6 +162,7 @@ class OFA(DistillLoss):
         costs = enhanced_cost(student, teacher, batch.labels, self.exponent)
         partner = batch.partner_labels
         share = batch.row_share
+        # A mixed sample has two labels; its cost is that of both by their shares.
         if partner is not None and share is not None:
             of_partner = enhanced_cost(student, teacher, partner, self.exponent)
             costs = torch.lerp(of_partner, costs, share.to(costs.dtype))
@@ -188,7 +195,10 @@ def separable_convolution(channels: int, out_channels: int) -> nn.Sequential:
 
 
 def map_branch(
-    channels: int, width: int, later_stages: int, classes: int
+    channels: int,
+    width: int,
+    later_stages: int,
+    classes: int,
 ) -> nn.Sequential:
     """From a map `(B, C, H, W)` to logits `(B, K)`.
 
@@ -201,6 +211,8 @@ def map_branch(
     layers: list[nn.Module] = []
     for step in range(later_stages):
         is_last = step == later_stages - 1
+        # Each step stands for a stage of the student that the branch skips: half the
+        # size, twice the channels.
         out_channels = width if is_last else 2 * channels
         layers.append(separable_convolution(channels, out_channels))
         channels = out_channels
@@ -216,7 +228,10 @@ def map_branch(
 
 
 def token_branch(
-    channels: int, width: int, later_stages: int, classes: int
+    channels: int,
+    width: int,
+    later_stages: int,
+    classes: int,
 ) -> nn.Sequential:
     """From tokens `(B, L, C)` to logits `(B, K)`; see `map_branch` for the arguments."""
     layers: list[nn.Module] = []

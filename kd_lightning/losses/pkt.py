@@ -52,7 +52,9 @@ def neighbors(feature: Tensor, convention: Convention = "paper") -> Tensor:
 
 
 def neighbor_divergence(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""KL divergence from the teacher's to the student's `neighbors`.
 

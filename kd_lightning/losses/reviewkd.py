@@ -75,7 +75,11 @@ class Fusion(nn.Module):
     """
 
     def __init__(
-        self, channels: int, width: int, teacher_channels: int, fuses: bool
+        self,
+        channels: int,
+        width: int,
+        teacher_channels: int,
+        fuses: bool,
     ) -> None:
         super().__init__()
         self.reduce = nn.Sequential(
@@ -92,7 +96,10 @@ class Fusion(nn.Module):
             nn.init.kaiming_uniform_(part[0].weight, a=1)  # type: ignore[arg-type]
 
     def forward(
-        self, feature: Tensor, later: Tensor | None, size: tuple[int, int]
+        self,
+        feature: Tensor,
+        later: Tensor | None,
+        size: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         """Fuse a layer with the later ones.
 
@@ -119,7 +126,9 @@ class Fusion(nn.Module):
 
 def as_map(feature: Tensor) -> Tensor:
     """Vectors `(B, C)` as maps of one position, `(B, C, 1, 1)`; maps are returned unchanged."""
-    return feature[:, :, None, None] if feature.ndim == 2 else feature
+    if feature.ndim == 2:
+        return feature[:, :, None, None]
+    return feature
 
 
 class ReviewKD(DistillLoss):
@@ -190,10 +199,12 @@ class ReviewKD(DistillLoss):
         shapes: list[tuple[Size, Size]] = []
         for roles in zip(self.layers, self.teacher_layers, strict=True):
             shapes.append(shapes_of("ReviewKD", student, teacher, roles))
+        # All fusions have one width, because each one reads the output of the next.
         last, _ = shapes[-1]
         width = min(MAX_CHANNELS, last[1])
         fusions = []
         for place, (own, target) in enumerate(shapes):
+            # The last layer has no later one to review.
             is_last = place == len(shapes) - 1
             fusions.append(Fusion(own[1], width, target[1], fuses=not is_last))
         self.fusions = nn.ModuleList(fusions)
@@ -209,11 +220,13 @@ class ReviewKD(DistillLoss):
             raise not_built("ReviewKD")
         terms = []
         later: Tensor | None = None
+        # From the deepest layer to the first: each one reviews what the later ones
+        # found.
         for place in reversed(range(len(self.layers))):
-            own = as_map(feature_of("ReviewKD", student, self.layers[place]))
-            target = as_map(
-                feature_of("ReviewKD", target_output, self.teacher_layers[place])
-            )
+            role = self.layers[place]
+            teacher_role = self.teacher_layers[place]
+            own = as_map(feature_of("ReviewKD", student, role))
+            target = as_map(feature_of("ReviewKD", target_output, teacher_role))
             fusion = self.fusions[place]
             # The fusions run in the precision of their parameters, or in that of autocast.
             dtype = next(fusion.parameters()).dtype

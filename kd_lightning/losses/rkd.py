@@ -45,7 +45,9 @@ def distance_potential(x: Tensor) -> Tensor:
 
 
 def distance_loss(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""Huber loss between distance potentials, RKD-D (Park et al. 2019, section 3.2.1).
 
@@ -85,7 +87,9 @@ def _angle_cost(student: Tensor, teacher: Tensor, first: int, last: int) -> Tens
 
 
 def angle_loss(
-    student: Tensor, teacher: Tensor, convention: Convention = "paper"
+    student: Tensor,
+    teacher: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""Huber loss between the cosines of all angles, RKD-A (Park et al. 2019, section 3.2.2).
 

@@ -40,7 +40,10 @@ Divergence = Literal["kd", "dkd"]
 
 
 def cell_logits(
-    feature: Tensor, weight: Tensor, bias: Tensor | None, grids: Sequence[int]
+    feature: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grids: Sequence[int],
 ) -> Tensor:
     """The classifier's logits for the mean feature of each cell of several grids.
 
@@ -72,6 +75,7 @@ def cell_weights(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         `(B, P)`.
     """
+    # The first cell is the whole image.
     right = logits.argmax(-1) == labels[:, None]
     differs = right != right[:, :1]
     return 1 + differs.to(logits.dtype)
@@ -178,6 +182,7 @@ class SDD(DistillLoss):
         (head,) = self._student_head
         own = feature_of("SDD", student, self.layer)
         sides = (*own.shape[2:], *target.shape[2:])
+        # A grid that is finer than a map would count its positions several times.
         grids = [grid for grid in self.grids if grid <= min(sides)]
         weight = self.classifier.get_buffer("weight")
         bias = self.classifier.get_buffer("bias")
@@ -204,8 +209,10 @@ class SDD(DistillLoss):
         if self.divergence == "dkd":
             # One row per cell, each with its sample's label.
             rows = labels.repeat_interleave(cells)
-            parts = decoupled_kl(log_q.flatten(0, 1), log_p.flatten(0, 1), rows)
-            total = self.alpha * parts[0] + self.beta * parts[1]
+            flat_log_q = log_q.flatten(0, 1)
+            flat_log_p = log_p.flatten(0, 1)
+            target_part, other_part = decoupled_kl(flat_log_q, flat_log_p, rows)
+            total = self.alpha * target_part + self.beta * other_part
             return total.view(samples, cells)
         difference = finite_log_probs(log_p) - finite_log_probs(log_q)
         return (log_p.exp() * difference).sum(-1)

@@ -54,10 +54,14 @@ def similarity_kl(
     Returns:
         A scalar.
     """
-    own = (student @ queue.T / temperature).masked_fill(~is_filled, -math.inf)
+    # Empty places have the probability 0 in both distributions.
+    is_empty = ~is_filled
+    own = student @ queue.T / temperature
+    own = own.masked_fill(is_empty, -math.inf)
     target = teacher @ queue.T / teacher_temperature
+    target = target.masked_fill(is_empty, -math.inf)
     log_q = torch.log_softmax(own, dim=1)
-    log_p = torch.log_softmax(target.masked_fill(~is_filled, -math.inf), dim=1)
+    log_p = torch.log_softmax(target, dim=1)
     return F.kl_div(
         finite_log_probs(log_q),
         finite_log_probs(log_p),
@@ -137,20 +141,23 @@ class SEED(DistillLoss):
         if self.projector is None:
             raise not_built("SEED")
         embedding = unit(pooled(target))
-        queue, pushed = self._with(JoinedBatch(batch)(embedding))
+        # The batch enters the queue first, so that each sample is compared with itself, too.
+        joint_embedding = JoinedBatch(batch)(embedding)
+        queue, pushed = self._with(joint_embedding)
         if self.training:
             self.queue.copy_(queue)
             self.pushed.copy_(pushed)
-        own = unit(
-            adapted(self.projector, pooled(feature_of("SEED", student, self.layer)))
-        )
+        student_feature = pooled(feature_of("SEED", student, self.layer))
+        own = unit(adapted(self.projector, student_feature))
+        places = torch.arange(self.size, device=queue.device)
+        is_filled = places < pushed
         # Products of unit vectors need single precision, also under autocast.
         with torch.autocast(own.device.type, enabled=False):
             return similarity_kl(
                 own,
                 embedding,
                 full(queue),
-                torch.arange(self.size, device=queue.device) < pushed,
+                is_filled,
                 self.temperature,
                 self.teacher_temperature,
             )
@@ -158,6 +165,7 @@ class SEED(DistillLoss):
     def _with(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """The queue after a joint batch `(N, D)` has entered, and how many have entered then."""
         count = len(embeddings)
+        # A batch would overwrite a part of itself.
         if count > self.size:
             raise UserError(
                 f"SEED: the queue of {self.size} is smaller than the batch of {count} samples; "
@@ -166,7 +174,5 @@ class SEED(DistillLoss):
         places = self.pushed + torch.arange(count, device=embeddings.device)
         entries = embeddings.to(self.queue.dtype)
         # A copy: the graph of this step needs the queue as it is now.
-        return (
-            self.queue.index_copy(0, places % self.size, entries),
-            self.pushed + count,
-        )
+        queue = self.queue.index_copy(0, places % self.size, entries)
+        return queue, self.pushed + count

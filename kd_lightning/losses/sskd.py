@@ -58,9 +58,11 @@ def views_of(view: Tensor, index: Tensor) -> Views:
         view: int64 `(N,)`, the view of each row.
         index: int64 `(N,)`, the sample of each row.
     """
+    # Views are numbered, and the first one is not transformed.
     is_original = view == view.min()
     originals = torch.nonzero(is_original).flatten()
     transformed = torch.nonzero(~is_original).flatten()
+    # Each transformed row matches exactly one original, whose place argmax finds.
     same_sample = index[transformed][:, None] == index[originals]
     return Views(originals, transformed, same_sample.int().argmax(1))
 
@@ -84,20 +86,27 @@ def kept_rows(log_probs: Tensor, truth: Tensor, share_of_wrong: float) -> Tensor
         share_of_wrong: in [0, 1].
     """
     own = log_probs.gather(1, truth.clamp(min=0)[:, None])
+    # Rank 0: the teacher gives the true entry the highest probability.
     rank = (log_probs > own).sum(1)
     rank = torch.where(is_labelled(truth), rank, log_probs.shape[1])
     num_correct = (rank == 0).sum()
     num_wrong = len(rank) - num_correct
+    # All rows that the teacher gets right, and of the others those with the smallest
+    # rank.
     num_kept = num_correct + (share_of_wrong * num_wrong.double()).floor().long()
     # Stable sorts by the second key first, then by the first one.
     by_probability = own.squeeze(1).argsort(descending=True, stable=True)
     order = by_probability[rank[by_probability].argsort(stable=True)]
     places = torch.arange(len(order), device=order.device)
-    return torch.zeros_like(rank, dtype=torch.bool).scatter(0, order, places < num_kept)
+    none = torch.zeros_like(rank, dtype=torch.bool)
+    return none.scatter(0, order, places < num_kept)
 
 
 def kept_kl(
-    student: Tensor, teacher: Tensor, kept: Tensor, temperature: float
+    student: Tensor,
+    teacher: Tensor,
+    kept: Tensor,
+    temperature: float,
 ) -> Tensor:
     r"""$T^2 \, \mathrm{KL}(p \,\|\, q)$, summed over columns, mean over the kept rows, in nats.
 
@@ -113,6 +122,7 @@ def kept_kl(
     log_q = finite_log_probs(student)
     log_p = finite_log_probs(teacher)
     divergence = F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(1)
+    # A mask instead of an index: the number of kept rows stays on the device.
     total = torch.where(kept, divergence, 0).sum()
     return temperature**2 * total / kept.sum().clamp(min=1)
 
@@ -244,9 +254,8 @@ class SSKD(DistillLoss):
                 return F.cross_entropy(target_cosines, views.source)
         own_feature = feature_of("SSKD", student, self.layer)
         own_rows = joined(adapted(self.student_head, pooled(own_feature)))
-        log_q = torch.log_softmax(
-            joined(student.tempered_logits()) / self.temperature, dim=1
-        )
+        logits = joined(student.tempered_logits())
+        log_q = torch.log_softmax(logits / self.temperature, dim=1)
         log_p = joined(target.log_probs(self.temperature))
         with torch.autocast(own_rows.device.type, enabled=False):
             own_cosines = cosines(own_rows, views)
@@ -256,7 +265,11 @@ class SSKD(DistillLoss):
         return on_logits + self.contrast * on_cosines
 
     def _on_logits(
-        self, log_q: Tensor, log_p: Tensor, labels: Tensor, views: Views
+        self,
+        log_q: Tensor,
+        log_p: Tensor,
+        labels: Tensor,
+        views: Views,
     ) -> Tensor:
         """The weighted terms of originals and transformed images, a scalar.
 
@@ -266,6 +279,7 @@ class SSKD(DistillLoss):
             labels: int64 `(N,)`.
             views: the rows of the joint batch.
         """
+        # Originals teach whether or not the teacher is right.
         all_rows = torch.ones_like(views.originals, dtype=torch.bool)
         originals = kept_kl(
             log_q[views.originals],

@@ -12,7 +12,10 @@ from kd_lightning.types import Batch, Output, finite_log_probs
 
 
 def transformed_kl(
-    student: Tensor, teacher: Tensor, gamma: float, weighted: bool = False
+    student: Tensor,
+    teacher: Tensor,
+    gamma: float,
+    weighted: bool = False,
 ) -> Tensor:
     r"""$\mathrm{KL}(\tilde p \,\|\, q)$ with $\tilde p_k = p_k^\gamma / U$, mean over rows.
 

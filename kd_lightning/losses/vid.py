@@ -25,7 +25,10 @@ from kd_lightning.types import Batch, Output, full
 
 
 def gaussian_loss(
-    mean: Tensor, target: Tensor, variance: Tensor, convention: Convention = "paper"
+    mean: Tensor,
+    target: Tensor,
+    variance: Tensor,
+    convention: Convention = "paper",
 ) -> Tensor:
     r"""$\frac{1}{2} [(t - \mu)^2 / \sigma_c^2 + \log \sigma_c^2]$, in nats.
 
@@ -75,7 +78,11 @@ class _Gaussian(nn.Module):
     r"""The student's prediction of one teacher layer: a mean, and $\alpha_c$ per channel."""
 
     def __init__(
-        self, student: Size, teacher: Size, variance: float, eps: float
+        self,
+        student: Size,
+        teacher: Size,
+        variance: float,
+        eps: float,
     ) -> None:
         super().__init__()
         self.mean = mean_network(student, teacher)
@@ -91,7 +98,10 @@ class _Gaussian(nn.Module):
         return F.softplus(full(self.alpha)) + self.eps
 
     def forward(
-        self, student: Tensor, teacher: Tensor, convention: Convention
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        convention: Convention,
     ) -> Tensor:
         student, teacher = same_size(student, teacher)
         mean = adapted(self.mean, student)

@@ -62,8 +62,10 @@ def cell_statistics(maps: Tensor, grid: int) -> tuple[Tensor, Tensor]:
     """
     means = []
     deviations = []
-    for top, bottom in cell_bounds(maps.shape[2], grid):
-        for left, right in cell_bounds(maps.shape[3], grid):
+    rows = cell_bounds(maps.shape[2], grid)
+    columns = cell_bounds(maps.shape[3], grid)
+    for top, bottom in rows:
+        for left, right in columns:
             cell = maps[:, :, top:bottom, left:right].flatten(2)
             means.append(cell.mean(2))
             variance = cell.var(2, correction=1)
@@ -72,7 +74,10 @@ def cell_statistics(maps: Tensor, grid: int) -> tuple[Tensor, Tensor]:
 
 
 def gaussian_distance(
-    student: Tensor, teacher: Tensor, mean_weight: float = 4.0, grid: int = 1
+    student: Tensor,
+    teacher: Tensor,
+    mean_weight: float = 4.0,
+    grid: int = 1,
 ) -> Tensor:
     r"""The squared Wasserstein distance between Gaussians with diagonal covariance.
 
@@ -148,6 +153,7 @@ class WKDF(DistillLoss):
             "WKDF", student, teacher, (self.layer, self.layer), ranks=(4,)
         )
         for network, (height, width) in (("student", own[2:]), ("teacher", target[2:])):
+            # The variance of a single position is not defined.
             if _smallest_cell(height, width, self.grid) < 2:
                 raise UserError(
                     f"WKDF: the {network}'s layer {self.layer!r} has {height} x {width} "
@@ -165,7 +171,8 @@ class WKDF(DistillLoss):
         target = feature_of("WKDF", teacher_of(self, teacher), self.layer)
         if self.projector is None:
             raise not_built("WKDF")
-        own = adapted(self.projector, feature_of("WKDF", student, self.layer))
+        student_map = feature_of("WKDF", student, self.layer)
+        own = adapted(self.projector, student_map)
         return gaussian_distance(own, target, self.mean_weight, self.grid)
 
 

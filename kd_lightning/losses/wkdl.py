@@ -49,7 +49,10 @@ def _log_product(log_factors: Tensor, kernel: Tensor) -> Tensor:
 
 
 def transport_cost(
-    student: Tensor, teacher: Tensor, costs: Tensor, iterations: int
+    student: Tensor,
+    teacher: Tensor,
+    costs: Tensor,
+    iterations: int,
 ) -> Tensor:
     """Cost of moving each student's distribution to its teacher's, by Sinkhorn's iterations.
 
@@ -74,7 +77,10 @@ def transport_cost(
 
 
 def transport_factors(
-    student: Tensor, teacher: Tensor, costs: Tensor, iterations: int
+    student: Tensor,
+    teacher: Tensor,
+    costs: Tensor,
+    iterations: int,
 ) -> tuple[Tensor, Tensor]:
     r"""Logarithms of u and v, `(N, K)` each; the plan of a row is $u_k e^{-c_{kl} / 0.05} v_l$.
 

@@ -61,7 +61,9 @@ def attention(
 
 
 def tap_scores(
-    encoder: Encoder, layers: nn.ModuleList, taps: Iterable[nn.Module]
+    encoder: Encoder,
+    layers: nn.ModuleList,
+    taps: Iterable[nn.Module],
 ) -> None:
     """Route the attention scores of each layer through its tap.
 

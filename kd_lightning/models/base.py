@@ -8,7 +8,9 @@ from kd_lightning.errors import UserError
 
 
 def check_image_shapes(
-    owner: str, input_shape: list[int] | None, num_classes: int | None
+    owner: str,
+    input_shape: list[int] | None,
+    num_classes: int | None,
 ) -> tuple[int, int]:
     """Check that a network for images knows the shapes of its data.
 

@@ -116,7 +116,11 @@ class BiLSTMClassifier(nn.Module):
         return logits
 
     def _direction(
-        self, lstm: nn.Module, ids: Tensor, mask: Tensor, last: Tensor
+        self,
+        lstm: nn.Module,
+        ids: Tensor,
+        mask: Tensor,
+        last: Tensor,
     ) -> Tensor:
         """The pooled states of one direction.
 

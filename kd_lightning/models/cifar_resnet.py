@@ -96,7 +96,10 @@ class CIFARResNet(nn.Module):
 
     @staticmethod
     def _stage(
-        channels_in: int, channels: int, blocks: int, stride: int
+        channels_in: int,
+        channels: int,
+        blocks: int,
+        stride: int,
     ) -> nn.Sequential:
         # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [_Block(channels, channels, 1) for _ in range(blocks - 1)]

@@ -33,7 +33,11 @@ class WordEmbedding(nn.Embedding):
     """
 
     def __init__(
-        self, words: int, width: int, pad: int = 0, vectors: str | None = None
+        self,
+        words: int,
+        width: int,
+        pad: int = 0,
+        vectors: str | None = None,
     ) -> None:
         super().__init__(words, width, padding_idx=pad)
         # Checked here, although the file is read later: a typo is reported before any training.
@@ -75,7 +79,9 @@ class WordEmbedding(nn.Embedding):
 
 
 def read_vectors(
-    path: Path, vocabulary: Mapping[str, int], width: int
+    path: Path,
+    vocabulary: Mapping[str, int],
+    width: int,
 ) -> Iterator[tuple[str, list[float]]]:
     """Yield the known words of a GloVe or fastText file with their vectors.
 
@@ -132,7 +138,9 @@ def _vector(place: str, fields: list[bytes], width: int) -> list[float]:
 
 
 def vocabulary_of(
-    owner: str, spec: Mapping[str, Any] | None, size: int | None
+    owner: str,
+    spec: Mapping[str, Any] | None,
+    size: int | None,
 ) -> tuple[int, int]:
     """The number of tokens and the id of the padding token.
 

@@ -123,7 +123,9 @@ def check_tokens(pretrained: str | None, encoder: Encoder, tokens: Tokens) -> No
 
 
 def check_vocabulary(
-    pretrained: str, tokens: Tokens, gguf_file: str | None = None
+    pretrained: str,
+    tokens: Tokens,
+    gguf_file: str | None = None,
 ) -> None:
     """Refuse data whose tokenizer has another vocabulary than a pretrained model's.
 

@@ -64,6 +64,7 @@ class HubClassifier(nn.Module):
             # Weights stored in half precision are still computed in single precision.
             dtype=torch.float32,
         )
+        # The library loads such a model with a warning only.
         missing = sorted(report["missing_keys"])
         if missing:
             raise UserError(
@@ -110,6 +111,7 @@ class HubClassifier(nn.Module):
         if images is not None:
             inputs["pixel_values"] = images
         for name, tensor in tokens.items():
+            # Tokenizers make token types that not every model reads.
             if name in self._arguments:
                 inputs[name] = tensor
         logits: Tensor = self.model(**inputs).logits
@@ -153,6 +155,7 @@ def _matching_names(known: tuple[str, ...], given: tuple[str, ...]) -> tuple[str
     """
     if [name.casefold() for name in known] == [name.casefold() for name in given]:
         return given
+    # Numbers as names carry no meaning, so they contradict no names of the model.
     if list(given) == [str(number) for number in range(len(given))]:
         return ()
     return known

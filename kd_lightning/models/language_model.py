@@ -195,7 +195,9 @@ def _attention_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _make(
-    architecture: Mapping[str, Any], num_classes: int | None, tokens: Tokens
+    architecture: Mapping[str, Any],
+    num_classes: int | None,
+    tokens: Tokens,
 ) -> _LanguageModel:
     """A language model with random weights.
 

@@ -105,7 +105,10 @@ class MLP(nn.Module):
 
 
 def _check_options(
-    hidden: list[int], dropout: float, input_dropout: float, max_norm: float | None
+    hidden: list[int],
+    dropout: float,
+    input_dropout: float,
+    max_norm: float | None,
 ) -> None:
     """Refuse options of an `MLP` that are out of range."""
     if not hidden or min(hidden) < 1:

@@ -42,7 +42,11 @@ class _InvertedResidual(nn.Module):
     """
 
     def __init__(
-        self, channels_in: int, channels: int, stride: int, expansion: int
+        self,
+        channels_in: int,
+        channels: int,
+        stride: int,
+        expansion: int,
     ) -> None:
         super().__init__()
         hidden = expansion * channels_in

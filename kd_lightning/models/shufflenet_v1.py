@@ -25,7 +25,11 @@ class _Block(nn.Module):
     """
 
     def __init__(
-        self, channels_in: int, channels: int, stride: int, groups_in: int
+        self,
+        channels_in: int,
+        channels: int,
+        stride: int,
+        groups_in: int,
     ) -> None:
         super().__init__()
         # Channels that the convolutions compute; the shortcut provides the others.
@@ -98,7 +102,10 @@ class CIFARShuffleNetV1(nn.Module):
 
     @staticmethod
     def _stage(
-        channels_in: int, channels: int, blocks: int, groups_in: int = GROUPS
+        channels_in: int,
+        channels: int,
+        blocks: int,
+        groups_in: int = GROUPS,
     ) -> nn.Sequential:
         # The later blocks are created first: the order decides which initial weights a seed gives.
         rest = [_Block(channels, channels, 1, GROUPS) for _ in range(blocks - 1)]

@@ -195,7 +195,9 @@ class TransformerClassifier(nn.Module):
 
 
 def _encoder(
-    pretrained: str | None, architecture: dict[str, Any] | None, tokens: Tokens
+    pretrained: str | None,
+    architecture: dict[str, Any] | None,
+    tokens: Tokens,
 ) -> Encoder:
     """The encoder without its pooler."""
     if pretrained is not None and architecture is None:
@@ -211,7 +213,10 @@ def _encoder(
 
 
 def _head(
-    width: int, hidden: int | None, dropout: float, num_classes: int
+    width: int,
+    hidden: int | None,
+    dropout: float,
+    num_classes: int,
 ) -> nn.Sequential:
     """From a state `(B, width)` to logits `(B, num_classes)`, with one hidden layer or none."""
     layers: list[nn.Module] = []

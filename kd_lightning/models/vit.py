@@ -44,6 +44,8 @@ class _Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mixed tokens of tokens, both `(B, L, width)`."""
         batch, length, width = x.shape
+        # One product for queries, keys and values; then 3 x (B, heads, L, width /
+        # heads).
         qkv = self.qkv(x).view(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(query, key, value)
@@ -67,6 +69,7 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens of tokens, both `(B, L, width)`."""
+        # Norms come first ("pre-norm"), so that the shortcut carries the sum unchanged.
         attended = self.attention(self.norm1(x))
         x = x + self.dropout(attended)
         changed = self.mlp(self.norm2(x))
@@ -127,15 +130,15 @@ class ViT(nn.Module):
             )
         self.patches = nn.Conv2d(channels, width, patch_size, stride=patch_size)
         num_patches = (input_shape[1] // patch_size) * (input_shape[2] // patch_size)
+        # A learned position for each patch, and for each token in front of them.
         num_tokens = 2 if distillation_token else 1
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         self.distillation_token = (
             nn.Parameter(torch.empty(1, 1, width)) if distillation_token else None
         )
         self.positions = nn.Parameter(torch.empty(1, num_tokens + num_patches, width))
-        blocks = [
-            _Block(width, heads, mlp_ratio * width, dropout) for _ in range(depth)
-        ]
+        hidden = mlp_ratio * width
+        blocks = [_Block(width, heads, hidden, dropout) for _ in range(depth)]
         self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, classes)
@@ -151,6 +154,7 @@ class ViT(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=INITIAL_STD)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # Tokens and positions are parameters of this module itself, not of a layer.
         for parameter in (self.class_token, self.distillation_token, self.positions):
             if parameter is not None:
                 nn.init.trunc_normal_(parameter, std=INITIAL_STD)
@@ -162,16 +166,20 @@ class ViT(nn.Module):
                 f"ViT was built for images of {list(self.image_size)} pixels and has no positions "
                 f"for {list(x.shape[2:])}"
             )
+        # (B, width, H/p, W/p) to tokens (B, L, width).
         patches = self.patches(x).flatten(2).transpose(1, 2)
         tokens = [self.class_token.expand(len(x), -1, -1)]
         if self.distillation_token is not None:
             tokens.append(self.distillation_token.expand(len(x), -1, -1))
-        embedded = torch.cat([*tokens, patches], 1) + self.positions
-        y = self.norm(self.blocks(embedded))
+        joined = torch.cat([*tokens, patches], 1)
+        embedded = joined + self.positions
+        mixed = self.blocks(embedded)
+        y = self.norm(mixed)
         logits: Tensor = self.head(y[:, 0])
         if self.distillation_head is None:
             return logits
         distillation = self.distillation_head(y[:, 1])
+        # Training needs both outputs, because each has a loss of its own.
         if self.training:
             return Heads(logits, distillation)
         return _log_mean_probs(logits, distillation)
@@ -185,7 +193,12 @@ def _log_mean_probs(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _check_options(
-    patch_size: int, width: int, depth: int, heads: int, mlp_ratio: int, dropout: float
+    patch_size: int,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: int,
+    dropout: float,
 ) -> None:
     """UserError if an argument is out of range."""
     counts = {

@@ -103,12 +103,15 @@ def _recorded(reported: ReportedRun) -> list[Block]:
 
 
 def _overall(student_classes: Tensor, teacher_classes: Tensor) -> float:
+    # Void pixels have no class.
     exists = teacher_classes >= 0
     return float((student_classes == teacher_classes)[exists].double().mean())
 
 
 def by_class(
-    student: Tensor, teacher: Tensor, names: Sequence[str]
+    student: Tensor,
+    teacher: Tensor,
+    names: Sequence[str],
 ) -> list[ClassAgreement]:
     """The agreement on each class that the teacher predicts.
 
@@ -130,7 +133,9 @@ def by_class(
 
 
 def _outcomes(
-    stored: Mapping[str, Tensor], student: Tensor, teacher: Tensor
+    stored: Mapping[str, Tensor],
+    student: Tensor,
+    teacher: Tensor,
 ) -> list[Block]:
     """How often both, one or none of them are right."""
     target = stored.get("target")
@@ -161,6 +166,7 @@ def _outcomes(
 
 def _class_block(label: str, classes: Sequence[ClassAgreement]) -> Block:
     """The agreement by class: a figure, or a table of the worst of many classes."""
+    # The classes that a reader looks for are those with little agreement.
     worst_first = sorted(classes, key=lambda each: each.share)
     if len(classes) <= MOST_CLASSES:
         return _figure(label, classes, worst_first)

@@ -153,7 +153,9 @@ def find_targets(names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
 
 
 def _sections(
-    experiments: dict[str, Path], runs: Sequence[str], options: argparse.Namespace
+    experiments: dict[str, Path],
+    runs: Sequence[str],
+    options: argparse.Namespace,
 ) -> tuple[list[str], list[Section], list[ReportedRun]]:
     """What is reported.
 

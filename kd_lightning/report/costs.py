@@ -75,7 +75,9 @@ def costs_of(reported: ReportedRun, benchmark: Benchmark) -> tuple[Costs, str]:
 
 
 def costs_section(
-    runs: Sequence[ReportedRun], costs: Mapping[str, Costs], notes: Sequence[str]
+    runs: Sequence[ReportedRun],
+    costs: Mapping[str, Costs],
+    notes: Sequence[str],
 ) -> Section:
     """A table with one column per run.
 

@@ -51,6 +51,7 @@ def read_curves(path: Path) -> Curves:
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise UserError(f"metrics.csv cannot be read: {error}") from error
     curves.pop("step", None)
+    # One value makes no curve, such as a test metric.
     several = {}
     for name, series in curves.items():
         if len(series) > 1:
@@ -123,7 +124,7 @@ def figure_of_run(label: str, curves: Curves, monitor: str) -> Figure | None:
         None if no metric has a curve.
     """
     losses = [name for name in curves if name.startswith("train_loss")]
-    # The total loss comes before its terms.
+    # The total loss comes before its terms: its name is the shortest.
     losses.sort(key=len)
     chosen = {"training loss, total and terms before weighting": losses}
     for name in (*_validation_metrics(monitor), "learning_rate"):
@@ -148,7 +149,9 @@ def _in_words(name: str) -> str:
 
 
 def figure_of_groups(
-    groups: Mapping[str, Sequence[Curves]], monitor: str, caption: str = ""
+    groups: Mapping[str, Sequence[Curves]],
+    monitor: str,
+    caption: str = "",
 ) -> Figure | None:
     """Compare groups of runs: one plot per metric, one line per group.
 
@@ -171,7 +174,9 @@ def figure_of_groups(
 
 
 def _figure(
-    what: str, plots: Mapping[str, Sequence[Line]], caption: str = ""
+    what: str,
+    plots: Mapping[str, Sequence[Line]],
+    caption: str = "",
 ) -> Figure | None:
     """Plots below each other."""
     if not plots:

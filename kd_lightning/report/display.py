@@ -40,7 +40,9 @@ class Shown:
 
 
 def show(
-    datamodule: DataModule, index: Tensor, stored: Mapping[str, Tensor]
+    datamodule: DataModule,
+    index: Tensor,
+    stored: Mapping[str, Tensor],
 ) -> list[Shown]:
     """Show test samples through what their data offers for that.
 
@@ -69,6 +71,7 @@ def _images(
 ) -> list[Shown]:
     """Images `(n, C, H, W)`, each with its segmentation if the test stored one."""
     maps = stored.get("classes")
+    # A test of a segmentation stores a class for each pixel.
     has_maps = maps is not None and maps.ndim == 3
     labels = datamodule.source("test").target if has_maps else None
     position_of_row = _positions(stored["index"])
@@ -116,6 +119,7 @@ def _overlay(pixels: Tensor, classes: Tensor) -> Tensor:
     """
     # More classes than colors share them, which the legend shows.
     palette = torch.tensor([_rgb(color) for color in CLASS_COLORS])
+    # Void pixels are negative; they take any color, and do not show it.
     numbers = classes.long().clamp(min=0) % len(CLASS_COLORS)
     colors = palette[numbers].movedim(-1, 0)
     base = pixels.double().expand(3, *classes.shape)
@@ -147,6 +151,7 @@ def _uri(pixels: Tensor) -> str:
     Args:
         pixels: uint8 `(C, H, W)`; gray if C is 1, else the first three are colors.
     """
+    # A picture is gray or RGB; further channels have no color.
     channels = pixels[:3] if len(pixels) >= 3 else pixels[:1]
     array = channels.permute(1, 2, 0).squeeze(-1).contiguous().numpy()
     content = io.BytesIO()

@@ -103,10 +103,13 @@ def _in_order(group: SeedGroup, content: Values) -> list[str]:
 
 
 def _read_runs(
-    experiment: ReportedExperiment, output: Path, store: Path | None
+    experiment: ReportedExperiment,
+    output: Path,
+    store: Path | None,
 ) -> None:
     """Read the curves of the runs that the store still has."""
     jobs = read_json(output / "jobs.json")
+    # The results stand for themselves: a page without curves is better than none.
     if not jobs:
         experiment.curves_note = (
             "There are no learning curves: jobs.json, which names the folders of the "
@@ -235,6 +238,7 @@ def _figure_of_points(points: Sequence[Point], cost: str) -> Figure:
 def _curves(experiment: ReportedExperiment) -> list[Block]:
     """The learning curves of all runs, with bands over their seeds."""
     blocks: list[Block] = []
+    # More lines than colors could not be told apart.
     chosen = dict(list(experiment.curves.items())[:MOST_LINES])
     figure = None
     if chosen:

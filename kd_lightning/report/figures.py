@@ -39,7 +39,10 @@ DASHES = ("-", "--", "-.", ":", "-", "--", "-.", ":", "-", "--")
 
 
 def draw(
-    height: float, alternative: str, plot: Callable[[Drawing], None], caption: str = ""
+    height: float,
+    alternative: str,
+    plot: Callable[[Drawing], None],
+    caption: str = "",
 ) -> Figure:
     """Draw a figure.
 

@@ -64,7 +64,9 @@ def worst_mistakes(reported: ReportedRun) -> list[Block]:
 
 
 def find_mistakes(
-    task: Task, stored: Mapping[str, Tensor], reported: ReportedRun
+    task: Task,
+    stored: Mapping[str, Tensor],
+    reported: ReportedRun,
 ) -> tuple[Sequence[Mistake], str]:
     """The mistakes to show, and how they were chosen.
 

@@ -52,6 +52,7 @@ def confusions(reported: ReportedRun) -> list[Block]:
         predicted, target, num_classes=len(names), validate_args=False
     )
     blocks: list[Block] = []
+    # The table of confusions has room for any number of classes.
     if len(names) <= MOST_CLASSES:
         blocks.append(_matrix(reported.label, counts, names))
     blocks.append(_top_confusions(counts, names))
@@ -104,23 +105,28 @@ def _plot_matrix(axes: Axes, counts: Tensor, names: Sequence[str]) -> None:
     """
     from matplotlib.patches import Rectangle
 
+    # The lines of a grid would cross the cells.
     axes.grid(False)
-    of_row = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    samples_of_label = counts.sum(1, keepdim=True)
+    shares = counts / samples_of_label.clamp(min=1)
     for row, column in counts.nonzero().tolist():
         # Transparent where there is little, so that the page's own color shows.
-        share = 0.12 + 0.75 * float(of_row[row, column])
+        opacity = 0.12 + 0.75 * float(shares[row, column])
         color = COLORS[0] if row == column else COLORS[3]
         corner = (column - 0.5, row - 0.5)
-        cell = Rectangle(corner, 1, 1, facecolor=color, alpha=share, linewidth=0)
+        cell = Rectangle(corner, 1, 1, facecolor=color, alpha=opacity, linewidth=0)
         axes.add_patch(cell)
         text = _short(int(counts[row, column]))
         axes.text(column, row, text, ha="center", va="center", fontsize=7)
     shown = [printable(name) for name in names]
-    axes.set_xticks(range(len(names)), shown, rotation=90)
-    axes.set_yticks(range(len(names)), shown)
-    # Rows are read from top to bottom.
-    axes.set_xlim(-0.5, len(names) - 0.5)
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    places = range(len(names))
+    axes.set_xticks(places, shown, rotation=90)
+    axes.set_yticks(places, shown)
+    # Cells are centered on whole numbers; rows are read from top to bottom.
+    first_edge = -0.5
+    last_edge = len(names) - 0.5
+    axes.set_xlim(first_edge, last_edge)
+    axes.set_ylim(last_edge, first_edge)
     axes.set_aspect("equal")
     axes.set_xlabel("predicted class")
     axes.set_ylabel("label")
@@ -230,6 +236,7 @@ def _reliability_of(stored: Mapping[str, Tensor]) -> Reliability | None:
     target = stored.get("target")
     if logits is None or target is None or target.ndim != 1 or logits.ndim != 2:
         return None
+    # Real-valued targets and single logits have no class that a confidence could be of.
     if target.is_floating_point() or logits.shape[1] < 2:
         return None
     labelled = target >= 0
@@ -252,7 +259,8 @@ def _reliability_figure(label: str, networks: Mapping[str, Reliability]) -> Figu
             text = printable(f"{name}, ECE {measured.error:.2%}")
             points = (measured.confidence, measured.accuracy)
             diagram.plot(*points, "o-", color=color, label=text, markersize=4)
-            heights = [count / sum(measured.counts) for count in measured.counts]
+            total = sum(measured.counts)
+            heights = [count / total for count in measured.counts]
             histogram.plot(
                 measured.confidence, heights, "o-", color=color, markersize=3
             )

@@ -104,6 +104,7 @@ def _facts(reported: ReportedRun) -> dict[str, str]:
     """What a reader must know of a run first."""
     run = reported.run
     record = reported.folder.record
+    # In the order in which a reader asks for them.
     facts = {"status": run.status}
     if record.get("error"):
         facts["error"] = str(record["error"])

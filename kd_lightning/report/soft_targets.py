@@ -83,7 +83,10 @@ def spread_by_entropy(entropy: Tensor, count: int) -> list[int]:
 
 
 def _samples(
-    reported: ReportedRun, probs: Tensor, chosen: Sequence[int], names: Sequence[str]
+    reported: ReportedRun,
+    probs: Tensor,
+    chosen: Sequence[int],
+    names: Sequence[str],
 ) -> Samples:
     """Samples with the classes that the teacher prefers."""
     assert reported.student is not None
@@ -94,6 +97,7 @@ def _samples(
     items = []
     for number, position in enumerate(chosen):
         target = int(stored["target"][position])
+        # A sample of unlabeled data is shown with the teacher's classes alone.
         caption = "no label"
         if target != UNLABELLED:
             caption = f"label: {names[target]}"
@@ -126,10 +130,13 @@ def top_shares(probs: Tensor, names: Sequence[str]) -> list[Share]:
 
 
 def _alternatives_of_labels(
-    probs: Tensor, target: Tensor, names: Sequence[str]
+    probs: Tensor,
+    target: Tensor,
+    names: Sequence[str],
 ) -> Table:
     """For each label, the other classes to which the teacher gives most."""
     lines: list[list[str]] = []
+    # Samples without a label are in no row.
     support = torch.bincount(target[target >= 0], minlength=len(names))
     for number, name in enumerate(names):
         if int(support[number]) == 0 or len(lines) == MOST_CLASSES:

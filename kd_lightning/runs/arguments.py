@@ -18,7 +18,11 @@ class CommandParser(argparse.ArgumentParser):
     """
 
     def __init__(
-        self, command: str, *, usage: str | None = None, description: str
+        self,
+        command: str,
+        *,
+        usage: str | None = None,
+        description: str,
     ) -> None:
         # An abbreviation that works today would become ambiguous with the next option.
         super().__init__(

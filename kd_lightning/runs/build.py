@@ -179,7 +179,9 @@ class BuiltRun:
 
 
 def build_run(
-    command: str, parser: LightningArgumentParser, config: Namespace
+    command: str,
+    parser: LightningArgumentParser,
+    config: Namespace,
 ) -> BuiltRun:
     """Build the data, then the model for that data.
 
@@ -196,7 +198,9 @@ def build_run(
 
 
 def _build_run(
-    command: str, parser: LightningArgumentParser, config: Namespace
+    command: str,
+    parser: LightningArgumentParser,
+    config: Namespace,
 ) -> BuiltRun:
     """See `build_run`; errors of the parser have not been put into words yet."""
     torch.set_float32_matmul_precision(config.matmul_precision)
@@ -292,7 +296,9 @@ def _set_seed(config: Namespace) -> None:
 
 
 def _restore_from_checkpoint(
-    saved: Described | None, model: Namespace, datamodule: DataModule
+    saved: Described | None,
+    model: Namespace,
+    datamodule: DataModule,
 ) -> None:
     """Use what a checkpoint stores of its network and data instead of the files they came from.
 

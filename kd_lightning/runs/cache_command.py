@@ -169,6 +169,7 @@ def main(argv: list[str]) -> None:
         progress=progress,
         temperatures=_temperatures(options, module),
     )
+    # Without augmentation there is one view, whatever --views says.
     _report(folder, options.views if run.datamodule.augmented else None)
     for note in module.teacher.notes:
         Console().print(plain(f"note: {note}"), soft_wrap=True)
@@ -201,7 +202,7 @@ def _verify(folder: Path, rest: list[str]) -> None:
     Raises:
         UserError: if a file is damaged, or there are more arguments than the folder.
     """
-    from kd_lightning.teachers.cache.teacher import verify_cache
+    from kd_lightning.teachers.cache.opening import verify_cache
 
     if rest:
         raise UserError(f"kd cache --verify takes nothing but --output, got {rest[0]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from jsonargparse import ArgumentError
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -32,6 +33,58 @@ _NOISE = re.compile(
 )
 
 
+@dataclass
+class _Collected:
+    """What the lines of an error hold; a line may hold a key, a class, a value or a problem.
+
+    Attributes:
+        keys: the keys on the way to the problem, the outermost one first.
+        classes: their classes, in the same order.
+        key_problems: what was wrong with a key.
+        other_problems: what was wrong with something else.
+        value: the first value that was given.
+        nested: the longest key below the outermost one, and its value.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    key_problems: list[str] = field(default_factory=list)
+    other_problems: list[str] = field(default_factory=list)
+    value: str | None = None
+    nested: re.Match[str] | None = None
+
+    def add(self, line: str) -> None:
+        """Collect what a line holds."""
+        given = _VALUE.match(line)
+        if given is not None:
+            self._add_value(given[1])
+        key = _KEY.match(line)
+        class_path = _CLASS.match(line)
+        if key is not None:
+            self.keys.append(key[1])
+            if key[2]:
+                self.key_problems.append(key[2])
+        elif class_path is None and _NOISE.match(line) is None:
+            self.other_problems.append(_GOT_CLASS.sub("", line))
+        if class_path is not None:
+            self.classes.append(class_path[1])
+        # The class of an optimizer or a scheduler.
+        got_class = _GOT_CLASS.search(line)
+        if got_class is not None:
+            self.classes.append(got_class[1])
+
+    def _add_value(self, value: str) -> None:
+        """Note the first value, and the longest key in any of them."""
+        if self.value is None:
+            self.value = value
+        argument = _NESTED_VALUE.match(value)
+        if argument is None:
+            return
+        # The longest key is the one below the outermost key.
+        if self.nested is None or len(argument[1]) > len(self.nested[1]):
+            self.nested = argument
+
+
 def one_line(message: str) -> str:
     """The problem, with the key and the class that it is about in front.
 
@@ -41,47 +94,26 @@ def one_line(message: str) -> str:
     Args:
         message: of any error, such as jsonargparse's over several lines.
     """
-    # A line may hold a key, a class, a value or a problem; each is collected by itself.
-    keys = []
-    classes = []
-    key_problems = []
-    other_problems = []
-    value = None
-    nested = None
+    collected = _Collected()
     for line in _lines(message):
-        key = _KEY.match(line)
-        class_path = _CLASS.match(line)
-        given = _VALUE.match(line)
-        if given is not None and value is None:
-            value = given[1]
-        argument = _NESTED_VALUE.match(given[1]) if given is not None else None
-        # The longest key is the one below the outermost key.
-        if argument is not None and (
-            nested is None or len(argument[1]) > len(nested[1])
-        ):
-            nested = argument
-        if key is not None:
-            keys.append(key[1])
-            if key[2]:
-                key_problems.append(key[2])
-        elif class_path is None and _NOISE.match(line) is None:
-            other_problems.append(_GOT_CLASS.sub("", line))
-        if class_path is not None:
-            classes.append(class_path[1])
-        # The class of an optimizer or a scheduler.
-        got_class = _GOT_CLASS.search(line)
-        if got_class is not None:
-            classes.append(got_class[1])
+        collected.add(line)
+    keys = collected.keys
+    value = collected.value
+    nested = collected.nested
     if nested is not None:
         # The value then holds the whole path below the outermost key.
         keys = [*keys[:1], nested[1]]
         value = nested[2].strip("'")
+    problems = collected.key_problems + collected.other_problems
     parts = [".".join(keys)] if keys else []
-    parts.extend(classes[-1:])
-    parts.append(_problem(key_problems + other_problems, value, has_key=bool(keys)))
+    # The last class is the innermost one.
+    parts.extend(collected.classes[-1:])
+    parts.append(_problem(problems, value, has_key=bool(keys)))
     text = ": ".join(parts)
     # A value may be of any length.
-    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]}..."
+    if len(text) <= _MAX_LENGTH:
+        return text
+    return f"{text[:_MAX_LENGTH]}..."
 
 
 def _lines(message: str) -> list[str]:

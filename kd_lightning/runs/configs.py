@@ -178,7 +178,9 @@ def losses_of(content: Values) -> dict[str, Value]:
         if not isinstance(node, dict):
             return {}
         node = node.get(key)
-    return node if isinstance(node, dict) else {}
+    if not isinstance(node, dict):
+        return {}
+    return node
 
 
 def resolve_configs(argv: list[str]) -> list[str]:
@@ -252,7 +254,9 @@ def _resolve_config(name: str, earlier: _Earlier) -> str:
     if earlier.lists.join(content):
         changed = True
     # The path keeps the line numbers in the parser's messages right.
-    return yaml.safe_dump(content, sort_keys=False) if changed else str(path)
+    if changed:
+        return yaml.safe_dump(content, sort_keys=False)
+    return str(path)
 
 
 def _config_path(name: str) -> Path:

@@ -98,11 +98,15 @@ def _foldable_pairs(network: nn.Module) -> Iterator[tuple[Any, Any, str]]:
         conv = called[source]
         # A module that is called twice has one weight for two places.
         used_once = calls[id(conv)] == 1 and calls[id(norm)] == 1
-        if not used_once or _has_hooks(conv) or _has_hooks(norm):
+        # A hook must see what the layer itself returns.
+        has_hooks = _has_hooks(conv) or _has_hooks(norm)
+        if not used_once or has_hooks:
             continue
-        names = {str(source.target), str(node.target)}
-        if _is_foldable(conv, norm) and read_elsewhere.isdisjoint(names):
-            yield conv, norm, str(node.target)
+        conv_name = str(source.target)
+        norm_name = str(node.target)
+        is_read = conv_name in read_elsewhere or norm_name in read_elsewhere
+        if _is_foldable(conv, norm) and not is_read:
+            yield conv, norm, norm_name
 
 
 def _is_foldable(conv: nn.Module, norm: nn.Module) -> bool:

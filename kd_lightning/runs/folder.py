@@ -103,7 +103,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         # A RecursionError means brackets that are nested thousands of levels deep.
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return content
 
 
 def numeric_metrics(values: Values) -> dict[str, float]:

@@ -138,7 +138,10 @@ def _unchanged(run: BuiltRun, resumed: Resumed, reason: str) -> RunResult:
 
 
 def _execute_and_record(
-    run: BuiltRun, folder: Path, resumed: Resumed | None, session: Session | None
+    run: BuiltRun,
+    folder: Path,
+    resumed: Resumed | None,
+    session: Session | None,
 ) -> RunResult:
     """Execute a run, and record in its folder how it ended.
 
@@ -248,7 +251,10 @@ def _how_to_resume(folder: Path) -> str:
 
 
 def _execute(
-    run: BuiltRun, trainer: Trainer, folder: Path, session: Session | None
+    run: BuiltRun,
+    trainer: Trainer,
+    folder: Path,
+    session: Session | None,
 ) -> dict[str, float]:
     """Train or evaluate; returns the metrics.
 
@@ -307,7 +313,10 @@ def _stored_outputs(trainer: Trainer) -> dict[str, torch.Tensor] | None:
 
 
 def _predict(
-    run: BuiltRun, trainer: Trainer, folder: Path, checkpoint: str | None
+    run: BuiltRun,
+    trainer: Trainer,
+    folder: Path,
+    checkpoint: str | None,
 ) -> None:
     """Write the outputs on the test set, as tensors and in a form for people."""
     batches: Any = trainer.predict(

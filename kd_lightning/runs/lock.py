@@ -83,7 +83,9 @@ def _read(path: Path) -> dict[str, Value]:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        return {}
+    return content
 
 
 def _is_alive(holder: Values) -> bool:

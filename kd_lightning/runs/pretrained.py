@@ -44,7 +44,9 @@ def _arguments(items: Mapping[str, Node]) -> Mapping[str, Node]:
     arguments = items.get("init_args")
     if isinstance(arguments, Namespace):
         return vars(arguments)
-    return arguments if isinstance(arguments, Mapping) else {}
+    if not isinstance(arguments, Mapping):
+        return {}
+    return arguments
 
 
 @contextlib.contextmanager

@@ -73,7 +73,9 @@ def nearest_neighbors(
     Returns:
         Predicted classes, int64 `(M,)`.
     """
+    # Products of unit vectors are cosines.
     known = F.normalize(train.features, dim=1)
+    # Fewer training samples than neighbors are all neighbors.
     count = min(neighbors, len(known))
     predicted = []
     for queries in F.normalize(features, dim=1).split(QUERIES):
@@ -87,7 +89,9 @@ def nearest_neighbors(
 
 
 def linear_predictions(
-    train: LabelledFeatures, features: Tensor, strength: float = 1.0
+    train: LabelledFeatures,
+    features: Tensor,
+    strength: float = 1.0,
 ) -> Tensor:
     """What a logistic regression on the training features predicts.
 
@@ -106,6 +110,7 @@ def linear_predictions(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    # Standardized, because the penalty treats all features alike.
     classifier = make_pipeline(
         StandardScaler(), LogisticRegression(C=strength, max_iter=1000)
     )
@@ -144,21 +149,12 @@ class FeatureProbes(pl.Callback):
         max_samples: int = 10_000,
         every_n_epochs: int = 1,
     ) -> None:
-        for name, value, least in (
-            ("neighbors", neighbors, 0),
-            ("max_samples", max_samples, 2),
-            ("every_n_epochs", every_n_epochs, 1),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise UserError(
-                    f"FeatureProbes: {name} must be a whole number of at least {least}, got "
-                    f"{value}"
-                )
-        for name, number in (("temperature", temperature), ("strength", strength)):
-            if not is_number(number) or number <= 0:
-                raise UserError(
-                    f"FeatureProbes: {name} must be a finite number greater than 0, got {number}"
-                )
+        _check_at_least("neighbors", neighbors, 0)
+        # Two samples are the fewest that can have two classes.
+        _check_at_least("max_samples", max_samples, 2)
+        _check_at_least("every_n_epochs", every_n_epochs, 1)
+        _check_positive("temperature", temperature)
+        _check_positive("strength", strength)
         if neighbors == 0 and not linear:
             raise UserError(
                 "FeatureProbes measures nothing; set neighbors above 0, or linear to true"
@@ -182,6 +178,8 @@ class FeatureProbes(pl.Callback):
         """
         if trainer.sanity_checking:
             return
+        # Lightning counts epochs from 0. The last one is always measured: it is the
+        # result.
         epoch = trainer.current_epoch + 1
         is_last = epoch == trainer.max_epochs
         if is_last or epoch % self.every_n_epochs == 0:
@@ -199,7 +197,11 @@ class FeatureProbes(pl.Callback):
         self._log(trainer, pl_module, "test", "test")
 
     def _log(
-        self, trainer: pl.Trainer, module: pl.LightningModule, split: str, prefix: str
+        self,
+        trainer: pl.Trainer,
+        module: pl.LightningModule,
+        split: str,
+        prefix: str,
     ) -> None:
         """Measure a split and log its accuracies."""
         datamodule = lightning_compat.datamodule_of(trainer)
@@ -272,11 +274,13 @@ class FeatureProbes(pl.Callback):
     ) -> LabelledFeatures:
         """The features of a split's labelled samples, without augmentation."""
         learner = module.learner
+        # Per layer, because a user may have frozen some of them in eval mode.
         modes = [(layer, layer.training) for layer in learner.network.modules()]
         roles = set() if learner.taps is None else set(learner.taps.modules)
         precision = trainer.precision_plugin
         features = []
         labels = []
+        # `tap` closes earlier taps, and the losses' layers must stay open.
         learner.tap({*roles, self.layer})
         learner.network.eval()
         try:
@@ -307,6 +311,24 @@ class FeatureProbes(pl.Callback):
             rows = chosen.sort().values
         for some in rows.split(datamodule.batch_size):
             yield source.batch(some, CLEAN)
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    """Refuse an argument that is not a whole number of at least `least`."""
+    # YAML's `true` is an instance of int, too.
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(
+            f"FeatureProbes: {name} must be a whole number of at least {least}, got "
+            f"{value}"
+        )
+
+
+def _check_positive(name: str, number: float) -> None:
+    """Refuse an argument that is not a finite number greater than 0."""
+    if not is_number(number) or number <= 0:
+        raise UserError(
+            f"FeatureProbes: {name} must be a finite number greater than 0, got {number}"
+        )
 
 
 def _pooled(feature: Tensor, role: str) -> Tensor:

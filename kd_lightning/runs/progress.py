@@ -237,4 +237,6 @@ class RunProgress(ProgressBar):
 def _last_epoch(trainer: pl.Trainer) -> int | None:
     """The number of epochs of the whole training; `None` if it has no end in epochs."""
     epochs = trainer.max_epochs
-    return epochs if epochs is not None and epochs > 0 else None
+    if epochs is not None and epochs > 0:
+        return epochs
+    return None

@@ -58,7 +58,9 @@ class Range:
             word = "below" if self.without_high else "at most"
             parts.append(f"{word} {self.high:g}")
         text = " and ".join(parts)
-        return text if self.also is None else f"{text}, or {self.also:g}"
+        if self.also is None:
+            return text
+        return f"{text}, or {self.also:g}"
 
 
 _COUNT = Range(low=1)
@@ -147,9 +149,12 @@ class _Number:
 
 
 def _numbers(
-    node: Value, keys: tuple[str, ...], owner: str | None
+    node: Value,
+    keys: tuple[str, ...],
+    owner: str | None,
 ) -> Iterator[_Number]:
     """Yield every number of a config."""
+    # The name of the class tells the user whose argument is wrong.
     if isinstance(node, Mapping):
         class_path = node.get("class_path")
         if isinstance(class_path, str):
@@ -168,6 +173,7 @@ def _check_number(number: _Number) -> None:
     """Refuse a number that is not finite, or outside the range of its option or argument."""
     option = ".".join(number.keys)
     valid = OPTIONS.get(option)
+    # Arguments of other classes may share a name and have another range.
     if valid is None and number.keys[0] in ("model", "data"):
         valid = ARGUMENTS.get(number.keys[-1])
     subject = f"{option} ({number.owner})" if number.owner else option

@@ -109,7 +109,9 @@ def folder_of_checkpoint(run: BuiltRun) -> Path | None:
     if run.checkpoint is None or run.command != "fit":
         return None
     folder = run.checkpoint.resolve().parent.parent
-    return folder if (folder / "config.yaml").is_file() else None
+    if not (folder / "config.yaml").is_file():
+        return None
+    return folder
 
 
 def check_resume(run: BuiltRun) -> Resumed | None:
@@ -225,7 +227,9 @@ def _refuse(changes: Sequence[Change], checkpoint: Path) -> None:
 def _show(value: Value) -> str:
     """A value as a message shows it."""
     text = "null" if value is None else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if len(text) <= 60:
+        return text
+    return f"{text[:57]}..."
 
 
 def new_run(checkpoint: Path) -> str:

@@ -119,7 +119,10 @@ class Session:
         return count
 
     def finish(
-        self, status: str, error: str | None, metrics: Mapping[str, float]
+        self,
+        status: str,
+        error: str | None,
+        metrics: Mapping[str, float],
     ) -> None:
         """Record how the run ended; a resumed run that never started stays as it was.
 

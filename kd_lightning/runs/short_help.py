@@ -167,12 +167,14 @@ def short_help(command: str) -> str:
         lines.append(f"{title}:")
         for option in options:
             lines.append(_line(option))
+    # The short help must mention the full one.
     lines.append(f"kd {command} {ALL} shows all options, the Trainer's included.")
     return "\n".join(lines) + "\n" + ENDING
 
 
 def _line(option: Option) -> str:
     """One option in one line."""
+    # The meanings start in one column, and long options push theirs to the right.
     typed = f"{option.name} {option.value}".rstrip()
     meaning = option.meaning
     if option.default:

@@ -52,7 +52,9 @@ def closest(given: str, names: Iterable[str]) -> str | None:
         names: all valid names.
     """
     matches = difflib.get_close_matches(given, list(names), n=1, cutoff=0.7)
-    return matches[0] if matches else None
+    if not matches:
+        return None
+    return matches[0]
 
 
 def _extended(message: str, given: str, names: Iterable[str], prefix: str = "") -> str:
@@ -66,7 +68,9 @@ def _extended(message: str, given: str, names: Iterable[str], prefix: str = "") 
 def _class_path(message: str) -> str | None:
     """The class that does not accept an option."""
     named = _CLASS_PATH.search(message)
-    return named[1] if named is not None else None
+    if named is None:
+        return None
+    return named[1]
 
 
 def argument_names(class_path: str) -> list[str]:

@@ -82,7 +82,9 @@ def _difference(stored: Value, own: Value, name: str) -> str | None:
     """The first part of a stored state that is missing or has another type than our own."""
     if not isinstance(own, Mapping):
         is_same_kind = isinstance(stored, type(own))
-        return None if is_same_kind else f"{name} is a {type(stored).__name__}"
+        if is_same_kind:
+            return None
+        return f"{name} is a {type(stored).__name__}"
     problem = _missing(stored, own, name)
     if problem is not None:
         return problem
@@ -108,7 +110,9 @@ def _as_list(value: T | list[T] | None) -> list[T]:
     """The Trainer accepts one object, a list of them, or none."""
     if not value:
         return []
-    return value if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        return value
+    return [value]
 
 
 def _plugins(run: BuiltRun) -> list[Any]:

@@ -60,7 +60,9 @@ def check_trainer(
 
 
 def _check_monitors(
-    callbacks: list[Callback], module: TrainingModule, has_validation: bool
+    callbacks: list[Callback],
+    module: TrainingModule,
+    has_validation: bool,
 ) -> None:
     """Refuse to monitor a metric that is never logged: Lightning would fail after an epoch."""
     names = logged_metrics(module, has_validation)

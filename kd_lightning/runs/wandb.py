@@ -192,7 +192,11 @@ def wandb_logger(
 
 
 def _start_run(
-    options: RunOptions, mode: str, folder: Path, config: Values, record: LoggedRecord
+    options: RunOptions,
+    mode: str,
+    folder: Path,
+    config: Values,
+    record: LoggedRecord,
 ) -> Run:
     """Start the run in W&B; see `wandb_logger`."""
     import wandb
@@ -282,7 +286,9 @@ def run_identity(earlier: Values, options: RunOptions) -> dict[str, str | None]:
 
 
 def log_test(
-    logger: WandbLogger, stored: dict[str, Tensor], datamodule: DataModule
+    logger: WandbLogger,
+    stored: dict[str, Tensor],
+    datamodule: DataModule,
 ) -> None:
     """Log the confusion matrix, and the most confident mistakes as images or texts.
 

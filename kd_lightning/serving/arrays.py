@@ -54,10 +54,14 @@ def npz_samples(path: Path, inputs: Sequence[NetworkInput]) -> Iterator[NewSampl
 
 
 def _array_of(
-    path: Path, arrays: Mapping[str, Array], described: NetworkInput, alone: bool
+    path: Path,
+    arrays: Mapping[str, Array],
+    described: NetworkInput,
+    alone: bool,
 ) -> Array:
     if described.name in arrays:
         return arrays[described.name]
+    # With one input and one array there is nothing to confuse, whatever its name.
     if alone and len(arrays) == 1:
         (array,) = arrays.values()
         return array
@@ -78,6 +82,7 @@ def tensor_of(array: Array, described: NetworkInput, owner: str) -> Tensor:
     Raises:
         UserError: if shape or type do not fit, or a value is not finite.
     """
+    # NumPy's name of the type: torch has no function for it.
     wanted = torch.zeros(0, dtype=described.dtype).numpy().dtype
     if array.ndim == 0 or not described.fits(array.shape[1:]):
         raise UserError(
@@ -115,6 +120,7 @@ def tensor_of_values(value: Value, described: NetworkInput) -> Tensor:
     if array.dtype.kind not in "biuf":
         raise UserError("the array must hold numbers, in lists of equal lengths")
     if described.dtype == torch.uint8 and array.dtype.kind in "iu":
+        # A conversion to uint8 would wrap around.
         if array.size > 0 and (array.min() < 0 or array.max() > 255):
             raise UserError("pixels are whole numbers from 0 to 255")
         array = array.astype(np.uint8)

@@ -63,7 +63,9 @@ def check_inputs(network: LoadedNetwork, inputs: Sequence[str]) -> None:
 
 
 def _reads(network: LoadedNetwork) -> str:
-    return "arrays" if network.reader is None else network.reader.kind
+    if network.reader is None:
+        return "arrays"
+    return network.reader.kind
 
 
 def samples_of(network: LoadedNetwork, inputs: Sequence[str]) -> Iterator[NewSample]:
@@ -94,6 +96,7 @@ def _files_below(network: LoadedNetwork, path: Path) -> list[Path]:
     """The file itself, or the files of a folder that the network reads, by name."""
     if not path.is_dir():
         return [path]
+    # Every network reads raw inputs from NPZ files.
     suffixes: tuple[str, ...] = (SUFFIX,)
     if network.reader is not None:
         suffixes += network.reader.suffixes
@@ -115,7 +118,9 @@ def _samples_of_file(network: LoadedNetwork, path: Path) -> Iterator[NewSample]:
 
 
 def predict_samples(
-    network: LoadedNetwork, samples: Iterable[NewSample], batch_size: int
+    network: LoadedNetwork,
+    samples: Iterable[NewSample],
+    batch_size: int,
 ) -> Iterator[Prediction]:
     """Predict samples in their order, reading one batch at a time.
 
@@ -133,9 +138,11 @@ def _predict_batch(
     network: LoadedNetwork, batch: Sequence[NewSample]
 ) -> Iterator[Prediction]:
     contents = [sample.content for sample in batch if sample.content is not None]
-    rows: Iterator[Tensor | str]
+    rows: Iterator[Tensor | str] = iter(())
     try:
-        rows = iter(network.predict(network.encode(contents))) if contents else iter(())
+        if contents:
+            raw = network.encode(contents)
+            rows = iter(network.predict(raw))
     except UserError:
         # One of them does not fit. The others must not fail with it.
         rows = iter([_predict_alone(network, content) for content in contents])

@@ -32,6 +32,7 @@ def mask_png(probabilities: Tensor) -> bytes:
         raise UserError(
             f"masks hold at most {MAX_CLASSES} classes, the network has {classes}"
         )
+    # The pixel values are the classes, so that other programs can read them.
     pixels = probabilities.argmax(0).numpy().astype(np.uint8)
     image = Image.fromarray(pixels)
     image.putpalette(_palette(classes))
@@ -83,9 +84,11 @@ class MaskFolder:
         stem = Path(name).name
         if stem.lower().endswith(SUFFIXES):
             stem = stem.rpartition(".")[0]
+        # A name from a user's file must not lead out of the folder.
         stem = re.sub(r"[^\w.-]", "_", stem)
         unique = stem
         number = 1
+        # Inputs of different folders may have one name.
         while unique in self._used:
             number += 1
             unique = f"{stem}-{number}"

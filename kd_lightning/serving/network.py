@@ -40,6 +40,7 @@ class NetworkInput:
         """Whether one sample may have this shape."""
         if len(shape) != len(self.shape):
             return False
+        # `None` stands for any size, such as the length of a text.
         pairs = zip(shape, self.shape, strict=True)
         return all(wanted in (None, size) for size, wanted in pairs)
 
@@ -76,6 +77,7 @@ class LoadedNetwork:
             UserError: if a sample does not fit the network.
         """
         if all(self._reads(content) for content in contents):
+            # Arrays go to the network as they are.
             return _stacked(cast(Sequence[tuple[Tensor, ...]], contents))
         if self.reader is None:
             raise UserError(self.needs_arrays)
@@ -111,7 +113,8 @@ class LoadedNetwork:
                 return self.predictor(raw)
         except Exception as error:
             # Other libraries report failures in many ways, and with many lines.
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            lines = str(error).strip().splitlines()
+            reason = lines[0] if lines else type(error).__name__
             raise UserError(
                 f"{self.name} cannot read these inputs: {reason}"
             ) from error

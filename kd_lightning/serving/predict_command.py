@@ -34,6 +34,8 @@ def names_inputs(argv: Sequence[str]) -> bool:
     Args:
         argv: the arguments after `predict`.
     """
+    # These options ask for the prediction of a run's own test data, which takes no
+    # inputs.
     for argument in argv:
         if argument.partition("=")[0] in _DATA_OPTIONS:
             return False
@@ -51,6 +53,13 @@ def parser() -> argparse.ArgumentParser:
         "instead.",
         allow_abbrev=False,
     )
+    _add_inputs(options)
+    _add_outputs(options)
+    return options
+
+
+def _add_inputs(options: argparse.ArgumentParser) -> None:
+    """Add what is predicted, and by which network."""
     options.add_argument(
         "network",
         metavar="RUN|EXPORT",
@@ -63,6 +72,10 @@ def parser() -> argparse.ArgumentParser:
         help="images or folders of them, CSV files, files with one text per line (- "
         "for standard input), WAV files, or NPZ files with the network's raw inputs",
     )
+
+
+def _add_outputs(options: argparse.ArgumentParser) -> None:
+    """Add how the predictions are made and written."""
     options.add_argument(
         "--format",
         metavar="FORMAT",
@@ -97,7 +110,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="folder for the masks of a segmentation",
     )
-    return options
 
 
 def main(argv: Sequence[str]) -> None:
@@ -119,6 +131,7 @@ def main(argv: Sequence[str]) -> None:
     network = load_network(Path(options.network).expanduser(), settings)
     check_task(network)
     check_inputs(network, options.inputs)
+    # A mask per input does not fit into a line of a table.
     if has_masks(network) and options.masks is None:
         raise UserError(
             "this network predicts a class for each pixel; give --masks DIR"
@@ -133,7 +146,9 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _write(
-    network: LoadedNetwork, options: argparse.Namespace, skipped: Skipped
+    network: LoadedNetwork,
+    options: argparse.Namespace,
+    skipped: Skipped,
 ) -> int:
     """Predict all inputs, and write the results one after the other.
 
@@ -168,6 +183,7 @@ def _write(
             # Whoever reads our output gets each batch as soon as it is there.
             if written % options.batch_size == 0:
                 stream.flush()
+        # Inside the block, so that an output file is not replaced by an empty one.
         if written == 0:
             raise UserError(skipped.nothing_left)
     return written
@@ -180,6 +196,7 @@ def _check(options: argparse.Namespace) -> None:
         UserError: for an option out of range.
     """
     if options.format is None:
+        # The suffix of the output decides if the user does not.
         suffix = "" if options.output is None else options.output.suffix
         options.format = "jsonl" if suffix in (".json", ".jsonl") else "csv"
     if options.format not in FORMATS:
@@ -220,6 +237,7 @@ class Skipped:
         if not self.allowed:
             raise UserError(prediction.line)
         self.number += 1
+        # Thousands of lines would hide the summary.
         if len(self.lines) < SHOWN_PROBLEMS:
             self.lines.append(prediction.line)
 
@@ -244,6 +262,7 @@ def _result(
 
     if prediction.values is None:
         return None
+    # The pixels go to a file of their own; the line names it.
     if masks is not None:
         path = masks.write(prediction.name, prediction.values)
         return {"input": prediction.name, "mask": str(path)}
@@ -256,6 +275,7 @@ def _result(
 def _with_progress(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
     """The same predictions; counts them on standard error if it is a terminal."""
     console = Console(stderr=True)
+    # A counter in a log file would be one line per update.
     if not console.is_terminal:
         yield from predictions
         return

@@ -35,7 +35,10 @@ class RefusedRequest(Exception):  # noqa: N818 - it becomes an answer
 
 
 def content_of(
-    network: LoadedNetwork, media_type: str, body: bytes, max_pixels: int
+    network: LoadedNetwork,
+    media_type: str,
+    body: bytes,
+    max_pixels: int,
 ) -> Content:
     """The sample that a body holds.
 
@@ -48,6 +51,7 @@ def content_of(
     Raises:
         RefusedRequest: if the body holds no sample.
     """
+    # The content type decides, as a body has no file name.
     if media_type == "application/json":
         content = _content_of_json(network, body)
     elif media_type == "text/plain":
@@ -70,6 +74,7 @@ def _content_of_json(network: LoadedNetwork, body: bytes) -> Content:
         value: Value = json.loads(_text(body))
     except (ValueError, RecursionError) as error:
         raise RefusedRequest(400, f"the body is not JSON: {error}") from error
+    # One key, so that there is never a question of which one counts.
     if not isinstance(value, Mapping) or len(value) != 1:
         raise RefusedRequest(
             400, f"the body must be an object with one of the keys {', '.join(_KEYS)}"
@@ -172,6 +177,7 @@ def _check_pixels(content: bytes, max_pixels: int) -> None:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             pixels = image.width * image.height
+    # Pillow's own limit, which is larger than ours.
     except Image.DecompressionBombError:
         pixels = max_pixels + 1
     except Exception:

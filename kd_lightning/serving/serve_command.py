@@ -41,6 +41,12 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument(
         "--port", type=int, default=8000, help="default: 8000; 0: any free one"
     )
+    _add_limits(options)
+    return options
+
+
+def _add_limits(options: argparse.ArgumentParser) -> None:
+    """Add the sizes and times that keep a busy service in bounds."""
     options.add_argument(
         "--max-batch",
         type=int,
@@ -70,7 +76,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="size of a request, at most; default: 10000000",
     )
-    return options
 
 
 def main(argv: Sequence[str]) -> None:
@@ -99,6 +104,7 @@ def main(argv: Sequence[str]) -> None:
 
     network = load_network(Path(options.network).expanduser(), settings)
     check_task(network)
+    # The remaining limits have no option.
     limits = Limits(
         max_batch=options.max_batch,
         max_wait_ms=options.max_wait,
@@ -140,6 +146,7 @@ def _listening(host: str, port: int) -> socket.socket:
     Raises:
         UserError: if the address is unknown or taken.
     """
+    # The colon tells an IPv6 address from a name or an IPv4 address.
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
@@ -163,6 +170,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _announce(host: str, port: int, network: str) -> None:
+    # Whoever reaches the service may use it.
     if not is_loopback(host):
         print(
             f"kd: warning: other machines can reach {host}, and the service has no "

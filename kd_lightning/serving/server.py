@@ -141,6 +141,7 @@ async def _body(request: Request, limits: Limits) -> bytes:
         413, f"the body has more than {limits.max_bytes:,} bytes, which is the limit"
     )
     declared = request.headers.get("content-length", "0")
+    # Refused before a byte is read.
     if declared.isdecimal() and int(declared) > limits.max_bytes:
         raise too_large
     body = bytearray()
@@ -168,6 +169,7 @@ def _result(network: LoadedNetwork, prediction: Prediction, top: int) -> Result:
     """
     if prediction.values is None:
         raise RefusedRequest(422, prediction.line)
+    # JSON has no bytes, so the PNG travels as text.
     if has_masks(network):
         png = base64.b64encode(mask_png(prediction.values))
         return {"mask": png.decode()}

@@ -50,6 +50,7 @@ class Csv(Writer):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
+        # Python's default is the line end of Windows.
         self._rows = csv.writer(stream, lineterminator="\n")
         self._has_heading = False
 
@@ -66,6 +67,7 @@ def _cells(result: Result) -> list[tuple[str, str]]:
     """The columns of a result with their texts; what is nested gets columns, too."""
     cells: list[tuple[str, str]] = []
     for name, value in result.items():
+        # Probabilities and values come by the name of the class or column.
         if isinstance(value, Mapping):
             for inner, number in value.items():
                 text = _text(number)

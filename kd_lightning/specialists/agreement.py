@@ -82,6 +82,7 @@ def agreed_log_probs(
     Returns:
         log q, `(B, K)`, in the dtype of `generalist`.
     """
+    # The search starts from the generalist's own distribution.
     z = generalist.double()
     opinions = _Opinions.of(z, specialists, class_ids, active)
     tiny = torch.finfo(z.dtype).tiny

@@ -13,7 +13,9 @@ from kd_lightning.types import full
 
 
 def prediction_covariance(
-    logits: Tensor, temperature: float = 1.0, correlation: bool = False
+    logits: Tensor,
+    temperature: float = 1.0,
+    correlation: bool = False,
 ) -> NDArray[np.float64]:
     """Covariance of the predicted probabilities of each pair of classes, `(K, K)`.
 
@@ -84,7 +86,9 @@ def confusable_classes(
 
 
 def _nearest_columns(
-    columns: NDArray[np.float64], centroids: NDArray[np.float64], count: int
+    columns: NDArray[np.float64],
+    centroids: NDArray[np.float64],
+    count: int,
 ) -> list[list[int]]:
     """The columns nearest to each centroid, in ascending order of their numbers."""
     # Unlike the labels of K-means, the nearest columns of two centroids can overlap.
@@ -99,7 +103,10 @@ def _nearest_columns(
 
 
 def _check_numbers(
-    classes: int, specialists: int, classes_each: int, temperature: float
+    classes: int,
+    specialists: int,
+    classes_each: int,
+    temperature: float,
 ) -> None:
     """Refuse numbers that do not fit the data's number of classes."""
     if not 1 <= specialists <= classes:

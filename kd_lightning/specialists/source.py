@@ -95,7 +95,9 @@ class SpecialistSource(Source):
     def lengths(self, view: int = CLEAN) -> Tensor | None:
         """The length of each of this epoch's samples, int64 `(n,)`; `None` if all are equal."""
         lengths = self.inner.lengths(view)
-        return None if lengths is None else lengths[self.positions]
+        if lengths is None:
+            return None
+        return lengths[self.positions]
 
     def batch(self, rows: Tensor, view: int) -> Batch:
         """Samples of `inner` with the specialist's classes as targets.

@@ -110,7 +110,11 @@ class SpecialistTeacher(Teacher):
         return Output(agreed)
 
     def _opinion(
-        self, number: int, batch: Batch, generalist: Tensor, active: Tensor
+        self,
+        number: int,
+        batch: Batch,
+        generalist: Tensor,
+        active: Tensor,
     ) -> Tensor:
         """Log-probabilities of a specialist, which computes only the samples it is queried for.
 

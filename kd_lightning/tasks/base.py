@@ -175,7 +175,10 @@ class Task(ABC):
         """
 
     def mistakes(
-        self, stored: dict[str, Tensor], spec: Spec, most: int
+        self,
+        stored: dict[str, Tensor],
+        spec: Spec,
+        most: int,
     ) -> Sequence[Mistake]:
         """The most confident mistakes of a test; none if the task has no notion of a mistake.
 

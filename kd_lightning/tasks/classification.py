@@ -115,7 +115,10 @@ class Classification(Task):
         return torch.where(target == UNLABELLED, torch.nan, wrong.double())
 
     def mistakes(
-        self, stored: dict[str, Tensor], spec: Spec, most: int
+        self,
+        stored: dict[str, Tensor],
+        spec: Spec,
+        most: int,
     ) -> Sequence[Mistake]:
         """The wrong predictions of highest confidence, from `test_outputs` of shape `(N, K)`."""
         # A sample without a label cannot be wrong.

@@ -32,6 +32,7 @@ class InputAdapter(nn.Module):
 
     def __init__(self, data: Preprocessing, network: Preprocessing) -> None:
         super().__init__()
+        # Three independent changes: channels, normalization and size.
         self.channels = _more_channels(data, network)
         self.size = None
         if network.size != data.size:
@@ -145,7 +146,9 @@ def adapter_between(data: Spec, network: Preprocessing) -> InputAdapter | None:
 
 
 def described_as_spec(
-    trained_on: Spec | None, data: Spec, network: Preprocessing
+    trained_on: Spec | None,
+    data: Spec,
+    network: Preprocessing,
 ) -> Spec | None:
     """The spec of a network's data with the images that the network expects, to be compared.
 
@@ -158,6 +161,7 @@ def described_as_spec(
     if given.size is None or given.channels is None:
         return trained_on
     # Nothing is known of the network's images.
+    # Without a description, the comparison uses the network's own data.
     if network == Preprocessing():
         return trained_on
     channels = network.channels or given.channels
@@ -209,7 +213,9 @@ def _same_values(
 
 def _repeated(values: tuple[float, ...], length: int) -> tuple[float, ...]:
     """One value for all channels as one value per channel."""
-    return values * length if len(values) == 1 else values
+    if len(values) == 1:
+        return values * length
+    return values
 
 
 def _double(values: tuple[float, ...] | None) -> Tensor:

@@ -221,7 +221,9 @@ def _numbers(values: Value | Tensor) -> tuple[float, ...] | None:
 def _channels(values: Value | Tensor) -> int | None:
     """How many channels a mean is for."""
     numbers = _numbers(values)
-    return None if numbers is None else len(numbers)
+    if numbers is None:
+        return None
+    return len(numbers)
 
 
 def _size(size: Value) -> tuple[int, int] | None:

@@ -89,7 +89,9 @@ def stop(
 
 
 def stop_after_window(
-    module: TrainingModule, start: WindowStart, failed: NotFinite
+    module: TrainingModule,
+    start: WindowStart,
+    failed: NotFinite,
 ) -> None:
     """The same for a step of the past, whose batch and teacher's output are made again.
 
@@ -192,7 +194,9 @@ class ReplayedStep:
 
 
 def replay(
-    path: str | Path, module: TrainingModule, datamodule: DataModule | None = None
+    path: str | Path,
+    module: TrainingModule,
+    datamodule: DataModule | None = None,
 ) -> ReplayedStep:
     """Compute the captured step again: the same weights, batch and random numbers.
 

@@ -72,6 +72,8 @@ class ClassifierModule(TrainingModule):
             outputs=outputs,
             parameter_groups=parameter_groups,
         )
+        # The arguments of this constructor, from which a checkpoint builds the module
+        # again.
         self.keep_hyperparameters()
 
     @property

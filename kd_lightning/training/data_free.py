@@ -129,6 +129,7 @@ class DataFreeModule(DistillationModule):
                 "model.generator_shift must be an integer of at least 0, got "
                 f"{generator_shift}"
             )
+        # Without a loss the generator would stay at its random weights.
         if not generator_losses:
             raise UserError(
                 "model.generator_losses is empty; name at least one loss, such as "
@@ -159,12 +160,15 @@ class DataFreeModule(DistillationModule):
 
     def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
         if stage == "fit":
+            # Real images would train the student on data that this method must not see.
             if not isinstance(datamodule, NoiseDataModule):
                 raise UserError(
                     "DataFreeModule trains on noise; use "
                     "--data=kd_lightning.data.NoiseDataModule with the real data as data.data, "
                     f"not {type(datamodule).__name__}"
                 )
+            # A cache answers for the rows it was filled with, and a new image is no
+            # such row.
             if self.teacher.joins:
                 raise UserError(
                     f"DataFreeModule asks the teacher about new images, which "
@@ -176,8 +180,10 @@ class DataFreeModule(DistillationModule):
     def _check_generator(self, datamodule: NoiseDataModule) -> None:
         """Refuse a generator that does not fit the noise or the images."""
         was_training = self.generator.training
+        # In eval mode, so that the check does not move running statistics.
         self.generator.eval()
         noise = torch.zeros(2, datamodule.latent)
+        # A generator without parameters runs where the noise is.
         reference = next(self.generator.parameters(), noise)
         try:
             with torch.no_grad():
@@ -217,6 +223,9 @@ class DataFreeModule(DistillationModule):
 
     def configure_optimizers(self) -> Any:
         parameters = list(self.generator.parameters())
+        # Lightning does not see this optimizer: two of them would mean manual
+        # optimization, and the student's hooks, schedule and clipping would no longer
+        # apply.
         configured = optimize(self.generator_optimizer, None, parameters, lambda: 0)
         self._generator_optimizer = self._checked(optimizer_of(configured))
         return super().configure_optimizers()
@@ -238,11 +247,14 @@ class DataFreeModule(DistillationModule):
     # -- training ---------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
+        # Lightning's gradient scaler knows the student's optimizer alone.
         if self.trainer.precision == "16-mixed":
             raise UserError(
                 "DataFreeModule does not scale the generator's loss, whose gradient would "
                 "underflow; use --trainer.precision=bf16-mixed"
             )
+        # Checkpoints are loaded before the optimizers exist, so the state waits until
+        # here.
         if self._generator_state is not None:
             assert self._generator_optimizer is not None
             self._generator_optimizer.load_state_dict(self._generator_state)
@@ -260,6 +272,7 @@ class DataFreeModule(DistillationModule):
         )
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # One step of the generator, then `student_steps` of the student.
         if batch_idx % self.student_steps == 0:
             self._train_generator(batch, batch_idx)
         return super().training_step(self.networks_batch(batch), batch_idx)
@@ -273,6 +286,7 @@ class DataFreeModule(DistillationModule):
         """One step of the generator on a batch of noise."""
         optimizer = self._generator_optimizer
         assert optimizer is not None
+        # Frozen at all other times; the constructor gives the reason.
         self.generator.requires_grad_(True)
         made = self._shifted(self.generator(batch.inputs), batch_idx)
         images = replace(batch, inputs=made)

@@ -101,7 +101,9 @@ class DistillationModule(TrainingModule):
     @property
     def active_teacher(self) -> Teacher | None:
         """The teacher once it is prepared; `None` before."""
-        return self.teacher if self.teacher.ready else None
+        if not self.teacher.ready:
+            return None
+        return self.teacher
 
     def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
         """Prepare the teacher, then the student, for this data; see `PreparedModule.attach`.
@@ -169,7 +171,10 @@ class DistillationModule(TrainingModule):
 
     @staticmethod
     def _drop_teacher(
-        module: nn.Module, state: dict[str, Tensor], prefix: str, *_: StateHookArgument
+        module: nn.Module,
+        state: dict[str, Tensor],
+        prefix: str,
+        *_: StateHookArgument,
     ) -> None:
         """Remove the tensors of a teacher that does not learn from a state dict."""
         if cast(Teacher, module.get_submodule("teacher")).learns:
@@ -180,7 +185,10 @@ class DistillationModule(TrainingModule):
 
     @staticmethod
     def _insert_teacher(
-        module: nn.Module, state: dict[str, Tensor], prefix: str, *_: StateHookArgument
+        module: nn.Module,
+        state: dict[str, Tensor],
+        prefix: str,
+        *_: StateHookArgument,
     ) -> None:
         """Keep strict loading for the student: the live teacher's tensors fill in for those the
         file does not hold."""

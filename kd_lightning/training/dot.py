@@ -84,7 +84,10 @@ class DOT(SplitOptimizer):
         return loss
 
     def _update(
-        self, parameter: Tensor, companion: Tensor, group: dict[str, Any]
+        self,
+        parameter: Tensor,
+        companion: Tensor,
+        group: dict[str, Any],
     ) -> None:
         """Update one parameter.
 

@@ -25,7 +25,9 @@ class EvaluatedModule(PreparedModule):
     @property
     def compared_teacher(self) -> Teacher | None:
         """The teacher that metrics compare with; `None` if it predicts no classes of the data."""
-        return self.active_teacher if self.objective.teacher_predicts else None
+        if not self.objective.teacher_predicts:
+            return None
+        return self.active_teacher
 
     def targets(self, batch: Batch) -> Teachers:
         """What the losses of `net` learn from on this batch; `None` without a teacher."""

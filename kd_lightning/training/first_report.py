@@ -102,7 +102,10 @@ class _Report:
     """One report, from measuring to printing."""
 
     def __init__(
-        self, trainer: pl.Trainer, module: TrainingModule, datamodule: DataModule
+        self,
+        trainer: pl.Trainer,
+        module: TrainingModule,
+        datamodule: DataModule,
     ) -> None:
         self.trainer = trainer
         self.module = module
@@ -169,7 +172,9 @@ class _Report:
         # Ends the thread that prefetches.
         batches.close()  # type: ignore[attr-defined]
         # A process without samples takes part, too: losses may gather from all processes.
-        return None if batch is None else self._moved(batch)
+        if batch is None:
+            return None
+        return self._moved(batch)
 
     # -- judging ----------------------------------------------------------------------------------
 

@@ -24,7 +24,10 @@ LOSSES = "losses."
 
 
 def load_initial_weights(
-    network: nn.Module, path: str | None, datamodule: DataModule, spec: Spec
+    network: nn.Module,
+    path: str | None,
+    datamodule: DataModule,
+    spec: Spec,
 ) -> dict[str, Tensor]:
     """Load a network from another run's checkpoint or from a file of weights.
 

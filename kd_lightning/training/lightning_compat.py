@@ -80,7 +80,9 @@ def log_every_n_steps(trainer: pl.Trainer) -> int:
 def planned_steps(trainer: pl.Trainer) -> int:
     """The number of optimizer steps of the whole training; -1 if it has no end."""
     steps = trainer.estimated_stepping_batches
-    return -1 if math.isinf(steps) else int(steps)
+    if math.isinf(steps):
+        return -1
+    return int(steps)
 
 
 def validates_after(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -141,7 +143,9 @@ def averages_weights(trainer: pl.Trainer) -> bool:
 
 
 def keep_arguments_of(
-    parser: LightningArgumentParser, base: type, config: Mapping[str, Any]
+    parser: LightningArgumentParser,
+    base: type,
+    config: Mapping[str, Any],
 ) -> None:
     """Let objects that a parser builds save their config as hyperparameters, as LightningCLI does.
 

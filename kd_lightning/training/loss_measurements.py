@@ -45,7 +45,9 @@ class LossReport:
 
 
 def measure_losses(
-    module: TrainingModule, batch: Batch, gradients: bool = True
+    module: TrainingModule,
+    batch: Batch,
+    gradients: bool = True,
 ) -> dict[str, LossReport]:
     """Each loss on one training batch, as the first step will compute it.
 
@@ -77,7 +79,9 @@ def measure_losses(
 
 
 def _add_gradients(
-    reports: list[LossReport], terms: list[Tensor], parameters: list[nn.Parameter]
+    reports: list[LossReport],
+    terms: list[Tensor],
+    parameters: list[nn.Parameter],
 ) -> None:
     """Measure each loss's gradient for the parameters, and its share of all gradients."""
     total = 0.0
@@ -110,11 +114,16 @@ def _gradient_norm(value: Tensor, parameters: list[nn.Parameter]) -> float:
         if gradient is not None:
             norms.append(gradient.double().norm())
     # The norm of the norms is the norm of all entries.
-    return float(torch.stack(norms).norm()) if norms else 0.0
+    if not norms:
+        return 0.0
+    return float(torch.stack(norms).norm())
 
 
 def _in_double_precision(
-    loss: DistillLoss, student: Output, teacher: Teachers, batch: Batch
+    loss: DistillLoss,
+    student: Output,
+    teacher: Teachers,
+    batch: Batch,
 ) -> float | None:
     """The loss for the same outputs in double precision; `None` if it has no temperature."""
     has_weights = any(True for _ in loss.parameters())

@@ -77,7 +77,9 @@ class TeacherReport:
 
 
 def measure_teacher(
-    module: TrainingModule, datamodule: DataModule, to_device: ToDevice
+    module: TrainingModule,
+    datamodule: DataModule,
+    to_device: ToDevice,
 ) -> TeacherReport:
     """Measure the teacher on the validation split, or on training samples if there is none.
 
@@ -99,6 +101,7 @@ def measure_teacher(
     running = _RunningTeacher(report, _temperatures(module.objective.named_losses()))
     metrics = module.task.metrics(module.spec).to(module.device)
     student_metrics = None
+    # The accuracy of a random student is of no interest.
     if module.init_from is not None:
         student_metrics = module.task.metrics(module.spec).to(module.device)
         module.learner.eval()
@@ -125,7 +128,9 @@ def measure_teacher(
 
 
 def _held_out(
-    module: TrainingModule, datamodule: DataModule, split: str
+    module: TrainingModule,
+    datamodule: DataModule,
+    split: str,
 ) -> Iterator[Batch]:
     """Random samples of a split, at most `MOST_SAMPLES`, in batches."""
     teacher = module.active_teacher
@@ -186,12 +191,14 @@ class _RunningTeacher:
         report.samples += len(batch)
         report.rows += len(logits)
         # -inf rules out a class, which is no fault as long as one class remains.
-        broken = logits.isnan().any(-1)
-        broken |= (logits == torch.inf).any(-1)
-        broken |= (logits == -torch.inf).all(-1)
+        has_nan = logits.isnan().any(-1)
+        has_infinity = (logits == torch.inf).any(-1)
+        allows_no_class = (logits == -torch.inf).all(-1)
+        broken = has_nan | has_infinity | allows_no_class
         report.broken_rows += int(broken.sum())
         self._add_range(logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         labels = batch.labels
+        # Without classes there are no entropies.
         if logits.shape[-1] == 1 or labels.is_floating_point():
             return
         report.num_classes = logits.shape[-1]
@@ -203,6 +210,7 @@ class _RunningTeacher:
             largest = probs.amax(-1)
             self._top[temperature] += float(largest.sum())
         rows = sum(map(len, self._labels))
+        # A map has a row per pixel, and so many are enough to show a renaming.
         if rows < MOST_ROWS:
             labelled = is_labelled(labels)
             predicted = logits.argmax(-1)

@@ -2,101 +2,36 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
-from kd_lightning.metrics import TaskMetrics
-from kd_lightning.outputs import Reading
-from kd_lightning.teachers.base import Teacher
-from kd_lightning.training import checkpointing, lightning_compat
-from kd_lightning.training.checkpointing import Checkpoint
+from kd_lightning.training import lightning_compat
 from kd_lightning.training.faults import find_fault
-from kd_lightning.training.initial_weights import load_initial_weights
-from kd_lightning.training.learner import Learner
 from kd_lightning.training.means import NotFinite
-from kd_lightning.training.module import Closure, TrainingModule, Trains
-from kd_lightning.training.objective import Objective, ObjectiveValue, Teachers
+from kd_lightning.training.module import Closure, Trains
+from kd_lightning.training.objective import ObjectiveValue, Teachers
 from kd_lightning.training.optimizers import (
     OptimizerFactory,
     SchedulerFactory,
     default_optimizer,
 )
 from kd_lightning.training.parameter_groups import ParameterGroup
+from kd_lightning.training.peer import Peer as Peer  # importable from here, too
 from kd_lightning.training.split_gradients import SplitOptimizer
+from kd_lightning.training.students import StudentsModule
 from kd_lightning.types import Batch, Output
 
 Update = Literal["in turn", "together"]
 
-TRACKING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-"""Layers that move their running statistics in training mode."""
 
-
-class Peer(Teacher):
-    """A student in training as the teacher of another one.
-
-    It predicts without gradients and in the mode it trains in, so with dropout and with the
-    statistics of the batch; the running statistics of BatchNorm do not move.
-
-    Args:
-        learner: the student.
-    """
-
-    def __init__(self, learner: Learner) -> None:
-        super().__init__()
-        # In a tuple: as a submodule, the student would be frozen.
-        self._learners = (learner,)
-        self._roles: set[str] = set()
-        self.ready = True
-
-    @property
-    def learner(self) -> Learner:
-        """The student."""
-        return self._learners[0]
-
-    def tap(self, roles: set[str]) -> dict[str, nn.Module]:
-        # Several students may read layers of this one, and its own losses do.
-        self._roles |= roles
-        return self.learner.tap(self._roles)
-
-    def probe(self, batch: Batch) -> Output:
-        return self.learner.probe(batch)
-
-    def outputs(self, batch: Batch) -> Output:
-        with _running_statistics_kept(self.learner.network):
-            output: Output = self.learner(batch)
-        return output
-
-
-@contextmanager
-def _running_statistics_kept(network: nn.Module) -> Iterator[None]:
-    """Let normalization layers in training mode use the batch without tracking it."""
-    norms = []
-    for layer in network.modules():
-        # In eval mode the layer reads its running statistics, and moves none.
-        if isinstance(layer, TRACKING) and layer.training and layer.track_running_stats:
-            norms.append(layer)
-    for layer in norms:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in norms:
-            layer.track_running_stats = True
-
-
-class MutualModule(TrainingModule):
+class MutualModule(StudentsModule):
     r"""Trains n students together, each on labels and on the predictions of its n - 1 peers.
 
     Student k minimizes its own losses, in which each loss on a teacher is the mean over the peers.
@@ -184,44 +119,12 @@ class MutualModule(TrainingModule):
                 "per peer"
             )
         self.update = update
-        self.peer_learners = nn.ModuleList()
-        self.peer_objectives = nn.ModuleList()
-        self.peer_metrics = nn.ModuleList()
-        renamed = {}
-        for number, (peer, names) in enumerate(zip(peers, all_layers, strict=True)):
-            reading = Reading(outputs, owner=f"peer {number + 1}", option="--model")
-            self.peer_learners.append(Learner(peer, names, reading=reading))
-            self.peer_objectives.append(Objective(copy.deepcopy(losses)))
-            renamed[f"peer_learners.{number}.network."] = f"peers.{number}."
-            own = f"peer_objectives.{number}.losses."
-            renamed[own] = f"peer_losses.{number}."
-        checkpointing.rename_in_checkpoints(self, renamed)
-        self._teachers = tuple(Peer(learner) for learner in self.learners)
+        self.add_peers(peers, all_layers, losses, outputs)
         # The student whose turn it is, and what its peers predict for the batch.
         self._turn = 0
         self._predictions: dict[int, Output] = {}
         self._values: list[ObjectiveValue] = []
         self.keep_hyperparameters()
-
-    @property
-    def student(self) -> nn.Module:
-        """The first student."""
-        return self.net
-
-    @property
-    def students(self) -> list[nn.Module]:
-        """All students' networks."""
-        return [learner.network for learner in self.learners]
-
-    @property
-    def learners(self) -> list[Learner]:
-        return [self.learner, *(cast(Learner, each) for each in self.peer_learners)]
-
-    @property
-    def objectives(self) -> list[Objective]:
-        """The losses of each student."""
-        others = [cast(Objective, each) for each in self.peer_objectives]
-        return [self.objective, *others]
 
     @property
     def job_type(self) -> str:
@@ -231,68 +134,10 @@ class MutualModule(TrainingModule):
     def arguments_of_loaded(cls) -> dict[str, object]:
         return {"losses": {"ce": CrossEntropy()}}
 
-    # -- before training --------------------------------------------------------------------------
-
-    def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
-        super().attach(datamodule, stage)
-        assert self.spec is not None
-        while len(self.peer_metrics) < len(self.peer_learners):
-            self.peer_metrics.append(datamodule.task.metrics(self.spec))
-
-    def _use_initial_weights(self, datamodule: DataModule) -> None:
-        assert self.spec is not None
-        for learner in self.learners[1:]:
-            load_initial_weights(learner.network, None, datamodule, self.spec)
-        for first, second in itertools.combinations(range(len(self.learners)), 2):
-            if _are_equal(self.students[first], self.students[second]):
-                raise UserError(
-                    f"the students {first + 1} and {second + 1} start with the same weights and "
-                    "have nothing to teach each other; initialize them from different seeds"
-                )
-
-    def _build_objective(self, blank: Batch) -> None:
-        assert self.spec is not None
-        assert self.task is not None
-        self._uses_teacher = self.objective.uses_teacher
-        # First, so that a message names the peer and not "the teacher".
-        for learner in self.learners:
-            learner.check_output(blank, self.task, self.spec)
-        for number, objective in enumerate(self.objectives):
-            learner = self.learners[number]
-            peers = self._peers_of(number) if self._uses_teacher else []
-            first = peers[0] if peers else None
-            objective.build(
-                learner,
-                first,
-                blank,
-                self.spec,
-                self.task,
-                other_teachers=peers[1:],
-            )
-        # Building a student's losses taps the layers that these read, and no others.
-        for teacher, objective in zip(self._teachers, self.objectives, strict=True):
-            roles: set[str] = set()
-            for _, loss in objective.named_losses():
-                roles |= loss.student_roles
-            teacher.tap(roles)
-
-    def _peers_of(self, number: int) -> list[Peer]:
-        """The teachers of a student."""
-        return [*self._teachers[:number], *self._teachers[number + 1 :]]
-
-    def _trained(self) -> dict[str, nn.Module]:
-        modules = super()._trained()
-        pairs = zip(self.learners[1:], self.objectives[1:], strict=True)
-        for number, (learner, objective) in enumerate(pairs):
-            if self.trains != "losses":
-                modules[f"peers.{number}"] = learner.network
-            if self.trains != "network":
-                modules[f"peer_losses.{number}"] = objective.losses
-        return modules
-
     # -- training ---------------------------------------------------------------------------------
 
     def _check_kind_of_optimizer(self, optimizer: Optimizer) -> None:
+        # Such an optimizer keeps the hard and soft gradients of one objective.
         if isinstance(optimizer, SplitOptimizer):
             raise UserError(
                 f"model.optimizer: {type(optimizer).__name__} updates one student, and "
@@ -309,6 +154,7 @@ class MutualModule(TrainingModule):
         super()._begin_epoch()
         for objective in self.objectives[1:]:
             objective.begin_epoch(self.current_epoch, self.trainer.world_size)
+        # Each student's step ends the batch, so there is nothing to accumulate over.
         if self.update == "in turn" and self.trainer.accumulate_grad_batches != 1:
             raise UserError(
                 "students that are updated in turn cannot accumulate gradients; set "
@@ -374,6 +220,8 @@ class MutualModule(TrainingModule):
     def _step_together(self, batch: Batch) -> Tensor:
         """The sum of all students' losses: each parameter is in one of them."""
         self._values = []
+        # All predictions come before the first step, so that each student serves as a
+        # teacher as it is.
         outputs: list[Output] = [learner(batch) for learner in self.learners]
         if self._uses_teacher:
             for number, output in enumerate(outputs):
@@ -433,80 +281,3 @@ class MutualModule(TrainingModule):
             prefix = f"train_peer{number + 1}_loss"
             names += [prefix, *(f"{prefix}_{name}" for name in self.losses)]
         return names
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Optimizer,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        if not gradient_clip_val:
-            return
-        # A norm over all students would let one of them shrink the steps of the others.
-        for learner, objective in zip(self.learners, self.objectives, strict=True):
-            own = [*learner.parameters(), *objective.parameters()]
-            if gradient_clip_algorithm == "value":
-                torch.nn.utils.clip_grad_value_(own, gradient_clip_val)
-            else:
-                torch.nn.utils.clip_grad_norm_(own, gradient_clip_val)
-
-    # -- evaluation -------------------------------------------------------------------------------
-
-    def _metrics_of_peers(self) -> list[TaskMetrics]:
-        return [cast(TaskMetrics, each) for each in self.peer_metrics]
-
-    def _begin_evaluation(self, stage: str) -> None:
-        super()._begin_evaluation(stage)
-        for metrics in self._metrics_of_peers():
-            metrics.reset()
-
-    def _evaluate(self, batch: Batch) -> Output:
-        pairs = zip(self.learners[1:], self.objectives[1:], strict=True)
-        for metrics, (learner, objective) in zip(
-            self._metrics_of_peers(), pairs, strict=True
-        ):
-            output = objective.predict(learner(batch), batch)
-            if not batch.placeholder:
-                metrics.update(output, None, batch)
-        return super()._evaluate(batch)
-
-    def _log_metrics(self, stage: str) -> None:
-        super()._log_metrics(stage)
-        for number, metrics in enumerate(self._metrics_of_peers()):
-            values = {}
-            for name, value in metrics.compute().items():
-                values[f"{stage}_peer{number + 1}_{name}"] = value.float()
-            self.log_dict(values)
-
-    def metric_names(self, stage: str) -> list[str]:
-        names = super().metric_names(stage)
-        for number in range(len(self.peer_learners)):
-            for name in super().metric_names(f"{stage}_peer{number + 1}"):
-                names.append(name)
-        return names
-
-    # -- checkpoints ------------------------------------------------------------------------------
-
-    def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
-        super().on_load_checkpoint(checkpoint)
-        state = cast(dict[str, Tensor], checkpoint.get("state_dict") or {})
-        saved = {key.split(".")[1] for key in state if key.startswith("peers.")}
-        if len(saved) != len(self.peer_learners):
-            raise UserError(
-                f"the checkpoint holds {1 + len(saved)} students, this run has "
-                f"{len(self.learners)}; resume with the config that made it"
-            )
-
-
-def _are_equal(first: nn.Module, second: nn.Module) -> bool:
-    """Whether two networks have parameters of the same names and values."""
-    own = dict(first.named_parameters())
-    other = dict(second.named_parameters())
-    if not own or own.keys() != other.keys():
-        return False
-    for name, parameter in own.items():
-        if parameter.shape != other[name].shape:
-            return False
-        if not torch.equal(parameter, other[name]):
-            return False
-    return True

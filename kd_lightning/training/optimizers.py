@@ -63,7 +63,9 @@ def plateau_monitor(factory: SchedulerFactory | None) -> str | None:
     if not isinstance(factory, partial):
         return None
     monitor = factory.keywords.get("monitor")
-    return monitor if isinstance(monitor, str) else None
+    if not isinstance(monitor, str):
+        return None
+    return monitor
 
 
 def optimize(
@@ -103,7 +105,9 @@ def optimize(
 
 
 def _schedule(
-    optimizer: Optimizer, scheduler: SchedulerFactory, total_steps: Callable[[], int]
+    optimizer: Optimizer,
+    scheduler: SchedulerFactory,
+    total_steps: Callable[[], int],
 ) -> LRSchedulerConfigType:
     """The scheduler, and when it moves."""
     if takes_total_steps(scheduler):

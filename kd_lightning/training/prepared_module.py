@@ -166,7 +166,11 @@ class PreparedModule(ModuleOfLearner):
         self.objective.build(self.learner, teacher, blank, self.spec, self.task)
 
     def _check_learner(
-        self, learner: Learner, blank: Batch, datamodule: DataModule, stage: str
+        self,
+        learner: Learner,
+        blank: Batch,
+        datamodule: DataModule,
+        stage: str,
     ) -> None:
         """Refuse a network that cannot predict this data or, for "fit", not train on it."""
         assert self.spec is not None
@@ -239,7 +243,10 @@ class PreparedModule(ModuleOfLearner):
         return batch
 
     def transfer_batch_to_device(
-        self, batch: Batch, device: torch.device, dataloader_idx: int
+        self,
+        batch: Batch,
+        device: torch.device,
+        dataloader_idx: int,
     ) -> Batch:
         """The batch on the device that trains.
 

@@ -141,7 +141,9 @@ def _other_heads(raw: object, logits: Tensor) -> dict[str, Tensor]:
 
 
 def _untrained(
-    network: nn.Module, heads: dict[str, Tensor], used: list[Tensor]
+    network: nn.Module,
+    heads: dict[str, Tensor],
+    used: list[Tensor],
 ) -> dict[str, str]:
     """For each parameter that no loss trains, the head's output that depends on it.
 

@@ -68,7 +68,10 @@ class QuickHooks(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def optimizer_zero_grad(
-        self, epoch: int, batch_idx: int, optimizer: Optimizer
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer,
     ) -> None:
         """Drop the gradients of the last step.
 

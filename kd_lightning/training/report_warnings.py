@@ -140,7 +140,9 @@ def _confusion(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
 
 
 def about_losses(
-    reports: Mapping[str, LossReport], losses: Mapping[str, DistillLoss], epochs: float
+    reports: Mapping[str, LossReport],
+    losses: Mapping[str, DistillLoss],
+    epochs: float,
 ) -> list[str]:
     """Warnings about losses that cannot act, or that hide all others.
 

@@ -143,7 +143,9 @@ def _accumulate(parameter: Tensor, gradient: Tensor | None) -> None:
 
 
 def clip_separately(
-    optimizer: SplitOptimizer, value: float, algorithm: str | None
+    optimizer: SplitOptimizer,
+    value: float,
+    algorithm: str | None,
 ) -> None:
     """Clip the gradient of the hard losses and that of the soft losses, each by itself.
 
@@ -161,7 +163,9 @@ def clip_separately(
 
 
 def check_both_kinds(
-    optimizer: Optimizer, hard: Sequence[str], soft: Sequence[str]
+    optimizer: Optimizer,
+    hard: Sequence[str],
+    soft: Sequence[str],
 ) -> None:
     """Refuse losses of one kind only if the optimizer tells the kinds apart.
 

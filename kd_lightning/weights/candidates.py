@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,9 @@ def some(names: list[str]) -> str:
     shown = [repr(name) for name in names[:_SHOWN]]
     text = ", ".join(shown)
     more = len(names) - len(shown)
-    return f"{text} and {more} more" if more else text
+    if more:
+        return f"{text} and {more} more"
+    return text
 
 
 def shared_names(network: nn.Module) -> dict[str, str]:
@@ -82,8 +84,10 @@ def shared_names(network: nn.Module) -> dict[str, str]:
     first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
     tied = {}
     for name, tensor in network.state_dict().items():
+        # Tensors without memory all have the same address, and are not tied by that.
         if tensor.is_meta or tensor.numel() == 0:
             continue
+        # A view of a part starts at the same address, but differs in shape or stride.
         place = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
         if place in first:
             tied[name] = first[place]
@@ -93,7 +97,9 @@ def shared_names(network: nn.Module) -> dict[str, str]:
 
 
 def find_weights(
-    network: nn.Module, content: Mapping[str, Any], what: str
+    network: nn.Module,
+    content: Mapping[str, Any],
+    what: str,
 ) -> Candidate:
     """The weights of a network in a file of any origin.
 
@@ -109,16 +115,9 @@ def find_weights(
         UserError: if no state dict in the file has all names of the network, or if several have,
             such as the weights and their moving average.
     """
+    # A checkpoint of ours names its weights; there is nothing to search.
     if content.get(KEY):
-        weights = network_weights(content, what)
-        return Candidate(
-            entry="state_dict",
-            prefix="",
-            weights=without_wrappers(weights),
-            others=[],
-            wrappers=tuple(wrappers_in(weights)),
-            is_average=RAW_WEIGHTS in content,
-        )
+        return _described_weights(content, what)
     required = _required_names(network)
     entries = weight_entries(content, what)
     candidates: list[Candidate] = []
@@ -130,17 +129,41 @@ def find_weights(
     # Weights of another head still start a fine-tuning, unless others in the file fit entirely.
     candidates = fitting or candidates
     if len(candidates) > 1:
-        names = ", ".join(
-            candidate.name or "the file itself" for candidate in candidates
-        )
-        example = candidates[-1].name or candidates[0].name
-        raise UserError(
-            f"{what} holds several weights that fit {type(network).__name__}: {names}; choose one "
-            f"as FILE#NAME, such as '#{example}' at the end of the path"
-        )
+        raise UserError(_several_problem(network, candidates, what))
     if candidates:
         return candidates[0]
     raise UserError(_near_miss(network, entries, what))
+
+
+def _described_weights(content: Mapping[str, Any], what: str) -> Candidate:
+    """The weights of a checkpoint that has our own entry."""
+    weights = network_weights(content, what)
+    return Candidate(
+        entry="state_dict",
+        prefix="",
+        weights=without_wrappers(weights),
+        others=[],
+        wrappers=tuple(wrappers_in(weights)),
+        is_average=RAW_WEIGHTS in content,
+    )
+
+
+def _several_problem(
+    network: nn.Module,
+    candidates: Sequence[Candidate],
+    what: str,
+) -> str:
+    """A message that names all weights that fit, and how to choose one."""
+    names = []
+    for candidate in candidates:
+        names.append(candidate.name or "the file itself")
+    # The file itself has no name, and then the other one is the example.
+    example = candidates[-1].name or candidates[0].name
+    return (
+        f"{what} holds several weights that fit {type(network).__name__}: "
+        f"{', '.join(names)}; choose one as FILE#NAME, such as '#{example}' at the end of "
+        "the path"
+    )
 
 
 def _required_names(network: nn.Module) -> set[str]:
@@ -148,6 +171,7 @@ def _required_names(network: nn.Module) -> set[str]:
     tied = shared_names(network)
     names = set()
     for name in network.state_dict():
+        # Old files lack the counters, and may hold tied tensors under either name.
         is_counter = name.rpartition(".")[2] == COUNTER
         if not is_counter and name not in tied and name not in tied.values():
             names.add(name)
@@ -155,11 +179,14 @@ def _required_names(network: nn.Module) -> set[str]:
 
 
 def _candidates(
-    entry: str, tensors: dict[str, Tensor], required: set[str]
+    entry: str,
+    tensors: dict[str, Tensor],
+    required: set[str],
 ) -> list[Candidate]:
     """The prefixes under which a state dict holds all required names."""
     wrappers = tuple(wrappers_in(tensors))
     tensors = without_wrappers(tensors)
+    # A network without weights of its own fits any state dict.
     if not required:
         return [Candidate(entry, "", tensors, [], wrappers)]
     # The longest name is the least likely to be the end of another one.
@@ -202,6 +229,7 @@ def _are_equal(first: Candidate, second: Candidate) -> bool:
 
 
 def _is_same_tensor(first: Tensor, second: Tensor) -> bool:
+    # `torch.equal` does not compare such tensors; they count as different.
     if first.is_meta or first.layout != torch.strided or first.is_quantized:
         return False
     if second.is_meta or second.layout != torch.strided or second.is_quantized:
@@ -218,7 +246,9 @@ def _shapes_fit(network: nn.Module, candidate: Candidate) -> bool:
 
 
 def _near_miss(
-    network: nn.Module, entries: dict[str, dict[str, Tensor]], what: str
+    network: nn.Module,
+    entries: dict[str, dict[str, Tensor]],
+    what: str,
 ) -> str:
     """A message about the state dict that has most of the network's names."""
     if not entries:
@@ -230,6 +260,7 @@ def _near_miss(
     most = -1
     for entry, wrapped in entries.items():
         tensors = without_wrappers(wrapped)
+        # A wrapper such as "model." around all names is the usual difference.
         for prefix in ("", _common_prefix(tensors)):
             weights = _candidate(entry, prefix, tensors).weights
             matching = sum(name in weights for name in names)
@@ -237,10 +268,13 @@ def _near_miss(
                 best = weights
                 most = matching
     # The best entry lacks a required name, or it would have been a candidate.
-    problem = missing_problem(network, best, what) or unknown_problem(
-        network, best, what
-    )
-    return problem or f"{what} does not fit {type(network).__name__}"
+    missing = missing_problem(network, best, what)
+    if missing is not None:
+        return missing
+    unknown = unknown_problem(network, best, what)
+    if unknown is not None:
+        return unknown
+    return f"{what} does not fit {type(network).__name__}"
 
 
 def _common_prefix(tensors: Mapping[str, Tensor]) -> str:
@@ -255,7 +289,9 @@ def _common_prefix(tensors: Mapping[str, Tensor]) -> str:
 
 
 def missing_problem(
-    network: nn.Module, weights: Mapping[str, Tensor], what: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    what: str,
 ) -> str | None:
     """Which tensors of a network weights lack, with some names of each side; `None` if none.
 
@@ -271,6 +307,7 @@ def missing_problem(
         return None
     instead = f"; they hold {some(unknown)} instead" if unknown else ""
     more = ""
+    # A single missing name is in the sentence already.
     if len(missing) > 1 or unknown:
         more = f" (missing: {some(missing)}{instead})"
     return (
@@ -280,7 +317,9 @@ def missing_problem(
 
 
 def unknown_problem(
-    network: nn.Module, weights: Mapping[str, Tensor], what: str
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    what: str,
 ) -> str | None:
     """Which tensors of weights a network does not have; `None` if none.
 

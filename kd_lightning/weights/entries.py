@@ -51,6 +51,7 @@ def network_weights(
     described = content.get(KEY)
     prefix = ""
     if described:
+        # The role is the prefix of the network's names in our checkpoints.
         if not described.get("role"):
             raise UserError(
                 f"{what} is damaged ({KEY}.role is missing); give another checkpoint"
@@ -58,11 +59,10 @@ def network_weights(
         prefix = f"{described['role']}."
     weights = {}
     for name, value in state.items():
-        if (
-            isinstance(name, str)
-            and name.startswith(prefix)
-            and isinstance(value, Tensor)
-        ):
+        # Files of others may hold settings beside the tensors.
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            continue
+        if name.startswith(prefix):
             weights[name.removeprefix(prefix)] = value
     return weights
 
@@ -70,15 +70,20 @@ def network_weights(
 def _innermost(content: Mapping[str, Any]) -> Mapping[str, Any]:
     """The state dict in the usual containers, which may be nested."""
     for _ in range(_DEPTH):
-        inner = [
-            content[name]
-            for name in CONTAINERS
-            if isinstance(content.get(name), Mapping)
-        ]
-        if not inner:
+        inner = _contained(content)
+        if inner is None:
             break
-        content = inner[0]
+        content = inner
     return content
+
+
+def _contained(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The first of the usual containers in a dict; `None` if it has none."""
+    for name in CONTAINERS:
+        value = content.get(name)
+        if isinstance(value, Mapping):
+            return value
+    return None
 
 
 def weight_entries(
@@ -111,11 +116,14 @@ def weight_entries(
 
 
 def _walk(
-    content: Mapping[Any, Any], path: str, depth: int
+    content: Mapping[Any, Any],
+    path: str,
+    depth: int,
 ) -> Iterator[tuple[str, dict[Any, Tensor]]]:
-    tensors = {
-        key: value for key, value in content.items() if isinstance(value, Tensor)
-    }
+    tensors = {}
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            tensors[key] = value
     if tensors:
         yield path, tensors
     if depth == 0:
@@ -124,10 +132,12 @@ def _walk(
         if not isinstance(value, Mapping) or not isinstance(key, str) or key == KEY:
             continue
         # "params" is a container of weights; "hyper_parameters" is not.
+        # An optimizer's state holds tensors of the network's shapes, too.
         holds_training_state = any(part in key.lower() for part in _NOT_WEIGHTS)
         if holds_training_state and key not in CONTAINERS:
             continue
-        yield from _walk(value, f"{path}.{key}" if path else key, depth - 1)
+        inner_path = f"{path}.{key}" if path else key
+        yield from _walk(value, inner_path, depth - 1)
 
 
 def wrappers_in(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -144,7 +154,10 @@ def without_wrappers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         parts = [part for part in key.split(".") if part not in _WRAPPERS]
         renamed[".".join(parts)] = tensor
-    return renamed if len(renamed) == len(tensors) else dict(tensors)
+    # Two names that differ in their wrappers alone must not become one.
+    if len(renamed) == len(tensors):
+        return renamed
+    return dict(tensors)
 
 
 def entry_names(content: Mapping[str, Any]) -> list[str]:
@@ -180,4 +193,6 @@ def selected_entry(content: Mapping[str, Any], choice: str) -> dict[str, Any] | 
     node: Any = content
     for key in choice.split("."):
         node = node.get(key) if isinstance(node, Mapping) else None
-    return dict(node) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping):
+        return None
+    return dict(node)

@@ -50,6 +50,7 @@ def check_weights(network: nn.Module, weights: Mapping[str, Tensor], what: str) 
     parameters = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     for key, tensor in network.state_dict().items():
         stored = weights[key]
+        # `load_state_dict` would convert silently what this refuses.
         _check_kind(key, stored, tensor.dtype, what)
         if stored.shape != tensor.shape:
             raise UserError(
@@ -79,6 +80,7 @@ def _check_kind(key: str, stored: Tensor, wanted: torch.dtype, what: str) -> Non
         raise UserError(
             f"{what}: {key!r} is {kind}; save the network's state_dict as dense tensors"
         )
+    # Between floats a conversion rounds; between kinds it changes what numbers mean.
     if _dtype_kind(stored.dtype) != _dtype_kind(wanted):
         raise UserError(
             f"{what}: {key!r} is {_dtype_name(stored.dtype)} in the weights and "
@@ -134,12 +136,14 @@ def _completed(
         notes.append(f"{missing_counters} missing {COUNTER} set to 0")
     tied_names = []
     for name, first in shared_names(network).items():
+        # A file may hold either name of a tied pair.
         if name not in completed and first in completed:
             completed[name] = completed[first]
             tied_names.append(name)
         elif first not in completed and name in completed:
             completed[first] = completed[name]
             tied_names.append(first)
+    # The user must learn of every tensor that the file did not hold.
     if tied_names:
         notes.append(f"{some(tied_names)} taken from the tensors that they are tied to")
     return completed, notes
@@ -148,9 +152,9 @@ def _completed(
 def _check_tied(network: nn.Module, weights: Mapping[str, Tensor], what: str) -> None:
     """Refuse different values for what is one tensor in the network."""
     for name, first in shared_names(network).items():
-        if weights[name] is not weights[first] and not torch.equal(
-            weights[name], weights[first]
-        ):
+        tensor = weights[name]
+        first_tensor = weights[first]
+        if tensor is not first_tensor and not torch.equal(tensor, first_tensor):
             raise UserError(
                 f"{what}: {name!r} and {first!r} differ in the weights, but "
                 f"{type(network).__name__} ties them to one tensor; build it without tied weights"
@@ -163,9 +167,9 @@ def _conversion(network: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     for name, tensor in network.state_dict().items():
         source = weights[name].dtype
         if tensor.dtype.is_floating_point and source != tensor.dtype:
-            converted.add(
-                f"{_dtype_name(source)} converted to {_dtype_name(tensor.dtype)}"
-            )
+            before = _dtype_name(source)
+            after = _dtype_name(tensor.dtype)
+            converted.add(f"{before} converted to {after}")
     return sorted(converted)
 
 
@@ -198,7 +202,9 @@ def load_weights(
 
 
 def fitting_weights(
-    network: nn.Module, content: Mapping[str, Any], what: str
+    network: nn.Module,
+    content: Mapping[str, Any],
+    what: str,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """The weights of a network in a file of any origin; see `find_weights`.
 
@@ -214,7 +220,9 @@ def fitting_weights(
 
 
 def load_file_weights(
-    network: nn.Module, content: Mapping[str, Any], what: str
+    network: nn.Module,
+    content: Mapping[str, Any],
+    what: str,
 ) -> None:
     """Load the weights of a file of any origin into a network.
 
@@ -231,7 +239,9 @@ def load_file_weights(
 
 
 def without_other_head(
-    network: nn.Module, weights: Mapping[str, Tensor], num_classes: int
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    num_classes: int,
 ) -> tuple[dict[str, Tensor], list[str]]:
     """Replace a head for other classes by the network's own new one.
 
@@ -277,5 +287,6 @@ def _is_other_head(stored: Tensor, own: Tensor, num_classes: int) -> bool:
     """Whether two tensors differ in their number of outputs alone."""
     if stored.ndim != own.ndim or own.ndim == 0:
         return False
+    # Dimension 0 of a weight or bias counts the outputs.
     same_inputs = stored.shape[1:] == own.shape[1:]
     return same_inputs and num_classes in (0, own.shape[0])

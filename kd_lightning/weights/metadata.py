@@ -135,10 +135,13 @@ def check_metadata(content: Mapping[str, Any], what: str, path: Path) -> None:
     Raises:
         UserError: one line that names the first value of another form.
     """
+    # Files of other programs have no entry of ours.
     if KEY not in content:
         return
     described = content[KEY]
     problem = _OWN_ENTRY(described, KEY)
+    # An entry with data was written after the data had been read, so its spec was
+    # known.
     if problem is None and described.get("data") and not described.get("spec"):
         problem = f"{KEY}.spec is missing"
     if problem is None and "state_dict" in content:
@@ -150,7 +153,9 @@ def check_metadata(content: Mapping[str, Any], what: str, path: Path) -> None:
 
 
 def check_lightning_entries(
-    content: Mapping[str, Any], what: str, resumes: bool
+    content: Mapping[str, Any],
+    what: str,
+    resumes: bool,
 ) -> None:
     """Check the entries that Lightning reads before it reads them.
 
@@ -162,10 +167,12 @@ def check_lightning_entries(
     Raises:
         UserError: one line that names the first entry that is missing or of another form.
     """
+    # An evaluation reads neither optimizers nor schedulers.
     checks = [_EVALUATED, _RESUMED] if resumes else [_EVALUATED]
     for check in checks:
         problem = check(content, "checkpoint")
         if problem is not None:
+            # The user knows the entry by its own name, such as `loops`.
             problem = problem.replace("checkpoint.", "", 1)
             raise UserError(
                 f"{what} is damaged ({problem}); give another checkpoint of the run, or start a "

@@ -22,6 +22,7 @@ def is_a(kind: type, what: str) -> Check:
     """
 
     def check(value: object, name: str) -> str | None:
+        # In Python, True is an instance of int.
         is_wrong_bool = isinstance(value, bool) and kind is not bool
         if isinstance(value, kind) and not is_wrong_bool:
             return None
@@ -59,7 +60,9 @@ def optional(check: Check) -> Check:
     """The value is `None`, or as another check wants it."""
 
     def checked(value: object, name: str) -> str | None:
-        return None if value is None else check(value, name)
+        if value is None:
+            return None
+        return check(value, name)
 
     return checked
 
@@ -111,6 +114,7 @@ def record(
             problem = check(value.get(key), f"{name}.{key}")
             if problem is not None:
                 return problem
+        # An entry that is None counts as missing.
         for key, check in (others or {}).items():
             problem = optional(check)(value.get(key), f"{name}.{key}")
             if problem is not None:

@@ -81,24 +81,31 @@ class Blocks:
         Args:
             rows: int64 `(B,)` on the CPU.
         """
-        starts = self.starts[rows.numpy()][:, None]
-        stops = self.stops[rows.numpy()][:, None]
+        blocks = rows.numpy()
+        starts = self.starts[blocks][:, None]
+        stops = self.stops[blocks][:, None]
         # One more than a model reads: the target of the last input.
         places = starts + np.arange(self.length + 1)
         exists = places < stops
         # A place beyond the end reads any token, and is overwritten.
-        safe = np.minimum(places, len(self.tokens.ids) - 1)
+        last_token = len(self.tokens.ids) - 1
+        safe = np.minimum(places, last_token)
         ids = np.where(exists, self.tokens.ids[safe], self.end).astype(np.int64)
+        # The document of each place is the last one that starts at or before it.
         number = np.searchsorted(self.tokens.starts, safe, side="right") - 1
         counts = exists[:, 1:] & self._is_predicted(number, safe)
         # A document that began before the block has its first place at the block's start.
         first = np.maximum(self.tokens.starts[number], starts)
-        documents = np.where(exists, number - number[:, :1], NO_DOCUMENT)
+        offsets = safe - first
+        # Counted from the first document of the block.
+        relative_number = number - number[:, :1]
+        documents = np.where(exists, relative_number, NO_DOCUMENT)
+        # Copies, because torch needs arrays that own consecutive memory.
         return BlockTokens(
             inputs=torch.from_numpy(ids[:, :-1].copy()),
             targets=torch.from_numpy(ids[:, 1:].copy()),
             documents=torch.from_numpy(documents[:, :-1].copy()),
-            places=torch.from_numpy((safe - first)[:, :-1].copy()),
+            places=torch.from_numpy(offsets[:, :-1].copy()),
             counts=torch.from_numpy(counts),
         )
 
@@ -116,12 +123,15 @@ class Blocks:
         is_completion = offset >= self.tokens.prompts[own]
         if self.boundaries == "ignore":
             return is_completion
+        # The first token of a document does not follow from the document before it.
         same_document: NDArray[np.bool_] = number[:, 1:] == number[:, :-1]
         return is_completion & same_document
 
 
 def _spans(
-    tokens: TokenFile, length: int, packed: bool
+    tokens: TokenFile,
+    length: int,
+    packed: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The first token of each block, and the end of its targets, int64 `(n,)` each."""
     total = len(tokens.ids)

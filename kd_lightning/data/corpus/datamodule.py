@@ -90,6 +90,7 @@ class TextCorpusDataModule(DataModule):
         self.split_seed = split_seed
         self.cache = cache
         self.prefetch = prefetch
+        # A number is a share of the training blocks; anything else names files.
         self.held_out = validation if isinstance(validation, int | float) else 0.0
         self._patterns: dict[str, list[str]] = {
             "train": _as_list(train),
@@ -203,6 +204,7 @@ class TextCorpusDataModule(DataModule):
 
     def _rank(self, rows: Tensor, purpose: str) -> Tensor:
         """The place of each row in [0, 1), in an order that is a function of (split_seed, row)."""
+        # Blocks have no class to stratify by.
         one_stratum = torch.zeros(len(rows), dtype=torch.int64)
         return stratified_rank(one_stratum, rows, self.split_seed, purpose)
 
@@ -216,6 +218,8 @@ class TextCorpusDataModule(DataModule):
         self.learn()
         shape = (self.length,)
         inputs = {"input_ids": InputSpec(shape, self.tokenizer.end)}
+        # The network must not attend across documents, so it reads the document of each
+        # token.
         if self.separates:
             inputs["documents"] = InputSpec(shape, 0)
             inputs["position_ids"] = InputSpec(shape, 0)
@@ -276,4 +280,6 @@ class TextCorpusDataModule(DataModule):
 
 
 def _as_list(patterns: Patterns) -> list[str]:
-    return [patterns] if isinstance(patterns, str) else list(patterns)
+    if isinstance(patterns, str):
+        return [patterns]
+    return list(patterns)

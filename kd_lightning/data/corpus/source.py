@@ -24,7 +24,11 @@ class CorpusSource(Source):
     """
 
     def __init__(
-        self, blocks: Blocks, rows: Tensor, split: str, separates: bool
+        self,
+        blocks: Blocks,
+        rows: Tensor,
+        split: str,
+        separates: bool,
     ) -> None:
         self.blocks = blocks
         self.rows = rows

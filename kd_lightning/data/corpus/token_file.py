@@ -65,7 +65,9 @@ def documents_of(files: Iterable[Path]) -> Iterator[Document]:
 
 
 def tokenized(
-    files: list[Path], tokenizer: LanguageTokenizer, cache: str | None
+    files: list[Path],
+    tokenizer: LanguageTokenizer,
+    cache: str | None,
 ) -> TokenFile:
     """The tokens of some files, read from the cache if they are in it.
 

@@ -80,7 +80,12 @@ class Mixing(Augmentation):
         return rows.index_select(0, place)
 
     def mix(
-        self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
+        self,
+        inputs: Tensor,
+        others: Tensor,
+        index: Tensor,
+        seed: int,
+        view: int,
     ) -> tuple[Tensor, Tensor]:
         """Mix each sample with its partner.
 
@@ -157,7 +162,10 @@ def padded_windows(images: Tensor, window: Tensor, padding: int) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _windows(
-    padding: int, height: int, width: int, device: torch.device
+    padding: int,
+    height: int,
+    width: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Offsets and masks of all `W = (2 * padding + 1)^2` windows.
 

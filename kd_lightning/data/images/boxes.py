@@ -89,7 +89,9 @@ def _place(last: Tensor, share: Tensor) -> Tensor:
 
 
 def _check_box(
-    owner: str, scale: tuple[float, float], ratio: tuple[float, float]
+    owner: str,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> None:
     if not 0 < scale[0] <= scale[1] <= 1:
         raise UserError(
@@ -146,9 +148,12 @@ def _resampled(x: Tensor, start: Tensor, size: Tensor, length: int) -> Tensor:
         length: of the dimension.
     """
     # Pixel i of the result has its center at (i + 1/2) * size / length of the part.
-    center = torch.arange(length, device=x.device, dtype=torch.float64) + 0.5
+    pixel = torch.arange(length, device=x.device, dtype=torch.float64)
+    center = pixel + 0.5
     place = center * size[:, None] / length - 0.5
-    place = torch.minimum(place.clamp(min=0), (size[:, None] - 1).double())
+    # Beyond the centers of the first and the last pixel there is nothing to interpolate.
+    last_place = (size[:, None] - 1).double()
+    place = torch.minimum(place.clamp(min=0), last_place)
     lower = place.floor()
     weight = (place - lower).float()[:, None, :, None]
     # The two neighbors of each place, int64 `(B, length)`; the last pixel is its own neighbor.
@@ -208,10 +213,12 @@ class RandomErasing(Augmentation):
         boxes = draw_boxes(
             images, index, self.scale, self.ratio, seed, view, "random_erasing"
         )
+        # A box is drawn for every image, so that no draw depends on another image.
         drawn = uniform(index, seed, view, "random_erasing")
         is_erased = drawn < self.probability
         masks = boxes.masks(height, width) & is_erased[:, None, None, None]
-        fill = images.new_tensor(self.fill or [0] * channels)
+        black = [0] * channels
+        fill = images.new_tensor(self.fill or black)
         return where(masks, fill[:, None, None], images)
 
 
@@ -236,7 +243,12 @@ class CutMix(Mixing):
         self.alpha = alpha
 
     def mix(
-        self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
+        self,
+        inputs: Tensor,
+        others: Tensor,
+        index: Tensor,
+        seed: int,
+        view: int,
     ) -> tuple[Tensor, Tensor]:
         """Paste boxes of `others` into `inputs`, both float32 `(B, C, H, W)`; see `Mixing.mix`."""
         height, width = inputs.shape[-2:]
@@ -246,6 +258,7 @@ class CutMix(Mixing):
         box_height = (side * height).long()
         box_width = (side * width).long()
         # The center is any pixel; the part of the box outside the image is cut off.
+        # As in the paper: every pixel is a center with the same probability.
         row = integers(index, 0, height - 1, seed, view, "cutmix", "row")
         column = integers(index, 0, width - 1, seed, view, "cutmix", "column")
         top = row - box_height // 2

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from kd_lightning.data.images.augment import Augmentation, Mixing
 from kd_lightning.data.images.source import Images
-from kd_lightning.data.subsets import check_fraction
+from kd_lightning.data.subsets import check_classes, check_fraction
 from kd_lightning.errors import UserError
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
@@ -20,7 +21,11 @@ _COLORS = (1, 3, 4)
 
 
 def checked_samples(
-    samples: object, split: str, channels: int, num_classes: int, task: Task
+    samples: object,
+    split: str,
+    channels: int,
+    num_classes: int,
+    task: Task,
 ) -> Images:
     """Check what `load(split)` returned.
 
@@ -43,6 +48,7 @@ def checked_samples(
             f"{owner} must return kd_lightning.data.Images(images, target), got "
             f"{type(samples).__name__}"
         )
+    # Users hand over NumPy arrays, whose methods differ from a tensor's.
     for name, value in (("images", samples.images), ("target", samples.target)):
         if not isinstance(value, Tensor):
             raise UserError(
@@ -73,6 +79,7 @@ def _check_images(images: Tensor, owner: str, channels: int) -> None:
         if not images.is_floating_point():
             remedy = "images.to(torch.uint8) converts whole numbers from 0 to 255"
         raise UserError(f"{problem}; got {images.dtype}; {remedy}")
+    # The remaining cases differ in what the user has to do.
     if images.ndim == 4 and images.shape[1] == channels:
         return
     remedy = "give one value of mean and std per channel"
@@ -94,6 +101,7 @@ def _checked_target(target: Tensor, owner: str, num_classes: int, task: Task) ->
     blank = task.blank_target(Spec(num_classes=num_classes), 1)
     if target.shape[1:] != blank.shape[1:]:
         raise UserError(_shape_problem(target, owner, blank, task))
+    # Real values need no range, and NaN marks a missing one.
     if blank.is_floating_point():
         return target
     labels = target.long()
@@ -112,6 +120,7 @@ def _checked_target(target: Tensor, owner: str, num_classes: int, task: Task) ->
     high = int(labelled.max())
     if low < 0 or high >= num_values:
         remedy = f"{UNLABELLED} marks a missing label"
+        # Some data sets count classes from 1.
         if low == 1 and high == num_values:
             remedy = "they start at 1; subtract 1"
         elif high >= num_values:
@@ -128,6 +137,7 @@ def _shape_problem(target: Tensor, owner: str, blank: Tensor, task: Task) -> str
     problem = f"{owner}: {task.name} has targets of shape ({expected}), got {list(target.shape)}"
     if blank.ndim != 1 or target.ndim != 2:
         return problem
+    # A column of labels, as tables give it.
     if target.shape[1] == 1:
         return f"{problem}; use target[:, 0]"
     return (
@@ -138,7 +148,11 @@ def _shape_problem(target: Tensor, owner: str, blank: Tensor, task: Task) -> str
 
 
 def check_shares(
-    validation: float, fraction: float, label_fraction: float, parts: int, part: int
+    validation: float,
+    fraction: float,
+    label_fraction: float,
+    parts: int,
+    part: int,
 ) -> None:
     """Check the options of `ImageDataModule` that divide the training set.
 
@@ -181,7 +195,10 @@ def check_batches(
 
 
 def checked_normalization(
-    name: str, values: Sequence[float] | None, default: Sequence[float], channels: int
+    name: str,
+    values: Sequence[float] | None,
+    default: Sequence[float],
+    channels: int,
 ) -> tuple[float, ...]:
     """Check the option `data.mean` or `data.std`.
 
@@ -214,3 +231,56 @@ def checked_normalization(
                 f"{value:g}{remedy}"
             )
     return tuple(float(value) for value in values)
+
+
+def check_channels(own: int, channels: int | None) -> None:
+    """Check the option `data.channels`.
+
+    Args:
+        own: the channels of the images.
+        channels: those that the network reads; `None` for the images' own.
+
+    Raises:
+        UserError: if the images cannot be repeated to that number.
+    """
+    # Only gray images have one channel that can stand for several.
+    if channels is None or (channels >= 1 and own in (1, channels)):
+        return
+    raise UserError(
+        f"data.channels: images of {own} channels cannot be repeated to {channels}"
+    )
+
+
+def check_chosen_classes(
+    task: Task,
+    num_classes: int,
+    keep: list[int],
+    drop: list[int],
+) -> None:
+    """Check the options `data.keep_classes` and `data.drop_classes`.
+
+    Raises:
+        UserError: if the classes cannot be chosen, or do not exist.
+    """
+    # A target `(B,)` is one label per image; several labels have no class to choose by.
+    blank = task.blank_target(Spec(num_classes=num_classes), 1)
+    if blank.ndim != 1 and (keep or drop):
+        raise UserError(
+            "data.keep_classes and data.drop_classes need one label per image"
+        )
+    check_classes("data.keep_classes", keep, num_classes)
+    check_classes("data.drop_classes", drop, num_classes)
+
+
+def check_mixing_is_last(augment: Sequence[Augmentation]) -> None:
+    """Check that no augmentation follows one that mixes samples.
+
+    Raises:
+        UserError: if one does.
+    """
+    for augmentation in augment[:-1]:
+        if isinstance(augmentation, Mixing):
+            raise UserError(
+                f"data.augment: {type(augmentation).__name__} mixes samples that are already "
+                "augmented; put it last"
+            )

@@ -57,6 +57,7 @@ class CIFAR10DataModule(ImageDataModule):
             UserError: if the files are missing and cannot be downloaded, or are damaged.
         """
         folder = self.root / self.folder
+        # Files of an interrupted download may be missing.
         if not all((folder / name).is_file() for name in self.files[split]):
             self._download(folder)
         expected = self.samples[split]
@@ -66,6 +67,7 @@ class CIFAR10DataModule(ImageDataModule):
         for name in self.files[split]:
             pixels, labels = self._read(folder / name)
             stop = start + len(pixels)
+            # More images than the data set has: the check below reports it.
             if stop > expected:
                 break
             file_images = torch.from_numpy(pixels)
@@ -99,6 +101,7 @@ class CIFAR10DataModule(ImageDataModule):
         """Whether the arrays are 32x32 color images and class ids of the same number."""
         if labels.ndim != 1 or pixels.dtype != np.uint8:
             return False
+        # The files store each image as a row of red, green and blue.
         if pixels.shape != (len(labels), 3 * 32 * 32):
             return False
         if len(labels) == 0:
@@ -117,6 +120,7 @@ class CIFAR10DataModule(ImageDataModule):
         # Imported here, because importing torchvision is slow.
         from torchvision import datasets
 
+        # torchvision knows the address and the checksum of each archive.
         dataset = getattr(datasets, self.title.replace("-", ""))
         try:
             with no_empty_folders(folder):

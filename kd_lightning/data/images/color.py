@@ -44,6 +44,7 @@ class ColorJitter(Augmentation):
                 raise UserError(
                     f"ColorJitter: {name} must be a finite number of at least 0, got {value}"
                 )
+        # Half a turn in either direction reaches every hue.
         if hue > 0.5:
             raise UserError(
                 f"ColorJitter: hue must be at most 0.5, half a turn of the color wheel, got {hue}"
@@ -55,6 +56,8 @@ class ColorJitter(Augmentation):
             )
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
+        # All four steps in float32, as torchvision's functionals; each one rounds to
+        # whole numbers.
         x = images.float()
         if self.brightness:
             factor = _factor("brightness", self.brightness, index, seed, view)
@@ -79,7 +82,12 @@ def _factor(name: str, strength: float, index: Tensor, seed: int, view: int) -> 
 
 
 def _draw(
-    name: str, low: float, high: float, index: Tensor, seed: int, view: int
+    name: str,
+    low: float,
+    high: float,
+    index: Tensor,
+    seed: int,
+    view: int,
 ) -> Tensor:
     """A number per image, `(B, 1, 1, 1)`, uniform in [low, high]."""
     # The British spelling is part of the random stream: existing caches replay these draws.
@@ -112,6 +120,7 @@ def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
         float32 `(B, C, H, W)`, whole numbers from 0 to 255.
     """
     # In float64, the sum of the pixels is exact in any order.
+    # The gray of the whole image, so that a bright image stays bright.
     mean = _gray(x).double().mean((1, 2, 3), keepdim=True)
     return _blend(x, mean.float(), factor)
 
@@ -147,14 +156,7 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     high = torch.maximum(torch.maximum(red, green), blue)
     low = torch.minimum(torch.minimum(red, green), blue)
     spread = high - low
-
-    # The hue as a number of sixths of a turn from red. Gray pixels have none; any value serves.
-    safe = torch.where(spread > 0, spread, 1.0)
-    from_green = (blue - red) / safe + 2
-    from_blue = (red - green) / safe + 4
-    from_red = (green - blue) / safe
-    sixths = torch.where(high == green, from_green, from_blue)
-    sixths = torch.where(high == red, from_red, sixths)
+    sixths = _sixths_from_red(red, green, blue, high, spread)
     hue = sixths.div_(6).add_(shift[:, 0])
 
     # Over a turn, each channel is a trapezoid between `low` and `high`; the three are a third of a
@@ -163,6 +165,30 @@ def adjust_hue(x: Tensor, shift: Tensor) -> Tensor:
     phase = (hue[:, None] + offsets[:, None, None]).frac_().mul_(6)
     dip = torch.minimum(phase, 4 - phase).clamp_(0, 1).mul_(spread[:, None])
     return dip.neg_().add_(high[:, None]).mul_(255.999).floor_()
+
+
+def _sixths_from_red(
+    red: Tensor,
+    green: Tensor,
+    blue: Tensor,
+    high: Tensor,
+    spread: Tensor,
+) -> Tensor:
+    """The hue of pixels as a number of sixths of a turn from red, `(B, H, W)`.
+
+    Args:
+        red, green, blue: channels, `(B, H, W)` each.
+        high: the largest of them.
+        spread: the largest minus the smallest.
+    """
+    # Gray pixels have no hue; any value serves.
+    safe = torch.where(spread > 0, spread, 1.0)
+    from_red = (green - blue) / safe
+    from_green = (blue - red) / safe + 2
+    from_blue = (red - green) / safe + 4
+    # The largest channel names the nearest primary color.
+    sixths = torch.where(high == green, from_green, from_blue)
+    return torch.where(high == red, from_red, sixths)
 
 
 def _gray(x: Tensor) -> Tensor:

@@ -12,6 +12,9 @@ from kd_lightning.data.files import checksum
 from kd_lightning.data.images.augment import Augmentation, Mixing
 from kd_lightning.data.images.checks import (
     check_batches,
+    check_channels,
+    check_chosen_classes,
+    check_mixing_is_last,
     check_shares,
     checked_normalization,
     checked_samples,
@@ -19,7 +22,7 @@ from kd_lightning.data.images.checks import (
 from kd_lightning.data.images.new_samples import ImageReader
 from kd_lightning.data.images.normalization import PixelNormalization
 from kd_lightning.data.images.source import Images, ImageSource
-from kd_lightning.data.subsets import check_classes, stratified_rank
+from kd_lightning.data.subsets import stratified_rank
 from kd_lightning.errors import UserError
 from kd_lightning.randomness import run_seed
 from kd_lightning.spec import Spec
@@ -110,9 +113,11 @@ class ImageDataModule(DataModule):
         self.augment = list(augment or [])
         check_shares(validation, fraction, label_fraction, parts, part)
         check_batches(batch_size, eval_batch_size, copies, prefetch, views)
-        self._check_channels(channels)
-        self._check_mixing_is_last()
-        self._check_chosen_classes(keep_classes or [], drop_classes or [])
+        check_channels(len(self.mean), channels)
+        check_mixing_is_last(self.augment)
+        check_chosen_classes(
+            self.task, len(self.classes), keep_classes or [], drop_classes or []
+        )
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.validation = validation
@@ -154,34 +159,6 @@ class ImageDataModule(DataModule):
                 f"{len(self.mean)} and {len(self.std)}"
             )
 
-    def _check_channels(self, channels: int | None) -> None:
-        own = len(self.mean)
-        if channels is None or (channels >= 1 and own in (1, channels)):
-            return
-        raise UserError(
-            f"data.channels: images of {own} channels cannot be repeated to {channels}"
-        )
-
-    def _check_chosen_classes(self, keep: list[int], drop: list[int]) -> None:
-        """UserError if the classes cannot be chosen, or do not exist."""
-        num_classes = len(self.classes)
-        # A target `(B,)` is one label per image; several labels have no class to choose by.
-        blank = self.task.blank_target(Spec(num_classes=num_classes), 1)
-        if blank.ndim != 1 and (keep or drop):
-            raise UserError(
-                "data.keep_classes and data.drop_classes need one label per image"
-            )
-        check_classes("data.keep_classes", keep, num_classes)
-        check_classes("data.drop_classes", drop, num_classes)
-
-    def _check_mixing_is_last(self) -> None:
-        for augment in self.augment[:-1]:
-            if isinstance(augment, Mixing):
-                raise UserError(
-                    f"data.augment: {type(augment).__name__} mixes samples that are already "
-                    "augmented; put it last"
-                )
-
     @property
     def augmented(self) -> bool:
         """Whether training samples are augmented."""
@@ -201,6 +178,7 @@ class ImageDataModule(DataModule):
         Raises:
             UserError: if `load` returns samples of another form.
         """
+        # Loading may take minutes, and the checks read every label.
         if split not in self._raw:
             self._raw[split] = checked_samples(
                 self.load(split),
@@ -217,6 +195,7 @@ class ImageDataModule(DataModule):
         strata = self.task.strata(target)
         # Strata count from 0, also if no sample has a label.
         strata = strata - strata.min()
+        # Validation is taken out first, so that it is the same for every subset.
         rows, takes_part, validation = self._divided(strata)
         if self.parts > 1:
             rank = stratified_rank(strata[rows], rows, self.split_seed, "part")
@@ -260,7 +239,11 @@ class ImageDataModule(DataModule):
         return rows[:first], torch.ones(first, dtype=torch.bool), validation
 
     def _source(
-        self, split: str, rows: Tensor, target: Tensor, augment: list[Augmentation]
+        self,
+        split: str,
+        rows: Tensor,
+        target: Tensor,
+        augment: list[Augmentation],
     ) -> ImageSource:
         mixing = None
         transforms = []

@@ -32,6 +32,7 @@ class PadCrop(Augmentation):
         self.padding = padding
 
     def __call__(self, images: Tensor, index: Tensor, seed: int, view: int) -> Tensor:
+        # One draw chooses both offsets, each from 0 to 2 * padding.
         num_windows = (2 * self.padding + 1) ** 2
         window = integers(index, 0, num_windows - 1, seed, view, "pad_crop")
         return padded_windows(images, window, self.padding)
@@ -94,6 +95,7 @@ class Cutout(Augmentation):
                 f"Cutout: fill has {len(self.fill)} values, but the images have {channels} "
                 "channels; give one value per channel"
             )
+        # The square may lie partly outside, as in DeVries and Taylor 2017.
         center = integers(index, 0, height * width - 1, seed, view, "cutout")
         rows = self._covered(center // width, height)
         columns = self._covered(center % width, width)

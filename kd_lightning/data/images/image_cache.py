@@ -63,6 +63,7 @@ def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> s
     for names in listing.files.values():
         for name in names:
             files.append((name, *tree.files[name]))
+    # Everything that decides the pixels, and nothing else.
     content = json.dumps(
         [VERSION, DECODER_VERSION, size, grey, listing.num_train, files]
     )
@@ -70,7 +71,11 @@ def fingerprint(tree: Tree, listing: Listing, size: int | None, grey: bool) -> s
 
 
 def decoded(
-    tree: Tree, listing: Listing, size: int | None, grey: bool, cache: str | None
+    tree: Tree,
+    listing: Listing,
+    size: int | None,
+    grey: bool,
+    cache: str | None,
 ) -> Decoded:
     """The decoded images, read from the cache if they are in it.
 
@@ -140,7 +145,10 @@ def _open(folder: Path, listing: Listing) -> Decoded | None:
 
 
 def _write(
-    folder: Path, tree: Tree, listing: Listing, decode: Callable[[str], Pixels]
+    folder: Path,
+    tree: Tree,
+    listing: Listing,
+    decode: Callable[[str], Pixels],
 ) -> None:
     """Decode all images into a temporary folder, and rename it once it is complete.
 
@@ -164,19 +172,12 @@ def _write(
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
     try:
-        statistics = ChannelStatistics(shape[0])
         splits = _stored_splits(listing)
         total = sum(len(listing.files[split]) for split in splits)
         with _progress(total, tree.path, folder) as advance:
-            for split in splits:
-                files = listing.files[split]
-                path = temporary / f"{split}.npy"
-                # Images of the folder `train` that the statistics lack; they come first.
-                missing = listing.num_train if split == "train" else 0
-                for chunk in _write_images(path, shape, files, decode_checked):
-                    advance(len(chunk))
-                    statistics.update(chunk[:missing])
-                    missing = max(0, missing - len(chunk))
+            statistics = _write_splits(
+                temporary, listing, shape, decode_checked, advance
+            )
         mean, std = statistics.compute()
         about = {"source": tree.path.name, "mean": mean, "std": std}
         with (temporary / "about.json").open("wb") as file:
@@ -193,6 +194,27 @@ def _write(
 def _size(shape: tuple[int, ...]) -> str:
     _, height, width = shape
     return f"{width}x{height}"
+
+
+def _write_splits(
+    folder: Path,
+    listing: Listing,
+    shape: tuple[int, ...],
+    decode: Callable[[str], Pixels],
+    advance: Callable[[int], None],
+) -> ChannelStatistics:
+    """Write the images of each split to a file; returns the statistics of the folder `train`."""
+    statistics = ChannelStatistics(shape[0])
+    for split in _stored_splits(listing):
+        files = listing.files[split]
+        path = folder / f"{split}.npy"
+        # Images of the folder `train` that the statistics lack; they come first.
+        missing = listing.num_train if split == "train" else 0
+        for chunk in _write_images(path, shape, files, decode):
+            advance(len(chunk))
+            statistics.update(chunk[:missing])
+            missing = max(0, missing - len(chunk))
+    return statistics
 
 
 def _write_images(
@@ -219,7 +241,9 @@ def _sync(file: BinaryIO) -> None:
 
 @contextlib.contextmanager
 def _progress(
-    total: int, source: Path, folder: Path
+    total: int,
+    source: Path,
+    folder: Path,
 ) -> Iterator[Callable[[int], None]]:
     """Show a progress bar in a terminal, and print one line elsewhere.
 

@@ -89,6 +89,7 @@ class ImageFolderDataModule(ImageDataModule):
             target = torch.tensor(listing.target[split])
             self._splits[split] = Images(images, target)
         super().__init__(**base)
+        # The user must know that no images were left for a test.
         if listing.test_folder == listing.validation_folder:
             self._report_missing_test(source, listing)
 

@@ -61,6 +61,8 @@ def list_images(tree: Tree) -> Listing:
         UserError: if a split or a class has no images, or the splits have different classes.
     """
     tops = _top_folders(tree)
+    # A tree without a test folder is tested on its validation images, as is common with
+    # ImageNet.
     validation_folder = find_validation_folder(tree)
     if "train" not in tops:
         raise UserError(f"{tree.path} has no train folder; {_LAYOUT}")
@@ -68,16 +70,20 @@ def list_images(tree: Tree) -> Listing:
     if test_folder is None:
         raise UserError(f"{tree.path} has no test or val folder; {_LAYOUT}")
 
+    # The classes are numbered by the sorted names of the training folders.
     train = _images_by_class(tree, "train")
     classes = tuple(sorted(train))
     files: dict[str, list[str]] = {"train": [], "test": []}
     target: dict[str, list[int]] = {"train": [], "test": []}
     _append(files["train"], target["train"], train, classes)
+    # Validation images follow the training images in one source split; this is where
+    # they begin.
     num_train = len(files["train"])
     for folder, split in ((validation_folder, "train"), (test_folder, "test")):
         if folder is None:
             continue
         images = _images_by_class(tree, folder)
+        # In both directions: a class of one split alone is never learned, or never tested.
         _check_classes(tree, images, folder, train, "train")
         _check_classes(tree, train, "train", images, folder)
         _append(files[split], target[split], images, classes)
@@ -113,11 +119,14 @@ def find_validation_folder(tree: Tree) -> str | None:
     """
     tops = _top_folders(tree)
     present = [name for name in VALIDATION_FOLDERS if name in tops]
+    # Nothing says which of them is meant.
     if len(present) > 1:
         raise UserError(
             f"{tree.path} has the validation folders {' and '.join(present)}; keep one of them"
         )
-    return present[0] if present else None
+    if not present:
+        return None
+    return present[0]
 
 
 def is_image(name: str) -> bool:
@@ -135,6 +144,7 @@ def report_skipped(tree: Tree, names: Sequence[str], why: str) -> None:
     """
     if not names:
         return
+    # A few kinds tell what the files are; a list of thousands of names would not.
     counts = Counter(_suffix(name) for name in names)
     kinds = [f"{count:,} {suffix}" for suffix, count in counts.most_common(5)]
     if len(counts) > 5:
@@ -217,11 +227,13 @@ def human_names(tree: Tree, classes: tuple[str, ...]) -> tuple[str, ...]:
     Returns:
         One name per class. The folder's name is added in parentheses if two classes share a name.
     """
+    # ImageNet's folders are named by WordNet ids, and `words.txt` translates them.
     words = _read_words(tree) if "words.txt" in tree.files else {}
     names = [words.get(folder, folder) for folder in classes]
     unique_names = []
     for folder, name in zip(classes, names, strict=True):
         unique_name = name
+        # Two synsets may share a word, such as the bird and the machine "crane".
         if names.count(name) > 1:
             unique_name = f"{name} ({folder})"
         unique_names.append(unique_name)

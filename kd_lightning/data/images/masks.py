@@ -65,7 +65,11 @@ class MaskCoding:
         self._bytes = np.array(ordered_bytes, dtype=np.uint8)
 
     def _add(
-        self, bytes_by_number: dict[int, int], code: PixelCode, byte: int, owner: str
+        self,
+        bytes_by_number: dict[int, int],
+        code: PixelCode,
+        byte: int,
+        owner: str,
     ) -> None:
         number = self._number(code, owner)
         if number in bytes_by_number:

@@ -37,7 +37,12 @@ class Mixup(Mixing):
         self.alpha = alpha
 
     def mix(
-        self, inputs: Tensor, others: Tensor, index: Tensor, seed: int, view: int
+        self,
+        inputs: Tensor,
+        others: Tensor,
+        index: Tensor,
+        seed: int,
+        view: int,
     ) -> tuple[Tensor, Tensor]:
         """Mix `inputs` with `others`, both float32 `(B, C, H, W)`; see `Mixing.mix`."""
         share = draw_beta(self.alpha, index, seed, view, "mixup", "share")

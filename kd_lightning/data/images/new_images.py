@@ -20,7 +20,10 @@ PREDICTS = "predict"
 
 
 def read_new_images(
-    folder: Path, size: int | None, grey: bool, expected: Sequence[int]
+    folder: Path,
+    size: int | None,
+    grey: bool,
+    expected: Sequence[int],
 ) -> tuple[list[str], Images]:
     """Decode all images of a folder or a zip, at any depth, in the order of their names.
 

@@ -42,6 +42,7 @@ class NoiseSource(Source):
 
     def __post_init__(self) -> None:
         self.rows = torch.arange(self.samples)
+        # Losses on labels leave out rows without a label.
         self.target = torch.full((self.samples,), UNLABELLED)
 
     def batch(self, rows: Tensor, view: int) -> Batch:
@@ -51,6 +52,7 @@ class NoiseSource(Source):
             rows: int64 `(B,)`.
             view: which draw: the epoch.
         """
+        # `repeat` consecutive batches show the same vectors.
         batch_number = rows // self.joint_batch_size
         position = rows % self.joint_batch_size
         index = batch_number // self.repeat * self.joint_batch_size + position

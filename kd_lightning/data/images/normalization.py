@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 
 def normalize_pixels(
-    images: Tensor, mean: Tensor, std: Tensor, channels: int
+    images: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    channels: int,
 ) -> Tensor:
     """Subtract the mean and divide by the standard deviation, per channel.
 
@@ -45,7 +48,10 @@ class PixelNormalization(nn.Module):
     std: Tensor
 
     def __init__(
-        self, mean: Sequence[float], std: Sequence[float], channels: int
+        self,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channels: int,
     ) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean))

@@ -53,6 +53,7 @@ def list_pairs(tree: Tree, split: str, images: str, masks: str) -> list[Pair]:
     Raises:
         UserError: if there are no images, if an image has no mask, or if two files have one name.
     """
+    # Image and mask may differ in their suffix: photographs are JPEG, masks PNG.
     mask_of_stem = _images_by_stem(tree, f"{split}/{masks}/")
     pairs = []
     for stem, image in sorted(_images_by_stem(tree, f"{split}/{images}/").items()):
@@ -84,6 +85,7 @@ def _images_by_stem(tree: Tree, folder: str) -> dict[str, str]:
             skipped.append(name)
             continue
         stem, _ = os.path.splitext(name.removeprefix(folder))
+        # Nothing says which of the two is meant.
         if stem in files:
             raise UserError(
                 f"{tree.path}: {files[stem]} and {name} differ only in their suffix; keep one"
@@ -94,7 +96,10 @@ def _images_by_stem(tree: Tree, folder: str) -> dict[str, str]:
 
 
 def decode_pairs(
-    tree: Tree, pairs: Sequence[Pair], coding: MaskCoding, size: Sequence[int] | None
+    tree: Tree,
+    pairs: Sequence[Pair],
+    coding: MaskCoding,
+    size: Sequence[int] | None,
 ) -> MaskedImages:
     """Decode all pairs with several threads.
 
@@ -109,12 +114,14 @@ def decode_pairs(
             images of different sizes.
     """
     decode = partial(_decode_pair, tree, coding=coding, size=size)
+    # Threads suffice: Pillow decodes without Python's global lock.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         decoded = list(pool.map(decode, pairs))
     first_mask = decoded[0][1]
     images: list[Pixels] = []
     masks: list[Pixels] = []
     for pair, (image, mask) in zip(pairs, decoded, strict=True):
+        # All samples of a split form one tensor.
         if mask.shape != first_mask.shape:
             raise UserError(
                 f"{tree.path}: images of different sizes ({pairs[0].image} is "
@@ -130,7 +137,10 @@ def decode_pairs(
 
 
 def _decode_pair(
-    tree: Tree, pair: Pair, coding: MaskCoding, size: Sequence[int] | None
+    tree: Tree,
+    pair: Pair,
+    coding: MaskCoding,
+    size: Sequence[int] | None,
 ) -> tuple[Pixels, Pixels]:
     """One image `(3, H, W)` and its mask `(H, W)`."""
     image_owner = f"{tree.path}: {pair.image}"

@@ -69,7 +69,9 @@ def open_picture(content: bytes, owner: str) -> Image.Image:
             f"{owner} cannot be read as an image; is the copy complete?"
         ) from error
     transpose = _UPRIGHT.get(_orientation(image))
-    return image if transpose is None else image.transpose(transpose)
+    if transpose is None:
+        return image
+    return image.transpose(transpose)
 
 
 def check_size(pixels: int, owner: str) -> None:

@@ -115,6 +115,7 @@ class SegmentationDataModule(DataModule):
         )
         self.resident = resident
         self.prefetch = prefetch
+        # Before the images are decoded, which may take minutes.
         self._check_options()
         source = data_root(root) / Path(path).expanduser()
         self.name = source.name.removesuffix(".zip")
@@ -187,7 +188,9 @@ class SegmentationDataModule(DataModule):
     def _find_validation_folder(self, tree: Tree) -> str | None:
         if isinstance(self.validation, str):
             return self.validation
-        return find_validation_folder(tree) if self.validation > 0 else None
+        if self.validation > 0:
+            return find_validation_folder(tree)
+        return None
 
     def _channel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel of the images in the folder `train`."""
@@ -229,7 +232,11 @@ class SegmentationDataModule(DataModule):
         return train, unlabelled, index[is_held_out]
 
     def _source(
-        self, split: str, rows: Tensor, masks: Tensor, augment: list[Augmentation]
+        self,
+        split: str,
+        rows: Tensor,
+        masks: Tensor,
+        augment: list[Augmentation],
     ) -> SegmentationSource:
         images = ImageSource(
             images=self._samples[split].images,
@@ -309,6 +316,7 @@ class SegmentationDataModule(DataModule):
         """What decides a teacher's inputs: the samples, normalization and augmentation."""
         samples = {}
         for split, decoded in self._samples.items():
+            # The decoded pixels, so that the path and the kind of file do not count.
             samples[split] = checksum(decoded.images, decoded.masks)
         augment = [augmentation.fingerprint() for augmentation in self.augment]
         return {

@@ -44,7 +44,10 @@ _LISTS = ("transcripts", "speakers", "parts", "shares")
 
 
 def load_corpus(
-    folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int
+    folder: Path,
+    held_out: tuple[str, ...],
+    lexicon: Lexicon,
+    seed: int,
 ) -> dict[str, Speech]:
     """Features and labels of the source splits "train" and "test", from the cache if possible.
 
@@ -79,7 +82,11 @@ def load_corpus(
 
 @functools.lru_cache(maxsize=4)
 def _load_or_build(
-    key: str, folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int
+    key: str,
+    folder: Path,
+    held_out: tuple[str, ...],
+    lexicon: Lexicon,
+    seed: int,
 ) -> dict[str, Speech]:
     """The corpus of a key, from memory, from the cache file, or built from the recordings."""
     # An empty variable counts as unset, as the XDG specification demands.

@@ -93,13 +93,7 @@ def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
     """
     # A path visits every state for at least one frame.
     sizes = torch.tensor(list(map(len, chains)))
-    too_short = lengths < sizes
-    if bool(too_short.any()):
-        row = int(too_short.nonzero()[0])
-        raise UserError(
-            f"utterance {row} has {int(lengths[row])} frames, "
-            f"too few for the {int(sizes[row])} states of its words"
-        )
+    _check_lengths(lengths, sizes)
     # Places beyond the end of a chain are never on a path that is traced back.
     states = pad_sequence(list(chains), batch_first=True)
     advanced = _best_advances(scores, lengths, states)
@@ -114,6 +108,18 @@ def align(scores: Tensor, lengths: Tensor, chains: Sequence[Tensor]) -> Tensor:
         has_advanced = advanced[t].gather(1, place)
         place = place - has_advanced.long()
     return torch.cat(reversed_path[::-1], 1)
+
+
+def _check_lengths(lengths: Tensor, sizes: Tensor) -> None:
+    """Refuse an utterance with fewer frames than its chain has states, `(B,)` both."""
+    too_short = lengths < sizes
+    if not bool(too_short.any()):
+        return
+    row = int(too_short.nonzero()[0])
+    raise UserError(
+        f"utterance {row} has {int(lengths[row])} frames, "
+        f"too few for the {int(sizes[row])} states of its words"
+    )
 
 
 def _best_advances(scores: Tensor, lengths: Tensor, states: Tensor) -> Tensor:
@@ -236,7 +242,9 @@ def train_alignment(
 
 
 def align_all(
-    model: Gaussians, frames: Sequence[Tensor], chains: Sequence[Tensor]
+    model: Gaussians,
+    frames: Sequence[Tensor],
+    chains: Sequence[Tensor],
 ) -> Tensor:
     """Forced alignment of utterances with a trained model.
 

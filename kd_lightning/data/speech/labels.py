@@ -15,7 +15,9 @@ ROUNDS = 5
 
 
 def label_frames(
-    strings: Sequence[DigitString], frames: Sequence[Tensor], lexicon: Lexicon
+    strings: Sequence[DigitString],
+    frames: Sequence[Tensor],
+    lexicon: Lexicon,
 ) -> list[Tensor]:
     """Label each frame with its HMM state by forced alignment.
 

@@ -75,7 +75,10 @@ def part_of(recording: Recording, held_out: tuple[str, ...]) -> str:
 
 
 def build_corpus(
-    folder: Path, held_out: tuple[str, ...], lexicon: Lexicon, seed: int
+    folder: Path,
+    held_out: tuple[str, ...],
+    lexicon: Lexicon,
+    seed: int,
 ) -> dict[str, Speech]:
     """Features and labels of the source splits "train" and "test".
 

@@ -135,7 +135,9 @@ class SpeechSource(Source):
 
 
 def concatenate(
-    strings: Sequence[DigitString], frames: Sequence[Tensor], targets: Sequence[Tensor]
+    strings: Sequence[DigitString],
+    frames: Sequence[Tensor],
+    targets: Sequence[Tensor],
 ) -> Speech:
     """Put strings in a row, each padded at its edges, so that no window spans two strings.
 

@@ -34,7 +34,10 @@ class WordLoop:
 
     @classmethod
     def from_alignment(
-        cls, lexicon: Lexicon, state: Tensor, utterance: Tensor
+        cls,
+        lexicon: Lexicon,
+        state: Tensor,
+        utterance: Tensor,
     ) -> WordLoop:
         """Estimate all probabilities by counting, with add-one smoothing of the transitions.
 
@@ -101,13 +104,15 @@ class WordLoop:
             The words of each utterance, without silence.
         """
         first = self.lexicon.first
+        first_scores = scores[:, 0]
         is_first = torch.zeros(self.lexicon.size, dtype=torch.bool)
         is_first[first] = True
-        same_state = torch.arange(self.lexicon.size).expand_as(scores[:, 0])
+        states = torch.arange(self.lexicon.size)
+        same_state = states.expand_as(first_scores)
 
         # A path starts in the first state of a word.
-        best = torch.full_like(scores[:, 0], -torch.inf)
-        best[:, first] = self.word + scores[:, 0, first]
+        best = torch.full_like(first_scores, -torch.inf)
+        best[:, first] = self.word + first_scores[:, first]
         # Per frame from 1: the state of the best path one frame before, (B, S).
         origins = []
         # Per frame from 1: whether the best path enters a word here, (B, S).
@@ -151,7 +156,10 @@ class WordLoop:
         return entering, origin
 
     def _trace_back(
-        self, best: Tensor, origins: Sequence[Tensor], word_starts: Sequence[Tensor]
+        self,
+        best: Tensor,
+        origins: Sequence[Tensor],
+        word_starts: Sequence[Tensor],
     ) -> list[list[int]]:
         """Follow the best path of each utterance back and collect the words that it enters.
 

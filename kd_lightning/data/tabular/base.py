@@ -108,6 +108,7 @@ class TableDataModule(DataModule):
             self._target_names = self.task.target_names(columns)
         target = self.task.encode_target(columns, self._target_names)
         self._report_rare_classes(target, self._target_names)
+        # Stratified, so that both tables have all classes in the same shares.
         strata = self.task.strata(target)
         index = torch.arange(num_rows(table))
         rank = stratified_rank(strata, index, self.settings.test_seed, "table-test")
@@ -125,6 +126,7 @@ class TableDataModule(DataModule):
 
     def _report_rare_classes(self, target: Tensor, names: Sequence[str]) -> None:
         """Print one line if some classes `(N,)` have so few samples that they may be mistakes."""
+        # Only single class labels have classes that may be rare.
         if target.dim() != 1 or target.is_floating_point():
             return
         counts = torch.bincount(target[target >= 0], minlength=len(names)).tolist()
@@ -155,6 +157,7 @@ class TableDataModule(DataModule):
         if self._encoder is None:
             table = self.table("train")
             held_out = self._divide().validation
+            # Statistics of validation samples would leak into training.
             fits = np.ones(num_rows(table), dtype=np.bool_)
             fits[held_out.numpy()] = False
             self._encoder = fit_features(
@@ -170,6 +173,7 @@ class TableDataModule(DataModule):
 
     def _feature_names(self, table: Table) -> list[str]:
         names = self.settings.features
+        # All columns but the target, if the user names none.
         if names is None:
             names = []
             for name in table:
@@ -219,6 +223,7 @@ class TableDataModule(DataModule):
             return TableSource(inputs, target, division.validation, "train")
         # Change a copy: validation samples share this target and keep their labels.
         visible = target.clone()
+        # Real-valued targets have no class to spare, so NaN marks a missing one.
         visible[division.withheld] = (
             torch.nan if target.is_floating_point() else UNLABELLED
         )
@@ -278,6 +283,7 @@ class TableDataModule(DataModule):
         described = cast(Sequence[Mapping[str, object]], state["features"])
         self._encoder = FeatureEncoder.from_state(described)
         self._target_names = tuple(cast(Sequence[str], state["classes"]))
+        # The spec of the checkpoint then stands for that of the data.
         if not self.has_training_table:
             self._restored_spec = spec
 

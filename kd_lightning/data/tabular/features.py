@@ -133,6 +133,7 @@ class FeatureEncoder:
         blocks = []
         for feature in self.features:
             column = column_of(table, feature.name, "data.features")
+            # A feature with a fill value replaces what is missing.
             if feature.fill is None:
                 refuse_missing(feature.name, column)
             blocks.append(feature.encode(column))
@@ -148,6 +149,7 @@ class FeatureEncoder:
         features: list[Feature] = []
         for described in state:
             values = dict(described)
+            # Only categories tell the kinds apart: the state holds plain values alone.
             if "categories" in values:
                 values["categories"] = tuple(cast(Sequence[str], values["categories"]))
                 features.append(CategoricalFeature(**values))  # type: ignore[arg-type]
@@ -184,7 +186,9 @@ def refuse_missing(name: str, column: Column) -> None:
 
 
 def check_features(
-    names: Sequence[str], categorical: Sequence[str], target: Sequence[str]
+    names: Sequence[str],
+    categorical: Sequence[str],
+    target: Sequence[str],
 ) -> None:
     """Check the choice of columns.
 

@@ -78,7 +78,10 @@ def fit_features(
 
 
 def _fit_categorical(
-    name: str, texts: Texts, impute: Impute | None, unknown: UnknownCategory
+    name: str,
+    texts: Texts,
+    impute: Impute | None,
+    unknown: UnknownCategory,
 ) -> CategoricalFeature:
     fill: str | None = None
     if impute is not None:
@@ -88,7 +91,10 @@ def _fit_categorical(
 
 
 def _fit_numeric(
-    name: str, numbers: Numbers, standardize: bool, impute: Impute | None
+    name: str,
+    numbers: Numbers,
+    standardize: bool,
+    impute: Impute | None,
 ) -> NumericFeature:
     fill = None
     if impute is not None:

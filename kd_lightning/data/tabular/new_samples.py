@@ -49,6 +49,8 @@ class RowReader(InputReader):
         if path.suffix.lower() == ".parquet":
             yield from self._rows_of_table(path)
             return
+        # The first line names the columns, whose order may differ from the training
+        # table's.
         lines = read_rows(path, self.dialect, report=False)
         _, heading = next(lines, (0, []))
         names = [name.strip() for name in heading]
@@ -82,6 +84,7 @@ class RowReader(InputReader):
                     "its columns "
                     f"are {', '.join(names)[:200]}"
                 )
+            # Nothing says which of two equal columns the network read.
             if names.count(feature.name) > 1:
                 raise UserError(
                     f"{path}: {names.count(feature.name)} columns have the name "
@@ -99,6 +102,8 @@ class RowReader(InputReader):
         """
         table: Table = {}
         for feature in self.encoder.features:
+            # Text for every column, as in a CSV file; the encoder turns it into
+            # numbers.
             texts = [_value_of(content, feature.name) for content in contents]
             table[feature.name] = np.array(texts, dtype=np.str_)
         return self.encoder.encode(table)
@@ -122,5 +127,7 @@ def _value_of(content: Content, name: str) -> str:
 def _as_text(value: np.str_ | np.float64) -> str:
     """A value as a CSV file would hold it; NaN is an empty cell."""
     if isinstance(value, np.floating):
-        return "" if np.isnan(value) else repr(float(value))
+        if np.isnan(value):
+            return ""
+        return repr(float(value))
     return str(value)

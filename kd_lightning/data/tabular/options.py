@@ -92,6 +92,7 @@ class TableSettings:
                 "data.batch_size and data.eval_batch_size must be at least 1, data.prefetch at "
                 "least 0"
             )
+        # jsonargparse checks choices on the command line, but not in Python code.
         _check_choice("data.impute", self.impute, (None, *get_args(Impute)))
         _check_choice(
             "data.unknown_category", self.unknown_category, get_args(UnknownCategory)
@@ -110,7 +111,9 @@ def _check_open_fractions(validation: float, test_fraction: float) -> None:
 
 
 def _check_choice(
-    option: str, value: str | None, choices: Sequence[str | None]
+    option: str,
+    value: str | None,
+    choices: Sequence[str | None],
 ) -> None:
     if value not in choices:
         valid = ", ".join(map(str, choices))

@@ -150,6 +150,7 @@ class TextDataModule(SentenceDataModule):
         Raises:
             UserError: if the samples cannot be read.
         """
+        # New texts have no labels, and no columns to choose from.
         if split == PREDICTS:
             path = Path(str(self.predict_file)).expanduser()
             return read_sentences(path, pairs=self.second is not None)
@@ -176,6 +177,7 @@ class TextDataModule(SentenceDataModule):
     @property
     def classes(self) -> list[str]:
         """The names of the classes."""
+        # Labels are values of the file, such as 0 and 1; names are for people.
         names = self.names or self.class_labels
         expected = len(self.class_labels)
         if len(names) != expected:
@@ -219,6 +221,7 @@ class TextDataModule(SentenceDataModule):
                 f"data.labels has {', '.join(self.labels or [])}"
             )
         self.labels = labels
+        # Without the training file the data cannot describe itself.
         if self.predict_file or not (self.root / str(self.files["train"])).is_file():
             self._restored_spec = spec
 
@@ -238,6 +241,7 @@ class TextDataModule(SentenceDataModule):
     def _evaluation_source(self, stage: str) -> TextSource:
         """All samples of an evaluation file; none if validation is switched off."""
         target = self.raw(stage).target
+        # `validation=0` switches validation off, even if there is a file.
         is_unused = stage == "validation" and not self.validation
         rows = torch.arange(0 if is_unused else len(target))
         return self._source(stage, rows, target)

@@ -133,7 +133,9 @@ def _detect_delimiter(text: str, usual: str, quoted: bool) -> str:
     others = [other for other in DELIMITERS if other != usual]
     fitting = [other for other in others if _num_fields(text, other, quoted=True) > 1]
     # Several candidates would be a guess.
-    return fitting[0] if len(fitting) == 1 else usual
+    if len(fitting) == 1:
+        return fitting[0]
+    return usual
 
 
 def _num_fields(text: str, delimiter: str, quoted: bool) -> int:
@@ -155,7 +157,9 @@ def _num_fields(text: str, delimiter: str, quoted: bool) -> int:
     if is_cut and quoted and len(counts) > 1:
         # The sample may end within a quoted field.
         counts.pop()
-    return counts[0] if counts and len(set(counts)) == 1 else 0
+    if counts and len(set(counts)) == 1:
+        return counts[0]
+    return 0
 
 
 def _has_quoted_fields(text: str) -> bool:

@@ -71,7 +71,9 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(
-    path: Path, dialect: Dialect = DETECTED, report: bool = True
+    path: Path,
+    dialect: Dialect = DETECTED,
+    report: bool = True,
 ) -> Iterator[Row]:
     """Yield each line that is not blank.
 
@@ -87,7 +89,9 @@ def read_rows(
 
 
 def column_positions(
-    path: Path, heading: Sequence[str], columns: Sequence[Column]
+    path: Path,
+    heading: Sequence[str],
+    columns: Sequence[Column],
 ) -> list[int]:
     """The position of each column, from 0.
 
@@ -149,6 +153,7 @@ def read_table(
         _, heading = next(rows, (0, []))
     positions = column_positions(path, heading, columns)
     classes = {canonical_label(name): number for number, name in enumerate(labels)}
+    # Without a heading, the first sample decides how many fields a line has.
     num_fields = len(heading)
     texts: list[Sample] = []
     target: list[int] = []
@@ -168,7 +173,7 @@ def read_table(
                 f"{place}: unknown label {value[:100]!r}; valid labels: {_listed(labels)}"
             )
         if not all(values):
-            raise UserError(f"{path}, line {line}: the text is empty")
+            raise UserError(f"{place}: the text is empty")
         texts.append(tuple(values))
         target.append(classes.get(value, UNLABELLED))
     if not texts:
@@ -188,7 +193,9 @@ def canonical_label(label: str) -> str:
 
 def _listed(labels: Sequence[str]) -> str:
     text = ", ".join(labels)
-    return text if len(text) <= 200 else f"{text[:200]}..."
+    if len(text) <= 200:
+        return text
+    return f"{text[:200]}..."
 
 
 def _values(place: str, fields: Sequence[str], positions: Sequence[int]) -> list[str]:

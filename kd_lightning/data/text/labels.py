@@ -93,7 +93,9 @@ def rare_classes(counts: Mapping[str, int]) -> str:
         if count <= 3 and 20 * count < average:
             rare.append(f"{name[:50]!r} ({count})")
     listed = ", ".join(rare[:10])
-    return f"{listed} and {len(rare) - 10} others" if len(rare) > 10 else listed
+    if len(rare) > 10:
+        return f"{listed} and {len(rare) - 10} others"
+    return listed
 
 
 def _starts_with_heading(values: Sequence[str]) -> bool:

@@ -82,7 +82,9 @@ class TextReader(InputReader):
             texts.append(tuple(str(text) for text in content))
         tokens = self.tokenizer.encode(texts)
         inputs = tokens.inputs(torch.arange(len(texts)))
-        return self._padded(inputs) if self.whole_length else inputs
+        if self.whole_length:
+            return self._padded(inputs)
+        return inputs
 
     def _padded(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Token ids and masks `(B, L)` at the tokenizer's largest length."""

@@ -45,7 +45,9 @@ def checked_views(views: int | None, augment: SyntheticSentences | None) -> int 
     """The number of views, by default one per variant of a sentence."""
     variants = augment.variants if augment is not None else 1
     if views is None:
-        return variants if augment is not None else None
+        if augment is None:
+            return None
+        return variants
     if not 1 <= views <= variants:
         raise UserError(
             f"data.views must be 1 to {variants}, the number of variants of a sentence, got {views}"

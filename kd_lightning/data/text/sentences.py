@@ -112,6 +112,9 @@ class TextSource(Source):
         )
 
     def _inputs(
-        self, tokenizer: Tokenizer, index: Tensor, view: int
+        self,
+        tokenizer: Tokenizer,
+        index: Tensor,
+        view: int,
     ) -> dict[str, Tensor]:
         return self.sentences.tokens(tokenizer, view).inputs(index)

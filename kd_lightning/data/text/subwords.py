@@ -31,7 +31,10 @@ class SubwordTokenizer(LibraryTokenizer):
     special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
     def __init__(
-        self, size: int = 8000, max_length: int = 128, checkpoint: str | None = None
+        self,
+        size: int = 8000,
+        max_length: int = 128,
+        checkpoint: str | None = None,
     ) -> None:
         if size < MIN_SIZE:
             raise UserError(

@@ -118,7 +118,11 @@ class SyntheticSentences:
         return list(zip(*columns, strict=True))
 
     def _column(
-        self, corpus: Corpus, side: int, variant: Tensor, seed: int
+        self,
+        corpus: Corpus,
+        side: int,
+        variant: Tensor,
+        seed: int,
     ) -> list[str]:
         """The synthetic first (`side` 0) or second text of each sample.
 
@@ -145,13 +149,19 @@ class SyntheticSentences:
         return column
 
     def _runs(
-        self, corpus: Corpus, side: int, variant: Tensor, seed: int
+        self,
+        corpus: Corpus,
+        side: int,
+        variant: Tensor,
+        seed: int,
     ) -> tuple[Tensor, Tensor]:
         """The part of each text that remains: first position and number of words, `(N,)` each."""
         starts = corpus.starts[:, side]
         lengths = corpus.lengths[:, side]
         # One number per row, variant and side, so that no two draws are equal.
-        draw = (torch.arange(len(variant)) * self.variants + variant) * 2 + side
+        row = torch.arange(len(variant))
+        number_of_variant = row * self.variants + variant
+        draw = number_of_variant * 2 + side
         drawn = integers(draw, 1, self.longest, seed, "length")
         run = torch.minimum(drawn, lengths)
         is_cut = uniform(draw, seed, "ngram") < self.ngram
@@ -161,7 +171,11 @@ class SyntheticSentences:
         return first, torch.where(is_cut, run, lengths)
 
     def _words(
-        self, corpus: Corpus, position: Tensor, draw: Tensor, seed: int
+        self,
+        corpus: Corpus,
+        position: Tensor,
+        draw: Tensor,
+        seed: int,
     ) -> Tensor:
         """The words at some positions, partly masked or replaced.
 
@@ -174,13 +188,16 @@ class SyntheticSentences:
         Returns:
             int64 `(n,)`, indices into `corpus.words`.
         """
+        # One draw decides between masking, replacing and keeping a word.
         chance = uniform(draw, seed, "word")
+        is_masked = chance < self.mask
+        is_changed = chance < self.mask + self.replace
         # A uniform draw among the positions with this part of speech follows word frequencies.
         choice = hashed(draw, seed, "other") % corpus.count[position]
         place = corpus.by_tag[corpus.first[position] + choice]
         other = corpus.ids[place]
         own = corpus.ids[position]
-        # One draw decides between masking, replacing and keeping a word.
-        new = torch.where(chance < self.mask + self.replace, other, own)
+        new = torch.where(is_changed, other, own)
+        # The mask is the last word of the corpus.
         mask = len(corpus.words) - 1
-        return torch.where(chance < self.mask, mask, new)
+        return torch.where(is_masked, mask, new)

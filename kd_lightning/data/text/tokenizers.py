@@ -145,6 +145,7 @@ class Tokenizer(ABC):
     def describe(self) -> Vocabulary:
         """The facts that networks need: number of tokens, padding, length limit and checksum."""
         return Vocabulary(
+            # Ids may have gaps, and an embedding needs a row for the largest one.
             size=max(self.vocabulary.values()) + 1,
             pad=self.pad,
             max_length=self.max_length,
@@ -173,7 +174,10 @@ class WordTokenizer(Tokenizer):
     special = ("[PAD]", "[UNK]", "[SEP]")
 
     def __init__(
-        self, min_count: int = 1, max_length: int = 128, checkpoint: str | None = None
+        self,
+        min_count: int = 1,
+        max_length: int = 128,
+        checkpoint: str | None = None,
     ) -> None:
         if min_count < 1:
             raise UserError(
@@ -203,6 +207,7 @@ class WordTokenizer(Tokenizer):
         self._number(state["words"])
 
     def _number(self, vocabulary: Sequence[str]) -> None:
+        # A word's place in the list is its id.
         self._ids = {word: number for number, word in enumerate(vocabulary)}
 
     @property

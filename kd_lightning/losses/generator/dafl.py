@@ -85,7 +85,9 @@ class DAFL(GeneratorLoss):
 
     @property
     def teacher_roles(self) -> set[str]:
-        return {self.layer} if self.activation > 0 else set()
+        if self.activation > 0:
+            return {self.layer}
+        return set()
 
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """The weighted sum of the three terms, a scalar."""

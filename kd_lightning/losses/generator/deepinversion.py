@@ -35,12 +35,17 @@ def sample_statistics(feature: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `(B, C)` each.
     """
-    values = full(feature).flatten(2) if feature.ndim > 2 else full(feature)[:, :, None]
+    # A vector is a map of one position.
+    values = full(feature)
+    values = values.flatten(2) if feature.ndim > 2 else values[:, :, None]
     return values.mean(2), values.var(2, correction=0)
 
 
 def statistics_distance(
-    means: Tensor, variances: Tensor, running_mean: Tensor, running_var: Tensor
+    means: Tensor,
+    variances: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
 ) -> Tensor:
     r"""$\|\mu - \hat\mu\|_2 + \|\sigma^2 - \hat\sigma^2\|_2$ of a batch and a normalization layer.
 
@@ -77,6 +82,7 @@ def total_variation(images: Tensor) -> Tensor:
     Returns:
         `(B,)`.
     """
+    # Right, down, and both diagonals.
     differences = [
         images[:, :, :, 1:] - images[:, :, :, :-1],
         images[:, :, 1:] - images[:, :, :-1],
@@ -85,7 +91,8 @@ def total_variation(images: Tensor) -> Tensor:
     ]
     norms = []
     for difference in differences:
-        norms.append(torch.linalg.vector_norm(full(difference).flatten(1), dim=1))
+        flat = full(difference).flatten(1)
+        norms.append(torch.linalg.vector_norm(flat, dim=1))
     return torch.stack(norms).sum(0)
 
 
@@ -191,7 +198,9 @@ class DeepInversion(GeneratorLoss):
     @property
     def teacher_roles(self) -> set[str]:
         """The layers whose batch normalizations count."""
-        return set(self.layers) if self.statistics > 0 else set()
+        if self.statistics > 0:
+            return set(self.layers)
+        return set()
 
     def build(self, student: Probe, teacher: Probe | None) -> None:
         """Watch the inputs of the teacher's batch normalizations."""
@@ -199,6 +208,7 @@ class DeepInversion(GeneratorLoss):
             raise UserError(
                 "DeepInversion needs a teacher; use DataFreeModule with model.teacher"
             )
+        # `build` may run again; two hooks would watch each layer twice.
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -228,6 +238,8 @@ class DeepInversion(GeneratorLoss):
         total = self.one_hot * one_hot_loss(joined(full(target.logits)))
         if self.statistics > 0:
             total = total + self.statistics * self._statistics(joined)
+        # A term of weight 0 is not computed: each one costs time in every step of the
+        # generator.
         if self.variation > 0:
             variation = joined(total_variation(_images_of(batch))).mean()
             total = total + self.variation * variation
@@ -259,6 +271,7 @@ def _norms_in(layers: Sequence[nn.Module]) -> list[_BatchNorm]:
     for layer in layers:
         for module in layer.modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                # Layers may contain each other, and the roles are the user's choice.
                 found[id(module)] = module
     return list(found.values())
 

@@ -55,6 +55,8 @@ class Codec:
             "weights": None if self.weights is None else list(self.weights),
             "features": list(self.features),
         }
+        # Caches of earlier versions have neither entry, and their manifests must stay
+        # valid.
         if self.positions != 1:
             settings["positions"] = self.positions
         if self.top_k is not None:
@@ -111,6 +113,7 @@ class Codec:
         """The columns of the logits."""
         kind = self._float_name
         if self.top_k is not None:
+            # The remaining classes share what `rest` holds at each temperature.
             if not self.top_k < self.classes or not self.temperatures:
                 raise SchemaError(
                     "its settings of top_k, classes and temperatures do not fit"
@@ -301,6 +304,7 @@ class Codec:
         rows = column
         if self.positions > 1:
             rows = column.flatten(0, 1)
+        # `None` means that all positions are predicted.
         if positions is None:
             return rows
         # Void positions are stored, but not predicted.

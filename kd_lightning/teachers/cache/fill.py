@@ -21,7 +21,7 @@ from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
 from kd_lightning.teachers.cache.files import check_space, only_writer
 from kd_lightning.teachers.cache.manifest import Column, record_dtype
-from kd_lightning.teachers.cache.teacher import table_name
+from kd_lightning.teachers.cache.opening import table_name
 from kd_lightning.teachers.cache.writer import Writer
 from kd_lightning.types import CLEAN, Batch
 from kd_lightning.values import Value, Values
@@ -55,7 +55,11 @@ def planned_tables(datamodule: DataModule, views: int) -> Tables:
 
 
 def _batches(
-    sources: list[Source], view: int, start: int, stop: int, size: int
+    sources: list[Source],
+    view: int,
+    start: int,
+    stop: int,
+    size: int,
 ) -> Iterator[tuple[Batch, Tensor]]:
     """Rows `start` to `stop` of the joined sources, in batches of exactly `size` samples.
 

@@ -196,7 +196,10 @@ def _check_columns(columns: Mapping[str, Json]) -> int:
 
 
 def _check_table(
-    table: Mapping[str, Json], path: str, sample_bytes: int, version: int
+    table: Mapping[str, Json],
+    path: str,
+    sample_bytes: int,
+    version: int,
 ) -> None:
     """Check one table and its shards."""
     _check_file_name(text(table, "rows", path), f"{path}.rows")

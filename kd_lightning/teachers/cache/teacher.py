@@ -15,67 +15,13 @@ from kd_lightning.sparse import TopKOutput
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.teachers.cache.codec import Codec
 from kd_lightning.teachers.cache.manifest import Manifest, describe_difference
+from kd_lightning.teachers.cache.opening import open_tables, table_name
+from kd_lightning.teachers.cache.opening import verify_cache as verify_cache
 from kd_lightning.teachers.cache.schema import Json
 from kd_lightning.teachers.cache.table import Table
 from kd_lightning.types import CLEAN, Batch, JoinedOutput, Output
 from kd_lightning.values import Values
 from kd_lightning.weights import sha256_of
-
-
-def table_name(split: str, view: int) -> str:
-    """The name of the table that holds the outputs of one split in one view.
-
-    Args:
-        split: of the source, such as "train".
-        view: which draw of the augmentation; `CLEAN` for none.
-    """
-    name = "clean" if view == CLEAN else str(view)
-    return f"{split}/{name}"
-
-
-def open_tables(manifest: Manifest, mapped: bool) -> dict[str, Table]:
-    """All tables of a cache by name.
-
-    Args:
-        manifest: of the cache.
-        mapped: whether to memory-map their files.
-
-    Raises:
-        UserError: if the cache is not complete, or a file is missing.
-    """
-    tables = {}
-    for name in manifest.content["tables"]:
-        tables[name] = Table(manifest, name, mapped)
-    if not tables:
-        raise UserError(
-            f"the teacher cache {manifest.folder} is not complete; run the same kd cache command "
-            "again to complete it"
-        )
-    return tables
-
-
-def verify_cache(folder: str | Path) -> int:
-    """Check the content of every file of a cache against its checksum.
-
-    Args:
-        folder: of the cache.
-
-    Returns:
-        The number of bytes that were checked.
-
-    Raises:
-        UserError: if a file is missing, damaged or altered, or the cache is not complete.
-    """
-    manifest = Manifest.read(Path(folder).expanduser())
-    # Each raises if its part of the manifest is damaged.
-    Codec.of(manifest)
-    manifest.data()
-    manifest.teachers()
-    for name, table in open_tables(manifest, mapped=False).items():
-        manifest.rows(name)
-        table.verify()
-    return manifest.bytes
-
 
 Rest = Literal["cell", "none"]
 """What becomes of the classes that a top-k cache does not hold; see CachedTeacher."""
@@ -185,10 +131,13 @@ class CachedTeacher(Teacher):
             return output
         if self.top_k is not None:
             output = output.truncated(self.top_k)
-        return output if self.rest == "cell" else output.without_rest()
+        if self.rest == "cell":
+            return output
+        return output.without_rest()
 
     def _check_unchanged(self, source: dict[str, Json]) -> None:
         """Refuse a cache of weights that have changed; their file may be gone."""
+        # A folder as the default: it is no file, so nothing is compared.
         path = Path(str(source.get("path") or "/"))
         if path.is_file() and sha256_of(path) != source.get("sha256"):
             raise UserError(
