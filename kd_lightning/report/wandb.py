@@ -9,7 +9,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.report.blocks import Figure, Page
 from kd_lightning.report.reading import ReportedRun
 from kd_lightning.runs.wandb import announce, choose_mode, continue_run, is_installed
-from kd_lightning.values import Values, mapping_at
+from kd_lightning.values import mapping_at
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -67,7 +67,7 @@ def check_identities(runs: Sequence[ReportedRun]) -> None:
         _identity(reported)
 
 
-def _identity(reported: ReportedRun) -> Values:
+def _identity(reported: ReportedRun) -> dict[str, str | None]:
     """The entry `wandb` of a run's run.json."""
     identity = mapping_at(reported.folder.record, "wandb")
     for name in ("id", "project"):
@@ -75,7 +75,12 @@ def _identity(reported: ReportedRun) -> Values:
             raise UserError(
                 f"--wandb: run.json of {reported.folder.path} does not name the run in W&B"
             )
-    return {"entity": None, **identity}
+    entity = identity.get("entity")
+    return {
+        "id": str(identity["id"]),
+        "project": str(identity["project"]),
+        "entity": None if entity is None else str(entity),
+    }
 
 
 def _figures_about(page: Page, label: str) -> Iterator[tuple[str, Markup]]:

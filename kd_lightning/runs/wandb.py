@@ -230,7 +230,7 @@ def _start_run(
         )
 
 
-def continue_run(identity: Values, mode: str, folder: Path) -> Run:
+def continue_run(identity: dict[str, str | None], mode: str, folder: Path) -> Run:
     """Open a run in W&B again, to add to it what was made after the training.
 
     Args:
@@ -245,7 +245,7 @@ def continue_run(identity: Values, mode: str, folder: Path) -> Run:
 
     with _one_line_errors("set WANDB_MODE=offline"):
         return wandb.init(
-            id=str(identity["id"]),
+            id=identity["id"],
             resume="allow",
             dir=str(folder.resolve()),
             project=identity["project"],
