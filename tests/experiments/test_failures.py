@@ -392,7 +392,7 @@ def test_a_worker_without_a_parent_ends(tmp_path: Path) -> None:
     path = tmp_path / "ended"
     subprocess.run([sys.executable, "-c", ORPHAN, str(path)], check=True)
     # A busy machine takes long to start a process.
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     # The file is empty for a moment after it is created.
     while not (path.exists() and path.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
