@@ -189,7 +189,7 @@ def _report_internal_error(error: Exception, argv: list[str]) -> int:
     import tempfile
     import traceback
 
-    from kd_lightning.escaping import masked_command
+    from kd_lightning.masking import masked_command
 
     if os.environ.get("KD_DEBUG"):
         raise error

@@ -405,6 +405,7 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             data=data,
             teacher=self.provenance(),
         )
+        checkpointing.mask_secrets(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Check that a checkpoint is one of this module, and take over the sums of its epoch.

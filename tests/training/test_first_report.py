@@ -22,7 +22,11 @@ from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.crd import CRD
 from kd_lightning.losses.kd import KD
 from kd_lightning.teachers import CachedTeacher, ModelTeacher, Teacher, cache_teacher
-from kd_lightning.training import ClassifierModule, DistillationModule
+from kd_lightning.training import (
+    ClassifierModule,
+    DistillationModule,
+    lightning_compat,
+)
 from kd_lightning.training.first_report import FirstBatchReport
 from kd_lightning.training.untouched import untouched
 from kd_lightning.types import Batch, Output
@@ -448,3 +452,20 @@ def test_strict_ends_the_run_before_it_trains() -> None:
     assert "\n" not in str(caught.value)
     assert same(copied(module.net), before)
     reported(taught_by(Prototypes()), strict=True)
+
+
+def test_a_sharded_run_says_that_nothing_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lightning_compat, "has_whole_weights", lambda trainer: False)
+    stored: list[Mapping[str, Any]] = []
+    report = FirstBatchReport(show=False)
+    report.store = stored.append
+    run = trainer(callbacks=[report], limit_train_batches=1, limit_val_batches=0)
+    run.fit(ClassifierModule(mlp()), datamodule=DigitsDataModule())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: teacher and losses are not measured")
+    assert "--trainer.strategy=ddp" in line
+    assert stored[0]["warnings"] == [line.removeprefix("warning: ")]
+    with pytest.raises(UserError, match=r"--run\.strict: teacher and losses"):
+        reported(ClassifierModule(mlp()), strict=True)
