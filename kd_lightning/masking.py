@@ -25,18 +25,34 @@ from typing import Any, TypeAlias
 MASK = "***"
 """Stands for a secret."""
 
-_ALWAYS = frozenset(
-    ["password", "passwords", "passwd", "passphrase", "secret", "secrets", "credential", "credentials", "apikey", "apikeys", "accesskey"]
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_ALWAYS = _set(
+    """
+    password passwords passwd passphrase secret secrets credential credentials
+    apikey apikeys accesskey
+    """
 )
 """Last words of secrets."""
 
-_OPENS = frozenset(
-    ["api", "access", "account", "auth", "private", "secret", "signing", "encryption", "ssh", "subscription", "client", "license", "service", "shared", "storage", "admin", "deploy", "wandb"]
+_OPENS = _set(
+    """
+    api access account auth private secret signing encryption ssh subscription
+    client license service shared storage admin deploy wandb
+    """
 )
 """Words before `key` that make it a secret."""
 
-_MARKS = frozenset(
-    ["mask", "eos", "bos", "pad", "padding", "unk", "unknown", "cls", "class", "classification", "sep", "separator", "special", "start", "end", "begin", "beginning", "stop", "first", "last", "next", "prefix", "suffix", "blank", "space", "boundary", "newline", "image", "audio", "video", "text", "time", "patch", "register", "dist", "distillation", "additional", "decoder", "encoder", "extra", "global", "summary", "target", "word", "per"]
+_MARKS = _set(
+    """
+    mask eos bos pad padding unk unknown cls class classification sep separator
+    special start end begin beginning stop first last next prefix suffix blank space
+    boundary newline image audio video text time patch register dist distillation
+    additional decoder encoder extra global summary target word per
+    """
 )
 """Words before `token` that make it a part of a text or an image."""
 

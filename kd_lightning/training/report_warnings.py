@@ -63,6 +63,13 @@ def about_teacher(report: TeacherReport, task: Task) -> list[str]:
             f"not clearly more than chance ({1 / report.num_classes:.1%}); check its weights, "
             "classes and input normalization"
         )
+    explained = report.explained
+    if explained is not None and explained <= 0:
+        warnings.append(
+            f"the teacher explains none of the variance of the targets of the {report.split} split "
+            f"(R^2 = {explained:.2g}), where predicting their mean gives 0; check its weights, "
+            "the scale of its targets and its input normalization"
+        )
     warnings += _below_student(report, task)
     return warnings
 

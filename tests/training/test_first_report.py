@@ -15,12 +15,13 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from kd_lightning.data import DigitsDataModule
+from kd_lightning.data import DigitsDataModule, SklearnTableDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.crd import CRD
 from kd_lightning.losses.kd import KD
+from kd_lightning.losses.logitmse import LogitMSE
 from kd_lightning.teachers import CachedTeacher, ModelTeacher, Teacher, cache_teacher
 from kd_lightning.training import (
     ClassifierModule,
@@ -317,6 +318,45 @@ def test_a_good_teacher_and_sound_losses_give_no_warning() -> None:
 def test_a_teacher_at_chance() -> None:
     torch.manual_seed(0)
     one_warning(taught_by(mlp(32)), "not clearly more than chance (10.0%)")
+
+
+class Line(nn.Module):
+    """Real values `(N, 1)` that depend on all columns of a table."""
+
+    def __init__(self, weights: Tensor, bias: float) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+        self.bias = bias
+
+    def forward(self, columns: Tensor) -> Tensor:
+        return (columns @ self.weights + self.bias).unsqueeze(1)
+
+
+def test_a_teacher_of_real_values_below_their_mean() -> None:
+    data = SklearnTableDataModule("diabetes", validation=0.2)
+    batch = samples(data, "train")
+    columns = cast(Tensor, batch.inputs)
+    target = batch.labels.flatten()
+    mean = float(target.mean())
+    solution = torch.linalg.lstsq(columns, (target - mean).unsqueeze(1)).solution[:, 0]
+
+    def warned(weights: Tensor) -> list[str]:
+        module = distillation(
+            {"logitmse": LogitMSE()},
+            ModelTeacher(network=Line(weights, mean)),
+            student=Line(torch.zeros(columns.shape[1]), 0.0),
+        )
+        report = FirstBatchReport(show=False)
+        run = trainer(callbacks=[report], limit_train_batches=1, limit_val_batches=0)
+        run.fit(module, datamodule=data)
+        assert report.content is not None
+        warnings = cast(list[str], report.content["warnings"])
+        return [line for line in warnings if "R^2" in line]
+
+    # The least squares fit explains half of the variance, its mirror image none.
+    assert warned(solution) == []
+    (line,) = warned(-solution)
+    assert "explains none of the variance" in line
 
 
 @pytest.mark.parametrize("order", [[*range(1, 10), 0], [1, 0, 3, 2, *range(4, 10)]])
