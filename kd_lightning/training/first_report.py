@@ -155,7 +155,11 @@ class _Report:
             reseed(module.device, run_seed(), "step", epoch, 0, module.global_rank)
             gradients = self.trainer.precision not in HALF_PRECISIONS
             with precision.train_step_context():
-                self.losses = measure_losses(module, batch, gradients)
+                step = measure_losses(module, batch, gradients)
+        self.losses = step.losses
+        if step.probabilities:
+            name = type(module.net).__name__
+            self.warnings.append(report_warnings.about_probabilities(f"student {name}"))
 
     def _measure_teacher(self) -> None:
         module = self.module

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.base import DistillLoss
-from kd_lightning.training.measurements import HasTemperature
+from kd_lightning.training.measurements import HasTemperature, are_probabilities
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.training.objective import Teachers
 from kd_lightning.types import Batch, Output
@@ -44,9 +45,21 @@ class LossReport:
         return self.weight * self.value
 
 
+class FirstStep(NamedTuple):
+    """What the first step will compute.
+
+    Attributes:
+        losses: by name.
+        probabilities: whether the student gives probabilities, where losses read logits.
+    """
+
+    losses: dict[str, LossReport]
+    probabilities: bool
+
+
 def measure_losses(
     module: TrainingModule, batch: Batch, gradients: bool = True
-) -> dict[str, LossReport]:
+) -> FirstStep:
     """Each loss on one training batch, as the first step will compute it.
 
     Args:
@@ -73,7 +86,8 @@ def measure_losses(
     for name, loss in named:
         # After the gradients: a loss may change its own buffers in each call.
         reports[name].exact = _in_double_precision(loss, student, target, batch)
-    return reports
+    logits = student.logits.detach()
+    return FirstStep(reports, len(logits) > 0 and are_probabilities(logits))
 
 
 def _add_gradients(

@@ -48,6 +48,7 @@ class TeacherReport:
         samples, rows: how many were measured.
         broken_rows: rows with NaN, an infinite value, or no possible class.
         constant: whether all rows are the same.
+        probabilities: whether the rows are probabilities, where losses read logits.
         num_classes: K of outputs that are distributions over classes; 0 for others.
         explained: of real-valued targets, the fraction of their variance that the teacher explains
             (R^2): 1 is perfect, and predicting their mean gives 0; `None` for classes.
@@ -63,6 +64,7 @@ class TeacherReport:
     rows: int = 0
     broken_rows: int = 0
     constant: bool = False
+    probabilities: bool = False
     num_classes: int = 0
     explained: float | None = None
     predicted: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
@@ -127,6 +129,19 @@ def measure_teacher(
     return report
 
 
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether outputs `(N, K)` are probabilities: not negative, and each row sums to 1.
+
+    Logits have no reason to. A loss would apply its softmax to what was one already.
+    """
+    if len(logits) == 0:
+        return True
+    if logits.shape[-1] < 2:
+        return False
+    sums = logits.double().sum(-1)
+    return bool((logits >= 0).all() and (sums - 1).abs().amax() < 1e-3)
+
+
 def _held_out(
     module: TrainingModule, datamodule: DataModule, split: str
 ) -> Iterator[Batch]:
@@ -176,6 +191,7 @@ class _RunningTeacher:
         self._top = dict.fromkeys(temperatures, 0.0)
         self._smallest: Tensor | None = None
         self._largest: Tensor | None = None
+        self._probabilities = True
         # The number of targets, their sum, the sum of their squares, and that of all errors.
         self._moments = torch.zeros(4, dtype=torch.float64)
 
@@ -195,6 +211,7 @@ class _RunningTeacher:
         broken |= (logits == torch.inf).any(-1)
         broken |= (logits == -torch.inf).all(-1)
         report.broken_rows += int(broken.sum())
+        self._probabilities = self._probabilities and are_probabilities(logits)
         self._add_range(logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         labels = batch.labels
         if logits.shape[-1] == 1 and labels.is_floating_point():
@@ -246,6 +263,7 @@ class _RunningTeacher:
             # Kernels may give equal samples outputs that differ in the last bits.
             is_flat = bool(spread <= 1e-5 * size)
             report.constant = is_flat and report.rows > 1
+        report.probabilities = self._probabilities and report.rows > 1
         count, total, squares, errors = self._moments.tolist()
         if count > 1:
             variation = squares - total**2 / count

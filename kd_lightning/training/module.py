@@ -137,6 +137,11 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             UserError: if one of them does not accept its arguments.
         """
         parameters = parameters_in_groups(self._trained(), self.parameter_groups)
+        if not parameters:
+            raise UserError(
+                f"nothing is trained: no weight of {type(self.net).__name__} or its losses "
+                "requires gradients; unfreeze some, or see model.train"
+            )
         configured = optimize(
             self.optimizer,
             self.scheduler,

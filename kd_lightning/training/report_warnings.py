@@ -47,6 +47,8 @@ def about_teacher(report: TeacherReport, task: Task) -> list[str]:
             "its weights are not trained, or its inputs are not what it was trained on"
         ]
     warnings = []
+    if report.probabilities:
+        warnings.append(about_probabilities("teacher"))
     permuted = _accuracy_if_renamed(report)
     chance = _accuracy_by_chance(report)
     agreement = report.agreement
@@ -72,6 +74,18 @@ def about_teacher(report: TeacherReport, task: Task) -> list[str]:
         )
     warnings += _below_student(report, task)
     return warnings
+
+
+def about_probabilities(owner: str) -> str:
+    """The warning about a network that ends with a softmax.
+
+    Args:
+        owner: the network, for the message.
+    """
+    return (
+        f"the {owner} gives probabilities (each row sums to 1), but losses read logits and would "
+        "apply a second softmax; remove the softmax from the network, or return the logarithms"
+    )
 
 
 def _accuracy_by_chance(report: TeacherReport) -> float | None:

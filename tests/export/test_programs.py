@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import zipfile
@@ -66,7 +67,8 @@ def test_the_program_of_a_stranger_is_not_loaded(program: Path) -> None:
     assert not executed.exists()
     # The user may decide otherwise, and loading it then does run its code.
     trust.allow("torch_export")
-    TorchExport().read(program)
+    with contextlib.suppress(Exception):
+        TorchExport().read(program)
     assert executed.exists()
 
 

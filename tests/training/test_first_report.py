@@ -320,6 +320,19 @@ def test_a_teacher_at_chance() -> None:
     one_warning(taught_by(mlp(32)), "not clearly more than chance (10.0%)")
 
 
+def test_probabilities_in_place_of_logits() -> None:
+    expected = "gives probabilities (each row sums to 1), but losses read logits"
+    softmax = nn.Sequential(Prototypes(), nn.Softmax(-1))
+    (line,) = warnings_of(taught_by(softmax))
+    assert f"the teacher {expected}" in line
+    student = nn.Sequential(mlp(), nn.Softmax(-1))
+    found = warnings_of(ClassifierModule(student))
+    assert any(f"the student Sequential {expected}" in line for line in found)
+    # The logarithms are logits.
+    logarithms = nn.Sequential(Prototypes(), nn.LogSoftmax(-1))
+    assert warnings_of(taught_by(logarithms)) == []
+
+
 class Line(nn.Module):
     """Real values `(N, 1)` that depend on all columns of a table."""
 
