@@ -157,6 +157,8 @@ class _Report:
             with precision.train_step_context():
                 step = measure_losses(module, batch, gradients)
         self.losses = step.losses
+        for owner in step.overwrites_inputs:
+            self.warnings.append(report_warnings.about_inputs(owner))
         if step.probabilities:
             name = type(module.net).__name__
             self.warnings.append(report_warnings.about_probabilities(f"student {name}"))

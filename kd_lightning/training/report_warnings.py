@@ -88,6 +88,18 @@ def about_probabilities(owner: str) -> str:
     )
 
 
+def about_inputs(owner: str) -> str:
+    """The warning about a network that changes its inputs in place.
+
+    Args:
+        owner: "teacher" or "student".
+    """
+    return (
+        f"the {owner} changes its inputs in place, so that the other network reads changed inputs; "
+        "copy them first (x = x.clone()), or use no inplace=True before the first layer"
+    )
+
+
 def _accuracy_by_chance(report: TeacherReport) -> float | None:
     """The accuracy that guessing exceeds with probability 0.001; `None` without classes."""
     rows = len(report.labels)

@@ -320,6 +320,28 @@ def test_a_teacher_at_chance() -> None:
     one_warning(taught_by(mlp(32)), "not clearly more than chance (10.0%)")
 
 
+class Overwriting(nn.Module):
+    """Clears its inputs after it has read them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images.clone())
+        images.zero_()
+        return cast(Tensor, logits)
+
+
+def test_a_network_that_overwrites_its_inputs() -> None:
+    expected = "changes its inputs in place, so that the other network reads"
+    warnings = warnings_of(taught_by(Overwriting(Prototypes())))
+    assert any(f"the teacher {expected}" in line for line in warnings)
+    student = Overwriting(mlp())
+    (line,) = warnings_of(taught_by(Prototypes(), student=student))
+    assert f"the student {expected}" in line
+
+
 def test_probabilities_in_place_of_logits() -> None:
     expected = "gives probabilities (each row sums to 1), but losses read logits"
     softmax = nn.Sequential(Prototypes(), nn.Softmax(-1))
