@@ -49,6 +49,11 @@ MODULES = {
 PREDICTS_INPUTS = "kd_lightning.serving.predict_command"
 """The module of `kd predict RUN|EXPORT INPUT...`."""
 
+_NO_MEMORY = (
+    "there is not enough memory; use a smaller batch size (--data.batch_size), less data, or "
+    "--trainer.precision=bf16-mixed"
+)
+
 _FIRST_STEPS = """\
 first steps:
   kd reproduce demo
@@ -161,9 +166,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(nowhere, sys.stdout.fileno())
         return 0
     except MemoryError:
-        return _report(
-            "there is not enough memory; use a smaller batch size or less data", 2
-        )
+        return _report(_NO_MEMORY, 2)
     except OSError as error:
         if error.errno is None:
             return _report_internal_error(error, argv)
@@ -175,7 +178,17 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.strerror}: {error.filename or 'a file of this command'}", 2
         )
     except Exception as error:
+        if _is_memory_error(error):
+            return _report(_NO_MEMORY, 2)
         return _report_internal_error(error, argv)
+
+
+def _is_memory_error(error: Exception) -> bool:
+    """Whether torch found no memory on a GPU or for the CPU, which is no MemoryError of Python."""
+    # By name: importing torch takes seconds, and most commands fail without it.
+    if type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _report(message: str, code: int) -> int:
@@ -189,7 +202,7 @@ def _report_internal_error(error: Exception, argv: list[str]) -> int:
     import tempfile
     import traceback
 
-    from kd_lightning.escaping import masked_command
+    from kd_lightning.masking import masked_command
 
     if os.environ.get("KD_DEBUG"):
         raise error
@@ -201,7 +214,7 @@ def _report_internal_error(error: Exception, argv: list[str]) -> int:
     ) as file:
         file.write(content)
     summary = f"{type(error).__name__}: {printable(str(error))[:200]}"
-    own_code = _line_of_users_code(traceback.extract_tb(error.__traceback__)[-1])
+    own_code = _line_of_users_code(traceback.extract_tb(error.__traceback__))
     if own_code is not None:
         return _report(
             f"{own_code} raised {summary}; the traceback is in {file.name}", 1
@@ -213,18 +226,25 @@ def _report_internal_error(error: Exception, argv: list[str]) -> int:
     )
 
 
-def _line_of_users_code(frame: traceback.FrameSummary) -> str | None:
-    """The file and line of a frame in the user's own code; `None` for installed packages and ours."""
+def _line_of_users_code(frames: traceback.StackSummary) -> str | None:
+    """The file and line of the user's own code that an error comes from; `None` if it is ours.
+
+    The innermost frame often lies in torch, which whoever calls it with wrong arguments causes.
+    """
     import sysconfig
     from pathlib import Path
 
-    path = Path(frame.filename).resolve()
+    package = Path(__file__).resolve().parent
     standard_library = Path(sysconfig.get_path("stdlib")).resolve()
-    installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
-    ours = path.is_relative_to(Path(__file__).resolve().parent)
-    if installed or ours or path.is_relative_to(standard_library) or not path.is_file():
-        return None
-    return f"{path}:{frame.lineno}"
+    for frame in reversed(frames):
+        path = Path(frame.filename).resolve()
+        if path.is_relative_to(package):
+            return None
+        installed = not {"site-packages", "dist-packages"}.isdisjoint(path.parts)
+        if installed or path.is_relative_to(standard_library) or not path.is_file():
+            continue
+        return f"{path}:{frame.lineno}"
+    return None
 
 
 def use_current_folder() -> None:

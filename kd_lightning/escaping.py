@@ -9,16 +9,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from kd_lightning.errors import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
-
-MASK = "***"
-"""Stands for a secret."""
 
 _MARKDOWN = re.compile(r"([\\`|*]|\](?=[(\[:]))")
 """Characters that end a cell of a table, delimit code or emphasis, or make brackets a link.
@@ -44,16 +40,6 @@ _LATEX = {
     "→": r"$\rightarrow$",
 }
 """Characters that mean something to LaTeX, or that its default fonts lack."""
-
-_SECRET = r"(?:token|key|apikey|password|passwd|secret|secrets|credential|credentials)"
-_SECRET_OPTION = re.compile(rf"--(?:.*[._-])?{_SECRET}", re.IGNORECASE)
-_SECRET_ENTRY = re.compile(
-    # A key of a mapping such as {api_key: abc}, then its value up to the next separator.
-    rf"""((?<![A-Za-z])(?:[\w-]*[_-])?{_SECRET}["']?\s*[:=]\s*)("[^"]*"|'[^']*'|[^\s,"'}}\]]+)""",
-    re.IGNORECASE,
-)
-_URL_LOGIN = re.compile(r"(://)[^/\s@]+@")
-_NO_SECRETS = frozenset({"", "true", "false", "null", "none"})
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -87,71 +73,3 @@ def latex(text: str) -> str:
         text: any text; white space of any length becomes one space.
     """
     return "".join(_LATEX.get(character, character) for character in printable(text))
-
-
-def masked_command(argv: Sequence[str]) -> list[str]:
-    """A command line without secrets, to be stored.
-
-    Masks the values of options and of keys in mappings whose names end with a word such as token,
-    key, password or secret, and the logins of URLs.
-
-    Args:
-        argv: words such as `--model.network.api_key=abc`, or `--token` and `abc`.
-    """
-    masked = []
-    follows_secret = False
-    for word in argv:
-        option, equals, value = word.partition("=")
-        is_value = follows_secret and not word.startswith("--")
-        is_secret_option = _SECRET_OPTION.fullmatch(option) is not None
-        if is_value:
-            masked.append(_masked_value(word))
-        elif is_secret_option and equals:
-            masked.append(f"{option}={_masked_value(value)}")
-        else:
-            masked.append(
-                _URL_LOGIN.sub(rf"\1{MASK}@", _SECRET_ENTRY.sub(_masked_entry, word))
-            )
-        follows_secret = is_secret_option and not equals
-    return masked
-
-
-def masked_config(config: Any) -> Any:
-    """A nested config without secrets, to be stored.
-
-    Masks the texts under keys whose names end with a word such as token, key, password or secret,
-    and the logins of URLs, as `masked_command` does for the command that sets them.
-
-    Args:
-        config: in builtins; it is not changed.
-    """
-    if isinstance(config, str):
-        return _URL_LOGIN.sub(rf"\1{MASK}@", config)
-    if isinstance(config, list):
-        return [masked_config(item) for item in config]
-    if not isinstance(config, dict):
-        return config
-    masked = {}
-    for key, value in config.items():
-        is_secret = _SECRET_OPTION.fullmatch(f"--{key}") is not None
-        if is_secret and isinstance(value, str):
-            masked[key] = _masked_value(value)
-        else:
-            masked[key] = masked_config(value)
-    return masked
-
-
-def is_masked(value: object) -> bool:
-    """Whether a value of a config stands for a secret that was not stored."""
-    return isinstance(value, str) and (value == MASK or f"://{MASK}@" in value)
-
-
-def _masked_value(value: str) -> str:
-    """The mask; a flag or a null is no secret, and tells what the command did."""
-    if value.lower() in _NO_SECRETS:
-        return value
-    return MASK
-
-
-def _masked_entry(entry: re.Match[str]) -> str:
-    return entry[1] + _masked_value(entry[2])

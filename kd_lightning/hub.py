@@ -187,6 +187,8 @@ def from_pretrained(kind: str, name: str, **options: HubOption) -> Any:
         UserError: if no source has the model, or if it cannot be read.
     """
     factory: _Factory = getattr(library("transformers"), kind)
+    # By default, the library asks at the terminal whether to run the code of a model.
+    options = {"trust_remote_code": False, **options}
     what = kind.removeprefix("Auto").lower()
     folder = Path(name).expanduser()
     if folder.is_dir():

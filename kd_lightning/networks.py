@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.masking import masked_config, missing_secret
 from kd_lightning.spec import Spec
 from kd_lightning.trust import check_class_path, import_factory
 from kd_lightning.values import mapping_at
@@ -121,8 +124,15 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
         config: as a checkpoint holds it.
 
     Raises:
-        UserError: if the network cannot be imported, or rejects its arguments.
+        UserError: if the network cannot be imported, rejects its arguments, or needs a secret.
     """
+    secret = missing_secret(config)
+    if secret is not None:
+        raise UserError(
+            f"the network {config.get('class_path')} was built with the secret {secret!r}, which "
+            "checkpoints do not store; name the network with all its arguments, such as "
+            "--model.teacher.network=CLASS, or pass the network itself in Python"
+        )
     arguments = {}
     for part in ("init_args", "dict_kwargs"):
         for name, value in mapping_at(config, part).items():
@@ -130,14 +140,35 @@ def build_network(config: Mapping[str, Any]) -> nn.Module:
     factory = resolve_network(str(config.get("class_path")))
     # Initial weights are drawn even if others are loaded afterwards.
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), _no_pickles():
             return factory(**arguments)
     except UserError:
         raise
     except Exception as error:
+        # Secrets that were typed here must not reach the record of a failed run.
+        shown = masked_config(arguments)
         raise UserError(
-            f"the network {config['class_path']} cannot be built from {arguments}: {error}"
+            f"the network {config['class_path']} cannot be built from {shown}: {error}"
         ) from error
+
+
+@contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Let `torch.load` read weights alone, whatever its caller asks for.
+
+    A stranger's checkpoint may name a function of a trusted package that reads a file, such as
+    `timm.create_model` with a `checkpoint_path`, which older versions of timm unpickle.
+    """
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _build_argument(value: Any) -> Any:

@@ -27,6 +27,7 @@ LAYERS = (
         "__init__",
         "errors",
         "escaping",
+        "masking",
         "files",
         "types",
         "sparse",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -125,3 +126,41 @@ def test_cannot_be_imported(class_path: str) -> None:
 )
 def test_cannot_be_built(config: dict[str, Any]) -> None:
     complaint(lambda: build_network(config))
+
+
+class Payload:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def reading(path: str) -> Bare:
+    """As timm and others do, on the request of a file."""
+    torch.load(path, weights_only=False)
+    return Bare()
+
+
+def test_a_function_that_unpickles_is_kept_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", raising=False)
+    path, executed = tmp_path / "weights.pt", tmp_path / "executed"
+    torch.save({"weights": Payload(executed)}, path)
+    described = {"class_path": f"{__name__}.reading", "init_args": {"path": str(path)}}
+    assert "cannot be built" in complaint(lambda: build_network(described))
+    assert not executed.exists()
+    # The user's own code may still read such files.
+    reading(str(path))
+    assert executed.exists()
+
+
+def test_a_secret_of_the_checkpoint_is_asked_for() -> None:
+    described = {**MLP_CONFIG, "dict_kwargs": {"hub_token": "***"}}
+    message = complaint(lambda: build_network(described))
+    assert "built with the secret 'hub_token'" in message
+    shown = {"class_path": f"{__name__}.reading", "init_args": {"api_key": "abc"}}
+    assert "abc" not in complaint(lambda: build_network(shown))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights
 
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.training.optimizers import default_optimizer
@@ -218,6 +220,13 @@ def test_data_that_does_not_fit(change: dict[str, Any], words: str) -> None:
     for described in ({**SPEC, **change}, change):
         trained_on = Spec.from_dict(described)
         assert words in complaint(partial(check_spec, "the owner", trained_on, whole))
+
+
+def test_enums_are_plain_as_their_names() -> None:
+    described = plain([ResNet18_Weights.IMAGENET1K_V1, http.HTTPMethod.GET])
+    assert described == ["IMAGENET1K_V1", "GET"]
+    # An enum of texts is a text itself, which YAML refuses to write.
+    assert type(described[1]) is str
 
 
 def test_functions_and_classes_are_plain_as_their_import_path() -> None:

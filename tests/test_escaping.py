@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from kd_lightning.cli import main
-from kd_lightning.escaping import MASK, markdown, masked_command, plain
+from kd_lightning.escaping import markdown, plain
 from kd_lightning.experiments import results
 from kd_lightning.experiments.measurements import ResultRow, result_row
 from kd_lightning.experiments.report import csv_text, markdown_table
 from kd_lightning.experiments.spec import Experiment, RunSpec
 from kd_lightning.experiments.tables import tables
-from kd_lightning.runs.folder import RunRecord
 from kd_lightning.runs.progress import RunProgress
 from tests.compare.comparing import make_run
 from tests.experiments import HEAD, MINI, write
@@ -155,52 +153,3 @@ def test_progress_neutralizes_the_name_of_the_run() -> None:
     with shown.console.capture() as captured:
         shown.console.print(shown.label, soft_wrap=True)
     assert MARKUP in captured.get()
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--model.network.api_key=abc"],
-        ["--token", "abc"],
-        ["--model.network.hf-token=abc"],
-        ["--model.network.dict_kwargs={a: 1, password: abc, b: 2}"],
-        ['--trainer.logger={"init_args": {"api_key": "abc", "b": 2}}'],
-        ["--data.root=https://me:abc@example.org/data"],
-        ["--PASSWORD=abc"],
-    ],
-)
-def test_secrets_of_a_command_line_are_masked(words: list[str]) -> None:
-    masked = " ".join(masked_command(words))
-    assert "abc" not in masked
-    assert MASK in masked
-    assert ("b: 2" in masked or '"b": 2' in masked) == ("2}" in words[0])
-
-
-@pytest.mark.parametrize(
-    "word",
-    [
-        "--data.tokenizer=words",
-        "--model.network.class_token=true",
-        "--model.losses.kd.temperature=4",
-        "--model.student.layers={stage1: body.0}",
-        "--data.root=http://example.org/data",
-        "--data.max_tokens=128",
-        "--monkey=abc",
-        "{keyboard: a, monkey: b}",
-    ],
-)
-def test_other_options_are_stored_as_they_are(word: str) -> None:
-    assert masked_command([word, "next"]) == [word, "next"]
-
-
-def test_run_json_holds_no_secret(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "sys.argv", ["kd", "fit", "--model.network.token=abc", "--run.name=x"]
-    )
-    RunRecord(tmp_path, {})
-    written = (tmp_path / "run.json").read_text()
-    assert "abc" not in written
-    command = ["kd", "fit", f"--model.network.token={MASK}", "--run.name=x"]
-    assert json.loads(written)["command"] == command

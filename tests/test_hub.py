@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,8 @@ def test_the_cache_first_then_the_hub(
         with pytest.raises(UserError) as caught:
             hub.from_pretrained("AutoModel", "some/model", use_safetensors=True)
         assert words in str(caught.value)
-    assert factory.calls[0] == {"local_files_only": True, "use_safetensors": True}
+    given = {"use_safetensors": True, "trust_remote_code": False}
+    assert factory.calls[0] == {"local_files_only": True, **given}
     assert len(factory.calls) == 1 + reachable
 
 
@@ -106,3 +108,16 @@ def test_a_folder_without_tokenizer_or_model(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"empty has no readable {what}"):
             get(str(tmp_path / "empty"))
     assert hub.from_pretrained("AutoModel", str(folder)).config.hidden_size == 16
+
+
+def test_code_that_comes_with_a_model_is_neither_run_nor_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "code.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="no readable config"):
+        hub.from_pretrained("AutoConfig", str(tmp_path))
+    assert not (tmp_path / "executed").exists()

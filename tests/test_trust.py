@@ -187,6 +187,26 @@ def test_an_internal_error_is_a_line_and_a_file(
     assert os.stat(report).st_mode & 0o077 == 0
 
 
+def test_an_error_that_torch_finds_is_traced_to_the_users_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def of_the_user(argv: list[str]) -> int:
+        return len(nn.Linear(2, 2)(torch.zeros(1, 3)))
+
+    def of_ours(argv: list[str]) -> int:
+        return len(build_network({"class_path": 3, "init_args": [of_the_user]}))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("KD_DEBUG", raising=False)
+    monkeypatch.setattr("kd_lightning.cli.dispatch", of_the_user)
+    assert main(["list"]) == 1
+    assert f"{Path(__file__).name}:" in capsys.readouterr().err
+    # Code of ours that a user's function calls is at fault itself.
+    monkeypatch.setattr("kd_lightning.cli.dispatch", of_ours)
+    assert main(["list"]) == 1
+    assert "internal error in kd_lightning" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
@@ -195,6 +215,11 @@ def test_an_internal_error_is_a_line_and_a_file(
             "no space left on the disk for runs/x",
         ),
         (MemoryError(), "not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to"), "not enough memory"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: x"),
+            "not enough memory",
+        ),
     ],
 )
 def test_a_full_disk_or_memory_is_a_line(

@@ -17,6 +17,7 @@ import random
 import shutil
 import sys
 import tempfile
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -149,6 +150,39 @@ def pickle_cases(trained: Trained) -> Iterator[Case]:
             members + "{teachers: [{checkpoint: x.ckpt}]}}",
         ]
         yield Case("pickles", f"{how} ensemble", ensemble, prepare)
+
+
+def export_cases(trained: Trained) -> Iterator[Case]:
+    """A program of torch.export that holds a pickle, in the folder of an export."""
+    yield Case("exports", "kd predict", ["predict", "export", "x.npz"], write_export)
+
+
+def write_export(folder: Path) -> None:
+    """Write an export whose example inputs run code if torch unpickles them."""
+    export = folder / "export"
+    export.mkdir()
+    program = torch.export.export(torch.nn.Linear(4, 2), (torch.zeros(1, 4),))
+    torch.export.save(program, folder / "clean.pt2")
+    with (
+        zipfile.ZipFile(folder / "clean.pt2") as clean,
+        zipfile.ZipFile(export / "student.pt2", "w") as hostile,
+    ):
+        for name in clean.namelist():
+            content = clean.read(name)
+            if "sample_inputs" in name:
+                content = pickled("zip")
+            hostile.writestr(name, content)
+    described = {
+        "format": "torch-export",
+        "task": "classification",
+        "classes": ["a", "b"],
+        "inputs": [{"name": "inputs", "shape": [1, 4], "dtype": "float32"}],
+        "parameters": 10,
+        "flops": 10,
+        "metrics": {},
+    }
+    (export / "student.json").write_text(json.dumps(described))
+    (folder / "x.npz").write_bytes(b"")
 
 
 def network_cases(trained: Trained) -> Iterator[Case]:
@@ -296,6 +330,7 @@ def good_cases(trained: Trained) -> Iterator[Case]:
 GROUPS = (
     good_cases,
     pickle_cases,
+    export_cases,
     network_cases,
     argument_cases,
     run_folder_cases,

@@ -31,6 +31,7 @@ from kd_lightning.errors import UserError
 from kd_lightning.experiments.functions import load_function
 from kd_lightning.experiments.planning import Job
 from kd_lightning.features import run_network
+from kd_lightning.masking import missing_secret
 from kd_lightning.networks import build_network
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.trust import check_config
@@ -72,13 +73,23 @@ class Finished:
         return network.eval()
 
     def datamodule(self) -> DataModule:
-        """Build the run's data again from its config.yaml."""
+        """Build the run's data again from its config.yaml.
+
+        Raises:
+            UserError: if its class is not trusted, or needs a secret.
+        """
         from jsonargparse import ArgumentParser
 
         path = self.folder / "config.yaml"
         # Configs of earlier versions name classes that have moved since.
         data = with_current_names(read_yaml_file(path, str(path)))["data"]
         check_config(data, str(path))
+        secret = missing_secret(data, "data")
+        if secret is not None:
+            raise UserError(
+                f"{path} does not store the secret {secret!r}, so that an analysis cannot read the "
+                "data of this run; let the data's class read it from an environment variable"
+            )
         if self.root is not None:
             _innermost_arguments(data)["root"] = self.root
         # Without this option, jsonargparse would end the process at the first error.

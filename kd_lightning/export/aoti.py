@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 
 from kd_lightning.errors import UserError
+from kd_lightning.export import programs
 from kd_lightning.export.examples import torch_example
 from kd_lightning.export.formats import Format, Predictor, predictor_of, traced_program
 from kd_lightning.export.student import TrainedStudent
-from kd_lightning.trust import is_allowed
 
 TRUST = "aoti"
 """What `--trust` must name before machine code of a file is run."""
@@ -23,9 +23,6 @@ class Aoti(Format):
     """A package of `torch._inductor`, for processors like this one."""
 
     file: ClassVar[str] = "student.aoti.pt2"
-
-    def __init__(self) -> None:
-        self._written: Path | None = None
 
     def write(self, student: TrainedStudent, folder: Path) -> None:
         # The variable and the default that the compiler of torch uses, too.
@@ -47,15 +44,10 @@ class Aoti(Format):
                 f"{type(student.module.net).__name__} cannot be compiled ({reason}); "
                 "use --format torch-export or onnx"
             ) from error
-        self._written = folder
+        programs.remember(folder / self.file)
 
     def read(self, folder: Path) -> Predictor:
-        # Machine code can do anything. What this process compiled itself is safe.
-        if folder != self._written and not is_allowed(f"{TRUST}.package"):
-            raise UserError(
-                f"{folder} holds machine code; if you trust where it comes from, "
-                f"repeat the command with --trust {TRUST}"
-            )
+        programs.check(folder / self.file, "machine code", TRUST)
         network = torch._inductor.aoti_load_package(str(folder / self.file))
         return predictor_of(network)
 

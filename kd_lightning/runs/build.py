@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
+from kd_lightning.masking import missing_secret
 from kd_lightning.runs.config_errors import config_errors
 from kd_lightning.runs.folder import read_json
 from kd_lightning.runs.options import RunOptions
@@ -315,7 +316,9 @@ def _restore_from_checkpoint(
     class_path = network.get("class_path")
     if class_path == saved_network.get("class_path", class_path):
         for name, value in (saved.get("without_files") or {}).items():
-            network["init_args"][name] = value
+            # A secret that the checkpoint does not store is given again.
+            if missing_secret(value) is None:
+                network["init_args"][name] = value
     if "init_from" in model.init_args:
         model.init_args["init_from"] = None
     data = saved.get("data")

@@ -15,8 +15,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from kd_lightning.errors import UserError
-from kd_lightning.escaping import masked_command
 from kd_lightning.files import write_whole_text
+from kd_lightning.masking import masked_command
 from kd_lightning.runs.configs import with_current_names
 from kd_lightning.runs.machine import commit, hardware, versions
 from kd_lightning.values import Value, Values

@@ -124,10 +124,25 @@ def parse_resolved(parser: LightningArgumentParser, arguments: list[str]) -> Nam
         options: list[str] = []
         for action in parser._actions:
             options += action.option_strings
-        raise UserError(with_suggestion(str(error), options)) from error
+        message = _with_way_in(with_suggestion(str(error), options))
+        raise UserError(message) from error
     _restore_nulls(config, arguments)
     check_config(plain_config(config))
     return config
+
+
+def _with_way_in(message: str) -> str:
+    """The parser's message; for a command without data or model, how to give them."""
+    _, marker, missing = message.partition("the following arguments are required: ")
+    names = missing.split(", ")
+    if not marker or not {"data", "model"}.issuperset(names):
+        return message
+    options = " and ".join(f"--{name}" for name in names)
+    verb = "are" if len(names) > 1 else "is"
+    return (
+        f"{options} {verb} missing; give configs, such as -c configs/data/digits.yaml, or the "
+        "checkpoint of a run, --ckpt_path=RUN/checkpoints/last.ckpt"
+    )
 
 
 def _restore_nulls(config: Namespace, arguments: list[str]) -> None:

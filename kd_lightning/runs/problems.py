@@ -16,6 +16,16 @@ _DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 _FAILED_WRITES = ("PytorchStreamWriter", "unexpected pos", "No space left")
 """What torch and safetensors say if a file cannot be written to its end."""
 
+_BACKWARD_ERRORS = {
+    "does not require grad and does not have a grad_fn": "no loss depends on what is trained; does "
+    "the network detach its output, run under torch.no_grad, or have only frozen weights?",
+    "backward through the graph a second time": "the network keeps tensors of an earlier step, "
+    "such as a hidden state; detach them in its forward",
+    "modified by an inplace operation": "a network changes a tensor in place that another layer "
+    "still needs; use inplace=False and x = x + y in place of x += y",
+}
+"""What torch says about mistakes in a network's own code, and what they are."""
+
 
 def explain(problem: BaseException, folder: Path, writes: bool) -> UserError | None:
     """What a user can do about an error, in one line; `None` if nothing is known.
@@ -32,6 +42,9 @@ def explain(problem: BaseException, folder: Path, writes: bool) -> UserError | N
             "some weights get no gradient from these losses; several devices then need "
             "--trainer.strategy=ddp_find_unused_parameters_true"
         )
+    for words, reason in _BACKWARD_ERRORS.items():
+        if isinstance(problem, RuntimeError) and words in str(problem):
+            return UserError(f"the gradients cannot be computed: {reason}")
     is_setting = isinstance(problem, MisconfigurationException)
     if is_setting or str(problem).startswith("Early stopping conditioned on metric"):
         # Lightning's own text names the setting, and for a metric those that are logged.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from kd_lightning.errors import UserError
-from kd_lightning.escaping import masked_config
+from kd_lightning.masking import masked_config
 from kd_lightning.runs.build import BuiltRun
 from kd_lightning.runs.configs import resolve_configs
 from kd_lightning.runs.fingerprint import data_fingerprint

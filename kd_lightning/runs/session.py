@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 import lightning.pytorch as pl
 import yaml
 
-from kd_lightning.escaping import masked_config
 from kd_lightning.files import write_whole_text
+from kd_lightning.masking import masked_config
 from kd_lightning.runs.build import BuiltRun
 from kd_lightning.runs.fingerprint import data_fingerprint, shared_samples
 from kd_lightning.runs.folder import RunFolder, RunRecord

@@ -7,7 +7,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from kd_lightning.errors import UserError
-from kd_lightning.escaping import is_masked
+from kd_lightning.masking import missing_secret
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -54,13 +54,12 @@ def check_secrets(config: Mapping[str, Value]) -> None:
     Raises:
         UserError: for the first secret that is masked, with the option that gives it again.
     """
-    for name, value in flat(config):
-        values = value if isinstance(value, list) else [value]
-        if any(map(is_masked, values)):
-            raise UserError(
-                f"{option_of(name)} is a secret, which a run's config.yaml does not store; give it "
-                f"again with {option_of(name)}=VALUE"
-            )
+    name = missing_secret(config)
+    if name is not None:
+        raise UserError(
+            f"--{name} is a secret, which a run's config.yaml does not store; give it again with "
+            f"--{name}=VALUE"
+        )
 
 
 def find_files(node: Node, start: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ProgressBar, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import CheckpointIO
 
@@ -131,7 +131,12 @@ def _callbacks(run: BuiltRun, folder: Path) -> list[Callback]:
     if run.command == "fit" and run.checkpoint is None and reports:
         # Before the progress bar, which must not be interrupted by a table.
         callbacks.append(FirstBatchReport(run.options.strict, show=shows_progress))
-    if shows_progress:
+    # The Trainer accepts one progress bar, and that of the user comes first.
+    users_bar = any(
+        isinstance(callback, ProgressBar)
+        for callback in callbacks_of(run.trainer_settings)
+    )
+    if shows_progress and not users_bar:
         monitor = f"val_{run.datamodule.task.monitor}"
         callbacks.append(RunProgress(folder.name, monitor))
     writes_checkpoints = run.trainer_settings.get("enable_checkpointing") is not False

@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
     BatchSizeFinder,
     EarlyStopping,
     LearningRateFinder,
@@ -45,6 +46,11 @@ def check_trainer(
     _check_tuners(callbacks)
     _check_precision(settings)
     _check_length(settings, module)
+    if settings.get("default_root_dir") is not None:
+        raise UserError(
+            "--trainer.default_root_dir has no effect; use --run.root for the folder of all runs, "
+            "or --run.dir for that of this run"
+        )
     if settings.get("fast_dev_run") and options.test == "best":
         raise UserError(
             "--trainer.fast_dev_run writes no checkpoints; use --run.test=last, or leave it out"
@@ -118,7 +124,7 @@ def _monitors(
 
 
 def _check_tuners(callbacks: list[Callback]) -> None:
-    """Refuse callbacks that search for a setting which configs fix."""
+    """Refuse callbacks that search for a setting which configs fix, or need another module."""
     for callback in callbacks:
         if isinstance(callback, LearningRateFinder):
             raise UserError(
@@ -127,6 +133,11 @@ def _check_tuners(callbacks: list[Callback]) -> None:
             )
         if isinstance(callback, BatchSizeFinder):
             raise UserError("BatchSizeFinder is not supported; set --data.batch_size")
+        if isinstance(callback, BackboneFinetuning):
+            raise UserError(
+                "BackboneFinetuning needs a module with a backbone; give parts of the network "
+                "rates of their own with --model.parameter_groups"
+            )
 
 
 def _check_precision(settings: TrainerSettings) -> None:
@@ -141,7 +152,15 @@ def _check_precision(settings: TrainerSettings) -> None:
 
 
 def _check_length(settings: TrainerSettings, module: TrainingModule) -> None:
-    """Refuse a schedule over all steps if nobody knows how many there will be."""
+    """Refuse limits that contradict each other, and a schedule over an unknown number of steps."""
+    for unit in ("epochs", "steps"):
+        least = settings.get(f"min_{unit}")
+        most = settings.get(f"max_{unit}")
+        if isinstance(least, int) and isinstance(most, int) and 0 <= most < least:
+            raise UserError(
+                f"--trainer.min_{unit}={least} has no effect beyond --trainer.max_{unit}={most}; "
+                "raise the latter"
+            )
     # Lightning trains 1,000 epochs if nothing at all is given, which is an end as well.
     max_epochs = settings.get("max_epochs")
     open_end = max_epochs == -1 or (

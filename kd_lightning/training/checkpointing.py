@@ -9,10 +9,11 @@ from typing import TypeAlias, TypedDict, cast
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.masking import masked_config
 from kd_lightning.networks import SelfContained
 from kd_lightning.training.optimizers import SchedulerFactory, takes_total_steps
 from kd_lightning.values import Value, Values
-from kd_lightning.weights import plain
+from kd_lightning.weights import KEY, plain
 
 StateHookArgument: TypeAlias = "dict[str, Value] | bool | list[str]"
 """What torch passes to hooks on state dicts beside the state: metadata, strictness, lists of keys."""
@@ -64,6 +65,23 @@ def with_arguments(
         own = cast(Values, config.get("init_args") or {})
         config["init_args"] = {**own, **arguments}
     return config
+
+
+def mask_secrets(checkpoint: Checkpoint) -> None:
+    """Remove secrets from what describes a run in its checkpoint, as from its config.yaml.
+
+    A checkpoint is shared even more often than a run's folder.
+
+    Args:
+        checkpoint: the content that Lightning will write; changed in place.
+    """
+    for name in ("hyper_parameters", "datamodule_hyper_parameters"):
+        if name in checkpoint:
+            checkpoint[name] = masked_config(checkpoint[name])
+    described = cast(Described, checkpoint[KEY])
+    # The data's own state is no config: a vocabulary may name anything.
+    for part in ("network", "without_files", "teacher"):
+        described[part] = masked_config(described[part])
 
 
 def rename_in_checkpoints(module: nn.Module, prefixes: Mapping[str, str]) -> None:

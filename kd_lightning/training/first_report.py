@@ -42,7 +42,8 @@ HALF_PRECISIONS = ("16-mixed", "16-true", "transformer-engine-float16")
 class FirstBatchReport(pl.Callback):
     """Measures teacher and losses before the first step, and warns of what looks wrong.
 
-    Nothing is measured if a run resumes, or if a strategy divides the weights among processes.
+    Nothing is measured if a run resumes, or if a strategy divides the weights among processes; the
+    latter is printed and stored.
 
     Args:
         strict: whether warnings end the run before it trains.
@@ -78,6 +79,7 @@ class FirstBatchReport(pl.Callback):
             return
         # A sharded network cannot run outside of its strategy.
         if not lightning_compat.has_whole_weights(trainer):
+            self._explain_absence(trainer)
             return
         report = _Report(trainer, pl_module, datamodule)
         report.measure()
@@ -95,6 +97,30 @@ class FirstBatchReport(pl.Callback):
         if self.strict and warnings:
             raise UserError(
                 f"--run.strict: {'; '.join(warnings)} (--run.strict=false trains anyway)"
+            )
+
+    def _explain_absence(self, trainer: pl.Trainer) -> None:
+        """Report that nothing is measured, because a strategy divides the weights."""
+        name = type(trainer.strategy).__name__
+        warning = (
+            f"teacher and losses are not measured before training, because {name} divides the "
+            "weights among devices; check them in a short run with --trainer.strategy=ddp, or on "
+            "one device"
+        )
+        self.content = {
+            "teacher": None,
+            "losses": {},
+            "warnings": [warning],
+            "notes": [],
+        }
+        if trainer.is_global_zero:
+            Console().print(plain(f"warning: {warning}"), soft_wrap=True)
+            if self.store is not None:
+                self.store(self.content)
+        # A strict run must not train what nobody checked.
+        if self.strict:
+            raise UserError(
+                f"--run.strict: {warning} (--run.strict=false trains anyway)"
             )
 
 
@@ -132,7 +158,13 @@ class _Report:
             reseed(module.device, run_seed(), "step", epoch, 0, module.global_rank)
             gradients = self.trainer.precision not in HALF_PRECISIONS
             with precision.train_step_context():
-                self.losses = measure_losses(module, batch, gradients)
+                step = measure_losses(module, batch, gradients)
+        self.losses = step.losses
+        for owner in step.overwrites_inputs:
+            self.warnings.append(report_warnings.about_inputs(owner))
+        if step.probabilities:
+            name = type(module.net).__name__
+            self.warnings.append(report_warnings.about_probabilities(f"student {name}"))
 
     def _measure_teacher(self) -> None:
         module = self.module

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import lightning.pytorch as pl
+import torch
 
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
+from kd_lightning.masking import missing_secret
 from kd_lightning.training import lightning_compat
 from kd_lightning.training.learner import Learner
 
@@ -42,8 +47,16 @@ class ModuleOfLearner(pl.LightningModule):
             kwargs: replace the arguments of the checkpoint.
 
         Raises:
-            UserError: if the network is missing.
+            UserError: if the network is missing, or an argument is a secret, which checkpoints do
+                not store.
         """
+        secret = _missing_secret(checkpoint_path, kwargs)
+        if secret is not None:
+            raise UserError(
+                f"{checkpoint_path} was made with the secret {secret!r}, which checkpoints do not "
+                f"store; build that part in Python and give it, as in "
+                f"{cls.__name__}.load_from_checkpoint(PATH, {cls.role}=NETWORK)"
+            )
         try:
             return super().load_from_checkpoint(checkpoint_path, *args, **kwargs)
         except TypeError as error:
@@ -83,3 +96,20 @@ class ModuleOfLearner(pl.LightningModule):
         if fits and isinstance(datamodule, DataModule) and self.learner.is_built:
             self.attach(datamodule)
         return []
+
+
+def _missing_secret(path: Any, given: Mapping[str, Any]) -> str | None:
+    """The first secret that the arguments in a checkpoint lack, beside those that are given."""
+    # Lightning also accepts addresses and open files, and reports what it cannot read.
+    if not isinstance(path, str | Path) or not Path(path).is_file():
+        return None
+    try:
+        # Mapped into memory, so that no weights are read.
+        content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError):
+        return None
+    needed = {}
+    for name, value in (content.get("hyper_parameters") or {}).items():
+        if name not in given:
+            needed[name] = value
+    return missing_secret(needed)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.base import DistillLoss
-from kd_lightning.training.measurements import HasTemperature
+from kd_lightning.training.measurements import HasTemperature, are_probabilities
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.training.objective import Teachers
-from kd_lightning.types import Batch, Output
+from kd_lightning.types import Batch, Inputs, Output, map_tensors
 
 SMALLEST_VALUE = 1e-6
 """A loss below this is zero up to rounding."""
@@ -44,11 +45,24 @@ class LossReport:
         return self.weight * self.value
 
 
+class FirstStep(NamedTuple):
+    """What the first step will compute.
+
+    Attributes:
+        losses: by name.
+        probabilities: whether the student gives probabilities, where losses read logits.
+        overwrites_inputs: which network changes its inputs in place, so that the other one reads
+            something else: "teacher", "student" or both.
+    """
+
+    losses: dict[str, LossReport]
+    probabilities: bool
+    overwrites_inputs: list[str]
+
+
 def measure_losses(
-    module: TrainingModule,
-    batch: Batch,
-    gradients: bool = True,
-) -> dict[str, LossReport]:
+    module: TrainingModule, batch: Batch, gradients: bool = True
+) -> FirstStep:
     """Each loss on one training batch, as the first step will compute it.
 
     Args:
@@ -58,8 +72,15 @@ def measure_losses(
     """
     module.objective.begin_epoch(module.current_epoch)
     batch = module.networks_batch(batch)
+    overwrites_inputs = []
+    before = map_tensors(batch.inputs, Tensor.clone)
     target = module.targets(batch)
+    if not _same(before, batch.inputs):
+        overwrites_inputs.append("teacher")
+        before = map_tensors(batch.inputs, Tensor.clone)
     student = module.learner(batch)
+    if not _same(before, batch.inputs):
+        overwrites_inputs.append("student")
     _, terms, _ = module.objective(student, target, batch)
     named = module.objective.named_losses()
     reports = {}
@@ -75,7 +96,22 @@ def measure_losses(
     for name, loss in named:
         # After the gradients: a loss may change its own buffers in each call.
         reports[name].exact = _in_double_precision(loss, student, target, batch)
-    return reports
+    logits = student.logits.detach()
+    probabilities = len(logits) > 0 and are_probabilities(logits)
+    return FirstStep(reports, probabilities, overwrites_inputs)
+
+
+def _same(first: Inputs, second: Inputs) -> bool:
+    """Whether inputs still have the values that they had."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        unchanged = first == second
+        # NaN stays NaN, although it differs from itself.
+        if first.is_floating_point():
+            unchanged = unchanged | (first.isnan() & second.isnan())
+        return bool(unchanged.all())
+    if isinstance(first, Tensor) or isinstance(second, Tensor):
+        return False
+    return all(_same(first[name], second[name]) for name in first)
 
 
 def _add_gradients(

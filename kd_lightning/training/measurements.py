@@ -48,7 +48,10 @@ class TeacherReport:
         samples, rows: how many were measured.
         broken_rows: rows with NaN, an infinite value, or no possible class.
         constant: whether all rows are the same.
+        probabilities: whether the rows are probabilities, where losses read logits.
         num_classes: K of outputs that are distributions over classes; 0 for others.
+        explained: of real-valued targets, the fraction of their variance that the teacher explains
+            (R^2): 1 is perfect, and predicting their mean gives 0; `None` for classes.
         predicted, labels: int64 `(n,)`, classes of the labelled rows.
         entropy, top: by temperature, the mean entropy in nats and the mean largest probability.
     """
@@ -61,7 +64,9 @@ class TeacherReport:
     rows: int = 0
     broken_rows: int = 0
     constant: bool = False
+    probabilities: bool = False
     num_classes: int = 0
+    explained: float | None = None
     predicted: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     labels: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     entropy: dict[float, float] = field(default_factory=dict)
@@ -127,6 +132,19 @@ def measure_teacher(
     return report
 
 
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether outputs `(N, K)` are probabilities: not negative, and each row sums to 1.
+
+    Logits have no reason to. A loss would apply its softmax to what was one already.
+    """
+    if len(logits) == 0:
+        return True
+    if logits.shape[-1] < 2:
+        return False
+    sums = logits.double().sum(-1)
+    return bool((logits >= 0).all() and (sums - 1).abs().amax() < 1e-3)
+
+
 def _held_out(
     module: TrainingModule,
     datamodule: DataModule,
@@ -178,6 +196,9 @@ class _RunningTeacher:
         self._top = dict.fromkeys(temperatures, 0.0)
         self._smallest: Tensor | None = None
         self._largest: Tensor | None = None
+        self._probabilities = True
+        # The number of targets, their sum, the sum of their squares, and that of all errors.
+        self._moments = torch.zeros(4, dtype=torch.float64)
 
     def add(self, output: Output, batch: Batch) -> None:
         """Count a batch, and sum its entropies in nats.
@@ -196,8 +217,11 @@ class _RunningTeacher:
         allows_no_class = (logits == -torch.inf).all(-1)
         broken = has_nan | has_infinity | allows_no_class
         report.broken_rows += int(broken.sum())
+        self._probabilities = self._probabilities and are_probabilities(logits)
         self._add_range(logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0))
         labels = batch.labels
+        if logits.shape[-1] == 1 and labels.is_floating_point():
+            self._add_moments(logits[:, 0], labels)
         # Without classes there are no entropies.
         if logits.shape[-1] == 1 or labels.is_floating_point():
             return
@@ -216,6 +240,15 @@ class _RunningTeacher:
             predicted = logits.argmax(-1)
             self._predicted.append(predicted[labelled].cpu())
             self._labels.append(labels[labelled].cpu())
+
+    def _add_moments(self, predicted: Tensor, targets: Tensor) -> None:
+        """Add what it takes to compare predictions `(N,)` of real values with the mean target."""
+        known = is_labelled(targets)
+        values = targets[known].double()
+        errors = predicted[known].double() - values
+        sums = [values.new_tensor(float(len(values))), values.sum()]
+        sums += [values.square().sum(), errors.square().sum()]
+        self._moments += torch.stack(sums).cpu()
 
     def _add_range(self, logits: Tensor) -> None:
         """Widen the range of each column of `(N, K)` logits; a constant teacher has none."""
@@ -238,6 +271,13 @@ class _RunningTeacher:
             # Kernels may give equal samples outputs that differ in the last bits.
             is_flat = bool(spread <= 1e-5 * size)
             report.constant = is_flat and report.rows > 1
+        report.probabilities = self._probabilities and report.rows > 1
+        count, total, squares, errors = self._moments.tolist()
+        if count > 1:
+            variation = squares - total**2 / count
+            # Targets that are all equal have no variance to explain.
+            if variation > 1e-9 * squares:
+                report.explained = 1 - errors / variation
         if self._labels:
             report.predicted = torch.cat(self._predicted)
             report.labels = torch.cat(self._labels)

@@ -137,6 +137,11 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             UserError: if one of them does not accept its arguments.
         """
         parameters = parameters_in_groups(self._trained(), self.parameter_groups)
+        if not parameters:
+            raise UserError(
+                f"nothing is trained: no weight of {type(self.net).__name__} or its losses "
+                "requires gradients; unfreeze some, or see model.train"
+            )
         configured = optimize(
             self.optimizer,
             self.scheduler,
@@ -405,6 +410,7 @@ class TrainingModule(QuickHooks, EvaluatedModule):
             data=data,
             teacher=self.provenance(),
         )
+        checkpointing.mask_secrets(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Check that a checkpoint is one of this module, and take over the sums of its epoch.

@@ -47,6 +47,8 @@ def about_teacher(report: TeacherReport, task: Task) -> list[str]:
             "its weights are not trained, or its inputs are not what it was trained on"
         ]
     warnings = []
+    if report.probabilities:
+        warnings.append(about_probabilities("teacher"))
     permuted = _accuracy_if_renamed(report)
     chance = _accuracy_by_chance(report)
     agreement = report.agreement
@@ -63,8 +65,39 @@ def about_teacher(report: TeacherReport, task: Task) -> list[str]:
             f"not clearly more than chance ({1 / report.num_classes:.1%}); check its weights, "
             "classes and input normalization"
         )
+    explained = report.explained
+    if explained is not None and explained <= 0:
+        warnings.append(
+            f"the teacher explains none of the variance of the targets of the {report.split} split "
+            f"(R^2 = {explained:.2g}), where predicting their mean gives 0; check its weights, "
+            "the scale of its targets and its input normalization"
+        )
     warnings += _below_student(report, task)
     return warnings
+
+
+def about_probabilities(owner: str) -> str:
+    """The warning about a network that ends with a softmax.
+
+    Args:
+        owner: the network, for the message.
+    """
+    return (
+        f"the {owner} gives probabilities (each row sums to 1), but losses read logits and would "
+        "apply a second softmax; remove the softmax from the network, or return the logarithms"
+    )
+
+
+def about_inputs(owner: str) -> str:
+    """The warning about a network that changes its inputs in place.
+
+    Args:
+        owner: "teacher" or "student".
+    """
+    return (
+        f"the {owner} changes its inputs in place, so that the other network reads changed inputs; "
+        "copy them first (x = x.clone()), or use no inplace=True before the first layer"
+    )
 
 
 def _accuracy_by_chance(report: TeacherReport) -> float | None:

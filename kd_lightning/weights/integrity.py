@@ -1,13 +1,14 @@
-"""Checks that a file of torch is whole before its content is read."""
+"""Checks that a file holds weights, and is whole, before its content is read."""
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
 from pathlib import Path
 
 
 def damage_of(path: Path) -> str | None:
-    """What is wrong with a zip file that `torch.save` wrote; `None` if nothing is.
+    """What is wrong with a file of weights, as far as a look at it shows; `None` if nothing is.
 
     The zip holds a CRC-32 of each record, which finds every single flipped bit. torch does not
     compare it when it reads the file. Only files in torch's format before version 1.6 have none.
@@ -15,6 +16,9 @@ def damage_of(path: Path) -> str | None:
     Args:
         path: of the file.
     """
+    kind = _other_kind_of(path)
+    if kind is not None:
+        return kind
     if not zipfile.is_zipfile(path):
         return "it is corrupt" if _starts_as_zip(path) else None
     try:
@@ -43,6 +47,19 @@ def _damage_of(archive: zipfile.ZipFile, file_bytes: int) -> str | None:
     damaged = archive.testzip()
     if damaged is not None:
         return f"it is corrupt: the checksum of its record {damaged!r} differs"
+    return None
+
+
+def _other_kind_of(path: Path) -> str | None:
+    """What a file is that a failed download left in place of weights; `None` if it is no such file."""
+    # A file that cannot be opened is reported by whoever reads all of it.
+    start = b""
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        start = file.read(64).lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS; fetch its content with git lfs pull"
+    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page, not the file; download it again"
     return None
 
 

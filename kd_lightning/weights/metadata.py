@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from types import FunctionType
 from typing import Any
@@ -116,6 +117,9 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        # As a config names it; enums of texts are texts, which YAML cannot write.
+        return value.name
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, FunctionType | type):

@@ -26,10 +26,10 @@ from kd_lightning.models import MLP
 from kd_lightning.runs.parsing import parse_config
 from kd_lightning.serving.predict_command import names_inputs
 from kd_lightning.tasks import Classification
-from kd_lightning.training import Learner
+from kd_lightning.training import ClassifierModule, Learner
 from kd_lightning.types import CLEAN
 from tests.docs.blocks import COMMANDED, PAGES, README, ROOT, blocks, kd_commands, named
-from tests.training.small import last, teacher_run
+from tests.training.small import copied, last, same, teacher_run
 
 TUTORIALS = ["own-data", "own-method", "own-task", "coming-from"]
 """The pages whose Python blocks are one script."""
@@ -116,6 +116,23 @@ def test_the_python_of_the_readme_trains_a_student() -> None:
     assert accuracy(learner) > 0.5
 
 
+@pytest.mark.usefixtures("trained_teacher")
+def test_weights_are_loaded_in_plain_torch() -> None:
+    (block,) = [
+        block
+        for block in blocks(ROOT / "docs" / "export.md", "python")
+        if "load_state_dict" in block
+    ]
+    load_weights = run_script(block, "export")["load_weights"]
+    checkpoint = "runs/digits-mlp/checkpoints/last.ckpt"
+    network = ClassifierModule.load_from_checkpoint(checkpoint).net
+    trained = copied(network)
+    for parameter in network.parameters():
+        nn.init.zeros_(parameter)
+    load_weights(network, checkpoint, "network")
+    assert same(copied(network), trained)
+
+
 # -- YAML ------------------------------------------------------------------------------------------
 
 
@@ -154,6 +171,20 @@ def test_yaml_is_valid_and_names_classes_that_exist(path: Path, number: int) -> 
             assert f"class {name}(" in path.read_text(encoding="utf-8")
         else:
             assert hasattr(import_module(module), name), class_path
+
+
+@pytest.mark.parametrize("number", range(2))
+def test_the_settings_of_the_page_on_training_are_valid(
+    number: int, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(blocks(ROOT / "docs" / "training.md", "yaml")[number])
+    arguments = [*shlex.split(TEACHER), "-c", str(file)]
+    config = parse_config(["fit", *arguments])
+    given = yaml.safe_load(file.read_text())["model"]["init_args"]
+    for name, value in given.items():
+        parsed = config["model"]["init_args"][name]
+        assert len(parsed or []) == len(value or [])
 
 
 # -- commands --------------------------------------------------------------------------------------

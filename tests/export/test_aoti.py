@@ -32,6 +32,8 @@ def test_machine_code_of_others_is_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[str] = []
+    monkeypatch.setenv("KD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "student.aoti.pt2").write_bytes(b"machine code")
     monkeypatch.setattr(torch._inductor, "aoti_load_package", loaded.append)
     monkeypatch.setattr(trust, "_allowed", set())
 

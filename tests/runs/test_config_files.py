@@ -399,3 +399,21 @@ def test_null_is_nothing_in_a_class_within_a_class(form: list[str]) -> None:
     assert data["root"] is None
     # A text that happens to be "None" stays one.
     assert config["run"]["name"] == "None"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["test"], "--data and --model are missing"),
+        (["fit", "-c", "configs/data/digits.yaml"], "--model is missing"),
+    ],
+)
+def test_a_command_without_data_or_model_names_the_ways_in(
+    arguments: list[str], missing: str, kd: Kd
+) -> None:
+    outcome = kd(*arguments)
+    assert outcome.code == 2
+    error = outcome.err
+    assert error.startswith(f"kd: {missing}; give configs")
+    assert "--ckpt_path=RUN/checkpoints/last.ckpt" in error
+    assert error.count("\n") == 1

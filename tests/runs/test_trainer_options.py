@@ -36,6 +36,9 @@ REFUSED = {
     "16-mixed": (["--trainer.precision=16-mixed"], "16-mixed needs a GPU"),
     "rate finder": ([callback("LearningRateFinder")], "LearningRateFinder cannot set"),
     "batch finder": ([callback("BatchSizeFinder")], "set --data.batch_size"),
+    "backbone": ([callback("BackboneFinetuning")], "--model.parameter_groups"),
+    "least epochs": (["--trainer.min_epochs=5"], "beyond --trainer.max_epochs=1"),
+    "root": (["--trainer.default_root_dir=x"], "has no effect; use --run.root"),
     "no checkpoints": (
         ["--trainer.fast_dev_run=true", "--run.test=best"],
         "fast_dev_run writes no checkpoints; use --run.test=last",
@@ -99,6 +102,24 @@ def test_a_metric_that_is_found_missing_in_training(kd: Kd) -> None:
 def test_time_alone_with_a_rate_that_has_no_end(kd: Kd) -> None:
     options = ["--trainer.max_epochs=-1", "--trainer.max_time=00:00:00:01", NO_SCHEDULE]
     assert kd(*TEACHER, *options, *QUICK).code == 0
+
+
+def test_a_callback_with_an_enum_and_a_progress_bar_of_the_users(kd: Kd) -> None:
+    described = [
+        {
+            "class_path": "lightning.pytorch.callbacks.Timer",
+            "init_args": {"duration": "00:01:00:00", "interval": "epoch"},
+        },
+        {"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"},
+    ]
+    steps = "--trainer.limit_train_batches=1"
+    result = kd(*TEACHER, f"--trainer.callbacks={json.dumps(described)}", steps)
+    assert result.code == 0, result.err
+    config = "runs/digits-mlp/config.yaml"
+    assert "interval: epoch" in Path(config).read_text()
+    # The config is read back as it was.
+    assert kd("fit", "-c", config, steps, "--run.name=again").code == 0
+    assert "interval: epoch" in Path("runs/again/config.yaml").read_text()
 
 
 def test_no_logger_writes_none(kd: Kd) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,3 +46,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Image.fromarray(image[0].numpy()).save(folder / "images" / f"{number}.png")
     np.savez(folder / "digits.npz", images.numpy())
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where `kd export` notes which programs it wrote, for other processes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KD_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

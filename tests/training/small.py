@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.data import DigitsDataModule
+from kd_lightning.data.datamodule import DataModule
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
@@ -89,7 +90,7 @@ class Drawing(DigitsDataModule):
         torch.rand(1)
 
 
-def samples(data: DigitsDataModule, stage: str, count: int | None = None) -> Batch:
+def samples(data: DataModule, stage: str, count: int | None = None) -> Batch:
     """The first samples of a stage, or all, as one batch."""
     source = data.source(stage)
     return source.batch(torch.arange(count or len(source)), CLEAN)

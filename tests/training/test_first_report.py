@@ -15,14 +15,19 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from kd_lightning.data import DigitsDataModule
+from kd_lightning.data import DigitsDataModule, SklearnTableDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss
 from kd_lightning.losses.ce import CrossEntropy
 from kd_lightning.losses.crd import CRD
 from kd_lightning.losses.kd import KD
+from kd_lightning.losses.logitmse import LogitMSE
 from kd_lightning.teachers import CachedTeacher, ModelTeacher, Teacher, cache_teacher
-from kd_lightning.training import ClassifierModule, DistillationModule
+from kd_lightning.training import (
+    ClassifierModule,
+    DistillationModule,
+    lightning_compat,
+)
 from kd_lightning.training.first_report import FirstBatchReport
 from kd_lightning.training.untouched import untouched
 from kd_lightning.types import Batch, Output
@@ -315,6 +320,80 @@ def test_a_teacher_at_chance() -> None:
     one_warning(taught_by(mlp(32)), "not clearly more than chance (10.0%)")
 
 
+class Overwriting(nn.Module):
+    """Clears its inputs after it has read them."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images.clone())
+        images.zero_()
+        return cast(Tensor, logits)
+
+
+def test_a_network_that_overwrites_its_inputs() -> None:
+    expected = "changes its inputs in place, so that the other network reads"
+    warnings = warnings_of(taught_by(Overwriting(Prototypes())))
+    assert any(f"the teacher {expected}" in line for line in warnings)
+    student = Overwriting(mlp())
+    (line,) = warnings_of(taught_by(Prototypes(), student=student))
+    assert f"the student {expected}" in line
+
+
+def test_probabilities_in_place_of_logits() -> None:
+    expected = "gives probabilities (each row sums to 1), but losses read logits"
+    softmax = nn.Sequential(Prototypes(), nn.Softmax(-1))
+    (line,) = warnings_of(taught_by(softmax))
+    assert f"the teacher {expected}" in line
+    student = nn.Sequential(mlp(), nn.Softmax(-1))
+    found = warnings_of(ClassifierModule(student))
+    assert any(f"the student Sequential {expected}" in line for line in found)
+    # The logarithms are logits.
+    logarithms = nn.Sequential(Prototypes(), nn.LogSoftmax(-1))
+    assert warnings_of(taught_by(logarithms)) == []
+
+
+class Line(nn.Module):
+    """Real values `(N, 1)` that depend on all columns of a table."""
+
+    def __init__(self, weights: Tensor, bias: float) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+        self.bias = bias
+
+    def forward(self, columns: Tensor) -> Tensor:
+        return (columns @ self.weights + self.bias).unsqueeze(1)
+
+
+def test_a_teacher_of_real_values_below_their_mean() -> None:
+    data = SklearnTableDataModule("diabetes", validation=0.2)
+    batch = samples(data, "train")
+    columns = cast(Tensor, batch.inputs)
+    target = batch.labels.flatten()
+    mean = float(target.mean())
+    solution = torch.linalg.lstsq(columns, (target - mean).unsqueeze(1)).solution[:, 0]
+
+    def warned(weights: Tensor) -> list[str]:
+        module = distillation(
+            {"logitmse": LogitMSE()},
+            ModelTeacher(network=Line(weights, mean)),
+            student=Line(torch.zeros(columns.shape[1]), 0.0),
+        )
+        report = FirstBatchReport(show=False)
+        run = trainer(callbacks=[report], limit_train_batches=1, limit_val_batches=0)
+        run.fit(module, datamodule=data)
+        assert report.content is not None
+        warnings = cast(list[str], report.content["warnings"])
+        return [line for line in warnings if "R^2" in line]
+
+    # The least squares fit explains half of the variance, its mirror image none.
+    assert warned(solution) == []
+    (line,) = warned(-solution)
+    assert "explains none of the variance" in line
+
+
 @pytest.mark.parametrize("order", [[*range(1, 10), 0], [1, 0, 3, 2, *range(4, 10)]])
 def test_permuted_classes(order: list[int]) -> None:
     one_warning(taught_by(Prototypes(order)), "another order than the data's")
@@ -448,3 +527,20 @@ def test_strict_ends_the_run_before_it_trains() -> None:
     assert "\n" not in str(caught.value)
     assert same(copied(module.net), before)
     reported(taught_by(Prototypes()), strict=True)
+
+
+def test_a_sharded_run_says_that_nothing_was_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lightning_compat, "has_whole_weights", lambda trainer: False)
+    stored: list[Mapping[str, Any]] = []
+    report = FirstBatchReport(show=False)
+    report.store = stored.append
+    run = trainer(callbacks=[report], limit_train_batches=1, limit_val_batches=0)
+    run.fit(ClassifierModule(mlp()), datamodule=DigitsDataModule())
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("warning: teacher and losses are not measured")
+    assert "--trainer.strategy=ddp" in line
+    assert stored[0]["warnings"] == [line.removeprefix("warning: ")]
+    with pytest.raises(UserError, match=r"--run\.strict: teacher and losses"):
+        reported(ClassifierModule(mlp()), strict=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,66 @@ def test_of_torch_compile_and_averaging(
         copied(trained),
     )
     assert "skipped: 'n_averaged'" in capsys.readouterr().out
+
+
+def test_of_timm(tmp_path: Path) -> None:
+    utils = pytest.importorskip("timm.utils")
+    trained, average = mlp(), mlp()
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+    saver = utils.CheckpointSaver(trained, optimizer, checkpoint_dir=str(tmp_path))
+    saver.save_checkpoint(0, metric=0.5)
+    network = mlp()
+    load_file_weights(network, read_file(tmp_path / "last.pth.tar", "here"), "here")
+    assert same(copied(network), copied(trained))
+    # With an average, the user chooses.
+    saver.model_ema = utils.ModelEmaV3(average)
+    saver.save_checkpoint(1, metric=0.6)
+    message = complaint(
+        lambda: load_file_weights(
+            mlp(), read_file(tmp_path / "last.pth.tar", "here"), "here"
+        )
+    )
+    assert "state_dict, state_dict_ema; choose" in message
+    chosen = read_file(f"{tmp_path / 'last.pth.tar'}#state_dict_ema", "here")
+    load_file_weights(network, chosen, "here")
+    assert same(copied(network), copied(average))
+
+
+def test_of_distributed_data_parallel(tmp_path: Path) -> None:
+    distributed = torch.distributed
+    store = f"file://{tmp_path / 'store'}"
+    distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+    try:
+        trained = mlp()
+        wrapped = nn.parallel.DistributedDataParallel(trained)
+        compiled: Any = torch.compile(wrapped)
+        for content in (wrapped.state_dict(), {"model": compiled.state_dict()}):
+            network = loaded(content, mlp(), tmp_path / "ddp.pt")
+            assert same(copied(network), copied(trained))
+    finally:
+        distributed.destroy_process_group()
+
+
+def test_tensors_of_a_gpu_are_read_on_the_cpu(tmp_path: Path) -> None:
+    state = copied(mlp())
+    torch.save(state, tmp_path / "cpu.pt")
+    # A machine with a GPU writes the same file but for the name of the device.
+    with (
+        zipfile.ZipFile(tmp_path / "cpu.pt") as source,
+        zipfile.ZipFile(tmp_path / "gpu.pt", "w") as target,
+    ):
+        for name in source.namelist():
+            content = source.read(name)
+            if name.endswith("data.pkl"):
+                assert b"X\x03\x00\x00\x00cpu" in content
+                content = content.replace(
+                    b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:7"
+                )
+            target.writestr(name, content)
+    network = mlp()
+    load_file_weights(network, read_file(tmp_path / "gpu.pt", "here"), "here")
+    assert same(copied(network), state)
+    assert {tensor.device.type for tensor in network.parameters()} == {"cpu"}
 
 
 def test_averages_are_never_mixed_up(tmp_path: Path) -> None:

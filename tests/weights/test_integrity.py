@@ -127,3 +127,19 @@ def test_a_size_that_the_file_does_not_hold(tmp_path: Path) -> None:
 def test_a_zip_that_was_cut_short(kept: int, path: Path) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     assert "cannot be read (it is corrupt" in complaint(lambda: read_file(path, "here"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        ("\n<!DOCTYPE html><title>404</title>", "it is a web page, not the file"),
+        ("<html>", "download it again"),
+    ],
+)
+def test_what_a_failed_download_leaves(
+    content: str, message: str, tmp_path: Path
+) -> None:
+    for name in ("weights.pt", "weights.safetensors"):
+        (tmp_path / name).write_text(content)
+        assert message in complaint(lambda: read_file(tmp_path / name, "the teacher"))  # noqa: B023

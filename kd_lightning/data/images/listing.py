@@ -87,7 +87,24 @@ def list_images(tree: Tree) -> Listing:
         _check_classes(tree, images, folder, train, "train")
         _check_classes(tree, train, "train", images, folder)
         _append(files[split], target[split], images, classes)
+    _report_unused_folders(tree, {"train", "test", test_folder, validation_folder})
     return Listing(classes, files, target, num_train, validation_folder, test_folder)
+
+
+def _report_unused_folders(tree: Tree, used: set[str | None]) -> None:
+    """Print which other folders hold images: `dev` may be meant as a validation split."""
+    counts: Counter[str] = Counter()
+    for name in tree.files:
+        top, separator, _ = name.partition("/")
+        if separator and top not in used and is_image(name):
+            counts[top] += 1
+    if not counts:
+        return
+    folders = [f"{folder}/ ({count:,})" for folder, count in sorted(counts.items())]
+    notice(
+        f"{tree.path}: does not read the images in {', '.join(folders[:5])}; the splits are train, "
+        f"test and {' or '.join(VALIDATION_FOLDERS)}"
+    )
 
 
 def _append(

@@ -23,7 +23,7 @@ from kd_lightning.data.tabular.fitting import fit_features
 from kd_lightning.data.tabular.new_samples import RowReader
 from kd_lightning.data.tabular.options import TableOptions, TableSettings
 from kd_lightning.data.tabular.source import TableSource
-from kd_lightning.data.text.labels import rare_classes
+from kd_lightning.data.text.labels import classes_spelled_alike, rare_classes
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.types import UNLABELLED
@@ -107,7 +107,7 @@ class TableDataModule(DataModule):
         if self._target_names is None:
             self._target_names = self.task.target_names(columns)
         target = self.task.encode_target(columns, self._target_names)
-        self._report_rare_classes(target, self._target_names)
+        self._report_odd_classes(target, self._target_names)
         # Stratified, so that both tables have all classes in the same shares.
         strata = self.task.strata(target)
         index = torch.arange(num_rows(table))
@@ -124,8 +124,8 @@ class TableDataModule(DataModule):
             columns[name] = consistent_labels(column_of(table, name, "data.target"))
         return columns
 
-    def _report_rare_classes(self, target: Tensor, names: Sequence[str]) -> None:
-        """Print one line if some classes `(N,)` have so few samples that they may be mistakes."""
+    def _report_odd_classes(self, target: Tensor, names: Sequence[str]) -> None:
+        """Print a line if classes `(N,)` are so rare, or spelled so alike, that they may be mistakes."""
         # Only single class labels have classes that may be rare.
         if target.dim() != 1 or target.is_floating_point():
             return
@@ -135,6 +135,12 @@ class TableDataModule(DataModule):
             print(
                 f"data: few samples have the classes {rare} in column {self.target[0]!r}; if these "
                 "are mistakes, correct the file"
+            )
+        alike = classes_spelled_alike(names)
+        if alike:
+            print(
+                f"data: the classes {alike} in column {self.target[0]!r} differ only in capital "
+                "letters, spaces or forms of characters; if they are one class, correct the file"
             )
 
     # -- features and targets ---------------------------------------------------------------------
@@ -148,7 +154,8 @@ class TableDataModule(DataModule):
             columns = self._target_columns(train)
             self._target_names = self.task.target_names(columns)
             target = self.task.encode_target(columns, self._target_names)
-            self._report_rare_classes(target, self._target_names)
+            self._report_odd_classes(target, self._target_names)
+        # Stratified, so that both tables have all classes in the same shares.
         return self._target_names
 
     @property

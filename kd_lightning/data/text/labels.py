@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,6 +66,12 @@ def read_labels(path: Path, label: Column, dialect: Dialect = DETECTED) -> list[
             f"data: {path}: few samples have the labels {rare}; if these are mistakes, correct the "
             "file, or list the valid labels in data.labels"
         )
+    alike = classes_spelled_alike(classes)
+    if alike:
+        print(
+            f"data: {path}: the labels {alike} differ only in capital letters, spaces or forms of "
+            "characters; if they are one class, correct the file"
+        )
     return classes
 
 
@@ -96,6 +103,21 @@ def rare_classes(counts: Mapping[str, int]) -> str:
     if len(rare) > 10:
         return f"{listed} and {len(rare) - 10} others"
     return listed
+
+
+def classes_spelled_alike(names: Sequence[str]) -> str:
+    """The classes that are probably one, in words; empty if there are none.
+
+    Args:
+        names: of all classes.
+    """
+    spellings: dict[str, list[str]] = {}
+    for name in names:
+        words = unicodedata.normalize("NFKC", name).casefold().split()
+        spellings.setdefault(" ".join(words), []).append(repr(name[:50]))
+    groups = [" and ".join(group) for group in spellings.values() if len(group) > 1]
+    listed = ", ".join(groups[:10])
+    return f"{listed} and {len(groups) - 10} others" if len(groups) > 10 else listed
 
 
 def _starts_with_heading(values: Sequence[str]) -> bool:

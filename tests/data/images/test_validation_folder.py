@@ -171,6 +171,18 @@ def test_no_line_with_a_test_folder(
 # -- mistakes -----------------------------------------------------------------------------------
 
 
+def test_images_in_other_folders_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_folder(tmp_path / "set", {"train": 6, "dev": 3, "val": 2, "test": 2})
+    (folder / "notes").mkdir()
+    (folder / "notes" / "a.txt").write_text("no image")
+    assert read(folder).spec.samples == {"train": 12, "validation": 4, "test": 4}
+    out = capsys.readouterr().out
+    assert "does not read the images in dev/ (6); the splits are train, test" in out
+    assert "notes" not in out
+
+
 def test_two_validation_folders(with_val: Path) -> None:
     shutil.copytree(with_val / "val", with_val / "valid")
     assert "validation folders val and valid; keep one" in complaint(with_val)

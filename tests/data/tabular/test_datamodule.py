@@ -280,6 +280,17 @@ def test_a_class_that_the_training_file_lacks_is_one_line(root: Path) -> None:
     )
 
 
+def test_classes_that_are_spelled_alike_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{number},{('a', 'b', 'A')[number % 3]}" for number in range(90)]
+    (tmp_path / "a.csv").write_text("\n".join(["x,y", *rows]) + "\n")
+    module = TabularDataModule(target="y", root=str(tmp_path), file="a.csv")
+    assert len(module.target_names) == 3
+    out = capsys.readouterr().out
+    assert out.count("the classes 'A' and 'a' in column 'y' differ only") == 1
+
+
 def test_rare_classes_are_reported_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,7 +11,11 @@ import pytest
 from kd_lightning.data.text.datamodule import TextDataModule
 from kd_lightning.data.text.dialect import Dialect
 from kd_lightning.data.text.files import canonical_label, read_rows, read_table
-from kd_lightning.data.text.labels import rare_classes, read_labels
+from kd_lightning.data.text.labels import (
+    classes_spelled_alike,
+    rare_classes,
+    read_labels,
+)
 from kd_lightning.errors import UserError
 
 NOTHING = ""
@@ -216,6 +220,23 @@ def test_rare_labels_are_reported(
     assert rare_classes({"a": 1000, "b": 3, "c": 4}) == "'b' (3)"
     many = {**{str(number): 1 for number in range(100)}, "common": 10_000}
     assert rare_classes(many).endswith("and 90 others")
+
+
+def test_labels_that_are_spelled_alike_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.tsv"
+    path.write_text("a\tgood\nb\tbad\nc\tGood\nd\tvery  bad\n" * 20)
+    assert read_labels(path, 1) == ["Good", "bad", "good", "very  bad"]
+    out = capsys.readouterr().out
+    assert "the labels 'Good' and 'good' differ only in capital letters" in out
+    assert out.count("\n") == 1
+    assert (
+        classes_spelled_alike(["very  bad", "very bad"]) == "'very  bad' and 'very bad'"
+    )
+    assert classes_spelled_alike(["a", "b", "ab"]) == ""
+    many = [f"{letter}{number}" for number in range(12) for letter in "aA"]
+    assert classes_spelled_alike(many).endswith("and 2 others")
 
 
 def data(folder: Path, **arguments: Any) -> TextDataModule:
