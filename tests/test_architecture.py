@@ -29,6 +29,7 @@ LAYERS = (
         "escaping",
         "files",
         "types",
+        "row_chunks",
         "sparse",
         "trust",
         "limits",
