@@ -170,7 +170,7 @@ class CausalLanguageModel(nn.Module):
         """
         arguments: dict[str, Tensor] = {}
         if documents is not None:
-            arguments["attention_mask"] = _attention_mask(documents, self._dtype)
+            arguments["attention_mask"] = attention_mask(documents, self._dtype)
         if position_ids is not None:
             arguments["position_ids"] = position_ids
         # A cache of keys and values serves generation alone.
@@ -219,7 +219,7 @@ class CausalLanguageModel(nn.Module):
         return next(self.model.parameters()).dtype
 
 
-def _attention_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+def attention_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention scores, `(B, 1, L, L)`: 0 for visible tokens, else the minimum.
 
     Args:

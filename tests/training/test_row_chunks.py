@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import multiprocessing
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,13 @@ from kd_lightning.losses import (
     ReverseKL,
     SkewKL,
 )
-from kd_lightning.row_chunks import ChunkedOutput, first_rows, rows_of_output, spans
+from kd_lightning.row_chunks import (
+    ChunkedOutput,
+    first_rows,
+    rows_of_batch,
+    rows_of_output,
+    spans,
+)
 from kd_lightning.sparse import TopKOutput, log_sum_of_others
 from kd_lightning.training import ClassifierModule, Objective
 from kd_lightning.types import UNLABELLED, Batch, EnsembleOutput, Output, Window
@@ -58,7 +65,7 @@ class Networks:
             self.head.weight.copy_(draw(CLASSES, WIDTH))
             self.head.bias.copy_(draw(CLASSES))
         self.teacher_states = draw(rows, WIDTH)
-        self.teacher_head = nn.Linear(WIDTH, CLASSES).double()
+        self.teacher_head = nn.Linear(WIDTH, CLASSES, bias=False).double()
         with torch.no_grad():
             self.teacher_head.weight.copy_(draw(CLASSES, WIDTH))
         self.teacher_head.requires_grad_(False)
@@ -191,6 +198,52 @@ def test_accumulated_micro_batches_are_one_batch() -> None:
 
 def pair(networks: Networks) -> tuple[Output, Output]:
     return networks.whole(), networks.teacher("plain", 3)
+
+
+def in_process(rank: int, folder: str) -> None:
+    """The gradients of one of two processes with parts of unequal size, as DDP averages them."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    networks = Networks()
+    start, stop = ((0, 9), (9, N))[rank]
+    losses: dict[str, DistillLoss] = {"ce": CrossEntropy(), "kd": KD()}
+    objective = Objective(losses)
+    objective.begin_epoch(0, world_size=2)
+    value = objective(
+        ChunkedOutput(networks.states[start:stop], networks.head, 4),
+        rows_of_output(networks.teacher("live", 4), start, stop),
+        rows_of_batch(networks.batch, start, stop),
+    )
+    means = [value.total.detach(), *networks.gradients(value.total)]
+    for tensor in means:
+        torch.distributed.all_reduce(tensor)
+        tensor /= 2
+    if rank == 0:
+        torch.save(means, f"{folder}/means.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks processes")
+def test_two_processes_are_one(tmp_path: Path) -> None:
+    networks = Networks()
+    losses: dict[str, DistillLoss] = {"ce": CrossEntropy(), "kd": KD()}
+    whole = values(losses, *pair(networks), networks.batch)
+    # Forked, because importing torch again would take longer than the test.
+    context = multiprocessing.get_context("fork")
+    processes = []
+    for rank in range(2):
+        process = context.Process(target=in_process, args=(rank, str(tmp_path)))
+        process.start()
+        processes.append(process)
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    means = torch.load(tmp_path / "means.pt", weights_only=True)
+    expected = [whole.detach(), *networks.gradients(whole)]
+    for actual, wanted in zip(means, expected, strict=True):
+        # The scales of processes are in single precision.
+        torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-7)
 
 
 def test_a_batch_without_a_row_or_label_costs_nothing() -> None:
