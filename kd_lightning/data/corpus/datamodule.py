@@ -136,10 +136,11 @@ class TextCorpusDataModule(DataModule):
         """
         if not self.tokenizer.is_known:
             # A generator: a pretrained tokenizer reads no documents.
-            self.tokenizer.learn(self._training_documents())
+            self.tokenizer.learn(self.documents("train"))
 
-    def _training_documents(self) -> Iterator[Document]:
-        yield from documents_of(self._files("train"))
+    def documents(self, split: str) -> Iterator[Document]:
+        """The documents of the source split "train", "validation" or "test", one at a time."""
+        yield from documents_of(self._files(split))
 
     def tokens(self, split: str) -> TokenFile:
         """The tokens of the source split "train", "validation" or "test"."""
