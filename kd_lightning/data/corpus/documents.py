@@ -69,7 +69,8 @@ def _matches(root: Path, pattern: str) -> list[Path]:
 def read_documents(file: Path) -> Iterator[Document]:
     """The documents of a file: a text file is one, a file of JSON lines has one per line.
 
-    A line of JSON has the field `text`, or the fields `prompt` and `completion`.
+    A line of JSON has the field `text`, or the fields `prompt` and `completion`. Lines are read one
+    at a time, so that such a file may be larger than the memory.
 
     Args:
         file: to read, in UTF-8.
@@ -77,28 +78,55 @@ def read_documents(file: Path) -> Iterator[Document]:
     Raises:
         UserError: if the file cannot be read, or a line is not valid.
     """
-    text = _read_text(file)
     if file.suffix == ".jsonl":
-        # Not `splitlines`, which also splits at characters that JSON allows in strings.
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in _lines(file):
             if line.strip():
                 yield _parse_line(line, f"{file}, line {number}")
         return
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    text = _decoded(content, file)
     if text.strip():
         yield Document(text)
 
 
-def _read_text(file: Path) -> str:
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers from 1; one at a time is in memory."""
+    start = 0
     try:
-        content = file.read_bytes()
+        # Bytes, because text files also end lines at characters that JSON allows in strings.
+        with file.open("rb") as stream:
+            for number, content in enumerate(stream, start=1):
+                yield number, _decoded(content, file, start)
+                start += len(content)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(f"{file} cannot be read: {error.strerror}")
+
+
+def _decoded(content: bytes, file: Path, start: int = 0) -> str:
+    """The text that bytes of a file stand for.
+
+    Args:
+        content: of the file.
+        file: that messages name.
+        start: where in the file the content begins.
+
+    Raises:
+        UserError: if it is not UTF-8.
+    """
+    # Some editors write a mark before a text, which is no part of it.
+    encoding = "utf-8-sig" if start == 0 else "utf-8"
     try:
-        # The mark that some editors write before a text is no part of it.
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file} is not UTF-8 (at byte {error.start}); convert it, for example with "
+            f"{file} is not UTF-8 (at byte {start + error.start}); convert it, for example with "
             "iconv -f ISO-8859-1 -t UTF-8"
         ) from error
 

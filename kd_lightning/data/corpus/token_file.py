@@ -9,7 +9,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,10 @@ VERSION = 1
 """Version of the format. It is part of a cache's name, so other versions are never read."""
 
 DOCUMENTS_AT_ONCE = 64
-"""Documents that are tokenized together, in threads of the tokenizer."""
+"""Documents that are tokenized together, at most, in threads of the tokenizer."""
+
+CHARACTERS_AT_ONCE = 2**20
+"""Characters of these documents; a longer document is tokenized alone."""
 
 IdArray = NDArray[Any]
 """Token ids of an integer type that holds the vocabulary."""
@@ -156,10 +158,9 @@ def _tokenize(folder: Path, files: list[Path], tokenizer: LanguageTokenizer) -> 
     prompts: list[int] = []
     total = 0
     raw = folder / "ids.raw"
-    documents = documents_of(files)
     with raw.open("wb") as stream:
         # A group at a time, so that a corpus may be larger than the memory.
-        while group := list(islice(documents, DOCUMENTS_AT_ONCE)):
+        for group in _groups(documents_of(files)):
             for prompt_ids, text_ids in _encoded(group, tokenizer):
                 ids = np.array([*prompt_ids, *text_ids, tokenizer.end], dtype=dtype)
                 starts.append(total)
@@ -168,12 +169,39 @@ def _tokenize(folder: Path, files: list[Path], tokenizer: LanguageTokenizer) -> 
                 stream.write(ids.tobytes())
     if not starts:
         raise UserError(f"the corpus holds no text: {', '.join(map(str, files[:3]))}")
-    mapped = np.memmap(raw, dtype=dtype, mode="r")
-    np.save(folder / "ids.npy", mapped)
-    del mapped
+    _add_header(raw, folder / "ids.npy", np.dtype(dtype), total)
     raw.unlink()
     np.save(folder / "starts.npy", np.array(starts, dtype=np.int64))
     np.save(folder / "prompts.npy", np.array(prompts, dtype=np.int64))
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in groups that need little memory while they are tokenized."""
+    group: list[Document] = []
+    characters = 0
+    for document in documents:
+        length = len(document.prompt) + len(document.text)
+        is_full = len(group) == DOCUMENTS_AT_ONCE
+        if group and (is_full or characters + length > CHARACTERS_AT_ONCE):
+            yield group
+            group = []
+            characters = 0
+        group.append(document)
+        characters += length
+    if group:
+        yield group
+
+
+def _add_header(raw: Path, file: Path, dtype: np.dtype[Any], total: int) -> None:
+    """Write a file of numbers as an array of numpy, without reading all of it at once."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (total,),
+    }
+    with raw.open("rb") as source, file.open("wb") as target:
+        np.lib.format.write_array_header_1_0(target, header)
+        shutil.copyfileobj(source, target)
 
 
 def _encoded(
