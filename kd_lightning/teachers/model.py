@@ -335,11 +335,12 @@ class ModelTeacher(Teacher):
         Args:
             row_chunk: rows whose logits are in memory together.
         """
-        if not isinstance(self.network, SplitNetwork):
+        network: object = self.network
+        if not isinstance(network, SplitNetwork):
             return
         # All logits at once are right for every network.
         with contextlib.suppress(UserError):
-            self.network.check_head()
+            network.check_head()
             self._row_chunk = row_chunk
 
     def outputs(self, batch: Batch) -> Output:

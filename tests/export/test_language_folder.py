@@ -37,6 +37,8 @@ SIZES = {
     "num_key_value_heads": 2,
     "intermediate_size": 32,
     "max_position_embeddings": 32,
+    # More than the tokenizer has.
+    "vocab_size": 320,
 }
 
 
@@ -92,6 +94,12 @@ def test_a_folder_for_transformers_alone(kd: Kd, tmp_path: Path) -> None:
         expected = student.module.net(inputs["input_ids"])
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     assert model.config.eos_token_id == tokenizer.eos_token_id
+    # Tokens that no text has are not generated.
+    assert model.config.vocab_size == len(tokenizer) == 300
+    again = CausalLanguageModel(
+        pretrained="./folder", num_classes=300, spec=student.spec.to_dict()
+    )
+    assert torch.equal(again(inputs["input_ids"]), logits)
 
     completed = subprocess.run(
         [sys.executable, "-I", str(Path("folder") / "example.py")],
@@ -103,29 +111,3 @@ def test_a_folder_for_transformers_alone(kd: Kd, tmp_path: Path) -> None:
     )
     assert completed.returncode == 0, completed.stderr
     assert completed.stdout.startswith("Replace this text by your own")
-
-
-def test_a_folder_is_a_pretrained_model_again(kd: Kd, tmp_path: Path) -> None:
-    """A padded vocabulary is cut to the tokens that exist."""
-    root = write_corpus(tmp_path / "data")
-    sizes = {**SIZES, "vocab_size": 320}
-    trained = kd(
-        "fit",
-        *("-c", "configs/trainer.yaml", "-c", "configs/data/books.yaml"),
-        *("-c", "configs/teachers/books_llama.yaml", "--trainer.max_epochs=1"),
-        *(f"--data.root={root}", f"--data.cache={root / 'cache'}"),
-        *("--data.train=train", "--data.validation=validation", "--data.test=test"),
-        *("--data.tokenizer.size=300", "--data.length=16", "--data.packed=false"),
-        *(f"--model.network.architecture.{key}={sizes[key]}" for key in sizes),
-        "--run.dir=padded",
-    )
-    assert trained.code == 0, trained.err
-
-    outcome = kd("export", "padded", "--format", "transformers", "--output", "folder")
-
-    assert outcome.code == 0, outcome.err
-    spec = load_student("padded", []).spec
-    loaded = CausalLanguageModel(
-        pretrained="./folder", num_classes=300, spec=spec.to_dict()
-    )
-    assert loaded.model.config.vocab_size == 300

@@ -31,7 +31,8 @@ class TextCorpusDataModule(DataModule):
 
     Files that end in `.txt` are one document each, those that end in `.jsonl` hold one document per
     line: `{"text": ...}`, or `{"prompt": ..., "completion": ...}`, of which only the completion is
-    predicted. All files are tokenized once, into a cache that all runs share.
+    predicted. A folder that `save_to_disk` of the package datasets wrote holds one document per
+    row, with the same fields. All files are tokenized once, into a cache that all runs share.
 
     The targets are shifted by one token here and nowhere else. Only tokens to predict are
     positions. Tokens of prompts, padding, and a document's first token if it has no context are

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kd_lightning.data.corpus.datasets_on_disk import is_dataset, read_rows
 from kd_lightning.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl")
@@ -28,6 +29,8 @@ class Document:
 
 def find_files(root: Path, patterns: Sequence[str], option: str) -> list[Path]:
     """The files that some patterns name, each once, in the order of the patterns.
+
+    A folder that `save_to_disk` of the package datasets wrote counts as a file.
 
     Args:
         root: folder of the corpus.
@@ -52,6 +55,8 @@ def find_files(root: Path, patterns: Sequence[str], option: str) -> list[Path]:
 def _matches(root: Path, pattern: str) -> list[Path]:
     """The files that one pattern names, sorted by name."""
     path = root / pattern
+    if is_dataset(path):
+        return [path]
     if path.is_dir():
         candidates = path.iterdir()
     elif path.is_file():
@@ -70,14 +75,19 @@ def read_documents(file: Path) -> Iterator[Document]:
     """The documents of a file: a text file is one, a file of JSON lines has one per line.
 
     A line of JSON has the field `text`, or the fields `prompt` and `completion`. Lines are read one
-    at a time, so that such a file may be larger than the memory.
+    at a time, so that such a file may be larger than the memory. A data set of the package datasets
+    has one document per row, with the same fields.
 
     Args:
-        file: to read, in UTF-8.
+        file: to read, in UTF-8; or the folder of a data set.
 
     Raises:
         UserError: if the file cannot be read, or a line is not valid.
     """
+    if file.is_dir():
+        for number, row in enumerate(read_rows(file), start=1):
+            yield _document_of(row, f"{file}, row {number}")
+        return
     if file.suffix == ".jsonl":
         for number, line in _lines(file):
             if line.strip():
@@ -141,6 +151,15 @@ def _parse_line(line: str, place: str) -> Document:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not JSON") from error
+    return _document_of(content, place)
+
+
+def _document_of(content: object, place: str) -> Document:
+    """The document that fields by name describe.
+
+    Raises:
+        UserError: if there are other fields, or none.
+    """
     if isinstance(content, Mapping):
         text = content.get("text")
         prompt = content.get("prompt")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_lightning.data.corpus.datasets_on_disk import sha256_of_dataset
 from kd_lightning.data.corpus.documents import Document, read_documents
 from kd_lightning.data.corpus.tokenizers import LanguageTokenizer
 from kd_lightning.data.images.image_cache import cache_root
@@ -110,13 +111,20 @@ def _key(files: list[Path], tokenizer: LanguageTokenizer) -> str:
     described: list[Value] = [VERSION, dict(tokenizer.fingerprint())]
     for file in files:
         try:
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = _digest_of(file)
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error.strerror}") from error
         # The ending decides how a file is read; its other name does not matter.
         described.append([file.suffix, digest])
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _digest_of(file: Path) -> str:
+    """A checksum of the content of a file, or of a data set in a folder."""
+    if file.is_dir():
+        return sha256_of_dataset(file)
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _open(folder: Path, key: str) -> TokenFile | None:

@@ -21,8 +21,6 @@ from tests.data.corpus.texts import corpus
 
 pytest.importorskip("tokenizers", reason="pip install 'kd_lightning[text]'")
 
-MEGABYTES = 6
-
 
 def grown_mb(root: str) -> float:
     """Tokenize a corpus and read a batch; the growth of this process's largest memory in MB."""
@@ -35,17 +33,20 @@ def grown_mb(root: str) -> float:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kB on Linux")
-def test_neither_the_corpus_nor_its_tokens_are_in_memory(tmp_path: Path) -> None:
-    folder = tmp_path / "train"
-    folder.mkdir()
+def test_a_larger_corpus_needs_no_more_memory(tmp_path: Path) -> None:
     words = np.random.default_rng(0).integers(1000, 9999, 400)
     line = json.dumps({"text": " ".join(map(str, words))}) + "\n"
-    count = MEGABYTES * 2**20 // len(line)
-    (folder / "all.jsonl").write_text(line * count)
-    # In a process of its own, which starts from the memory that this one has now.
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        small = pool.apply(grown_mb, (str(tmp_path),))
-    assert small < MEGABYTES
+    grown = []
+    for megabytes in (1, 5):
+        root = tmp_path / str(megabytes)
+        folder = root / "train"
+        folder.mkdir(parents=True)
+        (folder / "all.jsonl").write_text(line * (megabytes * 2**20 // len(line)))
+        # In a process of its own, which starts from the memory that this one has now.
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            grown.append(pool.apply(grown_mb, (str(root),)))
+    # Neither the text of 5 MB nor its tokens, which take 10 MB.
+    assert grown[1] - grown[0] < 4
 
 
 def test_groups_are_limited_in_documents_and_characters(
