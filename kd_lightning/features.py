@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from kd_lightning.errors import UserError
 from kd_lightning.outputs import MOST_NAMED, PLAIN_READING, Reading, as_logits
 from kd_lightning.randomness import run_seed, seed_from
+from kd_lightning.row_chunks import ChunkedOutput, SplitNetwork
 from kd_lightning.types import Batch, Inputs, Output
 
 Rows = Callable[[Tensor, Batch], Tensor]
@@ -303,6 +305,32 @@ def run_on_batch(
     output = run_network(network, batch.inputs, taps, reading)
     output.logits = rows(output.logits, batch)
     return output
+
+
+def run_in_chunks(
+    network: nn.Module,
+    inputs: Inputs,
+    batch: Batch,
+    rows: Rows,
+    row_chunk: int,
+    taps: Taps | None = None,
+) -> ChunkedOutput:
+    """One forward pass up to the last states; the logits are computed when they are read.
+
+    Args:
+        network: a `SplitNetwork`.
+        inputs: that become keyword arguments.
+        batch: of B samples with N positions.
+        rows: from `(B, *S, H)` to `(N, H)`.
+        row_chunk: rows whose logits are in memory together.
+        taps: captures features during the pass.
+    """
+    assert isinstance(inputs, Mapping), "language models read inputs by name"
+    assert isinstance(network, SplitNetwork), "check_head() comes first"
+    # Not a method of its own: hooks and compiled code belong to the call of the module.
+    states = cast(nn.Module, network)(**inputs, states_only=True)
+    features = taps.take() if taps is not None else {}
+    return ChunkedOutput(rows(states, batch), network.head, row_chunk, features)
 
 
 def run_teacher_on_batch(

@@ -30,6 +30,7 @@ LAYERS = (
         "masking",
         "files",
         "types",
+        "row_chunks",
         "sparse",
         "trust",
         "limits",

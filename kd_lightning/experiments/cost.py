@@ -84,7 +84,13 @@ def _file_bytes(network: nn.Module) -> int:
     from safetensors.torch import save
 
     tensors = {}
+    stored = set()
     for name, tensor in network.state_dict().items():
+        # Tied weights, such as those of a language model's first and last layer, count once.
+        place = (tensor.data_ptr(), tensor.shape)
+        if tensor.numel() > 0 and place in stored:
+            continue
+        stored.add(place)
         # safetensors refuses other memory layouts, such as channels-last.
         tensors[name] = tensor.contiguous()
     return len(save(tensors))

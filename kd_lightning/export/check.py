@@ -17,6 +17,12 @@ BATCH_SIZES = (1, 2, 7, 64)
 MOST_SAMPLES = 512
 """Test samples that are compared, at most."""
 
+MOST_VALUES = 2**28
+"""Probabilities that are compared, at most; a language model returns millions per sample."""
+
+MOST_VALUES_AT_ONCE = 2**25
+"""Probabilities of a batch, at most; a larger batch of one sample is still compared."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -50,8 +56,11 @@ def compare(
     Raises:
         UserError: if the predictions differ by more, or have another shape.
     """
+    first = student.reference(torch.arange(1))
     available = min(MOST_SAMPLES, len(student.datamodule.source("test")))
-    sizes = tuple(size for size in BATCH_SIZES if size <= available)
+    available = min(available, max(1, MOST_VALUES // first.numel()))
+    largest_batch = min(available, max(1, MOST_VALUES_AT_ONCE // first.numel()))
+    sizes = tuple(size for size in BATCH_SIZES if size <= largest_batch)
     largest = 0.0
     for size in sizes:
         # One batch of the small sizes shows what there is to see; they are slow.

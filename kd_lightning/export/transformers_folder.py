@@ -1,4 +1,4 @@
-"""A text classifier as a folder that the transformers library loads alone."""
+"""A text classifier or a language model as a folder that the transformers library loads alone."""
 
 from __future__ import annotations
 
@@ -15,10 +15,19 @@ from kd_lightning.data.text.backend import LibraryTokenizer
 from kd_lightning.data.text.sentence_datamodule import SentenceDataModule
 from kd_lightning.errors import UserError
 from kd_lightning.export.formats import Format, Predictor
+from kd_lightning.export.language_folder import LanguageModelFolder
 from kd_lightning.export.student import TrainedStudent
 from kd_lightning.hub import from_pretrained, library
-from kd_lightning.models import HubClassifier, TransformerClassifier
-from kd_lightning.tasks import Classification, MultilabelClassification
+from kd_lightning.models import (
+    CausalLanguageModel,
+    HubClassifier,
+    TransformerClassifier,
+)
+from kd_lightning.tasks import (
+    Classification,
+    LanguageModelling,
+    MultilabelClassification,
+)
 
 AUTO_CLASS = "AutoModelForSequenceClassification"
 
@@ -62,8 +71,9 @@ class _DistilBert(Protocol):
 class TransformersFolder(Format):
     """Weights, configuration and tokenizer, as `save_pretrained` writes them.
 
-    The students that fit: a `HubClassifier`, and a `TransformerClassifier` on
-    DistilBERT, whose head equals that of `DistilBertForSequenceClassification`.
+    The students that fit: a `CausalLanguageModel` (see `LanguageModelFolder`), a
+    `HubClassifier`, and a `TransformerClassifier` on DistilBERT, whose head equals
+    that of `DistilBertForSequenceClassification`.
     """
 
     file: ClassVar[str] = "model.safetensors"
@@ -71,8 +81,13 @@ class TransformersFolder(Format):
 
     def __init__(self) -> None:
         self._input_names: tuple[str, ...] | None = None
+        self._language: LanguageModelFolder | None = None
 
     def write(self, student: TrainedStudent, folder: Path) -> None:
+        if isinstance(student.module.net, CausalLanguageModel):
+            self._language = LanguageModelFolder(student.input_names)
+            self._language.write(student, folder)
+            return
         model = _classifier(student)
         config = model.config
         config.problem_type = PROBLEMS[student.spec.task]
@@ -93,6 +108,9 @@ class TransformersFolder(Format):
         self._input_names = student.input_names
 
     def read(self, folder: Path) -> Predictor:
+        language = self._language or _stored_language_model(folder)
+        if language is not None:
+            return language.read(folder)
         model = from_pretrained(
             AUTO_CLASS, str(folder), use_safetensors=True, dtype=torch.float32
         )
@@ -117,6 +135,8 @@ class TransformersFolder(Format):
         return predict
 
     def example(self, student: TrainedStudent) -> str:
+        if self._language is not None:
+            return self._language.example(student)
         lines = [
             '"""Classifies a text. Needs torch and transformers, and nothing else."""',
             "",
@@ -149,6 +169,18 @@ def _stored_names(folder: Path) -> tuple[str, ...]:
     """The names of the inputs as `kd export` stored them."""
     content = json.loads((folder / "student.json").read_text(encoding="utf-8"))
     return tuple(described["name"] for described in content["inputs"])
+
+
+def _stored_language_model(folder: Path) -> LanguageModelFolder | None:
+    """How to read the language model in a folder; `None` if it holds something else."""
+    description = folder / "student.json"
+    # `kd export` writes it last.
+    if not description.is_file():
+        return None
+    content = json.loads(description.read_text(encoding="utf-8"))
+    if content["task"] != LanguageModelling.name:
+        return None
+    return LanguageModelFolder(_stored_names(folder))
 
 
 def _classifier(student: TrainedStudent) -> _Model:

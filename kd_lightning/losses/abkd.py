@@ -70,6 +70,7 @@ class ABKD(DistillLoss):
     needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
     exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
+    row_wise: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -73,6 +73,7 @@ class AdaptiveKL(DistillLoss):
     needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
     exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
+    row_wise: ClassVar[bool] = True
 
     def __init__(
         self, mass: float = 0.5, temperature: float = 1.0, **base: Unpack[BaseOptions]

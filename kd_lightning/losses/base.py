@@ -79,6 +79,9 @@ class DistillLoss(nn.Module):
             `teacher_temperatures`.
         minimum_at_teacher: whether a student that equals its teacher is a minimum of the loss,
             with the value 0 and no gradient. `tests/losses/properties.py` checks it.
+        row_wise: whether the loss is the mean over rows, or over labelled rows, of something that
+            depends on the logits and the label of that row alone. Such a loss can be computed from
+            the logits of a few rows at a time, and again in the backward pass.
         class_pairs: whether each training sample must be accompanied by another one of its class;
             see `Batch.paired`.
         for_generator: whether a generator minimizes the loss, and not a student; see
@@ -93,6 +96,7 @@ class DistillLoss(nn.Module):
     exact_logits: ClassVar[bool] = False
     compares_classes: ClassVar[bool] = False
     minimum_at_teacher: ClassVar[bool] = False
+    row_wise: ClassVar[bool] = False
     class_pairs: ClassVar[bool] = False
     for_generator: ClassVar[bool] = False
     mean_over: MeanOver = "rows"

@@ -136,6 +136,7 @@ class CrossEntropy(DistillLoss):
     family: ClassVar[str] = "hard"
     needs: ClassVar[tuple[str, ...]] = ("labels",)
     uses_teacher: ClassVar[bool] = False
+    row_wise: ClassVar[bool] = True
     mean_over: MeanOver = "labelled"
 
     def __init__(

@@ -83,6 +83,7 @@ class GJSD(DistillLoss):
     needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
     exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
+    row_wise: ClassVar[bool] = True
 
     def __init__(
         self, beta: float = 0.5, temperature: float = 4.0, **base: Unpack[BaseOptions]

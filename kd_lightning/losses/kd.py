@@ -77,6 +77,7 @@ class KD(DistillLoss):
     compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
     minimum_at_teacher: ClassVar[bool] = True
+    row_wise: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 4.0, **base: Unpack[BaseOptions]) -> None:
         super().__init__(**base)

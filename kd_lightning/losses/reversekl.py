@@ -80,6 +80,7 @@ class ReverseKL(DistillLoss):
     needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
     exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
+    row_wise: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 4.0, **base: Unpack[BaseOptions]) -> None:
         super().__init__(**base)

@@ -71,6 +71,7 @@ class SkewKL(DistillLoss):
     compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
     minimum_at_teacher: ClassVar[bool] = True
+    row_wise: ClassVar[bool] = True
 
     def __init__(
         self,

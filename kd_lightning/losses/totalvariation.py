@@ -49,6 +49,7 @@ class TotalVariation(DistillLoss):
     needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
     exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
+    row_wise: ClassVar[bool] = True
 
     def __init__(self, temperature: float = 1.0, **base: Unpack[BaseOptions]) -> None:
         super().__init__(**base)

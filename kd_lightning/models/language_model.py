@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
+from kd_lightning.features import evaluating
 from kd_lightning.hub import from_pretrained, gguf_options, library
 from kd_lightning.models.encoders import Tokens, check_vocabulary
 from kd_lightning.spec import Spec
@@ -33,6 +34,11 @@ class _LanguageModel(nn.Module):
     """The part of a causal language model of transformers in use; for annotations only."""
 
     config: _LanguageModelConfig
+    base_model: nn.Module
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The layer that computes logits."""
+        raise NotImplementedError
 
 
 class CausalLanguageModel(nn.Module):
@@ -148,6 +154,7 @@ class CausalLanguageModel(nn.Module):
         input_ids: Tensor,
         documents: Tensor | None = None,
         position_ids: Tensor | None = None,
+        states_only: bool = False,
     ) -> Tensor:
         """Predict the token after each token.
 
@@ -156,27 +163,63 @@ class CausalLanguageModel(nn.Module):
             documents: int64 `(B, L)`, the document of each token; a token sees the earlier tokens
                 of its own document. `None`: all tokens of a block are one document.
             position_ids: int64 `(B, L)`, the place of each token in its document.
+            states_only: return what the output layer reads, instead of logits.
 
         Returns:
-            Logits `(B, L, V)`.
+            Logits `(B, L, V)`; states `(B, L, H)` with `states_only`.
         """
         arguments: dict[str, Tensor] = {}
         if documents is not None:
-            arguments["attention_mask"] = _attention_mask(documents, self._dtype)
+            arguments["attention_mask"] = attention_mask(documents, self._dtype)
         if position_ids is not None:
             arguments["position_ids"] = position_ids
         # A cache of keys and values serves generation alone.
+        if states_only:
+            body = self.model.base_model
+            hidden = body(input_ids=input_ids, use_cache=False, **arguments)
+            states: Tensor = hidden.last_hidden_state
+            return states
         output = self.model(input_ids=input_ids, use_cache=False, **arguments)
         logits: Tensor = output.logits
         # Some models pad their vocabulary; no text has the tokens beyond the tokenizer's.
         return logits[..., : self.num_classes]
+
+    def head(self, states: Tensor) -> Tensor:
+        """The logits of some positions.
+
+        Args:
+            states: `(..., H)`, from `forward` with `states_only`.
+
+        Returns:
+            Logits `(..., V)`.
+        """
+        logits: Tensor = self.model.get_output_embeddings()(states)
+        return logits[..., : self.num_classes]
+
+    def check_head(self) -> None:
+        """Check that `head` gives the model's logits; some models change those further.
+
+        Raises:
+            UserError: if it does not.
+        """
+        device = next(self.parameters()).device
+        # Two tokens suffice, and every vocabulary has them.
+        ids = torch.arange(2, device=device)[None]
+        with evaluating(self), torch.no_grad():
+            expected = self(ids)
+            logits = self.head(self(ids, states_only=True))
+        if not torch.allclose(logits, expected, equal_nan=True):
+            raise UserError(
+                f"{type(self.model).__name__} changes its logits after its output layer; leave "
+                "out model.row_chunk"
+            )
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
 
 
-def _attention_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
+def attention_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention scores, `(B, 1, L, L)`: 0 for visible tokens, else the minimum.
 
     Args:

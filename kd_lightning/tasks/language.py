@@ -19,6 +19,7 @@ from kd_lightning.metrics import (
     mean_metric,
     sum_metric,
 )
+from kd_lightning.row_chunks import ChunkedOutput, row_parts
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.types import UNLABELLED, Batch, Output, full
@@ -123,9 +124,8 @@ class LanguageModelling(Task):
         """Per text: the number of labelled tokens, the wrong ones, and the summed NLL in nats."""
         labels = batch.labels
         labelled = labels != UNLABELLED
-        logits = full(output.logits)
-        nll = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="none")
-        wrong = (logits.argmax(-1) != labels) & labelled
+        nll, predicted = _nll_and_best(output, batch)
+        wrong = (predicted != labels) & labelled
         sample = self._sample_of_rows(batch)
         # Sums of many tokens need double precision.
         zeros = torch.zeros(len(batch), dtype=torch.float64, device=labels.device)
@@ -150,3 +150,25 @@ class LanguageModelling(Task):
         """The wrong tokens of each text, float64 `(N,)`; NaN if none has a label."""
         unknown = stored["labelled_tokens"] == 0
         return stored["wrong_tokens"].masked_fill(unknown, torch.nan)
+
+
+def _nll_and_best(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
+    """For each row the NLL of its label in nats, 0 without a label, and the likeliest token.
+
+    Returns:
+        Two tensors `(N,)`, floats and int64.
+    """
+    row_chunk = output.row_chunk if isinstance(output, ChunkedOutput) else None
+    nll = []
+    best = []
+    for part in row_parts(output, None, batch, row_chunk):
+        logits = full(part.student.logits)
+        costs = F.cross_entropy(
+            logits, part.batch.labels, ignore_index=UNLABELLED, reduction="none"
+        )
+        nll.append(costs)
+        best.append(logits.argmax(-1))
+    if not nll:
+        nothing = batch.labels[:0]
+        return nothing.float(), nothing
+    return torch.cat(nll), torch.cat(best)

@@ -71,6 +71,13 @@ class Teacher(nn.Module, ABC):
     def after_step(self) -> None:
         """Hook: the optimizer has just updated the student's weights."""
 
+    def use_row_chunk(self, row_chunk: int) -> None:
+        """Hook: losses will read the logits of a few rows at a time, if the teacher has such.
+
+        Args:
+            row_chunk: rows whose logits are in memory together.
+        """
+
     def tap(self, roles: set[str]) -> dict[str, nn.Module]:
         """Capture the features of these roles from now on; returns the tapped modules by role.
 

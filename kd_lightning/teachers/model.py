@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -15,10 +16,12 @@ from kd_lightning.features import (
     Taps,
     create_lazy_weights,
     has_lazy_weights,
+    run_in_chunks,
     run_teacher_on_batch,
 )
 from kd_lightning.networks import KnowsItsClasses, build_network, weights_in_folder
 from kd_lightning.outputs import Reading
+from kd_lightning.row_chunks import SplitNetwork
 from kd_lightning.spec import Spec, check_spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers import preprocessing
@@ -110,6 +113,7 @@ class ModelTeacher(Teacher):
         self.spec: Spec | None = None
         self.taps: Taps | None = None
         self._task: Task | None = None
+        self._row_chunk: int | None = None
         self._source: dict[str, object] = {}
 
     def prepare(self, datamodule: DataModule) -> None:
@@ -325,6 +329,20 @@ class ModelTeacher(Teacher):
         self.taps = Taps(self.network, self.layers, roles, self.reading)
         return self.taps.modules
 
+    def use_row_chunk(self, row_chunk: int) -> None:
+        """Give the logits of a few rows at a time, if the network is a language model.
+
+        Args:
+            row_chunk: rows whose logits are in memory together.
+        """
+        network: object = self.network
+        if not isinstance(network, SplitNetwork):
+            return
+        # All logits at once are right for every network.
+        with contextlib.suppress(UserError):
+            network.check_head()
+            self._row_chunk = row_chunk
+
     def outputs(self, batch: Batch) -> Output:
         """Logits `(N, K)` and the tapped features.
 
@@ -336,6 +354,13 @@ class ModelTeacher(Teacher):
         if self.adapter is not None:
             batch = self.adapter.adapt(batch)
         rows = self._task.rows
+        if self._row_chunk is not None:
+            inputs = batch.inputs
+            if batch.teacher_inputs is not None:
+                inputs = batch.teacher_inputs
+            return run_in_chunks(
+                self.network, inputs, batch, rows, self._row_chunk, self.taps
+            )
         return run_teacher_on_batch(self.network, batch, rows, self.taps, self.reading)
 
     def sources(self) -> list[dict[str, object]]:

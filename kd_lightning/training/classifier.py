@@ -41,6 +41,9 @@ class ClassifierModule(TrainingModule):
             head gets a loss of its own with `CrossEntropy(head=ROLE)`.
         parameter_groups: parameters with a learning rate or weight decay of their own; see
             `kd_lightning.training.parameter_groups.ParameterGroup`.
+        row_chunk: for language models: compute the logits of this many tokens at a time, and again
+            in the backward pass, so that those of a whole batch are never in memory. `None`: all
+            at once.
     """
 
     role: ClassVar[str] = "network"
@@ -58,6 +61,7 @@ class ClassifierModule(TrainingModule):
         train: Trains = "both",
         outputs: int | str | None = None,
         parameter_groups: list[ParameterGroup] | None = None,
+        row_chunk: int | None = None,
     ) -> None:
         super().__init__(
             network=network,
@@ -71,6 +75,7 @@ class ClassifierModule(TrainingModule):
             train=train,
             outputs=outputs,
             parameter_groups=parameter_groups,
+            row_chunk=row_chunk,
         )
         # The arguments of this constructor, from which a checkpoint builds the module
         # again.

@@ -33,8 +33,8 @@ class DistillationModule(TrainingModule):
         student: any nn.Module that returns logits.
         teacher: what to learn from.
         losses: by name, the hard loss among them.
-        optimizer, scheduler, init_from, spec, channels_last, train, outputs, parameter_groups: see
-            ClassifierModule.
+        optimizer, scheduler, init_from, spec, channels_last, train, outputs, parameter_groups,
+            row_chunk: see ClassifierModule.
         layers: module name for each role, of the student's layers.
     """
 
@@ -54,6 +54,7 @@ class DistillationModule(TrainingModule):
         train: Trains = "both",
         outputs: int | str | None = None,
         parameter_groups: list[ParameterGroup] | None = None,
+        row_chunk: int | None = None,
     ) -> None:
         super().__init__(
             network=student,
@@ -67,6 +68,7 @@ class DistillationModule(TrainingModule):
             train=train,
             outputs=outputs,
             parameter_groups=parameter_groups,
+            row_chunk=row_chunk,
         )
         self.teacher = teacher
         self.teacher_note: str | None = None
@@ -127,6 +129,8 @@ class DistillationModule(TrainingModule):
                 if stage == "fit" and self.learns_from_teacher:
                     raise
                 self.teacher_note = str(error)
+        if self.row_chunk is not None and self.teacher.ready:
+            self.teacher.use_row_chunk(self.row_chunk)
         super().attach(datamodule, stage)
 
     def _use_initial_weights(self, datamodule: DataModule) -> None:

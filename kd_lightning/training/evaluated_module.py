@@ -6,6 +6,7 @@ from typing import cast
 
 from torch import Tensor
 
+from kd_lightning.row_chunks import row_parts
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.training.objective import Teachers
 from kd_lightning.training.prepared_module import PreparedModule
@@ -59,8 +60,9 @@ class EvaluatedModule(PreparedModule):
             teacher = None
             if self.compared_teacher is not None:
                 teacher = self._teacher_output(batch)
-            self.metrics.update(student, teacher, batch)
-            self.teacher_metric.update(teacher, batch)
+            for part in row_parts(student, teacher, batch, self.learner.row_chunk):
+                self.metrics.update(part.student, part.teacher, part.batch)
+                self.teacher_metric.update(part.teacher, part.batch)
         return student
 
     def _log_metrics(self, stage: str) -> None:

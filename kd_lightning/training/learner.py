@@ -9,8 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
-from kd_lightning.features import Rows, Taps, evaluating, run_network, run_on_batch
+from kd_lightning.features import (
+    Rows,
+    Taps,
+    evaluating,
+    run_in_chunks,
+    run_network,
+    run_on_batch,
+)
 from kd_lightning.outputs import PLAIN_READING, Reading, as_logits
+from kd_lightning.row_chunks import SplitNetwork, first_rows
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.training import probing
@@ -58,6 +66,8 @@ class Learner(nn.Module):
         self.taps: Taps | None = None
         self._rows: Rows = logits_as_rows if task is None else task.rows
         self._constrained = _constrained_modules(network)
+        self.row_chunk: int | None = None
+        """Rows whose logits are in memory together in a step; `None`: all."""
 
     @property
     def is_built(self) -> bool:
@@ -85,6 +95,10 @@ class Learner(nn.Module):
         Args:
             batch: of B samples with N positions.
         """
+        if self.row_chunk is not None:
+            return run_in_chunks(
+                self.network, batch.inputs, batch, self._rows, self.row_chunk, self.taps
+            )
         return run_on_batch(self.network, batch, self._rows, self.taps, self.reading)
 
     def logits(self, inputs: Inputs) -> Tensor:
@@ -108,12 +122,15 @@ class Learner(nn.Module):
     def probe(self, blank: Batch) -> Output:
         """The output for a blank batch, in eval mode, without a graph.
 
+        With `row_chunk`, the logits are those of the first rows alone.
+
         Raises:
             UserError: if the network cannot read inputs of this shape.
         """
+        self._check_head()
         try:
             with evaluating(self.network), torch.no_grad():
-                return self.forward(blank)
+                return first_rows(self.forward(blank))
         except UserError:
             raise
         except Exception as error:
@@ -121,6 +138,17 @@ class Learner(nn.Module):
             raise UserError(
                 f"{self.name} cannot read inputs of shape {shape}: {probing.reason_of(error)}"
             ) from error
+
+    def _check_head(self) -> None:
+        """Refuse `row_chunk` for a network whose logits cannot be computed row by row."""
+        if self.row_chunk is None:
+            return
+        if not isinstance(self.network, SplitNetwork):
+            raise UserError(
+                f"model.row_chunk is for language models, and {self.name} is none; "
+                "leave out row_chunk"
+            )
+        self.network.check_head()
 
     def check_output(self, blank: Batch, task: Task, spec: Spec) -> None:
         """Refuse a network whose output does not fit the task and the data.
@@ -154,6 +182,10 @@ class Learner(nn.Module):
         # Gradients need the buffers as the forward pass left them: all of it comes before they
         # are restored.
         with probing.unchanged(self.network), torch.enable_grad():
+            if self.row_chunk is not None:
+                # Such a network has one head, and its logits are too large for a check.
+                self.forward(blank)
+                return
             raw = self._run_as_in_training(blank)
             features = self.taps.take() if self.taps is not None else {}
             logits = as_logits(raw, self.reading)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kd_lightning.losses.base import DistillLoss
+from kd_lightning.row_chunks import ChunkedOutput
 from kd_lightning.training.measurements import HasTemperature, are_probabilities
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.training.objective import Teachers
@@ -161,7 +162,12 @@ def _in_double_precision(
     teacher: Teachers,
     batch: Batch,
 ) -> float | None:
-    """The loss for the same outputs in double precision; `None` if it has no temperature."""
+    """The loss for the same outputs in double precision; `None` if it has no temperature.
+
+    Also `None` if the logits are too large to be in memory together.
+    """
+    if isinstance(student, ChunkedOutput):
+        return None
     has_weights = any(True for _ in loss.parameters())
     if not isinstance(teacher, Output) or has_weights:
         return None

@@ -14,6 +14,7 @@ from kd_lightning.data.datamodule import DataModule
 from kd_lightning.losses.base import DistillLoss, is_labelled
 from kd_lightning.metrics import TaskMetrics
 from kd_lightning.randomness import permutation
+from kd_lightning.row_chunks import row_parts
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.types import CLEAN, Batch, Output, finite_log_probs, full
 
@@ -117,12 +118,16 @@ def measure_teacher(
             moved = to_device(batch)
             if split == "train":
                 moved = module.networks_batch(moved)
+            row_chunk = module.learner.row_chunk
             output = teacher(moved)
-            metrics.update(output, None, moved)
-            running.add(output, moved)
+            report.samples += len(moved)
+            for part in row_parts(output, None, moved, row_chunk):
+                metrics.update(part.student, None, part.batch)
+                running.add(part.student, part.batch)
             if student_metrics is not None:
                 student = module.objective.predict(module.learner(moved), moved)
-                student_metrics.update(student, None, moved)
+                for part in row_parts(student, None, moved, row_chunk):
+                    student_metrics.update(part.student, None, part.batch)
             if time.monotonic() > stop_at:
                 break
     running.finish()
@@ -201,7 +206,7 @@ class _RunningTeacher:
         self._moments = torch.zeros(4, dtype=torch.float64)
 
     def add(self, output: Output, batch: Batch) -> None:
-        """Count a batch, and sum its entropies in nats.
+        """Count the rows of a batch, and sum their entropies in nats.
 
         Args:
             output: the teacher's, with logits `(N, K)`.
@@ -209,7 +214,6 @@ class _RunningTeacher:
         """
         report = self.report
         logits = full(output.logits)
-        report.samples += len(batch)
         report.rows += len(logits)
         # -inf rules out a class, which is no fault as long as one class remains.
         has_nan = logits.isnan().any(-1)

@@ -23,6 +23,7 @@ from kd_lightning.training import capture, checkpointing, lightning_compat
 from kd_lightning.training.capture_file import FailedStep
 from kd_lightning.training.checkpointing import Checkpoint
 from kd_lightning.training.evaluated_module import EvaluatedModule
+from kd_lightning.training.loss_values import check_row_wise
 from kd_lightning.training.means import EpochMeans, NotFinite
 from kd_lightning.training.optimizers import (
     OptimizerFactory,
@@ -67,6 +68,7 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         train: what the optimizer updates.
         outputs: which entry of the network's output holds the logits.
         parameter_groups: parameters that the optimizer treats differently.
+        row_chunk: rows whose logits are in memory together; `None`: all.
     """
 
     def __init__(
@@ -82,10 +84,15 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         train: Trains,
         outputs: int | str | None = None,
         parameter_groups: Sequence[ParameterGroup] | None = None,
+        row_chunk: int | None = None,
     ) -> None:
         super().__init__(
             network, losses, layers, init_from, spec, channels_last, outputs
         )
+        if row_chunk is not None:
+            check_row_wise(row_chunk, losses)
+        self.row_chunk = row_chunk
+        self.learner.row_chunk = row_chunk
         for name, loss in losses.items():
             if loss.for_generator:
                 raise UserError(
@@ -150,6 +157,12 @@ class TrainingModule(QuickHooks, EvaluatedModule):
         )
         optimizer = optimizer_of(configured)
         self._check_kind_of_optimizer(optimizer)
+        if self.row_chunk is not None and not lightning_compat.has_whole_weights(
+            self.trainer
+        ):
+            raise UserError(
+                "model.row_chunk needs all weights in each process; use --trainer.strategy=ddp"
+            )
         self._splits_gradients = isinstance(optimizer, SplitOptimizer)
         if self._splits_gradients and not lightning_compat.has_whole_weights(
             self.trainer

@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from kd_lightning.errors import UserError
 from kd_lightning.losses.base import DistillLoss, Probe
+from kd_lightning.row_chunks import first_rows
 from kd_lightning.spec import Spec
 from kd_lightning.tasks.base import Task
 from kd_lightning.teachers.base import Teacher
 from kd_lightning.training.checkpointing import StateHookArgument
 from kd_lightning.training.learner import Learner
+from kd_lightning.training.loss_values import Teachers as Teachers
+from kd_lightning.training.loss_values import loss_values
 from kd_lightning.types import Batch, Output, Window, weight_of
-
-Teachers = Output | tuple[Output, ...] | None
-"""What the losses learn from: one teacher's output, those of several teachers, or nothing."""
 
 _SMALLEST_WEIGHT = 1e-9
 """Less than the mean number of terms of any window that has some."""
@@ -213,7 +213,7 @@ class Objective(nn.Module):
                 classes.
         """
         modules = teacher.tap(roles)
-        output = teacher.probe(blank)
+        output = first_rows(teacher.probe(blank))
         problem = task.output_problem("the teacher", output.logits, spec)
         if problem is None and not teacher.predicts:
             problem = (
@@ -295,7 +295,8 @@ class Objective(nn.Module):
                 loss that reads a teacher is its mean over them.
             batch: of both.
         """
-        terms = [_value_of(loss, student, teacher, batch) for loss, _ in self._weighted]
+        losses = [loss for loss, _ in self._weighted]
+        terms = loss_values(losses, student, teacher, batch)
         samples: Tensor | float = len(batch)
         if self._world_size > 1:
             samples, terms = self._joined(batch, terms)
@@ -378,23 +379,6 @@ class Objective(nn.Module):
         """Let losses act after an optimizer step."""
         for loss in self._after_step:
             loss.after_step()
-
-
-def _value_of(
-    loss: DistillLoss, student: Output, teacher: Teachers, batch: Batch
-) -> Tensor:
-    """A loss, or its mean over several teachers; 0 if there is no position to average over."""
-    if batch.num_rows == 0 and loss.mean_over in ("rows", "labelled"):
-        # All pixels may be void and all tokens padding. The mean over no rows would be NaN.
-        return student.logits.sum() * 0.0
-    if not isinstance(teacher, tuple):
-        value: Tensor = loss(student, teacher, batch)
-        return value
-    if not loss.uses_teacher:
-        alone: Tensor = loss(student, None, batch)
-        return alone
-    values = [loss(student, each, batch) for each in teacher]
-    return torch.stack(values).mean()
 
 
 def _overriding(losses: list[tuple[str, DistillLoss]], hook: str) -> list[DistillLoss]:

@@ -93,6 +93,35 @@ def test_a_padded_vocabulary_is_cut(tmp_path: Path) -> None:
     torch.testing.assert_close(logits, whole[..., :V])
 
 
+@pytest.mark.parametrize("architecture", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_states_and_head_give_the_logits(architecture: dict[str, Any]) -> None:
+    # A padded vocabulary, which the head cuts as well.
+    padded = {**architecture, "vocab_size": V + 4}
+    model = network(architecture=padded).eval()
+    model.check_head()
+    documents = torch.tensor([[0, 0, 0, 1, 1], [0, 1, 1, 1, -1]])
+    places = torch.tensor([[0, 1, 2, 0, 1], [0, 0, 1, 2, 0]])
+    states = model(ids(2, 5), documents, places, states_only=True)
+    assert states.shape == (2, 5, 16)
+    logits = model.head(states)
+    assert torch.equal(logits, model(ids(2, 5), documents, places))
+    torch.testing.assert_close(model.head(states[0, 2:3]), logits[0, 2:3])
+
+
+def test_a_model_that_changes_its_logits_has_no_head() -> None:
+    capped = {
+        **LLAMA,
+        "model_type": "gemma2",
+        "head_dim": 8,
+        "num_key_value_heads": 1,
+        # Small enough to show: the logits of random weights are small.
+        "final_logit_softcapping": 0.01,
+    }
+    model = network(architecture=capped)
+    with pytest.raises(UserError, match="Gemma2ForCausalLM changes its logits after"):
+        model.check_head()
+
+
 def test_a_student_starts_from_layers_of_its_teacher(tmp_path: Path) -> None:
     folder = save(tmp_path / "model")
     teacher = CausalLanguageModel(pretrained=str(folder), num_classes=V)

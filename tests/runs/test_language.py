@@ -185,6 +185,34 @@ def test_a_top_k_cache_keeps_the_rest_as_one_cell(
     assert first[299] == pytest.approx(whole, rel=1e-5)
 
 
+def test_logits_in_chunks_train_and_measure_the_same(
+    data: Path, language_teacher: Path, kd: Kd
+) -> None:
+    argv = ["fit", *pair(data, "kd"), live(language_teacher), "--run.test=last"]
+    assert kd(*argv, "--run.name=whole").code == 0
+    outcome = kd(*argv, "--run.name=chunks", "--model.row_chunk=7")
+    assert (outcome.code, outcome.err) == (0, "")
+    whole = record(Path("runs/whole"))["metrics"]
+    chunks = record(Path("runs/chunks"))["metrics"]
+    assert whole.keys() == chunks.keys()
+    for name, value in whole.items():
+        if name.startswith(("train_", "val_", "test_")):
+            assert chunks[name] == pytest.approx(value, rel=1e-3), name
+    # The option is no part of what is learned: the checkpoint is that of any run.
+    checkpoint = Path("runs/chunks/checkpoints/last.ckpt")
+    assert kd("test", f"--ckpt_path={checkpoint}", "--run.name=again").code == 0
+
+
+def test_losses_that_need_all_logits_refuse_chunks(
+    data: Path, language_teacher: Path, kd: Kd
+) -> None:
+    argv = [*pair(data, "taid"), live(language_teacher), "--model.row_chunk=7"]
+    outcome = kd("fit", *argv)
+    assert outcome.code == 2
+    assert "model.row_chunk: the loss 'taid'" in outcome.err
+    assert outcome.err.count("\n") == 1
+
+
 def test_a_run_resumes_within_an_epoch(
     data: Path, language_teacher: Path, kd: Kd
 ) -> None:

@@ -31,7 +31,8 @@ class TextCorpusDataModule(DataModule):
 
     Files that end in `.txt` are one document each, those that end in `.jsonl` hold one document per
     line: `{"text": ...}`, or `{"prompt": ..., "completion": ...}`, of which only the completion is
-    predicted. All files are tokenized once, into a cache that all runs share.
+    predicted. A folder that `save_to_disk` of the package datasets wrote holds one document per
+    row, with the same fields. All files are tokenized once, into a cache that all runs share.
 
     The targets are shifted by one token here and nowhere else. Only tokens to predict are
     positions. Tokens of prompts, padding, and a document's first token if it has no context are
@@ -137,10 +138,11 @@ class TextCorpusDataModule(DataModule):
         """
         if not self.tokenizer.is_known:
             # A generator: a pretrained tokenizer reads no documents.
-            self.tokenizer.learn(self._training_documents())
+            self.tokenizer.learn(self.documents("train"))
 
-    def _training_documents(self) -> Iterator[Document]:
-        yield from documents_of(self._files("train"))
+    def documents(self, split: str) -> Iterator[Document]:
+        """The documents of the source split "train", "validation" or "test", one at a time."""
+        yield from documents_of(self._files(split))
 
     def tokens(self, split: str) -> TokenFile:
         """The tokens of the source split "train", "validation" or "test"."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from kd_lightning.data.corpus.datasets_on_disk import is_dataset, read_rows
 from kd_lightning.errors import UserError
 
 SUFFIXES = (".txt", ".jsonl")
@@ -28,6 +29,8 @@ class Document:
 
 def find_files(root: Path, patterns: Sequence[str], option: str) -> list[Path]:
     """The files that some patterns name, each once, in the order of the patterns.
+
+    A folder that `save_to_disk` of the package datasets wrote counts as a file.
 
     Args:
         root: folder of the corpus.
@@ -52,6 +55,8 @@ def find_files(root: Path, patterns: Sequence[str], option: str) -> list[Path]:
 def _matches(root: Path, pattern: str) -> list[Path]:
     """The files that one pattern names, sorted by name."""
     path = root / pattern
+    if is_dataset(path):
+        return [path]
     if path.is_dir():
         candidates = path.iterdir()
     elif path.is_file():
@@ -69,36 +74,69 @@ def _matches(root: Path, pattern: str) -> list[Path]:
 def read_documents(file: Path) -> Iterator[Document]:
     """The documents of a file: a text file is one, a file of JSON lines has one per line.
 
-    A line of JSON has the field `text`, or the fields `prompt` and `completion`.
+    A line of JSON has the field `text`, or the fields `prompt` and `completion`. Lines are read one
+    at a time, so that such a file may be larger than the memory. A data set of the package datasets
+    has one document per row, with the same fields.
 
     Args:
-        file: to read, in UTF-8.
+        file: to read, in UTF-8; or the folder of a data set.
 
     Raises:
         UserError: if the file cannot be read, or a line is not valid.
     """
-    text = _read_text(file)
+    if file.is_dir():
+        for number, row in enumerate(read_rows(file), start=1):
+            yield _document_of(row, f"{file}, row {number}")
+        return
     if file.suffix == ".jsonl":
-        # Not `splitlines`, which also splits at characters that JSON allows in strings.
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in _lines(file):
             if line.strip():
                 yield _parse_line(line, f"{file}, line {number}")
         return
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    text = _decoded(content, file)
     if text.strip():
         yield Document(text)
 
 
-def _read_text(file: Path) -> str:
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers from 1; one at a time is in memory."""
+    start = 0
     try:
-        content = file.read_bytes()
+        # Bytes, because text files also end lines at characters that JSON allows in strings.
+        with file.open("rb") as stream:
+            for number, content in enumerate(stream, start=1):
+                yield number, _decoded(content, file, start)
+                start += len(content)
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: OSError) -> UserError:
+    return UserError(f"{file} cannot be read: {error.strerror}")
+
+
+def _decoded(content: bytes, file: Path, start: int = 0) -> str:
+    """The text that bytes of a file stand for.
+
+    Args:
+        content: of the file.
+        file: that messages name.
+        start: where in the file the content begins.
+
+    Raises:
+        UserError: if it is not UTF-8.
+    """
+    # Some editors write a mark before a text, which is no part of it.
+    encoding = "utf-8-sig" if start == 0 else "utf-8"
     try:
-        # The mark that some editors write before a text is no part of it.
-        return content.decode("utf-8-sig")
+        return content.decode(encoding)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file} is not UTF-8 (at byte {error.start}); convert it, for example with "
+            f"{file} is not UTF-8 (at byte {start + error.start}); convert it, for example with "
             "iconv -f ISO-8859-1 -t UTF-8"
         ) from error
 
@@ -113,6 +151,15 @@ def _parse_line(line: str, place: str) -> Document:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{place} is not JSON") from error
+    return _document_of(content, place)
+
+
+def _document_of(content: object, place: str) -> Document:
+    """The document that fields by name describe.
+
+    Raises:
+        UserError: if there are other fields, or none.
+    """
     if isinstance(content, Mapping):
         text = content.get("text")
         prompt = content.get("prompt")

@@ -9,13 +9,13 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kd_lightning.data.corpus.datasets_on_disk import sha256_of_dataset
 from kd_lightning.data.corpus.documents import Document, read_documents
 from kd_lightning.data.corpus.tokenizers import LanguageTokenizer
 from kd_lightning.data.images.image_cache import cache_root
@@ -26,7 +26,10 @@ VERSION = 1
 """Version of the format. It is part of a cache's name, so other versions are never read."""
 
 DOCUMENTS_AT_ONCE = 64
-"""Documents that are tokenized together, in threads of the tokenizer."""
+"""Documents that are tokenized together, at most, in threads of the tokenizer."""
+
+CHARACTERS_AT_ONCE = 2**20
+"""Characters of these documents; a longer document is tokenized alone."""
 
 IdArray = NDArray[Any]
 """Token ids of an integer type that holds the vocabulary."""
@@ -110,13 +113,20 @@ def _key(files: list[Path], tokenizer: LanguageTokenizer) -> str:
     described: list[Value] = [VERSION, dict(tokenizer.fingerprint())]
     for file in files:
         try:
-            with file.open("rb") as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = _digest_of(file)
         except OSError as error:
             raise UserError(f"{file} cannot be read: {error.strerror}") from error
         # The ending decides how a file is read; its other name does not matter.
         described.append([file.suffix, digest])
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _digest_of(file: Path) -> str:
+    """A checksum of the content of a file, or of a data set in a folder."""
+    if file.is_dir():
+        return sha256_of_dataset(file)
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _open(folder: Path, key: str) -> TokenFile | None:
@@ -158,10 +168,9 @@ def _tokenize(folder: Path, files: list[Path], tokenizer: LanguageTokenizer) -> 
     prompts: list[int] = []
     total = 0
     raw = folder / "ids.raw"
-    documents = documents_of(files)
     with raw.open("wb") as stream:
         # A group at a time, so that a corpus may be larger than the memory.
-        while group := list(islice(documents, DOCUMENTS_AT_ONCE)):
+        for group in _groups(documents_of(files)):
             for prompt_ids, text_ids in _encoded(group, tokenizer):
                 ids = np.array([*prompt_ids, *text_ids, tokenizer.end], dtype=dtype)
                 starts.append(total)
@@ -170,12 +179,39 @@ def _tokenize(folder: Path, files: list[Path], tokenizer: LanguageTokenizer) -> 
                 stream.write(ids.tobytes())
     if not starts:
         raise UserError(f"the corpus holds no text: {', '.join(map(str, files[:3]))}")
-    mapped = np.memmap(raw, dtype=dtype, mode="r")
-    np.save(folder / "ids.npy", mapped)
-    del mapped
+    _add_header(raw, folder / "ids.npy", np.dtype(dtype), total)
     raw.unlink()
     np.save(folder / "starts.npy", np.array(starts, dtype=np.int64))
     np.save(folder / "prompts.npy", np.array(prompts, dtype=np.int64))
+
+
+def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Documents in groups that need little memory while they are tokenized."""
+    group: list[Document] = []
+    characters = 0
+    for document in documents:
+        length = len(document.prompt) + len(document.text)
+        is_full = len(group) == DOCUMENTS_AT_ONCE
+        if group and (is_full or characters + length > CHARACTERS_AT_ONCE):
+            yield group
+            group = []
+            characters = 0
+        group.append(document)
+        characters += length
+    if group:
+        yield group
+
+
+def _add_header(raw: Path, file: Path, dtype: np.dtype[Any], total: int) -> None:
+    """Write a file of numbers as an array of numpy, without reading all of it at once."""
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (total,),
+    }
+    with raw.open("rb") as source, file.open("wb") as target:
+        np.lib.format.write_array_header_1_0(target, header)
+        shutil.copyfileobj(source, target)
 
 
 def _encoded(

@@ -59,6 +59,15 @@ def test_bad_files_are_named(
         list(read_documents(tmp_path / name))
 
 
+def test_a_byte_that_is_no_utf8_is_counted_from_the_start(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n{"text": "\xe9"}')
+    with pytest.raises(UserError, match=r"a.jsonl is not UTF-8 \(at byte 27\)"):
+        list(read_documents(file))
+    file.write_bytes(b'\xef\xbb\xbf{"text": "a"}\n')
+    assert list(read_documents(file)) == [Document("a")]
+
+
 def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none.txt cannot be read: No such file"):
         list(read_documents(tmp_path / "none.txt"))
