@@ -67,6 +67,13 @@ class _Processor(Protocol):
         """Changed scores `(B, V)`."""
 
 
+def longest_input(network: CausalLanguageModel) -> int | None:
+    """How many tokens a network can read; `None` if it has no limit."""
+    # GPT-2 calls this limit otherwise, and translates the name.
+    longest = int(getattr(network.model.config, "max_position_embeddings", 0))
+    return longest if longest > 0 else None
+
+
 class _KnownTokens:
     """A logits processor that rules out the tokens that only pad a vocabulary.
 
@@ -114,7 +121,7 @@ class _SeededChoice:
 
 
 class _OwnLimits:
-    """A stopping criterion of transformers: each prompt has its own number of new tokens.
+    """A stopping criterion of transformers: a number of new tokens for each prompt.
 
     Args:
         limits: int64 `(B,)`, the number of new tokens.
@@ -194,7 +201,7 @@ def _limits_of(
     Raises:
         UserError: if a prompt is empty or too long.
     """
-    readable = network.longest_input
+    readable = longest_input(network)
     if longest is None and readable is not None:
         longest = readable + 1
     if longest is None and sampling.max_new_tokens is None:
@@ -284,7 +291,7 @@ def _new_tokens(
 
 @contextmanager
 def _generation_settings(model: _Generating, settings: object) -> Iterator[None]:
-    """Replace the settings that came with a pretrained model, which `generate` would add."""
+    """Replace the settings that came with a model, which `generate` would add."""
     original = model.generation_config
     model.generation_config = settings
     try:

@@ -109,19 +109,13 @@ class CausalLanguageModel(nn.Module):
             )
         if self.pretrained is not None:
             check_vocabulary(self.pretrained, tokens, self.gguf_file)
-        longest = self.longest_input
-        if longest is not None and longest < tokens["max_length"]:
+        # GPT-2 calls this limit otherwise, and translates the name.
+        longest = int(getattr(config, "max_position_embeddings", 0))
+        if 0 < longest < tokens["max_length"]:
             raise UserError(
                 f"the language model reads at most {longest} tokens, but data.length is "
                 f"{tokens['max_length']}; set data.length to {longest} or less"
             )
-
-    @property
-    def longest_input(self) -> int | None:
-        """How many tokens the model can read; `None` if it has no limit."""
-        # GPT-2 calls this limit otherwise, and translates the name.
-        longest = int(getattr(self.model.config, "max_position_embeddings", 0))
-        return longest if longest > 0 else None
 
     def trained_on(self, data: Spec) -> Spec:
         """The spec of the data that the model was trained on, as far as it is known.

@@ -1,4 +1,4 @@
-"""Completions of prompts: against a plain loop, batch by batch, and their distribution."""
+"""Completions of prompts: against a plain loop, in batches, and their distribution."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def next_logits(model: CausalLanguageModel, tokens: list[int]) -> Tensor:
 def by_hand(
     model: CausalLanguageModel, prompt: Tensor, row: int, sampling: Sampling, new: int
 ) -> list[int]:
-    """One token after another, each with a new forward pass over all tokens before it."""
+    """One token after another, each with a forward pass over all tokens before it."""
     tokens = prompt.tolist()
     for position in range(new):
         logits = next_logits(model, tokens).float() / sampling.temperature
