@@ -81,8 +81,9 @@ def _file_bytes(network: nn.Module) -> int:
 
     tensors = {}
     for name, tensor in network.state_dict().items():
-        # safetensors refuses other memory layouts, such as channels-last.
-        tensors[name] = tensor.contiguous()
+        # safetensors refuses other memory layouts, such as channels-last, and tensors that
+        # share memory, such as tied weights.
+        tensors[name] = tensor.contiguous().clone()
     return len(save(tensors))
 
 

@@ -77,7 +77,6 @@ class Safetensors(Format):
 
     def read(self, folder: Path) -> Predictor:
         owner = f"the export {folder}"
-        content = read_file(folder, owner)
         with safe_open(folder / self.file, framework="pt") as opened:
             header = opened.metadata() or {}
         if DEPLOYMENT not in header:
@@ -87,11 +86,10 @@ class Safetensors(Format):
                 "the run again"
             )
         deployment: Values = json.loads(header[DEPLOYMENT])
-        network = build_network(content[KEY]["network"])
-        load_file_weights(network, content, owner)
+        network = read_network(folder)
         reading = Reading(cast("int | str | None", deployment["outputs"]))
         deployed = DeployedNetwork(
-            Learner(network.eval(), reading=reading),
+            Learner(network, reading=reading),
             None,
             _task_named(str(deployment["task"])) or _own(self._task, owner),
             _described_preprocessing(deployment) or _own(self._preprocessing, owner),
@@ -131,6 +129,22 @@ class Safetensors(Format):
                 "",
             ]
         )
+
+
+def read_network(folder: Path) -> nn.Module:
+    """The exported network alone, in eval mode.
+
+    Args:
+        folder: of the export.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    owner = f"the export {folder}"
+    content = read_file(folder, owner)
+    network = build_network(content[KEY]["network"])
+    load_file_weights(network, content, owner)
+    return network.eval()
 
 
 def _deployment(student: TrainedStudent) -> Values:
