@@ -77,7 +77,7 @@ def read_documents(file: Path) -> Iterator[Document]:
     Raises:
         UserError: if the file cannot be read, or a line is not valid.
     """
-    text = _read_text(file)
+    text = read_utf8(file)
     if file.suffix == ".jsonl":
         # Not `splitlines`, which also splits at characters that JSON allows in strings.
         for number, line in enumerate(text.split("\n"), start=1):
@@ -88,7 +88,12 @@ def read_documents(file: Path) -> Iterator[Document]:
         yield Document(text)
 
 
-def _read_text(file: Path) -> str:
+def read_utf8(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: if it cannot be read, or is not UTF-8.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
