@@ -116,7 +116,7 @@ class OnPolicyModule(DistillationModule):
         self._end = 0
         self.keep_hyperparameters()
 
-    # -- before training ----------------------------------------------------------------
+    # -- before training ---------------------------------------------------------------
 
     def attach(self, datamodule: DataModule, stage: str = "fit") -> None:
         """Check the data, the teacher and the losses; then see `DistillationModule`."""
@@ -179,7 +179,7 @@ class OnPolicyModule(DistillationModule):
             )
         return self.net
 
-    # -- training -----------------------------------------------------------------------
+    # -- training ----------------------------------------------------------------------
 
     def _begin_epoch(self) -> None:
         super()._begin_epoch()

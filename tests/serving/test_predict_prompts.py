@@ -171,6 +171,43 @@ def test_completions_without_an_end_can_be_left_out(
     assert results(Path("completions.jsonl").read_text()) == ended
 
 
+def test_a_student_learns_the_texts_that_its_teacher_generated(
+    language_run: Path, files: dict[str, str], kd: Kd, tmp_path: Path
+) -> None:
+    """Sequence-level distillation, with another tokenizer than the teacher's."""
+    generated = tmp_path / "generated.jsonl"
+    argv = (str(language_run), files["json"], "--greedy", "--max-new-tokens=6")
+    outcome = kd("predict", *argv, f"--output={generated}")
+    assert outcome.code == 0, outcome.err
+    expected = results(generated.read_text())
+    # Enough steps to learn them by heart.
+    (tmp_path / "train.jsonl").write_text(generated.read_text() * 60)
+    sizes = {
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "intermediate_size": 64,
+    }
+    trained = kd(
+        *("fit", "-c", "configs/trainer.yaml", "-c", "configs/data/books.yaml"),
+        *("-c", "configs/teachers/books_llama.yaml", f"--data.root={tmp_path}"),
+        *("--data.train=train.jsonl", "--data.validation=generated.jsonl"),
+        *("--data.test=generated.jsonl", f"--data.cache={tmp_path / 'cache'}"),
+        *("--data.packed=false", "--data.length=64", "--data.tokenizer.size=280"),
+        *(f"--model.network.architecture.{key}={sizes[key]}" for key in sizes),
+        *("--model.optimizer.lr=0.01", "--trainer.max_epochs=6"),
+        *("--trainer.accelerator=cpu", "--run.test=no", "--run.dir=student"),
+    )
+    assert trained.code == 0, trained.err
+
+    outcome = kd("predict", "student", files["text"], "--greedy")
+    assert outcome.code == 0, outcome.err
+    for result, text in zip(results(outcome.out), expected, strict=True):
+        assert text["completion"]
+        assert result == {**text, "ended": True}
+
+
 def test_a_prompt_that_is_too_long_is_named(
     language_run: Path, kd: Kd, tmp_path: Path
 ) -> None:
