@@ -56,8 +56,9 @@ class Completer:
             if problem.startswith(sample.name):
                 raise UserError(problem)
             raise UserError(f"{sample.name}: {problem}")
-        assert isinstance(sample.content, tuple)
-        text = str(sample.content[0])
+        text = sample.content[0] if isinstance(sample.content, tuple) else None
+        if not isinstance(text, str):
+            raise UserError(f"{sample.name}: prompts are texts, not arrays")
         ids = self.reader.token_ids(text)
         longest = longest_input(self.network)
         if longest is not None and len(ids) > longest:

@@ -189,8 +189,8 @@ def test_a_student_learns_on_its_own_texts(
     data: Path, language_teacher: Path, kd: Kd
 ) -> None:
     argv = [
-        *("fit", *common(data), live(language_teacher), "--run.name=student"),
-        *("-c", "configs/pairs/llama6_llama2_on_policy.yaml"),
+        *("fit", *common(data), "--run.name=student"),
+        *("-c", "configs/pairs/llama6_llama2_on_policy.yaml", live(language_teacher)),
         *sizes("student", TINY_STUDENT),
         *("--model.prompt_tokens=4", "--model.share=0.5", "--run.test=last"),
     ]

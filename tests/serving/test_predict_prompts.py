@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -256,6 +257,14 @@ def test_mistakes(
     assert (outcome.code, outcome.out) == (2, "")
     assert outcome.err.count("\n") == 1
     assert message in outcome.err
+
+
+def test_arrays_are_no_prompts(language_run: Path, kd: Kd, tmp_path: Path) -> None:
+    path = tmp_path / "ids.npz"
+    np.savez(path, np.zeros((2, 5), dtype=np.int64))
+    outcome = kd("predict", str(language_run), str(path))
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert str(path) in outcome.err
 
 
 def test_other_networks_refuse_options_of_completions() -> None:
