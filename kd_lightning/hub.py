@@ -52,6 +52,9 @@ class BackendTokenizer(Protocol):
     ) -> list[Encoding]:
         """Tokenize texts or pairs of texts."""
 
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of token ids."""
+
     def get_vocab(self, with_added_tokens: bool) -> dict[str, int]:
         """The id of each token."""
 

@@ -159,7 +159,7 @@ def test_every_loss_on_a_distribution_of_the_teacher_knows_top_k() -> None:
         teacher = sparse(case.teacher.logits, 5, (temperature,))
         value = loss()(case.teacher, teacher, case.batch)
         assert value.item() == pytest.approx(0.0, abs=1e-12)
-    assert names == ["KD", "SkewKL"]
+    assert names == ["GJSD", "Jeffreys", "KD", "ReverseKL", "SkewKL", "TotalVariation"]
 
 
 def test_a_temperature_that_is_not_stored_is_named() -> None:

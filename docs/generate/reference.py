@@ -28,6 +28,7 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         "kd_lightning.training.DistillationModule",
         "kd_lightning.training.MutualModule",
         "kd_lightning.training.DataFreeModule",
+        "kd_lightning.training.OnPolicyModule",
     ),
     "model.teacher: what to learn from": (
         "kd_lightning.teachers.ModelTeacher",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+from kd_lightning.data.corpus.prompts import PromptReader
+from kd_lightning.data.corpus.tokenizers import BytePairTokenizer
 from kd_lightning.data.images.new_samples import ImageReader
 from kd_lightning.data.new_samples import InputReader
 from kd_lightning.data.speech.new_samples import RecordingReader
@@ -38,6 +40,11 @@ def reader_of(described: Values, owner: str) -> InputReader:
         if kind == TextReader.kind:
             tokenizer = _tokenizer(cast(Values, values["tokenizer"]), owner)
             return TextReader(tokenizer, bool(values["pairs"]), whole_length=True)
+        if kind == PromptReader.kind:
+            # The state holds the whole vocabulary, whatever class learned it.
+            restored = BytePairTokenizer()
+            restored.restore(cast(Values, values["tokenizer"]))
+            return PromptReader(restored)
         if kind == RecordingReader.kind:
             return RecordingReader()
     except (KeyError, TypeError, AttributeError) as error:

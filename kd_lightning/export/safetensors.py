@@ -80,7 +80,6 @@ class Safetensors(Format):
 
     def read(self, folder: Path) -> Predictor:
         owner = f"the export {folder}"
-        content = read_file(folder, owner)
         with safe_open(folder / self.file, framework="pt") as opened:
             header = opened.metadata() or {}
         # Without it, the network would read inputs that are not normalized.
@@ -91,8 +90,7 @@ class Safetensors(Format):
                 "the run again"
             )
         deployment: Values = json.loads(header[DEPLOYMENT])
-        network = build_network(content[KEY]["network"])
-        load_file_weights(network, content, owner)
+        network = read_network(folder)
         reading = Reading(cast("int | str | None", deployment["outputs"]))
         learner = Learner(network.eval(), reading=reading)
         # The file does not describe the user's own code; use that of the written
@@ -137,6 +135,22 @@ class Safetensors(Format):
                 "",
             ]
         )
+
+
+def read_network(folder: Path) -> nn.Module:
+    """The exported network alone, in eval mode.
+
+    Args:
+        folder: of the export.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    owner = f"the export {folder}"
+    content = read_file(folder, owner)
+    network = build_network(content[KEY]["network"])
+    load_file_weights(network, content, owner)
+    return network.eval()
 
 
 def _deployment(student: TrainedStudent) -> Values:

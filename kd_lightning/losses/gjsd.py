@@ -80,8 +80,6 @@ class GJSD(DistillLoss):
     year: ClassVar[int] = 2024
     compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
-    needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
-    exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
     row_wise: ClassVar[bool] = True
 
@@ -94,10 +92,16 @@ class GJSD(DistillLoss):
         self.beta = float(beta)
         self.temperature = positive("GJSD", "temperature", temperature)
 
+    @property
+    def teacher_temperatures(self) -> tuple[float, ...]:
+        """The loss's only temperature."""
+        return (self.temperature,)
+
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """The normalized divergence at the temperature, or a KL at its ends; a scalar in nats."""
-        p = teacher_of(self, teacher).log_probs(self.temperature)
-        q = student.log_probs(self.temperature)
+        target = teacher_of(self, teacher)
+        # Paired, because a top-k teacher knows fewer events than the student has classes.
+        q, p = target.paired_log_probs(student, self.temperature)
         # 0 / 0 at the ends, whose limits are known.
         if self.beta == 0:
             return soft_target_kl(q, p, self.temperature)

@@ -32,8 +32,6 @@ class Jeffreys(DistillLoss):
     year: ClassVar[int] = 1946
     compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
-    needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
-    exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
     row_wise: ClassVar[bool] = True
 
@@ -41,10 +39,16 @@ class Jeffreys(DistillLoss):
         super().__init__(**base)
         self.temperature = positive("Jeffreys", "temperature", temperature)
 
+    @property
+    def teacher_temperatures(self) -> tuple[float, ...]:
+        """The loss's only temperature."""
+        return (self.temperature,)
+
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """The mean of `soft_target_kl` and `reverse_kl` at the temperature; a scalar in nats."""
-        target = teacher_of(self, teacher).log_probs(self.temperature)
-        prediction = student.log_probs(self.temperature)
+        output = teacher_of(self, teacher)
+        # Paired, because a top-k teacher knows fewer events than the student has classes.
+        prediction, target = output.paired_log_probs(student, self.temperature)
         # Forward KL covers all of the teacher's classes, reverse KL avoids classes it rules out.
         forward = soft_target_kl(prediction, target, self.temperature)
         reverse = reverse_kl(prediction, target, self.temperature)

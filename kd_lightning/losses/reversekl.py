@@ -62,8 +62,8 @@ class ReverseKL(DistillLoss):
     small to cover all of a language model's tokens generates better text with it (MiniLLM, which
     estimates it over whole sequences; this loss is its term for one position).
 
-    Every class counts that the student finds likely, so a cache of the largest teacher logits
-    cannot serve it.
+    With a cache of the largest teacher logits, all other classes are one event. The student then
+    avoids giving them more probability in total than its teacher does, but may choose among them.
 
     Args:
         temperature: T, greater than 0.
@@ -77,8 +77,6 @@ class ReverseKL(DistillLoss):
     year: ClassVar[int] = 2024
     compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
-    needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
-    exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
     row_wise: ClassVar[bool] = True
 
@@ -86,8 +84,14 @@ class ReverseKL(DistillLoss):
         super().__init__(**base)
         self.temperature = positive("ReverseKL", "temperature", temperature)
 
+    @property
+    def teacher_temperatures(self) -> tuple[float, ...]:
+        """The loss's only temperature."""
+        return (self.temperature,)
+
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """`reverse_kl` of both distributions at the temperature; a scalar in nats."""
-        target = teacher_of(self, teacher).log_probs(self.temperature)
-        prediction = student.log_probs(self.temperature)
+        output = teacher_of(self, teacher)
+        # Paired, because a top-k teacher knows fewer events than the student has classes.
+        prediction, target = output.paired_log_probs(student, self.temperature)
         return reverse_kl(prediction, target, self.temperature)

@@ -46,8 +46,6 @@ class TotalVariation(DistillLoss):
     year: ClassVar[int] = 2023
     compares_classes: ClassVar[bool] = True
     family: ClassVar[str] = "response"
-    needs: ClassVar[tuple[str, ...]] = ("all teacher logits",)
-    exact_logits: ClassVar[bool] = True
     minimum_at_teacher: ClassVar[bool] = True
     row_wise: ClassVar[bool] = True
 
@@ -55,7 +53,14 @@ class TotalVariation(DistillLoss):
         super().__init__(**base)
         self.temperature = positive("TotalVariation", "temperature", temperature)
 
+    @property
+    def teacher_temperatures(self) -> tuple[float, ...]:
+        """The loss's only temperature."""
+        return (self.temperature,)
+
     def forward(self, student: Output, teacher: Output | None, batch: Batch) -> Tensor:
         """`total_variation` of both distributions at the temperature, a scalar."""
-        target = teacher_of(self, teacher).log_probs(self.temperature)
-        return total_variation(student.log_probs(self.temperature), target)
+        output = teacher_of(self, teacher)
+        # Paired, because a top-k teacher knows fewer events than the student has classes.
+        log_q, log_p = output.paired_log_probs(student, self.temperature)
+        return total_variation(log_q, log_p)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from kd_lightning.data.corpus.prompts import PromptReader
 from kd_lightning.data.images.tree import open_tree
 from kd_lightning.data.new_samples import Content, NewSample
 from kd_lightning.data.text.new_samples import TextReader
@@ -18,6 +19,9 @@ from kd_lightning.serving.arrays import SUFFIX, npz_samples
 from kd_lightning.serving.network import LoadedNetwork
 
 STANDARD_INPUT = "-"
+
+LINE_READERS = (TextReader, PromptReader)
+"""The readers of lines of text, which may come from standard input."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +54,14 @@ def check_inputs(network: LoadedNetwork, inputs: Sequence[str]) -> None:
     """
     for name in inputs:
         if name == STANDARD_INPUT:
-            if not isinstance(network.reader, TextReader):
+            if not isinstance(network.reader, LINE_READERS):
                 reads = _reads(network)
                 raise UserError(
                     f"- is standard input, for texts; this network reads {reads}"
                 )
         elif not Path(name).exists():
             remedy = ""
-            if isinstance(network.reader, TextReader):
+            if isinstance(network.reader, LINE_READERS):
                 remedy = "; write texts to a file, or give - for standard input"
             raise UserError(f"there is no file or folder {name}{remedy}")
 
@@ -78,7 +82,7 @@ def samples_of(network: LoadedNetwork, inputs: Sequence[str]) -> Iterator[NewSam
     for name in inputs:
         try:
             if name == STANDARD_INPUT:
-                assert isinstance(network.reader, TextReader)
+                assert isinstance(network.reader, LINE_READERS)
                 yield from network.reader.lines("stdin", sys.stdin)
                 continue
             files = _files_below(network, Path(name))

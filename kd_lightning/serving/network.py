@@ -13,11 +13,19 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from kd_lightning.data.corpus.prompts import PromptReader
 from kd_lightning.data.new_samples import Content, InputReader
 from kd_lightning.data.reader_of import reader_of
 from kd_lightning.errors import UserError
 from kd_lightning.export.formats import Predictor, find_format
+from kd_lightning.export.safetensors import Safetensors, read_network
 from kd_lightning.export.student import TrainedStudent, load_student
+from kd_lightning.serving.completer import (
+    Completer,
+    completer_of,
+    pretrained_completer,
+)
+from kd_lightning.tasks import LanguageModelling
 from kd_lightning.types import Inputs
 from kd_lightning.values import Values
 
@@ -61,6 +69,7 @@ class LoadedNetwork:
         inputs: what it reads, in the order of the arguments of `predictor`.
         reader: reads files; `None` if only arrays can be given.
         predictor: from raw inputs to probabilities.
+        completer: completes prompts; `None` if the network is no causal language model.
     """
 
     name: str
@@ -69,6 +78,7 @@ class LoadedNetwork:
     inputs: tuple[NetworkInput, ...]
     reader: InputReader | None
     predictor: Predictor
+    completer: Completer | None = None
 
     def encode(self, contents: Sequence[Content]) -> tuple[Tensor, ...]:
         """The raw inputs of B samples, one tensor `(B, ...)` per input.
@@ -141,8 +151,16 @@ def _as_tuple(inputs: Inputs, described: Sequence[NetworkInput]) -> tuple[Tensor
     return tuple(inputs[one.name] for one in described)
 
 
+def _is_hub_folder(target: Path) -> bool:
+    """Whether a folder is one of transformers, and not that of a run."""
+    is_run = (target / "config.yaml").is_file()
+    return (target / "config.json").is_file() and not is_run
+
+
 def load_network(target: Path, settings: Sequence[str]) -> LoadedNetwork:
     """Load the folder of an export or a run, or a checkpoint.
+
+    A folder of transformers with a causal language model is read, too.
 
     Args:
         target: its path.
@@ -152,13 +170,14 @@ def load_network(target: Path, settings: Sequence[str]) -> LoadedNetwork:
     Raises:
         UserError: if there is neither, or it cannot be read.
     """
-    if (target / "student.json").is_file():
+    is_export = (target / "student.json").is_file()
+    if is_export or _is_hub_folder(target):
         if settings:
             raise UserError(
                 f"unknown option {settings[0].partition('=')[0]}; an export has no "
                 "data options"
             )
-        return _load_export(target)
+        return _load_export(target) if is_export else _load_pretrained(target)
     # Notices about data would come between the predictions.
     with contextlib.redirect_stdout(io.StringIO()):
         student = load_student(str(target), settings, reads_test=False)
@@ -177,6 +196,7 @@ def _of_run(target: Path, student: TrainedStudent) -> LoadedNetwork:
         for name, tensor in zip(student.input_names, student.sample, strict=True):
             inputs.append(NetworkInput(name, tuple(tensor.shape[1:]), tensor.dtype))
     deployed = student.deployed_for(tuple(one.name for one in inputs))
+    reader = student.datamodule.input_reader()
 
     def predict(raw: tuple[Tensor, ...]) -> Tensor:
         probabilities: Tensor = deployed(*raw)
@@ -187,8 +207,28 @@ def _of_run(target: Path, student: TrainedStudent) -> LoadedNetwork:
         task=spec.task,
         classes=tuple(spec.classes),
         inputs=tuple(inputs),
-        reader=student.datamodule.input_reader(),
+        reader=reader,
         predictor=predict,
+        completer=completer_of(student.module.net, reader),
+    )
+
+
+def _load_pretrained(folder: Path) -> LoadedNetwork:
+    """A causal language model of transformers."""
+    completer = pretrained_completer(folder)
+
+    def predict(raw: tuple[Tensor, ...]) -> Tensor:
+        logits: Tensor = completer.network(*raw)
+        return logits.softmax(-1)
+
+    return LoadedNetwork(
+        name=str(folder),
+        task=LanguageModelling.name,
+        classes=(),
+        inputs=(NetworkInput("input_ids", (None,), torch.int64),),
+        reader=completer.reader,
+        predictor=predict,
+        completer=completer,
     )
 
 
@@ -221,4 +261,10 @@ def _load_export(folder: Path) -> LoadedNetwork:
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"{folder} cannot be loaded: {reason}") from error
-    return LoadedNetwork(str(folder), task, classes, tuple(inputs), reader, predictor)
+    completer = None
+    # A graph predicts probabilities alone, and cannot continue from its own tokens.
+    if isinstance(export_format, Safetensors) and isinstance(reader, PromptReader):
+        completer = completer_of(read_network(folder), reader)
+    return LoadedNetwork(
+        str(folder), task, classes, tuple(inputs), reader, predictor, completer
+    )

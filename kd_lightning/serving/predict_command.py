@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
 from kd_lightning.errors import UserError
+from kd_lightning.serving.completion_options import (
+    add_completion_options,
+    refuse_completion_options,
+)
+from kd_lightning.serving.progress import Skipped, with_progress
 
 if TYPE_CHECKING:
     from kd_lightning.serving.inputs import Prediction
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from kd_lightning.serving.results import Result
 
 FORMATS = ("csv", "jsonl")
-
-SHOWN_PROBLEMS = 5
-"""Skipped inputs that are named; the others are counted."""
 
 _DATA_OPTIONS = ("-c", "--config", "--ckpt_path")
 """Options that only the prediction of a run's own data has."""
@@ -47,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="kd predict",
         description="Predict files with a run or an export: images, tables, texts, "
-        "recordings, or arrays. Inputs are preprocessed as the run's data is.",
+        "recordings, or arrays. Inputs are preprocessed as the run's data is. A causal "
+        "language model completes prompts and writes JSON lines with prompt, completion, "
+        "and whether it ended the text; the same seed gives the same completions.",
         epilog="Further arguments are options of the run's data, such as "
         "--data.root=DIR. kd predict --ckpt_path FILE predicts the test set of a run "
         "instead.",
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_inputs(options)
     _add_outputs(options)
+    add_completion_options(options)
     return options
 
 
@@ -63,14 +64,16 @@ def _add_inputs(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "network",
         metavar="RUN|EXPORT",
-        help="folder of a run or an export, or a checkpoint",
+        help="folder of a run or an export, or a checkpoint; for prompts also a folder "
+        "of transformers",
     )
     options.add_argument(
         "inputs",
         nargs="+",
         metavar="INPUT",
         help="images or folders of them, CSV files, files with one text per line (- "
-        "for standard input), WAV files, or NPZ files with the network's raw inputs",
+        "for standard input), WAV files, or NPZ files with the network's raw inputs; "
+        "prompts: files with one per line, or JSONL files with the field prompt",
     )
 
 
@@ -79,7 +82,8 @@ def _add_outputs(options: argparse.ArgumentParser) -> None:
     options.add_argument(
         "--format",
         metavar="FORMAT",
-        help="csv or jsonl; default: by the suffix of --output, else csv",
+        help="csv or jsonl; default: by the suffix of --output, else csv; for prompts "
+        "always jsonl",
     )
     options.add_argument(
         "--output", type=Path, metavar="FILE", help="default: standard output"
@@ -124,12 +128,19 @@ def main(argv: Sequence[str]) -> None:
     options, settings = parser().parse_known_args(argv)
     _check(options)
     # After the options are checked, because these modules import torch.
+    from kd_lightning.serving.completion import complete
     from kd_lightning.serving.inputs import check_inputs
     from kd_lightning.serving.network import load_network
     from kd_lightning.serving.results import check_task, has_masks
+    from kd_lightning.tasks import LanguageModelling
 
     network = load_network(Path(options.network).expanduser(), settings)
+    skipped = Skipped(options.on_error == "skip")
+    if network.task == LanguageModelling.name:
+        skipped.report(complete(network, options, skipped))
+        return
     check_task(network)
+    refuse_completion_options(options, network.task)
     check_inputs(network, options.inputs)
     # A mask per input does not fit into a line of a table.
     if has_masks(network) and options.masks is None:
@@ -140,7 +151,6 @@ def main(argv: Sequence[str]) -> None:
         raise UserError(
             f"--masks is for segmentation; this network is for {network.task}"
         )
-    skipped = Skipped(options.on_error == "skip")
     written = _write(network, options, skipped)
     skipped.report(written)
 
@@ -172,11 +182,11 @@ def _write(
     predictions = predict_samples(network, samples, options.batch_size)
     written = 0
     with opened(options.output) as stream:
-        writer = writer_of(options.format, stream)
-        for prediction in _with_progress(predictions):
+        writer = writer_of(_format(options), stream)
+        for prediction in with_progress(predictions):
             result = _result(network, prediction, options.top, masks)
             if result is None:
-                skipped.add(prediction)
+                skipped.add(prediction.line)
                 continue
             writer.write(result)
             written += 1
@@ -190,16 +200,12 @@ def _write(
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Check the options, and fill in the format.
+    """Check the options.
 
     Raises:
         UserError: for an option out of range.
     """
-    if options.format is None:
-        # The suffix of the output decides if the user does not.
-        suffix = "" if options.output is None else options.output.suffix
-        options.format = "jsonl" if suffix in (".json", ".jsonl") else "csv"
-    if options.format not in FORMATS:
+    if options.format not in (None, *FORMATS):
         raise UserError(f"--format must be csv or jsonl, got {options.format}")
     if options.on_error not in ("stop", "skip"):
         raise UserError(f"--on-error must be stop or skip, got {options.on_error}")
@@ -209,46 +215,12 @@ def _check(options: argparse.Namespace) -> None:
         raise UserError(f"--top must be at least 0, got {options.top}")
 
 
-class Skipped:
-    """The inputs that cannot be predicted.
-
-    Args:
-        allowed: whether to go on after one.
-    """
-
-    def __init__(self, allowed: bool) -> None:
-        self.allowed = allowed
-        self.number = 0
-        self.lines: list[str] = []
-
-    @property
-    def nothing_left(self) -> str:
-        """What is wrong if no input was predicted."""
-        if not self.lines:
-            return "the inputs hold no samples"
-        return f"none of the {self.number:,} inputs can be predicted; {self.lines[0]}"
-
-    def add(self, prediction: Prediction) -> None:
-        """Count an input.
-
-        Raises:
-            UserError: with its name and problem, if none may be skipped.
-        """
-        if not self.allowed:
-            raise UserError(prediction.line)
-        self.number += 1
-        # Thousands of lines would hide the summary.
-        if len(self.lines) < SHOWN_PROBLEMS:
-            self.lines.append(prediction.line)
-
-    def report(self, written: int) -> None:
-        """Print on standard error how many were skipped, and the first of them."""
-        if self.number == 0:
-            return
-        for line in self.lines:
-            print(f"kd: skipped {line}", file=sys.stderr)
-        total = self.number + written
-        print(f"kd: skipped {self.number:,} of {total:,} inputs", file=sys.stderr)
+def _format(options: argparse.Namespace) -> str:
+    """The format that is given, or else that of the output's suffix."""
+    if options.format is not None:
+        return str(options.format)
+    suffix = "" if options.output is None else options.output.suffix
+    return "jsonl" if suffix in (".json", ".jsonl") else "csv"
 
 
 def _result(
@@ -270,18 +242,3 @@ def _result(
         "input": prediction.name,
         **result_of(network, prediction.values, top),
     }
-
-
-def _with_progress(predictions: Iterable[Prediction]) -> Iterator[Prediction]:
-    """The same predictions; counts them on standard error if it is a terminal."""
-    console = Console(stderr=True)
-    # A counter in a log file would be one line per update.
-    if not console.is_terminal:
-        yield from predictions
-        return
-    columns = (TextColumn("{task.completed:,.0f} inputs"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("", total=None)
-        for prediction in predictions:
-            progress.advance(task)
-            yield prediction

@@ -8,6 +8,7 @@ from kd_lightning.training.learner import Learner
 from kd_lightning.training.module import TrainingModule
 from kd_lightning.training.mutual import MutualModule
 from kd_lightning.training.objective import Objective, ObjectiveValue
+from kd_lightning.training.on_policy import OnPolicyModule
 
 __all__ = [
     "ClassifierModule",
@@ -18,5 +19,6 @@ __all__ = [
     "MutualModule",
     "Objective",
     "ObjectiveValue",
+    "OnPolicyModule",
     "TrainingModule",
 ]

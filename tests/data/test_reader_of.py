@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from kd_lightning.data import WordTokenizer
+from kd_lightning.data import BytePairTokenizer, WordTokenizer
+from kd_lightning.data.corpus.documents import Document
+from kd_lightning.data.corpus.prompts import PromptReader
 from kd_lightning.data.images.new_samples import ImageReader
 from kd_lightning.data.new_samples import InputReader
 from kd_lightning.data.reader_of import reader_of
@@ -46,6 +48,24 @@ def stored(reader: InputReader) -> Values:
 )
 def test_the_same_reader_comes_back(reader: InputReader) -> None:
     assert reader_of(stored(reader), "student.json") == reader
+
+
+def test_prompts_get_the_same_ids() -> None:
+    pytest.importorskip("tokenizers", reason="pip install 'kd_lightning[text]'")
+    tokenizer = BytePairTokenizer(270)
+    tokenizer.learn([Document("A dull film, and a warm film.")])
+    reader = PromptReader(tokenizer)
+
+    again = reader_of(stored(reader), "student.json")
+
+    assert isinstance(again, PromptReader)
+    text = "a warm — film"
+    assert torch.equal(again.token_ids(text), reader.token_ids(text))
+    assert again.tokenizer.end == tokenizer.end
+    encoded = again.encode([(text,), (text,)])["input_ids"]
+    assert torch.equal(encoded[1], reader.token_ids(text))
+    with pytest.raises(UserError, match="differ in their lengths"):
+        again.encode([("a",), (text,)])
 
 
 def test_texts_get_the_same_ids_at_the_whole_length() -> None:

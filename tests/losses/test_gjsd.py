@@ -115,8 +115,10 @@ def test_bad_beta(beta: Any) -> None:
         GJSD(beta)
 
 
-def test_top_k_caches_are_refused() -> None:
-    assert GJSD.exact_logits
+def test_reads_the_rest_of_a_top_k_cache() -> None:
+    loss = GJSD(temperature=2.0)
+    assert not loss.exact_logits
+    assert loss.teacher_temperatures == (2.0,)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "2", True])

@@ -59,8 +59,10 @@ def test_treats_both_alike() -> None:
     torch.testing.assert_close(properties.value_of(Jeffreys, swapped), value)
 
 
-def test_top_k_caches_are_refused() -> None:
-    assert Jeffreys.exact_logits
+def test_reads_the_rest_of_a_top_k_cache() -> None:
+    loss = Jeffreys(temperature=2.0)
+    assert not loss.exact_logits
+    assert loss.teacher_temperatures == (2.0,)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "2", True])

@@ -83,8 +83,10 @@ def test_avoids_what_the_teacher_finds_unlikely() -> None:
     assert elsewhere > 10
 
 
-def test_top_k_caches_are_refused() -> None:
-    assert ReverseKL.exact_logits
+def test_reads_the_rest_of_a_top_k_cache() -> None:
+    loss = ReverseKL(temperature=2.0)
+    assert not loss.exact_logits
+    assert loss.teacher_temperatures == (2.0,)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "2", True])

@@ -57,8 +57,10 @@ def test_is_at_most_one() -> None:
     assert properties.value_of(TotalVariation, case).item() == pytest.approx(1.0)
 
 
-def test_top_k_caches_are_refused() -> None:
-    assert TotalVariation.exact_logits
+def test_reads_the_rest_of_a_top_k_cache() -> None:
+    loss = TotalVariation(temperature=2.0)
+    assert not loss.exact_logits
+    assert loss.teacher_temperatures == (2.0,)
 
 
 @pytest.mark.parametrize("temperature", [0, -1, math.nan, math.inf, "2", True])

@@ -213,6 +213,28 @@ def test_losses_that_need_all_logits_refuse_chunks(
     assert outcome.err.count("\n") == 1
 
 
+def test_a_student_learns_on_its_own_texts(
+    data: Path, language_teacher: Path, kd: Kd
+) -> None:
+    argv = [
+        *("fit", *common(data), "--run.name=student"),
+        *("-c", "configs/pairs/llama6_llama2_on_policy.yaml", live(language_teacher)),
+        *sizes("student", TINY_STUDENT),
+        *("--model.prompt_tokens=4", "--model.share=0.5", "--run.test=last"),
+    ]
+    outcome = kd(*argv)
+    assert (outcome.code, outcome.err) == (0, "")
+    assert math.isfinite(record(STUDENT_RUN)["metrics"]["test_bits_per_byte"])
+    assert record(STUDENT_RUN)["job_type"] == "distill"
+    rows = curve(STUDENT_RUN)
+    assert float(rows[1]["train_loss_gjsd"]) > 0
+    assert float(rows[1]["val_nll"]) < float(rows[0]["val_nll"])
+
+    outcome = kd(*argv, "--run.name=packed", "--data.packed=true")
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "set --data.packed=false" in outcome.err
+
+
 def test_a_run_resumes_within_an_epoch(
     data: Path, language_teacher: Path, kd: Kd
 ) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kd_lightning.data.corpus.blocks import Blocks, Boundaries
 from kd_lightning.data.corpus.documents import Document, find_files
+from kd_lightning.data.corpus.prompts import PromptReader
 from kd_lightning.data.corpus.source import CorpusSource
 from kd_lightning.data.corpus.token_file import TokenFile, documents_of, tokenized
 from kd_lightning.data.corpus.tokenizers import BytePairTokenizer, LanguageTokenizer
@@ -254,6 +255,11 @@ class TextCorpusDataModule(DataModule):
             "packed": self.packed,
             "boundaries": self.boundaries if self.packed else None,
         }
+
+    def input_reader(self) -> PromptReader:
+        """Reads prompts, which a language model completes."""
+        self.learn()
+        return PromptReader(self.tokenizer)
 
     # -- checkpoints ------------------------------------------------------------------------------
 

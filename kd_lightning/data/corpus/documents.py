@@ -93,13 +93,22 @@ def read_documents(file: Path) -> Iterator[Document]:
             if line.strip():
                 yield _parse_line(line, f"{file}, line {number}")
         return
+    text = read_utf8(file)
+    if text.strip():
+        yield Document(text)
+
+
+def read_utf8(file: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        UserError: if it cannot be read, or is not UTF-8.
+    """
     try:
         content = file.read_bytes()
     except OSError as error:
         raise _unreadable(file, error) from error
-    text = _decoded(content, file)
-    if text.strip():
-        yield Document(text)
+    return _decoded(content, file)
 
 
 def _lines(file: Path) -> Iterator[tuple[int, str]]:

@@ -78,6 +78,20 @@ class LanguageTokenizer(ABC):
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def decode_after(self, prompt: Sequence[int], completion: Sequence[int]) -> str:
+        """The text of a completion, without special tokens.
+
+        Args:
+            prompt: token ids that precede the completion.
+            completion: token ids.
+        """
+        before = self.backend.decode(prompt, skip_special_tokens=True)
+        whole = self.backend.decode([*prompt, *completion], skip_special_tokens=True)
+        # Some tokenizers drop a space at the start of what they decode.
+        if whole.startswith(before):
+            return whole[len(before) :]
+        return self.backend.decode(completion, skip_special_tokens=True)
+
     def token_bytes(self) -> Tensor:
         """How many bytes of UTF-8 each token stands for, int64 `(V,)`; 0 for special tokens.
 

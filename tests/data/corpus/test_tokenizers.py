@@ -43,6 +43,28 @@ def test_a_learned_vocabulary_encodes_every_text() -> None:
     assert tokenizer.encode([""]) == [[]]
 
 
+def test_a_completion_continues_the_text_of_its_prompt() -> None:
+    tokenizer = learned()
+    for prompt, completion in (("The cat", " sat"), ("“no", "!” 😀"), ("tail  ", "")):
+        first, second = tokenizer.encode([prompt, completion])
+        decoded = tokenizer.decode_after(first, [*second, tokenizer.end])
+        assert decoded == completion
+
+
+def test_no_space_is_lost_between_prompt_and_completion() -> None:
+    """SentencePiece's decoder drops the space at the start of a text."""
+    tokenizers = library("tokenizers")
+    vocabulary = {"<unk>": 0, "\u2581the": 1, "\u2581cat": 2, "s": 3}
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocabulary, [], unk_token="<unk>")
+    )
+    backend.decoder = tokenizers.decoders.Metaspace()
+    tokenizer = BytePairTokenizer()
+    tokenizer.restore({"backend": backend.to_str(), "end": 0})
+    assert tokenizer.decode_after([1], [2, 3]) == " cats"
+    assert tokenizer.decode_after([1, 2], [3]) == "s"
+
+
 def test_the_bytes_of_tokens_add_up_to_those_of_the_text() -> None:
     tokenizer = learned()
     counts = tokenizer.token_bytes()
