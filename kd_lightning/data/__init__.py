@@ -1,6 +1,11 @@
 """Datamodules and augmentations. Batches are functions of seeds, rows and views."""
 
 from kd_lightning.data.corpus.datamodule import TextCorpusDataModule
+from kd_lightning.data.corpus.prediction import (
+    MaskedTokens,
+    NextToken,
+    TokenPrediction,
+)
 from kd_lightning.data.corpus.tokenizers import (
     BytePairTokenizer,
     LanguageTokenizer,
@@ -57,8 +62,10 @@ __all__ = [
     "Jitter",
     "LanguageTokenizer",
     "MNISTDataModule",
+    "MaskedTokens",
     "Mixing",
     "Mixup",
+    "NextToken",
     "NoiseDataModule",
     "OmniglotDataModule",
     "PadCrop",
@@ -80,6 +87,7 @@ __all__ = [
     "TensorDataModule",
     "TextCorpusDataModule",
     "TextDataModule",
+    "TokenPrediction",
     "Tokenizer",
     "WordTokenizer",
 ]

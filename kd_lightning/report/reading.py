@@ -19,6 +19,7 @@ from kd_lightning.spec import Spec
 from kd_lightning.tasks import (
     Classification,
     LanguageModelling,
+    MaskedLanguageModelling,
     MultilabelClassification,
     Regression,
     Segmentation,
@@ -29,6 +30,7 @@ from kd_lightning.values import Values, mapping_at
 TASKS: tuple[type[Task], ...] = (
     Classification,
     LanguageModelling,
+    MaskedLanguageModelling,
     MultilabelClassification,
     Regression,
     Segmentation,

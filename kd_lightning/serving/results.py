@@ -11,6 +11,7 @@ from kd_lightning.serving.network import LoadedNetwork
 from kd_lightning.tasks import (
     Classification,
     LanguageModelling,
+    MaskedLanguageModelling,
     Regression,
     Segmentation,
 )
@@ -29,7 +30,7 @@ def check_task(network: LoadedNetwork) -> None:
     Raises:
         UserError: for a language model.
     """
-    if network.task == LanguageModelling.name:
+    if network.task in (LanguageModelling.name, MaskedLanguageModelling.name):
         raise UserError(
             f"{network.name} is a language model, whose predictions are not one result "
             "per input"

@@ -150,3 +150,16 @@ class LanguageModelling(Task):
         """The wrong tokens of each text, float64 `(N,)`; NaN if none has a label."""
         unknown = stored["labelled_tokens"] == 0
         return stored["wrong_tokens"].masked_fill(unknown, torch.nan)
+
+
+class MaskedLanguageModelling(LanguageModelling):
+    """Predict the masked tokens of a text.
+
+    Only masked tokens are positions. Their NLL is not that of the text, so there are no bits per
+    byte.
+    """
+
+    name: ClassVar[str] = "masked language modelling"
+
+    def __init__(self) -> None:
+        super().__init__(token_bytes=None)

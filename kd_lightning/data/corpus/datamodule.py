@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kd_lightning.data.corpus.blocks import Blocks, Boundaries
 from kd_lightning.data.corpus.documents import Document, find_files
+from kd_lightning.data.corpus.prediction import NextToken, TokenPrediction
 from kd_lightning.data.corpus.source import CorpusSource
 from kd_lightning.data.corpus.token_file import TokenFile, documents_of, tokenized
 from kd_lightning.data.corpus.tokenizers import BytePairTokenizer, LanguageTokenizer
@@ -19,7 +20,6 @@ from kd_lightning.data.files import data_root
 from kd_lightning.data.subsets import check_fraction, stratified_rank
 from kd_lightning.errors import UserError
 from kd_lightning.spec import InputSpec, Spec, Vocabulary
-from kd_lightning.tasks.language import LanguageModelling
 from kd_lightning.values import Value
 
 Patterns = str | list[str]
@@ -27,15 +27,15 @@ Patterns = str | list[str]
 
 
 class TextCorpusDataModule(DataModule):
-    """Text for causal language models: blocks of tokens, each predicting the token after it.
+    """Text for language models: blocks of tokens, of which the next or the masked ones are predicted.
 
     Files that end in `.txt` are one document each, those that end in `.jsonl` hold one document per
     line: `{"text": ...}`, or `{"prompt": ..., "completion": ...}`, of which only the completion is
     predicted. All files are tokenized once, into a cache that all runs share.
 
-    The targets are shifted by one token here and nowhere else. Only tokens to predict are
-    positions. Tokens of prompts, padding, and a document's first token if it has no context are
-    not, so no loss or metric counts them.
+    The targets are shifted or masked here and nowhere else. Only tokens to predict are positions.
+    Tokens of prompts, padding, and a document's first token if it has no context are not, so no
+    loss or metric counts them.
 
     Args:
         root: folder of the files; default: `KD_DATA_ROOT`, else `./data`.
@@ -43,6 +43,10 @@ class TextCorpusDataModule(DataModule):
         validation: the same, or the fraction of the training blocks to hold out.
         test: the same as `train`.
         tokenizer: of the teacher and the student.
+        prediction: what is predicted: `NextToken`, the default, for causal language models;
+            `MaskedTokens` for masked ones.
+        views: number of different masks of each training block: epoch e uses view `e mod views`.
+            `None`: new ones in every epoch. `NextToken` has no views.
         length: tokens that a model reads in a block.
         packed: whether a block may hold several documents; otherwise short documents are padded.
         boundaries: of the documents in a block. "reset": a token sees its own document alone, and
@@ -77,10 +81,14 @@ class TextCorpusDataModule(DataModule):
         split_seed: int = 0,
         cache: str | None = None,
         prefetch: int = 0,
+        prediction: TokenPrediction | None = None,
+        views: int | None = None,
     ) -> None:
         super().__init__()
         self.root = data_root(root)
         self.tokenizer = tokenizer or BytePairTokenizer()
+        self.prediction = prediction or NextToken()
+        self.views = views
         self.length = length
         self.packed = packed
         self.boundaries = boundaries
@@ -102,7 +110,8 @@ class TextCorpusDataModule(DataModule):
         self._blocks: dict[str, Blocks] = {}
         self._sources: dict[str, CorpusSource] = {}
         self._restored_spec: Spec | None = None
-        self.task = LanguageModelling(self.tokenizer.token_bytes)
+        self._is_prepared = False
+        self.task = self.prediction.task(self.tokenizer)
 
     def _check_options(self) -> None:
         check_fraction("data.fraction", self.fraction)
@@ -122,6 +131,13 @@ class TextCorpusDataModule(DataModule):
                 "data.batch_size and data.eval_batch_size must be at least 1, and "
                 "data.prefetch at least 0"
             )
+        if self.views is not None and self.views < 1:
+            raise UserError(f"data.views must be at least 1, got {self.views}")
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training blocks are masked in another way in each view."""
+        return self.prediction.has_views
 
     # -- tokens and blocks ------------------------------------------------------------------------
 
@@ -132,11 +148,15 @@ class TextCorpusDataModule(DataModule):
         """Load the tokenizer, or let it learn its vocabulary from the training files.
 
         Raises:
-            UserError: if it cannot be loaded, or the files cannot be read.
+            UserError: if it cannot be loaded, the files cannot be read, or the vocabulary lacks a
+                token that the prediction needs.
         """
         if not self.tokenizer.is_known:
             # A generator: a pretrained tokenizer reads no documents.
             self.tokenizer.learn(self._training_documents())
+        if not self._is_prepared:
+            self.prediction.prepare(self.tokenizer)
+            self._is_prepared = True
 
     def _training_documents(self) -> Iterator[Document]:
         yield from documents_of(self._files("train"))
@@ -184,7 +204,8 @@ class TextCorpusDataModule(DataModule):
         return self._sources[stage]
 
     def _source(self, split: str, rows: Tensor) -> CorpusSource:
-        return CorpusSource(self.blocks(split), rows, split, self.separates)
+        blocks = self.blocks(split)
+        return CorpusSource(blocks, rows, split, self.separates, self.prediction)
 
     def _divide_training_blocks(self) -> None:
         """Make the training source, and the validation source if it has no files."""
@@ -216,6 +237,8 @@ class TextCorpusDataModule(DataModule):
         self.learn()
         shape = (self.length,)
         inputs = {"input_ids": InputSpec(shape, self.tokenizer.end)}
+        for name, value in self.prediction.blanks().items():
+            inputs[name] = InputSpec(shape, value)
         if self.separates:
             inputs["documents"] = InputSpec(shape, 0)
             inputs["position_ids"] = InputSpec(shape, 0)
@@ -247,6 +270,7 @@ class TextCorpusDataModule(DataModule):
             "length": self.length,
             "packed": self.packed,
             "boundaries": self.boundaries if self.packed else None,
+            **self.prediction.fingerprint(),
         }
 
     # -- checkpoints ------------------------------------------------------------------------------
@@ -264,6 +288,8 @@ class TextCorpusDataModule(DataModule):
             spec: the spec of that data.
         """
         self.tokenizer.restore(cast(Mapping[str, Value], state["tokenizer"]))
+        # Another vocabulary may have another mask token.
+        self._is_prepared = False
         if not self._has_training_files():
             self._restored_spec = spec
 
