@@ -1,6 +1,7 @@
 """Datamodules and augmentations. Batches are functions of seeds, rows and views."""
 
 from kd_lightning.data.corpus.datamodule import TextCorpusDataModule
+from kd_lightning.data.corpus.pairs import PromptCompletionDataModule
 from kd_lightning.data.corpus.prediction import (
     MaskedTokens,
     NextToken,
@@ -71,6 +72,7 @@ __all__ = [
     "PadCrop",
     "PretrainedLanguageTokenizer",
     "PretrainedTokenizer",
+    "PromptCompletionDataModule",
     "RandomErasing",
     "RandomResizedCrop",
     "Rotations",

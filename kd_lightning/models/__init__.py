@@ -9,6 +9,7 @@ from kd_lightning.models.language_model import CausalLanguageModel
 from kd_lightning.models.masked_language_model import MaskedLanguageModel
 from kd_lightning.models.mlp import MLP
 from kd_lightning.models.mobilenet_v2 import CIFARMobileNetV2
+from kd_lightning.models.sequence_to_sequence import SequenceToSequenceModel
 from kd_lightning.models.shufflenet_v1 import CIFARShuffleNetV1
 from kd_lightning.models.shufflenet_v2 import CIFARShuffleNetV2
 from kd_lightning.models.textcnn import TextCNN
@@ -31,6 +32,7 @@ __all__ = [
     "ConvGenerator",
     "HubClassifier",
     "MaskedLanguageModel",
+    "SequenceToSequenceModel",
     "TextCNN",
     "TransformerClassifier",
     "UNet",

@@ -36,6 +36,7 @@ class LanguageModel(nn.Module, ABC):
 
     Attributes:
         kind: of the models that a subclass holds.
+        length_options: what decides how many tokens a model must read, for messages.
         model: of the library.
 
     Raises:
@@ -43,6 +44,7 @@ class LanguageModel(nn.Module, ABC):
     """
 
     kind: ClassVar[LanguageModelKind]
+    length_options: ClassVar[str] = "data.length"
 
     def __init__(
         self,
@@ -113,8 +115,8 @@ class LanguageModel(nn.Module, ABC):
         longest = self.longest_input
         if longest is not None and longest < tokens["max_length"]:
             raise UserError(
-                f"the language model reads at most {longest} tokens, but data.length is "
-                f"{tokens['max_length']}; set data.length to {longest} or less"
+                f"the language model reads at most {longest} tokens, but {self.length_options} is "
+                f"{tokens['max_length']}; set {self.length_options} to {longest} or less"
             )
 
     def trained_on(self, data: Spec) -> Spec:

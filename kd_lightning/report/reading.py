@@ -23,6 +23,7 @@ from kd_lightning.tasks import (
     MultilabelClassification,
     Regression,
     Segmentation,
+    SequenceToSequence,
     Task,
 )
 from kd_lightning.values import Values, mapping_at
@@ -34,6 +35,7 @@ TASKS: tuple[type[Task], ...] = (
     MultilabelClassification,
     Regression,
     Segmentation,
+    SequenceToSequence,
 )
 """The tasks that can be recognized by their names, without the data."""
 

@@ -14,11 +14,19 @@ from kd_lightning.tasks import (
     MaskedLanguageModelling,
     Regression,
     Segmentation,
+    SequenceToSequence,
 )
 from kd_lightning.values import Value
 
 Result = dict[str, Value]
 """What is written or answered about one sample, in plain values."""
+
+LANGUAGE_TASKS = (
+    LanguageModelling.name,
+    MaskedLanguageModelling.name,
+    SequenceToSequence.name,
+)
+"""The tasks of language models, which predict many tokens per input."""
 
 DIGITS = 6
 """Decimal places of a probability; float32 has little more."""
@@ -30,7 +38,7 @@ def check_task(network: LoadedNetwork) -> None:
     Raises:
         UserError: for a language model.
     """
-    if network.task in (LanguageModelling.name, MaskedLanguageModelling.name):
+    if network.task in LANGUAGE_TASKS:
         raise UserError(
             f"{network.name} is a language model, whose predictions are not one result "
             "per input"

@@ -163,3 +163,13 @@ class MaskedLanguageModelling(LanguageModelling):
 
     def __init__(self) -> None:
         super().__init__(token_bytes=None)
+
+
+class SequenceToSequence(LanguageModelling):
+    """Predict each token of a completion from its prompt and the tokens before it.
+
+    Args:
+        token_bytes: see LanguageModelling.
+    """
+
+    name: ClassVar[str] = "sequence-to-sequence modelling"

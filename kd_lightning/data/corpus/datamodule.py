@@ -17,6 +17,7 @@ from kd_lightning.data.corpus.token_file import TokenFile, documents_of, tokeniz
 from kd_lightning.data.corpus.tokenizers import BytePairTokenizer, LanguageTokenizer
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import data_root
+from kd_lightning.data.source import Source
 from kd_lightning.data.subsets import check_fraction, stratified_rank
 from kd_lightning.errors import UserError
 from kd_lightning.spec import InputSpec, Spec, Vocabulary
@@ -108,7 +109,7 @@ class TextCorpusDataModule(DataModule):
         self._check_options()
         self._tokens: dict[str, TokenFile] = {}
         self._blocks: dict[str, Blocks] = {}
-        self._sources: dict[str, CorpusSource] = {}
+        self._sources: dict[str, Source] = {}
         self._restored_spec: Spec | None = None
         self._is_prepared = False
         self.task = self.prediction.task(self.tokenizer)
@@ -185,6 +186,14 @@ class TextCorpusDataModule(DataModule):
             self._blocks[split] = blocks
         return self._blocks[split]
 
+    def count(self, split: str) -> int:
+        """The number of samples of a source split: its blocks.
+
+        Raises:
+            UserError: if there are none.
+        """
+        return len(self.blocks(split))
+
     @property
     def separates(self) -> bool:
         """Whether the inputs say which document each token belongs to."""
@@ -192,24 +201,24 @@ class TextCorpusDataModule(DataModule):
 
     # -- sources ----------------------------------------------------------------------------------
 
-    def source(self, stage: str) -> CorpusSource:
+    def source(self, stage: str) -> Source:
         """The blocks of "train", "validation" or "test"."""
         if stage not in self._sources:
             has_own_files = stage in self._patterns and stage != "train"
             if has_own_files:
-                rows = torch.arange(len(self.blocks(stage)))
+                rows = torch.arange(self.count(stage))
                 self._sources[stage] = self._source(stage, rows)
             else:
                 self._divide_training_blocks()
         return self._sources[stage]
 
-    def _source(self, split: str, rows: Tensor) -> CorpusSource:
+    def _source(self, split: str, rows: Tensor) -> Source:
         blocks = self.blocks(split)
         return CorpusSource(blocks, rows, split, self.separates, self.prediction)
 
     def _divide_training_blocks(self) -> None:
         """Make the training source, and the validation source if it has no files."""
-        index = torch.arange(len(self.blocks("train")))
+        index = torch.arange(self.count("train"))
         is_held_out = self._rank(index, "validation") < self.held_out
         rows = index[~is_held_out]
         chosen = rows[self._rank(rows, "fraction") < self.fraction]
@@ -254,7 +263,7 @@ class TextCorpusDataModule(DataModule):
             input_shape=shape,
             num_classes=self.tokenizer.size,
             samples=self._samples_per_stage(),
-            source_samples=len(self.blocks("train")),
+            source_samples=self.count("train"),
             target_shape=shape,
             inputs=inputs,
             vocabulary=vocabulary,
