@@ -30,8 +30,8 @@ class LanguageModel(nn.Module, ABC):
         gguf_file: name of a GGUF file in it.
         layers: keep only these layers of a pretrained model, from 0; `None`: all.
         architecture: for random weights: arguments of a configuration of transformers.
-        num_classes: V, the number of tokens. Logits of a model with a padded vocabulary are cut to
-            V.
+        num_classes: V, the number of tokens. Logits of a model with a padded vocabulary
+            are cut to V.
         spec: description of the data.
 
     Attributes:
@@ -40,7 +40,8 @@ class LanguageModel(nn.Module, ABC):
         model: of the library.
 
     Raises:
-        UserError: if the model cannot be loaded, or does not fit the tokenizer or the arguments.
+        UserError: if the model cannot be loaded, or does not fit the tokenizer or the
+            arguments.
     """
 
     kind: ClassVar[LanguageModelKind]
@@ -70,7 +71,8 @@ class LanguageModel(nn.Module, ABC):
             self.model = make_language_model(self.kind, settings)
         else:
             raise UserError(
-                f"{self.kind.owner}: give either pretrained (and maybe layers) or architecture"
+                f"{self.kind.owner}: give either pretrained (and maybe layers) or "
+                "architecture"
             )
         self.pretrained = pretrained
         self.gguf_file = gguf_file
@@ -81,7 +83,7 @@ class LanguageModel(nn.Module, ABC):
     @staticmethod
     @abstractmethod
     def special_tokens(tokens: Tokens) -> dict[str, int | None]:
-        """The ids of special tokens in the configuration of a model with random weights.
+        """The special tokens in the configuration of a model with random weights.
 
         Args:
             tokens: the vocabulary in the spec of the data; empty if there is none.
@@ -106,8 +108,8 @@ class LanguageModel(nn.Module, ABC):
         name = self.pretrained or "of the architecture"
         if tokens["size"] > size:
             raise UserError(
-                f"the tokenizer has {tokens['size']:,} tokens, but the language model {name} has "
-                f"{size:,}; use the model's own tokenizer, "
+                f"the tokenizer has {tokens['size']:,} tokens, but the language model "
+                f"{name} has {size:,}; use the model's own tokenizer, "
                 "kd_lightning.data.PretrainedLanguageTokenizer with the same name"
             )
         if self.pretrained is not None:
@@ -115,8 +117,9 @@ class LanguageModel(nn.Module, ABC):
         longest = self.longest_input
         if longest is not None and longest < tokens["max_length"]:
             raise UserError(
-                f"the language model reads at most {longest} tokens, but {self.length_options} is "
-                f"{tokens['max_length']}; set {self.length_options} to {longest} or less"
+                f"the language model reads at most {longest} tokens, but "
+                f"{self.length_options} is {tokens['max_length']}; set "
+                f"{self.length_options} to {longest} or less"
             )
 
     def trained_on(self, data: Spec) -> Spec:
@@ -134,7 +137,10 @@ class LanguageModel(nn.Module, ABC):
         return Spec(task=data.task, vocabulary=vocabulary)
 
     def without_files(self) -> dict[str, Any]:
-        """Arguments that rebuild this network, except its weights, without the files it read."""
+        """Arguments that rebuild this network without the files it read.
+
+        They do not hold its weights.
+        """
         architecture = self.model.config.to_dict()
         for name in _NOT_ARCHITECTURE:
             architecture.pop(name, None)
@@ -146,7 +152,8 @@ class LanguageModel(nn.Module, ABC):
         Args:
             logits: of all tokens of the model, `(B, L, V')`.
         """
-        # Some models pad their vocabulary; no text has the tokens beyond the tokenizer's.
+        # Some models pad their vocabulary; no text has the tokens beyond the
+        # tokenizer's.
         return logits[..., : self.num_classes]
 
     @property
@@ -155,7 +162,9 @@ class LanguageModel(nn.Module, ABC):
 
 
 def added_to_scores(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores, `(B, 1, L, L)`: 0 for visible tokens, else the minimum.
+    """What is added to attention scores, `(B, 1, L, L)`.
+
+    0 for visible tokens, and the smallest number for others.
 
     Args:
         visible: bool `(B, L, L)`, the tokens (last) that each token sees.

@@ -66,7 +66,7 @@ class CausalLanguageModel(LanguageModel):
         return {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end}
 
     def without_files(self) -> dict[str, Any]:
-        """Arguments that rebuild this network, except its weights, without the files it read."""
+        """Arguments that rebuild this network without the files it read."""
         return {**super().without_files(), "gguf_file": None}
 
     def forward(

@@ -1,4 +1,4 @@
-"""Language models of the transformers library: with random weights, pretrained, or with fewer layers."""
+"""Creates language models of transformers: random, pretrained, or with fewer layers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,8 @@ def make_language_model(
     transformers = library("transformers")
     if settings.get("vocab_size") is None:
         raise UserError(
-            f"{kind.owner}: architecture needs vocab_size; under kd it comes from the data"
+            f"{kind.owner}: architecture needs vocab_size; under kd it comes from the "
+            "data"
         )
     if "model_type" not in settings:
         raise UserError(
@@ -62,8 +63,8 @@ def make_language_model(
         factory = getattr(transformers, kind.auto_class)
         return cast(HubLanguageModel, factory.from_config(config))
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        # Configurations check their arguments in ways of their own, and some explain over many
-        # lines.
+        # Configurations check their arguments in ways of their own, and some explain
+        # over many lines.
         reason = str(error).splitlines()[0]
         raise UserError(f"{kind.owner}: architecture: {reason}") from error
 
@@ -76,7 +77,8 @@ def load_language_model(
     Args:
         kind: of the model.
         name: of a model on the hub, or path of a folder.
-        gguf_file: name of a GGUF file in it; `None`: the weights are in safetensors files.
+        gguf_file: name of a GGUF file in it; `None`: the weights are in safetensors
+            files.
 
     Raises:
         UserError: if it cannot be loaded, or if some of its weights are missing.
@@ -95,8 +97,8 @@ def load_language_model(
     missing = sorted(report["missing_keys"])
     if missing:
         raise UserError(
-            f"{name} has no {missing[0]!r}, so that part of the model would have random weights; "
-            f"give the folder of {kind.description}"
+            f"{name} has no {missing[0]!r}, so that part of the model would have "
+            f"random weights; give the folder of {kind.description}"
         )
     return cast(HubLanguageModel, model)
 
@@ -104,7 +106,9 @@ def load_language_model(
 def with_layers(
     kind: LanguageModelKind, model: HubLanguageModel, kept: Sequence[int]
 ) -> HubLanguageModel:
-    """A shallower model that starts from some layers of a deeper one, and from all other weights.
+    """A shallower model that starts from some layers of a deeper one.
+
+    It starts from all other weights of the deeper model, too.
 
     Args:
         kind: of both models.
@@ -117,14 +121,16 @@ def with_layers(
     count = model.config.num_hidden_layers
     if not kept or not all(0 <= number < count for number in kept):
         raise UserError(
-            f"{kind.owner}: layers must be numbers from 0 to {count - 1}, got {list(kept)}"
+            f"{kind.owner}: layers must be numbers from 0 to {count - 1}, got "
+            f"{list(kept)}"
         )
     config = copy.deepcopy(model.config)
     config.num_hidden_layers = len(kept)
     # Models with layers of several kinds list the kind of each.
     kinds = getattr(config, "layer_types", None)
     if kinds is not None:
-        config.layer_types = [kinds[number] for number in kept]  # type: ignore[attr-defined]
+        kept_kinds = [kinds[number] for number in kept]
+        config.layer_types = kept_kinds  # type: ignore[attr-defined]
     factory = getattr(library("transformers"), kind.auto_class)
     with torch.random.fork_rng():
         shallow: HubLanguageModel = factory.from_config(config)

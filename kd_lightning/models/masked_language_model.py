@@ -17,31 +17,33 @@ from kd_lightning.models.language_weights import LanguageModelKind
 class MaskedLanguageModel(LanguageModel):
     """A masked language model of the transformers library, such as BERT.
 
-    Give either `pretrained` or `architecture`. Pretrained weights are read from safetensors files
-    only, and code that comes with a model is never run.
+    Give either `pretrained` or `architecture`. Pretrained weights are read from
+    safetensors files only, and code that comes with a model is never run.
 
     Layers to tap are those of the model of transformers, below `model`, such as
     `model.bert.encoder.layer.3` for BERT.
 
     Args:
-        pretrained: name of a model on the hub, such as `google-bert/bert-base-uncased`, or path of a
-            folder. It must hold the head that predicts masked tokens.
-        layers: keep only these layers of a pretrained model, from 0, as a student that starts from
-            its teacher (Sanh et al. 2019, section 3); `None`: all.
-        architecture: for random weights: arguments of a configuration of transformers, such as
-            `{model_type: bert, hidden_size: 384, num_hidden_layers: 6, num_attention_heads: 12,
-            intermediate_size: 1536}`; the size of the vocabulary comes from the data.
-        num_classes: V, the number of tokens; `kd` fills it in from the data. Logits of a model with
-            a padded vocabulary are cut to V.
+        pretrained: name of a model on the hub, such as `google-bert/bert-base-uncased`,
+            or path of a folder. It must hold the head that predicts masked tokens.
+        layers: keep only these layers of a pretrained model, from 0, as a student that
+            starts from its teacher (Sanh et al. 2019, section 3); `None`: all.
+        architecture: for random weights: arguments of a configuration of transformers,
+            such as `{model_type: bert, hidden_size: 384, num_hidden_layers: 6,
+            num_attention_heads: 12, intermediate_size: 1536}`; the size of the
+            vocabulary comes from the data.
+        num_classes: V, the number of tokens; `kd` fills it in from the data. Logits of
+            a model with a padded vocabulary are cut to V.
         spec: description of the data; `kd` fills it in.
 
     Shapes:
-        `input_ids`, `attention_mask` (and `documents`, `position_ids`) int64 `(B, L)`; output logits
-        `(B, L, V)`.
+        `input_ids`, `attention_mask` (and `documents`, `position_ids`) int64 `(B, L)`;
+        output logits `(B, L, V)`.
 
     Raises:
-        UserError: if the model cannot be loaded, does not fit the tokenizer or the arguments, or
-            does not keep the documents of a block apart where the data asks for it.
+        UserError: if the model cannot be loaded, does not fit the tokenizer or the
+            arguments, or does not keep the documents of a block apart where the data
+            asks for it.
     """
 
     kind: ClassVar[LanguageModelKind] = LanguageModelKind(
@@ -99,8 +101,8 @@ class MaskedLanguageModel(LanguageModel):
         kinds = getattr(self.model.config, "layer_types", None) or ()
         if "sliding_attention" in kinds:
             raise UserError(
-                f"{name} has layers of local attention, which cannot keep the documents of a block "
-                f"apart; {remedy}"
+                f"{name} has layers of local attention, which cannot keep the "
+                f"documents of a block apart; {remedy}"
             )
         is_training = self.training
         self.eval()
@@ -141,8 +143,9 @@ class MaskedLanguageModel(LanguageModel):
         Args:
             input_ids: int64 `(B, L)`.
             attention_mask: int64 `(B, L)`, 1 for tokens and 0 for padding.
-            documents: int64 `(B, L)`, the document of each token; a token sees its own document
-                alone, and no token sees the padding. `None`: a block is one document.
+            documents: int64 `(B, L)`, the document of each token; a token sees its own
+                document alone, and no token sees the padding. `None`: a block is one
+                document.
             position_ids: int64 `(B, L)`, the place of each token in its document.
 
         Returns:

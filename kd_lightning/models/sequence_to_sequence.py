@@ -21,24 +21,26 @@ class _Config(Protocol):
 class SequenceToSequenceModel(LanguageModel):
     """An encoder and a decoder of the transformers library, such as T5.
 
-    Give either `pretrained` or `architecture`. Pretrained weights are read from safetensors files
-    only, and code that comes with a model is never run.
+    Give either `pretrained` or `architecture`. Pretrained weights are read from
+    safetensors files only, and code that comes with a model is never run.
 
     Args:
-        pretrained: name of a model on the hub, such as `google-t5/t5-small`, or path of a folder.
-        architecture: for random weights: arguments of a configuration of transformers, such as
-            `{model_type: t5, d_model: 256, d_kv: 64, d_ff: 1024, num_layers: 4, num_heads: 4}`; the
-            size of the vocabulary comes from the data.
-        num_classes: V, the number of tokens; `kd` fills it in from the data. Logits of a model with
-            a padded vocabulary are cut to V.
+        pretrained: name of a model on the hub, such as `google-t5/t5-small`, or path of
+            a folder.
+        architecture: for random weights: arguments of a configuration of transformers,
+            such as `{model_type: t5, d_model: 256, d_kv: 64, d_ff: 1024, num_layers: 4,
+            num_heads: 4}`; the size of the vocabulary comes from the data.
+        num_classes: V, the number of tokens; `kd` fills it in from the data. Logits of
+            a model with a padded vocabulary are cut to V.
         spec: description of the data; `kd` fills it in.
 
     Shapes:
-        `input_ids`, `attention_mask` int64 `(B, P)`, `decoder_input_ids` int64 `(B, L)`; output
-        logits `(B, L, V)`.
+        `input_ids`, `attention_mask` int64 `(B, P)`; `decoder_input_ids` int64
+        `(B, L)`; output logits `(B, L, V)`.
 
     Raises:
-        UserError: if the model cannot be loaded, or does not fit the tokenizer or the arguments.
+        UserError: if the model cannot be loaded, or does not fit the tokenizer or the
+            arguments.
     """
 
     kind: ClassVar[LanguageModelKind] = LanguageModelKind(
@@ -60,8 +62,8 @@ class SequenceToSequenceModel(LanguageModel):
         config = cast(_Config, self.model.config)
         if config.decoder_start_token_id is None:
             raise UserError(
-                "SequenceToSequenceModel: the model has no decoder_start_token_id; add it to "
-                "architecture, or to the config.json of the folder"
+                "SequenceToSequenceModel: the model has no decoder_start_token_id; add "
+                "it to architecture, or to the config.json of the folder"
             )
         self._start = config.decoder_start_token_id
 
@@ -77,7 +79,7 @@ class SequenceToSequenceModel(LanguageModel):
         }
 
     def without_files(self) -> dict[str, Any]:
-        """Arguments that rebuild this network, except its weights, without the files it read."""
+        """Arguments that rebuild this network without the files it read."""
         arguments = super().without_files()
         arguments.pop("layers")
         return arguments
@@ -92,7 +94,8 @@ class SequenceToSequenceModel(LanguageModel):
         Args:
             input_ids: int64 `(B, P)`, what the encoder reads.
             attention_mask: int64 `(B, P)`, 1 for tokens and 0 for padding.
-            decoder_input_ids: int64 `(B, L)`; the model's start token replaces the first one.
+            decoder_input_ids: int64 `(B, L)`; the model's start token replaces the
+                first one.
 
         Returns:
             Logits `(B, L, V)`.

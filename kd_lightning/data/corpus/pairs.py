@@ -1,4 +1,4 @@
-"""Prompts and completions for sequence-to-sequence models: an encoder reads one, a decoder predicts the other."""
+"""Prompts and completions as samples for sequence-to-sequence models."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class PairSource(Source):
     """Some pairs of a source split.
 
     The inputs are `input_ids` and `attention_mask` int64 `(B, P)` of the prompts, and
-    `decoder_input_ids` int64 `(B, L)`: the completion, one place later. A network puts its own
-    start token at the first place. The targets are the completions and the token that ends them.
+    `decoder_input_ids` int64 `(B, L)`: the completion, one place later. A network puts
+    its own start token at the first place. The targets are the completions and the
+    token that ends them.
 
     Args:
         tokens: of the whole source split.
@@ -95,7 +96,7 @@ class PairSource(Source):
         return ids, has_token
 
     def _completions(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Completions with the token that ends them, and where they are, `(B, L)` each."""
+        """Completions with the token that ends them, and where they are."""
         starts = self.tokens.starts + self.tokens.prompts
         sizes = self.tokens.stops - starts
         rows = index.numpy()
@@ -104,7 +105,7 @@ class PairSource(Source):
     def _read(
         self, starts: NDArray[np.int64], sizes: NDArray[np.int64], length: int
     ) -> tuple[Tensor, Tensor]:
-        """Tokens from some places on, filled up to a length, and which of them exist."""
+        """Tokens from some places on, filled up to a length; which of them exist."""
         offsets = np.arange(length)
         exists = offsets < sizes[:, None]
         # A place beyond the end reads any token, and is overwritten.
@@ -116,10 +117,10 @@ class PairSource(Source):
 class PromptCompletionDataModule(TextCorpusDataModule):
     """Prompts and completions for sequence-to-sequence models, such as T5.
 
-    Files that end in `.jsonl` hold one pair per line: `{"prompt": ..., "completion": ...}`. The
-    encoder reads the prompt, and the decoder predicts the completion. All files are tokenized once,
-    into a cache that all runs share. Only tokens of completions are positions, so no loss or metric
-    counts padding.
+    Files that end in `.jsonl` hold one pair per line, as
+    `{"prompt": ..., "completion": ...}`. The encoder reads the prompt, and the decoder
+    predicts the completion. All files are tokenized once, into a cache that all runs
+    share. Only tokens of completions are positions, so no loss or metric counts padding.
 
     Args:
         root: folder of the files; default: `KD_DATA_ROOT`, else `./data`.
@@ -127,17 +128,21 @@ class PromptCompletionDataModule(TextCorpusDataModule):
         validation: the same, or the fraction of the training pairs to hold out.
         test: the same as `train`.
         tokenizer: of the teacher and the student.
-        prompt_length: tokens of a prompt, with the token that ends it; longer prompts are cut.
-        length: tokens of a completion, with the token that ends it; longer completions are cut.
+        prompt_length: tokens of a prompt, with the token that ends it; longer prompts
+            are cut.
+        length: tokens of a completion, with the token that ends it; longer completions
+            are cut.
         batch_size: pairs per training batch, on each device.
         eval_batch_size: pairs per batch in validation and test.
         fraction: fraction of the training pairs to use.
-        split_seed: of the held-out pairs and the fraction; the same for all seeds of a run.
+        split_seed: of the held-out pairs and the fraction; the same for all seeds of a
+            run.
         cache: folder of the tokens; default: `KD_CACHE`, else `~/.cache/kd_lightning`.
         prefetch: batches to make ahead of time, in a thread.
 
     Raises:
-        UserError: for an option out of range, files that cannot be read, or a text without a prompt.
+        UserError: for an option out of range, files that cannot be read, or a text
+            without a prompt.
     """
 
     name = "prompts"
@@ -190,8 +195,9 @@ class PromptCompletionDataModule(TextCorpusDataModule):
         without = np.flatnonzero(prompts == 0)
         if len(without) > 0:
             raise UserError(
-                f"data.{split}: text {without[0] + 1} has no prompt; a sequence-to-sequence model "
-                "needs lines with the fields prompt and completion"
+                f"data.{split}: text {without[0] + 1} has no prompt; a "
+                "sequence-to-sequence model needs lines with the fields prompt and "
+                "completion"
             )
         return len(prompts)
 
@@ -227,5 +233,5 @@ class PromptCompletionDataModule(TextCorpusDataModule):
         )
 
     def fingerprint(self) -> dict[str, object]:
-        """What decides a teacher's inputs: the texts, the tokenizer, and where texts are cut."""
+        """What decides a teacher's inputs: texts, tokenizer, and where they are cut."""
         return {**super().fingerprint(), "prompt_length": self.prompt_length}

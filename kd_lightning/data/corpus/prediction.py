@@ -1,4 +1,4 @@
-"""What a language model reads of a block of tokens, and what it predicts: the next or the masked tokens."""
+"""What a language model predicts of a block of tokens: the next or the masked ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from kd_lightning.tasks.language import LanguageModelling, MaskedLanguageModelli
 from kd_lightning.types import CLEAN
 
 MASK_SHARE = 0.8
-"""The share of the tokens to predict that the mask token replaces (Devlin et al. 2019)."""
+"""The share of the tokens to predict that the mask token replaces, as in BERT."""
 
 RANDOM_SHARE = 0.1
 """The share of the tokens to predict that a random token replaces; the others stay."""
@@ -81,7 +81,7 @@ class TokenPrediction(ABC):
         """Further inputs by name, each with the value that fills a blank block."""
 
     def fingerprint(self) -> dict[str, object]:
-        """What decides inputs and targets, in plain values; empty for the next token."""
+        """What decides inputs and targets; empty for the next token."""
         return {}
 
 
@@ -117,23 +117,25 @@ class NextToken(TokenPrediction):
 
 
 class MaskedTokens(TokenPrediction):
-    """Some tokens of each block, which the network does not see: for masked language models.
+    """Some tokens of each block, which the network does not see.
 
-    As in BERT (Devlin et al. 2019, arXiv 1810.04805, section 3.1), 15% of the tokens are predicted.
-    Of these, 80% are replaced by the mask token and 10% by a random token of the vocabulary; the
-    others stay. Every block with a token to predict has at least one. Special tokens, prompts and
-    padding are never predicted.
+    As in BERT (Devlin et al. 2019, arXiv 1810.04805, section 3.1), 15% of the tokens
+    are predicted. Of these, 80% are replaced by the mask token and 10% by a random
+    token of the vocabulary; the others stay. Every block with a token to predict has at
+    least one. Special tokens, prompts and padding are never predicted.
 
-    Which tokens are predicted, and what replaces them, is a function of (seed, view, block). In
-    evaluation it is a function of the block alone, so that all runs are measured on the same masks.
+    Which tokens are predicted, and what replaces them, is a function of (seed, view,
+    block). In evaluation it is a function of the block alone, so that all runs are
+    measured on the same masks.
 
     Args:
         share: of the tokens to predict, in (0, 1).
-        seed: of the masks in training; `None`: the run's seed. Fix it if one teacher cache serves
-            several seeds.
+        seed: of the masks in training; `None`: the run's seed. Fix it if one teacher
+            cache serves several seeds.
 
     Raises:
-        UserError: if the share is out of range; from `prepare`, if the vocabulary has no mask token.
+        UserError: if the share is out of range; from `prepare`, if the vocabulary has
+            no mask token.
     """
 
     has_views: ClassVar[bool] = True
@@ -155,8 +157,8 @@ class MaskedTokens(TokenPrediction):
         """Read the mask token, the special tokens and the size of the vocabulary."""
         if tokenizer.mask is None:
             raise UserError(
-                "data.prediction: the tokenizer has no mask token; use that of a masked language "
-                "model, or set mask: true for BytePairTokenizer"
+                "data.prediction: the tokenizer has no mask token; use that of a "
+                "masked language model, or set mask: true for BytePairTokenizer"
             )
         self._mask = tokenizer.mask
         self._vocabulary = tokenizer.size
@@ -164,7 +166,7 @@ class MaskedTokens(TokenPrediction):
         self._special = torch.tensor(sorted(special))
 
     def read(self, tokens: BlockTokens, index: Tensor, view: int) -> PredictedTokens:
-        """The first L tokens with some of them masked, and the same tokens as targets."""
+        """The first L tokens, some of them masked, and the same tokens as targets."""
         target = tokens.ids[:, :-1].contiguous()
         is_special = torch.isin(target, self._special)
         candidates = tokens.counts[:, :-1] & ~is_special
@@ -196,7 +198,8 @@ class MaskedTokens(TokenPrediction):
         available = candidates.sum(1, keepdim=True)
         wanted = (self.share * available).round().clamp(min=1)
         draws = uniform(cells, seed, view, "masked").masked_fill(~candidates, 2.0)
-        # The places of the smallest draws: a fixed number of each block, as in the authors' code.
+        # The places of the smallest draws: a fixed number of each block, as in the
+        # authors' code.
         ranks = draws.argsort(dim=1, stable=True).argsort(dim=1)
         return (ranks < wanted) & candidates
 
