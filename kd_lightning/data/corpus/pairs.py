@@ -120,7 +120,7 @@ class PromptCompletionDataModule(TextCorpusDataModule):
     Files that end in `.jsonl` hold one pair per line, as
     `{"prompt": ..., "completion": ...}`. The encoder reads the prompt, and the decoder
     predicts the completion. All files are tokenized once, into a cache that all runs
-    share. Only tokens of completions are positions, so no loss or metric counts padding.
+    share. Only tokens of completions are positions: no loss or metric counts padding.
 
     Args:
         root: folder of the files; default: `KD_DATA_ROOT`, else `./data`.
