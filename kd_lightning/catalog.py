@@ -103,7 +103,8 @@ def models() -> list[Row]:
     """One row per network class."""
     rows = []
     for _, node in _classes("models"):
-        if _derives(node, "Module"):
+        is_network = _derives(node, "Module") or _derives(node, "LanguageModel")
+        if is_network and not _derives(node, "ABC"):
             row = {
                 "name": node.name.lower(),
                 "class_path": f"kd_lightning.models.{node.name}",

@@ -70,6 +70,8 @@ class HubTokenizer(Protocol):
     model_input_names: Sequence[str]
     pad_token_id: int | None
     eos_token_id: int | None
+    sep_token_id: int | None
+    mask_token_id: int | None
     mask_token: str | None
     unk_token: str
     all_special_tokens: Sequence[str]
@@ -98,6 +100,28 @@ class Encoder(nn.Module):
 
     def set_attn_implementation(self, implementation: str) -> None:
         """Select a registered attention function by name."""
+
+
+class LanguageModelConfig(Protocol):
+    """The part of a configuration of transformers in use."""
+
+    vocab_size: int
+    num_hidden_layers: int
+    max_position_embeddings: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of the configuration, as a copy."""
+
+
+class HubLanguageModel(nn.Module):
+    """The part of a language model of transformers in use; a type for annotations only."""
+
+    config: LanguageModelConfig
+    base_model: nn.Module
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The layer that computes logits."""
+        raise NotImplementedError
 
 
 class _Factory(Protocol):

@@ -54,6 +54,7 @@ OWN = {
     "table": "breast_cancer_mlp",
     "llama6": "books_llama",
     "language": "books_llama",
+    "bert6": "masked_books_bert",
 }
 """The teacher of a pair, by how the pair's name begins; of the others it is cifar_ and the name's first part."""
 
@@ -189,6 +190,7 @@ def test_every_data_set_serves_a_network(name: str, root: Path, tmp_path: Path) 
         "spoken_digits": "spoken_digits_dnn",
         "camvid": "camvid_unet",
         "books": "books_llama",
+        "masked_books": "masked_books_bert",
         "breast_cancer": "breast_cancer_mlp",
         "diabetes": "diabetes_mlp",
         "tabular": "breast_cancer_mlp",

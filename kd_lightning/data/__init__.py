@@ -1,6 +1,12 @@
 """Datamodules and augmentations. Batches are functions of seeds, rows and views."""
 
 from kd_lightning.data.corpus.datamodule import TextCorpusDataModule
+from kd_lightning.data.corpus.pairs import PromptCompletionDataModule
+from kd_lightning.data.corpus.prediction import (
+    MaskedTokens,
+    NextToken,
+    TokenPrediction,
+)
 from kd_lightning.data.corpus.tokenizers import (
     BytePairTokenizer,
     LanguageTokenizer,
@@ -57,13 +63,16 @@ __all__ = [
     "Jitter",
     "LanguageTokenizer",
     "MNISTDataModule",
+    "MaskedTokens",
     "Mixing",
     "Mixup",
+    "NextToken",
     "NoiseDataModule",
     "OmniglotDataModule",
     "PadCrop",
     "PretrainedLanguageTokenizer",
     "PretrainedTokenizer",
+    "PromptCompletionDataModule",
     "RandomErasing",
     "RandomResizedCrop",
     "Rotations",
@@ -80,6 +89,7 @@ __all__ = [
     "TensorDataModule",
     "TextCorpusDataModule",
     "TextDataModule",
+    "TokenPrediction",
     "Tokenizer",
     "WordTokenizer",
 ]

@@ -6,8 +6,10 @@ from kd_lightning.models.cifar_resnet50 import CIFARResNet50
 from kd_lightning.models.generator import ConvGenerator
 from kd_lightning.models.hub_classifier import HubClassifier
 from kd_lightning.models.language_model import CausalLanguageModel
+from kd_lightning.models.masked_language_model import MaskedLanguageModel
 from kd_lightning.models.mlp import MLP
 from kd_lightning.models.mobilenet_v2 import CIFARMobileNetV2
+from kd_lightning.models.sequence_to_sequence import SequenceToSequenceModel
 from kd_lightning.models.shufflenet_v1 import CIFARShuffleNetV1
 from kd_lightning.models.shufflenet_v2 import CIFARShuffleNetV2
 from kd_lightning.models.textcnn import TextCNN
@@ -29,6 +31,8 @@ __all__ = [
     "CausalLanguageModel",
     "ConvGenerator",
     "HubClassifier",
+    "MaskedLanguageModel",
+    "SequenceToSequenceModel",
     "TextCNN",
     "TransformerClassifier",
     "UNet",

@@ -67,13 +67,6 @@ class _Processor(Protocol):
         """Changed scores `(B, V)`."""
 
 
-def longest_input(network: CausalLanguageModel) -> int | None:
-    """How many tokens a network can read; `None` if it has no limit."""
-    # GPT-2 calls this limit otherwise, and translates the name.
-    longest = int(getattr(network.model.config, "max_position_embeddings", 0))
-    return longest if longest > 0 else None
-
-
 class _KnownTokens:
     """A logits processor that rules out the tokens that only pad a vocabulary.
 
@@ -201,7 +194,7 @@ def _limits_of(
     Raises:
         UserError: if a prompt is empty or too long.
     """
-    readable = longest_input(network)
+    readable = network.longest_input
     if longest is None and readable is not None:
         longest = readable + 1
     if longest is None and sampling.max_new_tokens is None:

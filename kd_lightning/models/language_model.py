@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kd_lightning.errors import UserError
 from kd_lightning.features import evaluating
-from kd_lightning.hub import from_pretrained, gguf_options, library
-from kd_lightning.models.encoders import Tokens, check_vocabulary
-from kd_lightning.spec import Spec
-
-_NOT_ARCHITECTURE = ("transformers_version", "architectures", "dtype")
-"""Entries of a configuration that are not arguments of a network."""
+from kd_lightning.models.encoders import Tokens
+from kd_lightning.models.language_base import LanguageModel, added_to_scores
+from kd_lightning.models.language_weights import LanguageModelKind
 
 
-class _LanguageModelConfig(Protocol):
-    """The part of a configuration of transformers in use."""
-
-    vocab_size: int
-    num_hidden_layers: int
-    max_position_embeddings: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The arguments of the configuration, as a copy."""
-
-
-class _LanguageModel(nn.Module):
-    """The part of a causal language model of transformers in use; for annotations only."""
-
-    config: _LanguageModelConfig
-    base_model: nn.Module
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The layer that computes logits."""
-        raise NotImplementedError
-
-
-class CausalLanguageModel(nn.Module):
+class CausalLanguageModel(LanguageModel):
     """A causal language model of the transformers library.
 
     Give either `pretrained` or `architecture`. Pretrained weights are read from safetensors or GGUF
@@ -70,6 +43,13 @@ class CausalLanguageModel(nn.Module):
         UserError: if the model cannot be loaded, or does not fit the tokenizer or the arguments.
     """
 
+    kind: ClassVar[LanguageModelKind] = LanguageModelKind(
+        owner="CausalLanguageModel",
+        auto_class="AutoModelForCausalLM",
+        description="a causal language model",
+        examples="llama or gpt2",
+    )
+
     def __init__(
         self,
         pretrained: str | None = None,
@@ -79,75 +59,17 @@ class CausalLanguageModel(nn.Module):
         num_classes: int | None = None,
         spec: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
-        tokens: Tokens = (spec or {}).get("vocabulary", {})
-        if pretrained is not None and architecture is None:
-            self.model = _load(pretrained, gguf_file)
-            if layers is not None:
-                self.model = _with_layers(self.model, layers)
-        elif architecture is not None and pretrained is None and layers is None:
-            self.model = _make(architecture, num_classes, tokens)
-        else:
-            raise UserError(
-                "CausalLanguageModel: give either pretrained (and maybe layers) or architecture"
-            )
-        self.pretrained = pretrained
-        self.gguf_file = gguf_file
-        self.num_classes = num_classes or self.model.config.vocab_size
-        if spec is not None:
-            self._check_tokens(tokens)
+        super().__init__(pretrained, gguf_file, layers, architecture, num_classes, spec)
 
-    def _check_tokens(self, tokens: Tokens) -> None:
-        """Check that the model reads the data's tokens.
-
-        Raises:
-            UserError: if the vocabularies differ, or the blocks are too long.
-        """
-        if not tokens:
-            return
-        config = self.model.config
-        name = self.pretrained or "of the architecture"
-        if tokens["size"] > config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {tokens['size']:,} tokens, but the language model {name} has "
-                f"{config.vocab_size:,}; use the model's own tokenizer, "
-                "kd_lightning.data.PretrainedLanguageTokenizer with the same name"
-            )
-        if self.pretrained is not None:
-            check_vocabulary(self.pretrained, tokens, self.gguf_file)
-        # GPT-2 calls this limit otherwise, and translates the name.
-        longest = int(getattr(config, "max_position_embeddings", 0))
-        if 0 < longest < tokens["max_length"]:
-            raise UserError(
-                f"the language model reads at most {longest} tokens, but data.length is "
-                f"{tokens['max_length']}; set data.length to {longest} or less"
-            )
-
-    def trained_on(self, data: Spec) -> Spec:
-        """The spec of the data that the model was trained on, as far as it is known.
-
-        Args:
-            data: the spec of the data that the network will read.
-
-        Raises:
-            UserError: if the network does not read the tokens of the data.
-        """
-        vocabulary = data.for_teacher().vocabulary
-        if vocabulary is not None:
-            self._check_tokens(cast(Tokens, dict(vars(vocabulary))))
-        return Spec(task=data.task, vocabulary=vocabulary)
+    @staticmethod
+    def special_tokens(tokens: Tokens) -> dict[str, int | None]:
+        """The token that ends a document begins and pads texts, too."""
+        end = tokens.get("pad")
+        return {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end}
 
     def without_files(self) -> dict[str, Any]:
-        """Arguments that rebuild this network, except its weights, without the files it read."""
-        architecture = self.model.config.to_dict()
-        for name in _NOT_ARCHITECTURE:
-            architecture.pop(name, None)
-        return {
-            "pretrained": None,
-            "gguf_file": None,
-            "layers": None,
-            "architecture": architecture,
-        }
+        """Arguments that rebuild this network without the files it read."""
+        return {**super().without_files(), "gguf_file": None}
 
     def forward(
         self,
@@ -180,9 +102,7 @@ class CausalLanguageModel(nn.Module):
             states: Tensor = hidden.last_hidden_state
             return states
         output = self.model(input_ids=input_ids, use_cache=False, **arguments)
-        logits: Tensor = output.logits
-        # Some models pad their vocabulary; no text has the tokens beyond the tokenizer's.
-        return logits[..., : self.num_classes]
+        return self._known(output.logits)
 
     def head(self, states: Tensor) -> Tensor:
         """The logits of some positions.
@@ -194,7 +114,7 @@ class CausalLanguageModel(nn.Module):
             Logits `(..., V)`.
         """
         logits: Tensor = self.model.get_output_embeddings()(states)
-        return logits[..., : self.num_classes]
+        return self._known(logits)
 
     def check_head(self) -> None:
         """Check that `head` gives the model's logits; some models change those further.
@@ -214,10 +134,6 @@ class CausalLanguageModel(nn.Module):
                 "out model.row_chunk"
             )
 
-    @property
-    def _dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
 
 def attention_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
     """What is added to attention scores, `(B, 1, L, L)`: 0 for visible tokens, else the minimum.
@@ -231,125 +147,4 @@ def attention_mask(documents: Tensor, dtype: torch.dtype) -> Tensor:
     places = torch.arange(length, device=documents.device)
     is_earlier = places[:, None] >= places
     visible = same_document & is_earlier
-    # A number rather than minus infinity, which becomes NaN where a row sees nothing.
-    hidden = torch.finfo(dtype).min
-    mask = torch.zeros(visible.shape, dtype=dtype, device=documents.device)
-    return mask.masked_fill_(~visible, hidden)[:, None]
-
-
-def _make(
-    architecture: Mapping[str, Any],
-    num_classes: int | None,
-    tokens: Tokens,
-) -> _LanguageModel:
-    """A language model with random weights.
-
-    Raises:
-        UserError: if arguments are missing or wrong.
-    """
-    transformers = library("transformers")
-    pad = tokens.get("pad")
-    settings = {
-        "vocab_size": num_classes,
-        "pad_token_id": pad,
-        "bos_token_id": pad,
-        "eos_token_id": pad,
-        **architecture,
-    }
-    if settings["vocab_size"] is None:
-        raise UserError(
-            "CausalLanguageModel: architecture needs vocab_size; under kd it comes from the data"
-        )
-    if "model_type" not in settings:
-        raise UserError(
-            "CausalLanguageModel: architecture needs a model_type, such as llama or gpt2"
-        )
-    try:
-        config = transformers.AutoConfig.for_model(**settings)
-        return cast(
-            _LanguageModel, transformers.AutoModelForCausalLM.from_config(config)
-        )
-    except (ValueError, TypeError, KeyError, NotImplementedError) as error:
-        # Configurations check their arguments in ways of their own, and some explain over many
-        # lines.
-        reason = str(error).splitlines()[0]
-        raise UserError(f"CausalLanguageModel: architecture: {reason}") from error
-
-
-def _load(name: str, gguf_file: str | None) -> _LanguageModel:
-    """A pretrained language model, in single precision.
-
-    Raises:
-        UserError: if it cannot be loaded, or if some of its weights are missing.
-    """
-    options = gguf_options(gguf_file)
-    if gguf_file is None:
-        options["use_safetensors"] = True
-    model, report = from_pretrained(
-        "AutoModelForCausalLM",
-        name,
-        output_loading_info=True,
-        # Weights stored in half precision are still trained in single precision.
-        dtype=torch.float32,
-        **options,
-    )
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{name} has no {missing[0]!r}, so that part of the model would have random weights; "
-            "give the folder of a causal language model"
-        )
-    return cast(_LanguageModel, model)
-
-
-def _with_layers(model: _LanguageModel, kept: Sequence[int]) -> _LanguageModel:
-    """A shallower model that starts from some layers of a deeper one, and from all other weights.
-
-    Args:
-        model: the deeper model.
-        kept: its layers, from 0, in the order in which the new model has them.
-
-    Raises:
-        UserError: if a layer does not exist.
-    """
-    count = model.config.num_hidden_layers
-    if not kept or not all(0 <= number < count for number in kept):
-        raise UserError(
-            f"CausalLanguageModel: layers must be numbers from 0 to {count - 1}, got {list(kept)}"
-        )
-    config = copy.deepcopy(model.config)
-    config.num_hidden_layers = len(kept)
-    # Models with layers of several kinds list the kind of each.
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        config.layer_types = [kinds[number] for number in kept]  # type: ignore[attr-defined]
-    factory = library("transformers").AutoModelForCausalLM
-    with torch.random.fork_rng():
-        shallow: _LanguageModel = factory.from_config(config)
-    prefix = _prefix_of_layers(model, count)
-    source = model.state_dict()
-    for name, tensor in shallow.state_dict().items():
-        tensor.copy_(source[_source_name(name, prefix, kept)])
-    return shallow
-
-
-def _prefix_of_layers(model: nn.Module, count: int) -> str:
-    """The prefix of the layers' parameters, such as `model.layers.`.
-
-    Raises:
-        UserError: if the model has no list of its layers.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return f"{name}."
-    raise UserError(
-        f"{type(model).__name__} has no list of its layers; leave out layers"
-    )
-
-
-def _source_name(name: str, prefix: str, kept: Sequence[int]) -> str:
-    """The name in the deeper model of a tensor of the shallow one."""
-    if not name.startswith(prefix):
-        return name
-    number, _, rest = name.removeprefix(prefix).partition(".")
-    return f"{prefix}{kept[int(number)]}.{rest}"
+    return added_to_scores(visible, dtype)

@@ -19,9 +19,11 @@ from kd_lightning.spec import Spec
 from kd_lightning.tasks import (
     Classification,
     LanguageModelling,
+    MaskedLanguageModelling,
     MultilabelClassification,
     Regression,
     Segmentation,
+    SequenceToSequence,
     Task,
 )
 from kd_lightning.values import Values, mapping_at
@@ -29,9 +31,11 @@ from kd_lightning.values import Values, mapping_at
 TASKS: tuple[type[Task], ...] = (
     Classification,
     LanguageModelling,
+    MaskedLanguageModelling,
     MultilabelClassification,
     Regression,
     Segmentation,
+    SequenceToSequence,
 )
 """The tasks that can be recognized by their names, without the data."""
 

@@ -11,13 +11,22 @@ from kd_lightning.serving.network import LoadedNetwork
 from kd_lightning.tasks import (
     Classification,
     LanguageModelling,
+    MaskedLanguageModelling,
     Regression,
     Segmentation,
+    SequenceToSequence,
 )
 from kd_lightning.values import Value
 
 Result = dict[str, Value]
 """What is written or answered about one sample, in plain values."""
+
+LANGUAGE_TASKS = (
+    LanguageModelling.name,
+    MaskedLanguageModelling.name,
+    SequenceToSequence.name,
+)
+"""The tasks of language models, which predict many tokens per input."""
 
 DIGITS = 6
 """Decimal places of a probability; float32 has little more."""
@@ -29,7 +38,7 @@ def check_task(network: LoadedNetwork) -> None:
     Raises:
         UserError: for a language model.
     """
-    if network.task == LanguageModelling.name:
+    if network.task in LANGUAGE_TASKS:
         raise UserError(
             f"{network.name} is a language model, whose predictions are not one result "
             "per input"

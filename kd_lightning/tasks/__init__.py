@@ -2,7 +2,11 @@
 
 from kd_lightning.tasks.base import Task
 from kd_lightning.tasks.classification import Classification
-from kd_lightning.tasks.language import LanguageModelling
+from kd_lightning.tasks.language import (
+    LanguageModelling,
+    MaskedLanguageModelling,
+    SequenceToSequence,
+)
 from kd_lightning.tasks.multilabel import MultilabelClassification
 from kd_lightning.tasks.regression import Regression
 from kd_lightning.tasks.segmentation import Segmentation
@@ -10,8 +14,10 @@ from kd_lightning.tasks.segmentation import Segmentation
 __all__ = [
     "Classification",
     "LanguageModelling",
+    "MaskedLanguageModelling",
     "MultilabelClassification",
     "Regression",
     "Segmentation",
+    "SequenceToSequence",
     "Task",
 ]

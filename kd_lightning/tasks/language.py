@@ -172,3 +172,26 @@ def _nll_and_best(output: Output, batch: Batch) -> tuple[Tensor, Tensor]:
         nothing = batch.labels[:0]
         return nothing.float(), nothing
     return torch.cat(nll), torch.cat(best)
+
+
+class MaskedLanguageModelling(LanguageModelling):
+    """Predict the masked tokens of a text.
+
+    Only masked tokens are positions. Their NLL is not that of the text, so there are no bits per
+    byte.
+    """
+
+    name: ClassVar[str] = "masked language modelling"
+
+    def __init__(self) -> None:
+        super().__init__(token_bytes=None)
+
+
+class SequenceToSequence(LanguageModelling):
+    """Predict each token of a completion from its prompt and the tokens before it.
+
+    Args:
+        token_bytes: see LanguageModelling.
+    """
+
+    name: ClassVar[str] = "sequence-to-sequence modelling"

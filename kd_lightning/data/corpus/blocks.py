@@ -1,4 +1,4 @@
-"""Cuts documents into blocks of tokens: which tokens a block holds, and which of them count."""
+"""Cuts documents into blocks of tokens: which tokens a block holds, and of which documents."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ NO_DOCUMENT = -1
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """Blocks of L tokens and what follows each of them.
+    """Blocks of L tokens, and the token after each block.
+
+    What a model reads of them and what it predicts is up to a `TokenPrediction`.
 
     Attributes:
-        inputs: int64 `(B, L)`, what a model reads.
-        targets: int64 `(B, L)`, the token after each input: the one shift of the whole project.
-        documents: int64 `(B, L)`, the document of each input, from 0 in each block; `NO_DOCUMENT`
-            for padding.
-        places: int64 `(B, L)`, the distance of each input from the start of its document's part in
-            the block.
-        counts: bool `(B, L)`, whether the target is to be predicted.
+        ids: int64 `(B, L + 1)`.
+        documents: int64 `(B, L + 1)`, the document of each token, from 0 in each block;
+            `NO_DOCUMENT` for padding. All tokens have document 0 if the documents are one text.
+        places: int64 `(B, L + 1)`, the distance of each token from the start of its document's part
+            in the block.
+        counts: bool `(B, L + 1)`, whether a token may be predicted: padding and prompts may not.
     """
 
-    inputs: Tensor
-    targets: Tensor
+    ids: Tensor
     documents: Tensor
     places: Tensor
     counts: Tensor
@@ -81,10 +81,9 @@ class Blocks:
         Args:
             rows: int64 `(B,)` on the CPU.
         """
-        blocks = rows.numpy()
-        starts = self.starts[blocks][:, None]
-        stops = self.stops[blocks][:, None]
-        # One more than a model reads: the target of the last input.
+        starts = self.starts[rows.numpy()][:, None]
+        stops = self.stops[rows.numpy()][:, None]
+        # One more than a model reads: what follows the last of them.
         places = starts + np.arange(self.length + 1)
         exists = places < stops
         # A place beyond the end reads any token, and is overwritten.
@@ -93,39 +92,18 @@ class Blocks:
         ids = np.where(exists, self.tokens.ids[safe], self.end).astype(np.int64)
         # The document of each place is the last one that starts at or before it.
         number = np.searchsorted(self.tokens.starts, safe, side="right") - 1
-        counts = exists[:, 1:] & self._is_predicted(number, safe)
+        is_completion = safe - self.tokens.starts[number] >= self.tokens.prompts[number]
         # A document that began before the block has its first place at the block's start.
         first = np.maximum(self.tokens.starts[number], starts)
-        offsets = safe - first
-        # Counted from the first document of the block.
-        relative_number = number - number[:, :1]
-        documents = np.where(exists, relative_number, NO_DOCUMENT)
-        # Copies, because torch needs arrays that own consecutive memory.
-        return BlockTokens(
-            inputs=torch.from_numpy(ids[:, :-1].copy()),
-            targets=torch.from_numpy(ids[:, 1:].copy()),
-            documents=torch.from_numpy(documents[:, :-1].copy()),
-            places=torch.from_numpy(offsets[:, :-1].copy()),
-            counts=torch.from_numpy(counts),
-        )
-
-    def _is_predicted(
-        self, number: NDArray[np.int64], places: NDArray[np.int64]
-    ) -> NDArray[np.bool_]:
-        """Whether each place but the first is a target, bool `(B, L)`.
-
-        Args:
-            number: the document of each place, `(B, L + 1)`.
-            places: in the split, `(B, L + 1)`.
-        """
-        own = number[:, 1:]
-        offset = places[:, 1:] - self.tokens.starts[own]
-        is_completion = offset >= self.tokens.prompts[own]
+        document = number - number[:, :1]
         if self.boundaries == "ignore":
-            return is_completion
-        # The first token of a document does not follow from the document before it.
-        same_document: NDArray[np.bool_] = number[:, 1:] == number[:, :-1]
-        return is_completion & same_document
+            document = np.zeros_like(document)
+        return BlockTokens(
+            ids=torch.from_numpy(ids),
+            documents=torch.from_numpy(np.where(exists, document, NO_DOCUMENT)),
+            places=torch.from_numpy(safe - first),
+            counts=torch.from_numpy(exists & is_completion),
+        )
 
 
 def _spans(

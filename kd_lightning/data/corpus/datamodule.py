@@ -12,15 +12,16 @@ from torch import Tensor
 from kd_lightning.data.corpus.blocks import Blocks, Boundaries
 from kd_lightning.data.corpus.documents import Document, find_files
 from kd_lightning.data.corpus.prompts import PromptReader
+from kd_lightning.data.corpus.prediction import NextToken, TokenPrediction
 from kd_lightning.data.corpus.source import CorpusSource
 from kd_lightning.data.corpus.token_file import TokenFile, documents_of, tokenized
 from kd_lightning.data.corpus.tokenizers import BytePairTokenizer, LanguageTokenizer
 from kd_lightning.data.datamodule import DataModule
 from kd_lightning.data.files import data_root
+from kd_lightning.data.source import Source
 from kd_lightning.data.subsets import check_fraction, stratified_rank
 from kd_lightning.errors import UserError
 from kd_lightning.spec import InputSpec, Spec, Vocabulary
-from kd_lightning.tasks.language import LanguageModelling
 from kd_lightning.values import Value
 
 Patterns = str | list[str]
@@ -28,16 +29,16 @@ Patterns = str | list[str]
 
 
 class TextCorpusDataModule(DataModule):
-    """Text for causal language models: blocks of tokens, each predicting the token after it.
+    """Text for language models: blocks of tokens, of which the next or the masked ones are predicted.
 
     Files that end in `.txt` are one document each, those that end in `.jsonl` hold one document per
     line: `{"text": ...}`, or `{"prompt": ..., "completion": ...}`, of which only the completion is
     predicted. A folder that `save_to_disk` of the package datasets wrote holds one document per
     row, with the same fields. All files are tokenized once, into a cache that all runs share.
 
-    The targets are shifted by one token here and nowhere else. Only tokens to predict are
-    positions. Tokens of prompts, padding, and a document's first token if it has no context are
-    not, so no loss or metric counts them.
+    The targets are shifted or masked here and nowhere else. Only tokens to predict are positions.
+    Tokens of prompts, padding, and a document's first token if it has no context are not, so no
+    loss or metric counts them.
 
     Args:
         root: folder of the files; default: `KD_DATA_ROOT`, else `./data`.
@@ -45,6 +46,10 @@ class TextCorpusDataModule(DataModule):
         validation: the same, or the fraction of the training blocks to hold out.
         test: the same as `train`.
         tokenizer: of the teacher and the student.
+        prediction: what is predicted: `NextToken`, the default, for causal language models;
+            `MaskedTokens` for masked ones.
+        views: number of different masks of each training block: epoch e uses view `e mod views`.
+            `None`: new ones in every epoch. `NextToken` has no views.
         length: tokens that a model reads in a block.
         packed: whether a block may hold several documents; otherwise short documents are padded.
         boundaries: of the documents in a block. "reset": a token sees its own document alone, and
@@ -79,10 +84,14 @@ class TextCorpusDataModule(DataModule):
         split_seed: int = 0,
         cache: str | None = None,
         prefetch: int = 0,
+        prediction: TokenPrediction | None = None,
+        views: int | None = None,
     ) -> None:
         super().__init__()
         self.root = data_root(root)
         self.tokenizer = tokenizer or BytePairTokenizer()
+        self.prediction = prediction or NextToken()
+        self.views = views
         self.length = length
         self.packed = packed
         self.boundaries = boundaries
@@ -103,9 +112,10 @@ class TextCorpusDataModule(DataModule):
         self._check_options()
         self._tokens: dict[str, TokenFile] = {}
         self._blocks: dict[str, Blocks] = {}
-        self._sources: dict[str, CorpusSource] = {}
+        self._sources: dict[str, Source] = {}
         self._restored_spec: Spec | None = None
-        self.task = LanguageModelling(self.tokenizer.token_bytes)
+        self._is_prepared = False
+        self.task = self.prediction.task(self.tokenizer)
 
     def _check_options(self) -> None:
         check_fraction("data.fraction", self.fraction)
@@ -125,6 +135,13 @@ class TextCorpusDataModule(DataModule):
                 "data.batch_size and data.eval_batch_size must be at least 1, and "
                 "data.prefetch at least 0"
             )
+        if self.views is not None and self.views < 1:
+            raise UserError(f"data.views must be at least 1, got {self.views}")
+
+    @property
+    def augmented(self) -> bool:
+        """Whether training blocks are masked in another way in each view."""
+        return self.prediction.has_views
 
     # -- tokens and blocks ------------------------------------------------------------------------
 
@@ -135,11 +152,15 @@ class TextCorpusDataModule(DataModule):
         """Load the tokenizer, or let it learn its vocabulary from the training files.
 
         Raises:
-            UserError: if it cannot be loaded, or the files cannot be read.
+            UserError: if it cannot be loaded, the files cannot be read, or the vocabulary lacks a
+                token that the prediction needs.
         """
         if not self.tokenizer.is_known:
             # A generator: a pretrained tokenizer reads no documents.
             self.tokenizer.learn(self.documents("train"))
+        if not self._is_prepared:
+            self.prediction.prepare(self.tokenizer)
+            self._is_prepared = True
 
     def documents(self, split: str) -> Iterator[Document]:
         """The documents of the source split "train", "validation" or "test", one at a time."""
@@ -169,6 +190,14 @@ class TextCorpusDataModule(DataModule):
             self._blocks[split] = blocks
         return self._blocks[split]
 
+    def count(self, split: str) -> int:
+        """The number of samples of a source split: its blocks.
+
+        Raises:
+            UserError: if there are none.
+        """
+        return len(self.blocks(split))
+
     @property
     def separates(self) -> bool:
         """Whether the inputs say which document each token belongs to."""
@@ -176,23 +205,24 @@ class TextCorpusDataModule(DataModule):
 
     # -- sources ----------------------------------------------------------------------------------
 
-    def source(self, stage: str) -> CorpusSource:
+    def source(self, stage: str) -> Source:
         """The blocks of "train", "validation" or "test"."""
         if stage not in self._sources:
             has_own_files = stage in self._patterns and stage != "train"
             if has_own_files:
-                rows = torch.arange(len(self.blocks(stage)))
+                rows = torch.arange(self.count(stage))
                 self._sources[stage] = self._source(stage, rows)
             else:
                 self._divide_training_blocks()
         return self._sources[stage]
 
-    def _source(self, split: str, rows: Tensor) -> CorpusSource:
-        return CorpusSource(self.blocks(split), rows, split, self.separates)
+    def _source(self, split: str, rows: Tensor) -> Source:
+        blocks = self.blocks(split)
+        return CorpusSource(blocks, rows, split, self.separates, self.prediction)
 
     def _divide_training_blocks(self) -> None:
         """Make the training source, and the validation source if it has no files."""
-        index = torch.arange(len(self.blocks("train")))
+        index = torch.arange(self.count("train"))
         is_held_out = self._rank(index, "validation") < self.held_out
         rows = index[~is_held_out]
         chosen = rows[self._rank(rows, "fraction") < self.fraction]
@@ -221,8 +251,8 @@ class TextCorpusDataModule(DataModule):
         self.learn()
         shape = (self.length,)
         inputs = {"input_ids": InputSpec(shape, self.tokenizer.end)}
-        # The network must not attend across documents, so it reads the document of each
-        # token.
+        for name, value in self.prediction.blanks().items():
+            inputs[name] = InputSpec(shape, value)
         if self.separates:
             inputs["documents"] = InputSpec(shape, 0)
             inputs["position_ids"] = InputSpec(shape, 0)
@@ -238,7 +268,7 @@ class TextCorpusDataModule(DataModule):
             input_shape=shape,
             num_classes=self.tokenizer.size,
             samples=self._samples_per_stage(),
-            source_samples=len(self.blocks("train")),
+            source_samples=self.count("train"),
             target_shape=shape,
             inputs=inputs,
             vocabulary=vocabulary,
@@ -254,6 +284,7 @@ class TextCorpusDataModule(DataModule):
             "length": self.length,
             "packed": self.packed,
             "boundaries": self.boundaries if self.packed else None,
+            **self.prediction.fingerprint(),
         }
 
     def input_reader(self) -> PromptReader:
@@ -276,6 +307,8 @@ class TextCorpusDataModule(DataModule):
             spec: the spec of that data.
         """
         self.tokenizer.restore(cast(Mapping[str, Value], state["tokenizer"]))
+        # Another vocabulary may have another mask token.
+        self._is_prepared = False
         if not self._has_training_files():
             self._restored_spec = spec
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,11 +24,28 @@ from kd_lightning.values import Value
 END = "<|endoftext|>"
 """The token that ends a document, in a vocabulary learned here."""
 
-SMALLEST = 257
-"""The smallest vocabulary: all bytes, and the token that ends a document."""
+MASK = "<|mask|>"
+"""The token that stands for a masked one, in a vocabulary learned here."""
+
+BYTES = 256
+"""Every vocabulary learned here holds all bytes."""
 
 SPACE_MARK = "\u2581"
 """What stands for a space in the tokens of SentencePiece."""
+
+
+class Loaded(NamedTuple):
+    """A tokenizer of the library, and the ids of two tokens.
+
+    Attributes:
+        backend: the tokenizer.
+        end: the token that ends a document.
+        mask: the token that stands for a masked one; `None` if there is none.
+    """
+
+    backend: BackendTokenizer
+    end: int
+    mask: int | None = None
 
 
 class LanguageTokenizer(ABC):
@@ -38,10 +56,11 @@ class LanguageTokenizer(ABC):
 
     _backend: BackendTokenizer | None = None
     _end: int = 0
+    _mask: int | None = None
 
     @abstractmethod
-    def _load(self, documents: Iterable[Document]) -> tuple[BackendTokenizer, int]:
-        """The tokenizer of the library, and the id of the token that ends a document.
+    def _load(self, documents: Iterable[Document]) -> Loaded:
+        """The tokenizer of the library, and the ids of its special tokens.
 
         Args:
             documents: of the training split.
@@ -50,7 +69,10 @@ class LanguageTokenizer(ABC):
     def learn(self, documents: Iterable[Document]) -> None:
         """Load the vocabulary, or learn it from the training documents, unless it is known."""
         if self._backend is None:
-            self._backend, self._end = self._load(documents)
+            loaded = self._load(documents)
+            self._backend = loaded.backend
+            self._end = loaded.end
+            self._mask = loaded.mask
 
     @property
     def is_known(self) -> bool:
@@ -67,6 +89,11 @@ class LanguageTokenizer(ABC):
     def end(self) -> int:
         """The id of the token that ends a document."""
         return self._end
+
+    @property
+    def mask(self) -> int | None:
+        """The id of the token that stands for a masked one; `None` if there is none."""
+        return self._mask
 
     @property
     def size(self) -> int:
@@ -98,7 +125,7 @@ class LanguageTokenizer(ABC):
         The bytes of a text's tokens add up to those of the text.
         """
         state = json.loads(self.backend.to_str())
-        special = {token["id"] for token in state["added_tokens"] if token["special"]}
+        special = self.special_ids()
         # Byte-level vocabularies write each byte as one character.
         is_byte_level = "ByteLevel" in json.dumps(state["decoder"])
         counts = torch.zeros(self.size, dtype=torch.int64)
@@ -106,6 +133,11 @@ class LanguageTokenizer(ABC):
             if number not in special:
                 counts[number] = _bytes_of(token, is_byte_level)
         return counts
+
+    def special_ids(self) -> frozenset[int]:
+        """The ids of the tokens that stand for no text."""
+        added = json.loads(self.backend.to_str())["added_tokens"]
+        return frozenset(token["id"] for token in added if token["special"])
 
     def sha256(self) -> str:
         """A checksum of the tokens and their ids."""
@@ -117,6 +149,7 @@ class LanguageTokenizer(ABC):
             "name": type(self).__name__,
             "backend": self.backend.to_str(),
             "end": self.end,
+            "mask": self.mask,
         }
 
     def restore(self, state: Mapping[str, Value]) -> None:
@@ -124,6 +157,9 @@ class LanguageTokenizer(ABC):
         backend = library("tokenizers").Tokenizer.from_str(str(state["backend"]))
         self._backend = backend
         self._end = int(str(state["end"]))
+        # Checkpoints of earlier versions know no masks.
+        mask = state.get("mask")
+        self._mask = None if mask is None else int(str(mask))
 
     def fingerprint(self) -> dict[str, Value]:
         """Everything that decides how a text is encoded."""
@@ -148,20 +184,23 @@ class BytePairTokenizer(LanguageTokenizer):
     Every text can be encoded, because all single bytes are tokens. Needs the package tokenizers.
 
     Args:
-        size: number of tokens, at least 257.
+        size: number of tokens, special tokens included: at least 257, and 258 with a mask token.
+        mask: whether the vocabulary has a mask token, which masked language models need.
 
     Raises:
         UserError: if `size` is too small.
     """
 
-    def __init__(self, size: int = 8192) -> None:
-        if size < SMALLEST:
+    def __init__(self, size: int = 8192, mask: bool = False) -> None:
+        self._special = [END, MASK] if mask else [END]
+        smallest = BYTES + len(self._special)
+        if size < smallest:
             raise UserError(
-                f"BytePairTokenizer: size must be at least {SMALLEST}, got {size}"
+                f"BytePairTokenizer: size must be at least {smallest}, got {size}"
             )
         self._size = size
 
-    def _load(self, documents: Iterable[Document]) -> tuple[BackendTokenizer, int]:
+    def _load(self, documents: Iterable[Document]) -> Loaded:
         tokenizers = library("tokenizers")
         byte_level = tokenizers.pre_tokenizers.ByteLevel
         backend = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -169,13 +208,13 @@ class BytePairTokenizer(LanguageTokenizer):
         backend.decoder = tokenizers.decoders.ByteLevel()
         trainer = tokenizers.trainers.BpeTrainer(
             vocab_size=self._size,
-            special_tokens=[END],
+            special_tokens=self._special,
             initial_alphabet=sorted(byte_level.alphabet()),
             show_progress=False,
         )
         backend.train_from_iterator(_lines(documents), trainer)
-        learned: BackendTokenizer = backend
-        return learned, learned.get_vocab(with_added_tokens=True)[END]
+        vocabulary = backend.get_vocab(with_added_tokens=True)
+        return Loaded(backend, vocabulary[END], vocabulary.get(MASK))
 
 
 def _lines(documents: Iterable[Document]) -> Iterator[str]:
@@ -197,9 +236,13 @@ class PretrainedLanguageTokenizer(LanguageTokenizer):
         self.name = name
         self.gguf_file = gguf_file
 
-    def _load(self, documents: Iterable[Document]) -> tuple[BackendTokenizer, int]:
+    def _load(self, documents: Iterable[Document]) -> Loaded:
         tokenizer = pretrained_tokenizer(self.name, self.gguf_file)
-        if tokenizer.eos_token_id is None:
+        end = tokenizer.eos_token_id
+        if end is None:
+            # BERT and its relatives put this token after each text.
+            end = tokenizer.sep_token_id
+        if end is None:
             raise UserError(
                 f"the tokenizer {self.name} has no token that ends a document; use that of a "
                 "language model"
@@ -208,4 +251,4 @@ class PretrainedLanguageTokenizer(LanguageTokenizer):
         # Tokenizers may have been saved with limits of their own.
         backend.no_padding()
         backend.no_truncation()
-        return backend, int(tokenizer.eos_token_id)
+        return Loaded(backend, int(end), tokenizer.mask_token_id)
