@@ -14,7 +14,7 @@ from kd_lightning.data.corpus.tokenizers import PretrainedLanguageTokenizer
 from kd_lightning.data.new_samples import InputReader, NewSample
 from kd_lightning.errors import UserError, printable
 from kd_lightning.models import CausalLanguageModel
-from kd_lightning.models.generation import Sampling, generate, longest_input
+from kd_lightning.models.generation import Sampling, generate
 from kd_lightning.values import Value
 
 
@@ -60,7 +60,7 @@ class Completer:
         if not isinstance(text, str):
             raise UserError(f"{sample.name}: prompts are texts, not arrays")
         ids = self.reader.token_ids(text)
-        longest = longest_input(self.network)
+        longest = self.network.longest_input
         if longest is not None and len(ids) > longest:
             raise UserError(
                 f"{sample.name}: the prompt has {len(ids):,} tokens, but the language "

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kd_lightning.data.corpus.blocks import Blocks, Boundaries
 from kd_lightning.data.corpus.documents import Document, find_files
-from kd_lightning.data.corpus.prompts import PromptReader
 from kd_lightning.data.corpus.prediction import NextToken, TokenPrediction
+from kd_lightning.data.corpus.prompts import PromptReader
 from kd_lightning.data.corpus.source import CorpusSource
 from kd_lightning.data.corpus.token_file import TokenFile, documents_of, tokenized
 from kd_lightning.data.corpus.tokenizers import BytePairTokenizer, LanguageTokenizer
