@@ -371,8 +371,10 @@ def test_a_lost_connection_is_the_end_of_a_process(
 
 
 ORPHAN = """
-import os, sys, threading, time
+import os, signal, sys, threading, time
 from kd_lightning.experiments import workers
+# A shell lets commands in the background ignore this signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 workers.WATCH_EVERY_S = 0.02
 # Before the fork: the child may run only after its parent has ended.
 parent = os.getpid()

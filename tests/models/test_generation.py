@@ -193,7 +193,7 @@ def test_generation_leaves_no_trace() -> None:
     assert model.training
     assert all(module.training for module in model.modules())
     assert model.model.generation_config is settings
-    settings.repetition_penalty = 1.0
+    settings.repetition_penalty = 1.0  # type: ignore[union-attr]
     second = generate(model.eval(), prompts(), END, Sampling())
     assert all(map(torch.equal, first, second))
     other = generate(model, prompts(), END, Sampling(), seed=(1,))

@@ -11,7 +11,6 @@ import torch
 from safetensors.torch import load_file
 
 from kd_lightning.runs.launch import RunResult
-from kd_lightning.runs.options import RunOptions
 from kd_lightning.runs.predictions import save_tensors
 from kd_lightning.runs.report import report
 from kd_lightning.runs.wandb import announce
@@ -73,7 +72,7 @@ def test_only_users_of_wandb_hear_of_it(
     monkeypatch.delenv("WANDB_MODE")
     if variable is not None:
         monkeypatch.setenv("WANDB_MODE", variable)
-    announce(RunOptions(wandb=option), mode, Path("runs/x"))  # type: ignore[arg-type]
+    announce(mode, Path("runs/x"), asked=option != "auto")
     out = capsys.readouterr().out
     assert line in out
     assert bool(line) == bool(out)

@@ -58,7 +58,7 @@ def test_keeps_its_head(
     model = save_classifier(encoder, tmp_path)
     teacher = ModelTeacher(checkpoint=str(tmp_path))
     teacher.prepare(sentences)
-    batch = samples(sentences, "test", 4)  # type: ignore[arg-type]
+    batch = samples(sentences, "test", 4)  # type: ignore[arg-type,unused-ignore]
     assert isinstance(batch.inputs, dict)
     with torch.no_grad():
         expected = model(**batch.inputs).logits

@@ -92,8 +92,10 @@ def test_spec_and_fingerprint(tmp_path: Path) -> None:
     for name, tensor in batch.inputs.items():
         assert tensor.shape == (3, *spec.inputs[name].shape)
     assert pairs(tmp_path).fingerprint() == data.fingerprint()
-    for options in ({"prompt_length": 8}, {"length": 8}):
-        assert pairs(tmp_path, **options).fingerprint() != data.fingerprint()
+    shorter_prompts = pairs(tmp_path, prompt_length=8)
+    shorter_texts = pairs(tmp_path, length=8)
+    assert shorter_prompts.fingerprint() != data.fingerprint()
+    assert shorter_texts.fingerprint() != data.fingerprint()
     state = data.checkpoint_state()
     assert state is not None
     elsewhere = pairs(tmp_path, train="gone.jsonl")
