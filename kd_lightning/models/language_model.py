@@ -63,9 +63,12 @@ class CausalLanguageModel(LanguageModel):
 
     @staticmethod
     def special_tokens(tokens: Tokens) -> dict[str, int | None]:
-        """The token that ends a document begins and pads texts, too."""
+        """The token that ends a document also begins texts.
+
+        It pads blocks, too, but is not named as such: transformers would not train its embedding.
+        """
         end = tokens.get("pad")
-        return {"pad_token_id": end, "bos_token_id": end, "eos_token_id": end}
+        return {"pad_token_id": None, "bos_token_id": end, "eos_token_id": end}
 
     def without_files(self) -> dict[str, Any]:
         """Arguments that rebuild this network without the files it read."""

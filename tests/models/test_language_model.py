@@ -72,6 +72,15 @@ def test_documents_of_a_block_do_not_see_each_other(
         torch.testing.assert_close(packed[:, start:stop], alone)
 
 
+@pytest.mark.parametrize("architecture", [LLAMA, GPT2], ids=["llama", "gpt2"])
+def test_the_token_between_documents_is_trained(architecture: dict[str, Any]) -> None:
+    model = network(architecture=architecture, spec=spec_of())
+    end = spec_of()["vocabulary"]["pad"]
+    model(torch.tensor([[1, end, 2]])).square().mean().backward()
+    gradient = model.model.get_input_embeddings().weight.grad  # type: ignore[operator]
+    assert gradient[end].abs().sum() > 0
+
+
 def test_no_token_sees_a_later_one() -> None:
     model = network().eval()
     block = ids(1, 6)
