@@ -164,7 +164,7 @@ def ident(path: Path) -> str:
 
 
 def parsed(*argv: str) -> dict[str, Any]:
-    return parse_config(resolve_configs(["fit", *argv]))
+    return parse_config(["fit", *argv])
 
 
 @pytest.fixture(scope="module")

@@ -145,8 +145,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ["broken.yaml", "not YAML"],
     ),
     "no file after -c": ([*STUDENT, "-c"], ["-c/--config"]),
-    "no model": (["fit", *COMMON], ["required", "model"]),
-    "no data": ([*PAIR[:3], *PAIR[5:]], ["required", "data"]),
+    "no model": (["fit", *COMMON], ["missing", "model"]),
+    "no data": ([*PAIR[:3], *PAIR[5:]], ["missing", "data"]),
     "no MNIST": (
         [*MNIST, "--data.download=false", "--data.root=none"],
         ["MNIST", "none/MNIST/raw", "--data.root"],
