@@ -37,7 +37,7 @@ FIRST_STAGES = {"fitnets_hint", "fsp", "ab"}
     ("teacher", "student", "more", "expected"),
     [
         ("resnet56", "resnet20", [], {"DKD": "beta=2.0", "SP": "layer=stage3"}),
-        (
+        pytest.param(
             "vgg13",
             "vgg8",
             FOUR,
@@ -52,6 +52,8 @@ FIRST_STAGES = {"fitnets_hint", "fsp", "ab"}
                 "BYOT": "stage1, stage2, stage3",
                 "AB stage one": "preact4",
             },
+            # With four stages in place of three, and otherwise as the other pair.
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -79,7 +79,7 @@ def reproduce(content: dict[str, Any], folder: Path, store: Path) -> int:
     )
 
 
-QUICKEST = ("mnist", "mnist-unseen-digit", "mnist-ensemble")
+QUICKEST = ("mnist", "mnist-unseen-digit")
 """The experiments that every run of the tests reproduces."""
 
 
@@ -111,6 +111,8 @@ def content_runs(name: str) -> list[str]:
     ]
 
 
+# Tests of the runner interrupt and change smaller experiments each time.
+@pytest.mark.slow
 def test_interrupted_and_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

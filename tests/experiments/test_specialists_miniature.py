@@ -88,6 +88,8 @@ def planned(folder: Path) -> dict[str, list[Job]]:
     return by_run(plan(load(str(folder / "mini.yaml")), settings))
 
 
+# The other tests cover its parts in a tenth of the time.
+@pytest.mark.slow
 def test_the_tables(folder: Path) -> None:
     content, text = (
         json.loads((folder / "out" / "results.json").read_text()),

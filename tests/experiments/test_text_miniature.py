@@ -44,6 +44,8 @@ def rows(content: dict[str, Any]) -> dict[tuple[str, str], list[float]]:
     return {(row["run"], row["metric"]): row["values"] for row in content["rows"]}
 
 
+# A minute; the next test reproduces another experiment with the same parts.
+@pytest.mark.slow
 def test_three_teachers_and_a_bilstm(folder: Path) -> None:
     content = reproduced(folder, "tang2019/sst2")
     found = rows(content)
