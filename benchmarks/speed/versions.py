@@ -1,7 +1,10 @@
 """Compare the speed of two checkouts: both train at the same time, a few steps each in turn.
 
-Run `python benchmarks/speed/versions.py OLD NEW --data-root DIR` where no `kd_lightning` is
-installed, or where it is installed in editable mode. The ratio of each workload is new / old.
+Run `python benchmarks/speed/versions.py OLD NEW --teachers DIR --data-root DIR` where no
+`kd_lightning` is installed, or where it is installed in editable mode. The ratio of each workload is
+new / old. DIR holds the runs `mnist`, `digits` and `resnet` of configs/teachers/mnist_mlp1200.yaml,
+digits_mlp.yaml and cifar_resnet56.yaml, trained with the old checkout, and the caches `cache-old` and
+`cache-new` that `kd cache --views 1` of each checkout made of the first.
 """
 
 from __future__ import annotations
