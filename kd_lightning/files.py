@@ -11,14 +11,14 @@ def write_whole(path: Path, data: bytes | memoryview, durable: bool = True) -> N
     """Write a file that appears under its name only once all data is written.
 
     The temporary file `.NAME.PID` lies in the same folder, because moving a file to another file
-    system copies it, and a process that dies during the copy leaves half a file. Temporary files
-    of processes that were killed are removed first.
+    system copies it, and a process that dies during the copy leaves half a file. A durable
+    write first removes the temporary files of processes that were killed.
 
     Args:
         path: of the file; its folder exists.
         data: the whole content.
-        durable: wait until the disk has the data, so that even a power cut leaves one of both
-            files whole. The end of a process does so either way.
+        durable: wait until the disk has the data, so that the old or the new file is whole even
+            after a power cut. If only the process ends, one of them always is.
 
     Raises:
         OSError: if the file cannot be written, as on a full disk. The old file is untouched then.

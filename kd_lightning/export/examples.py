@@ -23,6 +23,33 @@ def example_inputs(student: TrainedStudent, library: str) -> list[str]:
     return lines
 
 
+def transformers_example(purpose: str, auto_class: str, using: list[str]) -> str:
+    """A program that runs a folder of transformers on a text.
+
+    Args:
+        purpose: what the program does, as in "Classifies a text."
+        auto_class: the class of transformers that loads the model.
+        using: Python lines that use `model` and the tokenized text `inputs`.
+    """
+    lines = [
+        f'"""{purpose} Needs torch and transformers, and nothing else."""',
+        "",
+        "from pathlib import Path",
+        "",
+        "import torch",
+        f"from transformers import {auto_class}, AutoTokenizer",
+        "",
+        "folder = Path(__file__).parent",
+        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        f"model = {auto_class}.from_pretrained(folder)",
+        'text = "Your own text."',
+        'inputs = tokenizer(text, truncation=True, return_tensors="pt")',
+        *using,
+        "",
+    ]
+    return "\n".join(lines)
+
+
 def torch_example(student: TrainedStudent, loading: list[str]) -> str:
     """A program that runs an export in plain PyTorch.
 

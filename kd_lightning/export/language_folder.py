@@ -14,6 +14,7 @@ from torch import Tensor
 from kd_lightning.data import TextCorpusDataModule
 from kd_lightning.data.corpus.tokenizers import LanguageTokenizer
 from kd_lightning.errors import UserError
+from kd_lightning.export.examples import transformers_example
 from kd_lightning.export.formats import Format, Predictor
 from kd_lightning.export.student import TrainedStudent
 from kd_lightning.hub import from_pretrained, library
@@ -101,24 +102,12 @@ class LanguageModelFolder(Format):
         return predict
 
     def example(self, student: TrainedStudent) -> str:
-        lines = [
-            '"""Continues a text. Needs torch and transformers, and nothing else."""',
-            "",
-            "from pathlib import Path",
-            "",
-            "import torch",
-            f"from transformers import {AUTO_CLASS}, AutoTokenizer",
-            "",
-            "folder = Path(__file__).parent",
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {AUTO_CLASS}.from_pretrained(folder)",
-            'inputs = tokenizer("Replace this text by your own", return_tensors="pt")',
+        using = [
             "with torch.no_grad():",
             "    ids = model.generate(**inputs, max_new_tokens=20, do_sample=False)",
             "print(tokenizer.decode(ids[0]))",
-            "",
         ]
-        return "\n".join(lines)
+        return transformers_example("Continues a text.", AUTO_CLASS, using)
 
 
 def write_tokenizer(tokenizer: LanguageTokenizer, length: int, folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kd_lightning.data.text.backend import LibraryTokenizer
 from kd_lightning.data.text.sentence_datamodule import SentenceDataModule
 from kd_lightning.errors import UserError
+from kd_lightning.export.examples import transformers_example
 from kd_lightning.export.formats import Format, Predictor
 from kd_lightning.export.language_folder import LanguageModelFolder
 from kd_lightning.export.student import TrainedStudent
@@ -137,32 +138,16 @@ class TransformersFolder(Format):
     def example(self, student: TrainedStudent) -> str:
         if self._language is not None:
             return self._language.example(student)
-        lines = [
-            '"""Classifies a text. Needs torch and transformers, and nothing else."""',
-            "",
-            "from pathlib import Path",
-            "",
-            "import torch",
-            f"from transformers import {AUTO_CLASS}, AutoTokenizer",
-            "",
-            "folder = Path(__file__).parent",
-            "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {AUTO_CLASS}.from_pretrained(folder)",
-            'inputs = tokenizer("Replace this text by your own.", return_tensors="pt")',
-        ]
         # The example must end in probabilities, as the other formats do.
         function = "softmax(-1)"
         if student.spec.task == MultilabelClassification.name:
             function = "sigmoid()"
-        return "\n".join(
-            [
-                *lines,
-                "with torch.no_grad():",
-                f"    probabilities = model(**inputs).logits.{function}",
-                "print(probabilities.shape, model.config.id2label)",
-                "",
-            ]
-        )
+        using = [
+            "with torch.no_grad():",
+            f"    probabilities = model(**inputs).logits.{function}",
+            "print(probabilities.shape, model.config.id2label)",
+        ]
+        return transformers_example("Classifies a text.", AUTO_CLASS, using)
 
 
 def _stored_names(folder: Path) -> tuple[str, ...]:

@@ -95,12 +95,16 @@ def main(argv: Sequence[str]) -> None:
     from kd_lightning.files import write_whole_text
     from kd_lightning.report.blocks import Page
     from kd_lightning.report.page import render
-    from kd_lightning.report.wandb import check_identities, mode_of_report, send_report
+    from kd_lightning.report.wandb import identity_of, mode_of_report, send_report
+    from kd_lightning.runs.folder import RunFolder
 
-    mode = mode_of_report() if options.wandb else None
+    mode = None
+    if options.wandb:
+        # Before networks and data are built again, which takes longer than finding a mistake.
+        mode = mode_of_report()
+        for run in runs:
+            identity_of(RunFolder(Path(run)))
     names, sections, reported = _sections(experiments, runs, options)
-    if mode is not None:
-        check_identities(reported)
     now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     page = Page(
         title=f"Report: {', '.join(names)}",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from kd_lightning.errors import UserError
 from kd_lightning.report.blocks import Figure, Page
 from kd_lightning.report.reading import ReportedRun
+from kd_lightning.runs.folder import RunFolder
 from kd_lightning.runs.wandb import announce, choose_mode, continue_run, is_installed
 from kd_lightning.values import mapping_at
 
@@ -46,34 +47,33 @@ def send_report(page: Page, html: str, runs: Sequence[ReportedRun], mode: str) -
     """
     import wandb
 
+    labels = {reported.label for reported in runs}
     for reported in runs:
         logged = {f"{PREFIX}page": wandb.Html(html, inject=False)}
-        for name, svg in _figures_about(page, reported.label):
+        others = labels - {reported.label}
+        for name, svg in _figures_without(page, others):
             logged[f"{PREFIX}{name}"] = wandb.Html(str(svg), inject=False)
-        folder = reported.folder.path
-        announce(mode, folder, asked=True)
-        run = continue_run(_identity(reported), mode, folder)
+        folder = reported.folder
+        announce(mode, folder.path, asked=True)
+        run = continue_run(identity_of(folder), mode, folder.path)
         run.log(logged)
         run.finish()
 
 
-def check_identities(runs: Sequence[ReportedRun]) -> None:
-    """Check that each run has a place in W&B, before anything is sent.
+def identity_of(folder: RunFolder) -> dict[str, str | None]:
+    """The run's id, project and entity in W&B.
+
+    Args:
+        folder: of the run.
 
     Raises:
-        UserError: for a run whose run.json does not name it.
+        UserError: if its run.json does not name them.
     """
-    for reported in runs:
-        _identity(reported)
-
-
-def _identity(reported: ReportedRun) -> dict[str, str | None]:
-    """The entry `wandb` of a run's run.json."""
-    identity = mapping_at(reported.folder.record, "wandb")
+    identity = mapping_at(folder.record, "wandb")
     for name in ("id", "project"):
         if not isinstance(identity.get(name), str):
             raise UserError(
-                f"--wandb: run.json of {reported.folder.path} does not name the run in W&B"
+                f"--wandb: run.json of {folder.path} does not name the run in W&B"
             )
     entity = identity.get("entity")
     return {
@@ -83,13 +83,13 @@ def _identity(reported: ReportedRun) -> dict[str, str | None]:
     }
 
 
-def _figures_about(page: Page, label: str) -> Iterator[tuple[str, Markup]]:
-    """The figures of a run and those of all runs, with a name for each."""
+def _figures_without(page: Page, others: set[str]) -> Iterator[tuple[str, Markup]]:
+    """The figures that are not about other runs alone, with a name for each."""
     for section in page.sections:
         number = 0
         for panel in section.panels:
-            # A panel without a title is about all runs.
-            if panel.title not in ("", label):
+            # The title of a panel about one run is its label.
+            if panel.title in others:
                 continue
             for block in panel.blocks:
                 if isinstance(block, Figure):

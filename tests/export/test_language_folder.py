@@ -110,4 +110,4 @@ def test_a_folder_for_transformers_alone(kd: Kd, tmp_path: Path) -> None:
         check=False,
     )
     assert completed.returncode == 0, completed.stderr
-    assert completed.stdout.startswith("Replace this text by your own")
+    assert completed.stdout.startswith("Your own text.")

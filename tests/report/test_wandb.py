@@ -77,10 +77,14 @@ def test_each_of_several_runs_gets_its_own_figures(
     output = tmp_path / "report.html"
     main([str(distilled), str(other), "--output", str(output), "--wandb", "--no-data"])
     assert [run.arguments["id"] == "abcd1234" for run in started] == [False, True]
-    assert all("report/Calibration" in run.logged for run in started)
+    for run in started:
+        assert "report/Calibration" in run.logged
+        # The curves of both runs, and of this run alone.
+        assert "report/Learning curves 2" in run.logged
+        assert "report/Learning curves 3" not in run.logged
 
 
-def test_without_figures_nothing_starts(distilled: Path, tmp_path: Path) -> None:
+def test_switched_off_it_is_refused(distilled: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="WANDB_MODE=disabled"):
         main([str(distilled), "--output", str(tmp_path / "page.html"), "--wandb"])
     assert not (tmp_path / "page.html").exists()
